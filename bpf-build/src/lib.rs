@@ -1,0 +1,251 @@
+//! Finds the tools that compile the BPF programs, and runs them.
+//!
+//! Two compilers are understood: Debian's `rustc-web` with its ready-made `core` for
+//! `bpfel-unknown-none`, and rustup's nightly with `rust-src` (which builds `core` itself).
+//! `glb-host`'s build script and `xtask` share this crate, so that what set-up checks is what the
+//! build uses.
+
+use std::{
+    env, fmt, fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The target that all BPF programs are built for.
+pub const TARGET: &str = "bpfel-unknown-none";
+
+/// Overrides the choice of compiler: `debian` or `nightly`.
+pub const COMPILER_VARIABLE: &str = "GLB_BPF_COMPILER";
+
+/// The version of bpf-linker that this project is tested with.
+pub const LINKER_VERSION: &str = "0.13.0";
+
+/// Debian's packages that bring the compiler.
+pub const DEBIAN_COMPILER_PACKAGES: [&str; 3] =
+    ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
+
+/// Debian's package that bpf-linker is built against.
+pub const DEBIAN_LLVM_PACKAGE: &str = "llvm-22-dev";
+
+/// A compiler for the BPF target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Compiler {
+    /// Debian's compiler, with a ready-made `core`.
+    Debian {
+        /// Usually `/usr/bin/rustc`.
+        rustc: PathBuf,
+        /// Usually `/usr/bin/cargo`.
+        cargo: PathBuf,
+    },
+    /// rustup's nightly with `rust-src`, by `-Z build-std=core`.
+    Nightly,
+}
+
+impl fmt::Display for Compiler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Debian { rustc, .. } => write!(f, "Debian's {}", rustc.display()),
+            Self::Nightly => f.write_str("rustup's nightly with rust-src"),
+        }
+    }
+}
+
+/// What is missing, and the command that mends it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Neither compiler is there.
+    #[error(
+        "no compiler for {TARGET} was found.\n  \
+         On Debian:    apt-get install {}\n  \
+         With rustup:  rustup toolchain install nightly --component rust-src",
+        DEBIAN_COMPILER_PACKAGES.join(" ")
+    )]
+    NoCompiler,
+    /// The compiler that was asked for by [`COMPILER_VARIABLE`] is not there.
+    #[error("{COMPILER_VARIABLE}={asked} was asked for, but {why}.\n  {fix}")]
+    AskedFor {
+        /// The variable's value.
+        asked: String,
+        /// What was looked at.
+        why: String,
+        /// The command that mends it.
+        fix: String,
+    },
+    /// No bpf-linker.
+    #[error(
+        "bpf-linker was not found on the PATH or in {}.\n  \
+         On Debian:  apt-get install {DEBIAN_LLVM_PACKAGE} && {}",
+        cargo_bin().display(),
+        linker_install_command()
+    )]
+    NoLinker,
+    /// A command could not be started.
+    #[error("cannot run `{command}`: {source}")]
+    Spawn {
+        /// As it would be typed.
+        command: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The compiler said no.
+    #[error("`{command}` failed with {status}")]
+    Build {
+        /// As it would be typed.
+        command: String,
+        /// Its exit status.
+        status: std::process::ExitStatus,
+    },
+}
+
+/// The command that builds bpf-linker against Debian's LLVM.
+#[must_use]
+pub fn linker_install_command() -> String {
+    format!(
+        "LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version {LINKER_VERSION} \
+         --locked --no-default-features --features llvm-22"
+    )
+}
+
+/// Where `cargo install` puts binaries.
+#[must_use]
+pub fn cargo_bin() -> PathBuf {
+    let root = env::var_os("CARGO_INSTALL_ROOT")
+        .or_else(|| env::var_os("CARGO_HOME"))
+        .map_or_else(
+            || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo"),
+            PathBuf::from,
+        );
+    root.join("bin")
+}
+
+/// Chooses the compiler by what is there: Debian's first (it needs no build of `core`).
+///
+/// # Errors
+/// [`Error::NoCompiler`] or [`Error::AskedFor`], with the command that mends it.
+pub fn find_compiler() -> Result<Compiler, Error> {
+    match env::var(COMPILER_VARIABLE).ok().as_deref() {
+        None | Some("") => debian().or_else(nightly).ok_or(Error::NoCompiler),
+        Some("debian") => debian().ok_or_else(|| Error::AskedFor {
+            asked: "debian".into(),
+            why: format!("/usr/bin/rustc has no `core` for {TARGET}"),
+            fix: format!("apt-get install {}", DEBIAN_COMPILER_PACKAGES.join(" ")),
+        }),
+        Some("nightly") => nightly().ok_or_else(|| Error::AskedFor {
+            asked: "nightly".into(),
+            why: "rustup has no nightly toolchain with rust-src".into(),
+            fix: "rustup toolchain install nightly --component rust-src".into(),
+        }),
+        Some(other) => Err(Error::AskedFor {
+            asked: other.into(),
+            why: "it is not a compiler that is known here".into(),
+            fix: format!("set {COMPILER_VARIABLE} to debian or nightly, or unset it"),
+        }),
+    }
+}
+
+fn debian() -> Option<Compiler> {
+    let (rustc, cargo) = (PathBuf::from("/usr/bin/rustc"), PathBuf::from("/usr/bin/cargo"));
+    let core = sysroot(Command::new(&rustc))?.join("lib/rustlib").join(TARGET).join("lib");
+    (core.is_dir() && cargo.is_file()).then_some(Compiler::Debian { rustc, cargo })
+}
+
+fn nightly() -> Option<Compiler> {
+    let mut rustc = Command::new("rustup");
+    rustc.args(["run", "nightly", "rustc"]);
+    let source = sysroot(rustc)?.join("lib/rustlib/src/rust/library/core");
+    source.is_dir().then_some(Compiler::Nightly)
+}
+
+fn sysroot(mut rustc: Command) -> Option<PathBuf> {
+    let output = rustc.args(["--print", "sysroot"]).output().ok()?;
+    let path = String::from_utf8(output.stdout).ok()?;
+    (output.status.success() && !path.trim().is_empty()).then(|| PathBuf::from(path.trim()))
+}
+
+/// Finds bpf-linker on the PATH, or where `cargo install` puts it.
+///
+/// # Errors
+/// [`Error::NoLinker`], with the command that installs it.
+pub fn find_linker() -> Result<PathBuf, Error> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain([cargo_bin()])
+        .map(|folder| folder.join("bpf-linker"))
+        .find(|file| file.is_file())
+        .ok_or(Error::NoLinker)
+}
+
+/// Builds the package `glb-ebpf` of the workspace at `root` into `target_dir` and returns the
+/// folder with the objects, one file per program.
+///
+/// # Errors
+/// When a tool is missing, cannot be run, or refuses the source.
+pub fn build(root: &Path, target_dir: &Path, compiler: &Compiler) -> Result<PathBuf, Error> {
+    let linker = find_linker()?;
+    let mut command = match compiler {
+        Compiler::Debian { rustc, cargo } => {
+            let mut command = Command::new(cargo);
+            command.env("RUSTC", rustc);
+            // aya-ebpf needs one feature (inline assembly for BPF) that is not stable yet.
+            command.env("RUSTC_BOOTSTRAP", "aya_ebpf");
+            command
+        }
+        Compiler::Nightly => {
+            let mut command = Command::new("rustup");
+            command.args(["run", "nightly", "cargo"]);
+            command.env_remove("RUSTC");
+            command
+        }
+    };
+    command.args(["build", "--release", "--locked", "--package", "glb-ebpf", "--target", TARGET]);
+    if *compiler == Compiler::Nightly {
+        command.args(["-Z", "build-std=core"]);
+    }
+    command.arg("--manifest-path").arg(root.join("Cargo.toml"));
+    command.arg("--target-dir").arg(target_dir);
+    // Cargo hands its own choices for the host down to build scripts; none of them fits here.
+    for variable in [
+        "CARGO_ENCODED_RUSTFLAGS",
+        "CARGO_BUILD_TARGET",
+        "CARGO_BUILD_RUSTC",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTC_WRAPPER",
+        "RUSTFLAGS",
+        "RUSTUP_TOOLCHAIN",
+        "RUSTDOC",
+        "CARGO",
+    ] {
+        command.env_remove(variable);
+    }
+    let flags = [
+        "--cfg=bpf_target_arch=\"x86_64\"".to_owned(),
+        "-Cdebuginfo=2".to_owned(),
+        "-Clink-arg=--btf".to_owned(),
+        format!("-Clinker={}", linker.display()),
+    ];
+    command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+    let shown = format!("{command:?}");
+    let status =
+        command.status().map_err(|source| Error::Spawn { command: shown.clone(), source })?;
+    if !status.success() {
+        return Err(Error::Build { command: shown, status });
+    }
+    Ok(target_dir.join(TARGET).join("release"))
+}
+
+/// All source files below `folder`, for a build script's `rerun-if-changed`.
+///
+/// # Errors
+/// When a folder cannot be read.
+pub fn sources(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(sources(&path)?);
+        } else {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,37 @@
+//! Builds the BPF programs, so that every binary carries them inside.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?)
+        .parent()
+        .ok_or("the crate is not inside the workspace")?
+        .to_owned();
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+
+    println!("cargo::rerun-if-env-changed={}", bpf_build::COMPILER_VARIABLE);
+    for package in ["glb-ebpf", "glb-common"] {
+        println!("cargo::rerun-if-changed={}", root.join(package).join("Cargo.toml").display());
+        for file in bpf_build::sources(&root.join(package).join("src"))? {
+            println!("cargo::rerun-if-changed={}", file.display());
+        }
+        println!("cargo::rerun-if-changed={}", root.join(package).join("src").display());
+    }
+
+    let built = bpf_build::find_compiler()
+        .and_then(|compiler| bpf_build::build(&root, &out.join("bpf"), &compiler));
+    let objects = match built {
+        Ok(folder) => folder,
+        Err(error) => {
+            // A plain message: the Debug form of main's result would hide the remedy.
+            for line in error.to_string().lines() {
+                println!("cargo::error={line}");
+            }
+            return Err("the BPF programs were not built; `./x setup` installs what is missing".into());
+        }
+    };
+    for program in ["glb-director-bpf", "glb-redirect-bpf"] {
+        fs::copy(objects.join(program), out.join(program))?;
+    }
+    Ok(())
+}
