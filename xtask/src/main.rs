@@ -1,2 +1,45 @@
-//! x
-fn main() {}
+//! The project's own commands. `./x` calls this program; so does `cargo xtask`.
+//!
+//! One file per command below `commands/`; what they share stands beside this file.
+
+mod commands;
+mod process;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use commands::{build, demo, lab, setup, test};
+
+/// Builds, tests and shows the load balancer.
+#[derive(Parser)]
+#[command(name = "x", bin_name = "./x", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Setup(setup::Arguments),
+    Build(build::Arguments),
+    Test(test::Arguments),
+    Demo(demo::Arguments),
+    Lab(lab::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Setup(arguments) => setup::run(&arguments),
+        Command::Build(arguments) => build::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Lab(arguments) => lab::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! One file per command.
+
+pub(crate) mod build;
+pub(crate) mod demo;
+pub(crate) mod lab;
+pub(crate) mod setup;
+pub(crate) mod test;
