@@ -27,7 +27,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             for line in error.to_string().lines() {
                 println!("cargo::error={line}");
             }
-            return Err("the BPF programs were not built; `./x setup` installs what is missing".into());
+            return Err(
+                "the BPF programs were not built; `./x setup` installs what is missing".into()
+            );
         }
     };
     for program in ["glb-director-bpf", "glb-redirect-bpf"] {

@@ -109,12 +109,10 @@ pub fn linker_install_command() -> String {
 /// Where `cargo install` puts binaries.
 #[must_use]
 pub fn cargo_bin() -> PathBuf {
-    let root = env::var_os("CARGO_INSTALL_ROOT")
-        .or_else(|| env::var_os("CARGO_HOME"))
-        .map_or_else(
-            || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo"),
-            PathBuf::from,
-        );
+    let root = env::var_os("CARGO_INSTALL_ROOT").or_else(|| env::var_os("CARGO_HOME")).map_or_else(
+        || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo"),
+        PathBuf::from,
+    );
     root.join("bin")
 }
 

@@ -15,9 +15,5 @@ pub(crate) struct Arguments {
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure()?;
-    process::run(
-        process::cargo()
-            .args(["test", "--locked"])
-            .args(&arguments.filter),
-    )
+    process::run(process::cargo().args(["test", "--locked"]).args(&arguments.filter))
 }
