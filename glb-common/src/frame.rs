@@ -1,0 +1,81 @@
+//! Reading and writing a frame, whether it lies in a slice or behind an XDP context.
+
+use core::mem::size_of;
+
+/// No read ever starts further into a frame than this; it keeps offsets small enough for the
+/// verifier, and lies beyond every header that this project looks at.
+pub const MAX_OFFSET: usize = 1024;
+
+/// Types that are plain bytes: any bit pattern is valid, there is no padding, the alignment is
+/// irrelevant.
+///
+/// # Safety
+/// Only for types of which the above is true.
+pub unsafe trait Wire: Copy {}
+
+// SAFETY: bytes and arrays of bytes are plain bytes.
+unsafe impl Wire for u8 {}
+// SAFETY: as above.
+unsafe impl<const N: usize> Wire for [u8; N] {}
+
+/// A received frame.
+pub trait Frame {
+    /// The `T` that starts at `offset`, or nothing if it does not lie wholly inside the frame.
+    fn read<T: Wire>(&self, offset: usize) -> Option<T>;
+
+    /// Bytes from the start of the frame to its end.
+    fn len(&self) -> usize;
+
+    /// Whether there is nothing in the frame.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A frame that can be changed.
+pub trait FrameMut: Frame {
+    /// Puts `value` at `offset`; says whether it lay wholly inside the frame.
+    #[must_use]
+    fn write<T: Wire>(&mut self, offset: usize, value: T) -> bool;
+}
+
+impl Frame for [u8] {
+    fn read<T: Wire>(&self, offset: usize) -> Option<T> {
+        let bytes = self.get(offset..offset.checked_add(size_of::<T>())?)?;
+        (offset <= MAX_OFFSET).then(|| {
+            // SAFETY: `bytes` holds size_of::<T>() bytes, and T is plain bytes.
+            unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
+        })
+    }
+
+    fn len(&self) -> usize {
+        <[u8]>::len(self)
+    }
+}
+
+impl FrameMut for [u8] {
+    fn write<T: Wire>(&mut self, offset: usize, value: T) -> bool {
+        let Some(end) = offset.checked_add(size_of::<T>()) else { return false };
+        let Some(bytes) = self.get_mut(offset..end) else { return false };
+        // SAFETY: `bytes` holds size_of::<T>() bytes, and T is plain bytes.
+        unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(value) };
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_read_or_written_outside() {
+        let mut frame = [1u8, 2, 3, 4];
+        assert_eq!(frame[..].read::<[u8; 2]>(2), Some([3, 4]));
+        assert_eq!(frame[..].read::<[u8; 2]>(3), None);
+        assert_eq!(frame[..].read::<u8>(usize::MAX), None);
+        assert!(frame[..].write(2, [9u8, 9]));
+        assert!(!frame[..].write(3, [7u8, 7]));
+        assert!(!frame[..].write(usize::MAX, 7u8));
+        assert_eq!(frame, [1, 2, 9, 9]);
+    }
+}

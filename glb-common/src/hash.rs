@@ -1,0 +1,130 @@
+//! Which fields of a flow are hashed, and to what.
+
+use crate::{parse::Flow, siphash::SipHash24};
+
+/// A set of flow fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HashFields(u8);
+
+impl HashFields {
+    /// Source address.
+    pub const SRC_ADDR: Self = Self(1);
+    /// Destination address.
+    pub const DST_ADDR: Self = Self(2);
+    /// Source port.
+    pub const SRC_PORT: Self = Self(4);
+    /// Destination port.
+    pub const DST_PORT: Self = Self(8);
+    /// Every field.
+    pub const ALL: Self = Self(15);
+
+    /// The bits, as they stand in [`crate::layout::TableInfo`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// The set with these bits; nothing if there are none, or others.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bits(bits: u8) -> Option<Self> {
+        if bits == 0 || bits > 15 { None } else { Some(Self(bits)) }
+    }
+
+    /// Both sets together.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all of `other` is in this set.
+    #[inline(always)]
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl Default for HashFields {
+    /// GLB's default: the source address alone.
+    fn default() -> Self {
+        Self::SRC_ADDR
+    }
+}
+
+/// SipHash-2-4 of the chosen fields in the order source address, destination address, source port,
+/// destination port, in network byte order.
+#[inline(always)]
+pub fn flow_hash<A: Address>(key: [u64; 2], fields: HashFields, flow: &Flow<A>) -> u64 {
+    let mut hash = SipHash24::new(key);
+    // The default gets a straight line of its own: its length is a constant.
+    if fields.bits() == HashFields::SRC_ADDR.bits() {
+        flow.source.feed(&mut hash);
+        return hash.finish();
+    }
+    if fields.contains(HashFields::SRC_ADDR) {
+        flow.source.feed(&mut hash);
+    }
+    if fields.contains(HashFields::DST_ADDR) {
+        flow.destination.feed(&mut hash);
+    }
+    if fields.contains(HashFields::SRC_PORT) {
+        hash.feed_2(flow.source_port.to_be_bytes());
+    }
+    if fields.contains(HashFields::DST_PORT) {
+        hash.feed_2(flow.destination_port.to_be_bytes());
+    }
+    hash.finish()
+}
+
+/// An IPv4 or IPv6 address as it lies on the wire.
+pub trait Address: Copy + PartialEq {
+    /// What tells both families apart in a bind's key.
+    const FAMILY: u8;
+
+    /// Feeds the address's bytes to `hash`.
+    fn feed(&self, hash: &mut SipHash24);
+
+    /// The address as two little-endian words of its bytes, IPv4 in the second.
+    fn words(&self) -> [u64; 2];
+}
+
+/// An IPv4 address's four bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct V4(pub [u8; 4]);
+
+/// An IPv6 address's sixteen bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct V6(pub [u8; 16]);
+
+impl Address for V4 {
+    const FAMILY: u8 = 4;
+
+    #[inline(always)]
+    fn feed(&self, hash: &mut SipHash24) {
+        hash.feed_4(self.0);
+    }
+
+    #[inline(always)]
+    fn words(&self) -> [u64; 2] {
+        [0, u32::from_le_bytes(self.0) as u64]
+    }
+}
+
+impl Address for V6 {
+    const FAMILY: u8 = 6;
+
+    #[inline(always)]
+    fn feed(&self, hash: &mut SipHash24) {
+        let [high, low] = self.words();
+        hash.feed_word(high);
+        hash.feed_word(low);
+    }
+
+    #[inline(always)]
+    fn words(&self) -> [u64; 2] {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;
+        [u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes([i, j, k, l, m, n, o, p])]
+    }
+}

@@ -1,0 +1,142 @@
+//! The structs that the kernel and user space share. Every field is a plain number or array, all
+//! padding is named, and the sizes are asserted.
+
+use crate::reason::MAX_REASONS;
+
+/// Rows of a forwarding table.
+pub const ROWS: usize = 65_536;
+
+/// Slots for tables in the counters; slot 0 counts what belongs to no table.
+pub const TABLE_SLOTS: u32 = 1024;
+
+/// Slots for (table, backend) pairs in the counters; slot 0 counts the self-test.
+pub const BACKEND_SLOTS: u32 = 65_536;
+
+/// What is constant for one generation; read-only data of the program.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Mixed into the hash of binds, so that user space can choose one without collisions.
+    pub bind_seed: u64,
+    /// Number of displacements less one; their number is a power of two.
+    pub displacement_mask: u32,
+    /// Number of exact binds' slots less one; their number is a power of two.
+    pub bind_mask: u32,
+    /// 1 if there are binds for prefixes or ranges of ports.
+    pub has_prefixes: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// A bind of one address, one protocol and one port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BindSlot {
+    /// The address as [`crate::hash::Address::words`].
+    pub address: [u64; 2],
+    /// Port, protocol and family as [`crate::bind::tail`]; 0 is an empty slot.
+    pub tail: u32,
+    /// Index of the table.
+    pub table: u32,
+    /// Zero.
+    pub padding: u64,
+}
+
+/// The ports of a prefix: a run of [`Segment`]s.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrefixEntry {
+    /// Index of the first segment.
+    pub start: u32,
+    /// Number of segments.
+    pub count: u32,
+}
+
+/// A range of ports of one protocol, sorted and disjoint within its prefix.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segment {
+    /// First `protocol << 16 | port`.
+    pub first: u32,
+    /// Last `protocol << 16 | port`.
+    pub last: u32,
+    /// Index of the table.
+    pub table: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// What is known of a table besides its rows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableInfo {
+    /// SipHash key, two little-endian words.
+    pub key: [u64; 2],
+    /// Slot of the table's counters.
+    pub counter_slot: u32,
+    /// [`crate::hash::HashFields`] bits.
+    pub hash_fields: u8,
+    /// The alternative fields' bits; 0 for none.
+    pub alt_hash_fields: u8,
+    /// Zero.
+    pub padding: u16,
+}
+
+/// The two best backends of a row, by index. Equal if there is only one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Row {
+    /// Where the packet goes.
+    pub first: u16,
+    /// Who gets the second chance.
+    pub second: u16,
+}
+
+/// A backend and the way to it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backend {
+    /// MAC of the next hop on the way. Meaningless while `interface` is 0.
+    pub next_hop_mac: [u8; 6],
+    /// MAC of the outgoing interface.
+    pub own_mac: [u8; 6],
+    /// Index of the outgoing interface; 0 while the next hop is not resolved.
+    pub interface: u32,
+    /// Outer source address.
+    pub source: [u8; 4],
+    /// The backend's address.
+    pub address: [u8; 4],
+    /// Sum of the outer IPv4 header's 16-bit words except the total length.
+    pub header_sum: u32,
+    /// Slot of the backend's counter.
+    pub counter_slot: u32,
+}
+
+/// Packets and bytes (of the received IP packets' frames).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes from the Ethernet header on, as received.
+    pub bytes: u64,
+}
+
+/// A table's counters, one for each reason.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReasonCounters {
+    /// Indexed by reason.
+    pub by_reason: [Counter; MAX_REASONS],
+}
+
+const _: () = {
+    assert!(size_of::<Config>() == 24);
+    assert!(size_of::<BindSlot>() == 32);
+    assert!(size_of::<PrefixEntry>() == 8);
+    assert!(size_of::<Segment>() == 16);
+    assert!(size_of::<TableInfo>() == 24);
+    assert!(size_of::<Row>() == 4);
+    assert!(size_of::<Backend>() == 32);
+    assert!(size_of::<ReasonCounters>() == 16 * MAX_REASONS);
+};

@@ -1,0 +1,61 @@
+//! Generic UDP encapsulation with GLB's private data: the list of hops.
+
+use super::header;
+
+/// UDP destination port of the tunnel.
+pub const PORT: u16 = 19523;
+
+header! {
+    /// The GUE header and the start of GLB's private data. `hop_count` addresses follow.
+    GueHeader, 8 {
+        /// Version (2 bits), control bit, and the number of 32-bit words after the first four bytes.
+        version_control_hlen: u8,
+        /// IP protocol of the inner packet: 4 or 41.
+        protocol: u8,
+        /// GUE flags.
+        flags: [u8; 2],
+        /// Private data type, big endian: 0 lists IPv4 hops, 1 lists IPv6 hops.
+        private_type: [u8; 2],
+        /// Index of the hop to try next.
+        next_hop: u8,
+        /// Number of hops that follow.
+        hop_count: u8,
+    }
+}
+
+impl GueHeader {
+    /// The header for `hop_count` listed IPv4 hops around a packet of protocol `inner`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new_v4(inner: u8, hop_count: u8) -> Self {
+        Self {
+            version_control_hlen: 1 + hop_count,
+            protocol: inner,
+            flags: [0; 2],
+            private_type: [0; 2],
+            next_hop: 0,
+            hop_count,
+        }
+    }
+
+    /// GUE version.
+    #[inline(always)]
+    #[must_use]
+    pub const fn version(&self) -> u8 {
+        self.version_control_hlen >> 6
+    }
+
+    /// Whether this is a control message.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_control(&self) -> bool {
+        self.version_control_hlen & 0x20 != 0
+    }
+
+    /// 32-bit words after the first four bytes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn hlen(&self) -> u8 {
+        self.version_control_hlen & 0x1f
+    }
+}

@@ -1,0 +1,47 @@
+//! The headers on the wire, one file each: alignment-1 structs of byte arrays with named getters,
+//! so that the byte order shows at each use.
+
+pub mod ethernet;
+pub mod gue;
+pub mod icmp;
+pub mod ipv4;
+pub mod ipv6;
+pub mod tcp;
+pub mod udp;
+
+/// Declares an alignment-1 header whose fields are byte arrays.
+macro_rules! header {
+    ($(#[$meta:meta])* $name:ident, $size:literal { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct $name { $($(#[$field_meta])* pub $field: $type,)* }
+
+        impl $name {
+            /// Bytes on the wire.
+            pub const LEN: usize = $size;
+        }
+
+        const _: () = assert!(core::mem::size_of::<$name>() == $size && core::mem::align_of::<$name>() == 1);
+
+        // SAFETY: only byte arrays inside, without padding (the size is asserted above).
+        unsafe impl crate::frame::Wire for $name {}
+    };
+}
+pub(crate) use header;
+
+/// IP protocol numbers.
+pub mod protocol {
+    /// ICMP.
+    pub const ICMP: u8 = 1;
+    /// IPv4 inside.
+    pub const IPV4: u8 = 4;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// IPv6 inside.
+    pub const IPV6: u8 = 41;
+    /// ICMPv6.
+    pub const ICMPV6: u8 = 58;
+}
