@@ -221,7 +221,7 @@ pub fn build(root: &Path, target_dir: &Path, compiler: &Compiler) -> Result<Path
         "-Clink-arg=--btf".to_owned(),
         // v3: 32-bit registers and jumps, Linux 5.1. Headers lie at odd multiples of two, and
         // every machine this runs on reads them there in one go.
-        "-Clink-arg=--cpu=v3".to_owned(),
+        "-Ctarget-cpu=v3".to_owned(),
         "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".to_owned(),
         format!("-Clinker={}", linker.display()),
     ];

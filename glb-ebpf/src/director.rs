@@ -1,12 +1,193 @@
-//! Placeholder entry until the packet path lands.
+//! The director's XDP program: maps, bounds and helper calls. Every decision is in glb-common.
 #![no_std]
 #![no_main]
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use aya_ebpf::{
+    Global,
+    bindings::{BPF_F_MMAPABLE, xdp_action},
+    helpers::bpf_redirect,
+    macros::{map, xdp},
+    maps::{Array, LpmTrie, PerCpuArray, lpm_trie::Key},
+    programs::XdpContext,
+};
+use glb_common::{
+    encap,
+    hash::Address,
+    layout::{
+        BACKEND_SLOTS, Backend, BindSlot, Config, Counter, PrefixEntry, ROWS as ROWS_PER_TABLE,
+        ReasonCounters, Row, Segment, TABLE_SLOTS, TableInfo,
+    },
+    parse::{Parsed, parse},
+    reason::{Action, DirectorReason as Reason},
+    steer::{Refusal, Send, View, steer},
+    wire::protocol,
+};
+
+mod frame;
+use frame::XdpFrame;
+
+// What belongs to a generation. Sizes are set by user space when it loads the program; arrays can
+// be mapped into its memory, so that filling one takes no system call for each element.
+
+#[unsafe(no_mangle)]
+static CONFIG: Global<Config> = Global::new(Config {
+    bind_seed: 0,
+    displacement_mask: 0,
+    bind_mask: 0,
+    has_prefixes: 0,
+    padding: 0,
+});
+#[map]
+static DISPLACEMENTS: Array<u32> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static BINDS: Array<BindSlot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static PREFIXES_V4: LpmTrie<[u8; 4], PrefixEntry> = LpmTrie::with_max_entries(1, 1);
+#[map]
+static PREFIXES_V6: LpmTrie<[u8; 16], PrefixEntry> = LpmTrie::with_max_entries(1, 1);
+#[map]
+static SEGMENTS: Array<Segment> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static TABLES: Array<TableInfo> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static ROWS: Array<Row> = Array::with_max_entries(ROWS_PER_TABLE as u32, BPF_F_MMAPABLE);
+#[map]
+static BACKENDS: Array<Backend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+// What outlives generations.
+
+#[map]
+static TABLE_COUNTERS: PerCpuArray<ReasonCounters> = PerCpuArray::with_max_entries(TABLE_SLOTS, 0);
+#[map]
+static BACKEND_COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(BACKEND_SLOTS, 0);
+
+/// This generation's maps.
+struct Maps;
+
+impl View for Maps {
+    #[inline(always)]
+    fn config(&self) -> Config {
+        CONFIG.load()
+    }
+
+    #[inline(always)]
+    fn displacement(&self, index: u32) -> Option<u32> {
+        DISPLACEMENTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn bind(&self, index: u32) -> Option<&BindSlot> {
+        BINDS.get(index)
+    }
+
+    #[inline(always)]
+    fn prefix<A: Address>(&self, address: &A) -> Option<PrefixEntry> {
+        let [high, low] = address.words();
+        if A::FAMILY == 4 {
+            PREFIXES_V4.get(&Key::new(32, (low as u32).to_le_bytes())).copied()
+        } else {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&high.to_le_bytes());
+            bytes[8..].copy_from_slice(&low.to_le_bytes());
+            PREFIXES_V6.get(&Key::new(128, bytes)).copied()
+        }
+    }
+
+    #[inline(always)]
+    fn segment(&self, index: u32) -> Option<&Segment> {
+        SEGMENTS.get(index)
+    }
+
+    #[inline(always)]
+    fn table(&self, index: u32) -> Option<&TableInfo> {
+        TABLES.get(index)
+    }
+
+    #[inline(always)]
+    fn row(&self, index: u32) -> Option<Row> {
+        ROWS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, index: u16) -> Option<&Backend> {
+        BACKENDS.get(u32::from(index))
+    }
+}
 
 #[xdp]
-fn glb_director(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
+fn glb_director(ctx: XdpContext) -> u32 {
+    let received = (ctx.data_end() - ctx.data()) as u64;
+    let (verdict, reason, slot) = match direct(&ctx) {
+        Ok((verdict, slot)) => (verdict, Reason::Encapsulated, slot),
+        Err(Refusal { reason, counter_slot }) => {
+            let verdict = match reason.action() {
+                Action::Pass => xdp_action::XDP_PASS,
+                Action::Send | Action::Take | Action::Drop => xdp_action::XDP_DROP,
+            };
+            (verdict, reason, counter_slot)
+        }
+    };
+    if let Some(counters) = TABLE_COUNTERS.get_ptr_mut(slot) {
+        // SAFETY: the pointer is to this CPU's own counters, which live as long as the map.
+        count(unsafe { &mut (*counters).by_reason[reason as usize] }, received);
+    }
+    verdict
+}
+
+/// The verdict for a packet that is sent, and the slot of its table's counters.
+#[inline(always)]
+fn direct(ctx: &XdpContext) -> Result<(u32, u32), Refusal> {
+    let received = XdpFrame::new(ctx);
+    let unowned = |reason| Refusal { reason, counter_slot: 0 };
+    match parse(&received).map_err(unowned)? {
+        Parsed::V4(packet) => {
+            let send = steer(&Maps, &packet)?;
+            encapsulate(ctx, &send, protocol::IPV4, packet.ip_length)
+        }
+        Parsed::V6(packet) => {
+            let send = steer(&Maps, &packet)?;
+            encapsulate(ctx, &send, protocol::IPV6, packet.ip_length)
+        }
+    }
+}
+
+#[inline(always)]
+fn encapsulate(
+    ctx: &XdpContext,
+    send: &Send,
+    inner: u8,
+    inner_length: u16,
+) -> Result<(u32, u32), Refusal> {
+    let refuse = |reason| Refusal { reason, counter_slot: send.counter_slot };
+    let received = (ctx.data_end() - ctx.data()) as u64;
+    let headers = encap::outer_headers(send, inner, inner_length).ok_or(refuse(Reason::TooLong))?;
+    let growth = encap::overhead(send.listed) as i32;
+    // SAFETY: the context is this program's own; the frame's pointers are made anew below.
+    if unsafe { aya_ebpf::helpers::bpf_xdp_adjust_head(ctx.ctx, -growth) } != 0 {
+        return Err(refuse(Reason::NoHeadroom));
+    }
+    if !encap::write(&mut XdpFrame::new(ctx), headers, send) {
+        return Err(refuse(Reason::Inconsistent));
+    }
+    if let Some(counter) = BACKEND_COUNTERS.get_ptr_mut(send.backend.counter_slot) {
+        // SAFETY: the pointer is to this CPU's own counter, which lives as long as the map.
+        count(unsafe { &mut *counter }, received);
+    }
+    // SAFETY: the context is this program's own.
+    let arrived_on = unsafe { (*ctx.ctx).ingress_ifindex };
+    let verdict = if send.backend.interface == arrived_on {
+        xdp_action::XDP_TX
+    } else {
+        // SAFETY: a plain helper call; an interface that is gone makes it an aborted packet.
+        unsafe { bpf_redirect(send.backend.interface, 0) as u32 }
+    };
+    Ok((verdict, send.counter_slot))
+}
+
+#[inline(always)]
+fn count(counter: &mut Counter, bytes: u64) {
+    counter.packets += 1;
+    counter.bytes += bytes;
 }
 
 #[panic_handler]
