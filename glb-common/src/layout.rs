@@ -138,5 +138,40 @@ const _: () = {
     assert!(size_of::<TableInfo>() == 24);
     assert!(size_of::<Row>() == 4);
     assert!(size_of::<Backend>() == 32);
+    assert!(size_of::<Counter>() == 16);
     assert!(size_of::<ReasonCounters>() == 16 * MAX_REASONS);
 };
+
+/// Types without padding, of which every byte may be shown and any bytes are valid.
+///
+/// # Safety
+/// Only for types of which the above is true.
+pub unsafe trait Plain: Copy + 'static {
+    /// The value's bytes, as the kernel sees them.
+    fn as_bytes(&self) -> &[u8] {
+        // SAFETY: the type has no padding, by the trait's contract.
+        unsafe { core::slice::from_raw_parts(core::ptr::from_ref(self).cast(), size_of::<Self>()) }
+    }
+}
+
+macro_rules! plain {
+    ($($type:ty),* $(,)?) => {
+        $(
+            // SAFETY: numbers and arrays of numbers; the sizes asserted above leave no padding.
+            unsafe impl Plain for $type {}
+        )*
+    };
+}
+
+plain!(
+    u32,
+    Config,
+    BindSlot,
+    PrefixEntry,
+    Segment,
+    TableInfo,
+    Row,
+    Backend,
+    Counter,
+    ReasonCounters
+);

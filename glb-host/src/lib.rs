@@ -1,5 +1,10 @@
-//! What both daemons need of the machine they run on: the BPF objects, and (to come with them)
-//! attaching by pinned link, next hops by netlink, and signals.
+//! What both daemons need of the machine they run on: the BPF objects, a folder to pin in,
+//! attaching by pinned link, arrays in memory, and next hops by netlink.
+
+pub mod bpffs;
+pub mod mapped;
+mod sys;
+pub mod xdp_link;
 
 /// The director's BPF object, an ELF file.
 pub static DIRECTOR_OBJECT: &[u8] =

@@ -1,0 +1,80 @@
+//! BPF arrays mapped into this process: filled and changed without a system call for each element.
+
+use std::{
+    io,
+    marker::PhantomData,
+    os::fd::AsFd,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use glb_common::layout::Plain;
+use memmap2::{MmapOptions, MmapRaw};
+
+/// A BPF array of `T` (made with `BPF_F_MMAPABLE`), in this process's memory.
+#[derive(Debug)]
+pub struct MappedArray<T> {
+    memory: MmapRaw,
+    entries: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Plain> MappedArray<T> {
+    /// The kernel lays elements out at multiples of 8 bytes.
+    const STRIDE: usize = size_of::<T>().next_multiple_of(8);
+
+    /// Maps the array behind `map`, which has `entries` elements.
+    ///
+    /// # Errors
+    /// When the kernel says no.
+    pub fn new(map: &impl AsFd, entries: usize) -> io::Result<Self> {
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&map.as_fd());
+        let memory = MmapOptions::new().len(entries * Self::STRIDE).map_raw(fd)?;
+        Ok(Self { memory, entries, element: PhantomData })
+    }
+
+    /// Writes all elements, from the first on.
+    ///
+    /// # Errors
+    /// When there are more values than elements; nothing is written then.
+    pub fn fill(&self, values: &[T]) -> io::Result<()> {
+        if values.len() > self.entries {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{} values do not fit {} elements", values.len(), self.entries),
+            ));
+        }
+        for (index, value) in values.iter().enumerate() {
+            // SAFETY: index < entries, so the element lies inside the mapping; T is plain.
+            unsafe { self.element(index).write(*value) };
+        }
+        Ok(())
+    }
+
+    /// Changes one element while the kernel may be reading it: whole aligned 8-byte words are
+    /// stored at once, those that differ only.
+    ///
+    /// # Errors
+    /// When there is no such element.
+    pub fn update(&self, index: usize, value: &T) -> io::Result<()> {
+        if index >= self.entries {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no element {index}")));
+        }
+        let mut bytes = value.as_bytes().to_vec();
+        bytes.resize(Self::STRIDE, 0);
+        let start = self.element(index).cast::<u64>();
+        for (offset, word) in bytes.chunks_exact(8).enumerate() {
+            let word = u64::from_ne_bytes(word.try_into().map_err(io::Error::other)?);
+            // SAFETY: inside the mapping (the stride is a multiple of 8), aligned (mappings start
+            // at a page), and only ever accessed through atomics or by the kernel.
+            let place = unsafe { AtomicU64::from_ptr(start.add(offset)) };
+            if place.load(Ordering::Relaxed) != word {
+                place.store(word, Ordering::Release);
+            }
+        }
+        Ok(())
+    }
+
+    fn element(&self, index: usize) -> *mut T {
+        self.memory.as_mut_ptr().wrapping_add(index * Self::STRIDE).cast()
+    }
+}

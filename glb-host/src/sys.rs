@@ -1,0 +1,135 @@
+//! The few system calls that aya does not offer.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_TYPE_XDP: u32 = 6;
+
+/// What the kernel says of an XDP link.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct XdpLinkInfo {
+    /// Id of the program behind it.
+    pub(crate) program: u32,
+    /// Index of its interface; 0 if that is gone.
+    pub(crate) interface: u32,
+}
+
+/// `struct bpf_link_info` of linux/bpf.h as far as XDP needs it; the union is 8-byte aligned.
+#[repr(C)]
+#[derive(Default)]
+struct RawLinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    padding: u32,
+    interface: u32,
+    rest: [u32; 11],
+}
+
+#[repr(C)]
+struct InfoByFd {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+#[repr(C)]
+struct ObjGet {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
+    // SAFETY: `attributes` is a prefix of the union that the command expects, with its real size.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>())
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Opens what is pinned at `path`.
+pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = ObjGet { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    let fd = bpf(BPF_OBJ_GET, &mut attributes)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Which interface a link belongs to, and which program is behind it.
+pub(crate) fn xdp_link_info(link: BorrowedFd<'_>) -> io::Result<XdpLinkInfo> {
+    let mut info = RawLinkInfo::default();
+    let mut attributes = InfoByFd {
+        fd: link.as_raw_fd() as u32,
+        length: size_of::<RawLinkInfo>() as u32,
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    if info.kind != BPF_LINK_TYPE_XDP {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("it is not the link of an XDP program (link type {})", info.kind),
+        ));
+    }
+    Ok(XdpLinkInfo { program: info.program, interface: info.interface })
+}
+
+/// The id of the XDP program on an interface of this namespace, for an error message.
+pub(crate) fn attached_xdp_program(index: u32) -> Option<u32> {
+    const BPF_XDP_QUERY_IFLA_XDP: u16 = 43;
+    const IFLA_XDP_PROG_ID: u16 = 4;
+    let answer = link_message(index).ok()?;
+    // struct nlmsghdr and struct ifinfomsg are 16 bytes each.
+    let xdp = attribute(answer.get(32..)?, BPF_XDP_QUERY_IFLA_XDP)?;
+    let id = attribute(xdp, IFLA_XDP_PROG_ID)?;
+    Some(u32::from_ne_bytes(id.get(..4)?.try_into().ok()?))
+}
+
+/// The payload of the first attribute of a kind.
+fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
+    const NESTED_AND_ORDER: u16 = 0xc000;
+    loop {
+        let length = usize::from(u16::from_ne_bytes(attributes.get(..2)?.try_into().ok()?));
+        let this = u16::from_ne_bytes(attributes.get(2..4)?.try_into().ok()?) & !NESTED_AND_ORDER;
+        if this == kind {
+            return attributes.get(4..length);
+        }
+        attributes = attributes.get(length.max(4).next_multiple_of(4)..)?;
+    }
+}
+
+/// The kernel's answer to RTM_GETLINK for one interface.
+fn link_message(index: u32) -> io::Result<Vec<u8>> {
+    use nix::sys::socket::{
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+    };
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )?;
+    let mut request = Vec::with_capacity(32);
+    request.extend(32u32.to_ne_bytes());
+    request.extend((libc::RTM_GETLINK).to_ne_bytes());
+    request.extend((libc::NLM_F_REQUEST as u16).to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend([0; 4]);
+    request.extend(index.to_ne_bytes());
+    request.extend([0; 8]);
+    send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
+    let mut answer = vec![0; 65_536];
+    let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    answer.truncate(length);
+    Ok(answer)
+}

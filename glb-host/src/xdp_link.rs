@@ -1,0 +1,229 @@
+//! Putting an XDP program behind the pinned link of an interface: attached once, replaced
+//! atomically ever after, adopted by whoever finds the pin.
+
+use std::{
+    ffi::CString,
+    fs, io,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
+
+use aya::programs::{
+    ProgramError, Xdp, XdpMode,
+    links::{FdLink, LinkError, PinnedLink},
+    xdp::XdpLink,
+};
+
+use crate::sys;
+
+/// Why a program is not attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// There is no such interface in this network namespace.
+    #[error("there is no interface `{interface}` here; `ip link` lists those there are")]
+    NoInterface {
+        /// As configured.
+        interface: String,
+    },
+    /// Somebody else's program is on it.
+    #[error(
+        "interface {interface} already has an XDP program{}.\n  \
+         Look at it:    ip -details link show dev {interface}\n  \
+         Take it off:   ip link set dev {interface} xdp off   (or stop the program that owns it)",
+        program.map(|id| format!(" (id {id})")).unwrap_or_default()
+    )]
+    Occupied {
+        /// As configured.
+        interface: String,
+        /// The other program's id.
+        program: Option<u32>,
+    },
+    /// The driver cannot do native XDP, or not now.
+    #[error(
+        "the driver of {interface} refuses native XDP: {source}.\n  \
+         Look at the kernel's log (dmesg) for the driver's reason; an MTU above one page and too \
+         many queues are the common ones."
+    )]
+    NoNativeXdp {
+        /// As configured.
+        interface: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel is too old for links of XDP programs.
+    #[error("this kernel has no BPF links for XDP; Linux 5.9 or newer is needed ({interface})")]
+    NoLinks {
+        /// As configured.
+        interface: String,
+    },
+    /// Not allowed.
+    #[error(
+        "not permitted to attach to {interface}: {source}.\n  \
+         Run as root, or with CAP_BPF and CAP_NET_ADMIN."
+    )]
+    NotPermitted {
+        /// As configured.
+        interface: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A pin could not be read, made or removed.
+    #[error("cannot {action} the pinned link {}: {source}", path.display())]
+    Pin {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Anything else.
+    #[error("cannot attach to {interface}: {source}")]
+    Other {
+        /// As configured.
+        interface: String,
+        /// The library's answer.
+        source: ProgramError,
+    },
+}
+
+/// What [`attach`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    /// No program of ours was there.
+    New,
+    /// The program behind an existing link was replaced, in one step.
+    Replaced,
+}
+
+/// The index of an interface of this network namespace.
+///
+/// # Errors
+/// [`AttachError::NoInterface`].
+pub fn interface_index(interface: &str) -> Result<u32, AttachError> {
+    CString::new(interface)
+        .ok()
+        // SAFETY: a valid C string that lives through the call.
+        .map(|name| unsafe { libc::if_nametoindex(name.as_ptr()) })
+        .filter(|index| *index != 0)
+        .ok_or_else(|| AttachError::NoInterface { interface: interface.to_owned() })
+}
+
+/// Puts `program` on `interface`, in native mode: behind the link that is pinned at `pin` if that
+/// one still belongs to the interface, else behind a new link that is then pinned there.
+///
+/// # Errors
+/// When the kernel says no. What ran before still runs then.
+pub fn attach(program: &mut Xdp, interface: &str, pin: &Path) -> Result<Attached, AttachError> {
+    let index = interface_index(interface)?;
+    if let Some(link) = adopt(pin, index)? {
+        let other = |source| AttachError::Other { interface: interface.to_owned(), source };
+        let link = XdpLink::try_from(link).map_err(|error| pin_error("adopt", pin, error))?;
+        let id = program.attach_to_link(link).map_err(other)?;
+        // Closed here, the link lives on by its pin.
+        drop(program.take_link(id).map_err(other)?);
+        return Ok(Attached::Replaced);
+    }
+    let id = program
+        .attach_to_if_index(index, XdpMode::Driver)
+        .map_err(|error| explain(error, interface, index))?;
+    let link = program
+        .take_link(id)
+        .map_err(|source| AttachError::Other { interface: interface.to_owned(), source })?;
+    // aya falls back to netlink where links are missing; such an attachment would die with us.
+    let link = FdLink::try_from(link)
+        .map_err(|_not_a_link| AttachError::NoLinks { interface: interface.to_owned() })?;
+    let pinned = link.pin(pin).map_err(|error| pin_error("make", pin, error))?;
+    drop(pinned);
+    Ok(Attached::New)
+}
+
+/// Takes off what is attached by the link pinned at `pin`; says whether there was one.
+///
+/// # Errors
+/// When the pin cannot be removed.
+pub fn detach(pin: &Path) -> Result<bool, AttachError> {
+    match fs::remove_file(pin) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(pin_error("remove", pin, error)),
+    }
+}
+
+/// The program that runs behind the link pinned at `pin`, by id; nothing if the pin is missing or
+/// its interface is gone.
+///
+/// # Errors
+/// When the pin cannot be read.
+pub fn program_behind(pin: &Path) -> Result<Option<u32>, AttachError> {
+    let Some(link) = open(pin)? else { return Ok(None) };
+    let info =
+        sys::xdp_link_info(link.as_fd_ref()).map_err(|error| pin_error("read", pin, error))?;
+    Ok((info.interface != 0).then_some(info.program))
+}
+
+fn open(pin: &Path) -> Result<Option<OpenLink>, AttachError> {
+    if !pin.exists() {
+        return Ok(None);
+    }
+    let fd = sys::open_pin(pin).map_err(|error| pin_error("open", pin, error))?;
+    Ok(Some(OpenLink(fd)))
+}
+
+struct OpenLink(std::os::fd::OwnedFd);
+
+impl OpenLink {
+    fn as_fd_ref(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The link pinned at `pin`, if it belongs to the interface `index`; the pin of one that does not
+/// (its interface was removed, or has another number now) is taken away.
+fn adopt(pin: &Path, index: u32) -> Result<Option<FdLink>, AttachError> {
+    let Some(link) = open(pin)? else { return Ok(None) };
+    let info =
+        sys::xdp_link_info(link.as_fd_ref()).map_err(|error| pin_error("read", pin, error))?;
+    if info.interface != index {
+        tracing::warn!(
+            pin = %pin.display(),
+            pinned_interface = info.interface,
+            interface = index,
+            "the pinned link belongs to another interface; it is replaced"
+        );
+        fs::remove_file(pin).map_err(|error| pin_error("remove", pin, error))?;
+        return Ok(None);
+    }
+    let pinned =
+        PinnedLink::from_pin(pin).map_err(|error: LinkError| pin_error("adopt", pin, error))?;
+    Ok(Some(pinned.into()))
+}
+
+fn pin_error(
+    action: &'static str,
+    path: &Path,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> AttachError {
+    AttachError::Pin { action, path: path.to_owned(), source: source.into() }
+}
+
+fn explain(error: ProgramError, interface: &str, index: u32) -> AttachError {
+    let interface = interface.to_owned();
+    let ProgramError::SyscallError(call) = &error else {
+        return AttachError::Other { interface, source: error };
+    };
+    let errno = call.io_error.raw_os_error().unwrap_or(0);
+    let source = io::Error::from_raw_os_error(errno);
+    // The kernel's ENOTSUPP is not one of libc's.
+    const ENOTSUPP: i32 = 524;
+    match errno {
+        libc::EBUSY | libc::EEXIST => {
+            AttachError::Occupied { interface, program: sys::attached_xdp_program(index) }
+        }
+        libc::EOPNOTSUPP | ENOTSUPP | libc::ERANGE | libc::ENOSPC => {
+            AttachError::NoNativeXdp { interface, source }
+        }
+        libc::EPERM | libc::EACCES => AttachError::NotPermitted { interface, source },
+        _ => AttachError::Other { interface, source: error },
+    }
+}
