@@ -1,0 +1,82 @@
+//! The lab itself: comes up, carries packets, and leaves nothing behind.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use glb_lab::{Family, Lab, Node, Plan, client, command, http, vip};
+
+/// Namespaces, folders and mounts of the lab `name`.
+fn traces(name: &str) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/run/netns").into_iter().flatten() {
+        found.extend(entry?.file_name().into_string());
+    }
+    found.retain(|namespace| namespace.starts_with(&format!("{name}-")));
+    for folder in ["/run/glb-lab", "/var/tmp/glb-lab"] {
+        let path = Path::new(folder).join(name);
+        if path.exists() {
+            found.push(path.display().to_string());
+        }
+    }
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    found.extend(mounts.lines().filter(|m| m.contains(&format!("/{name}/"))).map(str::to_owned));
+    Ok(found)
+}
+
+#[test]
+fn comes_up_carries_packets_and_leaves_nothing() -> Result<()> {
+    let name = "glb-t-updown";
+    let lab = Lab::up(Plan { directors: 2, ..Plan::new(name) })?;
+    ensure!(traces(name)?.len() > 7, "the check for traces sees nothing: {:?}", traces(name)?);
+
+    lab.route_vips_to(&[Node::Backend(2)])?;
+    lab.add_vips(Node::Backend(2))?;
+    for family in [Family::V4, Family::V6] {
+        // From the address that is used by default and from an arbitrary one of the many.
+        for from in [client(family, 0), client(family, 1234)] {
+            let to = SocketAddr::new(vip(family), 80);
+            let backend = lab.netns(Node::Backend(2))?;
+            let listener = backend.run(|| Ok(TcpListener::bind(to)?))?;
+            let limit = Duration::from_secs(2);
+            lab.netns(Node::Client)?.run(|| Ok(http::connect(from, to, limit)?))?;
+            ensure!(listener.accept()?.1.ip() == from);
+        }
+    }
+    let mut sleep = lab.netns(Node::Backend(1))?.command("sleep");
+    let untracked = sleep.arg("1000").spawn()?.id();
+    drop(lab);
+    ensure!(traces(name)?.is_empty(), "left: {:?}", traces(name)?);
+    let stat = fs::read_to_string(format!("/proc/{untracked}/stat")).unwrap_or_default();
+    ensure!(stat.is_empty() || stat.contains(" Z "), "a process of the lab lives on: {stat}");
+    Ok(())
+}
+
+#[test]
+fn a_name_in_use_is_refused_and_a_kept_lab_is_replaced() -> Result<()> {
+    let name = "glb-t-name";
+    let first = Lab::up(Plan::new(name))?;
+    let error = Lab::up(Plan::new(name)).map(drop).map_err(|error| error.to_string());
+    ensure!(error.clone().is_err_and(|error| error.contains("being used")), "{error:?}");
+    first.keep();
+    drop(first);
+    ensure!(traces(name)?.len() > 6);
+    let neighbour = Lab::up(Plan::new("glb-t-name-client"))?;
+    drop(Lab::up(Plan::new(name))?);
+    ensure!(traces(name)?.iter().all(|trace| trace.contains("glb-t-name-client")));
+    command::run(neighbour.netns(Node::Backend(3))?.command("true").arg("still there"))?;
+    drop(neighbour);
+    ensure!(traces(name)?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_failing_command_is_named() {
+    let error = command::run(Command::new("ip").args(["link", "show", "nonesuch"]));
+    assert!(error.is_err_and(|error| error.to_string().contains("ip link show nonesuch")));
+}

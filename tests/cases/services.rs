@@ -1,0 +1,49 @@
+//! The services of a lab without a load balancer between: plain routes to one backend.
+
+use std::{net::SocketAddr, time::Instant};
+
+use anyhow::{Result, ensure};
+use glb_lab::{Family, Lab, Node, Plan, WebServer, client, command, http, kernel, repository, vip};
+
+#[test]
+fn a_page_and_a_clone_over_plain_routes() -> Result<()> {
+    let lab = Lab::up(Plan { client_mbit: Some(80), ..Plan::new("glb-t-services") })?;
+    let head = repository::create(&lab.scratch().join("big.git"), 12)?;
+    let backend = Node::Backend(3);
+    lab.route_vips_to(&[backend])?;
+    lab.add_vips(backend)?;
+    let _server = WebServer::start(&lab, backend, lab.scratch())?;
+    for family in [Family::V4, Family::V6] {
+        let to = SocketAddr::new(vip(family), 80);
+        let reply = http::get_in(lab.netns(Node::Client)?, client(family, 77), to, "/")?;
+        ensure!(reply.to_string() == "200 backend3", "{reply}");
+
+        let copy = lab.scratch().join(format!("copy-{family:?}"));
+        let mut clone = repository::isolated(lab.netns(Node::Client)?.command("git"));
+        clone.args(["clone", "--quiet", "--bare", &format!("http://{to}/git/big.git")]);
+        let started = Instant::now();
+        command::run_interruptible(clone.arg(&copy))?;
+        let seconds = started.elapsed().as_secs_f64();
+        // 12 MB at 80 Mbit/s take 1.26 s.
+        ensure!((1.0..8.0).contains(&seconds), "the clone took {seconds:.1} s");
+        ensure!(repository::head(&copy)? == head);
+        println!("{family:?}: {seconds:.2} s");
+    }
+    for node in [Node::Client, backend] {
+        println!("{node}: {}", kernel::tcp_counter(lab.netns(node)?, "RetransSegs")?);
+        ensure!(kernel::tcp_counter(lab.netns(node)?, "InCsumErrors")? == 0);
+    }
+    Ok(())
+}
+
+#[test]
+fn the_repository_is_the_same_every_time() -> Result<()> {
+    let folder = Lab::up(Plan { backends: 1, ..Plan::new("glb-t-repository") })?;
+    let head = repository::create(&folder.scratch().join("a.git"), 2)?;
+    ensure!(head == repository::create(&folder.scratch().join("b.git"), 2)?);
+    let a = folder.scratch().join("a.git");
+    command::run(repository::in_repository(&a).args(["fsck", "--full"]))?;
+    let size = command::output(repository::in_repository(&a).args(["count-objects", "-vH"]))?;
+    ensure!(size.contains("size-pack: 2.00 MiB"), "{size}");
+    Ok(())
+}

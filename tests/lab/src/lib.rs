@@ -1,0 +1,26 @@
+//! A data centre of network namespaces, with real daemons and real services, in which the demo and
+//! the end-to-end tests run.
+//!
+//! Several labs can be up side by side: a lab is a prefix of namespace names, a run folder and a
+//! bpffs of its own. Whatever a lab makes is removed when its handle is dropped, on failure and on
+//! Ctrl-C too, and what a killed lab left is removed when one of the same name comes up.
+
+pub mod command;
+mod guard;
+pub mod http;
+pub mod interrupt;
+pub mod kernel;
+pub mod link;
+mod netns;
+mod plan;
+mod process;
+pub mod repository;
+mod services;
+mod topology;
+
+pub use guard::Lock;
+pub use netns::Netns;
+pub use plan::{Family, Node, Plan, client, vip};
+pub use process::Process;
+pub use services::WebServer;
+pub use topology::{INTERFACE, Lab, down};

@@ -1,0 +1,231 @@
+//! Named network namespaces, and running things inside them.
+//!
+//! A child enters its namespace by `setns` just before exec. `ip netns exec` would also give it a
+//! `/sys` of its own, and with it a bpffs whose pins vanish when the command ends.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::AsRawFd,
+        unix::{fs::MetadataExt, process::CommandExt},
+    },
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{command, guard::Keep};
+
+/// Where `ip netns` keeps named namespaces.
+const FOLDER: &str = "/run/netns";
+
+/// A way into a network namespace. Cheap to clone; does not own the namespace.
+#[derive(Clone, Debug)]
+pub struct Netns {
+    name: String,
+    file: Arc<File>,
+}
+
+impl Netns {
+    /// Opens the namespace that `ip netns` knows as `name`.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn open(name: &str) -> Result<Self> {
+        let path = path(name);
+        let file = File::open(&path).with_context(|| format!("no namespace {}", path.display()))?;
+        Ok(Self { name: name.to_owned(), file: Arc::new(file) })
+    }
+
+    /// The name that `ip netns` shows.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file that stands for the namespace, for `nsenter --net=`.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        path(&self.name)
+    }
+
+    /// A command whose process will run inside, in a session of its own: a Ctrl-C on the terminal
+    /// is the lab's to handle, not its children's.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        let file = Arc::clone(&self.file);
+        let enter = move || {
+            // SAFETY: a plain system call, on a descriptor that the closure itself keeps open.
+            let entered = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+            // SAFETY: a plain system call without arguments.
+            let session = unsafe { libc::setsid() };
+            if entered != 0 || session < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        };
+        // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
+        unsafe { command.pre_exec(enter) };
+        command
+    }
+
+    /// Runs `work` on a thread of its own inside the namespace. Sockets made there stay in it.
+    ///
+    /// # Errors
+    /// Those of `work`, and when the namespace cannot be entered.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                self.enter_this_thread()?;
+                work()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Moves the calling thread, and what it starts from now on, into the namespace for good.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn enter_this_thread(&self) -> Result<()> {
+        setns(self.file.as_ref(), CloneFlags::CLONE_NEWNET)
+            .with_context(|| format!("cannot enter the namespace {}", self.name))
+    }
+
+    /// Writes kernel settings, given as `net.ipv4.ip_forward` and value.
+    ///
+    /// # Errors
+    /// Names the setting that could not be written.
+    pub fn sysctl(&self, settings: &[(&str, &str)]) -> Result<()> {
+        self.run(|| {
+            for (key, value) in settings {
+                let file = Path::new("/proc/sys").join(key.replace('.', "/"));
+                fs::write(&file, value).with_context(|| format!("cannot set {key}={value}"))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Runs `ip -batch` inside with these lines.
+    ///
+    /// # Errors
+    /// With the message of `ip`, which names the line.
+    pub fn ip(&self, lines: &str) -> Result<()> {
+        let mut ip = self.command("ip");
+        command::run_with_input(ip.args(["-batch", "-"]), lines)
+            .with_context(|| format!("in namespace {}", self.name))
+    }
+
+    /// The processes that live inside.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn processes(&self) -> Result<Vec<Pid>> {
+        let own = self.file.metadata()?;
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let entry = entry?;
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            // A process that ends meanwhile is no longer inside.
+            if let Ok(theirs) = fs::metadata(entry.path().join("ns/net"))
+                && (theirs.dev(), theirs.ino()) == (own.dev(), own.ino())
+            {
+                found.push(Pid::from_raw(pid));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Ends every process inside: a request first, then by force.
+    fn end_processes(&self) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let left = self.processes()?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            let age = started.elapsed();
+            if age > Duration::from_secs(5) {
+                bail!("processes {left:?} in namespace {} do not end", self.name);
+            }
+            let gentle = age < Duration::from_millis(500);
+            for pid in left {
+                // It may have ended by itself since it was listed.
+                kill(pid, if gentle { Signal::SIGTERM } else { Signal::SIGKILL }).ok();
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// A namespace that was made here, and goes when this is dropped, with all that runs in it.
+#[derive(Debug)]
+pub(crate) struct OwnedNetns {
+    netns: Netns,
+    keep: Keep,
+}
+
+impl OwnedNetns {
+    /// Makes the namespace `name`; its loopback is up.
+    pub(crate) fn create(name: &str, keep: &Keep) -> Result<Self> {
+        command::run(Command::new("ip").args(["netns", "add", name]))?;
+        let netns = Netns::open(name)?;
+        let owned = Self { netns, keep: keep.clone() };
+        owned.netns.ip("link set lo up")?;
+        Ok(owned)
+    }
+
+    pub(crate) fn netns(&self) -> &Netns {
+        &self.netns
+    }
+}
+
+impl Drop for OwnedNetns {
+    fn drop(&mut self) {
+        if !self.keep.is_set()
+            && let Err(error) = remove(&self.netns.name)
+        {
+            eprintln!("left behind: {error:#}");
+        }
+    }
+}
+
+/// Names of all namespaces on this machine that `ip netns` knows.
+pub(crate) fn names() -> Result<Vec<String>> {
+    let entries = match fs::read_dir(FOLDER) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.with_context(|| format!("cannot read {FOLDER}"))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry?.file_name().into_string());
+    }
+    Ok(names)
+}
+
+/// Ends what runs in the namespace and removes it.
+pub(crate) fn remove(name: &str) -> Result<()> {
+    match Netns::open(name) {
+        Ok(netns) => netns.end_processes()?,
+        // A maker that was killed half-way leaves a file that is no namespace.
+        Err(_) => eprintln!("namespace {name} cannot be opened; removing its name"),
+    }
+    command::run(Command::new("ip").args(["netns", "delete", name]))
+}
+
+fn path(name: &str) -> PathBuf {
+    Path::new(FOLDER).join(name)
+}

@@ -1,0 +1,193 @@
+//! Who is in a lab, and which address is whose.
+//!
+//! Addresses repeat between labs: nothing of a lab is seen outside its namespaces.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use anyhow::{Result, bail};
+
+/// IPv4 or IPv6, of the packets between clients and VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// A machine of the lab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Node {
+    /// Has every client address.
+    Client,
+    /// Between clients and data centre.
+    Router,
+    /// The n-th director, from 1.
+    Director(u8),
+    /// The n-th backend, from 1.
+    Backend(u8),
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Client => f.write_str("client"),
+            Self::Router => f.write_str("router"),
+            Self::Director(n) => write!(f, "director{n}"),
+            Self::Backend(n) => write!(f, "backend{n}"),
+        }
+    }
+}
+
+impl Node {
+    /// The node whose name this is.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        let number = |prefix| name.strip_prefix(prefix)?.parse().ok();
+        let node = match name {
+            "client" => Self::Client,
+            "router" => Self::Router,
+            _ => number("director")
+                .map(Self::Director)
+                .or_else(|| number("backend").map(Self::Backend))?,
+        };
+        (node.to_string() == name).then_some(node)
+    }
+
+    /// The node's place in the data centre's networks, `.1` to `.254`; the client has none.
+    fn host(self) -> u8 {
+        match self {
+            Self::Client => 0,
+            Self::Router => 1,
+            Self::Director(n) => 9 + n,
+            Self::Backend(n) => 20 + n,
+        }
+    }
+
+    /// The node's IPv4 address in the data centre, 10.0.2.0/24.
+    #[must_use]
+    pub fn v4(self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 0, 2, self.host())
+    }
+
+    /// The node's IPv6 address in the data centre, 2001:db8:2::/64, with the digits of the other.
+    #[must_use]
+    pub fn v6(self) -> Ipv6Addr {
+        let host = u16::from(self.host());
+        let digits = host / 100 * 0x100 + host / 10 % 10 * 0x10 + host % 10;
+        Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, digits)
+    }
+}
+
+/// What a lab is made of.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Namespaces are `NAME-client`, `NAME-router` and so on.
+    pub name: String,
+    /// How many directors, 1 to 10.
+    pub directors: u8,
+    /// How many backends, 1 to 200.
+    pub backends: u8,
+    /// Speed of the link from the router to the clients in Mbit/s; as fast as it goes if none.
+    pub client_mbit: Option<u32>,
+}
+
+impl Plan {
+    /// One director, three backends and no limit on speed.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), directors: 1, backends: 3, client_mbit: None }
+    }
+
+    /// # Errors
+    /// When a name or number is out of range.
+    pub(crate) fn check(&self) -> Result<()> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if self.name.is_empty() || self.name.len() > 40 || !self.name.chars().all(plain) {
+            bail!("{:?} cannot be a lab's name: 1 to 40 letters, digits, '-' and '_'", self.name);
+        }
+        if !(1..=10).contains(&self.directors) || !(1..=200).contains(&self.backends) {
+            bail!(
+                "a lab has 1 to 10 directors and 1 to 200 backends, not {} and {}",
+                self.directors,
+                self.backends
+            );
+        }
+        Ok(())
+    }
+
+    /// All directors.
+    pub fn director_nodes(&self) -> impl Iterator<Item = Node> + use<> {
+        (1..=self.directors).map(Node::Director)
+    }
+
+    /// All backends.
+    pub fn backend_nodes(&self) -> impl Iterator<Item = Node> + use<> {
+        (1..=self.backends).map(Node::Backend)
+    }
+
+    /// All machines.
+    pub fn nodes(&self) -> impl Iterator<Item = Node> + use<> {
+        [Node::Client, Node::Router]
+            .into_iter()
+            .chain(self.director_nodes())
+            .chain(self.backend_nodes())
+    }
+
+    /// The namespace of a node.
+    #[must_use]
+    pub fn namespace(&self, node: Node) -> String {
+        format!("{}-{node}", self.name)
+    }
+}
+
+/// The VIP of this family.
+#[must_use]
+pub const fn vip(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10)),
+    }
+}
+
+/// Client address `n`. Number 0 is the one that programs use which cannot be told an address.
+#[must_use]
+pub const fn client(family: Family, n: u16) -> IpAddr {
+    let [high, low] = n.wrapping_add(1).to_be_bytes();
+    match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::new(198, 18, high, low)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, n.wrapping_add(1))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_have_distinct_addresses_and_names() {
+        let plan = Plan { directors: 10, backends: 200, ..Plan::new("x") };
+        plan.check().unwrap();
+        let nodes: Vec<_> = plan.nodes().collect();
+        for (i, a) in nodes.iter().enumerate() {
+            assert_eq!(Node::parse(&a.to_string()), Some(*a));
+            for b in &nodes[..i] {
+                assert!(a.v4() != b.v4() && a.v6() != b.v6(), "{a} and {b}");
+            }
+        }
+        assert_eq!(Node::Backend(3).v6().to_string(), "2001:db8:2::23");
+        assert_eq!(Node::parse("backend03"), None);
+        assert_eq!(Node::parse("frontend"), None);
+    }
+
+    #[test]
+    fn odd_plans_are_refused() {
+        for name in ["", "a/b", "a b", &"x".repeat(41)] {
+            assert!(Plan::new(name).check().is_err(), "{name:?}");
+        }
+        assert!(Plan { backends: 0, ..Plan::new("x") }.check().is_err());
+        assert!(Plan { directors: 11, ..Plan::new("x") }.check().is_err());
+    }
+}
