@@ -24,8 +24,18 @@ pub const LINKER_VERSION: &str = "0.13.0";
 pub const DEBIAN_COMPILER_PACKAGES: [&str; 3] =
     ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 
-/// Debian's package that bpf-linker is built against.
-pub const DEBIAN_LLVM_PACKAGE: &str = "llvm-22-dev";
+/// Debian's packages that bpf-linker is built with: the LLVM that the compiler has, too.
+pub const DEBIAN_LINKER_PACKAGES: [&str; 1] = ["llvm-22-dev"];
+
+/// Where that LLVM is.
+pub const DEBIAN_LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+
+/// How bpf-linker is had where Debian's LLVM is not: a ready-made binary.
+pub const LINKER_ELSEWHERE: &str = "cargo install cargo-binstall && cargo binstall bpf-linker";
+
+/// How rustup's compiler for the BPF target is had.
+pub const NIGHTLY_COMMAND: [&str; 6] =
+    ["rustup", "toolchain", "install", "nightly", "--component", "rust-src"];
 
 /// A compiler for the BPF target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,14 +48,21 @@ pub enum Compiler {
         cargo: PathBuf,
     },
     /// rustup's nightly with `rust-src`, by `-Z build-std=core`.
-    Nightly,
+    Nightly {
+        /// Inside rustup's folder of toolchains.
+        rustc: PathBuf,
+        /// Beside it.
+        cargo: PathBuf,
+    },
 }
 
 impl fmt::Display for Compiler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Debian { rustc, .. } => write!(f, "Debian's {}", rustc.display()),
-            Self::Nightly => f.write_str("rustup's nightly with rust-src"),
+            Self::Nightly { rustc, .. } => {
+                write!(f, "rustup's nightly with rust-src, {}", rustc.display())
+            }
         }
     }
 }
@@ -57,8 +74,9 @@ pub enum Error {
     #[error(
         "no compiler for {TARGET} was found.\n  \
          On Debian:    apt-get install {}\n  \
-         With rustup:  rustup toolchain install nightly --component rust-src",
-        DEBIAN_COMPILER_PACKAGES.join(" ")
+         With rustup:  {}",
+        DEBIAN_COMPILER_PACKAGES.join(" "),
+        NIGHTLY_COMMAND.join(" ")
     )]
     NoCompiler,
     /// The compiler that was asked for by [`COMPILER_VARIABLE`] is not there.
@@ -74,8 +92,10 @@ pub enum Error {
     /// No bpf-linker.
     #[error(
         "bpf-linker was not found on the PATH or in {}.\n  \
-         On Debian:  apt-get install {DEBIAN_LLVM_PACKAGE} && {}",
+         On Debian:  apt-get install {} && {}\n  \
+         Elsewhere:  {LINKER_ELSEWHERE}",
         cargo_bin().display(),
+        DEBIAN_LINKER_PACKAGES.join(" "),
         linker_install_command()
     )]
     NoLinker,
@@ -97,13 +117,25 @@ pub enum Error {
     },
 }
 
+/// The arguments of cargo that build bpf-linker; `LLVM_PREFIX` is to be [`DEBIAN_LLVM_PREFIX`].
+#[must_use]
+pub fn linker_install_arguments() -> Vec<&'static str> {
+    vec![
+        "install",
+        "bpf-linker",
+        "--version",
+        LINKER_VERSION,
+        "--locked",
+        "--no-default-features",
+        "--features",
+        "llvm-22",
+    ]
+}
+
 /// The command that builds bpf-linker against Debian's LLVM.
 #[must_use]
 pub fn linker_install_command() -> String {
-    format!(
-        "LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version {LINKER_VERSION} \
-         --locked --no-default-features --features llvm-22"
-    )
+    format!("LLVM_PREFIX={DEBIAN_LLVM_PREFIX} cargo {}", linker_install_arguments().join(" "))
 }
 
 /// Where `cargo install` puts binaries.
@@ -131,7 +163,7 @@ pub fn find_compiler() -> Result<Compiler, Error> {
         Some("nightly") => nightly().ok_or_else(|| Error::AskedFor {
             asked: "nightly".into(),
             why: "rustup has no nightly toolchain with rust-src".into(),
-            fix: "rustup toolchain install nightly --component rust-src".into(),
+            fix: NIGHTLY_COMMAND.join(" "),
         }),
         Some(other) => Err(Error::AskedFor {
             asked: other.into(),
@@ -148,16 +180,36 @@ fn debian() -> Option<Compiler> {
 }
 
 fn nightly() -> Option<Compiler> {
-    let mut rustc = Command::new("rustup");
-    rustc.args(["run", "nightly", "rustc"]);
-    let source = sysroot(rustc)?.join("lib/rustlib/src/rust/library/core");
-    source.is_dir().then_some(Compiler::Nightly)
+    // Absolute paths, because `rustup run` leaves an older `rustc` in front when the PATH has one.
+    let which = |tool: &str| {
+        let mut command = Command::new(find_program("rustup")?);
+        command.args(["which", "--toolchain", "nightly", tool]);
+        answer(command.env("RUSTUP_AUTO_INSTALL", "0"))
+    };
+    let (rustc, cargo) = (which("rustc")?, which("cargo")?);
+    let source = sysroot(Command::new(&rustc))?.join("lib/rustlib/src/rust/library/core");
+    source.is_dir().then_some(Compiler::Nightly { rustc, cargo })
 }
 
 fn sysroot(mut rustc: Command) -> Option<PathBuf> {
-    let output = rustc.args(["--print", "sysroot"]).output().ok()?;
+    answer(rustc.args(["--print", "sysroot"]))
+}
+
+/// The path that a command prints.
+fn answer(command: &mut Command) -> Option<PathBuf> {
+    let output = command.output().ok()?;
     let path = String::from_utf8(output.stdout).ok()?;
     (output.status.success() && !path.trim().is_empty()).then(|| PathBuf::from(path.trim()))
+}
+
+/// Finds a program on the PATH, or where cargo and rustup put theirs.
+#[must_use]
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain([cargo_bin()])
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
 }
 
 /// Finds bpf-linker on the PATH, or where `cargo install` puts it.
@@ -165,45 +217,31 @@ fn sysroot(mut rustc: Command) -> Option<PathBuf> {
 /// # Errors
 /// [`Error::NoLinker`], with the command that installs it.
 pub fn find_linker() -> Result<PathBuf, Error> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain([cargo_bin()])
-        .map(|folder| folder.join("bpf-linker"))
-        .find(|file| file.is_file())
-        .ok_or(Error::NoLinker)
+    find_program("bpf-linker").ok_or(Error::NoLinker)
 }
 
-/// Builds the package `glb-ebpf` of the workspace at `root` into `target_dir` and returns the
-/// folder with the objects, one file per program.
+/// The command that runs `cargo SUBCOMMAND` on the package `glb-ebpf` of the workspace at `root`
+/// with `compiler`, for the BPF target, into `target_dir`. Clippy is taken from beside the compiler.
 ///
 /// # Errors
-/// When a tool is missing, cannot be run, or refuses the source.
-pub fn build(root: &Path, target_dir: &Path, compiler: &Compiler) -> Result<PathBuf, Error> {
+/// When there is no bpf-linker.
+pub fn command(
+    root: &Path,
+    target_dir: &Path,
+    compiler: &Compiler,
+    subcommand: &str,
+) -> Result<Command, Error> {
     let linker = find_linker()?;
-    let mut command = match compiler {
-        Compiler::Debian { rustc, cargo } => {
-            let mut command = Command::new(cargo);
-            command.env("RUSTC", rustc);
-            // aya-ebpf needs one feature (inline assembly for BPF) that is not stable yet.
-            command.env("RUSTC_BOOTSTRAP", "aya_ebpf");
-            command
-        }
-        Compiler::Nightly => {
-            let mut command = Command::new("rustup");
-            command.args(["run", "nightly", "cargo"]);
-            command.env_remove("RUSTC");
-            command
-        }
+    let (Compiler::Debian { rustc, cargo } | Compiler::Nightly { rustc, cargo }) = compiler;
+    // Not `cargo clippy`: cargo looks for that in its own folder first, where another compiler's
+    // may be.
+    let mut command = if subcommand == "clippy" {
+        Command::new(cargo.with_file_name("cargo-clippy"))
+    } else {
+        Command::new(cargo)
     };
-    command.args(["build", "--release", "--locked", "--package", "glb-ebpf", "--target", TARGET]);
-    if *compiler == Compiler::Nightly {
-        command.args(["-Z", "build-std=core"]);
-    }
-    command.arg("--manifest-path").arg(root.join("Cargo.toml"));
-    command.arg("--target-dir").arg(target_dir);
     // Cargo hands its own choices for the host down to build scripts; none of them fits here.
     for variable in [
-        "CARGO_ENCODED_RUSTFLAGS",
         "CARGO_BUILD_TARGET",
         "CARGO_BUILD_RUSTC",
         "RUSTC_WORKSPACE_WRAPPER",
@@ -211,12 +249,16 @@ pub fn build(root: &Path, target_dir: &Path, compiler: &Compiler) -> Result<Path
         "RUSTFLAGS",
         "RUSTUP_TOOLCHAIN",
         "RUSTDOC",
-        "CARGO",
     ] {
         command.env_remove(variable);
     }
+    command.env("RUSTC", rustc).env("CARGO", cargo);
+    if matches!(compiler, Compiler::Debian { .. }) {
+        // aya-ebpf needs one feature (inline assembly for BPF) that is not stable yet.
+        command.env("RUSTC_BOOTSTRAP", "aya_ebpf");
+    }
     let flags = [
-        "--cfg=bpf_target_arch=\"x86_64\"".to_owned(),
+        format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
         // v3: 32-bit registers and jumps, Linux 5.1. Headers lie at odd multiples of two, and
@@ -226,6 +268,23 @@ pub fn build(root: &Path, target_dir: &Path, compiler: &Compiler) -> Result<Path
         format!("-Clinker={}", linker.display()),
     ];
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+    command.args([subcommand, "--release", "--locked", "--package", "glb-ebpf"]);
+    command.args(["--target", TARGET]);
+    if matches!(compiler, Compiler::Nightly { .. }) {
+        command.args(["-Z", "build-std=core"]);
+    }
+    command.arg("--manifest-path").arg(root.join("Cargo.toml"));
+    command.arg("--target-dir").arg(target_dir);
+    Ok(command)
+}
+
+/// Builds the package `glb-ebpf` of the workspace at `root` into `target_dir` and returns the
+/// folder with the objects, one file per program.
+///
+/// # Errors
+/// When a tool is missing, cannot be run, or refuses the source.
+pub fn build(root: &Path, target_dir: &Path, compiler: &Compiler) -> Result<PathBuf, Error> {
+    let mut command = command(root, target_dir, compiler, "build")?;
     let shown = format!("{command:?}");
     let status =
         command.status().map_err(|source| Error::Spawn { command: shown.clone(), source })?;
