@@ -6,6 +6,8 @@ pub mod mapped;
 mod sys;
 pub mod xdp_link;
 
+pub mod next_hop;
+
 /// The director's BPF object, an ELF file.
 pub static DIRECTOR_OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/glb-director-bpf"));

@@ -1,0 +1,310 @@
+//! The kernel's side, by rtnetlink.
+
+use std::{io, net::IpAddr, time::Duration};
+
+use futures::{StreamExt, channel::mpsc::UnboundedReceiver};
+use rtnetlink::{
+    Handle, MulticastGroup,
+    packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
+        neighbour::{
+            NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+        },
+        route::{
+            RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType,
+            RouteVia,
+        },
+    },
+    sys::{AsyncSocket, SocketAddr},
+};
+
+use super::{
+    Unresolved,
+    resolve::{Kernel, Link, Neighbour, Next, Route},
+};
+
+/// An answer that has not come by then will not come.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Receive buffer for events, in bytes; a burst that overflows it costs a full round.
+const EVENT_BUFFER: libc::c_int = 1 << 20;
+
+/// Netlink could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open a netlink route socket: {0}")]
+pub struct OpenError(#[from] io::Error);
+
+/// A connection for questions.
+pub(super) struct Netlink {
+    handle: Handle,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The kernel's refusal, as an errno.
+enum Refused {
+    Errno(io::Error),
+    Other(String),
+}
+
+impl From<Refused> for Unresolved {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Errno(error) => Self::Kernel(error.to_string()),
+            Refused::Other(text) => Self::Kernel(text),
+        }
+    }
+}
+
+impl Netlink {
+    pub(super) fn open() -> Result<Self, OpenError> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        Ok(Self { handle, task: tokio::spawn(connection) })
+    }
+
+    /// Has the kernel resolve a neighbour, or confirm one that it knows.
+    pub(super) async fn ask(&self, interface: u32, address: IpAddr) -> Result<(), Unresolved> {
+        let mut message = neighbour_message(interface, address);
+        // Acts as if a packet had just been sent there (`neigh_event_send`). Not for permanent
+        // entries: it would make them mortal.
+        message.header.flags = NeighbourFlags::Use;
+        let message = RouteNetlinkMessage::NewNeighbour(message);
+        self.request(message, NLM_F_ACK | NLM_F_CREATE).await?;
+        Ok(())
+    }
+
+    async fn request(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<Option<RouteNetlinkMessage>, Refused> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | flags;
+        let mut handle = self.handle.clone();
+        let mut answers =
+            handle.request(request).map_err(|error| Refused::Other(error.to_string()))?;
+        let answer = tokio::time::timeout(PATIENCE, answers.next())
+            .await
+            .map_err(|_| Refused::Other(format!("no answer within {PATIENCE:?}")))?;
+        match answer.map(|message| message.payload) {
+            Some(NetlinkPayload::InnerMessage(message)) => Ok(Some(message)),
+            Some(NetlinkPayload::Error(error)) if error.code.is_some() => {
+                Err(Refused::Errno(error.to_io()))
+            }
+            Some(NetlinkPayload::Overrun(_)) => Err(Refused::Other("overrun".into())),
+            _ => Ok(None),
+        }
+    }
+}
+
+impl Kernel for Netlink {
+    async fn route(&self, to: IpAddr) -> Result<Route, Unresolved> {
+        let (address_family, bits) = match to {
+            IpAddr::V4(_) => (AddressFamily::Inet, 32),
+            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+        };
+        let mut message = RouteMessage::default();
+        message.header = RouteHeader {
+            address_family,
+            destination_prefix_length: bits,
+            ..RouteHeader::default()
+        };
+        message.attributes.push(RouteAttribute::Destination(to.into()));
+        match self.request(RouteNetlinkMessage::GetRoute(message), 0).await {
+            Ok(Some(RouteNetlinkMessage::NewRoute(message))) => read_route(&message),
+            Ok(_) => Err(Unresolved::Kernel("an empty answer to a route request".into())),
+            // "Network unreachable", "no route to host", "permission denied" (prohibit), …
+            Err(Refused::Errno(error)) => Err(Unresolved::NoRoute(error.to_string())),
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
+    async fn link(&self, interface: u32) -> Result<Option<Link>, Unresolved> {
+        let mut message = LinkMessage::default();
+        message.header.index = interface;
+        match self.request(RouteNetlinkMessage::GetLink(message), 0).await {
+            Ok(Some(RouteNetlinkMessage::NewLink(message))) => Ok(Some(read_link(&message))),
+            Err(Refused::Errno(error)) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Ok(_) => Err(Unresolved::Kernel("an empty answer to a link request".into())),
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
+    async fn neighbour(
+        &self,
+        interface: u32,
+        address: IpAddr,
+    ) -> Result<Option<Neighbour>, Unresolved> {
+        let message = neighbour_message(interface, address);
+        match self.request(RouteNetlinkMessage::GetNeighbour(message), 0).await {
+            Ok(Some(RouteNetlinkMessage::NewNeighbour(message))) => {
+                Ok(Some(read_neighbour(&message)))
+            }
+            Ok(_) => Ok(None),
+            Err(Refused::Errno(error)) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(refused) => Err(refused.into()),
+        }
+    }
+}
+
+fn neighbour_message(interface: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    let (family, destination) = match address {
+        IpAddr::V4(address) => (AddressFamily::Inet, NeighbourAddress::Inet(address)),
+        IpAddr::V6(address) => (AddressFamily::Inet6, NeighbourAddress::Inet6(address)),
+    };
+    message.header.family = family;
+    message.header.ifindex = interface;
+    message.header.kind = RouteType::Unspec;
+    message.attributes.push(NeighbourAttribute::Destination(destination));
+    message
+}
+
+fn address(found: &RouteAddress) -> Option<IpAddr> {
+    match found {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
+fn read_route(message: &RouteMessage) -> Result<Route, Unresolved> {
+    match message.header.kind {
+        RouteType::Unicast => {}
+        RouteType::Local => return Err(Unresolved::Local),
+        kind => return Err(Unresolved::NoRoute(format!("its type is {kind:?}"))),
+    }
+    let mut route = Route { interface: 0, gateway: None, source: None, mtu: None };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(interface) => route.interface = *interface,
+            RouteAttribute::Gateway(gateway) => route.gateway = address(gateway),
+            // An IPv4 route by way of an IPv6 neighbour (RFC 5549).
+            RouteAttribute::Via(RouteVia::Inet(gateway)) => route.gateway = Some((*gateway).into()),
+            RouteAttribute::Via(RouteVia::Inet6(gateway)) => {
+                route.gateway = Some((*gateway).into());
+            }
+            RouteAttribute::PrefSource(source) => route.source = address(source),
+            RouteAttribute::Metrics(metrics) => {
+                route.mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    if route.interface == 0 {
+        return Err(Unresolved::NoRoute("it names no interface".into()));
+    }
+    Ok(route)
+}
+
+fn read_link(message: &LinkMessage) -> Link {
+    let needed = LinkFlags::Up | LinkFlags::LowerUp;
+    let mut link = Link { mac: None, up: message.header.flags.contains(needed), mtu: 0 };
+    let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Address(mac) if ethernet => link.mac = mac.as_slice().try_into().ok(),
+            _ => {}
+        }
+    }
+    link
+}
+
+fn read_neighbour(message: &NeighbourMessage) -> Neighbour {
+    use NeighbourState::{Delay, Noarp, Permanent, Probe, Reachable, Stale};
+    let state = message.header.state;
+    let usable = matches!(state, Reachable | Permanent | Noarp | Stale | Delay | Probe);
+    let mac = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(mac) if usable => mac.as_slice().try_into().ok(),
+        _ => None,
+    });
+    // Delay and Probe are on their way to Reachable or Failed by themselves.
+    let settled = matches!(state, Reachable | Permanent | Noarp | Delay | Probe);
+    Neighbour { mac, settled }
+}
+
+/// Something changed.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// About one neighbour.
+    Neighbour(Next),
+    /// About a link, a route, a rule or an address.
+    Other,
+    /// Messages were lost.
+    Overrun,
+}
+
+/// The kernel's announcements.
+pub(super) struct Events {
+    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Events {
+    pub(super) fn open() -> Result<Self, OpenError> {
+        use MulticastGroup as Group;
+        let groups = [
+            Group::Link,
+            Group::Neigh,
+            Group::Ipv4Ifaddr,
+            Group::Ipv4Route,
+            Group::Ipv4Rule,
+            Group::Ipv6Ifaddr,
+            Group::Ipv6Route,
+            Group::Ipv6Rule,
+            Group::Nexthop,
+        ];
+        let (mut connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
+        connection.socket_mut().socket_mut().set_rx_buf_sz(EVENT_BUFFER)?;
+        Ok(Self { messages, task: tokio::spawn(connection) })
+    }
+
+    /// The next event; nothing when netlink is closed.
+    pub(super) async fn next(&mut self) -> Option<Event> {
+        let (message, _) = self.messages.next().await?;
+        Some(match message.payload {
+            NetlinkPayload::Overrun(_) => {
+                tracing::debug!("netlink messages were lost; asking about everything again");
+                Event::Overrun
+            }
+            NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewNeighbour(message)
+                | RouteNetlinkMessage::DelNeighbour(message),
+            ) => read_neighbour_event(&message),
+            _ => Event::Other,
+        })
+    }
+}
+
+fn read_neighbour_event(message: &NeighbourMessage) -> Event {
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+            Some(IpAddr::from(*address))
+        }
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+            Some(IpAddr::from(*address))
+        }
+        _ => None,
+    });
+    match address {
+        Some(address) => Event::Neighbour((message.header.ifindex, address)),
+        None => Event::Other,
+    }
+}
