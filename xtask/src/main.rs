@@ -3,6 +3,8 @@
 //! One file per command below `commands/`; what they share stands beside this file.
 
 mod commands;
+mod debian;
+mod needs;
 mod process;
 
 use std::process::ExitCode;

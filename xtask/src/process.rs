@@ -3,8 +3,12 @@
 use std::{
     env,
     ffi::OsStr,
+    fs::{self, File},
+    io::{self, IsTerminal, Write},
     path::{Path, PathBuf},
     process::Command,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -35,6 +39,61 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
         bail!("`{shown}` failed with {status}");
     }
     Ok(())
+}
+
+/// Runs `command` with its output in a file, and shows how long it has been at it and what it said
+/// last.
+///
+/// # Errors
+/// As [`run`], with the end of the output.
+pub(crate) fn run_with_progress(title: &str, command: &mut Command) -> Result<()> {
+    let shown = shown(command);
+    let log = root().join("target").join("xtask.log");
+    if let Some(folder) = log.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    command.stdout(file.try_clone()?).stderr(file);
+    eprintln!("$ {shown}");
+    let start = Instant::now();
+    let mut child = command.spawn().with_context(|| format!("cannot run `{shown}`"))?;
+    let terminal = io::stderr().is_terminal();
+    let mut next_line = Duration::from_secs(15);
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        let seconds = start.elapsed().as_secs();
+        if terminal {
+            let line = format!("  {title} … {seconds} s  {}", last_line(&log));
+            let line: String = line.chars().take(100).collect();
+            eprint!("\r\x1b[K{line}");
+            io::stderr().flush()?;
+        } else if start.elapsed() > next_line {
+            eprintln!("  {title} … {seconds} s");
+            next_line += Duration::from_secs(15);
+        }
+        thread::sleep(Duration::from_millis(100));
+    };
+    let end = if terminal { "\r\x1b[K" } else { "" };
+    eprintln!("{end}  {title}: {:.1} s", start.elapsed().as_secs_f64());
+    if !status.success() {
+        let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
+        let lines: Vec<_> = text.lines().collect();
+        for line in &lines[lines.len().saturating_sub(30)..] {
+            eprintln!("  | {line}");
+        }
+        bail!("`{shown}` failed with {status} (its whole output: {})", log.display());
+    }
+    Ok(())
+}
+
+/// The last line that is not empty; programs that draw a bar end it by a carriage return.
+fn last_line(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text[text.len().saturating_sub(400)..]).into_owned();
+    let line = text.split(['\n', '\r']).rev().find(|line| !line.trim().is_empty());
+    line.unwrap_or_default().trim().chars().filter(|c| !c.is_control()).collect()
 }
 
 /// `command` as it would be typed into a shell, variables first.

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{commands::setup, process};
+use crate::{commands::setup, needs::Purpose, process};
 
 /// Builds the daemons, with the BPF programs inside them.
 #[derive(clap::Args)]
@@ -10,7 +10,7 @@ pub(crate) struct Arguments {}
 
 /// Runs the command.
 pub(crate) fn run(_arguments: &Arguments) -> Result<()> {
-    setup::ensure()?;
+    setup::ensure(Purpose::Build)?;
     binaries()
 }
 

@@ -2,7 +2,10 @@
 
 use anyhow::{Result, bail};
 
-use crate::commands::{build, setup};
+use crate::{
+    commands::{build, setup},
+    needs::Purpose,
+};
 
 /// Shows a git clone that goes on while the backend that serves it is drained.
 #[derive(clap::Args)]
@@ -17,7 +20,7 @@ pub(crate) struct Arguments {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    setup::ensure()?;
+    setup::ensure(Purpose::Lab)?;
     build::binaries()?;
     bail!(
         "the demo is not built yet (keep: {}, without second chance: {})",

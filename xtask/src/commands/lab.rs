@@ -2,7 +2,10 @@
 
 use anyhow::{Result, bail};
 
-use crate::commands::{build, setup};
+use crate::{
+    commands::{build, setup},
+    needs::Purpose,
+};
 
 /// Brings the demo's lab up or takes it down.
 #[derive(clap::Args)]
@@ -10,7 +13,7 @@ pub(crate) struct Arguments {}
 
 /// Runs the command.
 pub(crate) fn run(_arguments: &Arguments) -> Result<()> {
-    setup::ensure()?;
+    setup::ensure(Purpose::Lab)?;
     build::binaries()?;
     bail!("the lab is not built yet")
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{commands::setup, process};
+use crate::{commands::setup, needs::Purpose, process};
 
 /// Runs every check and test; with a filter only the tests whose name contains it.
 #[derive(clap::Args)]
@@ -14,6 +14,6 @@ pub(crate) struct Arguments {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    setup::ensure()?;
+    setup::ensure(Purpose::Test)?;
     process::run(process::cargo().args(["test", "--locked"]).args(&arguments.filter))
 }

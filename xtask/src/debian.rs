@@ -1,0 +1,184 @@
+//! Installing Debian's packages without starting the services that come with some of them.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+use crate::{needs, process};
+
+/// Whether this is Debian itself: its relatives have other packages.
+pub(crate) fn is_here() -> bool {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    release.lines().any(|line| line == "ID=debian") && needs::find("apt-get").is_some()
+}
+
+/// Whether this process may install packages.
+pub(crate) fn may_install() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Whether Debian's sources, as they are on this machine, have a package.
+pub(crate) fn has(package: &str) -> bool {
+    let output = Command::new("apt-cache").args(["policy", package]).output();
+    output.is_ok_and(|output| {
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.lines()
+            .any(|line| line.trim_start().starts_with("Candidate: ") && !line.contains("(none)"))
+    })
+}
+
+/// The command that installs `packages`, as it is typed.
+pub(crate) fn install_command(packages: &[&str]) -> String {
+    format!("apt-get update && {}", process::shown(&install(packages)))
+}
+
+fn install(packages: &[&str]) -> Command {
+    let mut command = apt_get();
+    command.args(["install", "--yes", "--no-install-recommends"]).args(packages);
+    command
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    // Another apt on the machine (unattended upgrades) is waited for.
+    command.args(["-o", "DPkg::Lock::Timeout=300"]);
+    command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+    command
+}
+
+/// Fetches the lists of packages.
+///
+/// # Errors
+/// When apt-get fails.
+pub(crate) fn update() -> Result<()> {
+    process::run_with_progress("reading Debian's lists of packages", apt_get().arg("update"))
+}
+
+/// Installs `packages` in one call; services that come with them are neither started now nor at
+/// the next start of the machine, for nginx would take port 80 of the host.
+///
+/// # Errors
+/// When apt-get fails.
+pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
+    let had: Vec<_> =
+        SERVICES.iter().filter(|service| needs::find(service.program).is_some()).collect();
+    let no_services = NoServices::begin(Path::new("/usr/sbin/policy-rc.d"))
+        .context("cannot keep services from being started (/usr/sbin/policy-rc.d)")?;
+    let title = format!("installing {} packages of Debian", packages.len());
+    let result = process::run_with_progress(&title, &mut install(packages));
+    drop(no_services);
+    result?;
+    for service in SERVICES {
+        let new = !had.iter().any(|other| other.program == service.program);
+        if new && needs::find(service.program).is_some() && needs::find("systemctl").is_some() {
+            let mut disable = Command::new("systemctl");
+            disable.args(["--quiet", "disable"]).args(service.units);
+            process::run_with_progress(
+                "leaving the services that came along switched off",
+                &mut disable,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+struct Service {
+    program: &'static str,
+    units: &'static [&'static str],
+}
+
+const SERVICES: [Service; 3] = [
+    Service { program: "nginx", units: &["nginx.service"] },
+    Service { program: "bird", units: &["bird.service"] },
+    Service { program: "fcgiwrap", units: &["fcgiwrap.service", "fcgiwrap.socket"] },
+];
+
+/// While it lives, package scripts start no service (policy-rc.d says no); a policy that was there
+/// before is put back.
+struct NoServices {
+    policy: PathBuf,
+    saved: PathBuf,
+}
+
+const MARK: &str = "# Written by xtask setup for the time of an installation.";
+
+impl NoServices {
+    fn begin(policy: &Path) -> io::Result<Self> {
+        let guard =
+            Self { policy: policy.to_owned(), saved: policy.with_extension("d.before-xtask") };
+        // An interrupted run (power, SIGKILL) may have left ours behind.
+        if fs::read_to_string(policy).is_ok_and(|text| text.contains(MARK)) {
+            guard.end()?;
+        }
+        if policy.exists() {
+            fs::rename(policy, &guard.saved)?;
+        }
+        outlive_interrupts();
+        fs::write(policy, format!("#!/bin/sh\n{MARK}\nexit 101\n"))?;
+        fs::set_permissions(policy, fs::Permissions::from_mode(0o755))?;
+        Ok(guard)
+    }
+
+    fn end(&self) -> io::Result<()> {
+        if self.saved.exists() {
+            fs::rename(&self.saved, &self.policy)
+        } else if self.policy.exists() {
+            fs::remove_file(&self.policy)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            eprintln!("warning: {} could not be put back: {error}", self.policy.display());
+        }
+    }
+}
+
+/// Ctrl-C ends apt-get, and with it the installation; this process lives on to clean up.
+fn outlive_interrupts() {
+    extern "C" fn nothing(_signal: i32) {}
+    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the handler does nothing, so it is safe in a signal's context; children get the
+        // default action back by exec.
+        if let Err(error) = unsafe { sigaction(signal, &action) } {
+            eprintln!("warning: {signal} will not be caught: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_was_there_is_put_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let policy = folder.path().join("policy-rc.d");
+        fs::write(&policy, "mine").unwrap();
+        let guard = NoServices::begin(&policy).unwrap();
+        assert!(fs::read_to_string(&policy).unwrap().contains("exit 101"));
+        drop(guard);
+        assert_eq!(fs::read_to_string(&policy).unwrap(), "mine");
+    }
+
+    #[test]
+    fn nothing_is_left_where_nothing_was_even_after_a_run_that_was_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let policy = folder.path().join("policy-rc.d");
+        std::mem::forget(NoServices::begin(&policy).unwrap());
+        assert!(policy.exists());
+        drop(NoServices::begin(&policy).unwrap());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}
