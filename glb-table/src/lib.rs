@@ -1,1 +1,28 @@
-//! x
+//! The forwarding table: files, the model that they mean, and the rows that follow from it.
+//!
+//! One table's way is a straight line: file → [`doc`] (what is written) → [`model`] (what is meant)
+//! → [`rank`] → [`rows`]. Nothing here touches the network or the kernel.
+
+mod check;
+mod doc;
+mod fields;
+mod key;
+mod model;
+mod problem;
+mod rank;
+mod read;
+mod rows;
+mod siphash;
+pub mod weight;
+
+pub use doc::Form;
+pub use fields::hash_field_names;
+pub use glb_common::hash::HashFields;
+pub use key::Key;
+pub use model::{
+    Backend, Bind, MAX_BACKENDS, MAX_BINDS, MAX_FILE, MAX_HOPS, MAX_NAME, MAX_TABLES, Order, Proto,
+    ROWS, State, Table, TableSet, load, parse_bytes,
+};
+pub use problem::{LoadError, Problem, render};
+pub use rank::Ranks;
+pub use rows::Rows;

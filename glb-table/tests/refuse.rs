@@ -1,0 +1,232 @@
+//! Every bad input is refused, with its place.
+#![expect(clippy::unwrap_used, reason = "the tests' own texts")]
+
+mod common;
+
+use common::{load_json, load_toml};
+use glb_table::{LoadError, Problem};
+use serde_json::{Map, Value};
+
+const GOOD: &str = r#"
+[[tables]]
+name = "web"
+hash_key = "12345678901234561234567890123456"
+seed = "34567890123456783456789012345678"
+
+[[tables.binds]]
+ip = "203.0.113.10"
+proto = "tcp"
+port = 80
+
+[[tables.backends]]
+ip = "10.0.0.1"
+state = "active"
+healthy = true
+
+[[tables.backends]]
+ip = "10.0.0.2"
+state = "active"
+healthy = true
+"#;
+
+/// The odd inputs that were tried on GLB's tool.
+#[test]
+fn odd_inputs_follow_the_recommendation_in_both_forms() {
+    let odd: Value = serde_json::from_str(include_str!("data/cli_inputs.json")).unwrap();
+    let cases = odd["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 43);
+    for case in cases {
+        let name = case["name"].as_str().unwrap();
+        let accept = case["recommended"] == "accept";
+        let json = load_json(&case["input"]);
+        assert_eq!(json.is_ok(), accept, "{name} as JSON: {json:?}");
+        let mut input = case["input"].clone();
+        let has_null = input.to_string().contains("null");
+        if let Some(tables) = input["tables"].as_array_mut() {
+            for (index, table) in tables.iter_mut().enumerate() {
+                table["name"] = format!("table{index}").into();
+            }
+        }
+        if !has_null {
+            let toml = load_toml(&toml::to_string(&input).unwrap());
+            assert_eq!(toml.is_ok(), accept, "{name} as TOML: {toml:?}");
+        }
+        for problem in json.as_ref().err().map_or(&[][..], LoadError::problems) {
+            assert!(problem.line >= 1 && problem.column >= 1, "{name}");
+            assert!(!problem.help.is_empty() && !problem.found.is_empty(), "{name}");
+        }
+    }
+}
+
+fn problems(text: &str) -> Vec<Problem> {
+    load_toml(text).map(|_| ()).unwrap_err().problems().to_vec()
+}
+
+/// Exactly one problem, with this place and these words in its message, what was found, and help.
+fn one(text: &str, line: usize, column: usize, message: &str, found: &str, help: &str) {
+    let all = problems(text);
+    let [problem] = &all[..] else { panic!("not one problem: {all:#?}") };
+    assert_eq!((problem.line, problem.column), (line, column), "{problem:?}");
+    assert!(problem.message.contains(message), "{problem:?}");
+    assert!(problem.found.contains(found), "{problem:?}");
+    assert!(problem.help.contains(help), "{problem:?}");
+    assert_eq!(problem.snippet, text.lines().nth(line - 1).unwrap(), "{problem:?}");
+}
+
+#[test]
+fn the_good_file_is_good() {
+    let set = load_toml(GOOD).unwrap();
+    assert_eq!(set.tables[0].backends.len(), 2);
+    assert!(set.warnings.is_empty());
+}
+
+#[test]
+fn a_wrong_value_is_named_with_line_column_and_fix() {
+    one(&GOOD.replace("port = 80", "port = 80000"), 10, 8, "`port` must be", "80000", "1 to 65535");
+    one(
+        &GOOD.replace("port = 80", "prot = 80\nport = 80"),
+        10,
+        1,
+        "unknown key `prot`",
+        "not known",
+        "`port`",
+    );
+    one(
+        &GOOD.replacen("active", "activ", 1),
+        14,
+        9,
+        "unknown `state` \"activ\"",
+        "not a known",
+        "did you mean \"active\"",
+    );
+    one(&GOOD.replacen("true", "1", 1), 15, 11, "`healthy`", "a whole number", "healthy = true");
+    one(
+        &GOOD.replace("10.0.0.2", "10.0.0.1"),
+        18,
+        6,
+        "10.0.0.1 stands twice",
+        "second",
+        "backend number 1",
+    );
+    one(
+        &GOOD.replace("203.0.113.10", "203.0.113.10/24"),
+        8,
+        6,
+        "bits set",
+        "host bits",
+        "203.0.113.0/24",
+    );
+    one(
+        &GOOD.replace("10.0.0.2", "2001:db8::2"),
+        18,
+        6,
+        "IPv4 and IPv6",
+        "2001:db8::2",
+        "two tables",
+    );
+    one(
+        &GOOD.replacen("healthy = true", "healthy = true\nweight = 0", 1),
+        16,
+        10,
+        "`weight`",
+        "0 is out",
+        "inactive",
+    );
+    one(
+        &GOOD.replacen("healthy = true", "healthy = true\nzone = \"a\"", 1),
+        13,
+        6,
+        "zone",
+        "three hops",
+        "hops = 3",
+    );
+}
+
+#[test]
+fn keys_are_never_shown() {
+    let bad = GOOD.replace("3456789012345678345678901234567", "345678901234567834567890123456x");
+    let error = load_toml(&bad).unwrap_err();
+    for text in [error.to_string(), format!("{error:?}"), error.render(false)] {
+        assert!(text.contains("is not a key"), "{text}");
+        assert!(!text.contains("345678"), "{text}");
+    }
+    // A file that does not parse at all, in one line.
+    let error = load_json(&Value::String("x".into())).unwrap_err();
+    assert!(error.to_string().contains("must be a table of keys"));
+    let text = format!("{{ \"tables\": [ {{ \"hash_key\": \"{}\", ] }}", "ab".repeat(16));
+    let error = glb_table::parse_bytes("t.json".as_ref(), glb_table::Form::Json, text.as_bytes())
+        .unwrap_err();
+    assert!(!error.render(false).contains("abab"), "{}", error.render(false));
+}
+
+#[test]
+fn all_errors_come_in_one_run_and_in_order() {
+    let text = GOOD
+        .replace("port = 80", "port = 0")
+        .replacen("active", "up", 1)
+        .replace("10.0.0.2", "10.0.0.256")
+        .replace("12345678901234561234567890123456", "1234")
+        .replace("name = \"web\"", "name = \"web\"\nhops = 9");
+    let lines: Vec<usize> = problems(&text).iter().map(|problem| problem.line).collect();
+    assert_eq!(lines, [4, 5, 11, 15, 19]);
+    // Mistakes of form do not hide the others, nor each other.
+    let text = GOOD
+        .replace("port = 80", "port = = 80")
+        .replacen("\"active\"", "active", 1)
+        .replace("10.0.0.2", "x");
+    let lines: Vec<usize> = problems(&text).iter().map(|problem| problem.line).collect();
+    assert!(lines.contains(&10) && lines.contains(&14) && lines.contains(&18), "{lines:?}");
+}
+
+#[test]
+fn overlapping_binds_name_both_tables() {
+    let second = GOOD.replace("\"web\"", "\"git\"");
+    let both = format!("{GOOD}{second}");
+    let all = problems(&both);
+    assert_eq!(all.len(), 1, "{all:?}");
+    assert!(all[0].message.contains("\"git\"") && all[0].message.contains("\"web\""), "{}", all[0]);
+    assert_eq!(all[0].line, 27);
+    let range = second.replace("port = 80", "port_start = 1\nport_end = 65535");
+    assert_eq!(problems(&format!("{GOOD}{range}")).len(), 1);
+    let above = second.replace("port = 80", "port_start = 81\nport_end = 65535");
+    assert!(load_toml(&format!("{GOOD}{above}")).is_ok());
+    let udp = second.replace("\"tcp\"", "\"udp\"");
+    assert!(load_toml(&format!("{GOOD}{udp}")).is_ok());
+    // A longer prefix within another is chosen first: allowed, but said.
+    let net = second.replace("203.0.113.10", "203.0.113.0/24");
+    let set = load_toml(&format!("{GOOD}{net}")).unwrap();
+    assert_eq!(set.warnings.len(), 1);
+    assert!(set.warnings[0].message.contains("lies within"), "{}", set.warnings[0]);
+}
+
+#[test]
+fn a_key_given_twice_is_an_error_in_both_forms() {
+    assert!(!problems(&GOOD.replace("port = 80", "port = 80\nport = 81")).is_empty());
+    let text = r#"{"tables": [], "tables": []}"#;
+    let error = glb_table::parse_bytes("t.json".as_ref(), glb_table::Form::Json, text.as_bytes())
+        .unwrap_err();
+    assert!(error.to_string().contains("`tables` is given twice"), "{error}");
+}
+
+#[test]
+fn limits_are_checked() {
+    let backends: Vec<Value> = (0..65_536_u32)
+        .map(|n| {
+            let ip = std::net::Ipv4Addr::from(0x0a00_0001 + n);
+            Value::Object(Map::from_iter([
+                ("ip".into(), ip.to_string().into()),
+                ("state".into(), "active".into()),
+            ]))
+        })
+        .collect();
+    let mut input: Value = serde_json::from_str(
+        r#"{"tables":[{"hash_key":"12345678901234561234567890123456","seed":"34567890123456783456789012345678",
+        "binds":[{"ip":"1.1.1.1","proto":"tcp","port":80}]}]}"#,
+    )
+    .unwrap();
+    input["tables"][0]["backends"] = backends.into();
+    let error = load_json(&input).unwrap_err().to_string();
+    assert!(error.contains("too many backends"), "{error}");
+    input["tables"][0]["backends"].as_array_mut().unwrap().pop();
+    assert!(load_json(&input).is_ok());
+}
