@@ -1,9 +1,15 @@
 //! The services of a lab without a load balancer between: plain routes to one backend.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
-use glb_lab::{Family, Lab, Node, Plan, WebServer, client, command, http, kernel, repository, vip};
+use glb_lab::{
+    Family, GitClone, Lab, Node, Plan, Requests, WebServer, client, command, http, interrupt,
+    kernel, repository, vip,
+};
 
 #[test]
 fn a_page_and_a_clone_over_plain_routes() -> Result<()> {
@@ -45,5 +51,38 @@ fn the_repository_is_the_same_every_time() -> Result<()> {
     command::run(repository::in_repository(&a).args(["fsck", "--full"]))?;
     let size = command::output(repository::in_repository(&a).args(["count-objects", "-vH"]))?;
     ensure!(size.contains("size-pack: 2.00 MiB"), "{size}");
+    Ok(())
+}
+
+#[test]
+fn a_clone_is_watched_while_others_ask() -> Result<()> {
+    let lab = Lab::up(Plan { client_mbit: Some(52), ..Plan::new("glb-t-watched") })?;
+    let head = repository::create(&lab.scratch().join("big.git"), 20)?;
+    let backend = Node::Backend(1);
+    lab.route_vips_to(&[backend])?;
+    lab.add_vips(backend)?;
+    let _server = WebServer::start(&lab, backend, lab.scratch())?;
+    let begun = Instant::now();
+    let requests = Requests::start(&lab, Family::V4, 4, Duration::from_millis(20))?;
+    let mut clone = GitClone::start(&lab, Family::V4, "big.git", "copy")?;
+    let mut seen = Vec::new();
+    let (status, time) = interrupt::wait("the clone", Duration::from_secs(30), || {
+        seen.push((clone.percent()?, clone.served_by(&lab)?));
+        clone.finished()
+    })?;
+    ensure!(status.success(), "{:?}", clone.complaints()?);
+    ensure!(repository::head(clone.target())? == head);
+    let percents = seen.iter().map(|(percent, _)| *percent);
+    ensure!(percents.clone().is_sorted() && percents.clone().any(|p| (20..80).contains(&p)));
+    let middle = seen.iter().find(|(percent, _)| *percent >= 50);
+    ensure!(middle.is_some_and(|(_, by)| by.len() == 1 && by[0].0 == backend), "{middle:?}");
+    let (answers, errors) = requests.between(begun, Instant::now());
+    ensure!(errors.is_empty(), "{errors:?}");
+    let answered = answers.get("backend1").copied().unwrap_or(0);
+    ensure!(answered > 10 && answers.len() == 1, "{answers:?}");
+    println!("{time:.2?} {answered} requests");
+    for node in [Node::Client, backend] {
+        println!("{node} sent again {}", kernel::tcp_counter(lab.netns(node)?, "RetransSegs")?);
+    }
     Ok(())
 }

@@ -6,21 +6,36 @@
 //! Ctrl-C too, and what a killed lab left is removed when one of the same name comes up.
 
 pub mod command;
+mod daemons;
+pub mod demo;
+mod fleet;
+mod git_clone;
 mod guard;
 pub mod http;
 pub mod interrupt;
 pub mod kernel;
 pub mod link;
+mod moved;
 mod netns;
 mod plan;
 mod process;
 pub mod repository;
+mod requests;
 mod services;
+mod table;
 mod topology;
 
+pub use daemons::{
+    BackendCounters, Count, Daemon, DirectorCounters, Program, RedirectCounters, TableCounters,
+    director_config, files_below,
+};
+pub use fleet::Fleet;
+pub use git_clone::GitClone;
 pub use guard::Lock;
 pub use netns::Netns;
 pub use plan::{Family, Node, Plan, client, vip};
 pub use process::Process;
+pub use requests::{Request, Requests};
 pub use services::WebServer;
+pub use table::{State, TableFile};
 pub use topology::{INTERFACE, Lab, down};

@@ -1,0 +1,150 @@
+//! The demo: a long `git clone` goes on while the backend that serves it is drained, then removed.
+//!
+//! Without second chance the same drain breaks the clone, and that is then what must happen.
+
+mod report;
+mod screen;
+mod story;
+
+use std::{fmt::Write as _, time::Duration};
+
+use anyhow::Result;
+
+pub use self::report::Check;
+use self::{screen::Screen, story::Story};
+use crate::{
+    daemons::Program,
+    fleet::Fleet,
+    interrupt,
+    plan::{Family, Node, Plan, vip},
+};
+
+/// What the demo is to be like.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The lab's name.
+    pub name: String,
+    /// IPv4 or IPv6 between clients and VIP.
+    pub family: Family,
+    /// Size of the repository that is cloned.
+    pub megabytes: usize,
+    /// Speed of the link to the clients; with the size it makes the clone's duration.
+    pub mbit: u32,
+    /// Whether backends send on what is not theirs. Without it the clone must break.
+    pub second_chance: bool,
+    /// Leave the lab up at the end, and say how to look around in it.
+    pub keep: bool,
+}
+
+impl Default for Options {
+    /// A clone of about 20 seconds over IPv4, from the lab `glb-demo`.
+    fn default() -> Self {
+        Self {
+            name: "glb-demo".to_owned(),
+            family: Family::V4,
+            megabytes: 120,
+            mbit: 52,
+            second_chance: true,
+            keep: false,
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Everything that had to hold.
+    pub checks: Vec<Check>,
+}
+
+impl Outcome {
+    /// Whether everything held.
+    #[must_use]
+    pub fn held(&self) -> bool {
+        self.checks.iter().all(|check| check.held)
+    }
+
+    /// The checks that did not hold, one per line.
+    #[must_use]
+    pub fn failures(&self) -> String {
+        let failed = self.checks.iter().filter(|check| !check.held);
+        failed.map(|check| format!("{check}\n")).collect()
+    }
+}
+
+/// Runs the demo, telling its story on stdout.
+///
+/// # Errors
+/// When the lab or a part of it does not work at all, and on Ctrl-C. A promise that is not kept is
+/// no error but a check of the outcome that did not hold.
+pub fn run(options: &Options) -> Result<Outcome> {
+    interrupt::install()?;
+    let mut screen = Screen::new();
+    let plan = Plan { client_mbit: Some(options.mbit), ..Plan::new(&options.name) };
+    let fleet = Fleet::up(plan, options.megabytes, options.second_chance)?;
+    screen.say(&format!(
+        "The lab is up: client, router, director1, {} backends with nginx and git, as network \
+         namespaces {}-*.",
+        fleet.serving(),
+        options.name
+    ));
+    let mut story = Story::begin(fleet, options, screen)?;
+    story.clone_and_drain()?;
+    if options.second_chance {
+        story.verify_and_remove()?;
+    }
+    let (fleet, outcome, mut screen) = story.end()?;
+    if options.keep {
+        fleet.lab.keep();
+        screen.print(&look_around(&fleet)?);
+    }
+    Ok(outcome)
+}
+
+/// How to look around in a lab that stays.
+///
+/// # Errors
+/// When a daemon's program is not there.
+pub fn look_around(fleet: &Fleet) -> Result<String> {
+    let name = &fleet.lab.plan().name;
+    let run = fleet.lab.run_folder().display();
+    let enter = |node: Node| format!("sudo nsenter --net=/run/netns/{name}-{node}");
+    let (backend, director) = (Node::Backend(1), Node::Director(1));
+    let id = fleet.directors.first().and_then(crate::daemons::Daemon::id).unwrap_or_default();
+    let mut text = format!("The lab {name} stays up. Look around in it:\n");
+    for (what, command) in [
+        ("its machines", format!("ip netns list | grep ^{name}-")),
+        ("logs and configurations", format!("ls {run} {run}/log")),
+        (
+            "a request",
+            format!("{} git ls-remote http://{}/git/big.git", enter(Node::Client), vip(Family::V4)),
+        ),
+        ("connections of a backend", format!("{} ss -tn", enter(backend))),
+        (
+            "the director's counters",
+            format!(
+                "{} {} counters --config {run}/{director}/{}.toml",
+                enter(director),
+                Program::Director.path()?.display(),
+                Program::Director.name()
+            ),
+        ),
+        (
+            "a backend's counters",
+            format!(
+                "{} {} counters --config {run}/{backend}/{}.toml",
+                enter(backend),
+                Program::Redirect.path()?.display(),
+                Program::Redirect.name()
+            ),
+        ),
+        ("another table", format!("edit {run}/{director}/table.toml, then kill -HUP {}", id)),
+        ("remove it all", format!("./x lab down --name {name}")),
+    ] {
+        writeln!(text, "  {what:<24}  {command}")?;
+    }
+    Ok(text)
+}
+
+/// How long requests go on after the last change.
+const AFTERWARDS: Duration = Duration::from_secs(3);

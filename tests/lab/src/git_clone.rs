@@ -1,0 +1,123 @@
+//! A `git clone` through the load balancer, watched while it runs.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+use crate::{
+    kernel::{self, ESTABLISHED},
+    plan::{Family, Node, client, vip},
+    process::Process,
+    repository,
+    topology::Lab,
+};
+
+/// Seconds without a byte after which the clone gives up.
+const STALL_LIMIT: u32 = 10;
+
+/// A running or finished clone. It comes from client address 0, which nothing else uses.
+#[derive(Debug)]
+pub struct GitClone {
+    process: Process,
+    family: Family,
+    url: String,
+    target: PathBuf,
+    started: Instant,
+    finished: Option<(ExitStatus, Duration)>,
+}
+
+impl GitClone {
+    /// Starts `git clone http://VIP/git/NAME` into `lab.scratch()/target`.
+    ///
+    /// # Errors
+    /// When git cannot be started.
+    pub fn start(lab: &Lab, family: Family, name: &str, target: &str) -> Result<Self> {
+        let url = format!("http://{}/git/{name}", SocketAddr::new(vip(family), 80))
+            .replacen(":80/", "/", 1);
+        let target = lab.scratch().join(target);
+        let mut command = repository::isolated(lab.netns(Node::Client)?.command("git"));
+        command.args(["-c", "http.lowSpeedLimit=1", "-c"]);
+        command.arg(format!("http.lowSpeedTime={STALL_LIMIT}"));
+        command.args(["clone", "--progress", &url]).arg(&target);
+        let process = lab.spawn(Node::Client, "git-clone", &mut command)?;
+        Ok(Self { process, family, url, target, started: Instant::now(), finished: None })
+    }
+
+    /// What is cloned.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Where it is cloned to.
+    #[must_use]
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// The address that it comes from.
+    #[must_use]
+    pub const fn address(&self) -> IpAddr {
+        client(self.family, 0)
+    }
+
+    /// How far the transfer is, 0 to 100.
+    ///
+    /// # Errors
+    /// When git's output cannot be read.
+    pub fn percent(&self) -> Result<u8> {
+        let log = self.process.log()?;
+        let found = log.rsplit(['\r', '\n']).find_map(|line| {
+            let (percent, _) = line.strip_prefix("Receiving objects:")?.split_once('%')?;
+            percent.trim().parse().ok()
+        });
+        Ok(found.unwrap_or(0))
+    }
+
+    /// How and after what time it ended, if it has.
+    ///
+    /// # Errors
+    /// When the kernel cannot say.
+    pub fn finished(&mut self) -> Result<Option<(ExitStatus, Duration)>> {
+        if self.finished.is_none()
+            && let Some(status) = self.process.ended()?
+        {
+            self.finished = Some((status, self.started.elapsed()));
+        }
+        Ok(self.finished)
+    }
+
+    /// What git complained about.
+    ///
+    /// # Errors
+    /// When git's output cannot be read.
+    pub fn complaints(&self) -> Result<Vec<String>> {
+        let log = self.process.log()?;
+        let lines = log.split(['\r', '\n']).map(str::trim);
+        let bad = |line: &&str| line.starts_with("error:") || line.starts_with("fatal:");
+        Ok(lines.filter(bad).map(str::to_owned).collect())
+    }
+
+    /// The backends that hold a connection of this clone, with the clone's port.
+    ///
+    /// # Errors
+    /// When a kernel's table cannot be read.
+    pub fn served_by(&self, lab: &Lab) -> Result<Vec<(Node, u16)>> {
+        let mut found = Vec::new();
+        for node in lab.plan().backend_nodes() {
+            let sockets = kernel::tcp_sockets(lab.netns(node)?)?;
+            let ours = sockets.iter().filter(|socket| {
+                socket.state == ESTABLISHED
+                    && socket.local.ip() == vip(self.family)
+                    && socket.remote.ip() == self.address()
+            });
+            found.extend(ours.map(|socket| (node, socket.remote.port())));
+        }
+        Ok(found)
+    }
+}
