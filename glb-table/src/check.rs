@@ -135,18 +135,7 @@ fn options(reader: &mut Reader, table: &Table, place: &TablePlaces) {
         let message = format!("order = \"glb\" with {} hops", table.hops);
         reader.error(span, message, "GLB's rows have two hops", "remove `hops` or `order`");
     }
-    if table.hops < 3
-        && let Some((backend, span)) =
-            table.backends.iter().zip(&place.backends).find(|(backend, _)| !backend.zone.is_empty())
-    {
-        let message = format!(
-            "backend {} has a zone, and table \"{}\" two hops",
-            backend.address, table.name
-        );
-        let help =
-            "with zones the last hop is of another zone: set hops = 3 or 4, or remove the zones";
-        reader.error(span, message, "zones need three hops or more", help);
-    }
+    zones(reader, table, place);
     let same = [
         ("alt_hash_key", "hash_key", table.alt_hash_key == Some(table.hash_key)),
         ("alt_seed", "seed", table.alt_seed == Some(table.seed)),
@@ -160,6 +149,35 @@ fn options(reader: &mut Reader, table: &Table, place: &TablePlaces) {
             );
             reader.error(span, message, "it adds nothing", help);
         }
+    }
+}
+
+fn zones(reader: &mut Reader, table: &Table, place: &TablePlaces) {
+    let with =
+        table.backends.iter().zip(&place.backends).find(|(backend, _)| !backend.zone.is_empty());
+    let Some((backend, span)) = with else { return };
+    if table.hops < 3 {
+        let message = format!(
+            "backend {} has a zone, and table \"{}\" two hops",
+            backend.address, table.name
+        );
+        let help =
+            "with zones the last hop is of another zone: set hops = 3 or 4, or remove the zones";
+        reader.error(span, message, "zones need three hops or more", help);
+    }
+    let without =
+        table.backends.iter().zip(&place.backends).find(|(backend, _)| backend.zone.is_empty());
+    if let Some((lacks, span)) = without {
+        let message = format!(
+            "backend {} of table \"{}\" has no zone, and {} has one",
+            lacks.address, table.name, backend.address
+        );
+        reader.error(
+            span,
+            message,
+            "`zone` is not given",
+            "give every backend of a table its zone, or none",
+        );
     }
 }
 
@@ -184,6 +202,7 @@ fn binds(reader: &mut Reader, set: &TableSet, places: &Places) {
             claims.entry((bind.proto, bind.prefix)).or_default().push(claim);
         }
     }
+    let mut overlaps = false;
     for claims in claims.values_mut() {
         claims.sort_by_key(|claim| (*claim.bind.ports.start(), claim.span.start));
         // The earlier bind that reaches furthest is the one that a later one can run into.
@@ -214,11 +233,15 @@ fn binds(reader: &mut Reader, set: &TableSet, places: &Places) {
                     )
                 };
                 reader.error(second.span, message, "the second one", help);
+                overlaps = true;
             }
             if furthest.is_none_or(|other| other.bind.ports.end() < claim.bind.ports.end()) {
                 furthest = Some(claim);
             }
         }
+    }
+    if overlaps {
+        return;
     }
     for ((proto, prefix), inner) in &claims {
         let mut wider = *prefix;
@@ -230,24 +253,20 @@ fn binds(reader: &mut Reader, set: &TableSet, places: &Places) {
     }
 }
 
+/// Both lists are sorted by port, and no two of a list share one.
 fn nested(reader: &mut Reader, inner: &[Claim<'_>], outer: &[Claim<'_>]) {
     for claim in inner {
-        let over = outer.iter().find(|over| {
-            over.table != claim.table
-                && over.bind.ports.start() <= claim.bind.ports.end()
-                && claim.bind.ports.start() <= over.bind.ports.end()
-        });
-        if let Some(over) = over {
+        let first = outer.partition_point(|over| over.bind.ports.end() < claim.bind.ports.start());
+        let shared = outer[first..]
+            .iter()
+            .take_while(|over| over.bind.ports.start() <= claim.bind.ports.end());
+        if let Some(over) = shared.into_iter().find(|over| over.table != claim.table) {
             let message = format!(
                 "bind {} of table \"{}\" lies within bind {} of table \"{}\"",
                 claim.bind, claim.table, over.bind, over.table
             );
-            reader.warn(
-                claim.span,
-                message,
-                "the longer prefix is chosen first",
-                "nothing to do if this is meant",
-            );
+            let help = "nothing to do if this is meant";
+            reader.warn(claim.span, message, "the longer prefix is chosen first", help);
         }
     }
 }

@@ -5,7 +5,10 @@
 
 mod check;
 mod doc;
+pub mod edit;
 mod fields;
+mod form;
+pub mod glbd;
 mod key;
 mod model;
 mod problem;
@@ -14,9 +17,11 @@ mod read;
 mod rows;
 mod siphash;
 pub mod weight;
+pub mod write;
 
 pub use doc::Form;
 pub use fields::hash_field_names;
+pub use form::WriteError;
 pub use glb_common::hash::HashFields;
 pub use key::Key;
 pub use model::{

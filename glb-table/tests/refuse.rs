@@ -133,7 +133,7 @@ fn a_wrong_value_is_named_with_line_column_and_fix() {
         "inactive",
     );
     one(
-        &GOOD.replacen("healthy = true", "healthy = true\nzone = \"a\"", 1),
+        &GOOD.replace("healthy = true", "healthy = true\nzone = \"a\""),
         13,
         6,
         "zone",

@@ -1,5 +1,7 @@
 //! Strict JSON into [`Node`]s.
 
+use std::collections::HashSet;
+
 use jsonc_parser::{
     CollectOptions, ParseOptions,
     ast::{ObjectPropName, Value as Json},
@@ -65,13 +67,14 @@ fn node(value: Json<'_>, findings: &mut Vec<Finding>) -> Node {
         }
         Json::Object(object) => {
             let mut entries: Vec<Entry> = Vec::with_capacity(object.properties.len());
+            let mut seen = HashSet::new();
             for property in object.properties {
                 let key_span = property.name.start()..property.name.end();
                 let key = match property.name {
                     ObjectPropName::String(name) => name.value.into_owned(),
                     ObjectPropName::Word(name) => name.value.to_owned(),
                 };
-                if entries.iter().any(|entry| entry.key == key) {
+                if !seen.insert(key.clone()) {
                     let message = format!("`{key}` is given twice");
                     findings.push(Finding::new(
                         &key_span,

@@ -1,0 +1,27 @@
+//! Any bytes as a JSON table: never a panic; each problem has its place; what is taken comes back.
+#![no_main]
+
+use std::path::Path;
+
+use glb_table::{Form, parse_bytes};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    match parse_bytes(Path::new("t.json"), Form::Json, bytes) {
+        Ok(set) => {
+            if let Ok(text) = set.to_text(Form::Toml) {
+                let again = parse_bytes(Path::new("t.toml"), Form::Toml, text.as_bytes()).expect("what is written is valid");
+                assert_eq!(set.tables, again.tables);
+            }
+            let text = set.to_text(Form::Json).expect("JSON holds every set");
+            let again = parse_bytes(Path::new("t.json"), Form::Json, text.as_bytes()).expect("what is written is valid");
+            assert_eq!(set.tables, again.tables);
+        }
+        Err(error) => {
+            let _ = error.render(false);
+            for problem in error.problems() {
+                assert!(problem.line > 0 && problem.column > 0 && !problem.help.is_empty());
+            }
+        }
+    }
+});
