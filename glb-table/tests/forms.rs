@@ -1,6 +1,4 @@
 //! Tables in and out of their three forms.
-#![expect(clippy::unwrap_used, reason = "the tests' own texts and vectors")]
-
 mod common;
 
 use std::{net::IpAddr, path::Path};
