@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Seek, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -113,26 +114,36 @@ pub(crate) fn remove(folder: &Path) -> Result<()> {
 
 /// A lock that ends with this process at the latest.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held, never read")] Flock<File>);
+pub struct Lock {
+    _file: Flock<File>,
+    /// Of a lock on a lab's name: the file goes with the lock.
+    path: Option<PathBuf>,
+}
 
 impl Lock {
     /// Takes the lock on a lab's name.
     pub(crate) fn name(name: &str) -> Result<Self> {
-        let mut file = open(&format!("{name}.lock"))?;
-        let mut owner = String::new();
-        file.read_to_string(&mut owner)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(mut lock) => {
-                lock.set_len(0)?;
-                lock.rewind()?;
-                write!(lock, "{}", std::process::id())?;
-                Ok(Self(lock))
+        loop {
+            let (mut file, path) = open(&format!("{name}.lock"))?;
+            let mut owner = String::new();
+            file.read_to_string(&mut owner)?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(mut file) => {
+                    // A former holder may have removed the file after it was opened here.
+                    if fs::metadata(&path).ok().map(|m| m.ino()) != Some(file.metadata()?.ino()) {
+                        continue;
+                    }
+                    file.set_len(0)?;
+                    file.rewind()?;
+                    write!(file, "{}", std::process::id())?;
+                    return Ok(Self { _file: file, path: Some(path) });
+                }
+                Err((_, Errno::EWOULDBLOCK)) => bail!(
+                    "a lab of the name {name} is being used by process {owner}: end that first, \
+                     or give this one another name"
+                ),
+                Err((_, error)) => return Err(error).context("cannot lock the lab's name"),
             }
-            Err((_, Errno::EWOULDBLOCK)) => bail!(
-                "a lab of the name {name} is being used by process {owner}: end that first, or \
-                 give this one another name"
-            ),
-            Err((_, error)) => Err(error).context("cannot lock the lab's name"),
         }
     }
 
@@ -142,22 +153,30 @@ impl Lock {
     /// # Errors
     /// When the lock file cannot be made or locked.
     pub fn wait(name: &str) -> Result<Self> {
-        let file = open(&format!(".{name}.lock"))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusive)
+        let (file, _) = open(&format!(".{name}.lock"))?;
+        let file = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, error)| error)
             .context("cannot take the lock")?;
-        Ok(Self(lock))
+        Ok(Self { _file: file, path: None })
     }
 }
 
-fn open(name: &str) -> Result<File> {
-    fs::create_dir_all(RUN).with_context(|| format!("cannot make {RUN}"))?;
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            // Removed while it is still held; where it cannot be, it does no harm.
+            fs::remove_file(path).ok();
+        }
+    }
+}
+
+fn open(name: &str) -> Result<(File, PathBuf)> {
+    fs::create_dir_all(RUN)
+        .with_context(|| format!("cannot make {RUN}: a lab needs root, run it with sudo"))?;
     let path = Path::new(RUN).join(name);
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .with_context(|| format!("cannot open {}", path.display()))
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let file = file.with_context(|| {
+        format!("cannot open {}: a lab needs root, run it with sudo", path.display())
+    })?;
+    Ok((file, path))
 }

@@ -59,6 +59,11 @@ fn main() -> ExitCode {
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
+        Err(_) if interrupt::check().is_err() => {
+            eprintln!("\ninterrupted; the lab and all that ran in it are gone");
+            // As a shell sees a program that Ctrl-C ended.
+            ExitCode::from(130)
+        }
         Err(error) => {
             eprintln!("\nerror: {error:#}");
             ExitCode::FAILURE

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// The drain comes when this much of the repository has arrived.
-const DRAIN_AT_PERCENT: u8 = 20;
+const DRAIN_AT_PERCENT: u8 = 35;
 
 /// Clients that ask at the same time.
 const PARALLEL: usize = 4;
@@ -139,7 +139,7 @@ impl Story {
         let (drained, _) = self.served_by;
         let seconds = self.clone.finished()?.map_or(0.0, |(_, time)| time.as_secs_f64());
         let after_drain = self.phase.from.elapsed().as_secs_f64();
-        let complaints = self.clone.complaints()?.join(" / ");
+        let complaints = self.clone.complaints()?.into_iter().next().unwrap_or_default();
         let forwarded = self.fleet.counters()?.all_forwarded();
         let early = format!("at {percent} %");
         if self.second_chance {
@@ -170,15 +170,16 @@ impl Story {
     pub(super) fn verify_and_remove(&mut self) -> Result<()> {
         let (drained, _) = self.served_by;
         let target = self.clone.target().to_owned();
-        let fsck = command::run_interruptible(
-            repository::in_repository(&target).args(["fsck", "--full", "--strict"]),
-        );
-        interrupt::check()?;
-        let seen = fsck.as_ref().err().map(ToString::to_string).unwrap_or_default();
-        self.check("git fsck --full finds nothing wrong with it", fsck.is_ok(), seen);
-        let head = repository::head(&target).unwrap_or_else(|error| error.to_string());
-        let same = head == self.fleet.head;
-        self.check("its HEAD is the repository's", same, head);
+        if target.exists() {
+            let mut fsck = repository::in_repository(&target);
+            let fsck = command::run_interruptible(fsck.args(["fsck", "--full", "--strict"]));
+            interrupt::check()?;
+            let seen = fsck.as_ref().err().map(ToString::to_string).unwrap_or_default();
+            self.check("git fsck --full finds nothing wrong with it", fsck.is_ok(), seen);
+            let head = repository::head(&target).unwrap_or_else(|error| error.to_string());
+            let same = head == self.fleet.head;
+            self.check("its HEAD is the repository's", same, head);
+        }
 
         let took = self.set_state(State::Inactive, "removed")?;
         self.screen.say(&format!("{drained} is out of the table (inactive) after {took:.0?}."));
