@@ -16,6 +16,22 @@ pub const fn sum_4(bytes: [u8; 4]) -> u32 {
         + u16::from_be_bytes([bytes[2], bytes[3]]) as u32
 }
 
+/// The sum of a sixteen-byte field's eight words.
+#[inline(always)]
+#[must_use]
+pub const fn sum_16(bytes: [u8; 16]) -> u32 {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+    sum_4([a, b, c, d]) + sum_4([e, f, g, h]) + sum_4([i, j, k, l]) + sum_4([m, n, o, p])
+}
+
+/// A checksum after words with the sum `old` were replaced by words with the sum `new` (RFC 1624,
+/// equation 3).
+#[inline(always)]
+#[must_use]
+pub const fn replace(checksum: u16, old: u32, new: u32) -> u16 {
+    !fold(!checksum as u32 + !fold(old) as u32 + fold(new) as u32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -26,6 +26,12 @@ pub trait Frame {
     /// Bytes from the start of the frame to its end.
     fn len(&self) -> usize;
 
+    /// Whether the frame is at least `bytes` long, parts that cannot be read here included.
+    #[inline(always)]
+    fn holds(&self, bytes: usize) -> bool {
+        bytes <= self.len()
+    }
+
     /// Whether there is nothing in the frame.
     fn is_empty(&self) -> bool {
         self.len() == 0

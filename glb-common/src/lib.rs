@@ -12,6 +12,7 @@ pub mod hash;
 pub mod layout;
 pub mod parse;
 pub mod reason;
+pub mod second_chance;
 pub mod siphash;
 pub mod steer;
 pub mod wire;

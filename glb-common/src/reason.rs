@@ -16,7 +16,7 @@ pub enum Action {
 
 /// Declares an enum of reasons with their names and verdicts.
 macro_rules! reasons {
-    ($(#[$meta:meta])* $name:ident { $($(#[doc = $doc:literal])* $variant:ident = $text:literal => $action:ident,)* }) => {
+    ($(#[$meta:meta])* $name:ident <= $room:ident { $($(#[doc = $doc:literal])* $variant:ident = $text:literal => $action:ident,)* }) => {
         $(#[$meta])*
         #[repr(u8)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,7 +46,7 @@ macro_rules! reasons {
             }
         }
 
-        const _: () = assert!($name::ALL.len() <= MAX_REASONS);
+        const _: () = assert!($name::ALL.len() <= $room);
     };
 }
 
@@ -54,9 +54,12 @@ macro_rules! reasons {
 /// without a new layout of the pinned counters.
 pub const MAX_REASONS: usize = 32;
 
+/// The same for the backend's counters, of which there is one set only.
+pub const MAX_REDIRECT_REASONS: usize = 64;
+
 reasons! {
     /// The director's reasons.
-    DirectorReason {
+    DirectorReason <= MAX_REASONS {
         /// Encapsulated and sent to the row's first backend.
         Encapsulated = "encapsulated" => Send,
         /// Neither IPv4 nor IPv6.
@@ -84,19 +87,95 @@ reasons! {
     }
 }
 
+reasons! {
+    /// The backend's reasons. Their order is that of the pinned counters: new ones go to the end.
+    RedirectReason <= MAX_REDIRECT_REASONS {
+        /// A segment with SYN: whoever is asked first takes it.
+        TakenSyn = "taken_syn" => Take,
+        /// A segment of a connection that this machine holds, in whatever state.
+        TakenEstablished = "taken_established" => Take,
+        /// An ACK that returns a valid SYN cookie of a listener here.
+        TakenCookie = "taken_cookie" => Take,
+        /// A "too big" error about a connection that this machine holds.
+        TakenIcmpError = "taken_icmp_error" => Take,
+        /// ICMP that no connection is asked for: echo, other errors.
+        TakenIcmp = "taken_icmp" => Take,
+        /// UDP never gets a second chance.
+        TakenUdp = "taken_udp" => Take,
+        /// A later fragment: it has no ports to ask for.
+        TakenFragment = "taken_fragment" => Take,
+        /// Not ours, and no hop is left: the kernel answers, with RST.
+        TakenLastHop = "taken_last_hop" => Take,
+        /// Not ours, and the next hop is this machine.
+        TakenOwnHop = "taken_own_hop" => Take,
+        /// Not ours, but this machine is configured to give no second chance.
+        TakenNoSecondChance = "taken_no_second_chance" => Take,
+        /// Not ours: sent on to the next hop.
+        Forwarded = "forwarded" => Send,
+        /// A "too big" error about a connection that is not ours: sent on to the next hop.
+        ForwardedIcmpError = "forwarded_icmp_error" => Send,
+        /// Not a packet of the tunnel.
+        NotTunnel = "not_tunnel" => Pass,
+        /// A packet of the tunnel to an address that is not this machine's.
+        NotForUs = "not_for_us" => Pass,
+        /// From a sender that is neither a director nor a fellow backend; left to the kernel.
+        StrangerPassed = "stranger_passed" => Pass,
+        /// From a sender that is neither a director nor a fellow backend.
+        Stranger = "stranger" => Drop,
+        /// The outer packet ends before its headers do, or a length lies.
+        OuterMalformed = "outer_malformed" => Drop,
+        /// The outer packet is a fragment.
+        OuterFragment = "outer_fragment" => Drop,
+        /// Not GUE version 0.
+        BadVersion = "bad_version" => Drop,
+        /// A GUE control message.
+        ControlMessage = "control_message" => Drop,
+        /// GUE flags are set: what follows is not the list of hops alone.
+        BadFlags = "bad_flags" => Drop,
+        /// The private data is not a list of hops of the outer packet's family.
+        BadPrivateType = "bad_private_type" => Drop,
+        /// GUE's header length and the number of hops contradict each other.
+        BadHeaderLength = "bad_header_length" => Drop,
+        /// What is inside is neither IPv4 nor IPv6, or says another version than the tunnel.
+        BadInnerProtocol = "bad_inner_protocol" => Drop,
+        /// The inner packet ends before its headers do, or a length lies.
+        InnerMalformed = "inner_malformed" => Drop,
+        /// The inner packet carries neither TCP, UDP nor ICMP, or has IPv6 extension headers.
+        UnknownTransport = "unknown_transport" => Drop,
+        /// The inner packet is for an address that is not one of our VIPs.
+        NotVip = "not_vip" => Drop,
+        /// An ICMP error that was not sent to the address that it is about.
+        ForeignIcmpError = "foreign_icmp_error" => Drop,
+        /// Congestion was marked on a packet whose sender does not know ECN (RFC 6040).
+        CongestionDropped = "congestion_dropped" => Drop,
+        /// The next hop is not one of the configured backends.
+        UnknownPeer = "unknown_peer" => Drop,
+        /// The MAC address on the way to the next hop is not known yet.
+        PeerUnresolved = "peer_unresolved" => Drop,
+        /// The kernel refused a change of the packet.
+        Refused = "refused" => Drop,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
 
     use super::*;
 
+    /// Checks one enum: the name and the sentence of each reason, in order.
+    fn check(reasons: impl Iterator<Item = (usize, &'static str, &'static str)>) {
+        let mut names = HashSet::new();
+        for (position, (index, name, sentence)) in reasons.enumerate() {
+            assert_eq!(position, index);
+            assert!(names.insert(name), "{name} stands there twice");
+            assert!(sentence.ends_with('.'), "{name}: {sentence}");
+        }
+    }
+
     #[test]
     fn names_are_distinct_and_described() {
-        let names: HashSet<_> = DirectorReason::ALL.iter().map(|reason| reason.name()).collect();
-        assert_eq!(names.len(), DirectorReason::ALL.len());
-        for (index, reason) in DirectorReason::ALL.iter().enumerate() {
-            assert_eq!(*reason as usize, index);
-            assert!(reason.describe().ends_with('.'));
-        }
+        check(DirectorReason::ALL.iter().map(|r| (*r as usize, r.name(), r.describe())));
+        check(RedirectReason::ALL.iter().map(|r| (*r as usize, r.name(), r.describe())));
     }
 }

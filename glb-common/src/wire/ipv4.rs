@@ -30,6 +30,8 @@ header! {
 
 /// "Don't fragment" in the flags word.
 pub const DONT_FRAGMENT: u16 = 0x4000;
+/// "More fragments" in the flags word.
+pub const MORE_FRAGMENTS: u16 = 0x2000;
 
 impl Ipv4Header {
     /// The version nibble.

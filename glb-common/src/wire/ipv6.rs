@@ -35,6 +35,13 @@ impl Ipv6Header {
         Self::LEN + u16::from_be_bytes(self.payload_length) as usize
     }
 
+    /// The ECN field: the low two bits of the traffic class.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ecn(&self) -> u8 {
+        self.version_class_flow[1] >> 4 & 3
+    }
+
     /// The low 16 bits of the flow label.
     #[inline(always)]
     #[must_use]

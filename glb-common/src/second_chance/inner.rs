@@ -1,0 +1,225 @@
+//! The inner packet: is it ours to take?
+
+use super::{Ack, Host, Owner, Reason, outer::Tunnel};
+use crate::{
+    frame::Frame,
+    hash::{Address, V4, V6},
+    parse::Flow,
+    wire::{
+        icmp::{self, IcmpHeader},
+        ipv4::Ipv4Header,
+        ipv6::Ipv6Header,
+        protocol,
+        tcp::{self, TcpHeader},
+        udp::UdpHeader,
+    },
+};
+
+/// Whose packet it is.
+pub(super) enum Answer {
+    /// To be taken, for this reason.
+    Take(Reason),
+    /// Not ours; the reason if it is sent on.
+    NotOurs(Reason),
+}
+
+/// What follows the inner IP header.
+#[derive(Clone, Copy)]
+struct Payload {
+    ip_offset: usize,
+    offset: usize,
+    length: usize,
+}
+
+/// Asks about an inner IPv4 packet.
+#[inline(always)]
+pub(super) fn ask_v4<F: Frame + ?Sized, H: Host>(
+    frame: &F,
+    host: &H,
+    tunnel: &Tunnel,
+) -> Result<Answer, Reason> {
+    let ip_offset = tunnel.inner_offset;
+    let Some(ip) = frame.read::<Ipv4Header>(ip_offset) else { return Err(Reason::InnerMalformed) };
+    let (header_len, total) = (ip.header_len(), ip.total_length());
+    if ip.version() != 4 {
+        return Err(Reason::BadInnerProtocol);
+    }
+    if header_len < Ipv4Header::LEN || header_len > total || ip_offset + total > tunnel.end {
+        return Err(Reason::InnerMalformed);
+    }
+    let (source, destination) = (V4(ip.source), V4(ip.destination));
+    if !host.is_vip(&destination) {
+        return Err(Reason::NotVip);
+    }
+    if ip.is_later_fragment() {
+        return Ok(Answer::Take(Reason::TakenFragment));
+    }
+    let payload = Payload { ip_offset, offset: ip_offset + header_len, length: total - header_len };
+    match ip.protocol {
+        protocol::TCP => segment(frame, host, payload, source, destination),
+        protocol::ICMP => {
+            let message = message(frame, payload)?;
+            if message.kind == icmp::V4_UNREACHABLE && message.code == icmp::V4_FRAGMENTATION_NEEDED
+            {
+                quoted_v4(frame, host, payload, destination)
+            } else {
+                Ok(Answer::Take(Reason::TakenIcmp))
+            }
+        }
+        protocol::UDP if payload.length >= UdpHeader::LEN => Ok(Answer::Take(Reason::TakenUdp)),
+        protocol::UDP => Err(Reason::InnerMalformed),
+        _ => Err(Reason::UnknownTransport),
+    }
+}
+
+/// Asks about an inner IPv6 packet.
+#[inline(always)]
+pub(super) fn ask_v6<F: Frame + ?Sized, H: Host>(
+    frame: &F,
+    host: &H,
+    tunnel: &Tunnel,
+) -> Result<Answer, Reason> {
+    let ip_offset = tunnel.inner_offset;
+    let Some(ip) = frame.read::<Ipv6Header>(ip_offset) else { return Err(Reason::InnerMalformed) };
+    let total = ip.total_length();
+    if ip.version() != 6 {
+        return Err(Reason::BadInnerProtocol);
+    }
+    if ip_offset + total > tunnel.end {
+        return Err(Reason::InnerMalformed);
+    }
+    let (source, destination) = (V6(ip.source), V6(ip.destination));
+    if !host.is_vip(&destination) {
+        return Err(Reason::NotVip);
+    }
+    let payload =
+        Payload { ip_offset, offset: ip_offset + Ipv6Header::LEN, length: total - Ipv6Header::LEN };
+    match ip.next_header {
+        protocol::TCP => segment(frame, host, payload, source, destination),
+        protocol::ICMPV6 => {
+            if message(frame, payload)?.kind == icmp::V6_PACKET_TOO_BIG {
+                quoted_v6(frame, host, payload, destination)
+            } else {
+                Ok(Answer::Take(Reason::TakenIcmp))
+            }
+        }
+        protocol::UDP if payload.length >= UdpHeader::LEN => Ok(Answer::Take(Reason::TakenUdp)),
+        protocol::UDP => Err(Reason::InnerMalformed),
+        _ => Err(Reason::UnknownTransport),
+    }
+}
+
+#[inline(always)]
+fn segment<F: Frame + ?Sized, H: Host, A: Address>(
+    frame: &F,
+    host: &H,
+    payload: Payload,
+    source: A,
+    destination: A,
+) -> Result<Answer, Reason> {
+    if payload.length < TcpHeader::LEN {
+        return Err(Reason::InnerMalformed);
+    }
+    let Some(tcp) = frame.read::<TcpHeader>(payload.offset) else {
+        return Err(Reason::InnerMalformed);
+    };
+    if tcp.flags & tcp::SYN != 0 {
+        return Ok(Answer::Take(Reason::TakenSyn));
+    }
+    let flow = Flow {
+        source,
+        destination,
+        source_port: u16::from_be_bytes(tcp.source_port),
+        destination_port: u16::from_be_bytes(tcp.destination_port),
+        protocol: protocol::TCP,
+    };
+    let may_carry_cookie = tcp.flags & (tcp::ACK | tcp::RST) == tcp::ACK;
+    let ack = Ack { ip_offset: payload.ip_offset, tcp_offset: payload.offset };
+    Ok(match host.owner(&flow, may_carry_cookie.then_some(ack)) {
+        Owner::Here => Answer::Take(Reason::TakenEstablished),
+        Owner::Cookie => Answer::Take(Reason::TakenCookie),
+        Owner::Nobody => Answer::NotOurs(Reason::Forwarded),
+    })
+}
+
+#[inline(always)]
+fn message<F: Frame + ?Sized>(frame: &F, payload: Payload) -> Result<IcmpHeader, Reason> {
+    if payload.length < IcmpHeader::LEN {
+        return Err(Reason::InnerMalformed);
+    }
+    frame.read(payload.offset).ok_or(Reason::InnerMalformed)
+}
+
+/// The flow that an ICMP error sent to `vip` quotes. RFC 792 promises 8 bytes behind the quoted IP
+/// header, which hold both ports.
+#[inline(always)]
+fn quoted_v4<F: Frame + ?Sized, H: Host>(
+    frame: &F,
+    host: &H,
+    payload: Payload,
+    vip: V4,
+) -> Result<Answer, Reason> {
+    let start = payload.offset + IcmpHeader::LEN;
+    let Some(ip) = frame.read::<Ipv4Header>(start) else { return Err(Reason::InnerMalformed) };
+    let header_len = ip.header_len();
+    if ip.version() != 4
+        || header_len < Ipv4Header::LEN
+        || payload.length < IcmpHeader::LEN + header_len + QUOTED
+    {
+        return Err(Reason::InnerMalformed);
+    }
+    if ip.protocol != protocol::TCP || ip.is_later_fragment() {
+        return Ok(Answer::Take(Reason::TakenIcmp));
+    }
+    reversed(frame, host, start + header_len, V4(ip.source), V4(ip.destination), vip)
+}
+
+/// As [`quoted_v4`], for IPv6.
+#[inline(always)]
+fn quoted_v6<F: Frame + ?Sized, H: Host>(
+    frame: &F,
+    host: &H,
+    payload: Payload,
+    vip: V6,
+) -> Result<Answer, Reason> {
+    let start = payload.offset + IcmpHeader::LEN;
+    let Some(ip) = frame.read::<Ipv6Header>(start) else { return Err(Reason::InnerMalformed) };
+    if ip.version() != 6 || payload.length < IcmpHeader::LEN + Ipv6Header::LEN + QUOTED {
+        return Err(Reason::InnerMalformed);
+    }
+    if ip.next_header != protocol::TCP {
+        return Ok(Answer::Take(Reason::TakenIcmp));
+    }
+    reversed(frame, host, start + Ipv6Header::LEN, V6(ip.source), V6(ip.destination), vip)
+}
+
+/// Bytes of the quoted packet's payload that every ICMP error carries.
+const QUOTED: usize = 8;
+
+#[inline(always)]
+fn reversed<F: Frame + ?Sized, H: Host, A: Address>(
+    frame: &F,
+    host: &H,
+    ports_offset: usize,
+    quoted_source: A,
+    quoted_destination: A,
+    vip: A,
+) -> Result<Answer, Reason> {
+    if quoted_source != vip {
+        return Err(Reason::ForeignIcmpError);
+    }
+    let Some([a, b, c, d]) = frame.read::<[u8; 4]>(ports_offset) else {
+        return Err(Reason::InnerMalformed);
+    };
+    let flow = Flow {
+        source: quoted_destination,
+        destination: quoted_source,
+        source_port: u16::from_be_bytes([c, d]),
+        destination_port: u16::from_be_bytes([a, b]),
+        protocol: protocol::TCP,
+    };
+    Ok(match host.owner(&flow, None) {
+        Owner::Here | Owner::Cookie => Answer::Take(Reason::TakenIcmpError),
+        Owner::Nobody => Answer::NotOurs(Reason::ForwardedIcmpError),
+    })
+}

@@ -1,0 +1,238 @@
+//! The outer headers: is this a packet of the tunnel, for us, from one who may send it?
+
+use super::{Host, Reason, edit::Readdressed};
+use crate::{
+    checksum::{sum_4, sum_16},
+    frame::{Frame, Wire},
+    hash::{Address, V4, V6},
+    parse::IP_OFFSET,
+    wire::{
+        gue::{self, GueHeader},
+        ipv4::{self, Ipv4Header},
+        ipv6::Ipv6Header,
+        protocol,
+        udp::UdpHeader,
+    },
+};
+
+/// A packet of the tunnel whose outer headers hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tunnel {
+    /// Start of the GUE header, from the start of the frame.
+    pub(super) gue_offset: usize,
+    /// Start of the inner packet.
+    pub(super) inner_offset: usize,
+    /// End of the outer packet; the frame may be longer (padding), never shorter.
+    pub(super) end: usize,
+    /// ECN bits of the outer header.
+    pub(super) ecn: u8,
+    /// IP protocol of the inner packet.
+    pub(super) inner_protocol: u8,
+    /// Index of the hop to try next.
+    pub(super) next_hop: u8,
+    /// Number of hops in the list.
+    pub(super) hop_count: u8,
+}
+
+impl Tunnel {
+    /// Start of the list of hops.
+    #[inline(always)]
+    pub(super) const fn hops_offset(&self) -> usize {
+        self.gue_offset + GueHeader::LEN
+    }
+
+    /// Start of the UDP header.
+    #[inline(always)]
+    pub(super) const fn udp_offset(&self) -> usize {
+        self.gue_offset - UdpHeader::LEN
+    }
+}
+
+/// An address family that the tunnel can have outside.
+pub(super) trait Outer: Address {
+    /// GUE private type of a list of such hops.
+    const PRIVATE_TYPE: u16;
+    /// The address on the wire.
+    type Bytes: Wire;
+
+    fn from_bytes(bytes: Self::Bytes) -> Self;
+
+    /// The outer headers' fields after the packet was readdressed to `hop`.
+    fn readdress<F: Frame + ?Sized>(frame: &F, tunnel: &Tunnel, hop: Self) -> Option<Readdressed>;
+}
+
+impl Outer for V4 {
+    const PRIVATE_TYPE: u16 = 0;
+    type Bytes = [u8; 4];
+
+    #[inline(always)]
+    fn from_bytes(bytes: [u8; 4]) -> Self {
+        Self(bytes)
+    }
+
+    #[inline(always)]
+    fn readdress<F: Frame + ?Sized>(frame: &F, tunnel: &Tunnel, hop: Self) -> Option<Readdressed> {
+        let ip = frame.read::<Ipv4Header>(IP_OFFSET)?;
+        let udp = frame.read::<UdpHeader>(tunnel.udp_offset())?;
+        // The old destination becomes the source: only the old source leaves the sum.
+        let (old, new) = (sum_4(ip.source), sum_4(hop.0));
+        Some(Readdressed::V4 {
+            checksum: replace(ip.checksum, old, new),
+            source: ip.destination,
+            destination: hop.0,
+            udp_checksum: replace_udp(udp.checksum, old, new),
+            next_hop: tunnel.next_hop + 1,
+        })
+    }
+}
+
+impl Outer for V6 {
+    const PRIVATE_TYPE: u16 = 1;
+    type Bytes = [u8; 16];
+
+    #[inline(always)]
+    fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    #[inline(always)]
+    fn readdress<F: Frame + ?Sized>(frame: &F, tunnel: &Tunnel, hop: Self) -> Option<Readdressed> {
+        let ip = frame.read::<Ipv6Header>(IP_OFFSET)?;
+        let udp = frame.read::<UdpHeader>(tunnel.udp_offset())?;
+        let (old, new) = (sum_16(ip.source), sum_16(hop.0));
+        Some(Readdressed::V6 {
+            source: ip.destination,
+            destination: hop.0,
+            udp_checksum: replace_udp(udp.checksum, old, new),
+            next_hop: tunnel.next_hop + 1,
+        })
+    }
+}
+
+#[inline(always)]
+fn replace(checksum: [u8; 2], old: u32, new: u32) -> [u8; 2] {
+    crate::checksum::replace(u16::from_be_bytes(checksum), old, new).to_be_bytes()
+}
+
+/// The UDP checksum after the addresses' sum and the next hop's index changed. None stays none.
+#[inline(always)]
+fn replace_udp(checksum: [u8; 2], old: u32, new: u32) -> [u8; 2] {
+    // The index is the high byte of its word.
+    const NEXT_HOP_PLUS_ONE: u32 = 0x0100;
+    if checksum == [0; 2] {
+        return [0; 2];
+    }
+    match replace(checksum, old, new + NEXT_HOP_PLUS_ONE) {
+        // Zero on the wire would mean that there is none.
+        [0, 0] => [0xff, 0xff],
+        checksum => checksum,
+    }
+}
+
+/// Opens a tunnel over IPv4.
+#[inline(always)]
+pub(super) fn open_v4<F: Frame + ?Sized, H: Host>(frame: &F, host: &H) -> Result<Tunnel, Reason> {
+    let Some(ip) = frame.read::<Ipv4Header>(IP_OFFSET) else { return Err(Reason::NotTunnel) };
+    let header_len = ip.header_len();
+    if ip.protocol != protocol::UDP
+        || ip.version() != 4
+        || header_len < Ipv4Header::LEN
+        || ip.is_later_fragment()
+    {
+        return Err(Reason::NotTunnel);
+    }
+    let udp = tunnel_udp(frame, IP_OFFSET + header_len)?;
+    admit(host, &V4(ip.source), &V4(ip.destination))?;
+    if u16::from_be_bytes(ip.flags_fragment) & ipv4::MORE_FRAGMENTS != 0 {
+        return Err(Reason::OuterFragment);
+    }
+    open_gue::<F, V4>(frame, udp, header_len, ip.total_length(), ip.tos & 3)
+}
+
+/// Opens a tunnel over IPv6.
+#[inline(always)]
+pub(super) fn open_v6<F: Frame + ?Sized, H: Host>(frame: &F, host: &H) -> Result<Tunnel, Reason> {
+    let Some(ip) = frame.read::<Ipv6Header>(IP_OFFSET) else { return Err(Reason::NotTunnel) };
+    if ip.next_header != protocol::UDP || ip.version() != 6 {
+        return Err(Reason::NotTunnel);
+    }
+    let udp = tunnel_udp(frame, IP_OFFSET + Ipv6Header::LEN)?;
+    admit(host, &V6(ip.source), &V6(ip.destination))?;
+    open_gue::<F, V6>(frame, udp, Ipv6Header::LEN, ip.total_length(), ip.ecn())
+}
+
+#[inline(always)]
+fn tunnel_udp<F: Frame + ?Sized>(frame: &F, offset: usize) -> Result<UdpHeader, Reason> {
+    match frame.read::<UdpHeader>(offset) {
+        Some(udp) if udp.destination_port == gue::PORT.to_be_bytes() => Ok(udp),
+        _ => Err(Reason::NotTunnel),
+    }
+}
+
+#[inline(always)]
+fn admit<H: Host, A: Address>(host: &H, source: &A, destination: &A) -> Result<(), Reason> {
+    // A frame that was flooded to a promiscuous interface is somebody else's to answer.
+    if !host.is_own(destination) {
+        return Err(Reason::NotForUs);
+    }
+    if !host.may_send(source) {
+        return Err(if host.passes_strangers() {
+            Reason::StrangerPassed
+        } else {
+            Reason::Stranger
+        });
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn open_gue<F: Frame + ?Sized, A: Outer>(
+    frame: &F,
+    udp: UdpHeader,
+    header_len: usize,
+    total: usize,
+    ecn: u8,
+) -> Result<Tunnel, Reason> {
+    let gue_offset = IP_OFFSET + header_len + UdpHeader::LEN;
+    let end = IP_OFFSET + total;
+    if gue_offset + GueHeader::LEN > end
+        || u16::from_be_bytes(udp.length) as usize != total - header_len
+        || !frame.holds(end)
+    {
+        return Err(Reason::OuterMalformed);
+    }
+    let Some(gue) = frame.read::<GueHeader>(gue_offset) else {
+        return Err(Reason::OuterMalformed);
+    };
+    if gue.version() != 0 {
+        return Err(Reason::BadVersion);
+    }
+    if gue.is_control() {
+        return Err(Reason::ControlMessage);
+    }
+    if gue.flags != [0; 2] {
+        return Err(Reason::BadFlags);
+    }
+    if gue.private_type != A::PRIVATE_TYPE.to_be_bytes() {
+        return Err(Reason::BadPrivateType);
+    }
+    let words_per_hop = size_of::<A::Bytes>() / 4;
+    let hlen = gue.hlen() as usize;
+    if hlen != 1 + words_per_hop * gue.hop_count as usize {
+        return Err(Reason::BadHeaderLength);
+    }
+    // The first four bytes of GUE are not counted by hlen.
+    let inner_offset = gue_offset + 4 + 4 * hlen;
+    if inner_offset > end {
+        return Err(Reason::OuterMalformed);
+    }
+    Ok(Tunnel {
+        gue_offset,
+        inner_offset,
+        end,
+        ecn,
+        inner_protocol: gue.protocol,
+        next_hop: gue.next_hop,
+        hop_count: gue.hop_count,
+    })
+}

@@ -1,0 +1,166 @@
+//! What tests of the backend's decision share: packets, a machine that knows what it is told, and
+//! the edits applied to plain bytes. Used by glb-redirect's tests in the kernel as well.
+#![allow(dead_code, unreachable_pub, reason = "each test uses its part")]
+
+pub mod golden;
+pub mod packet;
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
+
+use glb_common::{
+    hash::Address,
+    parse::Flow,
+    reason::{Action, RedirectReason as Reason},
+    second_chance::{Ack, Host, Owner, Verdict, decide, layout::Peer},
+};
+
+/// A machine that knows what it is told.
+#[derive(Clone, Debug, Default)]
+pub struct FakeHost {
+    pub no_second_chance: bool,
+    pub passes_strangers: bool,
+    pub own: HashSet<IpAddr>,
+    /// Address and prefix length.
+    pub senders: Vec<(IpAddr, u8)>,
+    pub vips: HashSet<IpAddr>,
+    /// Connections, client first.
+    pub flows: HashSet<(SocketAddr, SocketAddr)>,
+    /// Flows whose ACK carries a valid cookie.
+    pub cookies: HashSet<(SocketAddr, SocketAddr)>,
+    pub peers: HashMap<IpAddr, Peer>,
+}
+
+/// The address that glb-common knows by its words.
+pub fn ip_of<A: Address>(address: &A) -> IpAddr {
+    let [high, low] = address.words();
+    if A::FAMILY == 4 {
+        return IpAddr::from((low as u32).to_le_bytes());
+    }
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&high.to_le_bytes());
+    bytes[8..].copy_from_slice(&low.to_le_bytes());
+    IpAddr::from(bytes)
+}
+
+fn covers((network, bits): (IpAddr, u8), address: IpAddr) -> bool {
+    match (network, address) {
+        (IpAddr::V4(network), IpAddr::V4(address)) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
+            network.to_bits() & mask == address.to_bits() & mask
+        }
+        (IpAddr::V6(network), IpAddr::V6(address)) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(bits)).unwrap_or(0);
+            network.to_bits() & mask == address.to_bits() & mask
+        }
+        _ => false,
+    }
+}
+
+impl Host for FakeHost {
+    fn gives_second_chance(&self) -> bool {
+        !self.no_second_chance
+    }
+
+    fn passes_strangers(&self) -> bool {
+        self.passes_strangers
+    }
+
+    fn is_own<A: Address>(&self, address: &A) -> bool {
+        self.own.contains(&ip_of(address))
+    }
+
+    fn may_send<A: Address>(&self, source: &A) -> bool {
+        let source = ip_of(source);
+        self.peers.contains_key(&source)
+            || self.senders.iter().any(|network| covers(*network, source))
+    }
+
+    fn is_vip<A: Address>(&self, address: &A) -> bool {
+        self.vips.contains(&ip_of(address))
+    }
+
+    fn owner<A: Address>(&self, flow: &Flow<A>, ack: Option<Ack>) -> Owner {
+        let key = (
+            SocketAddr::new(ip_of(&flow.source), flow.source_port),
+            SocketAddr::new(ip_of(&flow.destination), flow.destination_port),
+        );
+        if self.flows.contains(&key) {
+            Owner::Here
+        } else if ack.is_some() && self.cookies.contains(&key) {
+            Owner::Cookie
+        } else {
+            Owner::Nobody
+        }
+    }
+
+    fn peer<A: Address>(&self, address: &A) -> Option<Peer> {
+        self.peers.get(&ip_of(address)).copied()
+    }
+}
+
+/// A peer whose MAC tells which one it is.
+pub fn peer(last: u8) -> Peer {
+    Peer { mac: [2, 0, 0, 0, 1, last], own_mac: OWN_MAC, interface: 7 }
+}
+
+/// MAC of the machine under test.
+pub const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// MAC of whoever sends to it.
+pub const SENDER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+/// What comes out of a decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub reason: Reason,
+    pub action: Action,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+}
+
+/// Decides about a frame and does what was decided.
+pub fn run(host: &FakeHost, received: &[u8]) -> Outcome {
+    let mut frame = received.to_vec();
+    let verdict = decide(received, host);
+    match verdict {
+        Verdict::Leave(_) => {}
+        Verdict::Take(take) => {
+            assert!(take.mark(&mut frame[..]), "the mark lies outside the frame");
+            frame.drain(14..14 + take.strip);
+            frame[12..14].copy_from_slice(&take.ethertype);
+        }
+        Verdict::Send(forward) => {
+            assert!(forward.write(&mut frame[..]), "an edit lies outside the frame");
+        }
+    }
+    let reason = verdict.reason();
+    Outcome { reason, action: reason.action(), frame }
+}
+
+/// The machine of most tests: 10.0.2.21, with one director, two fellows and a VIP of each family.
+pub fn backend() -> FakeHost {
+    let peers = [
+        (IpAddr::V4(Ipv4Addr::new(10, 0, 2, 22)), peer(22)),
+        (IpAddr::V4(Ipv4Addr::new(10, 0, 2, 23)), peer(23)),
+        (IpAddr::V4(Ipv4Addr::new(10, 0, 2, 24)), Peer::default()),
+        (ip("fd00:2::22"), peer(122)),
+        (ip("fd00:2::24"), Peer::default()),
+    ];
+    FakeHost {
+        own: [ip("10.0.2.21"), ip("fd00:2::21")].into(),
+        senders: vec![(ip("10.0.2.10"), 31), (ip("fd00:2::10"), 127)],
+        vips: [ip("203.0.113.10"), ip("2001:db8::10")].into(),
+        peers: peers.into(),
+        ..FakeHost::default()
+    }
+}
+
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub fn socket(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
