@@ -98,12 +98,16 @@ pub fn outer_headers(send: &Send, inner: u8, inner_length: u16) -> Option<OuterH
 #[inline(always)]
 #[must_use]
 pub fn write<F: FrameMut + ?Sized>(frame: &mut F, headers: OuterHeaders, send: &Send) -> bool {
-    const HOPS: usize = size_of::<OuterHeaders>();
     if !frame.write(0, headers) {
         return false;
     }
-    if send.listed >= 1 && !frame.write(HOPS, send.hops[0]) {
-        return false;
+    for (index, hop) in send.hops.iter().enumerate() {
+        if index >= usize::from(send.listed) {
+            break;
+        }
+        if !frame.write(size_of::<OuterHeaders>() + 4 * index, *hop) {
+            return false;
+        }
     }
-    send.listed < 3 || (frame.write(HOPS + 4, send.hops[1]) && frame.write(HOPS + 8, send.hops[2]))
+    true
 }

@@ -67,30 +67,56 @@ pub struct Segment {
 }
 
 /// What is known of a table besides its rows.
+///
+/// Rows stand in pairs: an element of [`TableRows`] holds the first and second hop of every row; a
+/// table of three or four hops has another element for those. The usual two hops thus cost one look
+/// into 256 KB.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TableInfo {
     /// SipHash key, two little-endian words.
     pub key: [u64; 2],
+    /// The alternative key; the same as `key` if only fields or seed differ.
+    pub alt_key: [u64; 2],
+    /// Index of the rows' first and second hops.
+    pub rows: u32,
+    /// Index of the rows' third and fourth hops, or [`NO_ROWS`].
+    pub more_rows: u32,
+    /// Index of the alternative rows' first and second hops, or [`NO_ROWS`] without an alternative.
+    pub alt_rows: u32,
+    /// Index of the alternative rows' third and fourth hops, or [`NO_ROWS`].
+    pub alt_more_rows: u32,
     /// Slot of the table's counters.
     pub counter_slot: u32,
     /// [`crate::hash::HashFields`] bits.
     pub hash_fields: u8,
-    /// The alternative fields' bits; 0 for none.
+    /// The alternative fields' bits; 0 without an alternative.
     pub alt_hash_fields: u8,
+    /// 1 if there are more hops than the row's first two.
+    pub has_more: u8,
     /// Zero.
-    pub padding: u16,
+    pub padding: [u8; 9],
 }
 
-/// The two best backends of a row, by index. Equal if there is only one.
+/// No such rows.
+pub const NO_ROWS: u32 = u32::MAX;
+
+/// Two hops of a row, by index into the backends; [`NO_HOP`] where there is none.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// Where the packet goes.
+    /// Where the packet goes (or the third hop).
     pub first: u16,
-    /// Who gets the second chance.
+    /// Who gets the second chance (or the fourth hop).
     pub second: u16,
 }
+
+/// No backend stands here.
+pub const NO_HOP: u16 = u16::MAX;
+
+/// Two hops of all rows: one element of its map, because the kernel rounds elements up to 8 bytes and
+/// a row is 4.
+pub type TableRows = [Row; ROWS];
 
 /// A backend and the way to it.
 #[repr(C)]
@@ -135,7 +161,7 @@ const _: () = {
     assert!(size_of::<BindSlot>() == 32);
     assert!(size_of::<PrefixEntry>() == 8);
     assert!(size_of::<Segment>() == 16);
-    assert!(size_of::<TableInfo>() == 24);
+    assert!(size_of::<TableInfo>() == 64);
     assert!(size_of::<Row>() == 4);
     assert!(size_of::<Backend>() == 32);
     assert!(size_of::<Counter>() == 16);

@@ -3,7 +3,7 @@
 use crate::{
     bind,
     hash::{Address, HashFields, flow_hash},
-    layout::{Backend, BindSlot, Config, PrefixEntry, ROWS, Row, Segment, TableInfo},
+    layout::{Backend, BindSlot, Config, NO_HOP, NO_ROWS, PrefixEntry, Row, Segment, TableInfo},
     parse::{Flow, Packet},
     reason::DirectorReason as Reason,
 };
@@ -22,14 +22,14 @@ pub trait View {
     fn segment(&self, index: u32) -> Option<&Segment>;
     /// One table.
     fn table(&self, index: u32) -> Option<&TableInfo>;
-    /// One row: `table << 16 | row`.
-    fn row(&self, index: u32) -> Option<Row>;
+    /// Two hops of one row, of the rows with this index.
+    fn row(&self, rows: u32, row: u16) -> Option<Row>;
     /// One backend.
     fn backend(&self, index: u16) -> Option<&Backend>;
 }
 
-/// At most this many hops are listed: the second of the row and both of the alternative row.
-pub const MAX_LISTED: usize = 3;
+/// At most this many hops are listed: three beside the first, and four of the alternative row.
+pub const MAX_LISTED: usize = 7;
 
 /// How a packet is to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,12 +38,25 @@ pub struct Send {
     pub backend: Backend,
     /// The further hops' addresses; the first `listed` count.
     pub hops: [[u8; 4]; MAX_LISTED],
-    /// 0, 1 or 3.
+    /// How many hops are listed, 0 to [`MAX_LISTED`].
     pub listed: u8,
     /// Outer UDP source port.
     pub source_port: u16,
     /// Slot of the table's counters.
     pub counter_slot: u32,
+}
+
+impl Send {
+    /// Lists the backend `index`, if there is one.
+    #[inline(always)]
+    fn list<V: View + ?Sized>(&mut self, view: &V, index: u16) -> Option<()> {
+        if index != NO_HOP {
+            let backend = view.backend(index)?;
+            *self.hops.get_mut(usize::from(self.listed))? = backend.address;
+            self.listed += 1;
+        }
+        Some(())
+    }
 }
 
 /// Why a packet is not sent, and whose counter says so.
@@ -62,15 +75,15 @@ pub struct Refusal {
 #[inline(always)]
 pub fn steer<V: View + ?Sized, A: Address>(view: &V, packet: &Packet<A>) -> Result<Send, Refusal> {
     let unowned = |reason| Refusal { reason, counter_slot: 0 };
-    let Some(table_index) = bind::find(view, &packet.flow) else {
+    let Some(index) = bind::find(view, &packet.flow) else {
         return Err(unowned(Reason::NoBind));
     };
-    let Some(table) = view.table(table_index) else { return Err(unowned(Reason::Inconsistent)) };
+    let Some(table) = view.table(index) else { return Err(unowned(Reason::Inconsistent)) };
     let refuse = |reason| Refusal { reason, counter_slot: table.counter_slot };
     let inconsistent = || refuse(Reason::Inconsistent);
 
-    let (hash, row) = row_of(view, table_index, table, table.hash_fields, &packet.flow)
-        .ok_or_else(inconsistent)?;
+    let hash = hash_of(table.key, table.hash_fields, &packet.flow).ok_or_else(inconsistent)?;
+    let row = view.row(table.rows, hash as u16).ok_or_else(inconsistent)?;
     let first = view.backend(row.first).ok_or_else(inconsistent)?;
     if first.interface == 0 {
         return Err(refuse(Reason::NextHopUnresolved));
@@ -82,32 +95,46 @@ pub fn steer<V: View + ?Sized, A: Address>(view: &V, packet: &Packet<A>) -> Resu
         source_port: 0x8000 | ((hash as u16 ^ packet.flow_hint) & 0x7fff),
         counter_slot: table.counter_slot,
     };
-    if row.second != row.first {
+    if row.second != NO_HOP {
         send.hops[0] = view.backend(row.second).ok_or_else(inconsistent)?.address;
         send.listed = 1;
     }
-    if table.alt_hash_fields != 0 {
-        let (_, alt) = row_of(view, table_index, table, table.alt_hash_fields, &packet.flow)
-            .ok_or_else(inconsistent)?;
-        // A backend may stand here twice, as in GLB: the second chance just asks it again.
-        send.hops[0] = view.backend(row.second).ok_or_else(inconsistent)?.address;
-        send.hops[1] = view.backend(alt.first).ok_or_else(inconsistent)?.address;
-        send.hops[2] = view.backend(alt.second).ok_or_else(inconsistent)?.address;
-        send.listed = 3;
+    if table.has_more != 0 {
+        list_more(view, table, hash as u16, &packet.flow, &mut send).ok_or_else(inconsistent)?;
     }
     Ok(send)
 }
 
+/// Lists what stands beyond the row's first two hops: the third and fourth, then the alternative
+/// row. A backend may be listed twice, as in GLB: the second chance just asks it again.
 #[inline(always)]
-fn row_of<V: View + ?Sized, A: Address>(
+fn list_more<V: View + ?Sized, A: Address>(
     view: &V,
-    table_index: u32,
     table: &TableInfo,
-    fields: u8,
+    row: u16,
     flow: &Flow<A>,
-) -> Option<(u64, Row)> {
-    let fields = HashFields::from_bits(fields)?;
-    let hash = flow_hash(table.key, fields, flow);
-    let row = view.row(table_index.wrapping_mul(ROWS as u32) | (hash as u32 & 0xffff))?;
-    Some((hash, row))
+    send: &mut Send,
+) -> Option<()> {
+    if table.more_rows != NO_ROWS {
+        let more = view.row(table.more_rows, row)?;
+        send.list(view, more.first)?;
+        send.list(view, more.second)?;
+    }
+    if table.alt_rows != NO_ROWS {
+        let row = hash_of(table.alt_key, table.alt_hash_fields, flow)? as u16;
+        let alt = view.row(table.alt_rows, row)?;
+        send.list(view, alt.first)?;
+        send.list(view, alt.second)?;
+        if table.alt_more_rows != NO_ROWS {
+            let more = view.row(table.alt_more_rows, row)?;
+            send.list(view, more.first)?;
+            send.list(view, more.second)?;
+        }
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn hash_of<A: Address>(key: [u64; 2], fields: u8, flow: &Flow<A>) -> Option<u64> {
+    Some(flow_hash(key, HashFields::from_bits(fields)?, flow))
 }

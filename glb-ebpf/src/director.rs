@@ -14,8 +14,8 @@ use glb_common::{
     encap,
     hash::Address,
     layout::{
-        BACKEND_SLOTS, Backend, BindSlot, Config, Counter, PrefixEntry, ROWS as ROWS_PER_TABLE,
-        ReasonCounters, Row, Segment, TABLE_SLOTS, TableInfo,
+        BACKEND_SLOTS, Backend, BindSlot, Config, Counter, PrefixEntry, ReasonCounters, Row,
+        Segment, TABLE_SLOTS, TableInfo, TableRows,
     },
     parse::{Parsed, parse},
     reason::{Action, DirectorReason as Reason},
@@ -50,7 +50,7 @@ static SEGMENTS: Array<Segment> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static TABLES: Array<TableInfo> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-static ROWS: Array<Row> = Array::with_max_entries(ROWS_PER_TABLE as u32, BPF_F_MMAPABLE);
+static ROWS: Array<TableRows> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static BACKENDS: Array<Backend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -104,8 +104,8 @@ impl View for Maps {
     }
 
     #[inline(always)]
-    fn row(&self, index: u32) -> Option<Row> {
-        ROWS.get(index).copied()
+    fn row(&self, rows: u32, row: u16) -> Option<Row> {
+        ROWS.get(rows)?.get(usize::from(row)).copied()
     }
 
     #[inline(always)]
