@@ -4,7 +4,7 @@ use crate::{
     checksum::{fold, sum_4},
     frame::{FrameMut, Wire},
     layout::Backend,
-    steer::Send,
+    steer::{NOBODY, Send},
     wire::{
         ethernet::{self, EthernetHeader},
         gue::{self, GueHeader},
@@ -55,18 +55,22 @@ pub const fn header_sum(source: [u8; 4], destination: [u8; 4]) -> u32 {
         + sum_4(destination)
 }
 
-/// The outer headers for a packet of `inner_length` bytes and IP protocol `inner` (4 or 41);
-/// nothing if the outer packet would be longer than IPv4 can say.
+/// Length of the outer IP packet around one of `inner_length` bytes; nothing if IPv4 cannot say it.
 #[inline(always)]
 #[must_use]
-pub fn outer_headers(send: &Send, inner: u8, inner_length: u16) -> Option<OuterHeaders> {
-    let Backend { next_hop_mac, own_mac, source, address, header_sum, .. } = send.backend;
-    let total = inner_length as u32 + overhead(send.listed) as u32;
-    if total > u16::MAX as u32 {
-        return None;
-    }
-    let udp_length = total as u16 - Ipv4Header::LEN as u16;
-    Some(OuterHeaders {
+pub const fn outer_length(inner_length: u16, listed: u8) -> Option<u16> {
+    let total = inner_length as u32 + overhead(listed) as u32;
+    if total > u16::MAX as u32 { None } else { Some(total as u16) }
+}
+
+/// The outer headers for an outer packet of `total` bytes around one of IP protocol `inner` (4 or
+/// 41).
+#[inline(always)]
+#[must_use]
+pub fn outer_headers(send: &Send<'_>, inner: u8, total: u16) -> OuterHeaders {
+    let Backend { next_hop_mac, own_mac, source, address, header_sum, .. } = *send.backend;
+    let udp_length = total.wrapping_sub(Ipv4Header::LEN as u16);
+    OuterHeaders {
         ethernet: EthernetHeader {
             destination: next_hop_mac,
             source: own_mac,
@@ -75,12 +79,12 @@ pub fn outer_headers(send: &Send, inner: u8, inner_length: u16) -> Option<OuterH
         ip: Ipv4Header {
             version_ihl: 0x45,
             tos: 0,
-            total_length: (total as u16).to_be_bytes(),
+            total_length: total.to_be_bytes(),
             identification: [0; 2],
             flags_fragment: ipv4::DONT_FRAGMENT.to_be_bytes(),
             ttl: TTL,
             protocol: protocol::UDP,
-            checksum: (!fold(header_sum + total)).to_be_bytes(),
+            checksum: (!fold(header_sum.wrapping_add(total as u32))).to_be_bytes(),
             source,
             destination: address,
         },
@@ -91,22 +95,27 @@ pub fn outer_headers(send: &Send, inner: u8, inner_length: u16) -> Option<OuterH
             checksum: [0; 2],
         },
         gue: GueHeader::new_v4(inner, send.listed),
-    })
+    }
 }
 
-/// Writes the headers and the listed hops to the start of a frame that has been given room.
+/// Writes the headers ([`outer_headers`]) and the listed hops to the start of a frame that has been
+/// given room.
 #[inline(always)]
 #[must_use]
-pub fn write<F: FrameMut + ?Sized>(frame: &mut F, headers: OuterHeaders, send: &Send) -> bool {
-    if !frame.write(0, headers) {
+pub fn write<F: FrameMut + ?Sized>(frame: &mut F, send: &Send<'_>, inner: u8, total: u16) -> bool {
+    if !frame.write(0, outer_headers(send, inner, total)) {
         return false;
     }
-    for (index, hop) in send.hops.iter().enumerate() {
-        if index >= usize::from(send.listed) {
-            break;
-        }
-        if !frame.write(size_of::<OuterHeaders>() + 4 * index, *hop) {
-            return false;
+    let mut offset = size_of::<OuterHeaders>();
+    if send.listed == 1 && send.hops[0] != NOBODY {
+        return frame.write(offset, send.hops[0]);
+    }
+    for hop in send.hops {
+        if hop != NOBODY {
+            if !frame.write(offset, hop) {
+                return false;
+            }
+            offset += 4;
         }
     }
     true

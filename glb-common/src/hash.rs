@@ -90,25 +90,63 @@ pub trait Address: Copy + PartialEq {
     fn words(&self) -> [u64; 2];
 }
 
-/// An IPv4 address's four bytes.
+/// An IPv4 address: its four bytes as a little-endian number, which fits a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct V4(pub [u8; 4]);
+pub struct V4(u32);
 
-/// An IPv6 address's sixteen bytes.
+/// An IPv6 address: its sixteen bytes as two little-endian words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct V6(pub [u8; 16]);
+pub struct V6([u64; 2]);
+
+impl V4 {
+    /// The address with these bytes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(bytes: [u8; 4]) -> Self {
+        Self(u32::from_le_bytes(bytes))
+    }
+
+    /// The address's bytes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bytes(self) -> [u8; 4] {
+        self.0.to_le_bytes()
+    }
+}
+
+impl V6 {
+    /// The address with these bytes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(bytes: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+        Self([
+            u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            u64::from_le_bytes([i, j, k, l, m, n, o, p]),
+        ])
+    }
+
+    /// The address's bytes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bytes(self) -> [u8; 16] {
+        let [a, b, c, d, e, f, g, h] = self.0[0].to_le_bytes();
+        let [i, j, k, l, m, n, o, p] = self.0[1].to_le_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    }
+}
 
 impl Address for V4 {
     const FAMILY: u8 = 4;
 
     #[inline(always)]
     fn feed(&self, hash: &mut SipHash24) {
-        hash.feed_4(self.0);
+        hash.feed_4(self.bytes());
     }
 
     #[inline(always)]
     fn words(&self) -> [u64; 2] {
-        [0, u32::from_le_bytes(self.0) as u64]
+        [0, self.0 as u64]
     }
 }
 
@@ -117,14 +155,12 @@ impl Address for V6 {
 
     #[inline(always)]
     fn feed(&self, hash: &mut SipHash24) {
-        let [high, low] = self.words();
-        hash.feed_word(high);
-        hash.feed_word(low);
+        hash.feed_word(self.0[0]);
+        hash.feed_word(self.0[1]);
     }
 
     #[inline(always)]
     fn words(&self) -> [u64; 2] {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;
-        [u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes([i, j, k, l, m, n, o, p])]
+        self.0
     }
 }

@@ -196,8 +196,9 @@ plain!(
     PrefixEntry,
     Segment,
     TableInfo,
+    TableRows,
     Row,
     Backend,
     Counter,
-    ReasonCounters
+    ReasonCounters,
 );

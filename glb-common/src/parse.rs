@@ -90,7 +90,7 @@ pub fn parse_v4<F: Frame + ?Sized>(frame: &F) -> Result<Packet<V4>, Reason> {
         length: total.checked_sub(header_len).ok_or(Reason::Malformed)?,
         ip_length: total as u16,
     };
-    let (source, destination) = (V4(ip.source), V4(ip.destination));
+    let (source, destination) = (V4::new(ip.source), V4::new(ip.destination));
     match ip.protocol {
         protocol::TCP | protocol::UDP => {
             transport(frame, payload, ip.protocol, source, destination)
@@ -131,7 +131,7 @@ pub fn parse_v6<F: Frame + ?Sized>(frame: &F) -> Result<Packet<V6>, Reason> {
         length: total - Ipv6Header::LEN,
         ip_length: total as u16,
     };
-    let (source, destination) = (V6(ip.source), V6(ip.destination));
+    let (source, destination) = (V6::new(ip.source), V6::new(ip.destination));
     match ip.next_header {
         protocol::TCP | protocol::UDP => {
             transport(frame, payload, ip.next_header, source, destination)
@@ -231,8 +231,8 @@ fn quoted_v4<F: Frame + ?Sized>(
         payload,
         start + header_len,
         ip.protocol,
-        V4(ip.source),
-        V4(ip.destination),
+        V4::new(ip.source),
+        V4::new(ip.destination),
         vip,
     )
 }
@@ -250,7 +250,15 @@ fn quoted_v6<F: Frame + ?Sized>(
         return Err(Reason::Malformed);
     }
     let ports = start + Ipv6Header::LEN;
-    reversed(frame, payload, ports, ip.next_header, V6(ip.source), V6(ip.destination), vip)
+    reversed(
+        frame,
+        payload,
+        ports,
+        ip.next_header,
+        V6::new(ip.source),
+        V6::new(ip.destination),
+        vip,
+    )
 }
 
 #[inline(always)]

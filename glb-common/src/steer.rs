@@ -33,10 +33,11 @@ pub const MAX_LISTED: usize = 7;
 
 /// How a packet is to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Send {
+pub struct Send<'v> {
     /// The first hop.
-    pub backend: Backend,
-    /// The further hops' addresses; the first `listed` count.
+    pub backend: &'v Backend,
+    /// The further hops' addresses in order, [`NOBODY`] where a place is empty: the row's second to
+    /// fourth, then the alternative row's four.
     pub hops: [[u8; 4]; MAX_LISTED],
     /// How many hops are listed, 0 to [`MAX_LISTED`].
     pub listed: u8,
@@ -46,18 +47,21 @@ pub struct Send {
     pub counter_slot: u32,
 }
 
-impl Send {
-    /// Lists the backend `index`, if there is one.
+impl Send<'_> {
+    /// Lists the backend `index`, if there is one, at a place of its own. (A place that depended on
+    /// how many are listed already would be a write that the verifier cannot follow.)
     #[inline(always)]
-    fn list<V: View + ?Sized>(&mut self, view: &V, index: u16) -> Option<()> {
+    fn list<V: View + ?Sized>(&mut self, view: &V, place: usize, index: u16) -> Option<()> {
         if index != NO_HOP {
-            let backend = view.backend(index)?;
-            *self.hops.get_mut(usize::from(self.listed))? = backend.address;
+            self.hops[place] = view.backend(index)?.address;
             self.listed += 1;
         }
         Some(())
     }
 }
+
+/// An address that is no backend's.
+pub const NOBODY: [u8; 4] = [0; 4];
 
 /// Why a packet is not sent, and whose counter says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +77,10 @@ pub struct Refusal {
 /// # Errors
 /// The reason why it goes nowhere.
 #[inline(always)]
-pub fn steer<V: View + ?Sized, A: Address>(view: &V, packet: &Packet<A>) -> Result<Send, Refusal> {
+pub fn steer<'v, V: View + ?Sized, A: Address>(
+    view: &'v V,
+    packet: &Packet<A>,
+) -> Result<Send<'v>, Refusal> {
     let unowned = |reason| Refusal { reason, counter_slot: 0 };
     let Some(index) = bind::find(view, &packet.flow) else {
         return Err(unowned(Reason::NoBind));
@@ -89,16 +96,13 @@ pub fn steer<V: View + ?Sized, A: Address>(view: &V, packet: &Packet<A>) -> Resu
         return Err(refuse(Reason::NextHopUnresolved));
     }
     let mut send = Send {
-        backend: *first,
-        hops: [[0; 4]; MAX_LISTED],
+        backend: first,
+        hops: [NOBODY; MAX_LISTED],
         listed: 0,
         source_port: 0x8000 | ((hash as u16 ^ packet.flow_hint) & 0x7fff),
         counter_slot: table.counter_slot,
     };
-    if row.second != NO_HOP {
-        send.hops[0] = view.backend(row.second).ok_or_else(inconsistent)?.address;
-        send.listed = 1;
-    }
+    send.list(view, 0, row.second).ok_or_else(inconsistent)?;
     if table.has_more != 0 {
         list_more(view, table, hash as u16, &packet.flow, &mut send).ok_or_else(inconsistent)?;
     }
@@ -113,22 +117,22 @@ fn list_more<V: View + ?Sized, A: Address>(
     table: &TableInfo,
     row: u16,
     flow: &Flow<A>,
-    send: &mut Send,
+    send: &mut Send<'_>,
 ) -> Option<()> {
     if table.more_rows != NO_ROWS {
         let more = view.row(table.more_rows, row)?;
-        send.list(view, more.first)?;
-        send.list(view, more.second)?;
+        send.list(view, 1, more.first)?;
+        send.list(view, 2, more.second)?;
     }
     if table.alt_rows != NO_ROWS {
         let row = hash_of(table.alt_key, table.alt_hash_fields, flow)? as u16;
         let alt = view.row(table.alt_rows, row)?;
-        send.list(view, alt.first)?;
-        send.list(view, alt.second)?;
+        send.list(view, 3, alt.first)?;
+        send.list(view, 4, alt.second)?;
         if table.alt_more_rows != NO_ROWS {
             let more = view.row(table.alt_more_rows, row)?;
-            send.list(view, more.first)?;
-            send.list(view, more.second)?;
+            send.list(view, 5, more.first)?;
+            send.list(view, 6, more.second)?;
         }
     }
     Some(())

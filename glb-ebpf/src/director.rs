@@ -154,19 +154,19 @@ fn direct(ctx: &XdpContext) -> Result<(u32, u32), Refusal> {
 #[inline(always)]
 fn encapsulate(
     ctx: &XdpContext,
-    send: &Send,
+    send: &Send<'_>,
     inner: u8,
     inner_length: u16,
 ) -> Result<(u32, u32), Refusal> {
     let refuse = |reason| Refusal { reason, counter_slot: send.counter_slot };
     let received = (ctx.data_end() - ctx.data()) as u64;
-    let headers = encap::outer_headers(send, inner, inner_length).ok_or(refuse(Reason::TooLong))?;
+    let total = encap::outer_length(inner_length, send.listed).ok_or(refuse(Reason::TooLong))?;
     let growth = encap::overhead(send.listed) as i32;
     // SAFETY: the context is this program's own; the frame's pointers are made anew below.
     if unsafe { aya_ebpf::helpers::bpf_xdp_adjust_head(ctx.ctx, -growth) } != 0 {
         return Err(refuse(Reason::NoHeadroom));
     }
-    if !encap::write(&mut XdpFrame::new(ctx), headers, send) {
+    if !encap::write(&mut XdpFrame::new(ctx), send, inner, total) {
         return Err(refuse(Reason::Inconsistent));
     }
     if let Some(counter) = BACKEND_COUNTERS.get_ptr_mut(send.backend.counter_slot) {

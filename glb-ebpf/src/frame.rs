@@ -10,12 +10,19 @@ use glb_common::frame::{Frame, FrameMut, MAX_OFFSET, Wire};
 pub(crate) struct XdpFrame {
     start: usize,
     end: usize,
+    length: usize,
 }
 
 impl XdpFrame {
     #[inline(always)]
     pub(crate) fn new(ctx: &XdpContext) -> Self {
-        Self { start: ctx.data(), end: ctx.data_end() }
+        let (start, end) = (ctx.data(), ctx.data_end());
+        // The compiler must not find out that this is the same end: it would then see that a packet
+        // whose lengths have been checked needs no check of its pointers, and leave out what the
+        // verifier insists on.
+        // SAFETY: the context is valid while the program runs.
+        let end_again = unsafe { (&raw const (*ctx.ctx).data_end).read_volatile() } as usize;
+        Self { start, end, length: end_again - start }
     }
 
     /// Where `T` at `offset` lies, if it lies inside.
@@ -38,7 +45,7 @@ impl Frame for XdpFrame {
 
     #[inline(always)]
     fn len(&self) -> usize {
-        self.end - self.start
+        self.length
     }
 }
 

@@ -15,3 +15,11 @@ pub static DIRECTOR_OBJECT: &[u8] =
 /// The backend's BPF object, an ELF file.
 pub static REDIRECT_OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/glb-redirect-bpf"));
+
+/// Pins a BPF object by its descriptor; the path must lie on a BPF file system.
+///
+/// # Errors
+/// When the kernel says no.
+pub fn pin(object: &impl std::os::fd::AsFd, path: &std::path::Path) -> std::io::Result<()> {
+    sys::pin(object.as_fd(), path)
+}

@@ -43,11 +43,26 @@ impl<T: Plain> MappedArray<T> {
                 format!("{} values do not fit {} elements", values.len(), self.entries),
             ));
         }
-        for (index, value) in values.iter().enumerate() {
-            // SAFETY: index < entries, so the element lies inside the mapping; T is plain.
-            unsafe { self.element(index).write(*value) };
-        }
+        values.iter().enumerate().try_for_each(|(index, value)| self.set(index, value))
+    }
+
+    /// Writes one element that the kernel does not read yet.
+    ///
+    /// # Errors
+    /// When there is no such element.
+    pub fn set(&self, index: usize, value: &T) -> io::Result<()> {
+        self.check(index)?;
+        // SAFETY: the element lies inside the mapping; T is plain bytes without overlap.
+        unsafe { std::ptr::copy_nonoverlapping(value, self.element(index), 1) };
         Ok(())
+    }
+
+    fn check(&self, index: usize) -> io::Result<()> {
+        if index < self.entries {
+            return Ok(());
+        }
+        let text = format!("element {index} of an array of {}", self.entries);
+        Err(io::Error::new(io::ErrorKind::InvalidInput, text))
     }
 
     /// Changes one element while the kernel may be reading it: whole aligned 8-byte words are
@@ -56,9 +71,7 @@ impl<T: Plain> MappedArray<T> {
     /// # Errors
     /// When there is no such element.
     pub fn update(&self, index: usize, value: &T) -> io::Result<()> {
-        if index >= self.entries {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no element {index}")));
-        }
+        self.check(index)?;
         let mut bytes = value.as_bytes().to_vec();
         bytes.resize(Self::STRIDE, 0);
         let start = self.element(index).cast::<u64>();

@@ -10,6 +10,7 @@ use std::{
     path::Path,
 };
 
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_TYPE_XDP: u32 = 6;
@@ -43,7 +44,7 @@ struct InfoByFd {
 }
 
 #[repr(C)]
-struct ObjGet {
+struct PinAttributes {
     path: u64,
     fd: u32,
     flags: u32,
@@ -57,10 +58,18 @@ fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long>
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// Pins `object` (a program, map or link) at `path`.
+pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes =
+        PinAttributes { path: path.as_ptr() as u64, fd: object.as_raw_fd() as u32, flags: 0 };
+    bpf(BPF_OBJ_PIN, &mut attributes).map(|_| ())
+}
+
 /// Opens what is pinned at `path`.
 pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attributes = ObjGet { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    let mut attributes = PinAttributes { path: path.as_ptr() as u64, fd: 0, flags: 0 };
     let fd = bpf(BPF_OBJ_GET, &mut attributes)?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })

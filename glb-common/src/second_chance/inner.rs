@@ -47,7 +47,7 @@ pub(super) fn ask_v4<F: Frame + ?Sized, H: Host>(
     if header_len < Ipv4Header::LEN || header_len > total || ip_offset + total > tunnel.end {
         return Err(Reason::InnerMalformed);
     }
-    let (source, destination) = (V4(ip.source), V4(ip.destination));
+    let (source, destination) = (V4::new(ip.source), V4::new(ip.destination));
     if !host.is_vip(&destination) {
         return Err(Reason::NotVip);
     }
@@ -88,7 +88,7 @@ pub(super) fn ask_v6<F: Frame + ?Sized, H: Host>(
     if ip_offset + total > tunnel.end {
         return Err(Reason::InnerMalformed);
     }
-    let (source, destination) = (V6(ip.source), V6(ip.destination));
+    let (source, destination) = (V6::new(ip.source), V6::new(ip.destination));
     if !host.is_vip(&destination) {
         return Err(Reason::NotVip);
     }
@@ -171,7 +171,7 @@ fn quoted_v4<F: Frame + ?Sized, H: Host>(
     if ip.protocol != protocol::TCP || ip.is_later_fragment() {
         return Ok(Answer::Take(Reason::TakenIcmp));
     }
-    reversed(frame, host, start + header_len, V4(ip.source), V4(ip.destination), vip)
+    reversed(frame, host, start + header_len, V4::new(ip.source), V4::new(ip.destination), vip)
 }
 
 /// As [`quoted_v4`], for IPv6.
@@ -190,7 +190,7 @@ fn quoted_v6<F: Frame + ?Sized, H: Host>(
     if ip.next_header != protocol::TCP {
         return Ok(Answer::Take(Reason::TakenIcmp));
     }
-    reversed(frame, host, start + Ipv6Header::LEN, V6(ip.source), V6(ip.destination), vip)
+    reversed(frame, host, start + Ipv6Header::LEN, V6::new(ip.source), V6::new(ip.destination), vip)
 }
 
 /// Bytes of the quoted packet's payload that every ICMP error carries.

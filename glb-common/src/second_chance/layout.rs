@@ -90,13 +90,13 @@ impl Settings {
 /// The one word of an IPv4 address in [`Settings`].
 #[must_use]
 pub fn word_v4(address: [u8; 4]) -> u64 {
-    crate::hash::V4(address).words()[1]
+    crate::hash::V4::new(address).words()[1]
 }
 
 /// The two words of an IPv6 address in [`Settings`].
 #[must_use]
 pub fn words_v6(address: [u8; 16]) -> [u64; 2] {
-    crate::hash::V6(address).words()
+    crate::hash::V6::new(address).words()
 }
 
 /// The backend's counters, one for each reason.

@@ -67,7 +67,7 @@ impl Outer for V4 {
 
     #[inline(always)]
     fn from_bytes(bytes: [u8; 4]) -> Self {
-        Self(bytes)
+        Self::new(bytes)
     }
 
     #[inline(always)]
@@ -75,11 +75,11 @@ impl Outer for V4 {
         let ip = frame.read::<Ipv4Header>(IP_OFFSET)?;
         let udp = frame.read::<UdpHeader>(tunnel.udp_offset())?;
         // The old destination becomes the source: only the old source leaves the sum.
-        let (old, new) = (sum_4(ip.source), sum_4(hop.0));
+        let (old, new) = (sum_4(ip.source), sum_4(hop.bytes()));
         Some(Readdressed::V4 {
             checksum: replace(ip.checksum, old, new),
             source: ip.destination,
-            destination: hop.0,
+            destination: hop.bytes(),
             udp_checksum: replace_udp(udp.checksum, old, new),
             next_hop: tunnel.next_hop + 1,
         })
@@ -92,17 +92,17 @@ impl Outer for V6 {
 
     #[inline(always)]
     fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(bytes)
+        Self::new(bytes)
     }
 
     #[inline(always)]
     fn readdress<F: Frame + ?Sized>(frame: &F, tunnel: &Tunnel, hop: Self) -> Option<Readdressed> {
         let ip = frame.read::<Ipv6Header>(IP_OFFSET)?;
         let udp = frame.read::<UdpHeader>(tunnel.udp_offset())?;
-        let (old, new) = (sum_16(ip.source), sum_16(hop.0));
+        let (old, new) = (sum_16(ip.source), sum_16(hop.bytes()));
         Some(Readdressed::V6 {
             source: ip.destination,
-            destination: hop.0,
+            destination: hop.bytes(),
             udp_checksum: replace_udp(udp.checksum, old, new),
             next_hop: tunnel.next_hop + 1,
         })
@@ -142,7 +142,7 @@ pub(super) fn open_v4<F: Frame + ?Sized, H: Host>(frame: &F, host: &H) -> Result
         return Err(Reason::NotTunnel);
     }
     let udp = tunnel_udp(frame, IP_OFFSET + header_len)?;
-    admit(host, &V4(ip.source), &V4(ip.destination))?;
+    admit(host, &V4::new(ip.source), &V4::new(ip.destination))?;
     if u16::from_be_bytes(ip.flags_fragment) & ipv4::MORE_FRAGMENTS != 0 {
         return Err(Reason::OuterFragment);
     }
@@ -157,7 +157,7 @@ pub(super) fn open_v6<F: Frame + ?Sized, H: Host>(frame: &F, host: &H) -> Result
         return Err(Reason::NotTunnel);
     }
     let udp = tunnel_udp(frame, IP_OFFSET + Ipv6Header::LEN)?;
-    admit(host, &V6(ip.source), &V6(ip.destination))?;
+    admit(host, &V6::new(ip.source), &V6::new(ip.destination))?;
     open_gue::<F, V6>(frame, udp, Ipv6Header::LEN, ip.total_length(), ip.ecn())
 }
 

@@ -1,0 +1,24 @@
+//! `glb-director detach`
+
+use std::path::Path;
+
+use glb_host::bpffs::PinFolder;
+
+use crate::{config::Config, generation};
+
+pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    let Some(pins) = PinFolder::open(&config.pin)? else {
+        println!("nothing is pinned at {}: not attached", config.pin.display());
+        return Ok(());
+    };
+    let _lock = pins.lock()?;
+    let interfaces = generation::detach_all(&pins)?;
+    pins.remove(pins.path())?;
+    if interfaces.is_empty() {
+        println!("was not attached; {} removed", config.pin.display());
+    } else {
+        println!("detached from {}; {} removed", interfaces.join(", "), config.pin.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,16 @@
+//! `glb-director run`
+
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use crate::{config::Config, daemon};
+
+pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the asynchronous runtime")?;
+    Ok(runtime.block_on(daemon::run(&config))?)
+}

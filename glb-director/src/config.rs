@@ -1,0 +1,174 @@
+//! The director's configuration file.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+/// What is written in the file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    table: PathBuf,
+    interfaces: Vec<String>,
+    #[serde(default = "default_pin")]
+    pin: PathBuf,
+    outer_source_ipv4: Option<Ipv4Addr>,
+}
+
+fn default_pin() -> PathBuf {
+    PathBuf::from("/sys/fs/bpf/glb-director")
+}
+
+/// What is meant: every value has been checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file itself.
+    pub path: PathBuf,
+    /// The table file; a relative path is meant from the configuration's folder.
+    pub table: PathBuf,
+    /// Interfaces to attach to, at least one, none twice.
+    pub interfaces: Vec<String>,
+    /// Folder on a BPF file system where program and maps are pinned.
+    pub pin: PathBuf,
+    /// Outer source address; without one, the kernel's preferred source on the way to each backend.
+    pub outer_source_ipv4: Option<Ipv4Addr>,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file is not TOML, or a field is wrong.
+    #[error("{}: {source}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: Box<toml::de::Error>,
+    },
+    /// A value makes no sense.
+    #[error("{}: `{key} = {value}`: {fix}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        key: &'static str,
+        /// What is written.
+        value: String,
+        /// What would be right.
+        fix: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// When it cannot be read or says something wrong.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let raw: Raw = toml::from_str(text).map_err(|source| ConfigError::Syntax {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        let wrong = |key, value: String, fix| {
+            Err(ConfigError::Value { path: path.to_owned(), key, value, fix })
+        };
+        if raw.interfaces.is_empty() {
+            return wrong("interfaces", "[]".into(), "name at least one interface");
+        }
+        let mut seen = HashSet::new();
+        for interface in &raw.interfaces {
+            // Interface names become file names of pins: the kernel's own rules keep those apart.
+            let is_name = !interface.is_empty()
+                && interface.len() < 16
+                && !matches!(interface.as_str(), "." | "..")
+                && !interface.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
+            if !is_name {
+                return wrong(
+                    "interfaces",
+                    format!("{interface:?}"),
+                    "this is not an interface name",
+                );
+            }
+            if !seen.insert(interface) {
+                return wrong("interfaces", format!("{interface:?}"), "name each interface once");
+            }
+        }
+        if !raw.pin.is_absolute() {
+            let value = format!("{:?}", raw.pin);
+            return wrong("pin", value, "give an absolute path, such as /sys/fs/bpf/glb-director");
+        }
+        if let Some(source) = raw.outer_source_ipv4
+            && (source.is_unspecified() || source.is_multicast() || source.is_broadcast())
+        {
+            let value = source.to_string();
+            return wrong("outer_source_ipv4", value, "give one of this director's own addresses");
+        }
+        let folder = path.parent().unwrap_or(Path::new(""));
+        Ok(Self {
+            path: path.to_owned(),
+            table: folder.join(raw.table),
+            interfaces: raw.interfaces,
+            pin: raw.pin,
+            outer_source_ipv4: raw.outer_source_ipv4,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "table = \"t.toml\"\ninterfaces = [\"eth0\"]\n";
+
+    fn error(text: &str) -> String {
+        Config::parse(text, Path::new("/etc/glb/director.toml")).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn paths_are_meant_from_the_files_folder() {
+        let config = Config::parse(GOOD, Path::new("/etc/glb/director.toml")).unwrap();
+        assert_eq!(config.table, Path::new("/etc/glb/t.toml"));
+        assert_eq!(config.pin, Path::new("/sys/fs/bpf/glb-director"));
+    }
+
+    #[test]
+    fn each_error_names_the_file_the_key_and_the_value() {
+        for (text, words) in [
+            ("interfaces = []\ntable = \"t\"", vec!["director.toml", "interfaces", "at least one"]),
+            ("interfaces = [\"a\", \"a\"]\ntable = \"t\"", vec!["\"a\"", "once"]),
+            ("interfaces = [\"../x\"]\ntable = \"t\"", vec!["\"../x\"", "not an interface name"]),
+            ("interfaces = [\"a\"]\ntable = \"t\"\npin = \"x\"", vec!["pin", "\"x\"", "absolute"]),
+            ("interfaces = [\"a\"]\ntable = \"t\"\ntabel = 1", vec!["tabel", "line 3"]),
+            ("interfaces = [\"a\"]", vec!["table"]),
+            (
+                "interfaces = [\"a\"]\ntable = \"t\"\nouter_source_ipv4 = \"0.0.0.0\"",
+                vec!["outer_source_ipv4", "0.0.0.0"],
+            ),
+            ("interfaces = [\"a\"]\ntable = \"t\"\nouter_source_ipv4 = \"x\"", vec!["line 3"]),
+        ] {
+            let error = error(text);
+            for word in words {
+                assert!(error.contains(word), "{word:?} is missing in: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! Counters belong to identities (a table's name, a backend's address in a table), not to positions
+//! in a file: the slots are remembered in a pinned map beside the counters, so that neither a reload
+//! nor a restart resets or mixes them.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    path::Path,
+};
+
+use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray};
+use glb_common::{
+    layout::{BACKEND_SLOTS, TABLE_SLOTS},
+    reason::{DirectorReason, MAX_REASONS},
+};
+use glb_host::bpffs::PinFolder;
+use glb_table::TableSet;
+use serde::Serialize;
+
+use crate::image::{CounterSlots, Owner};
+
+/// Where packets are counted that belong to no table.
+const NO_TABLE_SLOT: u32 = 0;
+/// Where the self-test's packets are counted, which nobody looks at.
+pub const SELF_TEST_TABLE_SLOT: u32 = 1;
+/// As [`SELF_TEST_TABLE_SLOT`], for backends.
+pub const SELF_TEST_BACKEND_SLOT: u32 = 0;
+
+/// Names of the pins below the pin folder.
+pub mod pins {
+    /// Folder of what outlives generations.
+    pub const FOLDER: &str = "counters";
+    /// The tables' counters.
+    pub const TABLES: &str = "counters/tables";
+    /// The backends' counters.
+    pub const BACKENDS: &str = "counters/backends";
+    /// Which identity has which slot.
+    pub const IDENTITIES: &str = "counters/identities";
+}
+
+/// Longest table name in an identity's key.
+const MAX_NAME: usize = 63;
+
+/// An identity as the map's key: length and bytes of the table's name, then family (0 for the table
+/// itself) and address.
+type Key = [u8; 1 + MAX_NAME + 1 + 16];
+
+/// Packets and bytes for each CPU and reason, as the kernel lays them out.
+type ReasonValues = [[u64; 2]; MAX_REASONS];
+
+/// Why counters cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CountersError {
+    /// A map operation failed.
+    #[error("counters pinned below {}: {source}", folder.display())]
+    Map {
+        /// The pin folder.
+        folder: std::path::PathBuf,
+        /// The library's answer.
+        source: Box<MapError>,
+    },
+    /// There is nothing pinned.
+    #[error(
+        "no counters are pinned below {}; `glb-director run` makes them when it starts", folder.display()
+    )]
+    Missing {
+        /// The pin folder.
+        folder: std::path::PathBuf,
+    },
+    /// More identities than slots.
+    #[error("{count} {what} at once; there are counters for {room}")]
+    Full {
+        /// Tables or backends.
+        what: &'static str,
+        /// How many there are.
+        count: usize,
+        /// How many can be counted.
+        room: u32,
+    },
+}
+
+/// The pinned mapping from identities to slots.
+#[derive(Debug)]
+pub struct Identities {
+    map: BpfHashMap<MapData, Key, u32>,
+    slots: HashMap<Key, u32>,
+    folder: std::path::PathBuf,
+}
+
+impl Identities {
+    /// Opens the mapping below the pin folder, or makes an empty one there.
+    ///
+    /// # Errors
+    /// When the kernel says no.
+    pub fn open_or_create(pins: &PinFolder) -> Result<Self, CountersError> {
+        let folder = pins.path().to_owned();
+        let error =
+            |source| CountersError::Map { folder: folder.clone(), source: Box::new(source) };
+        let path = pins.join(pins::IDENTITIES);
+        if let Some(existing) = Self::open(pins)? {
+            return Ok(existing);
+        }
+        let map: BpfHashMap<MapData, Key, u32> =
+            BpfHashMap::create(BACKEND_SLOTS + TABLE_SLOTS, 0).map_err(error)?;
+        map.pin(&path).map_err(|source| error(MapError::PinError { name: None, error: source }))?;
+        // Pinning consumes the handle: it is opened again by its pin.
+        Self::open(pins)?.ok_or(CountersError::Missing { folder })
+    }
+
+    /// Opens the mapping below the pin folder, if there is one.
+    ///
+    /// # Errors
+    /// When the kernel says no.
+    pub fn open(pins: &PinFolder) -> Result<Option<Self>, CountersError> {
+        let folder = pins.path().to_owned();
+        let error =
+            |source| CountersError::Map { folder: folder.clone(), source: Box::new(source) };
+        let path = pins.join(pins::IDENTITIES);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let data = MapData::from_pin(path).map_err(error)?;
+        let map = BpfHashMap::try_from(Map::HashMap(data)).map_err(error)?;
+        let slots = map.iter().collect::<Result<_, _>>().map_err(error)?;
+        Ok(Some(Self { map, slots, folder }))
+    }
+
+    /// Gives every identity in `tables` a slot. Identities that are gone keep theirs until the room
+    /// is needed.
+    ///
+    /// # Errors
+    /// When there is no room, or the kernel says no.
+    pub fn assign(&mut self, tables: &TableSet) -> Result<(), CountersError> {
+        let mut wanted_tables = Vec::new();
+        let mut wanted_backends = Vec::new();
+        for table in &tables.tables {
+            wanted_tables.push(key(&table.name, None));
+            wanted_backends
+                .extend(table.backends.iter().map(|b| key(&table.name, Some(b.address))));
+        }
+        let wanted: HashSet<Key> = wanted_tables.iter().chain(&wanted_backends).copied().collect();
+        self.assign_kind("tables", &wanted_tables, &wanted, SELF_TEST_TABLE_SLOT + 1..TABLE_SLOTS)?;
+        self.assign_kind(
+            "backends",
+            &wanted_backends,
+            &wanted,
+            SELF_TEST_BACKEND_SLOT + 1..BACKEND_SLOTS,
+        )
+    }
+
+    fn assign_kind(
+        &mut self,
+        what: &'static str,
+        keys: &[Key],
+        wanted: &HashSet<Key>,
+        range: std::ops::Range<u32>,
+    ) -> Result<(), CountersError> {
+        let is_backend = what == "backends";
+        let of_kind = |key: &Key| (family(key) != 0) == is_backend;
+        let mut used: HashSet<u32> =
+            self.slots.iter().filter(|(key, _)| of_kind(key)).map(|(_, slot)| *slot).collect();
+        let room = range.len() as u32;
+        let mut free = range.filter(|slot| !used.contains(slot)).collect::<Vec<_>>().into_iter();
+        for key in keys {
+            if self.slots.contains_key(key) {
+                continue;
+            }
+            let slot = match free.next() {
+                Some(slot) => slot,
+                None => {
+                    let gone = self
+                        .slots
+                        .iter()
+                        .find(|(key, _)| of_kind(key) && !wanted.contains(*key))
+                        .map(|(key, slot)| (*key, *slot))
+                        .ok_or(CountersError::Full { what, count: keys.len(), room })?;
+                    self.map.remove(&gone.0).map_err(|source| self.error(source))?;
+                    self.slots.remove(&gone.0);
+                    gone.1
+                }
+            };
+            used.insert(slot);
+            self.map.insert(key, slot, 0).map_err(|source| self.error(source))?;
+            self.slots.insert(*key, slot);
+        }
+        Ok(())
+    }
+
+    fn error(&self, source: MapError) -> CountersError {
+        CountersError::Map { folder: self.folder.clone(), source: Box::new(source) }
+    }
+}
+
+impl CounterSlots for Identities {
+    fn table(&self, name: &str) -> u32 {
+        self.slots.get(&key(name, None)).copied().unwrap_or(NO_TABLE_SLOT)
+    }
+
+    fn backend(&self, owner: &Owner) -> u32 {
+        let key = key(&owner.table, Some(owner.address));
+        self.slots.get(&key).copied().unwrap_or(SELF_TEST_BACKEND_SLOT)
+    }
+}
+
+fn key(table: &str, address: Option<IpAddr>) -> Key {
+    let mut key: Key = [0; _];
+    // Names are at most this long: the table's checks see to it.
+    let name = &table.as_bytes()[..table.len().min(MAX_NAME)];
+    key[0] = name.len() as u8;
+    key[1..][..name.len()].copy_from_slice(name);
+    match address {
+        None => {}
+        Some(IpAddr::V4(address)) => {
+            key[MAX_NAME + 1] = 4;
+            key[MAX_NAME + 2..][..4].copy_from_slice(&address.octets());
+        }
+        Some(IpAddr::V6(address)) => {
+            key[MAX_NAME + 1] = 6;
+            key[MAX_NAME + 2..].copy_from_slice(&address.octets());
+        }
+    }
+    key
+}
+
+fn family(key: &Key) -> u8 {
+    key[MAX_NAME + 1]
+}
+
+fn name(key: &Key) -> String {
+    String::from_utf8_lossy(&key[1..][..usize::from(key[0]).min(MAX_NAME)]).into_owned()
+}
+
+fn address(key: &Key) -> Option<IpAddr> {
+    let bytes: [u8; 16] = key[MAX_NAME + 2..].try_into().ok()?;
+    match family(key) {
+        4 => Some(IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]])),
+        6 => Some(IpAddr::from(bytes)),
+        _ => None,
+    }
+}
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, from the Ethernet header on, as received.
+    pub bytes: u64,
+}
+
+impl Count {
+    fn add(&mut self, [packets, bytes]: [u64; 2]) {
+        self.packets += packets;
+        self.bytes += bytes;
+    }
+}
+
+/// All counters, for people and programs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Packets that belong to no table, by reason.
+    pub reasons: std::collections::BTreeMap<&'static str, Count>,
+    /// Packets of each table, by reason.
+    pub tables: Vec<TableReport>,
+    /// Packets by first hop.
+    pub backends: Vec<BackendReport>,
+}
+
+/// A table's counters.
+#[derive(Clone, Debug, Serialize)]
+pub struct TableReport {
+    /// The table's name.
+    pub name: String,
+    /// By reason; those that never occurred are left out.
+    pub reasons: std::collections::BTreeMap<&'static str, Count>,
+}
+
+/// A backend's counter.
+#[derive(Clone, Debug, Serialize)]
+pub struct BackendReport {
+    /// The table's name.
+    pub table: String,
+    /// The backend.
+    pub address: IpAddr,
+    /// What was sent to it as first hop.
+    #[serde(flatten)]
+    pub count: Count,
+}
+
+/// Reads all counters from their pins; the daemon need not run.
+///
+/// # Errors
+/// When there are none, or the kernel says no.
+pub fn read(pins: &PinFolder) -> Result<Report, CountersError> {
+    let folder = pins.path().to_owned();
+    let error = |source| CountersError::Map { folder: folder.clone(), source: Box::new(source) };
+    let Some(identities) = Identities::open(pins)? else {
+        return Err(CountersError::Missing { folder });
+    };
+    let tables: PerCpuArray<MapData, ReasonValues> =
+        open_array(&pins.join(pins::TABLES)).map_err(error)?;
+    let backends: PerCpuArray<MapData, [u64; 2]> =
+        open_array(&pins.join(pins::BACKENDS)).map_err(error)?;
+    let reasons = |slot: u32| -> Result<_, CountersError> {
+        let mut counts = std::collections::BTreeMap::new();
+        let cpus = tables.get(&slot, 0).map_err(error)?;
+        for (index, reason) in DirectorReason::ALL.iter().enumerate() {
+            let mut count = Count::default();
+            cpus.iter().for_each(|cpu| count.add(cpu[index]));
+            if count != Count::default() {
+                counts.insert(reason.name(), count);
+            }
+        }
+        Ok(counts)
+    };
+    let mut report =
+        Report { reasons: reasons(NO_TABLE_SLOT)?, tables: Vec::new(), backends: Vec::new() };
+    for (key, slot) in &identities.slots {
+        match address(key) {
+            None => {
+                report.tables.push(TableReport { name: name(key), reasons: reasons(*slot)? });
+            }
+            Some(address) => {
+                let mut count = Count::default();
+                let cpus = backends.get(slot, 0).map_err(error)?;
+                cpus.iter().for_each(|cpu| count.add(*cpu));
+                report.backends.push(BackendReport { table: name(key), address, count });
+            }
+        }
+    }
+    report.tables.sort_by(|a, b| a.name.cmp(&b.name));
+    report.backends.sort_by(|a, b| (&a.table, a.address).cmp(&(&b.table, b.address)));
+    Ok(report)
+}
+
+fn open_array<V: aya::Pod>(path: &Path) -> Result<PerCpuArray<MapData, V>, MapError> {
+    PerCpuArray::try_from(Map::PerCpuArray(MapData::from_pin(path)?))
+}

@@ -1,0 +1,230 @@
+//! The running director: builds generations, keeps next hops fresh, answers signals.
+
+use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc, time::Duration};
+
+use glb_host::{
+    bpffs::{PinFolder, PinFolderError, PinLock},
+    next_hop::{NextHops, OpenError, Snapshot},
+    xdp_link::{self, AttachError},
+};
+use glb_table::TableSet;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
+
+use crate::{
+    config::Config,
+    counters::{self, CountersError, Identities},
+    generation::{self, Generation, LoadError, SwapError, self_test::SelfTestError},
+    image::{Image, ImageError},
+};
+
+/// How long a new generation waits for the answers of backends that were never asked for before.
+const NEXT_HOP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why the daemon does not start, or a table is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The table file is not in order.
+    #[error("{}", .0.render(false).trim_end())]
+    Table(glb_table::LoadError),
+    /// The table cannot be carried.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Counters.
+    #[error(transparent)]
+    Counters(#[from] CountersError),
+    /// Pin folder.
+    #[error(transparent)]
+    Pins(#[from] PinFolderError),
+    /// Interfaces.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// Loading.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Self-test.
+    #[error(transparent)]
+    SelfTest(#[from] SelfTestError),
+    /// Swapping.
+    #[error(transparent)]
+    Swap(#[from] SwapError),
+    /// Netlink.
+    #[error(transparent)]
+    NextHops(#[from] OpenError),
+    /// Signals.
+    #[error("cannot listen for signals: {0}")]
+    Signals(io::Error),
+}
+
+/// Runs until a signal ends it. The program stays attached and forwards.
+///
+/// # Errors
+/// When it cannot start.
+pub async fn run(config: &Config) -> Result<(), Error> {
+    let signals = |kind| signal(kind).map_err(Error::Signals);
+    let mut hangup: Signal = signals(SignalKind::hangup())?;
+    let mut terminate = signals(SignalKind::terminate())?;
+    let mut interrupt = signals(SignalKind::interrupt())?;
+
+    let mut director = Director::start(config).await?;
+    info!(
+        generation = director.generation.number,
+        interfaces = config.interfaces.join(","),
+        "ready"
+    );
+    let mut next_hops = director.next_hops.subscribe();
+    loop {
+        tokio::select! {
+            changed = next_hops.changed() => {
+                if changed.is_err() {
+                    error!("netlink is gone; next hops stay as they are until a restart");
+                    std::future::pending::<()>().await;
+                }
+                let snapshot = next_hops.borrow_and_update().clone();
+                director.follow(&snapshot);
+            }
+            _ = hangup.recv() => {
+                if let Err(error) = director.reload().await {
+                    error!(
+                        table = %config.table.display(),
+                        running_generation = director.generation.number,
+                        "the table was not loaded, the running one stays:\n{error}"
+                    );
+                }
+            }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    info!(
+        "ended; the pinned program goes on forwarding (`glb-director detach --config {}` ends that)",
+        config.path.display()
+    );
+    Ok(())
+}
+
+struct Director<'c> {
+    config: &'c Config,
+    pins: PinFolder,
+    #[expect(dead_code, reason = "held for its effect")]
+    lock: PinLock,
+    identities: Identities,
+    next_hops: NextHops,
+    generation: Generation,
+}
+
+impl<'c> Director<'c> {
+    async fn start(config: &'c Config) -> Result<Self, Error> {
+        let tables = load_tables(config)?;
+        for interface in &config.interfaces {
+            xdp_link::interface_index(interface)?;
+        }
+        let pins = PinFolder::create(&config.pin)?;
+        let lock = pins.lock()?;
+        pins.make(&pins.join(counters::pins::FOLDER))?;
+        let mut identities = Identities::open_or_create(&pins)?;
+        let next_hops = NextHops::start(targets(&tables)).await?;
+        let previous = generation::current_program(&config.interfaces, &pins)?;
+        let previous = previous.map(|(number, _program)| number);
+        // What a killed predecessor loaded and never swapped in.
+        let number = generation::remove_stale(&pins, &previous.into_iter().collect::<Vec<_>>())?;
+        if let Some(generation) = previous {
+            info!(generation, "adopting what a former director left running");
+        }
+        let generation = build(config, &tables, &mut identities, &next_hops, number, &pins).await?;
+        let director = Self { config, pins, lock, identities, next_hops, generation };
+        director.settle(previous)?;
+        Ok(director)
+    }
+
+    /// Loads the table file anew and swaps it in.
+    async fn reload(&mut self) -> Result<(), Error> {
+        let tables = load_tables(self.config)?;
+        let wanted = targets(&tables);
+        let running = self.generation.image.owners.iter().map(|owner| owner.address);
+        self.next_hops.set_targets(wanted.iter().copied().chain(running));
+        let number = self.generation.number + 1;
+        let built =
+            build(self.config, &tables, &mut self.identities, &self.next_hops, number, &self.pins)
+                .await;
+        let previous = match built {
+            Ok(generation) => std::mem::replace(&mut self.generation, generation).number,
+            Err(error) => {
+                let running = self.generation.image.owners.iter().map(|owner| owner.address);
+                self.next_hops.set_targets(running);
+                return Err(error);
+            }
+        };
+        self.next_hops.set_targets(wanted);
+        self.settle(Some(previous))
+    }
+
+    /// After a swap: the generations before the previous one go.
+    fn settle(&self, previous: Option<u64>) -> Result<(), Error> {
+        let keep: Vec<u64> = previous.into_iter().chain([self.generation.number]).collect();
+        generation::remove_stale(&self.pins, &keep)?;
+        info!(
+            generation = self.generation.number,
+            tables = self.generation.image.tables.len(),
+            backends = self.generation.image.backends.len(),
+            "in force"
+        );
+        Ok(())
+    }
+
+    /// Enters changed next hops into the running generation.
+    fn follow(&mut self, snapshot: &Arc<Snapshot>) {
+        let changed = self.generation.image.resolve(snapshot, self.config.outer_source_ipv4);
+        for index in changed {
+            let owner = &self.generation.image.owners[index];
+            match self.generation.enter_backend(index) {
+                Ok(()) => info!(backend = %owner.address, "next hop entered"),
+                Err(error) => error!(backend = %owner.address, %error, "next hop not entered"),
+            }
+        }
+    }
+}
+
+fn load_tables(config: &Config) -> Result<TableSet, Error> {
+    let tables = glb_table::load(&config.table).map_err(Error::Table)?;
+    if !tables.warnings.is_empty() {
+        warn!("{}", glb_table::render(&tables.warnings, false).trim_end());
+    }
+    Ok(tables)
+}
+
+fn targets(tables: &TableSet) -> BTreeSet<IpAddr> {
+    tables.tables.iter().flat_map(|table| &table.backends).map(|backend| backend.address).collect()
+}
+
+/// Builds, loads, tests and swaps in a generation.
+async fn build(
+    config: &Config,
+    tables: &TableSet,
+    identities: &mut Identities,
+    next_hops: &NextHops,
+    number: u64,
+    pins: &PinFolder,
+) -> Result<Generation, Error> {
+    identities.assign(tables)?;
+    let snapshot = next_hops.settled(NEXT_HOP_PATIENCE).await;
+    for address in targets(tables) {
+        if let Some(Err(reason)) = snapshot.get(&address) {
+            warn!(backend = %address, "no way to this backend yet: {reason}");
+        }
+    }
+    let image = Image::new(tables, identities, &snapshot, config.outer_source_ipv4)?;
+    let mut generation = Generation::load(image, number, pins)?;
+    let swapped =
+        generation::self_test::run(&mut generation).map_err(Error::from).and_then(|packets| {
+            info!(generation = number, packets, "self-test passed");
+            generation::swap(&mut generation, &config.interfaces, pins).map_err(Error::from)
+        });
+    match swapped {
+        Ok(()) => Ok(generation),
+        Err(error) => {
+            generation.discard(pins);
+            Err(error)
+        }
+    }
+}
