@@ -1,0 +1,104 @@
+//! Shared by the director's tests: GLB's vectors, images made for them, and a place to load
+//! programs in.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+};
+
+use glb_common::hash::HashFields;
+use glb_director::image::{CounterSlots, Image, Owner};
+use glb_host::{
+    bpffs::PinFolder,
+    next_hop::{NextHop, Snapshot},
+};
+use glb_table::TableSet;
+use serde_json::Value;
+
+pub(crate) fn golden() -> Value {
+    serde_json::from_str(include_str!("../data/encap_vectors.json")).unwrap()
+}
+
+pub(crate) fn hex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
+}
+
+/// Tables and backends by their place in the file.
+pub(crate) struct Fixed(HashMap<String, u32>);
+
+impl Fixed {
+    pub(crate) fn new(tables: &TableSet) -> Self {
+        let names = tables.tables.iter().map(|table| table.name.clone());
+        Self(names.zip(2..).collect())
+    }
+}
+
+impl CounterSlots for Fixed {
+    fn table(&self, name: &str) -> u32 {
+        self.0[name]
+    }
+
+    fn backend(&self, owner: &Owner) -> u32 {
+        let IpAddr::V4(address) = owner.address else { panic!("{owner:?}") };
+        1 + u32::from(address.octets()[3]) + 256 * self.0[&owner.table]
+    }
+}
+
+/// Every backend behind one gateway.
+pub(crate) fn gateway(tables: &TableSet, interface: u32, mac: [u8; 6]) -> Snapshot {
+    let hop = NextHop {
+        interface,
+        own_mac: [2, 0, 0, 0, 0, 0xaa],
+        mac,
+        source: Some(IpAddr::V4(Ipv4Addr::new(65, 65, 65, 65))),
+        mtu: 1600,
+    };
+    let backends = tables.tables.iter().flat_map(|table| &table.backends);
+    backends.map(|backend| (backend.address, Ok(hop))).collect()
+}
+
+pub(crate) fn image_of(tables: &TableSet, interface: u32) -> Image {
+    let next_hops = gateway(tables, interface, [2, 0, 0, 0, 0, 1]);
+    Image::new(tables, &Fixed::new(tables), &next_hops, None).unwrap()
+}
+
+/// Text as a table file.
+pub(crate) fn tables(text: &str, form: glb_table::Form) -> TableSet {
+    glb_table::parse_bytes(Path::new("test"), form, text.as_bytes())
+        .unwrap_or_else(|error| panic!("{}", error.render(false)))
+}
+
+/// The vectors' tables under one of their configurations.
+pub(crate) fn golden_tables(golden: &Value, config: &str) -> TableSet {
+    let text = golden["forwarding_table"].to_string();
+    let mut tables = tables(&text, glb_table::Form::Json);
+    let config = &golden["config"]["hash_fields"][config];
+    // Four digits in the order of the fields: source and destination address, then the ports.
+    let fields = |digits: &Value| {
+        let digits = digits.as_str().unwrap().bytes().enumerate();
+        HashFields::from_bits(digits.map(|(bit, digit)| (digit - b'0') << bit).sum())
+    };
+    for table in &mut tables.tables {
+        table.hash_fields = fields(&config["hash_fields"]).unwrap();
+        table.alt_hash_fields = fields(&config["alt_hash_fields"]);
+    }
+    tables
+}
+
+/// A pin folder on a BPF file system of its own, which nobody else sees and which goes with the
+/// thread that made it.
+pub(crate) fn private_pins() -> PinFolder {
+    use nix::{
+        mount::{MsFlags, mount},
+        sched::{CloneFlags, unshare},
+    };
+    const REMEDY: &str = "this test loads BPF programs: run it as root (./x test says how)";
+    unshare(CloneFlags::CLONE_NEWNS).expect(REMEDY);
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect(REMEDY);
+    let folder: PathBuf = std::env::temp_dir();
+    mount(Some("bpf"), &folder, Some("bpf"), MsFlags::empty(), none).expect(REMEDY);
+    PinFolder::create(&folder.join("pins")).unwrap()
+}

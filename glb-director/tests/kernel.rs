@@ -1,0 +1,355 @@
+//! The director's program in the kernel against the pure functions: GLB's vectors, packets cut at
+//! every length, and generated ones, hostile ones among them. Needs root.
+
+mod common;
+
+use std::{env, thread};
+
+use common::{golden, golden_tables, hex, image_of, private_pins};
+use glb_common::reason::DirectorReason as Reason;
+use glb_director::{
+    counters::Identities,
+    generation::{
+        Generation,
+        self_test::{TEST_INTERFACE, compare},
+    },
+    image::Image,
+    reference,
+};
+use glb_table::{Form, TableSet};
+use proptest::{
+    prelude::*,
+    strategy::ValueTree as _,
+    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
+};
+
+/// Runs `test` in a thread with a mount namespace of its own.
+fn alone(test: impl FnOnce() + Send + 'static) {
+    if let Err(panic) = thread::spawn(test).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn load(image: &Image, number: u64, pins: &glb_host::bpffs::PinFolder) -> Generation {
+    Generation::load(image.clone(), number, pins).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn golden_packets_and_every_part_of_them() {
+    alone(|| {
+        let pins = private_pins();
+        let golden = golden();
+        for (number, config) in
+            ["default", "src_addr+src_port", "all_fields", "migration"].into_iter().enumerate()
+        {
+            let image = image_of(&golden_tables(&golden, config), TEST_INTERFACE);
+            let mut generation = load(&image, number as u64, &pins);
+            let program = generation.program().unwrap();
+            for vector in golden["vectors"].as_array().unwrap() {
+                let packet = hex(vector["input"].as_str().unwrap());
+                // The kernel makes no test run of less than an Ethernet header.
+                for length in (14..packet.len().min(160)).chain([packet.len()]) {
+                    compare(program, &image, &packet[..length])
+                        .unwrap_or_else(|error| panic!("{} {config}: {error}", vector["name"]));
+                }
+            }
+        }
+    });
+}
+
+/// Tables that use what a table can have.
+const TABLES: &str = r#"
+[[tables]]
+name = "plain"
+hash_key = "12345678901234561234567890123456"
+seed = "34567890123456783456789012345678"
+binds = [
+  { ip = "1.1.1.1", proto = "tcp", port = 80 },
+  { ip = "1.1.1.1", proto = "udp", port = 53 },
+  { ip = "2001:db8::1", proto = "tcp", port = 80 },
+]
+backends = [
+  { ip = "10.0.0.1", state = "active", healthy = true },
+  { ip = "10.0.0.2", state = "draining", healthy = true },
+  { ip = "10.0.0.3", state = "active", healthy = false },
+]
+
+[[tables]]
+name = "ranges"
+hash_key = "22345678901234561234567890123456"
+seed = "44567890123456783456789012345678"
+hash_fields = ["src_addr", "src_port"]
+binds = [
+  { ip = "1.1.1.0/24", proto = "tcp", port_start = 80, port_end = 443 },
+  { ip = "1.1.0.0/16", proto = "udp", port_start = 1, port_end = 65535 },
+  { ip = "2001:db8::/64", proto = "tcp", port = 443 },
+  { ip = "1.1.1.2", proto = "tcp", port = 65535 },
+]
+backends = [ { ip = "10.0.1.1", state = "active", healthy = true } ]
+
+[[tables]]
+name = "four"
+hash_key = "32345678901234561234567890123456"
+seed = "54567890123456783456789012345678"
+hops = 4
+hash_fields = ["src_addr", "dst_addr", "src_port", "dst_port"]
+alt_hash_fields = ["dst_addr", "dst_port"]
+binds = [
+  { ip = "1.1.1.3", proto = "tcp", port = 80 },
+  { ip = "2001:db8::3", proto = "udp", port = 53 },
+]
+backends = [
+  { ip = "10.0.2.1", state = "active", healthy = true },
+  { ip = "10.0.2.2", state = "filling", healthy = true },
+  { ip = "10.0.2.3", state = "draining", healthy = true },
+  { ip = "10.0.2.4", state = "active", healthy = false },
+  { ip = "10.0.2.5", state = "active", healthy = true },
+]
+"#;
+
+/// An address that the tables bind, or nearly.
+fn v4() -> impl Strategy<Value = [u8; 4]> {
+    prop_oneof![
+        4 => (0u8..6).prop_map(|last| [1, 1, 1, last]),
+        1 => (0u8..3, any::<u8>()).prop_map(|(third, last)| [1, 1, third, last]),
+        1 => any::<[u8; 4]>(),
+    ]
+}
+
+fn v6() -> impl Strategy<Value = [u8; 16]> {
+    let bound = |last: u16| std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last).octets();
+    prop_oneof![3 => (0u16..6).prop_map(bound), 1 => any::<[u8; 16]>()]
+}
+
+fn port() -> impl Strategy<Value = u16> {
+    prop_oneof![
+        3 => prop::sample::select(vec![0u16, 1, 53, 79, 80, 81, 443, 444, 65_534, 65_535]),
+        1 => any::<u16>(),
+    ]
+}
+
+fn mostly<T: Clone + std::fmt::Debug + 'static>(
+    usual: T,
+    odd: impl Strategy<Value = T> + 'static,
+) -> impl Strategy<Value = T> {
+    prop_oneof![8 => Just(usual), 1 => odd]
+}
+
+/// TCP, UDP or ICMP with a quoted packet, at any length.
+fn payload(ports: (u16, u16), quoted: Vec<u8>) -> impl Strategy<Value = (u8, Vec<u8>)> {
+    let header = [ports.0.to_be_bytes(), ports.1.to_be_bytes()].concat();
+    let transport = (
+        prop::sample::select(vec![6u8, 17, 6, 17, 6, 1, 58, 0, 44, 132, 60]),
+        prop::collection::vec(any::<u8>(), 0..60),
+    )
+        .prop_map(move |(protocol, rest)| (protocol, [header.clone(), rest].concat()));
+    let message = (
+        prop::sample::select(vec![
+            (1u8, 3u8),
+            (1, 8),
+            (1, 11),
+            (1, 12),
+            (1, 0),
+            (58, 1),
+            (58, 2),
+            (58, 3),
+            (58, 4),
+            (58, 128),
+            (58, 129),
+            (58, 135),
+        ]),
+        prop::sample::select(vec![0u8, 0, 0, 4, 1]),
+    )
+        .prop_map(move |((protocol, kind), code)| {
+            let head = [kind, code, 0, 0, 0, 0, 5, 0x78];
+            (protocol, [head.to_vec(), quoted.clone()].concat())
+        });
+    prop_oneof![3 => transport, 2 => message]
+}
+
+fn v4_packet(
+    source: [u8; 4],
+    destination: [u8; 4],
+    inner: Vec<u8>,
+    protocol: u8,
+) -> BoxedStrategy<Vec<u8>> {
+    let length = 20 + inner.len() as u16;
+    (
+        mostly(0x45u8, prop::sample::select(vec![0x46u8, 0x4f, 0x44, 0x40, 0x55, 0x65])),
+        any::<u8>(),
+        mostly(length, any::<u16>()),
+        any::<u16>(),
+        mostly(0x4000u16, prop::sample::select(vec![0u16, 0x2000, 0x2001, 1, 0x1fff])),
+    )
+        .prop_map(move |(version, tos, length, id, fragment)| {
+            let mut packet = vec![version, tos];
+            packet.extend(length.to_be_bytes());
+            packet.extend(id.to_be_bytes());
+            packet.extend(fragment.to_be_bytes());
+            packet.extend([64, protocol, 0, 0]);
+            packet.extend(source);
+            packet.extend(destination);
+            packet.extend(&inner);
+            packet
+        })
+        .boxed()
+}
+
+fn v6_packet(
+    source: [u8; 16],
+    destination: [u8; 16],
+    inner: Vec<u8>,
+    protocol: u8,
+) -> BoxedStrategy<Vec<u8>> {
+    let length = inner.len() as u16;
+    (mostly(0x60u8, any::<u8>()), any::<[u8; 3]>(), mostly(length, any::<u16>()))
+        .prop_map(move |(version, flow, length)| {
+            let mut packet = vec![version];
+            packet.extend(flow);
+            packet.extend(length.to_be_bytes());
+            packet.extend([protocol, 64]);
+            packet.extend(source);
+            packet.extend(destination);
+            packet.extend(&inner);
+            packet
+        })
+        .boxed()
+}
+
+fn ip_packet() -> impl Strategy<Value = ([u8; 2], Vec<u8>)> {
+    let four = (v4(), v4(), port(), port(), any::<bool>()).prop_flat_map(|(a, b, p, q, same)| {
+        // Quoted: what a backend sent from the VIP, mostly.
+        let from = if same { b } else { a };
+        let quoted =
+            v4_packet(from, a, [q.to_be_bytes(), p.to_be_bytes(), [0; 2], [0; 2]].concat(), 6);
+        quoted
+            .prop_flat_map(move |quoted| payload((p, q), quoted))
+            .prop_flat_map(move |(protocol, inner)| v4_packet(a, b, inner, protocol))
+            .prop_map(|packet| ([8, 0], packet))
+    });
+    let six = (v6(), v6(), port(), port(), any::<bool>()).prop_flat_map(|(a, b, p, q, same)| {
+        let from = if same { b } else { a };
+        let quoted =
+            v6_packet(from, a, [q.to_be_bytes(), p.to_be_bytes(), [0; 2], [0; 2]].concat(), 17);
+        quoted
+            .prop_flat_map(move |quoted| payload((p, q), quoted))
+            .prop_flat_map(move |(protocol, inner)| v6_packet(a, b, inner, protocol))
+            .prop_map(|packet| ([0x86, 0xdd], packet))
+    });
+    prop_oneof![four, six]
+}
+
+fn frame() -> impl Strategy<Value = Vec<u8>> {
+    (
+        ip_packet(),
+        mostly(None, any::<[u8; 2]>().prop_map(Some)),
+        mostly(0usize, 1usize..40),
+        mostly(None, any::<prop::sample::Index>().prop_map(Some)),
+    )
+        .prop_map(|((ethertype, packet), odd_type, padding, cut)| {
+            let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+            frame.extend(odd_type.unwrap_or(ethertype));
+            frame.extend(packet);
+            frame.resize(frame.len() + padding, 0xa5);
+            if let Some(cut) = cut {
+                frame.truncate(14 + cut.index(frame.len() - 14));
+            }
+            frame
+        })
+}
+
+fn tables() -> TableSet {
+    common::tables(TABLES, Form::Toml)
+}
+
+/// How many packets: `GLB_TEST_PACKETS`, else a number that takes some seconds.
+fn packets() -> u32 {
+    env::var("GLB_TEST_PACKETS").ok().and_then(|text| text.parse().ok()).unwrap_or(200_000)
+}
+
+fn seed() -> [u8; 32] {
+    let given = env::var("GLB_TEST_SEED").ok().and_then(|text| text.parse::<u64>().ok());
+    let seed = given.unwrap_or_else(|| {
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap();
+        now.as_nanos() as u64
+    });
+    println!("GLB_TEST_SEED={seed}");
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn generated_packets() {
+    alone(|| {
+        let pins = private_pins();
+        let image = image_of(&tables(), TEST_INTERFACE);
+        let mut generation = load(&image, 1, &pins);
+        let program = generation.program().unwrap();
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed());
+        let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+        let strategy = frame();
+        let mut reasons = std::collections::BTreeMap::<Reason, u32>::new();
+        for _ in 0..packets() {
+            let packet = strategy.new_tree(&mut runner).unwrap().current();
+            compare(program, &image, &packet).unwrap_or_else(|error| panic!("{error}"));
+            *reasons.entry(reference::direct(&image, &packet).reason).or_default() += 1;
+        }
+        println!("{reasons:?}");
+        // The generator is worth something only if it reaches every answer it can.
+        for reason in [
+            Reason::Encapsulated,
+            Reason::NotIp,
+            Reason::NoBind,
+            Reason::Malformed,
+            Reason::LaterFragment,
+            Reason::OtherProtocol,
+            Reason::OtherIcmp,
+            Reason::ForeignIcmpError,
+        ] {
+            assert!(
+                reasons.get(&reason).is_some_and(|count| *count > packets() / 500),
+                "{reason:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn each_packet_is_counted_once() {
+    alone(|| {
+        let pins = private_pins();
+        let tables = tables();
+        pins.make(&pins.join("counters")).unwrap();
+        let mut identities = Identities::open_or_create(&pins).unwrap();
+        identities.assign(&tables).unwrap();
+        let next_hops = common::gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
+        let image = Image::new(&tables, &identities, &next_hops, None).unwrap();
+        let mut generation = load(&image, 1, &pins);
+        let mut runner = TestRunner::deterministic();
+        let strategy = frame();
+        let mut expected = std::collections::BTreeMap::<(u32, &str), (u64, u64)>::new();
+        for _ in 0..5_000 {
+            let packet = strategy.new_tree(&mut runner).unwrap().current();
+            compare(generation.program().unwrap(), &image, &packet).unwrap();
+            let answer = reference::direct(&image, &packet);
+            let count = expected.entry((answer.counter_slot, answer.reason.name())).or_default();
+            count.0 += 1;
+            count.1 += packet.len() as u64;
+        }
+        let report = glb_director::counters::read(&pins).unwrap();
+        let mut counted = std::collections::BTreeMap::new();
+        let slot = |name: &str| glb_director::image::CounterSlots::table(&identities, name);
+        for (reason, count) in &report.reasons {
+            counted.insert((0, *reason), (count.packets, count.bytes));
+        }
+        for table in &report.tables {
+            for (reason, count) in &table.reasons {
+                counted.insert((slot(&table.name), *reason), (count.packets, count.bytes));
+            }
+        }
+        assert_eq!(counted, expected);
+        let sent: u64 = report.tables.iter().map(|t| t.reasons["encapsulated"].packets).sum();
+        assert_eq!(report.backends.iter().map(|b| b.count.packets).sum::<u64>(), sent);
+    });
+}
