@@ -1,5 +1,7 @@
 //! The packet path's pure functions against GLB's program, packet by packet.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::{golden, golden_tables, hex, image_of};

@@ -1,6 +1,8 @@
 //! The director's program in the kernel against the pure functions: GLB's vectors, packets cut at
 //! every length, and generated ones, hostile ones among them. Needs root.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::{env, thread};
