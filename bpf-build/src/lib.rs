@@ -117,7 +117,7 @@ pub enum Error {
     },
 }
 
-/// The arguments of cargo that build bpf-linker; `LLVM_PREFIX` is to be [`DEBIAN_LLVM_PREFIX`].
+/// The arguments of cargo that build bpf-linker, with [`LINKER_INSTALL_VARIABLES`] set.
 #[must_use]
 pub fn linker_install_arguments() -> Vec<&'static str> {
     vec![
@@ -131,6 +131,13 @@ pub fn linker_install_arguments() -> Vec<&'static str> {
         "llvm-22",
     ]
 }
+
+/// Variables that halve the time of that build; the work of linking is LLVM's, which comes compiled.
+pub const LINKER_INSTALL_VARIABLES: [(&str, &str); 3] = [
+    ("LLVM_PREFIX", DEBIAN_LLVM_PREFIX),
+    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
+    ("CARGO_PROFILE_RELEASE_DEBUG", "0"),
+];
 
 /// The command that builds bpf-linker against Debian's LLVM.
 #[must_use]

@@ -5,6 +5,7 @@
 mod commands;
 mod debian;
 mod needs;
+mod permission;
 mod process;
 
 use std::process::ExitCode;

@@ -62,18 +62,13 @@ const fn program(
     Program { name, package, why, purpose }
 }
 
-const PROGRAMS: [Program; 11] = [
+const PROGRAMS: [Program; 6] = [
     program("cc", "gcc", Purpose::Build, "links Rust programs"),
     program("ip", "iproute2", Purpose::Lab, "network namespaces, links and routes of the lab"),
     program("tc", "iproute2", Purpose::Lab, "makes a link of the lab slow"),
-    program("nft", "nftables", Purpose::Lab, "drops chosen packets in the lab"),
-    program("ethtool", "ethtool", Purpose::Lab, "checksum offloads of the lab's links"),
-    program("bpftool", "bpftool", Purpose::Lab, "a look at the loaded programs and maps"),
-    program("bird", "bird2", Purpose::Lab, "BGP between the lab's router and directors"),
     program("nginx", "nginx-light", Purpose::Lab, "serves git over HTTP on the lab's backends"),
     program("fcgiwrap", "fcgiwrap", Purpose::Lab, "runs git-http-backend for nginx"),
     program("git", "git", Purpose::Lab, "the client and the server of the demo"),
-    program("ping", "iputils-ping", Purpose::Lab, "asks whether a node of the lab is there"),
 ];
 
 /// Everything that `purpose` needs and that is not there.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::{
     commands::{build, setup},
     needs::Purpose,
-    process,
+    permission, process,
 };
 
 /// Brings the demo's lab up and leaves it up, or takes it down.
@@ -43,6 +43,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Builds the daemons and the lab's program and becomes it, so that Ctrl-C reaches it alone.
 pub(crate) fn become_lab(words: &[&str], name: &Name) -> Result<()> {
+    permission::check(if words[0] == "demo" { "demo" } else { "lab" })?;
     setup::ensure(Purpose::Lab)?;
     build::binaries()?;
     // Cargo put both into the same folder.

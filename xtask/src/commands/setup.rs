@@ -183,7 +183,7 @@ impl Plan {
         }
         if self.linker {
             let mut command = process::cargo();
-            command.env("LLVM_PREFIX", bpf_build::DEBIAN_LLVM_PREFIX);
+            command.envs(bpf_build::LINKER_INSTALL_VARIABLES);
             // One that is there and does not work is replaced.
             command.args(bpf_build::linker_install_arguments()).arg("--force");
             process::run_with_progress("building bpf-linker", &mut command)?;
