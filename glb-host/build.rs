@@ -1,6 +1,11 @@
 //! Builds the BPF programs, so that every binary carries them inside.
 
-use std::{env, error::Error, fs, path::PathBuf};
+use std::{
+    env,
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?)
@@ -19,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 
     let built = bpf_build::find_compiler()
-        .and_then(|compiler| bpf_build::build(&root, &out.join("bpf"), &compiler));
+        .and_then(|compiler| bpf_build::build(&root, &shared(&out), &compiler));
     let objects = match built {
         Ok(folder) => folder,
         Err(error) => {
@@ -36,4 +41,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         fs::copy(objects.join(program), out.join(program))?;
     }
     Ok(())
+}
+
+/// target/bpf, where every build of this workspace (debug, release, with or without tests) finds
+/// what another one compiled: the folder of `out` belongs to one of them only.
+fn shared(out: &Path) -> PathBuf {
+    let profile = out.ancestors().find(|folder| folder.ends_with("build")).and_then(Path::parent);
+    profile.and_then(Path::parent).unwrap_or(out).join("bpf")
 }

@@ -84,12 +84,12 @@ impl View for Maps {
     fn prefix<A: Address>(&self, address: &A) -> Option<PrefixEntry> {
         let [high, low] = address.words();
         if A::FAMILY == 4 {
-            PREFIXES_V4.get(&Key::new(32, (low as u32).to_le_bytes())).copied()
+            PREFIXES_V4.get(Key::new(32, (low as u32).to_le_bytes())).copied()
         } else {
             let mut bytes = [0; 16];
             bytes[..8].copy_from_slice(&high.to_le_bytes());
             bytes[8..].copy_from_slice(&low.to_le_bytes());
-            PREFIXES_V6.get(&Key::new(128, bytes)).copied()
+            PREFIXES_V6.get(Key::new(128, bytes)).copied()
         }
     }
 

@@ -19,6 +19,12 @@ pub(crate) fn root() -> PathBuf {
     here.parent().unwrap_or(here).to_owned()
 }
 
+/// Cargo's folder of what it built, this program among it.
+pub(crate) fn target() -> PathBuf {
+    let program = env::current_exe().unwrap_or_default();
+    program.ancestors().nth(2).map_or_else(|| root().join("target"), Path::to_owned)
+}
+
 /// The cargo that runs this program, at the workspace's root.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -48,7 +54,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 /// As [`run`], with the end of the output.
 pub(crate) fn run_with_progress(title: &str, command: &mut Command) -> Result<()> {
     let shown = shown(command);
-    let log = root().join("target").join("xtask.log");
+    let log = target().join("xtask.log");
     if let Some(folder) = log.parent() {
         fs::create_dir_all(folder)?;
     }
@@ -108,9 +114,27 @@ pub(crate) fn shown(command: &Command) -> String {
 fn quoted(word: &OsStr) -> String {
     let word = word.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
+    if word.chars().any(char::is_control) {
+        let escaped = word.replace('\\', r"\\").replace('\'', r"\'").replace('\u{1f}', r"\x1f");
+        format!("$'{escaped}'")
+    } else if !word.is_empty() && word.chars().all(plain) {
         word.into_owned()
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_can_be_typed_as_it_is_shown() {
+        let mut command = Command::new("sh");
+        command.env("FLAGS", "a\u{1f}b'c").args(["-c", "echo \"$FLAGS\" 'it'", ""]);
+        let shown = shown(&command);
+        assert_eq!(shown, r#"FLAGS=$'a\x1fb\'c' sh -c 'echo "$FLAGS" '\''it'\''' ''"#);
+        let typed = Command::new("bash").args(["-c", &shown]).output().unwrap();
+        assert_eq!(typed.stdout, command.output().unwrap().stdout);
     }
 }

@@ -41,11 +41,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
     let mut steps = Vec::new();
     if filter.is_empty() {
-        steps.push(Step::new("format", formats));
-        steps.push(Step::new("lints", lints));
-        steps.push(Step::new("lints of the BPF programs", bpf_lints));
+        steps.push(Step::check("format", formats));
+        steps.push(Step::check("lints", lints));
+        steps.push(Step::check("lints of the BPF programs", bpf_lints));
     }
-    steps.push(Step::new("build", build::everything));
+    steps.push(Step::check("build", build::everything));
     let pure = [vec!["--lib".to_owned(), "--bins".to_owned()], targets(&PURE_CRATES)?].concat();
     let kernel = targets(&KERNEL_CRATES)?;
     let labs = vec!["--test".to_owned(), "cases".to_owned()];
@@ -57,7 +57,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ];
     for (name, targets) in groups {
         if !targets.is_empty() {
-            steps.push(Step::new(name, move || tests(&targets, filter)));
+            steps.push(Step::tests(name, move || tests(&targets, filter)));
         }
     }
 
@@ -67,7 +67,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         eprintln!("  {}", step.line());
     }
     outcome?;
-    let ran: usize = steps.iter().map(|step| step.tests.passed).sum();
+    let ran: usize = steps.iter().map(|step| step.tests.map_or(0, |tests| tests.passed)).sum();
     if ran == 0 {
         bail!("no test's name contains `{}`", filter.join("` or `"));
     }
@@ -77,10 +77,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 struct Step<'a> {
     name: &'static str,
-    work: Box<dyn FnMut() -> Result<Tests> + 'a>,
+    work: Box<dyn FnMut() -> Result<Option<Tests>> + 'a>,
     time: Option<Duration>,
     failed: bool,
-    tests: Tests,
+    tests: Option<Tests>,
 }
 
 /// How many tests there were.
@@ -91,30 +91,30 @@ struct Tests {
 }
 
 impl<'a> Step<'a> {
-    fn new<T: Into<Tests>>(name: &'static str, mut work: impl FnMut() -> Result<T> + 'a) -> Self {
-        let work = Box::new(move || work().map(Into::into));
-        Self { name, work, time: None, failed: false, tests: Tests::default() }
+    fn check(name: &'static str, mut work: impl FnMut() -> Result<()> + 'a) -> Self {
+        let work = Box::new(move || work().map(|()| None));
+        Self { name, work, time: None, failed: false, tests: None }
+    }
+
+    fn tests(name: &'static str, mut work: impl FnMut() -> Result<Tests> + 'a) -> Self {
+        let work = Box::new(move || work().map(Some));
+        Self { name, work, time: None, failed: false, tests: None }
     }
 
     fn line(&self) -> String {
         let Some(time) = self.time else {
-            return format!("{:40}         not run", self.name);
+            return format!("{:40}           not run", self.name);
         };
         let result = match (self.failed, self.tests) {
             (true, _) => "FAILED".to_owned(),
-            (false, Tests { passed: 0, ignored: 0 }) => "ok".to_owned(),
-            (false, Tests { passed, ignored: 0 }) => format!("ok, {passed} tests"),
-            (false, Tests { passed, ignored }) => {
+            (false, None) => "ok".to_owned(),
+            (false, Some(Tests { passed: 0, ignored: 0 })) => "no tests".to_owned(),
+            (false, Some(Tests { passed, ignored: 0 })) => format!("ok, {passed} tests"),
+            (false, Some(Tests { passed, ignored })) => {
                 format!("ok, {passed} tests, {ignored} IGNORED")
             }
         };
         format!("{:40} {:6.1} s  {result}", self.name, time.as_secs_f64())
-    }
-}
-
-impl From<()> for Tests {
-    fn from((): ()) -> Self {
-        Self::default()
     }
 }
 
@@ -143,7 +143,8 @@ fn lints() -> Result<()> {
 fn bpf_lints() -> Result<()> {
     let root = process::root();
     let compiler = bpf_build::find_compiler()?;
-    let folder = root.join("target").join("bpf-clippy");
+    // Where the build puts them too (see glb-host/build.rs).
+    let folder = process::target().join("bpf");
     let mut command = bpf_build::command(&root, &folder, &compiler, "clippy")?;
     process::run(command.args(["--", "-D", "warnings"]))
 }
