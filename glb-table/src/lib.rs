@@ -15,6 +15,7 @@ mod problem;
 mod rank;
 mod read;
 mod rows;
+mod simd;
 mod siphash;
 pub mod weight;
 pub mod write;

@@ -9,6 +9,8 @@ use crate::{
 
 /// Rows that one task works on.
 const CHUNK: usize = 4_096;
+/// How many are ranked again in a row where too few of the kept ones are usable.
+const AGAIN: usize = 32;
 
 /// All rows of a table, each as indices into its backends, best first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,13 +137,19 @@ impl<'t> Chooser<'t> {
                 short.push(row);
             }
         }
+        // Few enough usable backends are kept for these: they are ranked again, the usable ones only.
         for rows in short.chunks(LANES) {
-            let full = ranks.full_lanes(std::array::from_fn::<u16, LANES, _>(|l| {
-                (first + rows[l.min(rows.len() - 1)]) as u16
-            }));
-            for (row, full) in rows.iter().zip(&full) {
-                // With all ranked nobody can be missing.
-                let _ = self.choose(full, true, &mut out[row * self.hops..][..self.hops]);
+            let lanes = std::array::from_fn(|l| (first + rows[l.min(rows.len() - 1)]) as u16);
+            let usable = |index: u16| self.usable[usize::from(index)];
+            let best = ranks.best_of(lanes, AGAIN, usable);
+            for (row, best) in rows.iter().zip(&best) {
+                let out = &mut out[row * self.hops..][..self.hops];
+                if !self.choose(best, best.len() < AGAIN, out) {
+                    // A zone of which nobody is among the best.
+                    let all = ranks.full((first + row) as u16);
+                    let found = self.choose(&all, true, out);
+                    debug_assert!(found, "nobody is missing in a full order");
+                }
             }
         }
     }

@@ -5,8 +5,7 @@
 
 use std::net::IpAddr;
 
-/// `L` states side by side; LLVM makes vector instructions of loops over them.
-type State<const L: usize> = [[u64; L]; 4];
+use crate::simd::{MAX_LANES, Vector};
 
 /// An address as SipHash's message words, after the row's seed: for IPv4 one block that also holds
 /// the message's length (12), for IPv6 two blocks and then one with the length (24).
@@ -30,92 +29,105 @@ impl Words {
     }
 }
 
+/// A state for each lane.
+type State<V> = [V; 4];
+
 #[inline(always)]
-fn start<const L: usize>(key: [u64; 2]) -> State<L> {
+fn start<V: Vector>(key: [u64; 2]) -> State<V> {
     [
-        [key[0] ^ 0x736f_6d65_7073_6575; L],
-        [key[1] ^ 0x646f_7261_6e64_6f6d; L],
-        [key[0] ^ 0x6c79_6765_6e65_7261; L],
-        [key[1] ^ 0x7465_6462_7974_6573; L],
+        V::splat(key[0] ^ 0x736f_6d65_7073_6575),
+        V::splat(key[1] ^ 0x646f_7261_6e64_6f6d),
+        V::splat(key[0] ^ 0x6c79_6765_6e65_7261),
+        V::splat(key[1] ^ 0x7465_6462_7974_6573),
     ]
 }
 
 #[inline(always)]
-fn round<const L: usize>(v: &mut State<L>) {
-    let [mut v0, mut v1, mut v2, mut v3] = *v;
-    for l in 0..L {
-        v0[l] = v0[l].wrapping_add(v1[l]);
-        v2[l] = v2[l].wrapping_add(v3[l]);
-        v1[l] = v1[l].rotate_left(13) ^ v0[l];
-        v3[l] = v3[l].rotate_left(16) ^ v2[l];
-        v0[l] = v0[l].rotate_left(32);
-        v2[l] = v2[l].wrapping_add(v1[l]);
-        v0[l] = v0[l].wrapping_add(v3[l]);
-        v1[l] = v1[l].rotate_left(17) ^ v2[l];
-        v3[l] = v3[l].rotate_left(21) ^ v0[l];
-        v2[l] = v2[l].rotate_left(32);
-    }
-    *v = [v0, v1, v2, v3];
+fn round<V: Vector>([v0, v1, v2, v3]: State<V>) -> State<V> {
+    let (v0, v1) = left_half(v0, v1);
+    right_half([v0, v1, v2, v3])
+}
+
+/// The part of a round that `v3`, and so the message, has no share in.
+#[inline(always)]
+fn left_half<V: Vector>(v0: V, v1: V) -> (V, V) {
+    let v0 = v0.add(v1);
+    let v1 = v1.rotate::<13>().xor(v0);
+    (v0.rotate::<32>(), v1)
+}
+
+/// The rest of a round.
+#[inline(always)]
+fn right_half<V: Vector>([v0, v1, v2, v3]: State<V>) -> State<V> {
+    let v2 = v2.add(v3);
+    let v3 = v3.rotate::<16>().xor(v2);
+    let v0 = v0.add(v3);
+    let v3 = v3.rotate::<21>().xor(v0);
+    let v2 = v2.add(v1);
+    let v1 = v1.rotate::<17>().xor(v2);
+    [v0, v1, v2.rotate::<32>(), v3]
 }
 
 #[inline(always)]
-fn block<const L: usize>(v: &mut State<L>, word: &[u64; L]) {
-    for l in 0..L {
-        v[3][l] ^= word[l];
-    }
-    round(v);
-    round(v);
-    for l in 0..L {
-        v[0][l] ^= word[l];
-    }
+fn block<V: Vector>([v0, v1, v2, v3]: State<V>, word: V) -> State<V> {
+    let [v0, v1, v2, v3] = round(round([v0, v1, v2, v3.xor(word)]));
+    [v0.xor(word), v1, v2, v3]
 }
 
 #[inline(always)]
-fn finish<const L: usize>(mut v: State<L>) -> [u64; L] {
-    v[2] = v[2].map(|lane| lane ^ 0xff);
-    for _ in 0..4 {
-        round(&mut v);
-    }
-    std::array::from_fn(|l| v[0][l] ^ v[1][l] ^ v[2][l] ^ v[3][l])
+fn finish<V: Vector>([v0, v1, v2, v3]: State<V>) -> V {
+    let [v0, v1, v2, v3] = round(round(round([v0, v1, v2.xor(V::splat(0xff)), v3])));
+    // The last round, less what falls out of the sum: v0 is in the new v3 too.
+    let (v0, v1) = left_half(v0, v1);
+    let v2 = v2.add(v3);
+    let v3 = v3.rotate::<16>().xor(v2);
+    let v2 = v2.add(v1);
+    let _ = v0;
+    v1.rotate::<17>().xor(v3.rotate::<21>()).xor(v2).xor(v2.rotate::<32>())
 }
 
-/// `L` rows of a table with their seeds already hashed in.
+/// Rows side by side, their seeds already hashed in.
 #[derive(Clone, Copy)]
-pub(crate) struct RowLanes<const L: usize> {
-    state: State<L>,
+pub(crate) struct RowLanes<V> {
+    /// After the row seed's block; with `v0` and `v1` half a round further.
+    state: State<V>,
+    /// `v0` and `v1` before that half round.
+    plain: [V; 2],
 }
 
-impl<const L: usize> RowLanes<L> {
+impl<V: Vector> RowLanes<V> {
+    /// `rows` beyond the vector's lanes are not looked at.
     #[inline(always)]
-    pub(crate) fn new(seed: [u64; 2], rows: &[u32; L]) -> Self {
-        let row_seeds = row_seeds(seed, rows);
-        let mut state = start(seed);
-        block(&mut state, &row_seeds);
-        Self { state }
+    pub(crate) fn new(seed: [u64; 2], rows: &[u64; MAX_LANES]) -> Self {
+        let [v0, v1, v2, v3] = block(start(seed), row_seeds(seed, rows));
+        let (half0, half1) = left_half(v0, v1);
+        Self { state: [half0, half1, v2, v3], plain: [v0, v1] }
     }
 
     /// The scores of one backend in these rows: digests as big-endian numbers, lowest first.
     #[inline(always)]
-    pub(crate) fn scores(&self, address: Words) -> [u64; L] {
-        let mut state = self.state;
-        match address {
-            Words::V4(word) => block(&mut state, &[word; L]),
-            Words::V6([low, high]) => {
-                block(&mut state, &[low; L]);
-                block(&mut state, &[high; L]);
-                block(&mut state, &[24 << 56; L]);
+    pub(crate) fn scores(&self, address: Words) -> V {
+        let [half0, half1, v2, v3] = self.state;
+        let state = match address {
+            Words::V4(word) => {
+                let word = V::splat(word);
+                let [v0, v1, v2, v3] = round(right_half([half0, half1, v2, v3.xor(word)]));
+                [v0.xor(word), v1, v2, v3]
             }
-        }
-        finish(state).map(u64::swap_bytes)
+            Words::V6([low, high]) => {
+                let state = block([self.plain[0], self.plain[1], v2, v3], V::splat(low));
+                block(block(state, V::splat(high)), V::splat(24 << 56))
+            }
+        };
+        finish(state).swap_bytes()
     }
 }
 
 /// SipHash of each row's index as four big-endian bytes, as a little-endian word of its digest.
 #[inline(always)]
-fn row_seeds<const L: usize>(seed: [u64; 2], rows: &[u32; L]) -> [u64; L] {
-    let mut state = start(seed);
-    block(&mut state, &rows.map(|row| u64::from(row.swap_bytes()) | 4 << 56));
-    finish(state)
+fn row_seeds<V: Vector>(seed: [u64; 2], rows: &[u64; MAX_LANES]) -> V {
+    let words = rows.map(|row| u64::from((row as u32).swap_bytes()) | 4 << 56);
+    finish(block(start(seed), V::load(&words)))
 }
 
 #[cfg(test)]
@@ -130,8 +142,42 @@ mod tests {
         hasher.finish()
     }
 
-    #[test]
-    fn lanes_equal_the_siphasher_crate() {
+    /// All scores of one vector type, from a function compiled for it.
+    type Scores = fn([u64; 2], &[u64; MAX_LANES], Words) -> ([u64; MAX_LANES], [u64; MAX_LANES]);
+
+    #[inline(always)]
+    fn scores<V: Vector>(
+        seed: [u64; 2],
+        rows: &[u64; MAX_LANES],
+        words: Words,
+    ) -> ([u64; MAX_LANES], [u64; MAX_LANES]) {
+        let mut out = ([0; MAX_LANES], [0; MAX_LANES]);
+        row_seeds::<V>(seed, rows).store(&mut out.0);
+        RowLanes::<V>::new(seed, rows).scores(words).store(&mut out.1);
+        out
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn scores_avx2(
+        seed: [u64; 2],
+        rows: &[u64; MAX_LANES],
+        words: Words,
+    ) -> ([u64; MAX_LANES], [u64; MAX_LANES]) {
+        scores::<crate::simd::x86::Avx2>(seed, rows, words)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn scores_avx512(
+        seed: [u64; 2],
+        rows: &[u64; MAX_LANES],
+        words: Words,
+    ) -> ([u64; MAX_LANES], [u64; MAX_LANES]) {
+        scores::<crate::simd::x86::Avx512>(seed, rows, words)
+    }
+
+    fn check(lanes: usize, name: &str, hash: Scores) {
         let mut random = 0x1234_5678_9abc_def0_u64;
         let mut next = || {
             random = random
@@ -141,23 +187,39 @@ mod tests {
         };
         for _ in 0..200 {
             let seed = [next(), next()];
-            let rows: [u32; 8] = std::array::from_fn(|_| next() as u32 & 0xffff);
+            let rows: [u64; MAX_LANES] = std::array::from_fn(|_| next() & 0xffff);
             let v4 = IpAddr::from((next() as u32).to_be_bytes());
             let v6 = IpAddr::from((u128::from(next()) << 64 | u128::from(next())).to_be_bytes());
-            let lanes = RowLanes::new(seed, &rows);
-            let (four, six) = (lanes.scores(Words::of(v4)), lanes.scores(Words::of(v6)));
-            for (l, row) in rows.iter().enumerate() {
-                let row_seed = reference(seed, &row.to_be_bytes()).to_le_bytes();
-                assert_eq!(row_seeds(seed, &rows)[l].to_le_bytes(), row_seed);
-                for (address, scores) in [(v4, four), (v6, six)] {
+            for address in [v4, v6] {
+                let (row_seeds, scores) = hash(seed, &rows, Words::of(address));
+                for l in 0..lanes {
+                    let row_seed = reference(seed, &(rows[l] as u32).to_be_bytes()).to_le_bytes();
+                    assert_eq!(row_seeds[l].to_le_bytes(), row_seed, "{name}");
                     let mut message = row_seed.to_vec();
                     match address {
                         IpAddr::V4(address) => message.extend(address.octets()),
                         IpAddr::V6(address) => message.extend(address.octets()),
                     }
                     let digest = reference(seed, &message).to_le_bytes();
-                    assert_eq!(scores[l], u64::from_be_bytes(digest));
+                    assert_eq!(scores[l], u64::from_be_bytes(digest), "{name}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn lanes_of_every_kind_equal_the_siphasher_crate() {
+        use crate::simd::Portable;
+        check(Portable::LANES, "portable", scores::<Portable>);
+        #[cfg(target_arch = "x86_64")]
+        {
+            if std::arch::is_x86_feature_detected!("avx2") {
+                // SAFETY: the processor was asked.
+                check(4, "avx2", |seed, rows, words| unsafe { scores_avx2(seed, rows, words) });
+            }
+            if crate::rank::has_avx512() {
+                // SAFETY: the processor was asked.
+                check(8, "avx512", |seed, rows, words| unsafe { scores_avx512(seed, rows, words) });
             }
         }
     }
