@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             );
         }
     };
-    for program in ["glb-director-bpf", "glb-redirect-bpf"] {
+    for program in ["glb-bench-bpf", "glb-director-bpf", "glb-redirect-bpf"] {
         fs::copy(objects.join(program), out.join(program))?;
     }
     Ok(())

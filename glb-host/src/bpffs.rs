@@ -80,6 +80,24 @@ impl PinFolder {
         Ok(folder)
     }
 
+    /// A folder on a BPF file system of its own, for tests and benchmarks: nobody else sees it, and
+    /// it goes with the thread that calls this (whose mount namespace becomes its own).
+    ///
+    /// # Errors
+    /// Without the permission to mount.
+    pub fn private() -> io::Result<Self> {
+        use nix::{
+            mount::{MsFlags, mount},
+            sched::{CloneFlags, unshare},
+        };
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        let folder = std::env::temp_dir();
+        mount(Some("bpf"), &folder, Some("bpf"), MsFlags::empty(), none)?;
+        Self::create(&folder.join("pins")).map_err(io::Error::other)
+    }
+
     /// The folder, if it is there.
     ///
     /// # Errors

@@ -12,6 +12,10 @@ pub mod next_hop;
 pub static DIRECTOR_OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/glb-director-bpf"));
 
+/// The benchmark's BPF object, an ELF file.
+pub static BENCH_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/glb-bench-bpf"));
+
 /// The backend's BPF object, an ELF file.
 pub static REDIRECT_OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/glb-redirect-bpf"));

@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use glb_common::hash::HashFields;
@@ -87,18 +87,7 @@ pub(crate) fn golden_tables(golden: &Value, config: &str) -> TableSet {
     tables
 }
 
-/// A pin folder on a BPF file system of its own, which nobody else sees and which goes with the
-/// thread that made it.
+/// A pin folder of this thread's own.
 pub(crate) fn private_pins() -> PinFolder {
-    use nix::{
-        mount::{MsFlags, mount},
-        sched::{CloneFlags, unshare},
-    };
-    const REMEDY: &str = "this test loads BPF programs: run it as root (./x test says how)";
-    unshare(CloneFlags::CLONE_NEWNS).expect(REMEDY);
-    let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect(REMEDY);
-    let folder: PathBuf = std::env::temp_dir();
-    mount(Some("bpf"), &folder, Some("bpf"), MsFlags::empty(), none).expect(REMEDY);
-    PinFolder::create(&folder.join("pins")).unwrap()
+    PinFolder::private().expect("this test loads BPF programs: run it as root (./x test says how)")
 }

@@ -1,0 +1,97 @@
+//! Running a BPF program millions of times on a packet that is made anew each time, and counting
+//! this thread's CPU time.
+//!
+//! `BPF_PROG_TEST_RUN` does not reset the packet between repeats, so the program `rearm` goes first
+//! and undoes what the last run did. What it costs is measured with an empty program behind it and
+//! taken off.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::ProgramArray,
+    programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp},
+};
+use nix::time::{ClockId, clock_gettime};
+
+const XDP_TX: u32 = 3;
+
+/// A kind of packet and the number of flows it comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Workload {
+    /// What to call it.
+    pub(crate) name: &'static str,
+    /// Bytes of the frame.
+    pub(crate) length: u32,
+    /// IPv6 rather than IPv4.
+    pub(crate) is_v6: bool,
+    /// A power of two.
+    pub(crate) flows: u64,
+}
+
+/// The surroundings of the programs under test, loaded for one workload.
+pub(crate) struct Harness {
+    ebpf: Ebpf,
+    packet: Vec<u8>,
+}
+
+impl Harness {
+    pub(crate) fn new(workload: Workload, packet: Vec<u8>) -> anyhow::Result<Self> {
+        ensure!(packet.len() == workload.length as usize, "the packet has another length");
+        let mask = workload.flows - 1;
+        let mut ebpf = EbpfLoader::new()
+            .override_global("LENGTH", &u64::from(workload.length), true)
+            .override_global("IS_V6", &u32::from(workload.is_v6), true)
+            .override_global("FLOW_MASK", &mask, true)
+            .load(glb_host::BENCH_OBJECT)
+            .context("cannot load the benchmark's programs (are you root?)")?;
+        for name in ["rearm", "nothing", "floor"] {
+            xdp(&mut ebpf, name)?.load()?;
+        }
+        Ok(Self { ebpf, packet })
+    }
+
+    /// One of the harness's own programs, to be measured like any other.
+    pub(crate) fn own(&mut self, name: &str) -> anyhow::Result<ProgramFd> {
+        Ok(xdp(&mut self.ebpf, name)?.fd()?.try_clone()?)
+    }
+
+    /// CPU time of this thread for one run of `rearm` and `program`, averaged over `repeat` runs.
+    pub(crate) fn time(&mut self, program: &ProgramFd, repeat: u32) -> anyhow::Result<f64> {
+        let map = self.ebpf.map_mut("UNDER_TEST").context("no map UNDER_TEST")?;
+        ProgramArray::try_from(map)?.set(0, program, 0)?;
+        let rearm = xdp(&mut self.ebpf, "rearm")?;
+        let before = cpu_time()?;
+        let mut out = vec![0; self.packet.len() + 512];
+        let result = rearm.test_run(TestRunOptions {
+            data_in: Some(&self.packet),
+            data_out: Some(&mut out),
+            repeat,
+            ..TestRunOptions::default()
+        })?;
+        let spent = cpu_time()? - before;
+        ensure!(
+            result.return_value == XDP_TX,
+            "the program under test did not send the packet: verdict {}",
+            result.return_value
+        );
+        Ok(spent.as_nanos() as f64 / f64::from(repeat))
+    }
+}
+
+fn xdp<'e>(ebpf: &'e mut Ebpf, name: &str) -> anyhow::Result<&'e mut Xdp> {
+    let program = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+fn cpu_time() -> anyhow::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
+}
+
+/// The value below which `share` of the sorted values lie.
+pub(crate) fn quantile(values: &mut [f64], share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let place = (values.len() as f64 * share) as usize;
+    values.get(place.min(values.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+}

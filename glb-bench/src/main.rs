@@ -1,0 +1,27 @@
+//! What the packet path costs, as ratios to a floor that is measured in the same run.
+
+mod harness;
+mod packet;
+
+use clap::{Parser, Subcommand};
+
+/// Measures what the packet path costs.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The director's packet path: ns for each packet on top of an empty program, and the ratio to
+    /// the floor (constant outer headers and nothing else).
+    Packet(packet::Arguments),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Packet(arguments) => packet::run(&arguments),
+    }
+}

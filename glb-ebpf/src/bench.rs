@@ -1,0 +1,122 @@
+//! Programs for the benchmark: what surrounds the program under test, and the floor that it is
+//! compared with.
+#![no_std]
+#![no_main]
+
+use aya_ebpf::{
+    Global,
+    bindings::{BPF_F_MMAPABLE, xdp_action},
+    helpers::bpf_xdp_adjust_head,
+    macros::{map, xdp},
+    maps::{Array, ProgramArray},
+    programs::XdpContext,
+};
+use glb_common::{
+    encap::{self, OuterHeaders},
+    frame::FrameMut as _,
+    layout::Backend,
+    steer::{NOBODY, Send},
+    wire::{ethernet::EthernetHeader, protocol},
+};
+
+mod frame;
+use frame::XdpFrame;
+
+/// Bytes of the packet under test.
+#[unsafe(no_mangle)]
+static LENGTH: Global<u64> = Global::new(64);
+/// Whether it is an IPv6 packet.
+#[unsafe(no_mangle)]
+static IS_V6: Global<u32> = Global::new(0);
+/// Number of flows less one; their number is a power of two.
+#[unsafe(no_mangle)]
+static FLOW_MASK: Global<u64> = Global::new(0);
+
+/// The program under test.
+#[map]
+static UNDER_TEST: ProgramArray = ProgramArray::with_max_entries(1, 0);
+/// State of the generator of flows.
+#[map]
+static STATE: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Undoes what the last run did to the packet, gives it the next flow's source address and port,
+/// and goes on to the program under test. (The kernel does not reset the packet between the runs of
+/// one `BPF_PROG_TEST_RUN`.)
+#[xdp]
+fn rearm(ctx: XdpContext) -> u32 {
+    let growth = (ctx.data_end() - ctx.data()) as u64 - LENGTH.load();
+    // SAFETY: the context is this program's own; pointers are made anew below.
+    if growth != 0 && unsafe { bpf_xdp_adjust_head(ctx.ctx, growth as i32) } != 0 {
+        return xdp_action::XDP_ABORTED;
+    }
+    let Some(state) = STATE.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
+    // SAFETY: a live element of the map; test runs do not overlap.
+    let flow = unsafe {
+        // Knuth's constants for MMIX.
+        *state = (*state)
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (*state >> 32) & FLOW_MASK.load()
+    };
+    let mut frame = XdpFrame::new(&ctx);
+    let (ethertype, address, port) =
+        if IS_V6.load() == 0 { ([8, 0], 26, 34) } else { ([0x86, 0xdd], 34, 54) };
+    let ethernet =
+        EthernetHeader { destination: [2, 0, 0, 0, 0, 1], source: [2, 0, 0, 0, 0, 2], ethertype };
+    let written = frame.write(0, ethernet)
+        && frame.write(address, (0x0a00_0000 + flow as u32).to_be_bytes())
+        && frame.write(port, (flow as u16 | 1024).to_be_bytes());
+    if written {
+        // SAFETY: a tail call; it comes back only if the slot is empty.
+        let _ = unsafe { UNDER_TEST.tail_call(&ctx, 0) };
+    }
+    xdp_action::XDP_ABORTED
+}
+
+/// Nothing at all: what the surroundings cost.
+#[xdp]
+fn nothing(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_TX
+}
+
+/// The floor: room in front, constant outer headers with a correct checksum, sent.
+#[xdp]
+fn floor(ctx: XdpContext) -> u32 {
+    static BACKEND: Backend = Backend {
+        next_hop_mac: [2, 0, 0, 0, 0, 3],
+        own_mac: [2, 0, 0, 0, 0, 4],
+        interface: 1,
+        source: [10, 0, 0, 1],
+        address: [10, 0, 0, 2],
+        header_sum: encap::header_sum([10, 0, 0, 1], [10, 0, 0, 2]),
+        counter_slot: 0,
+    };
+    let send = Send {
+        backend: &BACKEND,
+        hops: [[10, 0, 0, 3], NOBODY, NOBODY, NOBODY, NOBODY, NOBODY, NOBODY],
+        listed: 1,
+        source_port: 0x8001,
+        counter_slot: 0,
+    };
+    // SAFETY: the context is this program's own; pointers are made anew below.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(encap::overhead(1) as i32)) } != 0 {
+        return xdp_action::XDP_ABORTED;
+    }
+    let total = LENGTH.load() as u16 - EthernetHeader::LEN as u16 + encap::overhead(1) as u16;
+    let headers: OuterHeaders = encap::outer_headers(&send, protocol::IPV4, total);
+    let mut frame = XdpFrame::new(&ctx);
+    if frame.write(0, headers) && frame.write(size_of::<OuterHeaders>(), send.hops[0]) {
+        xdp_action::XDP_TX
+    } else {
+        xdp_action::XDP_ABORTED
+    }
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
