@@ -11,7 +11,7 @@ mod process;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{build, demo, lab, setup, test};
+use commands::{bench, build, demo, lab, setup, test};
 
 /// Builds, tests and shows the load balancer.
 #[derive(Parser)]
@@ -28,6 +28,7 @@ enum Command {
     Test(test::Arguments),
     Demo(demo::Arguments),
     Lab(lab::Arguments),
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Lab(arguments) => lab::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,27 @@
+//! `./x bench`: what the packet path costs.
+
+use std::ffi::OsString;
+
+use anyhow::Result;
+
+use crate::{commands::setup, needs::Purpose, process};
+
+/// Measures what the packet path costs, as ratios to a floor measured in the same run.
+///
+/// `./x bench packet --help` lists what can be varied. Performance is measured here and nowhere in
+/// the tests.
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Arguments {
+    /// What to measure, and how.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, default_value = "--help")]
+    arguments: Vec<OsString>,
+}
+
+/// Runs the command.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    setup::ensure(Purpose::Build)?;
+    let mut command = process::cargo();
+    command.args(["run", "--locked", "--release", "--package", "glb-bench", "--"]);
+    process::run(command.args(&arguments.arguments))
+}
