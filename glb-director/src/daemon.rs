@@ -121,20 +121,39 @@ impl<'c> Director<'c> {
         }
         let pins = PinFolder::create(&config.pin)?;
         let lock = pins.lock()?;
+        match Self::bring_up(config, &tables, &pins).await {
+            Ok((identities, next_hops, generation)) => {
+                Ok(Self { config, pins, lock, identities, next_hops, generation })
+            }
+            Err(error) => {
+                // Of a director that never forwarded nothing stays.
+                if let Err(error) = generation::remove_if_detached(&pins) {
+                    warn!("{error}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The first generation of this process, in force.
+    async fn bring_up(
+        config: &Config,
+        tables: &TableSet,
+        pins: &PinFolder,
+    ) -> Result<(Identities, NextHops, Generation), Error> {
         pins.make(&pins.join(counters::pins::FOLDER))?;
-        let mut identities = Identities::open_or_create(&pins)?;
-        let next_hops = NextHops::start(targets(&tables)).await?;
-        let previous = generation::current_program(&config.interfaces, &pins)?;
+        let mut identities = Identities::open_or_create(pins)?;
+        let next_hops = NextHops::start(targets(tables)).await?;
+        let previous = generation::current_program(&config.interfaces, pins)?;
         let previous = previous.map(|(number, _program)| number);
         // What a killed predecessor loaded and never swapped in.
-        let number = generation::remove_stale(&pins, &previous.into_iter().collect::<Vec<_>>())?;
+        let number = generation::remove_stale(pins, &previous.into_iter().collect::<Vec<_>>())?;
         if let Some(generation) = previous {
             info!(generation, "adopting what a former director left running");
         }
-        let generation = build(config, &tables, &mut identities, &next_hops, number, &pins).await?;
-        let director = Self { config, pins, lock, identities, next_hops, generation };
-        director.settle(previous)?;
-        Ok(director)
+        let generation = build(config, tables, &mut identities, &next_hops, number, pins).await?;
+        settle(&generation, previous, pins)?;
+        Ok((identities, next_hops, generation))
     }
 
     /// Loads the table file anew and swaps it in.
@@ -156,20 +175,7 @@ impl<'c> Director<'c> {
             }
         };
         self.next_hops.set_targets(wanted);
-        self.settle(Some(previous))
-    }
-
-    /// After a swap: the generations before the previous one go.
-    fn settle(&self, previous: Option<u64>) -> Result<(), Error> {
-        let keep: Vec<u64> = previous.into_iter().chain([self.generation.number]).collect();
-        generation::remove_stale(&self.pins, &keep)?;
-        info!(
-            generation = self.generation.number,
-            tables = self.generation.image.tables.len(),
-            backends = self.generation.image.backends.len(),
-            "in force"
-        );
-        Ok(())
+        settle(&self.generation, Some(previous), &self.pins)
     }
 
     /// Enters changed next hops into the running generation.
@@ -183,6 +189,19 @@ impl<'c> Director<'c> {
             }
         }
     }
+}
+
+/// After a swap: the generations before the previous one go.
+fn settle(generation: &Generation, previous: Option<u64>, pins: &PinFolder) -> Result<(), Error> {
+    let keep: Vec<u64> = previous.into_iter().chain([generation.number]).collect();
+    generation::remove_stale(pins, &keep)?;
+    info!(
+        generation = generation.number,
+        tables = generation.image.tables.len(),
+        backends = generation.image.backends.len(),
+        "in force"
+    );
+    Ok(())
 }
 
 fn load_tables(config: &Config) -> Result<TableSet, Error> {

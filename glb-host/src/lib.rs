@@ -3,6 +3,7 @@
 
 pub mod bpffs;
 pub mod mapped;
+pub mod permission;
 mod sys;
 pub mod xdp_link;
 

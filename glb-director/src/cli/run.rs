@@ -8,6 +8,7 @@ use crate::{config::Config, daemon};
 
 pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
     let config = Config::load(file)?;
+    glb_host::permission::check()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -6,7 +6,7 @@ pub mod self_test;
 mod swap;
 
 pub use load::{Generation, LoadError};
-pub use swap::{SwapError, current_program, detach_all, remove_stale, swap};
+pub use swap::{SwapError, current_program, detach_all, remove_if_detached, remove_stale, swap};
 
 /// Names of the pins below the pin folder.
 pub mod pins {

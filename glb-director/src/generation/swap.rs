@@ -125,6 +125,19 @@ pub fn remove_stale(pins: &PinFolder, keep: &[u64]) -> Result<u64, SwapError> {
     Ok(numbers.last().map_or(1, |last| last + 1))
 }
 
+/// Removes the whole pin folder if no interface has a pinned link; says whether it did.
+///
+/// # Errors
+/// When a pin cannot be removed.
+pub fn remove_if_detached(pins: &PinFolder) -> Result<bool, SwapError> {
+    let idle =
+        fs::read_dir(pins.join(pins::LINKS)).map_or(true, |mut links| links.next().is_none());
+    if idle {
+        pins.remove(pins.path())?;
+    }
+    Ok(idle)
+}
+
 /// Takes the director off every interface that has a pinned link; their names.
 ///
 /// # Errors

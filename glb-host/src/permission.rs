@@ -1,0 +1,61 @@
+//! Whether this process may do what a daemon does, asked before anything is begun: the kernel's
+//! own answer comes late and names neither the capability nor the remedy.
+
+use std::fs;
+
+/// A capability is missing.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "not permitted: this process lacks {}.\n  \
+     Run it as root, or with these: setpriv, systemd's AmbientCapabilities=, or setcap.",
+    missing.join(" and ")
+)]
+pub struct NotPermitted {
+    /// Names of the capabilities.
+    pub missing: Vec<&'static str>,
+}
+
+/// Numbers from <linux/capability.h>. CAP_SYS_ADMIN stands in for CAP_BPF.
+const NET_ADMIN: u64 = 1 << 12;
+const SYS_ADMIN: u64 = 1 << 21;
+const BPF: u64 = 1 << 39;
+
+/// Asks whether this process may load XDP programs and attach them.
+///
+/// # Errors
+/// Names what is missing. Where the kernel does not say, its later answers have to do.
+pub fn check() -> Result<(), NotPermitted> {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let missing = missing(&status);
+    if missing.is_empty() { Ok(()) } else { Err(NotPermitted { missing }) }
+}
+
+fn missing(status: &str) -> Vec<&'static str> {
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let Some(Ok(effective)) = effective.map(|hex| u64::from_str_radix(hex.trim(), 16)) else {
+        return Vec::new();
+    };
+    let needed = [(BPF | SYS_ADMIN, "CAP_BPF"), (NET_ADMIN, "CAP_NET_ADMIN")];
+    needed.iter().filter(|(any, _)| effective & any == 0).map(|(_, name)| *name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named() {
+        for (effective, names) in [
+            ("0000000000000000", vec!["CAP_BPF", "CAP_NET_ADMIN"]),
+            ("0000000000001000", vec!["CAP_BPF"]),
+            ("0000008000000000", vec!["CAP_NET_ADMIN"]),
+            ("0000008000001000", vec![]),
+            ("0000000000201000", vec![]),
+            ("000001ffffffffff", vec![]),
+        ] {
+            let status = format!("CapPrm:\t0000000000000000\nCapEff:\t{effective}\n");
+            assert_eq!(missing(&status), names, "{effective}");
+        }
+        assert!(missing("").is_empty());
+    }
+}

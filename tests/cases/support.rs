@@ -1,0 +1,90 @@
+//! What several cases need.
+
+use std::{net::SocketAddr, process::Command, sync::OnceLock, time::Duration};
+
+use anyhow::{Result, bail, ensure};
+use glb_lab::{
+    Daemon, Family, Fleet, GitClone, INTERFACE, Lab, Node, Plan, client, command, http, interrupt,
+    repository, vip,
+};
+
+/// Builds the daemons and the lab's program: cargo does not know that these tests run them, and
+/// old ones would prove nothing.
+pub(crate) fn build() -> Result<()> {
+    static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = Command::new(cargo);
+        build.current_dir(env!("CARGO_MANIFEST_DIR"));
+        build.args(["build", "--quiet", "--locked", "--bins", "-p", "glb-lab"]);
+        command::run(build.args(["-p", "glb-director", "-p", "glb-redirect"]))
+            .map_err(|error| format!("{error:#}"))
+    });
+    built.clone().map_err(anyhow::Error::msg)
+}
+
+/// A whole fleet whose clients are far enough away that a clone takes about five seconds.
+pub(crate) fn fleet(name: &str) -> Result<Fleet> {
+    build()?;
+    Fleet::up(Plan { client_mbit: Some(40), ..Plan::new(name) }, 24, true)
+}
+
+/// Asks for the page of the VIP from client address `number`.
+pub(crate) fn ask(lab: &Lab, family: Family, number: u16) -> Result<http::Reply> {
+    let to = SocketAddr::new(vip(family), 80);
+    http::get_in(lab.netns(Node::Client)?, client(family, number), to, "/")
+}
+
+/// Asks from many addresses and over both families; every request must be answered, and every
+/// backend must have answered some.
+pub(crate) fn everybody_answers(lab: &Lab) -> Result<()> {
+    let mut answers = std::collections::BTreeMap::<_, u32>::new();
+    for number in 100..120 {
+        for family in [Family::V4, Family::V6] {
+            *answers.entry(ask(lab, family, number)?.to_string()).or_default() += 1;
+        }
+    }
+    ensure!(answers.len() == usize::from(lab.plan().backends), "{answers:?}");
+    Ok(())
+}
+
+/// Waits until the clone has got this far.
+pub(crate) fn reaches(clone: &mut GitClone, percent: u8) -> Result<()> {
+    interrupt::wait(&format!("{percent} % of the clone"), Duration::from_secs(30), || {
+        if clone.percent()? >= percent {
+            return Ok(Some(()));
+        }
+        if let Some((status, _)) = clone.finished()? {
+            bail!("the clone ended with {status}: {:?}", clone.complaints()?);
+        }
+        Ok(None)
+    })
+}
+
+/// Waits for the clone's end; it must be whole.
+pub(crate) fn ends_well(clone: &mut GitClone, fleet: &Fleet) -> Result<()> {
+    let limit = Duration::from_secs(60);
+    let (status, _) = interrupt::wait("the end of the clone", limit, || clone.finished())?;
+    ensure!(status.success(), "{:?}", clone.complaints()?);
+    ensure!(repository::head(clone.target())? == fleet.head);
+    command::run(repository::in_repository(clone.target()).args(["fsck", "--full"]))
+}
+
+/// Whether an XDP program is attached to the node's interface.
+pub(crate) fn has_program(lab: &Lab, node: Node) -> Result<bool> {
+    let mut ip = lab.netns(node)?.command("ip");
+    let shown = command::output(ip.args(["-details", "link", "show", "dev", INTERFACE]))?;
+    Ok(shown.contains("prog/xdp"))
+}
+
+/// Starts a daemon that must refuse, and returns what it wrote. It must not take long, must exit
+/// with 1, and must not panic.
+pub(crate) fn refusal(lab: &Lab, daemon: &mut Daemon) -> Result<String> {
+    daemon.spawn(lab)?;
+    let process = daemon.process()?;
+    let status = process.wait(Duration::from_secs(10))?;
+    let log = process.log()?;
+    ensure!(status.code() == Some(1), "it ended with {status}: {log}");
+    ensure!(!log.contains("panicked"), "{log}");
+    Ok(log)
+}
