@@ -84,12 +84,16 @@ impl View for Maps {
     fn prefix<A: Address>(&self, address: &A) -> Option<PrefixEntry> {
         let [high, low] = address.words();
         if A::FAMILY == 4 {
-            PREFIXES_V4.get(Key::new(32, (low as u32).to_le_bytes())).copied()
+            let key = Key::new(32, (low as u32).to_le_bytes());
+            PREFIXES_V4.get(&key).copied()
         } else {
             let mut bytes = [0; 16];
             bytes[..8].copy_from_slice(&high.to_le_bytes());
             bytes[8..].copy_from_slice(&low.to_le_bytes());
-            PREFIXES_V6.get(Key::new(128, bytes)).copied()
+            // By reference: moved, the packed key is copied by words that the verifier finds
+            // misaligned on the stack.
+            let key = Key::new(128, bytes);
+            PREFIXES_V6.get(&key).copied()
         }
     }
 
