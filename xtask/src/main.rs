@@ -7,6 +7,7 @@ mod debian;
 mod needs;
 mod permission;
 mod process;
+mod test_programs;
 
 use std::process::ExitCode;
 

@@ -30,8 +30,3 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 pub(crate) fn binaries() -> Result<()> {
     run(&Arguments { release: false })
 }
-
-/// Builds the same and all tests, so that each is compiled once.
-pub(crate) fn everything() -> Result<()> {
-    process::run(process::cargo().arg("build").args(WORKSPACE).arg("--all-targets"))
-}

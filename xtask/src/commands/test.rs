@@ -1,18 +1,14 @@
 //! `./x test`: everything that must hold before a change is landed.
 
-use std::{
-    fs,
-    io::{BufRead, BufReader},
-    process::Stdio,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::{
     commands::{build, setup},
     needs::Purpose,
     permission, process,
+    test_programs::{self, TestProgram, Tests},
 };
 
 /// Runs every check and test: format, lints, unit and golden tests, the BPF programs in the kernel,
@@ -21,113 +17,131 @@ use crate::{
 /// Needs root, and says so at once where it is not: nothing is left out for want of permission.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Run only tests whose name contains one of these, without the checks of format and lints;
-    /// words that begin with a dash go to the test programs (--nocapture, --skip NAME).
+    /// Run only tests whose name contains one of these, without the checks of format and lints. The
+    /// name of a crate (glb-table) or of a file of tests (kernel) stands for all that is in it.
+    /// Words that begin with a dash go to the test programs (--nocapture).
     #[arg(last = true, value_name = "FILTER")]
     filter: Vec<String>,
 }
-
-/// Crates whose integration tests load BPF programs or talk to the kernel.
-const KERNEL_CRATES: [&str; 3] = ["glb-host", "glb-director", "glb-redirect"];
-
-/// Crates whose integration tests compute only.
-const PURE_CRATES: [&str; 4] = ["bpf-build", "glb-common", "glb-table", "xtask"];
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     permission::check("test")?;
     setup::ensure(Purpose::Test)?;
-    let filter = &arguments.filter;
-
-    let mut steps = Vec::new();
-    if filter.is_empty() {
-        steps.push(Step::check("format", formats));
-        steps.push(Step::check("lints", lints));
-        steps.push(Step::check("lints of the BPF programs", bpf_lints));
-    }
-    steps.push(Step::check("build", build::everything));
-    let pure = [vec!["--lib".to_owned(), "--bins".to_owned()], targets(&PURE_CRATES)?].concat();
-    let kernel = targets(&KERNEL_CRATES)?;
-    let labs = vec!["--test".to_owned(), "cases".to_owned()];
-    let groups = [
-        ("unit and golden tests", pure),
-        ("examples in the documentation", vec!["--doc".to_owned()]),
-        ("BPF programs and netlink in the kernel", kernel),
-        ("labs in network namespaces", labs),
-    ];
-    for (name, targets) in groups {
-        if !targets.is_empty() {
-            steps.push(Step::tests(name, move || tests(&targets, filter)));
-        }
-    }
-
-    let outcome = carry_out(&mut steps);
-    eprintln!();
-    for step in &steps {
-        eprintln!("  {}", step.line());
-    }
+    let mut report = Report::default();
+    let outcome = steps(&arguments.filter, &mut report);
+    report.print();
     outcome?;
-    let ran: usize = steps.iter().map(|step| step.tests.map_or(0, |tests| tests.passed)).sum();
-    if ran == 0 {
-        bail!("no test's name contains `{}`", filter.join("` or `"));
+    if report.lines.iter().all(|line| line.tests.is_none_or(|tests| tests.passed == 0)) {
+        bail!("no test's name contains `{}`", arguments.filter.join("` or `"));
     }
     eprintln!("\nAll of it holds.");
     Ok(())
 }
 
-struct Step<'a> {
+fn steps(filter: &[String], report: &mut Report) -> Result<()> {
+    if filter.is_empty() {
+        report.step("format", || formats().map(nothing))?;
+        report.step("lints", || lints().map(nothing))?;
+        report.step("lints of the BPF programs", || bpf_lints().map(nothing))?;
+    }
+    let programs = report.step("build", || Ok((None, test_programs::build()?)))?;
+    for group in [Group::Pure, Group::Kernel, Group::Labs] {
+        report.step(group.name(), || {
+            let mut sum = Tests::default();
+            for program in programs.iter().filter(|program| Group::of(program) == group) {
+                sum = sum.and(program.run(filter)?);
+            }
+            Ok((Some(sum), ()))
+        })?;
+    }
+    if filter.is_empty() {
+        report.step("examples in the documentation", || Ok((Some(examples()?), ())))?;
+    }
+    Ok(())
+}
+
+/// What tests ask of the machine.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Group {
+    /// Nothing: they compute.
+    Pure,
+    /// BPF and netlink.
+    Kernel,
+    /// Network namespaces with daemons in them.
+    Labs,
+}
+
+impl Group {
+    fn of(program: &TestProgram) -> Self {
+        match program.package.as_str() {
+            "glb-e2e" => Self::Labs,
+            "glb-host" | "glb-director" | "glb-redirect" if program.is_integration() => {
+                Self::Kernel
+            }
+            _ => Self::Pure,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pure => "unit and golden tests",
+            Self::Kernel => "BPF programs and netlink in the kernel",
+            Self::Labs => "labs in network namespaces",
+        }
+    }
+}
+
+/// What the steps did so far.
+#[derive(Default)]
+struct Report {
+    lines: Vec<Line>,
+}
+
+struct Line {
     name: &'static str,
-    work: Box<dyn FnMut() -> Result<Option<Tests>> + 'a>,
-    time: Option<Duration>,
+    time: Duration,
     failed: bool,
     tests: Option<Tests>,
 }
 
-/// How many tests there were.
-#[derive(Clone, Copy, Default)]
-struct Tests {
-    passed: usize,
-    ignored: usize,
-}
-
-impl<'a> Step<'a> {
-    fn check(name: &'static str, mut work: impl FnMut() -> Result<()> + 'a) -> Self {
-        let work = Box::new(move || work().map(|()| None));
-        Self { name, work, time: None, failed: false, tests: None }
-    }
-
-    fn tests(name: &'static str, mut work: impl FnMut() -> Result<Tests> + 'a) -> Self {
-        let work = Box::new(move || work().map(Some));
-        Self { name, work, time: None, failed: false, tests: None }
-    }
-
-    fn line(&self) -> String {
-        let Some(time) = self.time else {
-            return format!("{:40}           not run", self.name);
-        };
-        let result = match (self.failed, self.tests) {
-            (true, _) => "FAILED".to_owned(),
-            (false, None) => "ok".to_owned(),
-            (false, Some(Tests { passed: 0, ignored: 0 })) => "no tests".to_owned(),
-            (false, Some(Tests { passed, ignored: 0 })) => format!("ok, {passed} tests"),
-            (false, Some(Tests { passed, ignored })) => {
-                format!("ok, {passed} tests, {ignored} IGNORED")
-            }
-        };
-        format!("{:40} {:6.1} s  {result}", self.name, time.as_secs_f64())
-    }
-}
-
-fn carry_out(steps: &mut [Step<'_>]) -> Result<()> {
-    for step in steps {
-        eprintln!("\n== {}", step.name);
+impl Report {
+    /// Does a step and notes it down.
+    fn step<T>(
+        &mut self,
+        name: &'static str,
+        work: impl FnOnce() -> Result<(Option<Tests>, T)>,
+    ) -> Result<T> {
+        eprintln!("\n== {name}");
         let start = Instant::now();
-        let result = (step.work)();
-        step.time = Some(start.elapsed());
-        step.failed = result.is_err();
-        step.tests = result?;
+        let result = work();
+        let tests = result.as_ref().ok().and_then(|(tests, _)| *tests);
+        self.lines.push(Line { name, time: start.elapsed(), failed: result.is_err(), tests });
+        result.map(|(_, value)| value)
     }
-    Ok(())
+
+    fn print(&self) {
+        eprintln!();
+        let mut total = Duration::ZERO;
+        for line in &self.lines {
+            let result = match (line.failed, line.tests) {
+                (true, _) => "FAILED; what comes after it was not run".to_owned(),
+                (false, None) => "ok".to_owned(),
+                (false, Some(Tests { passed: 0, ignored: 0 })) => "no tests".to_owned(),
+                (false, Some(Tests { passed, ignored: 0 })) => format!("ok, {passed} tests"),
+                (false, Some(Tests { passed, ignored })) => {
+                    format!("ok, {passed} tests, {ignored} IGNORED")
+                }
+            };
+            eprintln!("  {:40} {:7.1} s  {result}", line.name, line.time.as_secs_f64());
+            total += line.time;
+        }
+        eprintln!("  {:40} {:7.1} s", "all together", total.as_secs_f64());
+    }
+}
+
+fn nothing((): ()) -> (Option<Tests>, ()) {
+    (None, ())
 }
 
 fn formats() -> Result<()> {
@@ -149,85 +163,10 @@ fn bpf_lints() -> Result<()> {
     process::run(command.args(["--", "-D", "warnings"]))
 }
 
-/// Arguments of cargo that choose the integration tests of `crates`. Always the whole workspace is
-/// chosen from: with some of its packages only, shared dependencies would be compiled again.
-fn targets(crates: &[&str]) -> Result<Vec<String>> {
-    let mut arguments = Vec::new();
-    for name in crates {
-        let folder = process::root().join(name).join("tests");
-        if !folder.is_dir() {
-            continue;
-        }
-        for entry in fs::read_dir(&folder)? {
-            let path = entry?.path();
-            let is_target = path.extension().is_some_and(|extension| extension == "rs")
-                || path.join("main.rs").is_file();
-            if let (true, Some(stem)) = (is_target, path.file_stem().and_then(|s| s.to_str())) {
-                arguments.extend(["--test".to_owned(), stem.to_owned()]);
-            }
-        }
-    }
-    Ok(arguments)
-}
-
-/// Runs tests and counts them.
-fn tests(targets: &[String], filter: &[String]) -> Result<Tests> {
+fn examples() -> Result<Tests> {
     let mut command = process::cargo();
-    command.arg("test").args(build::WORKSPACE).args(targets);
-    if !filter.is_empty() {
-        command.arg("--").args(filter);
-    }
+    command.arg("test").args(build::WORKSPACE).arg("--doc");
     let shown = process::shown(&command);
     eprintln!("$ {shown}");
-    let mut child =
-        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run `{shown}`"))?;
-    let mut count = Tests::default();
-    if let Some(output) = child.stdout.take() {
-        for line in BufReader::new(output).lines() {
-            let line = line?;
-            count.add(&line);
-            println!("{line}");
-        }
-    }
-    let status = child.wait()?;
-    if !status.success() {
-        bail!("`{shown}` failed with {status}");
-    }
-    Ok(count)
-}
-
-impl Tests {
-    /// Reads `test result: ok. 12 passed; 0 failed; 1 ignored; …`.
-    fn add(&mut self, line: &str) {
-        let Some(result) = line.strip_prefix("test result: ") else { return };
-        let words: Vec<_> = result.split([' ', ';']).filter(|word| !word.is_empty()).collect();
-        for pair in words.windows(2) {
-            match (pair[0].parse::<usize>(), pair[1]) {
-                (Ok(number), "passed") => self.passed += number,
-                (Ok(number), "ignored") => self.ignored += number,
-                _ => {}
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod unit {
-    use super::*;
-
-    #[test]
-    fn results_are_counted() {
-        let mut count = Tests::default();
-        count.add("test a::b ... ok");
-        count.add("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; x");
-        count.add("test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; x");
-        assert_eq!((count.passed, count.ignored), (15, 1));
-    }
-
-    #[test]
-    fn integration_tests_are_found_by_their_files() {
-        let found = targets(&["glb-table"]).unwrap();
-        assert!(found.iter().any(|name| name == "golden"), "{found:?}");
-        assert!(!found.iter().any(|name| name == "common"), "{found:?}");
-    }
+    test_programs::run_and_count(command, &shown)
 }
