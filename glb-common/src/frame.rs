@@ -38,6 +38,18 @@ pub trait Frame {
     }
 }
 
+/// A frame whose rest, from some place on, can be looked at as a frame of its own: what follows a
+/// header of variable length then lies at constant offsets again.
+pub trait Nested: Frame {
+    /// The rest of a frame.
+    type Rest<'a>: Nested
+    where
+        Self: 'a;
+
+    /// What follows the first `offset` bytes, if there is so much.
+    fn rest(&self, offset: usize) -> Option<Self::Rest<'_>>;
+}
+
 /// A frame that can be changed.
 pub trait FrameMut: Frame {
     /// Puts `value` at `offset`; says whether it lay wholly inside the frame.
@@ -56,6 +68,27 @@ impl Frame for [u8] {
 
     fn len(&self) -> usize {
         <[u8]>::len(self)
+    }
+}
+
+impl Frame for &[u8] {
+    fn read<T: Wire>(&self, offset: usize) -> Option<T> {
+        (**self).read(offset)
+    }
+
+    fn len(&self) -> usize {
+        <[u8]>::len(self)
+    }
+}
+
+impl Nested for &[u8] {
+    type Rest<'a>
+        = &'a [u8]
+    where
+        Self: 'a;
+
+    fn rest(&self, offset: usize) -> Option<&[u8]> {
+        self.get(offset..).filter(|_| offset <= MAX_OFFSET)
     }
 }
 

@@ -12,7 +12,7 @@ use support::{
     packet::{
         ACK, FIN, Gue, PSH, RST, SYN, ethernet, gue, gue_v6, icmp, ip_packet, segment, too_big,
     },
-    peer, run, socket,
+    peer_mac, run, socket,
 };
 
 const CLIENT: &str = "198.51.100.7:40000";
@@ -161,7 +161,7 @@ fn check(what: &str, packet: &Gue, received: &[u8], outcome: &support::Outcome) 
                 IpAddr::V4(hop) => hop.octets()[3],
                 IpAddr::V6(_) => 122,
             };
-            expected[..6].copy_from_slice(&peer(last).mac);
+            expected[..6].copy_from_slice(&peer_mac(last));
             expected[6..12].copy_from_slice(&support::OWN_MAC);
             assert_eq!(outcome.frame, expected, "{what}");
             checksums_hold(what, &outcome.frame);

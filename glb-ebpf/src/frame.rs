@@ -3,7 +3,7 @@
 use core::mem::size_of;
 
 use aya_ebpf::programs::XdpContext;
-use glb_common::frame::{Frame, FrameMut, MAX_OFFSET, Wire};
+use glb_common::frame::{Frame, FrameMut, MAX_OFFSET, Nested, Wire};
 
 /// The linear part of the packet behind an XDP context. Every access is checked against its end,
 /// which is what the verifier wants to see. Made anew after each change of the head or tail.
@@ -46,6 +46,31 @@ impl Frame for XdpFrame {
     #[inline(always)]
     fn len(&self) -> usize {
         self.length
+    }
+}
+
+impl Nested for XdpFrame {
+    type Rest<'a>
+        = Self
+    where
+        Self: 'a;
+
+    #[inline(always)]
+    fn rest(&self, offset: usize) -> Option<Self> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let mut start = self.start + offset;
+        // The compiler must not know where this pointer comes from: it would make it anew for each
+        // access, and the verifier knows a checked pointer by its register only. Written to the
+        // stack and read back, it is one value to the compiler and still a packet's to the kernel.
+        // SAFETY: a local variable.
+        start = unsafe { core::ptr::read_volatile(&raw const start) };
+        (start <= self.end).then_some(Self {
+            start,
+            end: self.end,
+            length: self.length.wrapping_sub(offset),
+        })
     }
 }
 

@@ -1,13 +1,14 @@
 //! What both daemons need of the machine they run on: the BPF objects, a folder to pin in,
-//! attaching by pinned link, arrays in memory, and next hops by netlink.
+//! generations behind pinned links, arrays in memory, and next hops by netlink.
 
 pub mod bpffs;
+pub mod generations;
+pub mod load;
 pub mod mapped;
+pub mod next_hop;
 pub mod permission;
 mod sys;
 pub mod xdp_link;
-
-pub mod next_hop;
 
 /// The director's BPF object, an ELF file.
 pub static DIRECTOR_OBJECT: &[u8] =

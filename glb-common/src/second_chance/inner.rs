@@ -2,7 +2,7 @@
 
 use super::{Ack, Host, Owner, Reason, outer::Tunnel};
 use crate::{
-    frame::Frame,
+    frame::{Frame as _, Nested},
     hash::{Address, V4, V6},
     parse::Flow,
     wire::{
@@ -24,27 +24,22 @@ pub(super) enum Answer {
 }
 
 /// What follows the inner IP header.
-#[derive(Clone, Copy)]
-struct Payload {
+struct Payload<R> {
+    rest: R,
     ip_offset: usize,
-    offset: usize,
+    header_len: usize,
     length: usize,
 }
 
 /// Asks about an inner IPv4 packet.
 #[inline(always)]
-pub(super) fn ask_v4<F: Frame + ?Sized, H: Host>(
-    frame: &F,
-    host: &H,
-    tunnel: &Tunnel,
-) -> Result<Answer, Reason> {
-    let ip_offset = tunnel.inner_offset;
-    let Some(ip) = frame.read::<Ipv4Header>(ip_offset) else { return Err(Reason::InnerMalformed) };
+pub(super) fn ask_v4<R: Nested, H: Host>(host: &H, tunnel: &Tunnel<R>) -> Result<Answer, Reason> {
+    let Some(ip) = tunnel.inner.read::<Ipv4Header>(0) else { return Err(Reason::InnerMalformed) };
     let (header_len, total) = (ip.header_len(), ip.total_length());
     if ip.version() != 4 {
         return Err(Reason::BadInnerProtocol);
     }
-    if header_len < Ipv4Header::LEN || header_len > total || ip_offset + total > tunnel.end {
+    if header_len < Ipv4Header::LEN || header_len > total || total > tunnel.room {
         return Err(Reason::InnerMalformed);
     }
     let (source, destination) = (V4::new(ip.source), V4::new(ip.destination));
@@ -54,14 +49,16 @@ pub(super) fn ask_v4<F: Frame + ?Sized, H: Host>(
     if ip.is_later_fragment() {
         return Ok(Answer::Take(Reason::TakenFragment));
     }
-    let payload = Payload { ip_offset, offset: ip_offset + header_len, length: total - header_len };
+    let Some(rest) = tunnel.inner.rest(header_len) else { return Err(Reason::InnerMalformed) };
+    let payload =
+        Payload { rest, ip_offset: tunnel.inner_offset, header_len, length: total - header_len };
     match ip.protocol {
-        protocol::TCP => segment(frame, host, payload, source, destination),
+        protocol::TCP => segment(host, &payload, source, destination),
         protocol::ICMP => {
-            let message = message(frame, payload)?;
+            let message = message(&payload)?;
             if message.kind == icmp::V4_UNREACHABLE && message.code == icmp::V4_FRAGMENTATION_NEEDED
             {
-                quoted_v4(frame, host, payload, destination)
+                quoted_v4(host, &payload, destination)
             } else {
                 Ok(Answer::Take(Reason::TakenIcmp))
             }
@@ -74,31 +71,31 @@ pub(super) fn ask_v4<F: Frame + ?Sized, H: Host>(
 
 /// Asks about an inner IPv6 packet.
 #[inline(always)]
-pub(super) fn ask_v6<F: Frame + ?Sized, H: Host>(
-    frame: &F,
-    host: &H,
-    tunnel: &Tunnel,
-) -> Result<Answer, Reason> {
-    let ip_offset = tunnel.inner_offset;
-    let Some(ip) = frame.read::<Ipv6Header>(ip_offset) else { return Err(Reason::InnerMalformed) };
+pub(super) fn ask_v6<R: Nested, H: Host>(host: &H, tunnel: &Tunnel<R>) -> Result<Answer, Reason> {
+    let Some(ip) = tunnel.inner.read::<Ipv6Header>(0) else { return Err(Reason::InnerMalformed) };
     let total = ip.total_length();
     if ip.version() != 6 {
         return Err(Reason::BadInnerProtocol);
     }
-    if ip_offset + total > tunnel.end {
+    if total > tunnel.room {
         return Err(Reason::InnerMalformed);
     }
     let (source, destination) = (V6::new(ip.source), V6::new(ip.destination));
     if !host.is_vip(&destination) {
         return Err(Reason::NotVip);
     }
-    let payload =
-        Payload { ip_offset, offset: ip_offset + Ipv6Header::LEN, length: total - Ipv6Header::LEN };
+    let Some(rest) = tunnel.inner.rest(Ipv6Header::LEN) else { return Err(Reason::InnerMalformed) };
+    let payload = Payload {
+        rest,
+        ip_offset: tunnel.inner_offset,
+        header_len: Ipv6Header::LEN,
+        length: total - Ipv6Header::LEN,
+    };
     match ip.next_header {
-        protocol::TCP => segment(frame, host, payload, source, destination),
+        protocol::TCP => segment(host, &payload, source, destination),
         protocol::ICMPV6 => {
-            if message(frame, payload)?.kind == icmp::V6_PACKET_TOO_BIG {
-                quoted_v6(frame, host, payload, destination)
+            if message(&payload)?.kind == icmp::V6_PACKET_TOO_BIG {
+                quoted_v6(host, &payload, destination)
             } else {
                 Ok(Answer::Take(Reason::TakenIcmp))
             }
@@ -110,17 +107,16 @@ pub(super) fn ask_v6<F: Frame + ?Sized, H: Host>(
 }
 
 #[inline(always)]
-fn segment<F: Frame + ?Sized, H: Host, A: Address>(
-    frame: &F,
+fn segment<R: Nested, H: Host, A: Address>(
     host: &H,
-    payload: Payload,
+    payload: &Payload<R>,
     source: A,
     destination: A,
 ) -> Result<Answer, Reason> {
     if payload.length < TcpHeader::LEN {
         return Err(Reason::InnerMalformed);
     }
-    let Some(tcp) = frame.read::<TcpHeader>(payload.offset) else {
+    let Some(tcp) = payload.rest.read::<TcpHeader>(0) else {
         return Err(Reason::InnerMalformed);
     };
     if tcp.flags & tcp::SYN != 0 {
@@ -134,7 +130,8 @@ fn segment<F: Frame + ?Sized, H: Host, A: Address>(
         protocol: protocol::TCP,
     };
     let may_carry_cookie = tcp.flags & (tcp::ACK | tcp::RST) == tcp::ACK;
-    let ack = Ack { ip_offset: payload.ip_offset, tcp_offset: payload.offset };
+    let ack =
+        Ack { ip_offset: payload.ip_offset, tcp_offset: payload.ip_offset + payload.header_len };
     Ok(match host.owner(&flow, may_carry_cookie.then_some(ack)) {
         Owner::Here => Answer::Take(Reason::TakenEstablished),
         Owner::Cookie => Answer::Take(Reason::TakenCookie),
@@ -143,24 +140,24 @@ fn segment<F: Frame + ?Sized, H: Host, A: Address>(
 }
 
 #[inline(always)]
-fn message<F: Frame + ?Sized>(frame: &F, payload: Payload) -> Result<IcmpHeader, Reason> {
+fn message<R: Nested>(payload: &Payload<R>) -> Result<IcmpHeader, Reason> {
     if payload.length < IcmpHeader::LEN {
         return Err(Reason::InnerMalformed);
     }
-    frame.read(payload.offset).ok_or(Reason::InnerMalformed)
+    payload.rest.read(0).ok_or(Reason::InnerMalformed)
 }
 
 /// The flow that an ICMP error sent to `vip` quotes. RFC 792 promises 8 bytes behind the quoted IP
 /// header, which hold both ports.
 #[inline(always)]
-fn quoted_v4<F: Frame + ?Sized, H: Host>(
-    frame: &F,
+fn quoted_v4<R: Nested, H: Host>(
     host: &H,
-    payload: Payload,
+    payload: &Payload<R>,
     vip: V4,
 ) -> Result<Answer, Reason> {
-    let start = payload.offset + IcmpHeader::LEN;
-    let Some(ip) = frame.read::<Ipv4Header>(start) else { return Err(Reason::InnerMalformed) };
+    let Some(ip) = payload.rest.read::<Ipv4Header>(IcmpHeader::LEN) else {
+        return Err(Reason::InnerMalformed);
+    };
     let header_len = ip.header_len();
     if ip.version() != 4
         || header_len < Ipv4Header::LEN
@@ -171,36 +168,37 @@ fn quoted_v4<F: Frame + ?Sized, H: Host>(
     if ip.protocol != protocol::TCP || ip.is_later_fragment() {
         return Ok(Answer::Take(Reason::TakenIcmp));
     }
-    reversed(frame, host, start + header_len, V4::new(ip.source), V4::new(ip.destination), vip)
+    let ports = payload.rest.rest(IcmpHeader::LEN + header_len).and_then(|rest| rest.read(0));
+    reversed(host, ports, V4::new(ip.source), V4::new(ip.destination), vip)
 }
 
 /// As [`quoted_v4`], for IPv6.
 #[inline(always)]
-fn quoted_v6<F: Frame + ?Sized, H: Host>(
-    frame: &F,
+fn quoted_v6<R: Nested, H: Host>(
     host: &H,
-    payload: Payload,
+    payload: &Payload<R>,
     vip: V6,
 ) -> Result<Answer, Reason> {
-    let start = payload.offset + IcmpHeader::LEN;
-    let Some(ip) = frame.read::<Ipv6Header>(start) else { return Err(Reason::InnerMalformed) };
+    let Some(ip) = payload.rest.read::<Ipv6Header>(IcmpHeader::LEN) else {
+        return Err(Reason::InnerMalformed);
+    };
     if ip.version() != 6 || payload.length < IcmpHeader::LEN + Ipv6Header::LEN + QUOTED {
         return Err(Reason::InnerMalformed);
     }
     if ip.next_header != protocol::TCP {
         return Ok(Answer::Take(Reason::TakenIcmp));
     }
-    reversed(frame, host, start + Ipv6Header::LEN, V6::new(ip.source), V6::new(ip.destination), vip)
+    let ports = payload.rest.read(IcmpHeader::LEN + Ipv6Header::LEN);
+    reversed(host, ports, V6::new(ip.source), V6::new(ip.destination), vip)
 }
 
 /// Bytes of the quoted packet's payload that every ICMP error carries.
 const QUOTED: usize = 8;
 
 #[inline(always)]
-fn reversed<F: Frame + ?Sized, H: Host, A: Address>(
-    frame: &F,
+fn reversed<H: Host, A: Address>(
     host: &H,
-    ports_offset: usize,
+    ports: Option<[u8; 4]>,
     quoted_source: A,
     quoted_destination: A,
     vip: A,
@@ -208,9 +206,7 @@ fn reversed<F: Frame + ?Sized, H: Host, A: Address>(
     if quoted_source != vip {
         return Err(Reason::ForeignIcmpError);
     }
-    let Some([a, b, c, d]) = frame.read::<[u8; 4]>(ports_offset) else {
-        return Err(Reason::InnerMalformed);
-    };
+    let Some([a, b, c, d]) = ports else { return Err(Reason::InnerMalformed) };
     let flow = Flow {
         source: quoted_destination,
         destination: quoted_source,

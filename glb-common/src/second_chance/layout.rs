@@ -10,12 +10,22 @@ use crate::{
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Peer {
-    /// MAC of the next machine on the way.
-    pub mac: [u8; 6],
-    /// MAC of the outgoing interface.
-    pub own_mac: [u8; 6],
+    /// The Ethernet header's two addresses, as they lie on the wire, in native words: the MAC of
+    /// the next machine on the way, then that of the outgoing interface.
+    pub macs: [u32; 3],
     /// Index of the outgoing interface; 0 while the way is not known.
     pub interface: u32,
+}
+
+impl Peer {
+    /// The way out by `interface`, from `own_mac` to `mac`.
+    #[must_use]
+    pub fn new(mac: [u8; 6], own_mac: [u8; 6], interface: u32) -> Self {
+        let [a, b, c, d, e, f] = mac;
+        let [g, h, i, j, k, l] = own_mac;
+        let macs = [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes);
+        Self { macs, interface }
+    }
 }
 
 /// Addresses that [`Settings`] holds of each kind; where there are more, a map is asked as well.

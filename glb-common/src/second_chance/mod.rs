@@ -9,7 +9,7 @@ mod outer;
 pub use edit::{EcnMark, Forward, Readdressed, Take};
 
 use crate::{
-    frame::Frame,
+    frame::{Frame as _, Nested},
     hash::{Address, V4, V6},
     parse::Flow,
     reason::RedirectReason as Reason,
@@ -20,7 +20,7 @@ use crate::{
 };
 use inner::Answer;
 use layout::Peer;
-use outer::{Outer, Tunnel};
+use outer::Outer;
 
 /// Who a flow belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ impl Verdict {
 
 /// Decides about a frame.
 #[inline(always)]
-pub fn decide<F: Frame + ?Sized, H: Host>(frame: &F, host: &H) -> Verdict {
+pub fn decide<F: Nested, H: Host>(frame: &F, host: &H) -> Verdict {
     match try_decide(frame, host) {
         Ok(verdict) => verdict,
         Err(reason) => Verdict::Leave(reason),
@@ -94,7 +94,7 @@ pub fn decide<F: Frame + ?Sized, H: Host>(frame: &F, host: &H) -> Verdict {
 }
 
 #[inline(always)]
-fn try_decide<F: Frame + ?Sized, H: Host>(frame: &F, host: &H) -> Result<Verdict, Reason> {
+fn try_decide<F: Nested, H: Host>(frame: &F, host: &H) -> Result<Verdict, Reason> {
     let Some(ethernet) = frame.read::<EthernetHeader>(0) else { return Err(Reason::NotTunnel) };
     let tunnel = match ethernet.ethertype {
         ethernet::IPV4 => outer::open_v4(frame, host)?,
@@ -102,8 +102,8 @@ fn try_decide<F: Frame + ?Sized, H: Host>(frame: &F, host: &H) -> Result<Verdict
         _ => return Err(Reason::NotTunnel),
     };
     let answer = match tunnel.inner_protocol {
-        protocol::IPV4 => inner::ask_v4(frame, host, &tunnel)?,
-        protocol::IPV6 => inner::ask_v6(frame, host, &tunnel)?,
+        protocol::IPV4 => inner::ask_v4(host, &tunnel)?,
+        protocol::IPV6 => inner::ask_v6(host, &tunnel)?,
         _ => return Err(Reason::BadInnerProtocol),
     };
     let (reason, forwarded) = match answer {
@@ -112,30 +112,32 @@ fn try_decide<F: Frame + ?Sized, H: Host>(frame: &F, host: &H) -> Result<Verdict
         Answer::NotOurs(_) if !host.gives_second_chance() => (Reason::TakenNoSecondChance, None),
         Answer::NotOurs(reason) => {
             let forwarded = if ethernet.ethertype == ethernet::IPV4 {
-                forward::<F, H, V4>(frame, host, &tunnel, reason)?
+                forward::<F, H, V4>(frame, host, tunnel.next_hop, reason)?
             } else {
-                forward::<F, H, V6>(frame, host, &tunnel, reason)?
+                forward::<F, H, V6>(frame, host, tunnel.next_hop, reason)?
             };
             (Reason::TakenOwnHop, forwarded)
         }
     };
     match forwarded {
         Some(forwarded) => Ok(Verdict::Send(forwarded)),
-        None => Ok(Verdict::Take(edit::take(frame, &tunnel, reason)?)),
+        None => Ok(Verdict::Take(edit::take(&tunnel, reason)?)),
     }
 }
 
 /// The way on, or nothing if the next hop is this machine.
 #[inline(always)]
-fn forward<F: Frame + ?Sized, H: Host, A: Outer>(
+fn forward<F: Nested, H: Host, A: Outer>(
     frame: &F,
     host: &H,
-    tunnel: &Tunnel,
+    next_hop: u8,
     reason: Reason,
 ) -> Result<Option<Forward>, Reason> {
-    let offset = tunnel.hops_offset() + tunnel.next_hop as usize * size_of::<A::Bytes>();
+    let offset = A::HOPS_OFFSET + next_hop as usize * size_of::<A::Bytes>();
     // The list lies inside the packet (checked), so this fails only where it cannot be read.
-    let Some(hop) = frame.read::<A::Bytes>(offset) else { return Err(Reason::OuterMalformed) };
+    let Some(hop) = frame.rest(offset).and_then(|rest| rest.read::<A::Bytes>(0)) else {
+        return Err(Reason::OuterMalformed);
+    };
     let hop = A::from_bytes(hop);
     if host.is_own(&hop) {
         return Ok(None);
@@ -144,7 +146,7 @@ fn forward<F: Frame + ?Sized, H: Host, A: Outer>(
     if peer.interface == 0 {
         return Err(Reason::PeerUnresolved);
     }
-    A::readdress(frame, tunnel, hop)
-        .map(|outer| Some(Forward { reason, peer, gue_offset: tunnel.gue_offset, outer }))
+    A::readdress(frame, next_hop, hop)
+        .map(|outer| Some(Forward { reason, peer, outer }))
         .ok_or(Reason::OuterMalformed)
 }

@@ -3,7 +3,7 @@
 use super::{Host, Reason, edit::Readdressed};
 use crate::{
     checksum::{sum_4, sum_16},
-    frame::{Frame, Wire},
+    frame::{Frame, Nested, Wire},
     hash::{Address, V4, V6},
     parse::IP_OFFSET,
     wire::{
@@ -17,13 +17,14 @@ use crate::{
 
 /// A packet of the tunnel whose outer headers hold.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Tunnel {
-    /// Start of the GUE header, from the start of the frame.
-    pub(super) gue_offset: usize,
-    /// Start of the inner packet.
+pub(super) struct Tunnel<R> {
+    /// The inner packet and what follows it.
+    pub(super) inner: R,
+    /// Where the inner packet starts in the frame.
     pub(super) inner_offset: usize,
-    /// End of the outer packet; the frame may be longer (padding), never shorter.
-    pub(super) end: usize,
+    /// Bytes that the outer packet holds from there on; the frame may hold more (padding), never
+    /// fewer.
+    pub(super) room: usize,
     /// ECN bits of the outer header.
     pub(super) ecn: u8,
     /// IP protocol of the inner packet.
@@ -34,35 +35,28 @@ pub(super) struct Tunnel {
     pub(super) hop_count: u8,
 }
 
-impl Tunnel {
-    /// Start of the list of hops.
-    #[inline(always)]
-    pub(super) const fn hops_offset(&self) -> usize {
-        self.gue_offset + GueHeader::LEN
-    }
-
-    /// Start of the UDP header.
-    #[inline(always)]
-    pub(super) const fn udp_offset(&self) -> usize {
-        self.gue_offset - UdpHeader::LEN
-    }
-}
-
 /// An address family that the tunnel can have outside.
 pub(super) trait Outer: Address {
     /// GUE private type of a list of such hops.
     const PRIVATE_TYPE: u16;
+    /// Length of the outer IP header.
+    const HEADER_LEN: usize;
+    /// Where the GUE header starts in the frame.
+    const GUE_OFFSET: usize = IP_OFFSET + Self::HEADER_LEN + UdpHeader::LEN;
+    /// Where the list of hops starts in the frame.
+    const HOPS_OFFSET: usize = Self::GUE_OFFSET + GueHeader::LEN;
     /// The address on the wire.
     type Bytes: Wire;
 
     fn from_bytes(bytes: Self::Bytes) -> Self;
 
     /// The outer headers' fields after the packet was readdressed to `hop`.
-    fn readdress<F: Frame + ?Sized>(frame: &F, tunnel: &Tunnel, hop: Self) -> Option<Readdressed>;
+    fn readdress<F: Frame>(frame: &F, next_hop: u8, hop: Self) -> Option<Readdressed>;
 }
 
 impl Outer for V4 {
     const PRIVATE_TYPE: u16 = 0;
+    const HEADER_LEN: usize = Ipv4Header::LEN;
     type Bytes = [u8; 4];
 
     #[inline(always)]
@@ -71,23 +65,24 @@ impl Outer for V4 {
     }
 
     #[inline(always)]
-    fn readdress<F: Frame + ?Sized>(frame: &F, tunnel: &Tunnel, hop: Self) -> Option<Readdressed> {
+    fn readdress<F: Frame>(frame: &F, next_hop: u8, hop: Self) -> Option<Readdressed> {
         let ip = frame.read::<Ipv4Header>(IP_OFFSET)?;
-        let udp = frame.read::<UdpHeader>(tunnel.udp_offset())?;
+        let udp = frame.read::<UdpHeader>(Self::GUE_OFFSET - UdpHeader::LEN)?;
         // The old destination becomes the source: only the old source leaves the sum.
         let (old, new) = (sum_4(ip.source), sum_4(hop.bytes()));
         Some(Readdressed::V4 {
             checksum: replace(ip.checksum, old, new),
-            source: ip.destination,
-            destination: hop.bytes(),
+            source: Self::new(ip.destination),
+            destination: hop,
             udp_checksum: replace_udp(udp.checksum, old, new),
-            next_hop: tunnel.next_hop + 1,
+            next_hop: next_hop + 1,
         })
     }
 }
 
 impl Outer for V6 {
     const PRIVATE_TYPE: u16 = 1;
+    const HEADER_LEN: usize = Ipv6Header::LEN;
     type Bytes = [u8; 16];
 
     #[inline(always)]
@@ -96,74 +91,76 @@ impl Outer for V6 {
     }
 
     #[inline(always)]
-    fn readdress<F: Frame + ?Sized>(frame: &F, tunnel: &Tunnel, hop: Self) -> Option<Readdressed> {
+    fn readdress<F: Frame>(frame: &F, next_hop: u8, hop: Self) -> Option<Readdressed> {
         let ip = frame.read::<Ipv6Header>(IP_OFFSET)?;
-        let udp = frame.read::<UdpHeader>(tunnel.udp_offset())?;
+        let udp = frame.read::<UdpHeader>(Self::GUE_OFFSET - UdpHeader::LEN)?;
         let (old, new) = (sum_16(ip.source), sum_16(hop.bytes()));
         Some(Readdressed::V6 {
-            source: ip.destination,
-            destination: hop.bytes(),
+            source: Self::new(ip.destination),
+            destination: hop,
             udp_checksum: replace_udp(udp.checksum, old, new),
-            next_hop: tunnel.next_hop + 1,
+            next_hop: next_hop + 1,
         })
     }
 }
 
 #[inline(always)]
-fn replace(checksum: [u8; 2], old: u32, new: u32) -> [u8; 2] {
-    crate::checksum::replace(u16::from_be_bytes(checksum), old, new).to_be_bytes()
+fn replace(checksum: [u8; 2], old: u32, new: u32) -> u16 {
+    crate::checksum::replace(u16::from_be_bytes(checksum), old, new)
 }
 
 /// The UDP checksum after the addresses' sum and the next hop's index changed. None stays none.
 #[inline(always)]
-fn replace_udp(checksum: [u8; 2], old: u32, new: u32) -> [u8; 2] {
+fn replace_udp(checksum: [u8; 2], old: u32, new: u32) -> u16 {
     // The index is the high byte of its word.
     const NEXT_HOP_PLUS_ONE: u32 = 0x0100;
     if checksum == [0; 2] {
-        return [0; 2];
+        return 0;
     }
     match replace(checksum, old, new + NEXT_HOP_PLUS_ONE) {
         // Zero on the wire would mean that there is none.
-        [0, 0] => [0xff, 0xff],
+        0 => 0xffff,
         checksum => checksum,
     }
 }
 
 /// Opens a tunnel over IPv4.
 #[inline(always)]
-pub(super) fn open_v4<F: Frame + ?Sized, H: Host>(frame: &F, host: &H) -> Result<Tunnel, Reason> {
+pub(super) fn open_v4<'f, F: Nested, H: Host>(
+    frame: &'f F,
+    host: &H,
+) -> Result<Tunnel<F::Rest<'f>>, Reason> {
     let Some(ip) = frame.read::<Ipv4Header>(IP_OFFSET) else { return Err(Reason::NotTunnel) };
-    let header_len = ip.header_len();
-    if ip.protocol != protocol::UDP
-        || ip.version() != 4
-        || header_len < Ipv4Header::LEN
-        || ip.is_later_fragment()
-    {
+    // Neither directors nor backends send options, so those packets are left to the kernel.
+    if ip.protocol != protocol::UDP || ip.version_ihl != 0x45 || ip.is_later_fragment() {
         return Err(Reason::NotTunnel);
     }
-    let udp = tunnel_udp(frame, IP_OFFSET + header_len)?;
+    let udp = tunnel_udp::<F, V4>(frame)?;
     admit(host, &V4::new(ip.source), &V4::new(ip.destination))?;
     if u16::from_be_bytes(ip.flags_fragment) & ipv4::MORE_FRAGMENTS != 0 {
         return Err(Reason::OuterFragment);
     }
-    open_gue::<F, V4>(frame, udp, header_len, ip.total_length(), ip.tos & 3)
+    open_gue::<F, V4>(frame, udp, ip.total_length(), ip.tos & 3)
 }
 
 /// Opens a tunnel over IPv6.
 #[inline(always)]
-pub(super) fn open_v6<F: Frame + ?Sized, H: Host>(frame: &F, host: &H) -> Result<Tunnel, Reason> {
+pub(super) fn open_v6<'f, F: Nested, H: Host>(
+    frame: &'f F,
+    host: &H,
+) -> Result<Tunnel<F::Rest<'f>>, Reason> {
     let Some(ip) = frame.read::<Ipv6Header>(IP_OFFSET) else { return Err(Reason::NotTunnel) };
     if ip.next_header != protocol::UDP || ip.version() != 6 {
         return Err(Reason::NotTunnel);
     }
-    let udp = tunnel_udp(frame, IP_OFFSET + Ipv6Header::LEN)?;
+    let udp = tunnel_udp::<F, V6>(frame)?;
     admit(host, &V6::new(ip.source), &V6::new(ip.destination))?;
-    open_gue::<F, V6>(frame, udp, Ipv6Header::LEN, ip.total_length(), ip.ecn())
+    open_gue::<F, V6>(frame, udp, ip.total_length(), ip.ecn())
 }
 
 #[inline(always)]
-fn tunnel_udp<F: Frame + ?Sized>(frame: &F, offset: usize) -> Result<UdpHeader, Reason> {
-    match frame.read::<UdpHeader>(offset) {
+fn tunnel_udp<F: Frame, A: Outer>(frame: &F) -> Result<UdpHeader, Reason> {
+    match frame.read::<UdpHeader>(A::GUE_OFFSET - UdpHeader::LEN) {
         Some(udp) if udp.destination_port == gue::PORT.to_be_bytes() => Ok(udp),
         _ => Err(Reason::NotTunnel),
     }
@@ -186,22 +183,20 @@ fn admit<H: Host, A: Address>(host: &H, source: &A, destination: &A) -> Result<(
 }
 
 #[inline(always)]
-fn open_gue<F: Frame + ?Sized, A: Outer>(
+fn open_gue<F: Nested, A: Outer>(
     frame: &F,
     udp: UdpHeader,
-    header_len: usize,
     total: usize,
     ecn: u8,
-) -> Result<Tunnel, Reason> {
-    let gue_offset = IP_OFFSET + header_len + UdpHeader::LEN;
+) -> Result<Tunnel<F::Rest<'_>>, Reason> {
     let end = IP_OFFSET + total;
-    if gue_offset + GueHeader::LEN > end
-        || u16::from_be_bytes(udp.length) as usize != total - header_len
+    if end < A::GUE_OFFSET + GueHeader::LEN
+        || u16::from_be_bytes(udp.length) as usize != total - A::HEADER_LEN
         || !frame.holds(end)
     {
         return Err(Reason::OuterMalformed);
     }
-    let Some(gue) = frame.read::<GueHeader>(gue_offset) else {
+    let Some(gue) = frame.read::<GueHeader>(A::GUE_OFFSET) else {
         return Err(Reason::OuterMalformed);
     };
     if gue.version() != 0 {
@@ -222,14 +217,13 @@ fn open_gue<F: Frame + ?Sized, A: Outer>(
         return Err(Reason::BadHeaderLength);
     }
     // The first four bytes of GUE are not counted by hlen.
-    let inner_offset = gue_offset + 4 + 4 * hlen;
-    if inner_offset > end {
-        return Err(Reason::OuterMalformed);
-    }
+    let inner_offset = A::GUE_OFFSET + 4 + 4 * hlen;
+    let Some(room) = end.checked_sub(inner_offset) else { return Err(Reason::OuterMalformed) };
+    let Some(inner) = frame.rest(inner_offset) else { return Err(Reason::OuterMalformed) };
     Ok(Tunnel {
-        gue_offset,
+        inner,
         inner_offset,
-        end,
+        room,
         ecn,
         inner_protocol: gue.protocol,
         next_hop: gue.next_hop,

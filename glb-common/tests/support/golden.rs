@@ -8,7 +8,7 @@ use std::{
 use glb_common::reason::RedirectReason as Reason;
 use serde_json::Value;
 
-use super::{FakeHost, ip, packet::ethernet, peer};
+use super::{FakeHost, OWN_MAC, ip, packet::ethernet, peer, peer_mac};
 
 /// One case.
 pub struct Case {
@@ -130,9 +130,8 @@ fn case(case: &Value) -> Case {
     let forwarded = forwarded.map(|hex| {
         let sent = bytes(hex);
         let mut frame = ethernet(&sent);
-        let peer = peer(sent[19]);
-        frame[..6].copy_from_slice(&peer.mac);
-        frame[6..12].copy_from_slice(&peer.own_mac);
+        frame[..6].copy_from_slice(&peer_mac(sent[19]));
+        frame[6..12].copy_from_slice(&OWN_MAC);
         frame
     });
     Case {

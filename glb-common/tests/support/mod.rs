@@ -103,7 +103,12 @@ impl Host for FakeHost {
 
 /// A peer whose MAC tells which one it is.
 pub fn peer(last: u8) -> Peer {
-    Peer { mac: [2, 0, 0, 0, 1, last], own_mac: OWN_MAC, interface: 7 }
+    Peer::new(peer_mac(last), OWN_MAC, 7)
+}
+
+/// The MAC of [`peer`].
+pub fn peer_mac(last: u8) -> [u8; 6] {
+    [2, 0, 0, 0, 1, last]
 }
 
 /// MAC of the machine under test.
@@ -123,13 +128,13 @@ pub struct Outcome {
 /// Decides about a frame and does what was decided.
 pub fn run(host: &FakeHost, received: &[u8]) -> Outcome {
     let mut frame = received.to_vec();
-    let verdict = decide(received, host);
+    let verdict = decide(&received, host);
     match verdict {
         Verdict::Leave(_) => {}
         Verdict::Take(take) => {
-            assert!(take.mark(&mut frame[..]), "the mark lies outside the frame");
             frame.drain(14..14 + take.strip);
             frame[12..14].copy_from_slice(&take.ethertype);
+            assert!(take.mark(&mut frame[..]), "the mark lies outside the frame");
         }
         Verdict::Send(forward) => {
             assert!(forward.write(&mut frame[..]), "an edit lies outside the frame");

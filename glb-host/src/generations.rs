@@ -1,0 +1,169 @@
+//! Generations in a pin folder: each has a folder with its program and maps, each interface a
+//! pinned link. A generation is swapped in behind all links, or behind none.
+
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use aya::programs::{ProgramError, Xdp};
+use aya_obj::programs::XdpAttachType;
+
+use crate::{
+    bpffs::{PinFolder, PinFolderError},
+    xdp_link::{self, AttachError, Attached},
+};
+
+/// Folder with a folder for each generation.
+const GENERATIONS: &str = "generations";
+/// Folder with a link for each interface.
+const LINKS: &str = "links";
+/// A generation's program.
+const PROGRAM: &str = "program";
+
+/// Why a generation was not swapped in.
+#[derive(Debug, thiserror::Error)]
+pub enum SwapError {
+    /// An interface said no; the others run what they ran before.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The pin folder said no.
+    #[error(transparent)]
+    Folder(#[from] PinFolderError),
+    /// A generation's pins could not be read.
+    #[error("cannot read generation {}: {source}", path.display())]
+    Generation {
+        /// Its pinned program.
+        path: PathBuf,
+        /// Why not.
+        source: ProgramError,
+    },
+}
+
+/// Where the objects of generation `number` are pinned.
+#[must_use]
+pub fn folder(pins: &PinFolder, number: u64) -> PathBuf {
+    pins.join(GENERATIONS).join(number.to_string())
+}
+
+/// Where a generation's program is pinned in its folder.
+#[must_use]
+pub fn program_pin(folder: &Path) -> PathBuf {
+    folder.join(PROGRAM)
+}
+
+/// Where an interface's link is pinned.
+#[must_use]
+pub fn link_pin(pins: &PinFolder, interface: &str) -> PathBuf {
+    pins.join(LINKS).join(interface)
+}
+
+/// Puts `program` behind the link of every interface. If one says no, those before it get back
+/// what they ran: the previous generation, or nothing.
+///
+/// # Errors
+/// The first interface's error.
+pub fn swap(program: &mut Xdp, interfaces: &[String], pins: &PinFolder) -> Result<(), SwapError> {
+    pins.make(&pins.join(LINKS))?;
+    let previous = current_program(interfaces, pins)?;
+    let mut done: Vec<(&String, Attached)> = Vec::new();
+    for interface in interfaces {
+        match xdp_link::attach(program, interface, &link_pin(pins, interface)) {
+            Ok(attached) => done.push((interface, attached)),
+            Err(error) => {
+                put_back(&done, previous, pins);
+                return Err(error.into());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn put_back(done: &[(&String, Attached)], mut previous: Option<(u64, Xdp)>, pins: &PinFolder) {
+    for (interface, attached) in done {
+        let pin = link_pin(pins, interface);
+        let result = match (attached, &mut previous) {
+            (Attached::Replaced, Some((_, program))) => {
+                xdp_link::attach(program, interface, &pin).map(|_| ())
+            }
+            (Attached::Replaced, None) | (Attached::New, _) => xdp_link::detach(&pin).map(|_| ()),
+        };
+        if let Err(error) = result {
+            tracing::error!(%interface, %error, "the interface could not be put back as it was");
+        }
+    }
+}
+
+/// The generation that runs on the interfaces now, by its pinned program; nothing if none does.
+///
+/// # Errors
+/// When pins cannot be read.
+pub fn current_program(
+    interfaces: &[String],
+    pins: &PinFolder,
+) -> Result<Option<(u64, Xdp)>, SwapError> {
+    let mut running = HashSet::new();
+    for interface in interfaces {
+        running.extend(xdp_link::program_behind(&link_pin(pins, interface))?);
+    }
+    for number in numbers(pins).into_iter().rev() {
+        let path = program_pin(&folder(pins, number));
+        if !path.exists() {
+            continue;
+        }
+        let error = |source| SwapError::Generation { path: path.clone(), source };
+        let program = Xdp::from_pin(&path, XdpAttachType::Interface).map_err(error)?;
+        if running.contains(&program.info().map_err(error)?.id()) {
+            return Ok(Some((number, program)));
+        }
+    }
+    Ok(None)
+}
+
+/// Numbers of the pinned generations, in order.
+fn numbers(pins: &PinFolder) -> Vec<u64> {
+    let entries = fs::read_dir(pins.join(GENERATIONS)).into_iter().flatten().flatten();
+    let mut numbers: Vec<u64> =
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+/// Removes the pins of all generations but those in `keep`; the number after the greatest.
+///
+/// # Errors
+/// When a pin cannot be removed.
+pub fn remove_stale(pins: &PinFolder, keep: &[u64]) -> Result<u64, PinFolderError> {
+    let numbers = numbers(pins);
+    for number in numbers.iter().filter(|number| !keep.contains(number)) {
+        pins.remove(&folder(pins, *number))?;
+    }
+    Ok(numbers.last().map_or(1, |last| last + 1))
+}
+
+/// Removes the whole pin folder if no interface has a link in it.
+///
+/// # Errors
+/// When a pin cannot be removed.
+pub fn remove_if_detached(pins: &PinFolder) -> Result<(), PinFolderError> {
+    let mut links = fs::read_dir(pins.join(LINKS)).into_iter().flatten();
+    if links.next().is_none() { pins.remove(pins.path()) } else { Ok(()) }
+}
+
+/// Takes the program off every interface that has a pinned link and is not in `keep`; their names.
+///
+/// # Errors
+/// When a link cannot be removed.
+pub fn detach_all_but(pins: &PinFolder, keep: &[String]) -> Result<Vec<String>, AttachError> {
+    let entries = fs::read_dir(pins.join(LINKS)).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| !keep.contains(name))
+        .collect();
+    names.sort_unstable();
+    for name in &names {
+        xdp_link::detach(&link_pin(pins, name))?;
+    }
+    Ok(names)
+}

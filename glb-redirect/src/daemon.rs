@@ -1,0 +1,258 @@
+//! The running backend: builds generations, keeps the ways to peers fresh, answers signals.
+
+use std::{collections::BTreeSet, io, net::IpAddr, time::Duration};
+
+use glb_common::second_chance::layout::Peer;
+use glb_host::{
+    bpffs::{PinFolder, PinFolderError, PinLock},
+    generations::{self, SwapError},
+    load::LoadError,
+    next_hop::{NextHop, NextHops, OpenError, Snapshot},
+    xdp_link::{self, AttachError},
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+
+use crate::{
+    config::{Config, ConfigError},
+    generation::Generation,
+    image::{Image, TooManyAddresses},
+    own,
+    vip::{self, VipError},
+};
+
+/// How long a new generation waits for the answers of peers that were never asked for before.
+const NEXT_HOP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why the daemon does not start, or a configuration is not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(
+        "`pin` was changed from {} to {}: restart the daemon to move it",
+        from.display(),
+        to.display()
+    )]
+    PinMoved { from: std::path::PathBuf, to: std::path::PathBuf },
+    #[error("cannot list this machine's addresses: {0}")]
+    Addresses(io::Error),
+    #[error(transparent)]
+    TooManyAddresses(#[from] TooManyAddresses),
+    #[error(transparent)]
+    Vips(#[from] VipError),
+    #[error(transparent)]
+    Pins(#[from] PinFolderError),
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Swap(#[from] SwapError),
+    #[error(transparent)]
+    NextHops(#[from] OpenError),
+    #[error("cannot listen for signals: {0}")]
+    Signals(io::Error),
+}
+
+/// Runs until a signal ends it. The program stays attached and works.
+pub(crate) async fn run(config: Config) -> Result<(), Error> {
+    let signals = |kind| signal(kind).map_err(Error::Signals);
+    let mut hangup = signals(SignalKind::hangup())?;
+    let mut terminate = signals(SignalKind::terminate())?;
+    let mut interrupt = signals(SignalKind::interrupt())?;
+
+    let mut backend = Backend::start(config).await?;
+    info!(generation = backend.number, interfaces = backend.config.interfaces.join(","), "ready");
+    let mut next_hops = backend.next_hops.subscribe();
+    loop {
+        tokio::select! {
+            changed = next_hops.changed() => {
+                if changed.is_err() {
+                    error!("netlink is gone; the ways to peers stay as they are until a restart");
+                    std::future::pending::<()>().await;
+                }
+                let snapshot = next_hops.borrow_and_update().clone();
+                enter(&mut backend.generation, &backend.image, &snapshot);
+            }
+            _ = hangup.recv() => {
+                if let Err(error) = backend.reload().await {
+                    error!(
+                        running_generation = backend.number,
+                        "the configuration was not loaded, the running one stays:\n{error}"
+                    );
+                }
+            }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    info!(
+        "ended; the pinned program goes on working (`glb-redirect detach --config {}` ends that)",
+        backend.config.path.display()
+    );
+    Ok(())
+}
+
+struct Backend {
+    config: Config,
+    pins: PinFolder,
+    _lock: PinLock,
+    next_hops: NextHops,
+    image: Image,
+    generation: Generation,
+    number: u64,
+}
+
+impl Backend {
+    async fn start(config: Config) -> Result<Self, Error> {
+        // What costs nothing to find out comes first.
+        for interface in &config.interfaces {
+            xdp_link::interface_index(interface)?;
+        }
+        let pins = PinFolder::create(&config.pin)?;
+        let lock = pins.lock()?;
+        match Self::bring_up(&config, &pins).await {
+            Ok((image, next_hops, generation, number)) => {
+                let backend =
+                    Self { config, pins, _lock: lock, next_hops, image, generation, number };
+                backend.tidy()?;
+                Ok(backend)
+            }
+            Err(error) => {
+                // Of a backend that never worked nothing stays.
+                if let Err(error) = generations::remove_if_detached(&pins) {
+                    warn!("{error}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The first generation of this process, in force.
+    async fn bring_up(
+        config: &Config,
+        pins: &PinFolder,
+    ) -> Result<(Image, NextHops, Generation, u64), Error> {
+        let image = image(config)?;
+        if config.vips_on_lo {
+            vip::put(&config.vips).await?;
+        }
+        let next_hops = NextHops::start(image.peers.iter().copied()).await?;
+        let running = generations::current_program(&config.interfaces, pins)?;
+        let keep: Vec<u64> = running.iter().map(|(number, _)| *number).collect();
+        if let Some(generation) = keep.first() {
+            info!(generation, "adopting what a former daemon left running");
+        }
+        let number = generations::remove_stale(pins, &keep)?;
+        let generation = build(config, &image, &next_hops, number, pins).await?;
+        Ok((image, next_hops, generation, number))
+    }
+
+    /// Reads the configuration anew and puts it in force, whole or not at all.
+    async fn reload(&mut self) -> Result<(), Error> {
+        let config = Config::load(&self.config.path)?;
+        if config.pin != self.config.pin {
+            return Err(Error::PinMoved { from: self.config.pin.clone(), to: config.pin });
+        }
+        let image = image(&config)?;
+        if config.vips_on_lo {
+            vip::put(&config.vips).await?;
+        }
+        // Peers of both: those of the running generation are followed until it is replaced.
+        let both: BTreeSet<IpAddr> = self.image.peers.union(&image.peers).copied().collect();
+        self.next_hops.set_targets(both);
+        let number = self.number + 1;
+        let built = build(&config, &image, &self.next_hops, number, &self.pins).await;
+        let generation = match built {
+            Ok(generation) => generation,
+            Err(error) => {
+                self.next_hops.set_targets(self.image.peers.iter().copied());
+                return Err(error);
+            }
+        };
+        let gone: BTreeSet<IpAddr> = self.config.vips.difference(&config.vips).copied().collect();
+        let removes_vips = self.config.vips_on_lo;
+        (self.config, self.image, self.generation, self.number) =
+            (config, image, generation, number);
+        self.next_hops.set_targets(self.image.peers.iter().copied());
+        self.tidy()?;
+        if removes_vips {
+            vip::remove(&gone).await?;
+        }
+        info!(generation = number, "in force");
+        Ok(())
+    }
+
+    /// Takes away what the running generation does not need.
+    fn tidy(&self) -> Result<(), Error> {
+        for interface in generations::detach_all_but(&self.pins, &self.config.interfaces)? {
+            info!(%interface, "detached: it is not configured any more");
+        }
+        // The one before is kept until the next change.
+        let keep = [self.number, self.number.wrapping_sub(1)];
+        generations::remove_stale(&self.pins, &keep)?;
+        Ok(())
+    }
+}
+
+fn image(config: &Config) -> Result<Image, Error> {
+    let own = own::addresses(config).map_err(Error::Addresses)?;
+    let image = Image::new(config, &own)?;
+    let list =
+        |set: &BTreeSet<IpAddr>| set.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    if own.is_empty() {
+        warn!("this machine has no address that the tunnel can end at: nothing will be taken");
+    }
+    info!(own = list(&own), peers = list(&image.peers), "addresses");
+    Ok(image)
+}
+
+/// Loads, pins and swaps in a generation.
+async fn build(
+    config: &Config,
+    image: &Image,
+    next_hops: &NextHops,
+    number: u64,
+    pins: &PinFolder,
+) -> Result<Generation, Error> {
+    let snapshot = next_hops.settled(NEXT_HOP_PATIENCE).await;
+    for peer in &image.peers {
+        if let Some(Err(reason)) = snapshot.get(peer) {
+            warn!(%peer, "no way to this backend yet: {reason}");
+        }
+    }
+    let folder = generations::folder(pins, number);
+    pins.make(&folder)?;
+    let attempt = || -> Result<Generation, Error> {
+        let mut generation = Generation::load(image, Some(pins))?;
+        enter(&mut generation, image, &snapshot);
+        generation.pin(&folder)?;
+        generations::swap(generation.program()?, &config.interfaces, pins)?;
+        Ok(generation)
+    };
+    attempt().inspect_err(|_| {
+        // The first error says more than one that follows from it.
+        if let Err(error) = pins.remove(&folder) {
+            warn!(%error, "an unfinished generation is left behind");
+        }
+    })
+}
+
+/// Enters the ways to all peers into a generation.
+fn enter(generation: &mut Generation, image: &Image, snapshot: &Snapshot) {
+    for address in &image.peers {
+        let peer = match snapshot.get(address) {
+            Some(Ok(NextHop { interface, own_mac, mac, .. })) => {
+                Peer::new(*mac, *own_mac, *interface)
+            }
+            Some(Err(_)) | None => Peer::default(),
+        };
+        match generation.enter_peer(*address, peer) {
+            Ok(false) => {}
+            Ok(true) if peer.interface == 0 => warn!(peer = %address, "the way to it is lost"),
+            Ok(true) => info!(peer = %address, "the way to it is known"),
+            Err(error) => error!(peer = %address, %error, "the way to it was not entered"),
+        }
+    }
+}

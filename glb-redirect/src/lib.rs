@@ -1,0 +1,12 @@
+//! The backend's daemon: takes tunnelled packets that belong to this machine's connections, and
+//! sends the others to the next backend in their list. The packet path is an XDP program; this
+//! crate loads it, keeps what it knows fresh, and counts.
+
+pub mod cli;
+pub mod config;
+pub mod counters;
+mod daemon;
+pub mod generation;
+pub mod image;
+mod own;
+mod vip;
