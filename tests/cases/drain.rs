@@ -10,6 +10,7 @@ use crate::support::build;
 
 /// The demo, shorter. One at a time: two would share the two cores of a small machine.
 fn short(name: &str) -> Result<(Options, Lock)> {
+    build()?;
     let options = Options { name: name.to_owned(), megabytes: 30, mbit: 40, ..Options::default() };
     Ok((options, Lock::wait("timing")?))
 }

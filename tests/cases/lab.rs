@@ -2,14 +2,22 @@
 
 use std::{
     fs,
+    io::Read,
     net::{SocketAddr, TcpListener},
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
+    thread,
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
-use glb_lab::{Family, Lab, Node, Plan, client, command, http, vip};
+use anyhow::{Context, Result, ensure};
+use glb_lab::{Family, Lab, Lock, Node, Plan, Program, client, command, http, vip};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::support::build;
 
 /// Namespaces, folders and mounts of the lab `name`.
 fn traces(name: &str) -> Result<Vec<String>> {
@@ -79,4 +87,36 @@ fn a_name_in_use_is_refused_and_a_kept_lab_is_replaced() -> Result<()> {
 fn a_failing_command_is_named() {
     let error = command::run(Command::new("ip").args(["link", "show", "nonesuch"]));
     assert!(error.is_err_and(|error| error.to_string().contains("ip link show nonesuch")));
+}
+
+#[test]
+fn a_demo_that_is_ended_early_leaves_nothing() -> Result<()> {
+    build()?;
+    let _lock = Lock::wait("timing")?;
+    let name = "glb-t-early";
+    for (milliseconds, signal) in [
+        (300, Signal::SIGINT),
+        (1_000, Signal::SIGTERM),
+        (4_000, Signal::SIGINT),
+        (4_000, Signal::SIGKILL),
+    ] {
+        let mut demo = Command::new(Program::Lab.path()?)
+            .args(["demo", "--name", name])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        thread::sleep(Duration::from_millis(milliseconds));
+        kill(Pid::from_raw(demo.id().try_into()?), signal)?;
+        let status = demo.wait()?;
+        if signal == Signal::SIGKILL {
+            ensure!(!traces(name)?.is_empty(), "nothing was up after {milliseconds} ms");
+            drop(Lab::up(Plan::new(name))?);
+        } else {
+            let mut error = String::new();
+            demo.stderr.take().context("no stderr")?.read_to_string(&mut error)?;
+            ensure!(status.code() == Some(130), "{status} after {milliseconds} ms: {error}");
+        }
+        ensure!(traces(name)?.is_empty(), "{signal}, {milliseconds} ms: {:?}", traces(name)?);
+    }
+    Ok(())
 }

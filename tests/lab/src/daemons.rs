@@ -24,22 +24,25 @@ use crate::{
 /// How long a daemon may take to be ready or to end. A machine with two busy cores is slow.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A daemon's program, by its name.
+/// A program of this project.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     /// `glb-director`
     Director,
     /// `glb-redirect`
     Redirect,
+    /// `glb-lab`, which is the demo.
+    Lab,
 }
 
 impl Program {
-    /// Name of the binary and of its configuration file.
+    /// Name of the binary and, without its extension, of its configuration file.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Director => "glb-director",
             Self::Redirect => "glb-redirect",
+            Self::Lab => "glb-lab",
         }
     }
 

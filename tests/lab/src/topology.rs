@@ -190,6 +190,9 @@ impl Lab {
                     ("net.ipv4.ip_forward", "0"),
                     ("net.ipv4.conf.all.arp_ignore", "1"),
                     ("net.ipv4.conf.all.arp_announce", "2"),
+                    // No tail loss probes: the throttled link's queue provokes them although
+                    // nothing was lost, and a retransmit here should tell of a loss.
+                    ("net.ipv4.tcp_early_retrans", "0"),
                 ],
             });
             owned.netns().sysctl(&settings)?;

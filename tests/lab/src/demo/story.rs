@@ -43,10 +43,10 @@ struct Phase {
 }
 
 impl Phase {
-    fn begin(fleet: &Fleet, name: &'static str, moved: Option<Moved>) -> Result<Self> {
+    /// Begins now, with counters from the moment before the change.
+    fn begin(name: &'static str, before: Counters, moved: Option<Moved>) -> Self {
         let now = Instant::now();
-        let counters = fleet.counters()?;
-        Ok(Self { name, from: now, to: now, before: counters.clone(), after: counters, moved })
+        Self { name, from: now, to: now, after: before.clone(), before, moved }
     }
 
     /// By how much a counter grew.
@@ -73,7 +73,7 @@ pub(super) struct Story {
 impl Story {
     /// Starts clone and requests, and finds the backend that serves the clone.
     pub(super) fn begin(fleet: Fleet, options: &Options, mut screen: Screen) -> Result<Self> {
-        let phase = Phase::begin(&fleet, "before the drain", None)?;
+        let phase = Phase::begin("before the drain", fleet.counters()?, None);
         let pause = Duration::from_millis(20);
         let requests = Requests::start(&fleet.lab, options.family, PARALLEL, pause)?;
         let mut clone = GitClone::start(&fleet.lab, options.family, REPOSITORY, "copy")?;
@@ -198,7 +198,7 @@ impl Story {
 
     /// The last checks and the table; returns what is to be kept or dropped.
     pub(super) fn end(mut self) -> Result<(Fleet, Outcome, Screen)> {
-        let after = Phase::begin(&self.fleet, "after", None)?;
+        let after = Phase::begin("after", self.fleet.counters()?, None);
         self.end_phase(after);
         let (drained, _) = self.served_by;
         let mut failed = Vec::new();
@@ -312,10 +312,10 @@ impl Story {
         let before = self.fleet.table.clone();
         self.fleet.table.set_state(self.served_by.0, state);
         let moved = Moved::between(&before, &self.fleet.table)?;
+        let counters = self.fleet.counters()?;
         let table = self.fleet.table.clone();
         let took = self.fleet.director()?.reload(&table)?;
-        let next = Phase::begin(&self.fleet, phase, Some(moved))?;
-        self.end_phase(next);
+        self.end_phase(Phase::begin(phase, counters, Some(moved)));
         Ok(took)
     }
 
