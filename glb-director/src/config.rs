@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     fs, io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -18,6 +18,7 @@ struct Raw {
     #[serde(default = "default_pin")]
     pin: PathBuf,
     outer_source_ipv4: Option<Ipv4Addr>,
+    metrics: Option<SocketAddr>,
 }
 
 fn default_pin() -> PathBuf {
@@ -37,6 +38,8 @@ pub struct Config {
     pub pin: PathBuf,
     /// Outer source address; without one, the kernel's preferred source on the way to each backend.
     pub outer_source_ipv4: Option<Ipv4Addr>,
+    /// Where Prometheus may ask for metrics; nowhere if it is left out.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Why a configuration cannot be used.
@@ -129,6 +132,7 @@ impl Config {
             interfaces: raw.interfaces,
             pin: raw.pin,
             outer_source_ipv4: raw.outer_source_ipv4,
+            metrics: raw.metrics,
         })
     }
 }

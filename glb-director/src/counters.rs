@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use glb_common::{
     layout::{BACKEND_SLOTS, TABLE_SLOTS},
     reason::{DirectorReason, MAX_REASONS},
@@ -176,6 +176,7 @@ impl Identities {
                         .ok_or(CountersError::Full { what, count: keys.len(), room })?;
                     self.map.remove(&gone.0).map_err(|source| self.error(source))?;
                     self.slots.remove(&gone.0);
+                    self.reset(is_backend, gone.1)?;
                     gone.1
                 }
             };
@@ -184,6 +185,24 @@ impl Identities {
             self.slots.insert(*key, slot);
         }
         Ok(())
+    }
+
+    /// Lets a slot that changes hands begin at 0.
+    fn reset(&self, is_backend: bool, slot: u32) -> Result<(), CountersError> {
+        fn zero<V: aya::Pod>(path: &Path, slot: u32, value: V) -> Result<(), MapError> {
+            if !path.exists() {
+                return Ok(());
+            }
+            let mut array = open_array::<V>(path)?;
+            let cpus = array.get(&slot, 0)?.len();
+            array.set(slot, PerCpuValues::try_from(vec![value; cpus])?, 0)
+        }
+        let result = if is_backend {
+            zero(&self.folder.join(pins::BACKENDS), slot, [0; 2])
+        } else {
+            zero(&self.folder.join(pins::TABLES), slot, ReasonValues::default())
+        };
+        result.map_err(|source| self.error(source))
     }
 
     fn error(&self, source: MapError) -> CountersError {

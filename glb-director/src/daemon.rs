@@ -16,6 +16,7 @@ use crate::{
     counters::{self, CountersError, Identities},
     generation::{self, Generation, LoadError, SwapError, self_test::SelfTestError},
     image::{Image, ImageError},
+    metrics::{self, Metrics, MetricsError},
 };
 
 /// How long a new generation waits for the answers of backends that were never asked for before.
@@ -51,6 +52,9 @@ pub enum Error {
     /// Netlink.
     #[error(transparent)]
     NextHops(#[from] OpenError),
+    /// Metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// Signals.
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),
@@ -66,7 +70,14 @@ pub async fn run(config: &Config) -> Result<(), Error> {
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
 
+    let metrics = Arc::new(Metrics::default());
+    // Before anything is attached: a port that is in use is found while nothing has changed.
+    let listener = config.metrics.map(metrics::bind).transpose()?;
     let mut director = Director::start(config).await?;
+    metrics.in_force(director.generation.number);
+    if let Some(listener) = listener {
+        metrics::serve(listener, director.pins.clone(), Arc::clone(&metrics))?;
+    }
     info!(
         generation = director.generation.number,
         interfaces = config.interfaces.join(","),
@@ -84,7 +95,9 @@ pub async fn run(config: &Config) -> Result<(), Error> {
                 director.follow(&snapshot);
             }
             _ = hangup.recv() => {
-                if let Err(error) = director.reload().await {
+                let result = director.reload().await;
+                metrics.reloaded(director.generation.number, result.is_ok());
+                if let Err(error) = result {
                     error!(
                         table = %config.table.display(),
                         running_generation = director.generation.number,

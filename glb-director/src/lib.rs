@@ -7,4 +7,5 @@ pub mod counters;
 pub mod daemon;
 pub mod generation;
 pub mod image;
+pub mod metrics;
 pub mod reference;

@@ -355,3 +355,55 @@ fn each_packet_is_counted_once() {
         assert_eq!(report.backends.iter().map(|b| b.count.packets).sum::<u64>(), sent);
     });
 }
+
+/// As many tables as there are counters for, none of them named as those with another prefix.
+fn crowd(prefix: &str) -> TableSet {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    for index in 0..glb_common::layout::TABLE_SLOTS - 2 {
+        let (high, low) = (index >> 8, index & 255);
+        writeln!(
+            text,
+            "[[tables]]\nname = \"{prefix}{index}\"\n\
+             hash_key = \"12345678901234561234567890123456\"\n\
+             seed = \"34567890123456783456789012345678\"\n\
+             binds = [{{ ip = \"1.2.{high}.{low}\", proto = \"tcp\", port = 80 }}]\n\
+             backends = [{{ ip = \"10.0.0.1\", state = \"active\", healthy = true }}]"
+        )
+        .unwrap();
+    }
+    common::tables(&text, Form::Toml)
+}
+
+#[test]
+fn counters_outlive_reloads_and_restarts_and_change_hands_at_zero() {
+    alone(|| {
+        let pins = private_pins();
+        pins.make(&pins.join("counters")).unwrap();
+        let tables = tables();
+        let mut identities = Identities::open_or_create(&pins).unwrap();
+        identities.assign(&tables).unwrap();
+        let next_hops = common::gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
+        let image = Image::new(&tables, &identities, &next_hops, None).unwrap();
+        let packet = hex(common::golden()["vectors"][0]["input"].as_str().unwrap());
+        let counted = || {
+            let report = glb_director::counters::read(&pins).unwrap();
+            let plain = report.tables.into_iter().find(|table| table.name == "plain");
+            plain.map(|table| table.reasons.get("encapsulated").map_or(0, |count| count.packets))
+        };
+        let mut first = load(&image, 1, &pins);
+        compare(first.program().unwrap(), &image, &packet).unwrap();
+        // A reload, and a restart that finds everything by its pin.
+        let mut second = load(&image, 2, &pins);
+        compare(second.program().unwrap(), &image, &packet).unwrap();
+        drop((first, second, identities));
+        let mut identities = Identities::open(&pins).unwrap().unwrap();
+        identities.assign(&tables).unwrap();
+        assert_eq!(counted(), Some(2));
+        // So many new names that every slot is needed, and then the old names again.
+        identities.assign(&crowd("a")).unwrap();
+        assert_eq!(counted(), None);
+        identities.assign(&tables).unwrap();
+        assert_eq!(counted(), Some(0));
+    });
+}
