@@ -1,5 +1,6 @@
 //! End-to-end tests, one file per promise. Each has a lab of its own.
 
+mod backend;
 mod director;
 mod drain;
 mod lab;

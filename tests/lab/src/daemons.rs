@@ -315,23 +315,32 @@ impl Daemon {
         Ok(started.elapsed())
     }
 
-    /// Gives the director a text as table and waits until it has refused it.
+    /// Gives the director a text as table and waits until it has refused it; returns its words.
     ///
     /// # Errors
     /// When it accepts it or ends.
     pub fn reload_refused(&mut self, text: &str) -> Result<String> {
         self.write_table(text)?;
+        self.hangup_refused()
+    }
+
+    /// Sends SIGHUP and waits until the daemon has refused what it then read; returns its words.
+    ///
+    /// # Errors
+    /// When it accepts it or ends.
+    pub fn hangup_refused(&mut self) -> Result<String> {
+        let name = self.program.name();
         let process = self.process()?;
         let from = process.log()?.len();
         process.signal(Signal::SIGHUP)?;
-        interrupt::wait("the director's answer to SIGHUP", PATIENCE, || {
+        interrupt::wait("the daemon's answer to SIGHUP", PATIENCE, || {
             if let Some(status) = process.ended()? {
-                bail!("the director ended with {status}");
+                bail!("{name} ended with {status}");
             }
             let log = process.log()?;
             let answer = log.get(from..).unwrap_or_default();
             if answer.contains("in force") {
-                bail!("the director took the table: {answer}");
+                bail!("{name} took it: {answer}");
             }
             Ok(answer.contains("ERROR").then(|| answer.to_owned()))
         })

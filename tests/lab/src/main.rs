@@ -1,6 +1,9 @@
 //! The demo and the lab as commands. `./x demo` and `./x lab` build this and become it.
 
-use std::process::ExitCode;
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -79,7 +82,9 @@ fn run_demo(arguments: DemoArguments) -> Result<bool> {
         keep: arguments.keep,
         ..Options::default()
     };
-    Ok(demo::run(&options)?.held())
+    let mut out = io::stdout();
+    let terminal = out.is_terminal();
+    Ok(demo::run(&options, &mut out, terminal)?.held())
 }
 
 fn up(name: &str) -> Result<()> {

@@ -6,7 +6,7 @@ mod report;
 mod screen;
 mod story;
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, io::Write, time::Duration};
 
 use anyhow::Result;
 
@@ -72,14 +72,14 @@ impl Outcome {
     }
 }
 
-/// Runs the demo, telling its story on stdout.
+/// Runs the demo, telling its story to `out`; on a terminal with a line that changes in place.
 ///
 /// # Errors
 /// When the lab or a part of it does not work at all, and on Ctrl-C. A promise that is not kept is
 /// no error but a check of the outcome that did not hold.
-pub fn run(options: &Options) -> Result<Outcome> {
+pub fn run(options: &Options, out: &mut dyn Write, terminal: bool) -> Result<Outcome> {
     interrupt::install()?;
-    let mut screen = Screen::new();
+    let mut screen = Screen::new(out, terminal);
     let plan = Plan { client_mbit: Some(options.mbit), ..Plan::new(&options.name) };
     let fleet = Fleet::up(plan, options.megabytes, options.second_chance)?;
     screen.say(&format!(
@@ -87,7 +87,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
          namespaces {}-*.",
         fleet.serving(),
         options.name
-    ));
+    ))?;
     let mut story = Story::begin(fleet, options, screen)?;
     story.clone_and_drain()?;
     if options.second_chance {
@@ -96,7 +96,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let (fleet, outcome, mut screen) = story.end()?;
     if options.keep {
         fleet.lab.keep();
-        screen.print(&look_around(&fleet)?);
+        screen.print(&look_around(&fleet)?)?;
     }
     Ok(outcome)
 }

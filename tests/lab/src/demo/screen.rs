@@ -1,68 +1,90 @@
 //! What the watcher sees: lines that stay, and one that changes.
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     time::{Duration, Instant},
 };
 
 /// Where the output is not a terminal, the changing line is printed this often.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
 
-/// Writes to stdout.
-#[derive(Debug)]
-pub(super) struct Screen {
+/// Where the story is told.
+pub(super) struct Screen<'a> {
+    out: &'a mut dyn Write,
     terminal: bool,
     live: bool,
     printed: Option<Instant>,
     begun: Instant,
 }
 
-impl Screen {
-    pub(super) fn new() -> Self {
-        Self {
-            terminal: io::stdout().is_terminal(),
-            live: false,
-            printed: None,
-            begun: Instant::now(),
-        }
+impl<'a> Screen<'a> {
+    pub(super) fn new(out: &'a mut dyn Write, terminal: bool) -> Self {
+        Self { out, terminal, live: false, printed: None, begun: Instant::now() }
     }
 
     /// A line that stays, with the time since the beginning.
-    pub(super) fn say(&mut self, line: &str) {
-        self.clear();
-        println!("{:6.1} s  {line}", self.begun.elapsed().as_secs_f64());
+    pub(super) fn say(&mut self, line: &str) -> io::Result<()> {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        self.print(&format!("{seconds:6.1} s  {line}"))
     }
 
     /// A text that stays, as it is.
-    pub(super) fn print(&mut self, text: &str) {
-        self.clear();
-        println!("{text}");
+    pub(super) fn print(&mut self, text: &str) -> io::Result<()> {
+        self.clear()?;
+        writeln!(self.out, "{text}")
     }
 
     /// A line that replaces the last one of its kind.
-    pub(super) fn live(&mut self, line: &str) {
+    pub(super) fn live(&mut self, line: &str) -> io::Result<()> {
         if self.terminal {
             // Without wrapping, so that one line stays one line in a narrow window.
-            print!("\r\x1b[2K\x1b[?7l          {line}\x1b[?7h");
-            // A closed terminal is noticed by the signal that comes with it.
-            io::stdout().flush().ok();
+            write!(self.out, "\r\x1b[2K\x1b[?7l          {line}\x1b[?7h")?;
             self.live = true;
+            self.out.flush()?;
         } else if self.printed.is_none_or(|at| at.elapsed() >= PLAIN_EVERY) {
-            println!("{:6.1} s    {line}", self.begun.elapsed().as_secs_f64());
+            self.say(&format!("  {line}"))?;
             self.printed = Some(Instant::now());
         }
+        Ok(())
     }
 
-    fn clear(&mut self) {
+    fn clear(&mut self) -> io::Result<()> {
         if std::mem::take(&mut self.live) {
-            print!("\r\x1b[2K");
-            io::stdout().flush().ok();
+            write!(self.out, "\r\x1b[2K")?;
         }
+        self.out.flush()
     }
 }
 
-impl Drop for Screen {
+impl Drop for Screen<'_> {
     fn drop(&mut self) {
-        self.clear();
+        // Whoever closed the output does not miss it.
+        self.clear().ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(terminal: bool) -> String {
+        let mut out = Vec::new();
+        let mut screen = Screen::new(&mut out, terminal);
+        screen.live("one").unwrap();
+        screen.live("two").unwrap();
+        screen.print("three").unwrap();
+        drop(screen);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_changing_line_is_rare_where_it_cannot_change() {
+        assert_eq!(shown(false), "   0.0 s    one\nthree\n");
+    }
+
+    #[test]
+    fn a_terminal_keeps_what_stays_and_nothing_else() {
+        let shown = shown(true);
+        assert!(shown.contains("one") && shown.ends_with("\r\x1b[2Kthree\n"), "{shown:?}");
     }
 }

@@ -56,8 +56,8 @@ impl Phase {
 }
 
 /// The demo under way.
-pub(super) struct Story {
-    screen: Screen,
+pub(super) struct Story<'a> {
+    screen: Screen<'a>,
     checks: Vec<Check>,
     phases: Vec<Phase>,
     second_chance: bool,
@@ -70,9 +70,9 @@ pub(super) struct Story {
     fleet: Fleet,
 }
 
-impl Story {
+impl<'a> Story<'a> {
     /// Starts clone and requests, and finds the backend that serves the clone.
-    pub(super) fn begin(fleet: Fleet, options: &Options, mut screen: Screen) -> Result<Self> {
+    pub(super) fn begin(fleet: Fleet, options: &Options, mut screen: Screen<'a>) -> Result<Self> {
         let phase = Phase::begin("before the drain", fleet.counters()?, None);
         let pause = Duration::from_millis(20);
         let requests = Requests::start(&fleet.lab, options.family, PARALLEL, pause)?;
@@ -84,7 +84,7 @@ impl Story {
             clone.address(),
             options.megabytes,
             options.mbit
-        ));
+        ))?;
         let served_by = interrupt::wait("the clone's transfer", Duration::from_secs(15), || {
             if let Some((status, _)) = clone.finished()? {
                 bail!("the clone ended at once with {status}: {}", clone.complaints()?.join(" "));
@@ -93,7 +93,7 @@ impl Story {
             Ok(if clone.percent()? > 0 { found.first().copied() } else { None })
         })?;
         let (node, port) = served_by;
-        screen.say(&format!("{node} serves it, over the TCP connection from port {port}."));
+        screen.say(&format!("{node} serves it, over the TCP connection from port {port}."))?;
         let (checks, phases) = (Vec::new(), Vec::new());
         let second_chance = options.second_chance;
         Ok(Self { screen, checks, phases, second_chance, phase, served_by, requests, clone, fleet })
@@ -120,19 +120,18 @@ impl Story {
         self.screen.say(&format!(
             "{drained} is set to draining in table.toml; SIGHUP; the director has it in force \
              after {took:.0?}.",
-        ));
-        let mut same_connection = true;
+        ))?;
+        let mut other_connections = 0;
         let ended = loop {
             if let Some(ended) = self.clone.finished()? {
                 break ended;
             }
             let now = self.clone.served_by(&self.fleet.lab)?;
-            // At the very end the connection is closed, and then the process ends.
-            same_connection &= now == [self.served_by] || self.clone.percent()? == 100;
+            other_connections += now.iter().filter(|found| **found != self.served_by).count();
             self.show()?;
             interrupt::sleep(Duration::from_millis(200))?;
         };
-        self.clone_ended(ended.0.success(), same_connection, percent)
+        self.clone_ended(ended.0.success(), other_connections == 0, percent)
     }
 
     fn clone_ended(&mut self, is_whole: bool, same_connection: bool, percent: u8) -> Result<()> {
@@ -143,7 +142,7 @@ impl Story {
         let forwarded = self.fleet.counters()?.all_forwarded();
         let early = format!("at {percent} %");
         if self.second_chance {
-            self.screen.say(&format!("The clone ended after {seconds:.1} s."));
+            self.screen.say(&format!("The clone ended after {seconds:.1} s."))?;
             self.check("the drain came in the middle of the clone", percent < 70, early);
             self.check("the clone went on to its end", is_whole, complaints);
             let name = format!("it stayed on one TCP connection, on {drained}");
@@ -154,7 +153,7 @@ impl Story {
             self.screen.say(&format!(
                 "Without second chance the clone broke {after_drain:.1} s after the drain: \
                  {complaints}"
-            ));
+            ))?;
             self.check("the drain came in the middle of the clone", percent < 70, early);
             let name = "without second chance the drain broke the clone";
             self.check(name, !is_whole && !complaints.is_empty(), complaints);
@@ -182,7 +181,7 @@ impl Story {
         }
 
         let took = self.set_state(State::Inactive, "removed")?;
-        self.screen.say(&format!("{drained} is out of the table (inactive) after {took:.0?}."));
+        self.screen.say(&format!("{drained} is out of the table (inactive) after {took:.0?}."))?;
         self.afterwards()
     }
 
@@ -197,7 +196,7 @@ impl Story {
     }
 
     /// The last checks and the table; returns what is to be kept or dropped.
-    pub(super) fn end(mut self) -> Result<(Fleet, Outcome, Screen)> {
+    pub(super) fn end(mut self) -> Result<(Fleet, Outcome, Screen<'a>)> {
         let after = Phase::begin("after", self.fleet.counters()?, None);
         self.end_phase(after);
         let (drained, _) = self.served_by;
@@ -227,12 +226,12 @@ impl Story {
             self.check(&name, sent == 0, grouped(sent));
         }
         let table = self.table(&counts, failed.len());
-        self.screen.print(&format!("\n{table}"));
+        self.screen.print(&format!("\n{table}"))?;
         for check in &self.checks {
-            self.screen.print(&format!("  {check}"));
+            self.screen.print(&format!("  {check}"))?;
         }
         let outcome = Outcome { checks: self.checks };
-        self.screen.print(&verdict(&outcome, self.second_chance));
+        self.screen.print(&verdict(&outcome, self.second_chance))?;
         drop((self.requests, self.clone));
         Ok((self.fleet, outcome, self.screen))
     }
@@ -281,7 +280,7 @@ impl Story {
             Some(_) => "clone broken".to_owned(),
         };
         let seconds = self.phase.from.elapsed().as_secs_f64();
-        write!(line, " | requests")?;
+        write!(line, " | new requests:")?;
         for node in self.fleet.lab.plan().backend_nodes() {
             let mark = if node == drained { "*" } else { "" };
             let count = answers.get(&node.to_string()).copied().unwrap_or(0);
@@ -303,7 +302,7 @@ impl Story {
         if !via.is_empty() {
             write!(line, ", {} > {drained}", via.join(", "))?;
         }
-        self.screen.live(&line);
+        self.screen.live(&line)?;
         Ok(())
     }
 

@@ -1,0 +1,84 @@
+//! The life of a backend's daemon: killed, fed nonsense, detached.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use glb_lab::{Family, GitClone, Lock, Node, State, command, files_below, vip};
+use nix::sys::signal::Signal;
+
+use crate::support::{ask, ends_well, everybody_answers, fleet, has_program, reaches};
+
+#[test]
+fn killed_and_restarted_while_it_gives_second_chances() -> Result<()> {
+    let _lock = Lock::wait("timing")?;
+    let mut fleet = fleet("glb-t-rkill")?;
+    let mut clone = GitClone::start(&fleet.lab, Family::V6, "big.git", "copy")?;
+    reaches(&mut clone, 15)?;
+    let (serving, _) = *clone.served_by(&fleet.lab)?.first().context("nobody serves the clone")?;
+    fleet.table.set_state(serving, State::Draining);
+    fleet.reload()?;
+    reaches(&mut clone, 25)?;
+    for daemon in &mut fleet.redirects {
+        ensure!(daemon.end(Signal::SIGKILL)?.code().is_none());
+    }
+
+    // Nobody is there, and packets still find their connection, and new ones are taken.
+    let before = fleet.counters()?;
+    reaches(&mut clone, 45)?;
+    let between = fleet.counters()?;
+    ensure!(between.all_forwarded() > before.all_forwarded());
+    for number in 1..10 {
+        ask(&fleet.lab, Family::V4, number)?;
+    }
+
+    for daemon in &mut fleet.redirects {
+        daemon.start(&fleet.lab)?;
+    }
+    ends_well(&mut clone, &fleet)?;
+    // Counted on from where the killed ones were.
+    ensure!(fleet.counters()?.all_forwarded() > between.all_forwarded());
+    Ok(())
+}
+
+#[test]
+fn sigterm_leaves_it_working_and_detach_takes_it_off() -> Result<()> {
+    let mut fleet = fleet("glb-t-rterm")?;
+    for daemon in &mut fleet.redirects {
+        ensure!(daemon.end(Signal::SIGTERM)?.success());
+    }
+    everybody_answers(&fleet.lab)?;
+
+    let node = Node::Backend(2);
+    let pins = fleet.lab.bpf().join(node.to_string());
+    ensure!(has_program(&fleet.lab, node)? && !files_below(&pins)?.is_empty());
+    let mut detach = fleet.redirects[1].command(&fleet.lab, "detach")?;
+    command::run(detach.arg("--vips"))?;
+    ensure!(!has_program(&fleet.lab, node)?, "still attached");
+    ensure!(files_below(&pins)?.is_empty(), "left: {:?}", files_below(&pins)?);
+    let mut ip = fleet.lab.netns(node)?.command("ip");
+    let addresses = command::output(ip.args(["address", "show", "dev", "lo"]))?;
+    for family in [Family::V4, Family::V6] {
+        ensure!(!addresses.contains(&vip(family).to_string()), "{addresses}");
+    }
+
+    fleet.redirects[1].start(&fleet.lab)?;
+    everybody_answers(&fleet.lab)
+}
+
+#[test]
+fn a_bad_configuration_leaves_the_running_one_in_force() -> Result<()> {
+    let mut fleet = fleet("glb-t-rbad")?;
+    let daemon = &mut fleet.redirects[0];
+    let good = fs::read_to_string(daemon.config())?;
+    for (bad, word) in [
+        ("this is nothing".to_owned(), "glb-redirect.toml"),
+        (good.replace("10.0.2.22", "10.0.2.222.2"), "10.0.2.222.2"),
+        (good.replace("\"eth0\"", "\"eth7\""), "eth7"),
+    ] {
+        fs::write(daemon.config(), bad)?;
+        let answer = daemon.hangup_refused()?;
+        ensure!(answer.contains(word), "{word:?} is not in: {answer}");
+        everybody_answers(&fleet.lab)?;
+    }
+    Ok(())
+}
