@@ -130,6 +130,24 @@ fn has(flag: u64) -> bool {
     setting!(flags) & flag != 0
 }
 
+/// The kernel's `struct bpf_lpm_trie_key` for IPv6, placed so that the address is aligned: the
+/// compiler writes it by words, and the verifier wants those aligned on the stack.
+#[repr(C, align(8))]
+struct KeyV6 {
+    padding: u32,
+    prefix_len: u32,
+    address: [u64; 2],
+}
+
+#[inline(always)]
+fn is_director_v6(address: [u64; 2]) -> bool {
+    let key = KeyV6 { padding: 0, prefix_len: 128, address };
+    // SAFETY: prefix length and address follow each other as in the packed key, which has no
+    // alignment of its own; the pointer is to the whole struct.
+    let key = unsafe { &*(&raw const key).byte_add(4).cast::<Key<[u8; 16]>>() };
+    DIRECTORS_V6.get(key).is_some()
+}
+
 impl Host for ThisHost<'_> {
     #[inline(always)]
     fn gives_second_chance(&self) -> bool {
@@ -175,7 +193,7 @@ impl Host for ThisHost<'_> {
         if A::FAMILY == 4 {
             DIRECTORS_V4.get(&Key::new(32, bytes_4(low))).is_some()
         } else {
-            DIRECTORS_V6.get(&Key::new(128, bytes_16([high, low]))).is_some()
+            is_director_v6([high, low])
         }
     }
 

@@ -1,0 +1,49 @@
+//! The program in the kernel, beside the pure decision, in a network namespace of its own.
+#![allow(dead_code, unreachable_pub, reason = "each test uses its part")]
+
+pub mod program;
+pub mod tcp;
+pub mod tun;
+
+use std::{net::IpAddr, process::Command};
+
+use nix::sched::{CloneFlags, unshare};
+
+/// Runs a test on a thread with a network namespace of its own: lo is up and holds the VIPs, and
+/// `wire0` is a TUN device with all clients behind it.
+pub fn in_namespace(test: impl FnOnce(tun::Tun) + Send + 'static) {
+    let thread = std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root (CAP_SYS_ADMIN)");
+        ip("link set lo up");
+        for vip in VIPS {
+            let family: IpAddr = vip.parse().unwrap();
+            let length = if family.is_ipv4() { 32 } else { 128 };
+            ip(&format!("addr add {vip}/{length} dev lo"));
+        }
+        let wire = tun::Tun::new("wire0");
+        ip("link set wire0 up");
+        ip("route add default dev wire0");
+        ip("-6 route add default dev wire0");
+        // An idle place to keep the program attached: see program.rs.
+        ip("link add idle0 type veth peer name idle1");
+        test(wire);
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// The VIPs of the test machine, those of the golden cases among them.
+pub const VIPS: [&str; 4] =
+    ["203.0.113.10", "2001:db8::10", "10.10.10.10", "fd2c:394c:33a3:26bf::1"];
+
+pub fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split_whitespace()).status().unwrap();
+    assert!(status.success(), "ip {arguments}: {status}");
+}
+
+/// A sysctl of this thread's network namespace.
+pub fn sysctl(name: &str, value: &str) {
+    let path = format!("/proc/sys/net/{}", name.replace('.', "/"));
+    std::fs::write(&path, value).unwrap_or_else(|error| panic!("{path}: {error}"));
+}

@@ -1,0 +1,136 @@
+//! The loaded program, and its answers compared with the pure decision's.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+};
+
+use aya::programs::{TestRun as _, TestRunOptions, XdpMode};
+use glb_common::reason::Action;
+use glb_redirect::{
+    config::{Config, Strangers},
+    counters,
+    generation::Generation,
+    image::Image,
+};
+use ipnet::IpNet;
+
+use crate::support::{FakeHost, Outcome, run};
+
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+const XDP_REDIRECT: u32 = 4;
+
+/// The interface that a test run's packets come in by: the loopback's.
+pub const TEST_INTERFACE: u32 = 1;
+
+/// The program, set up for a machine.
+pub struct Program {
+    pub host: FakeHost,
+    generation: Generation,
+    counted: BTreeMap<&'static str, u64>,
+}
+
+impl Program {
+    /// Loads the program for what `host` knows; sockets are the kernel's.
+    pub fn new(host: FakeHost) -> Self {
+        let config = Config {
+            path: PathBuf::new(),
+            interfaces: Vec::new(),
+            pin: PathBuf::new(),
+            vips: host.vips.iter().copied().collect(),
+            directors: host
+                .senders
+                .iter()
+                .map(|(ip, bits)| IpNet::new(*ip, *bits).unwrap())
+                .collect(),
+            backends: host.peers.keys().copied().collect(),
+            addresses: None,
+            second_chance: !host.no_second_chance,
+            strangers: if host.passes_strangers { Strangers::Pass } else { Strangers::Drop },
+            vips_on_lo: false,
+        };
+        let own: BTreeSet<IpAddr> = host.own.iter().copied().collect();
+        let image = Image::new(&config, &own).unwrap();
+        let mut generation =
+            Generation::load(&image, None).unwrap_or_else(|error| panic!("{error}"));
+        for (address, peer) in &host.peers {
+            generation.enter_peer(*address, *peer).unwrap();
+        }
+        // Each test run of a program that is attached nowhere waits for RCU, which takes
+        // milliseconds.
+        let idle = generation.program().unwrap();
+        idle.attach("idle0", XdpMode::Driver).unwrap();
+        Self { host, generation, counted: BTreeMap::new() }
+    }
+
+    /// The verdict and the frame after one run.
+    pub fn run(&mut self, frame: &[u8]) -> (u32, Vec<u8>) {
+        let mut out = vec![0; frame.len() + 64];
+        let program = self.generation.program().unwrap();
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ..TestRunOptions::default()
+            })
+            .unwrap_or_else(|error| panic!("{error}: {}", hex(frame)));
+        out.truncate(result.data_size_out as usize);
+        (result.return_value, out)
+    }
+
+    /// Runs a frame through both; the pure decision's answer, if the program's is the same but for
+    /// the reason (which [`Self::compare_counters`] is for).
+    pub fn compare_frame(&mut self, what: impl Fn() -> String, frame: &[u8]) -> Outcome {
+        let expected = run(&self.host, frame);
+        let (verdict, got) = self.run(frame);
+        let wanted = match expected.action {
+            Action::Pass | Action::Take => XDP_PASS,
+            Action::Drop => XDP_DROP,
+            Action::Send if self.sends_back(&expected.frame) => XDP_TX,
+            Action::Send => XDP_REDIRECT,
+        };
+        assert!(
+            verdict == wanted && got == expected.frame,
+            "{}: the program and the decision differ\n  packet:   {}\n  expected: {wanted} {} \
+             ({})\n  got:      {verdict} {}",
+            what(),
+            hex(frame),
+            hex(&expected.frame),
+            expected.reason.name(),
+            hex(&got),
+        );
+        *self.counted.entry(expected.reason.name()).or_default() += 1;
+        expected
+    }
+
+    fn sends_back(&self, frame: &[u8]) -> bool {
+        let hop = if frame[12] == 8 {
+            IpAddr::from(<[u8; 4]>::try_from(&frame[30..34]).unwrap())
+        } else {
+            IpAddr::from(<[u8; 16]>::try_from(&frame[38..54]).unwrap())
+        };
+        self.host.peers[&hop].interface == TEST_INTERFACE
+    }
+
+    /// Compares the program's counters with what was expected so far.
+    pub fn compare_counters(&self, what: &str) {
+        let report = counters::sum(self.generation.counters().unwrap()).unwrap();
+        let counted: BTreeMap<_, _> =
+            report.reasons.iter().map(|(reason, count)| (*reason, count.packets)).collect();
+        assert_eq!(counted, self.counted, "{what}: counters (left: the program's)");
+    }
+
+    /// Both comparisons, for one frame.
+    pub fn compare(&mut self, what: &str, frame: &[u8]) -> Outcome {
+        let outcome = self.compare_frame(|| what.to_owned(), frame);
+        self.compare_counters(what);
+        outcome
+    }
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

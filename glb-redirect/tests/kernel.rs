@@ -1,0 +1,460 @@
+//! The program in the kernel, with real sockets, against the pure decision. Needs root.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+#[path = "../../glb-common/tests/support/mod.rs"]
+mod support;
+
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
+
+use common::{in_namespace, program::Program, sysctl, tcp::Client, tun::Tun};
+use glb_common::reason::RedirectReason as Reason;
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt,
+        socket as new_socket, sockopt,
+    },
+};
+use support::{
+    FakeHost, backend, golden, ip,
+    packet::{ACK, FIN, PSH, RST, SYN, Segment, gue, gue_v6, too_big},
+    socket,
+};
+
+/// Clients and VIPs, one of each family.
+const PAIRS: [(&str, &str); 2] =
+    [("198.51.100.7:40000", "203.0.113.10:80"), ("[2001:db8:9::7]:40000", "[2001:db8::10]:80")];
+
+fn pairs() -> [(SocketAddr, SocketAddr); 2] {
+    PAIRS.map(|(client, vip)| (socket(client), socket(vip)))
+}
+
+/// `address`, with another port.
+fn port(mut address: SocketAddr, port: u16) -> SocketAddr {
+    address.set_port(port);
+    address
+}
+
+/// Waits until the kernel has a TCP socket in `state` (as in /proc/net/tcp) from `vip` to `client`.
+fn wait_for_state(client: SocketAddr, vip: SocketAddr, state: u8) {
+    let file = if vip.is_ipv4() { "tcp" } else { "tcp6" };
+    // Addresses stand there as native words in hex.
+    let name = |address: SocketAddr| match address {
+        SocketAddr::V4(v4) => {
+            format!("{:08X}:{:04X}", u32::from_ne_bytes(v4.ip().octets()), v4.port())
+        }
+        SocketAddr::V6(v6) => {
+            let words = v6.ip().octets();
+            let words = words.chunks(4).map(|word| u32::from_ne_bytes(word.try_into().unwrap()));
+            let words: String = words.map(|word| format!("{word:08X}")).collect();
+            format!("{words}:{:04X}", v6.port())
+        }
+    };
+    let wanted = format!("{} {} {state:02X}", name(vip), name(client));
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        let table = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
+        if table.contains(&wanted) {
+            return;
+        }
+        assert!(Instant::now() < end, "no socket like {wanted:?} in:\n{table}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+// States of /proc/net/tcp.
+const ESTABLISHED: u8 = 1;
+const SYN_RECV: u8 = 3;
+const FIN_WAIT_1: u8 = 4;
+const FIN_WAIT_2: u8 = 5;
+const TIME_WAIT: u8 = 6;
+const CLOSE_WAIT: u8 = 8;
+const LAST_ACK: u8 = 9;
+
+/// The segment of every kind that a flow may still see, each through the tunnel over both families.
+fn expect(program: &mut Program, what: &str, client: &Client, expected: Reason) {
+    let data = Segment { data: 100, ..client.segment(ACK | PSH) };
+    let keep_alive = Segment { sequence: client.sequence.wrapping_sub(1), ..client.segment(ACK) };
+    let window_probe = Segment { data: 1, ..client.segment(ACK) };
+    for (kind, segment) in [
+        ("ACK", client.segment(ACK)),
+        ("data", data),
+        ("FIN", client.segment(FIN | ACK)),
+        ("RST", client.segment(RST)),
+        ("keep-alive", keep_alive),
+        ("zero-window probe", window_probe),
+    ] {
+        for packet in [gue(segment.packet()), gue_v6(segment.packet())] {
+            let outcome = program.compare(&format!("{what}, {kind}"), &packet.frame());
+            assert_eq!(outcome.reason, expected, "{what}, {kind}");
+        }
+    }
+    // And an ICMP error about it.
+    let router = if client.vip.is_ipv4() { ip("192.0.2.1") } else { ip("2001:db8:9::1") };
+    let error = gue(too_big(router, client.client, client.vip)).frame();
+    let outcome = program.compare(&format!("{what}, too big"), &error);
+    let expected = match expected {
+        Reason::Forwarded => Reason::ForwardedIcmpError,
+        _ => Reason::TakenIcmpError,
+    };
+    assert_eq!(outcome.reason, expected, "{what}, too big");
+}
+
+/// Whether the flow is the kernel's now, and what the program makes of it.
+fn is_here(program: &mut Program, what: &str, client: &Client) {
+    program.host.flows.insert((client.client, client.vip));
+    expect(program, what, client, Reason::TakenEstablished);
+}
+
+fn is_not_here(program: &mut Program, what: &str, client: &Client) {
+    program.host.flows.remove(&(client.client, client.vip));
+    expect(program, what, client, Reason::Forwarded);
+}
+
+fn accept(listener: &TcpListener) -> TcpStream {
+    listener.accept().unwrap().0
+}
+
+#[test]
+fn golden_cases() {
+    in_namespace(|mut wire| {
+        for mut case in golden::cases() {
+            if case.cookie {
+                // Its number depends on the kernel's secret: see the tests of cookies.
+                case.host.cookies.clear();
+                case.reason = Reason::Forwarded;
+                case.forwarded = None;
+            }
+            let established = case.flow.filter(|_| !case.cookie).map(|(client, vip)| {
+                let listener = TcpListener::bind(vip).unwrap();
+                let client = Client::connect(&mut wire, client, vip);
+                (client, accept(&listener))
+            });
+            let mut program = Program::new(case.host);
+            let outcome = program.compare(&case.name, &case.frame);
+            assert_eq!(outcome.reason, case.reason, "{}", case.name);
+            if let Some(forwarded) = case.forwarded {
+                assert_eq!(outcome.frame, forwarded, "{}", case.name);
+            }
+            if let Some((client, stream)) = established {
+                wire.send(&client.segment(RST).packet());
+                drop(stream);
+            }
+        }
+    });
+}
+
+#[test]
+fn sockets_in_every_state() {
+    in_namespace(|mut wire| {
+        let mut program = Program::new(backend());
+        for (client, vip) in pairs() {
+            let listener = TcpListener::bind(vip).unwrap();
+            every_state(&mut program, &mut wire, &listener, client, vip, "bound to the VIP");
+            drop(listener);
+            let any = if vip.is_ipv4() { "0.0.0.0:80" } else { "[::]:80" };
+            let listener = TcpListener::bind(any).unwrap();
+            let client = port(client, 41_000);
+            every_state(&mut program, &mut wire, &listener, client, vip, "bound to any address");
+        }
+    });
+}
+
+fn every_state(
+    program: &mut Program,
+    wire: &mut Tun,
+    listener: &TcpListener,
+    client: SocketAddr,
+    vip: SocketAddr,
+    how: &str,
+) {
+    let name = |state: &str| format!("{state}, {vip}, {how}");
+    let stranger = Client { client: port(client, 1), vip, sequence: 5, acknowledgement: 6 };
+    is_not_here(program, &name("listener only"), &stranger);
+    let nobody = Client { vip: port(vip, 81), ..stranger };
+    is_not_here(program, &name("no listener"), &nobody);
+
+    let half = Client::syn(wire, client, vip);
+    wait_for_state(client, vip, SYN_RECV);
+    is_here(program, &name("SYN-received"), &half);
+
+    wire.send(&half.segment(ACK).packet());
+    let stream = accept(listener);
+    wait_for_state(client, vip, ESTABLISHED);
+    let mut open = half;
+    is_here(program, &name("established"), &open);
+
+    open.fin(wire);
+    wait_for_state(client, vip, CLOSE_WAIT);
+    is_here(program, &name("half-closed by the client"), &open);
+    drop(stream);
+    open.receive_fin(wire);
+    wait_for_state(client, vip, LAST_ACK);
+    is_here(program, &name("LAST_ACK"), &open);
+    open.ack(wire);
+
+    let second = port(client, client.port() + 1);
+    let mut open = Client::connect(wire, second, vip);
+    let stream = accept(listener);
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    open.receive_fin(wire);
+    wait_for_state(second, vip, FIN_WAIT_1);
+    is_here(program, &name("FIN_WAIT_1"), &open);
+    open.ack(wire);
+    wait_for_state(second, vip, FIN_WAIT_2);
+    is_here(program, &name("half-closed by the server"), &open);
+    drop(stream);
+    open.fin(wire);
+    // From here on it is no full socket any more.
+    wait_for_state(second, vip, TIME_WAIT);
+    is_here(program, &name("TIME_WAIT"), &open);
+}
+
+#[test]
+fn a_connection_that_is_gone_is_not_here() {
+    in_namespace(|mut wire| {
+        let mut program = Program::new(backend());
+        for (client, vip) in pairs() {
+            let listener = TcpListener::bind(vip).unwrap();
+            let open = Client::connect(&mut wire, client, vip);
+            let stream = accept(&listener);
+            is_here(&mut program, "established", &open);
+            wire.send(&open.segment(RST).packet());
+            drop(stream);
+            is_not_here(&mut program, "after RST", &open);
+        }
+    });
+}
+
+/// Listeners that share an address and a port.
+fn reuse_port(vip: SocketAddr, count: usize) -> Vec<TcpListener> {
+    (0..count)
+        .map(|_| {
+            let family = if vip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+            let listener =
+                new_socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+            setsockopt(&listener, sockopt::ReusePort, &true).unwrap();
+            let address = SockaddrStorage::from(vip);
+            bind(std::os::fd::AsRawFd::as_raw_fd(&listener), &address).unwrap();
+            listen(&listener, Backlog::new(16).unwrap()).unwrap();
+            let listener = TcpListener::from(listener);
+            listener.set_nonblocking(true).unwrap();
+            listener
+        })
+        .collect()
+}
+
+#[test]
+fn many_listeners_on_one_port() {
+    in_namespace(|mut wire| {
+        let mut program = Program::new(backend());
+        for (client, vip) in pairs() {
+            let listeners = reuse_port(vip, 4);
+            let mut taken_by = [0; 4];
+            let mut streams = Vec::new();
+            for i in 0..32 {
+                let client = port(client, 42_000 + i);
+                let stranger = Client { client, vip, sequence: 5, acknowledgement: 6 };
+                is_not_here(&mut program, "before", &stranger);
+                let open = Client::connect(&mut wire, client, vip);
+                wait_for_state(client, vip, ESTABLISHED);
+                is_here(&mut program, "established", &open);
+                let (by, stream) = listeners
+                    .iter()
+                    .enumerate()
+                    .find_map(|(by, listener)| Some((by, listener.accept().ok()?)))
+                    .unwrap();
+                taken_by[by] += 1;
+                streams.push(stream);
+            }
+            assert!(taken_by.iter().filter(|count| **count > 0).count() > 1, "{taken_by:?}");
+        }
+    });
+}
+
+#[test]
+fn a_dual_stack_listener_serves_both_families() {
+    in_namespace(|mut wire| {
+        let mut program = Program::new(backend());
+        let listener = TcpListener::bind("[::]:80").unwrap();
+        let [(client, vip), _] = pairs();
+        let stranger = Client { client: port(client, 1), vip, sequence: 5, acknowledgement: 6 };
+        is_not_here(&mut program, "listener only", &stranger);
+        let open = Client::connect(&mut wire, client, vip);
+        let _stream = accept(&listener);
+        is_here(&mut program, "IPv4 on an IPv6 socket", &open);
+    });
+}
+
+#[test]
+fn sockets_of_another_namespace_do_not_count() {
+    in_namespace(|_| {
+        let mut program = Program::new(backend());
+        let [(client, vip), _] = pairs();
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let (done, is_done) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            common::ip("link set lo up");
+            common::ip("addr add 203.0.113.10/32 dev lo");
+            let mut wire = Tun::new("wire0");
+            common::ip("link set wire0 up");
+            common::ip("route add default dev wire0");
+            let listener = TcpListener::bind(vip).unwrap();
+            let open = Client::connect(&mut wire, client, vip);
+            let _stream = accept(&listener);
+            ready.send(open).unwrap();
+            assert!(is_done.recv().is_err(), "nothing is ever sent");
+        });
+        let open = is_ready.recv().unwrap();
+        is_not_here(&mut program, "established elsewhere", &open);
+        drop(done);
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn syn_cookies() {
+    in_namespace(|mut wire| {
+        let mut program = Program::new(backend());
+        for (client, vip) in pairs() {
+            for mode in [1, 2] {
+                sysctl("ipv4.tcp_syncookies", &mode.to_string());
+                cookies(&mut program, &mut wire, client, vip, mode);
+            }
+            // Without cookies no number is one.
+            sysctl("ipv4.tcp_syncookies", "0");
+        }
+    });
+}
+
+fn cookies(program: &mut Program, wire: &mut Tun, client: SocketAddr, vip: SocketAddr, mode: u16) {
+    let what = format!("cookies in mode {mode}, {vip}");
+    let listener = new_socket(
+        if vip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 },
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .unwrap();
+    setsockopt(&listener, sockopt::ReuseAddr, &true).unwrap();
+    bind(std::os::fd::AsRawFd::as_raw_fd(&listener), &SockaddrStorage::from(vip)).unwrap();
+    listen(&listener, Backlog::new(4).unwrap()).unwrap();
+
+    // In mode 1 the queue has to overflow first: nobody completes these handshakes.
+    let base = 43_000 + 1_000 * mode;
+    if mode == 1 {
+        for i in 0..32 {
+            Client::syn(wire, port(client, base + i), vip);
+        }
+    }
+    let client = Client::syn(wire, port(client, base + 100), vip);
+    // Which kind of answer that was cannot be seen from outside, but no socket was made for it.
+    let file = if vip.is_ipv4() { "tcp" } else { "tcp6" };
+    let table = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
+    let port_hex = format!(":{:04X} 03", client.client.port());
+    assert!(!table.contains(&port_hex), "{what}: the handshake was kept:\n{table}");
+
+    let flow = (client.client, client.vip);
+    program.host.cookies.insert(flow);
+    for (kind, flags) in [("ACK", ACK), ("data", ACK | PSH), ("FIN", ACK | FIN)] {
+        let segment = Segment { data: usize::from(flags & PSH != 0), ..client.segment(flags) };
+        for packet in [gue(segment.packet()), gue_v6(segment.packet())] {
+            let outcome = program.compare(&format!("{what}, {kind}"), &packet.frame());
+            assert_eq!(outcome.reason, Reason::TakenCookie, "{what}, {kind}");
+        }
+    }
+    program.host.cookies.remove(&flow);
+    let acknowledgement = client.acknowledgement;
+    for (kind, forged) in [
+        ("another number", Client { acknowledgement: acknowledgement ^ 0x0010_0000, ..client }),
+        ("another client port", Client { client: port(client.client, 7), ..client }),
+        ("another sequence number", Client { sequence: client.sequence ^ 0x100, ..client }),
+    ] {
+        let outcome =
+            program.compare(&format!("{what}, {kind}"), &gue(forged.segment(ACK).packet()).frame());
+        assert_eq!(outcome.reason, Reason::Forwarded, "{what}, {kind}");
+    }
+    for (kind, flags) in [("RST", RST), ("RST with ACK", RST | ACK), ("no ACK", PSH)] {
+        let frame = gue(client.segment(flags).packet()).frame();
+        let outcome = program.compare(&format!("{what}, {kind}"), &frame);
+        assert_eq!(outcome.reason, Reason::Forwarded, "{what}, {kind}");
+    }
+    let frame = gue(client.segment(SYN).packet()).frame();
+    assert_eq!(program.compare(&what, &frame).reason, Reason::TakenSyn);
+}
+
+#[test]
+fn a_reply_goes_out_by_the_interface_of_its_peer() {
+    in_namespace(|_| {
+        let mut host = backend();
+        let here = common::program::TEST_INTERFACE;
+        let (address, back) = (ip("10.0.2.22"), support::peer(22));
+        host.peers
+            .insert(address, glb_common::second_chance::layout::Peer { interface: here, ..back });
+        let mut program = Program::new(host);
+        let [(client, vip), _] = pairs();
+        let stranger = Client { client, vip, sequence: 5, acknowledgement: 6 };
+        // Compared with XDP_TX there, and with XDP_REDIRECT for the other peers.
+        is_not_here(&mut program, "the same interface", &stranger);
+    });
+}
+
+#[test]
+fn many_vips_and_directors() {
+    in_namespace(|_| {
+        let mut host = backend();
+        host.vips.extend((0..40).map(|i| ip(&format!("203.0.113.{}", 100 + i))));
+        host.vips.extend((0..40).map(|i| ip(&format!("2001:db8::1:{i:x}"))));
+        host.senders.extend((0..40).map(|i| (ip(&format!("10.{i}.7.0")), 24)));
+        host.senders.extend((0..40).map(|i| (ip(&format!("fd00:{i:x}:7::")), 48)));
+        let mut program = Program::new(host);
+        for i in 0..45 {
+            for (client, vip) in [
+                ("198.51.100.7:40000".to_owned(), format!("203.0.113.{}:80", 100 + i)),
+                ("[2001:db8:9::7]:40000".to_owned(), format!("[2001:db8::1:{i:x}]:80")),
+            ] {
+                let client = Client {
+                    client: socket(&client),
+                    vip: socket(&vip),
+                    sequence: 5,
+                    acknowledgement: 6,
+                };
+                for mut packet in
+                    [gue(client.segment(SYN).packet()), gue_v6(client.segment(SYN).packet())]
+                {
+                    packet.source = if packet.source.is_ipv4() {
+                        ip(&format!("10.{i}.7.9"))
+                    } else {
+                        ip(&format!("fd00:{i:x}:7::9"))
+                    };
+                    let expected = if i < 40 { Reason::TakenSyn } else { Reason::Stranger };
+                    assert_eq!(program.compare("many", &packet.frame()).reason, expected);
+                    packet.source =
+                        if packet.source.is_ipv4() { ip("10.0.2.10") } else { ip("fd00:2::10") };
+                    let expected = if i < 40 { Reason::TakenSyn } else { Reason::NotVip };
+                    assert_eq!(program.compare("many", &packet.frame()).reason, expected);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn without_a_second_chance() {
+    in_namespace(|mut wire| {
+        let mut program = Program::new(FakeHost { no_second_chance: true, ..backend() });
+        let [(client, vip), _] = pairs();
+        let listener = TcpListener::bind(vip).unwrap();
+        let stranger = Client { client: port(client, 1), vip, sequence: 5, acknowledgement: 6 };
+        let frame = gue(stranger.segment(ACK).packet()).frame();
+        assert_eq!(program.compare("not here", &frame).reason, Reason::TakenNoSecondChance);
+        let open = Client::connect(&mut wire, client, vip);
+        let _stream = accept(&listener);
+        is_here(&mut program, "here", &open);
+    });
+}
