@@ -9,7 +9,7 @@ use crate::{
     Backend, Key, ROWS,
     simd::{self, MAX_LANES, Vector},
     siphash::{RowLanes, Words},
-    weight::Score,
+    weight::{self, Score},
 };
 
 /// Rows that are ranked as a whole at once.
@@ -101,7 +101,10 @@ impl Ranks {
             let mut scores = [0; MAX_LANES];
             lanes.scores(*words).store(&mut scores);
             for (scored, score) in scored.iter_mut().zip(scores) {
-                scored.push((Score::new(score, self.weights[usize::from(*index)]), place));
+                scored.push((
+                    Score { digest: score, weight: self.weights[usize::from(*index)] },
+                    place,
+                ));
             }
         }
         scored.map(|mut scored| {
@@ -162,95 +165,92 @@ fn best_avx512(ranks: &Ranks, first: u32, out: &mut [u16]) {
 
 #[inline(always)]
 fn best_of_all<V: Vector>(ranks: &Ranks, first: u32, out: &mut [u16]) {
-    if ranks.is_weighted() {
-        return best_weighted::<V>(ranks, first, out);
-    }
-    let (seed, words) = (ranks.seed.words(), &ranks.words[..]);
     // One constant for each size lets the compiler keep all candidates in registers.
-    match words.len() {
-        0 => {}
-        1 => best::<V, 1>(seed, words, first, out),
-        2 => best::<V, 2>(seed, words, first, out),
-        3 => best::<V, 3>(seed, words, first, out),
-        4 => best::<V, 4>(seed, words, first, out),
-        5 => best::<V, 5>(seed, words, first, out),
-        6 => best::<V, 6>(seed, words, first, out),
-        7 => best::<V, 7>(seed, words, first, out),
-        _ => best::<V, KEPT>(seed, words, first, out),
+    match (ranks.words.len(), ranks.is_weighted()) {
+        (0, _) => {}
+        (1, _) => best::<V, 1, false>(ranks, first, out),
+        (2, false) => best::<V, 2, false>(ranks, first, out),
+        (3, false) => best::<V, 3, false>(ranks, first, out),
+        (4, false) => best::<V, 4, false>(ranks, first, out),
+        (5, false) => best::<V, 5, false>(ranks, first, out),
+        (6, false) => best::<V, 6, false>(ranks, first, out),
+        (7, false) => best::<V, 7, false>(ranks, first, out),
+        (_, false) => best::<V, KEPT, false>(ranks, first, out),
+        (2, true) => best::<V, 2, true>(ranks, first, out),
+        (3, true) => best::<V, 3, true>(ranks, first, out),
+        (4, true) => best::<V, 4, true>(ranks, first, out),
+        (5, true) => best::<V, 5, true>(ranks, first, out),
+        (6, true) => best::<V, 6, true>(ranks, first, out),
+        (7, true) => best::<V, 7, true>(ranks, first, out),
+        (8, true) => best::<V, 8, true>(ranks, first, out),
+        // One more than is kept, to see whether the last that is kept is really before it.
+        (_, true) => best::<V, { KEPT + 1 }, true>(ranks, first, out),
     }
 }
 
-/// The `K` best of rows `first`…, `K` indices for each row.
+/// The `K` best of rows `first`…; `out` has place for `ranks.kept` of each row.
+///
+/// With weights the scores are estimates, and a row in which two of them are too close to each
+/// other to be sure is ranked again exactly.
 #[inline(always)]
-fn best<V: Vector, const K: usize>(
-    seed: [u64; 2],
-    words: &[(u16, Words)],
+fn best<V: Vector, const K: usize, const WEIGHTED: bool>(
+    ranks: &Ranks,
     first: u32,
     out: &mut [u16],
 ) {
+    let inverse: Vec<f64> = match WEIGHTED {
+        true => ranks
+            .words
+            .iter()
+            .map(|(index, _)| 1.0 / f64::from(ranks.weights[usize::from(*index)]))
+            .collect(),
+        false => Vec::new(),
+    };
+    let error = weight::ERROR * inverse.iter().fold(0.0, |most, inverse| inverse.max(most));
     let top_bit = V::splat(1 << 63);
-    for (group, out) in out.chunks_exact_mut(V::LANES * K).enumerate() {
-        let row = u64::from(first) + (group * V::LANES) as u64;
-        let lanes = RowLanes::<V>::new(seed, &std::array::from_fn(|l| row + l as u64));
-        // Vectors are compared as signed numbers, so the top bit of each score is flipped.
-        let mut kept = [(V::splat(i64::MAX as u64), V::splat(0)); K];
-        for (index, words) in words {
-            let score = lanes.scores(*words).xor(top_bit);
-            if !score.any_less(kept[K - 1].0) {
-                continue;
-            }
-            let mut candidate = (score, V::splat(u64::from(*index)));
-            for kept in &mut kept {
-                V::sort_pair(kept, &mut candidate);
-            }
-        }
-        for (k, (_, indices)) in kept.into_iter().enumerate() {
-            let mut lanes = [0; MAX_LANES];
-            indices.store(&mut lanes);
-            for (out, index) in out.chunks_exact_mut(K).zip(lanes) {
-                out[k] = index as u16;
-            }
-        }
-    }
-}
-
-/// As [`best`], with weights: only the hash is done side by side.
-#[inline(always)]
-fn best_weighted<V: Vector>(ranks: &Ranks, first: u32, out: &mut [u16]) {
-    let inverse: Vec<f64> = ranks.weights.iter().map(|weight| 1.0 / f64::from(*weight)).collect();
-    let mut best: [Vec<(Score, u16)>; MAX_LANES] =
-        std::array::from_fn(|_| Vec::with_capacity(ranks.kept + 1));
     for (group, out) in out.chunks_exact_mut(V::LANES * ranks.kept).enumerate() {
         let row = u64::from(first) + (group * V::LANES) as u64;
         let lanes =
             RowLanes::<V>::new(ranks.seed.words(), &std::array::from_fn(|l| row + l as u64));
-        for (index, words) in &ranks.words {
-            let mut digests = [0; MAX_LANES];
-            lanes.scores(*words).store(&mut digests);
-            let (inverse, weight) =
-                (inverse[usize::from(*index)], ranks.weights[usize::from(*index)]);
-            for (digest, best) in digests.into_iter().take(V::LANES).zip(&mut best) {
-                let full = best.len() == ranks.kept;
-                if full && best[ranks.kept - 1].0.is_surely_below(digest, inverse) {
-                    continue;
-                }
-                let score = Score::new(digest, weight);
-                // Equal ones stay before: they have the lower address.
-                let place = best
-                    .iter()
-                    .rposition(|(there, _)| *there <= score)
-                    .map_or(0, |before| before + 1);
-                if place < ranks.kept {
-                    if full {
-                        best.truncate(ranks.kept - 1);
-                    }
-                    best.insert(place, (score, *index));
-                }
+        let mut best = [(V::splat(i64::MAX as u64), V::splat(0)); K];
+        for (place, (index, words)) in ranks.words.iter().enumerate() {
+            let digests = lanes.scores(*words);
+            let score = if WEIGHTED {
+                let mut lanes = [0; MAX_LANES];
+                digests.store(&mut lanes);
+                // Numbers above zero are in the order of their bits.
+                V::load(&weight::estimates(&lanes, inverse[place]).map(f64::to_bits))
+            } else {
+                // Vectors are compared as signed numbers, so the top bit is flipped.
+                digests.xor(top_bit)
+            };
+            if !score.any_less(best[K - 1].0) {
+                continue;
+            }
+            let mut candidate = (score, V::splat(u64::from(*index)));
+            for best in &mut best {
+                V::sort_pair(best, &mut candidate);
             }
         }
-        for (best, out) in best.iter_mut().zip(out.chunks_exact_mut(ranks.kept)) {
-            for ((_, index), out) in best.drain(..).zip(out) {
-                *out = index;
+        for (k, (_, indices)) in best.iter().take(ranks.kept).enumerate() {
+            let mut lanes = [0; MAX_LANES];
+            indices.store(&mut lanes);
+            for (out, index) in out.chunks_exact_mut(ranks.kept).zip(lanes) {
+                out[k] = index as u16;
+            }
+        }
+        if WEIGHTED {
+            let mut scores = [[0; MAX_LANES]; K];
+            for ((score, _), out) in best.into_iter().zip(&mut scores) {
+                score.store(out);
+            }
+            for (l, out) in out.chunks_exact_mut(ranks.kept).enumerate() {
+                let score = |k: usize| f64::from_bits(scores[k][l]);
+                if (1..K).any(|k| weight::is_unsure(score(k - 1), score(k), error)) {
+                    let [order, ..] =
+                        ranks.best_of([(row as usize + l) as u16; LANES], ranks.kept, |_| true);
+                    out.copy_from_slice(&order);
+                }
             }
         }
     }

@@ -7,6 +7,8 @@
 
 use std::cmp::Ordering;
 
+use crate::simd::MAX_LANES;
+
 /// Binary digits after the point.
 const FRACTION: u32 = 48;
 
@@ -34,72 +36,24 @@ pub fn cost(digest: u64) -> u64 {
     (64 << FRACTION) - log
 }
 
-/// One backend's score in one row.
+/// A backend's score in one row, in order of rank. Equal only if nothing but the address tells two
+/// backends apart.
 #[derive(Clone, Copy, Debug)]
 pub struct Score {
-    digest: u64,
-    weight: u16,
-    /// About `-log2(1 - digest / 2^64) / weight`. Only tells scores apart that are further from each
-    /// other than its error ([`CLOSE`]); all others are compared exactly.
-    about: f64,
-}
-
-/// Estimates nearer to each other than this share of their sum decide nothing. Their error is below
-/// 10^-9 of the value, for they use nothing but IEEE's exactly rounded operations.
-const CLOSE: f64 = 1e-6;
-
-impl Score {
-    /// The score of a backend of this weight (at least 1) with this digest.
-    #[must_use]
-    #[inline]
-    pub fn new(digest: u64, weight: u16) -> Self {
-        Self { digest, weight, about: estimate(digest) / f64::from(weight) }
-    }
-
-    /// Whether a backend's score is surely above this one: a quick look before [`Self::new`].
-    #[must_use]
-    #[inline]
-    pub(crate) fn is_surely_below(&self, digest: u64, inverse_weight: f64) -> bool {
-        // -log2(1 - x) is at least x / ln 2.
-        share(digest) * std::f64::consts::LOG2_E * inverse_weight > self.about * (1.0 + CLOSE)
-    }
-}
-
-/// `digest / 2^64`.
-#[inline]
-fn share(digest: u64) -> f64 {
-    digest as f64 * (1.0 / 18_446_744_073_709_551_616.0)
-}
-
-/// `-log2(1 - digest / 2^64)` but for 10^-9 of itself.
-#[inline]
-fn estimate(digest: u64) -> f64 {
-    if digest > 1 << 63 {
-        // Where the series below gets slow; the best of a row are hardly ever here.
-        return cost(digest) as f64 * (1.0 / (1_u64 << FRACTION) as f64);
-    }
-    // -ln(1 - x) = 2 artanh(z) with z = x / (2 - x), here at most a third.
-    let x = share(digest);
-    let z = x / (2.0 - x);
-    let z2 = z * z;
-    let mut sum = 0.0;
-    for odd in [17.0, 15.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0_f64] {
-        sum = sum * z2 + 1.0 / odd;
-    }
-    2.0 * z * sum * std::f64::consts::LOG2_E
+    /// The digest as a number.
+    pub digest: u64,
+    /// The weight, at least 1.
+    pub weight: u16,
 }
 
 impl Ord for Score {
-    #[inline]
     fn cmp(&self, other: &Self) -> Ordering {
         if self.weight == other.weight {
             return self.digest.cmp(&other.digest);
         }
-        let difference = self.about - other.about;
-        if difference.abs() > CLOSE * (self.about + other.about) {
-            return if difference < 0.0 { Ordering::Less } else { Ordering::Greater };
-        }
-        compare((self.digest, self.weight), (other.digest, other.weight))
+        let left = u128::from(cost(self.digest)) * u128::from(other.weight);
+        let right = u128::from(cost(other.digest)) * u128::from(self.weight);
+        left.cmp(&right).then(self.digest.cmp(&other.digest))
     }
 }
 
@@ -117,13 +71,45 @@ impl PartialEq for Score {
 
 impl Eq for Score {}
 
-/// Orders two backends, each a digest and a weight, exactly. Equal only if nothing but the address
-/// tells them apart.
-#[must_use]
-pub fn compare((a, a_weight): (u64, u16), (b, b_weight): (u64, u16)) -> Ordering {
-    let left = u128::from(cost(a)) * u128::from(b_weight);
-    let right = u128::from(cost(b)) * u128::from(a_weight);
-    left.cmp(&right).then(a.cmp(&b))
+/// How far an estimate of a cost may be off, at most (it is below 2^-46).
+pub(crate) const ERROR: f64 = 1.0 / (1_u64 << 45) as f64;
+
+/// Estimates of scores, `-log2(1 - digest / 2^64) / weight`, several at once: nothing in here but
+/// IEEE's exactly rounded operations, so that they are the same everywhere, and no branch.
+#[inline(always)]
+pub(crate) fn estimates(digests: &[u64; MAX_LANES], inverse_weight: f64) -> [f64; MAX_LANES] {
+    const ONE: u64 = 1.0_f64.to_bits();
+    const TWO_TO_52: f64 = (1_u64 << 52) as f64;
+    let mut out = [0.0; MAX_LANES];
+    for (out, digest) in out.iter_mut().zip(digests) {
+        // 2^64 - digest, from 1 to 2^64, rounded once.
+        let rest = !digest;
+        let high = f64::from_bits(TWO_TO_52.to_bits() | rest >> 32) - TWO_TO_52;
+        let low = f64::from_bits(TWO_TO_52.to_bits() | rest & 0xffff_ffff) - TWO_TO_52;
+        let u = high * 4_294_967_296.0 + (low + 1.0);
+        let bits = u.to_bits();
+        // The exponent as a number, and the mantissa from 1 to 2.
+        let exponent = f64::from_bits(TWO_TO_52.to_bits() | bits >> 52) - (TWO_TO_52 + 1023.0);
+        let m = f64::from_bits(ONE | bits & ((1 << 52) - 1));
+        // ln(m / sqrt 2) = 2 artanh(z), with z at most 0.172 either way.
+        let z = (m - std::f64::consts::SQRT_2) / (m + std::f64::consts::SQRT_2);
+        let z2 = z * z;
+        let mut sum = 1.0 / 17.0;
+        for odd in [15.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
+            sum = sum * z2 + 1.0 / odd;
+        }
+        let log2 = exponent - 63.5 + 2.0 * std::f64::consts::LOG2_E * z * sum;
+        // Never below zero, whatever is rounded: the bits must keep the order.
+        *out = (-log2).max(0.0) * inverse_weight;
+    }
+    out
+}
+
+/// Whether two neighbours among the estimates of a row may be the other way round. `error` is
+/// [`ERROR`] over the smallest weight.
+#[inline(always)]
+pub(crate) fn is_unsure(lower: f64, upper: f64, error: f64) -> bool {
+    upper - lower <= 2.0 * error + upper * 1e-12
 }
 
 #[cfg(test)]
@@ -170,26 +156,37 @@ mod tests {
                     (ours - exact).abs() <= 2f64.powi(-47) + exact * 1e-9,
                     "{digest} {ours} {exact}"
                 );
-                let about = estimate(digest);
-                assert!((about - exact).abs() <= exact * 1e-9, "{digest} {about} {exact}");
+                let about = estimates(&[digest; MAX_LANES], 1.0)[0];
+                assert!((about - exact).abs() <= ERROR, "{digest} {about} {exact}");
             }
         }
     }
 
     #[test]
-    fn estimates_never_change_the_order() {
+    fn a_sure_estimate_never_contradicts_the_exact_order() {
         let mut state = 2;
+        let mut sure = 0;
         for round in 0..20_000 {
             let (a, mut b) =
-                (random(&mut state) >> (round % 20), random(&mut state) >> (round % 20));
+                (random(&mut state) >> (round % 30), random(&mut state) >> (round % 30));
             let (wa, wb) = (random(&mut state) as u16 | 1, random(&mut state) as u16 | 1);
             if round % 2 == 0 {
                 // Digests whose scores all but tie.
                 b = ((u128::from(a) * u128::from(wb) / u128::from(wa)).min(u128::from(u64::MAX)))
                     as u64;
             }
-            let expected = if wa == wb { a.cmp(&b) } else { compare((a, wa), (b, wb)) };
-            assert_eq!(Score::new(a, wa).cmp(&Score::new(b, wb)), expected);
+            let about =
+                |digest, weight| estimates(&[digest; MAX_LANES], 1.0 / f64::from(weight))[0];
+            let (mut low, mut high) = ((about(a, wa), a, wa), (about(b, wb), b, wb));
+            if low.0 > high.0 {
+                std::mem::swap(&mut low, &mut high);
+            }
+            if !is_unsure(low.0, high.0, ERROR / f64::from(wa.min(wb))) {
+                let score = |(_, digest, weight)| Score { digest, weight };
+                assert!(score(low) < score(high), "{low:?} {high:?}");
+                sure += 1;
+            }
         }
+        assert!(sure > 9_000, "{sure}");
     }
 }
