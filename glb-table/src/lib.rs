@@ -3,23 +3,32 @@
 //! One table's way is a straight line: file → [`doc`] (what is written) → [`model`] (what is meant)
 //! → [`rank`] → [`rows`]. Nothing here touches the network or the kernel.
 
+mod built;
 mod check;
+pub mod diff;
+mod digest;
 mod doc;
 pub mod edit;
 mod fields;
 mod form;
 pub mod glbd;
+pub mod holders;
 mod key;
+pub mod lookup;
 mod model;
+pub mod plan;
 mod problem;
 mod rank;
 mod read;
 mod rows;
 mod simd;
+pub mod simulate;
 mod siphash;
 pub mod weight;
 pub mod write;
 
+pub use built::{Builder, Built};
+pub use digest::{Digest, hex};
 pub use doc::Form;
 pub use fields::hash_field_names;
 pub use form::WriteError;

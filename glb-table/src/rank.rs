@@ -54,6 +54,18 @@ impl Ranks {
         ranks
     }
 
+    /// Whether these are the ranks of such backends, in this order, by this seed.
+    #[must_use]
+    pub fn fits(&self, seed: Key, backends: &[Backend]) -> bool {
+        self.seed == seed
+            && self.weights.len() == backends.len()
+            && self
+                .words
+                .iter()
+                .all(|(index, words)| *words == Words::of(backends[usize::from(*index)].address))
+            && self.weights.iter().zip(backends).all(|(weight, backend)| *weight == backend.weight)
+    }
+
     /// How many backends are ranked.
     #[must_use]
     pub fn backends(&self) -> usize {

@@ -9,7 +9,7 @@ use crate::simd::{MAX_LANES, Vector};
 
 /// An address as SipHash's message words, after the row's seed: for IPv4 one block that also holds
 /// the message's length (12), for IPv6 two blocks and then one with the length (24).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Words {
     V4(u64),
     V6([u64; 2]),
