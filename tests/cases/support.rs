@@ -16,9 +16,9 @@ pub(crate) fn build() -> Result<()> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut build = Command::new(cargo);
         build.current_dir(env!("CARGO_MANIFEST_DIR"));
-        build.args(["build", "--quiet", "--locked", "--bins", "-p", "glb-lab"]);
-        command::run(build.args(["-p", "glb-director", "-p", "glb-redirect"]))
-            .map_err(|error| format!("{error:#}"))
+        // The whole workspace: of a part, shared dependencies would be compiled again.
+        build.args(["build", "--quiet", "--locked", "--bins", "--workspace"]);
+        command::run(build.args(["--exclude", "glb-ebpf"])).map_err(|error| format!("{error:#}"))
     });
     built.clone().map_err(anyhow::Error::msg)
 }

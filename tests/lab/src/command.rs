@@ -1,6 +1,7 @@
 //! Running other programs to their end, with errors that name the exact command.
 
 use std::{
+    ffi::OsString,
     io::{Read, Write},
     process::{Command, ExitStatus, Output, Stdio},
     thread,
@@ -110,9 +111,16 @@ pub fn shown(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
+/// Where programs are looked for: root's PATH lacks the folders of nginx and tc after a plain `su`.
+pub(crate) fn search_path() -> OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");
+    path
+}
+
 /// Looks for programs the lab cannot do without.
 pub(crate) fn require(programs: &[(&str, &str)]) -> Result<()> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = search_path();
     let missing: Vec<_> = programs
         .iter()
         .filter(|(program, _)| {

@@ -16,6 +16,7 @@ use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
     mount::{MntFlags, MsFlags, mount, umount2},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
 /// All labs' run folders.
@@ -94,15 +95,10 @@ pub(crate) fn paths(name: &str) -> (PathBuf, PathBuf) {
 /// Removes a folder of a lab with all in it; whatever its `bpf` pins is let go with the mount.
 pub(crate) fn remove(folder: &Path) -> Result<()> {
     let bpf = folder.join("bpf");
-    loop {
-        match umount2(&bpf, MntFlags::MNT_DETACH) {
-            // Several mounts may lie on top of each other.
-            Ok(()) => {}
-            Err(Errno::EINVAL | Errno::ENOENT) => break,
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot unmount {}", bpf.display()));
-            }
-        }
+    // Several mounts may lie on top of each other.
+    while statfs(&bpf).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC) {
+        umount2(&bpf, MntFlags::MNT_DETACH)
+            .with_context(|| format!("cannot unmount {}", bpf.display()))?;
     }
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

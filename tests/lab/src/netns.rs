@@ -64,6 +64,7 @@ impl Netns {
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
+        command.env("PATH", command::search_path());
         let file = Arc::clone(&self.file);
         let enter = move || {
             // SAFETY: a plain system call, on a descriptor that the closure itself keeps open.
@@ -181,7 +182,7 @@ pub(crate) struct OwnedNetns {
 impl OwnedNetns {
     /// Makes the namespace `name`; its loopback is up.
     pub(crate) fn create(name: &str, keep: &Keep) -> Result<Self> {
-        command::run(Command::new("ip").args(["netns", "add", name]))?;
+        command::run(ip_netns().args(["add", name]))?;
         let netns = Netns::open(name)?;
         let owned = Self { netns, keep: keep.clone() };
         owned.netns.ip("link set lo up")?;
@@ -223,7 +224,13 @@ pub(crate) fn remove(name: &str) -> Result<()> {
         // A maker that was killed half-way leaves a file that is no namespace.
         Err(_) => eprintln!("namespace {name} cannot be opened; removing its name"),
     }
-    command::run(Command::new("ip").args(["netns", "delete", name]))
+    command::run(ip_netns().args(["delete", name]))
+}
+
+fn ip_netns() -> Command {
+    let mut ip = Command::new("ip");
+    ip.env("PATH", command::search_path()).arg("netns");
+    ip
 }
 
 fn path(name: &str) -> PathBuf {

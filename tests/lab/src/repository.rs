@@ -23,7 +23,7 @@ pub fn git() -> Command {
 #[must_use]
 pub fn isolated(mut command: Command) -> Command {
     command.env_clear();
-    command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    command.env("PATH", crate::command::search_path());
     command.envs(ENVIRONMENT.iter().copied());
     command
 }

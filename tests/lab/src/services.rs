@@ -110,7 +110,7 @@ http {{
 "#,
         program = http_backend()?.display(),
         root = repositories.display(),
-        path = std::env::var("PATH")?,
+        path = command::search_path().to_string_lossy(),
     ))
 }
 

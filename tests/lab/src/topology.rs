@@ -307,9 +307,23 @@ fn remove_leftovers(name: &str) -> Result<()> {
     guard::remove(&scratch)
 }
 
+/// What a lab does needs these; root in a container may lack them.
+const CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")];
+
 fn require_root() -> Result<()> {
     if !Uid::effective().is_root() {
         bail!("a lab of network namespaces needs root: run the same command with sudo");
+    }
+    let status = fs::read_to_string("/proc/self/status")?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    for (number, name) in CAPABILITIES {
+        if effective.is_some_and(|bits| bits & (1 << number) == 0) {
+            bail!(
+                "a lab of network namespaces needs {name}, which this root lacks: run the same \
+                 command outside of the container, or in a privileged one"
+            );
+        }
     }
     Ok(())
 }
