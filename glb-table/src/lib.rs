@@ -5,6 +5,7 @@
 
 mod built;
 mod check;
+pub mod checked;
 pub mod diff;
 mod digest;
 mod doc;

@@ -1,0 +1,126 @@
+//! What is checked, how, and how often: the validated form.
+
+use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
+
+/// One check of one address: the unit that is probed and judged. Tables that ask for the same
+/// check of the same backend share it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// The backend.
+    pub address: IpAddr,
+    /// What is done.
+    pub check: Check,
+}
+
+/// A check, of whatever backend.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Check {
+    /// What is asked.
+    pub kind: Kind,
+    /// How often, and how many answers count.
+    pub pace: Pace,
+}
+
+/// What is asked of a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A TCP handshake.
+    Tcp {
+        /// The port.
+        port: u16,
+    },
+    /// An HTTP/1.1 request, over TLS or not.
+    Http(Http),
+}
+
+/// An HTTP request and what its answer must be.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Http {
+    /// The port.
+    pub port: u16,
+    /// How TLS is spoken, if it is.
+    pub tls: Option<Tls>,
+    /// Path and query.
+    pub path: String,
+    /// The Host header; by default the address, with the port unless it is the usual one.
+    pub host: Option<String>,
+    /// The method.
+    pub method: String,
+    /// Lowest and highest status that passes.
+    pub status: (u16, u16),
+    /// What must stand in the first 64 KB of the body.
+    pub body: Option<String>,
+}
+
+/// How TLS is spoken.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Tls {
+    /// The name that is sent and that the certificate must have; by default the Host header's,
+    /// or the backend's address.
+    pub name: Option<String>,
+    /// Whether the certificate is looked at.
+    pub verify: bool,
+    /// The authorities that are trusted, a PEM file; by default the system's.
+    pub ca: Option<PathBuf>,
+}
+
+/// How often a check runs, and how many results turn a judgement.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Pace {
+    /// From one probe's start to the next one's.
+    pub interval: Duration,
+    /// A probe without an answer has failed after this; below the interval.
+    pub timeout: Duration,
+    /// So many passes in a row make it healthy.
+    pub rise: u32,
+    /// So many failures in a row make it unhealthy.
+    pub fall: u32,
+    /// Each interval is up to so many percent longer or shorter, so that many checkers do not
+    /// come to march in step.
+    pub jitter_percent: u8,
+    /// Where probes come from, if the kernel is not to choose.
+    pub source: Option<IpAddr>,
+}
+
+impl Default for Pace {
+    /// GLB's: every 2 s, 1 s for an answer, three in a row.
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(2),
+            timeout: Duration::from_secs(1),
+            rise: 3,
+            fall: 3,
+            jitter_percent: 5,
+            source: None,
+        }
+    }
+}
+
+impl Kind {
+    /// The word for it in a table, a metric and a log line.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Tcp { .. } => "tcp",
+            Self::Http(Http { tls: None, .. }) => "http",
+            Self::Http(_) => "https",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { port } => write!(f, "tcp {port}"),
+            Self::Http(http) => {
+                write!(f, "{} {} {} {}", self.name(), http.port, http.method, http.path)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.address, self.check.kind)
+    }
+}

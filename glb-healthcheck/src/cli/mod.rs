@@ -1,0 +1,85 @@
+//! The command line, one file for each command.
+
+mod once;
+mod run;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Checks the backends of a load-balancer table and writes what it finds for the directors.
+#[derive(Debug, Parser)]
+#[command(name = "glb-healthcheck", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check, judge, and keep the checked table up to date until a signal comes.
+    ///
+    /// SIGHUP loads the source table anew; if anything is wrong with it, the running one stays.
+    Run(ConfigFile),
+    /// Run each check of a source table once and show what comes of it. Writes nothing.
+    ///
+    /// The exit status is 0 if all pass, and 2 if some do not.
+    Once {
+        /// The source table (TOML, or GLB's JSON).
+        #[arg(value_name = "FILE")]
+        table: PathBuf,
+        /// Take defaults from this configuration file.
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// How to print it.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+}
+
+#[derive(Args, Debug)]
+struct ConfigFile {
+    /// The configuration file: TOML, or GLB's healthcheck.conf.
+    #[arg(short, long, value_name = "FILE", default_value = "/etc/glb/healthcheck.toml")]
+    config: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Output {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
+    Json,
+}
+
+impl Cli {
+    /// Does what the command line asks for.
+    ///
+    /// # Errors
+    /// What went wrong, for people.
+    pub fn execute(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Command::Run(file) => run::execute(&file.config),
+            Command::Once { table, config, output } => {
+                once::execute(&table, config.as_deref(), output)
+            }
+        }
+    }
+}
+
+/// Columns as wide as they must be; the last one ends with the line.
+fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            line += &format!("{cell:<width$}  ");
+        }
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}

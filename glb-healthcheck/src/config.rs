@@ -1,0 +1,274 @@
+//! The health checker's configuration file.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use glb_table::Form;
+use serde::Deserialize;
+use serde_json::{Map, Value as Json};
+
+use crate::{check::Pace, engine::Options};
+
+/// What is written in the file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    source: PathBuf,
+    checked: PathBuf,
+    reload_command: Option<String>,
+    #[serde(default = "ten_seconds")]
+    reload_timeout_ms: u64,
+    #[serde(default)]
+    defaults: Map<String, Json>,
+    hold_down_ms: Option<u64>,
+    hold_down_max_ms: Option<u64>,
+    forgive_ms: Option<u64>,
+    settle_ms: Option<u64>,
+    write_gap_ms: Option<u64>,
+}
+
+fn ten_seconds() -> u64 {
+    10_000
+}
+
+/// GLB's `healthcheck.conf`.
+#[derive(Deserialize)]
+struct Glb {
+    forwarding_table: GlbFiles,
+    reload_command: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct GlbFiles {
+    src: PathBuf,
+    dst: PathBuf,
+}
+
+/// What is meant: every value has been checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file itself.
+    pub path: PathBuf,
+    /// The table as the operator writes it.
+    pub source: PathBuf,
+    /// The table with what is found, for the director.
+    pub checked: PathBuf,
+    /// Run by `/bin/sh -c` after each write.
+    pub reload_command: Option<String>,
+    /// How long it may take.
+    pub reload_timeout: Duration,
+    /// The pace of checks that say nothing else.
+    pub defaults: Pace,
+    /// Hold-down and writing.
+    pub options: Options,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file is not TOML, or a field is wrong.
+    #[error("{}: {source}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: Box<toml::de::Error>,
+    },
+    /// The file is JSON but not GLB's.
+    #[error(
+        "{}: {source}; GLB's file is {{\"forwarding_table\": {{\"src\": …, \"dst\": …}}, \"reload_command\": …}}",
+        path.display()
+    )]
+    Glb {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: serde_json::Error,
+    },
+    /// A value makes no sense.
+    #[error("{}: `{key} = {value}`: {fix}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        key: String,
+        /// What is written.
+        value: String,
+        /// What would be right.
+        fix: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks a configuration file: TOML, or GLB's `healthcheck.conf`.
+    ///
+    /// # Errors
+    /// When it cannot be read or says something wrong.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let raw = if text.trim_start().starts_with('{') {
+            let glb: Glb = serde_json::from_str(text)
+                .map_err(|source| ConfigError::Glb { path: path.to_owned(), source })?;
+            Raw {
+                source: glb.forwarding_table.src,
+                checked: glb.forwarding_table.dst,
+                reload_command: glb.reload_command,
+                reload_timeout_ms: ten_seconds(),
+                defaults: Map::new(),
+                hold_down_ms: None,
+                hold_down_max_ms: None,
+                forgive_ms: None,
+                settle_ms: None,
+                write_gap_ms: None,
+            }
+        } else {
+            toml::from_str(text).map_err(|source| ConfigError::Syntax {
+                path: path.to_owned(),
+                source: Box::new(source),
+            })?
+        };
+        Self::check(raw, path)
+    }
+
+    fn check(raw: Raw, path: &Path) -> Result<Self, ConfigError> {
+        let wrong = |key: &str, value: String, fix: &str| ConfigError::Value {
+            path: path.to_owned(),
+            key: key.to_owned(),
+            value,
+            fix: fix.to_owned(),
+        };
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let (source, checked) = (folder.join(&raw.source), folder.join(&raw.checked));
+        let shown = format!("{:?}", raw.checked.display().to_string());
+        if source == checked || (checked.exists() && same_file(&source, &checked)) {
+            let fix = "this is the source: give the checked table a file of its own";
+            return Err(wrong("checked", shown, fix));
+        }
+        if Form::of(&source) != Form::of(&checked) {
+            let fix =
+                "the checked table has the source's form: end both in .toml, or both in .json";
+            return Err(wrong("checked", shown, fix));
+        }
+        if let Some(command) = raw.reload_command.as_ref().filter(|text| text.trim().is_empty()) {
+            let fix = "give a command, or leave the key out";
+            return Err(wrong("reload_command", format!("{command:?}"), fix));
+        }
+        let mut defaults = Pace::default();
+        defaults.refine(&raw.defaults).map_err(|(key, problem)| {
+            let value = raw.defaults.get(&key).map(ToString::to_string).unwrap_or_default();
+            wrong(&format!("defaults.{key}"), value, &problem)
+        })?;
+        if let Some(key) = raw.defaults.keys().find(|key| !crate::wanted::is_pace(key)) {
+            let value = raw.defaults.get(key).map(ToString::to_string).unwrap_or_default();
+            let fix = format!("unknown; known are {}", crate::wanted::pace_keys().join(", "));
+            return Err(wrong(&format!("defaults.{key}"), value, &fix));
+        }
+        let mut options = Options::default();
+        let times = [
+            (raw.hold_down_ms, &mut options.hold),
+            (raw.hold_down_max_ms, &mut options.hold_max),
+            (raw.forgive_ms, &mut options.forgive),
+            (raw.settle_ms, &mut options.settle),
+            (raw.write_gap_ms, &mut options.gap),
+        ];
+        for (given, option) in times {
+            if let Some(milliseconds) = given {
+                *option = Duration::from_millis(milliseconds);
+            }
+        }
+        if options.hold_max < options.hold {
+            let value = options.hold_max.as_millis().to_string();
+            return Err(wrong("hold_down_max_ms", value, "must not be below hold_down_ms"));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            source,
+            checked,
+            reload_command: raw.reload_command,
+            reload_timeout: Duration::from_millis(raw.reload_timeout_ms),
+            defaults,
+            options,
+        })
+    }
+}
+
+/// Links lead to one file too.
+fn same_file(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let id = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    id(a).is_some() && id(a) == id(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "source = \"s.toml\"\nchecked = \"c.toml\"\n";
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("/etc/glb/healthcheck.toml"))
+    }
+
+    #[test]
+    fn paths_are_meant_from_the_files_folder_and_times_are_milliseconds() {
+        let more =
+            "hold_down_ms = 1500\n[defaults]\ninterval_ms = 500\ntimeout_ms = 200\nfall = 2\n";
+        let config = parse(&format!("{GOOD}{more}")).unwrap();
+        assert_eq!(config.source, Path::new("/etc/glb/s.toml"));
+        assert_eq!(config.checked, Path::new("/etc/glb/c.toml"));
+        assert_eq!(config.options.hold, Duration::from_millis(1500));
+        assert_eq!(config.defaults.interval, Duration::from_millis(500));
+        assert_eq!((config.defaults.rise, config.defaults.fall), (3, 2));
+    }
+
+    #[test]
+    fn glbs_file_is_understood() {
+        let text = r#"{"forwarding_table": {"src": "/etc/glb/forwarding_table.src.json",
+            "dst": "/etc/glb/forwarding_table.checked.json"}, "reload_command": "true"}"#;
+        let config = parse(text).unwrap();
+        assert_eq!(config.source, Path::new("/etc/glb/forwarding_table.src.json"));
+        assert_eq!(config.reload_command.as_deref(), Some("true"));
+        assert_eq!(config.defaults, Pace::default());
+    }
+
+    #[test]
+    fn each_error_names_the_file_the_key_and_the_value() {
+        for (text, words) in [
+            ("source = \"t\"\nchecked = \"t\"", vec!["healthcheck.toml", "checked", "\"t\""]),
+            ("source = \"t.toml\"\nchecked = \"t.json\"", vec!["checked", "\"t.json\"", "form"]),
+            ("source = \"t\"", vec!["checked"]),
+            ("source = \"t\"\nchecked = \"c\"\nreload = \"x\"", vec!["reload", "line 3"]),
+            ("source = \"t\"\nchecked = \"c\"\nreload_command = \" \"", vec!["reload_command"]),
+            (
+                "source = \"t\"\nchecked = \"c\"\n[defaults]\nrise = 0",
+                vec!["defaults.rise = 0", "1 to 1000"],
+            ),
+            (
+                "source = \"t\"\nchecked = \"c\"\n[defaults]\nrize = 1",
+                vec!["defaults.rize = 1", "known are"],
+            ),
+            ("{\"forwarding_table\": {}}", vec!["healthcheck.toml", "src"]),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            for word in words {
+                assert!(error.contains(word), "{word:?} is missing in: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! From results to the findings that are written, and when. Pure: no clock, no socket, no file.
+
+mod history;
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use glb_table::{State, TableSet, checked::Finding};
+
+pub use history::{History, Mark};
+
+use crate::{
+    Moment,
+    check::Target,
+    judge::{Judge, Rules, Standing},
+    probe::Outcome,
+    schedule::Schedule,
+    wanted::Wanted,
+};
+
+/// So many probes in a row that said nothing count as a failure: a check that can never be done
+/// proves nothing good.
+const UNSURE_LIMIT: u32 = 5;
+
+/// What holds for all targets.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// First hold of a target that fails.
+    pub hold: Duration,
+    /// Longest hold.
+    pub hold_max: Duration,
+    /// Who is up for so long begins with the first hold again.
+    pub forgive: Duration,
+    /// Changes that are no hurry wait so long for others.
+    pub settle: Duration,
+    /// Two writes are at least this far apart, also in a hurry.
+    pub gap: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            hold: Duration::from_secs(5),
+            hold_max: Duration::from_secs(300),
+            forgive: Duration::from_secs(600),
+            settle: Duration::from_secs(1),
+            gap: Duration::from_millis(250),
+        }
+    }
+}
+
+/// A source table with the checks it asks for.
+#[derive(Debug)]
+pub struct Source {
+    /// The file.
+    pub path: PathBuf,
+    /// Its text.
+    pub text: String,
+    /// Its meaning.
+    pub set: TableSet,
+    /// Its checks.
+    pub wanted: Wanted,
+}
+
+/// A probe to be sent.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Whose result it will be.
+    pub id: u64,
+    /// What to ask.
+    pub target: Arc<Target>,
+}
+
+/// What is to be written.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// The source that it is about.
+    pub source: Arc<Source>,
+    /// For each table and backend.
+    pub findings: Vec<Vec<Finding>>,
+    /// Whether someone who took connections no longer can.
+    pub urgent: bool,
+}
+
+/// A target that changed its standing.
+#[derive(Debug)]
+pub struct Transition {
+    /// Which.
+    pub target: Arc<Target>,
+    /// From.
+    pub from: Standing,
+    /// To.
+    pub to: Standing,
+    /// For how long it was what it was.
+    pub after: Duration,
+    /// Why, if it failed.
+    pub reason: Option<String>,
+    /// Until when it is held down.
+    pub held_until: Moment,
+}
+
+/// What is known of one target.
+#[derive(Debug)]
+pub struct Watched {
+    /// The target.
+    pub target: Arc<Target>,
+    /// Its judgement.
+    pub judge: Judge,
+    /// Its last results.
+    pub history: History,
+    /// Why it last did not pass.
+    pub last_error: Option<String>,
+    /// How long the last probe took.
+    pub last_latency: Option<Duration>,
+    /// Whether it has been judged since it is watched here.
+    checked: bool,
+    probes: u64,
+    unsure: u32,
+}
+
+/// All targets and what follows from them.
+#[derive(Debug)]
+pub struct Engine {
+    options: Options,
+    schedule: Schedule,
+    targets: HashMap<u64, Watched>,
+    ids: HashMap<Arc<Target>, u64>,
+    next_id: u64,
+    source: Arc<Source>,
+    /// The ids of each backend of each table.
+    backends: Vec<Vec<Vec<u64>>>,
+    /// Targets without a first result.
+    pending: HashSet<u64>,
+    /// Something changed since the findings were last looked at.
+    dirty: bool,
+    submitted: Option<Vec<Vec<Finding>>>,
+    last_submit: Option<Moment>,
+    publish_at: Option<Moment>,
+}
+
+impl Engine {
+    /// Begins to watch. `known` is what a former checker has written.
+    #[must_use]
+    pub fn new(
+        options: Options,
+        source: Arc<Source>,
+        known: &HashMap<(String, IpAddr), bool>,
+        seed: u64,
+        now: Moment,
+    ) -> Self {
+        let mut engine = Self {
+            options,
+            schedule: Schedule::new(seed),
+            targets: HashMap::new(),
+            ids: HashMap::new(),
+            next_id: 0,
+            source: Arc::clone(&source),
+            backends: Vec::new(),
+            pending: HashSet::new(),
+            dirty: true,
+            submitted: None,
+            last_submit: None,
+            publish_at: None,
+        };
+        engine.load(source, known, now);
+        engine
+    }
+
+    /// Takes another source: what did not change keeps its judgement, what is new is checked
+    /// before anything is written.
+    pub fn reload(&mut self, source: Arc<Source>, now: Moment) {
+        self.load(source, &HashMap::new(), now);
+        // Whatever differs from what was written is what the operator asked for.
+        self.submitted = None;
+    }
+
+    fn load(&mut self, source: Arc<Source>, known: &HashMap<(String, IpAddr), bool>, now: Moment) {
+        let mut kept = HashSet::new();
+        let mut started = Vec::new();
+        self.backends.clear();
+        for (table, wanted) in source.set.tables.iter().zip(&source.wanted) {
+            let mut of_table = Vec::with_capacity(wanted.len());
+            for (backend, wanted) in table.backends.iter().zip(wanted) {
+                let before = known.get(&(table.name.clone(), backend.address)).copied();
+                let mut of_backend = Vec::with_capacity(wanted.len());
+                for target in wanted {
+                    let id = match self.ids.get(target) {
+                        Some(id) => *id,
+                        None => {
+                            let id = self.watch(target.clone(), now);
+                            started.push(id);
+                            id
+                        }
+                    };
+                    // Two tables may have said different things: the better one stands, and
+                    // falls after `fall` results if it is wrong.
+                    if let (Some(up), Some(watched)) = (before, self.targets.get_mut(&id))
+                        && !watched.checked
+                        && (up || watched.judge.standing() == Standing::Unknown)
+                    {
+                        watched.judge = Judge::resumed(up, now);
+                    }
+                    kept.insert(id);
+                    of_backend.push(id);
+                }
+                of_table.push(of_backend);
+            }
+            self.backends.push(of_table);
+        }
+        let gone: Vec<u64> = self.targets.keys().filter(|id| !kept.contains(id)).copied().collect();
+        for id in gone {
+            if let Some(watched) = self.targets.remove(&id) {
+                self.ids.remove(&watched.target);
+            }
+            self.schedule.remove(id);
+            self.pending.remove(&id);
+        }
+        self.schedule.start(started, now);
+        self.source = source;
+        self.dirty = true;
+    }
+
+    fn watch(&mut self, target: Target, now: Moment) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        let target = Arc::new(target);
+        self.ids.insert(Arc::clone(&target), id);
+        self.pending.insert(id);
+        let watched = Watched {
+            target,
+            judge: Judge::new(now),
+            history: History::default(),
+            last_error: None,
+            last_latency: None,
+            checked: false,
+            probes: 0,
+            unsure: 0,
+        };
+        self.targets.insert(id, watched);
+        id
+    }
+
+    /// A probe that is due. Its next one is planned already.
+    pub fn next_job(&mut self, now: Moment) -> Option<Job> {
+        while let Some((id, due)) = self.schedule.pop(now) {
+            let Some(watched) = self.targets.get_mut(&id) else { continue };
+            let pace = &watched.target.check.pace;
+            if watched.probes == 0 {
+                self.schedule.spread(id, pace, now);
+            } else {
+                self.schedule.next(id, pace, due, now);
+                if Schedule::is_stale(pace, due, now) {
+                    continue;
+                }
+            }
+            watched.probes += 1;
+            return Some(Job { id, target: Arc::clone(&watched.target) });
+        }
+        None
+    }
+
+    /// Takes a probe's result; it may be of a target that is gone.
+    pub fn take(
+        &mut self,
+        id: u64,
+        outcome: Outcome,
+        latency: Duration,
+        now: Moment,
+    ) -> Option<Transition> {
+        let watched = self.targets.get_mut(&id)?;
+        let pace = &watched.target.check.pace;
+        watched.last_latency = Some(latency);
+        let passed = match outcome {
+            Outcome::Pass => {
+                watched.unsure = 0;
+                watched.history.push(Mark::Pass);
+                true
+            }
+            Outcome::Fail(failure) => {
+                watched.unsure = 0;
+                watched.history.push(Mark::Fail);
+                watched.last_error = Some(failure.to_string());
+                false
+            }
+            Outcome::Unsure(failure) => {
+                watched.unsure += 1;
+                watched.history.push(Mark::Unsure);
+                watched.last_error = Some(failure.to_string());
+                if watched.unsure < UNSURE_LIMIT {
+                    self.schedule.again(id, pace, now);
+                    return None;
+                }
+                watched.unsure = 0;
+                false
+            }
+        };
+        if !watched.checked {
+            watched.checked = true;
+            self.pending.remove(&id);
+            self.dirty = true;
+        }
+        let rules = Rules {
+            rise: pace.rise,
+            fall: pace.fall,
+            hold: self.options.hold,
+            hold_max: self.options.hold_max,
+            forgive: self.options.forgive,
+        };
+        let since = watched.judge.since();
+        let from = watched.judge.take(&rules, passed, now)?;
+        self.dirty = true;
+        Some(Transition {
+            target: Arc::clone(&watched.target),
+            from,
+            to: watched.judge.standing(),
+            after: now.saturating_sub(since),
+            reason: watched.last_error.clone().filter(|_| !passed),
+            held_until: watched.judge.held_until(),
+        })
+    }
+
+    /// When to look again, if no result comes before.
+    pub fn wake(&mut self) -> Option<Moment> {
+        let probe = self.schedule.wake();
+        [probe, self.publish_at].into_iter().flatten().min()
+    }
+
+    /// What is to be written now, if anything.
+    pub fn decide(&mut self, now: Moment) -> Option<Decision> {
+        if self.dirty {
+            self.dirty = false;
+            self.plan(now);
+        }
+        if self.publish_at.is_none_or(|at| now < at) {
+            return None;
+        }
+        self.publish_at = None;
+        let findings = self.findings()?;
+        let urgent = self.is_urgent(&findings);
+        self.submitted = Some(findings.clone());
+        self.last_submit = Some(now);
+        Some(Decision { source: Arc::clone(&self.source), findings, urgent })
+    }
+
+    fn plan(&mut self, now: Moment) {
+        let Some(findings) = self.findings() else { return };
+        if self.submitted.as_ref() == Some(&findings) {
+            self.publish_at = None;
+            return;
+        }
+        let earliest = self.last_submit.map_or(now, |last| now.max(last + self.options.gap));
+        let at = if self.submitted.is_none() || self.is_urgent(&findings) {
+            earliest
+        } else {
+            earliest.max(now + self.options.settle)
+        };
+        self.publish_at = Some(self.publish_at.map_or(at, |planned| planned.min(at)));
+    }
+
+    /// Whether someone who took connections no longer can: that cannot wait.
+    fn is_urgent(&self, findings: &[Vec<Finding>]) -> bool {
+        let Some(old) = &self.submitted else { return true };
+        let takes = |finding: &Finding| {
+            finding.healthy && matches!(finding.state, State::Active | State::Filling)
+        };
+        let pairs = old.iter().flatten().zip(findings.iter().flatten());
+        pairs.into_iter().any(|(old, new)| takes(old) && !takes(new))
+    }
+
+    /// What is to be said of each backend; None while some target has no result yet.
+    fn findings(&self) -> Option<Vec<Vec<Finding>>> {
+        if !self.pending.is_empty() {
+            return None;
+        }
+        let finding = |ids: &Vec<u64>, state| Finding { healthy: self.is_up(ids), state };
+        let table = |(table, ids): (&glb_table::Table, &Vec<Vec<u64>>)| {
+            let pairs = table.backends.iter().zip(ids);
+            pairs.map(|(backend, ids)| finding(ids, backend.state)).collect()
+        };
+        Some(self.source.set.tables.iter().zip(&self.backends).map(table).collect())
+    }
+
+    /// All that is listed must pass; without any check a backend is taken for healthy.
+    fn is_up(&self, ids: &[u64]) -> bool {
+        ids.iter().all(|id| {
+            let watched = self.targets.get(id);
+            watched.is_some_and(|watched| watched.judge.standing() == Standing::Up)
+        })
+    }
+
+    /// All targets, in no order.
+    pub fn targets(&self) -> impl Iterator<Item = &Watched> {
+        self.targets.values()
+    }
+
+    /// How many targets have no result yet.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// The source in force.
+    #[must_use]
+    pub fn source(&self) -> &Arc<Source> {
+        &self.source
+    }
+}
+
+#[cfg(test)]
+mod tests;

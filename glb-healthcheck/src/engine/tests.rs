@@ -1,0 +1,181 @@
+use std::path::Path;
+
+use glb_table::{Form, parse_bytes};
+
+use super::*;
+use crate::{check::Pace, probe::Failure, wanted};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Backends 10.0.0.1 to n, one check each, of one table.
+fn source(backends: u8) -> Arc<Source> {
+    let mut text = String::from(
+        "healthchecks = { tcp = 80, interval_ms = 1000, timeout_ms = 500, rise = 2, fall = 2 }\n\
+         [[tables]]\nname = \"t\"\nhash_key = \"00000000000000000000000000000000\"\n\
+         seed = \"11111111111111111111111111111111\"\n\
+         binds = [{ ip = \"1.1.1.1\", proto = \"tcp\", port = 80 }]\n",
+    );
+    for n in 1..=backends {
+        text += &format!("[[tables.backends]]\nip = \"10.0.0.{n}\"\nstate = \"active\"\n");
+    }
+    let path = Path::new("t.toml");
+    let set = parse_bytes(path, Form::Toml, text.as_bytes()).unwrap();
+    let wanted = wanted::targets(path, &set, &Pace::default()).unwrap();
+    Arc::new(Source { path: path.to_owned(), text, set, wanted })
+}
+
+fn failure() -> Failure {
+    Failure::Timeout { step: "test", after: SECOND }
+}
+
+/// A small world: which addresses answer, and what was decided when.
+struct World {
+    engine: Engine,
+    now: Moment,
+    down: HashSet<u8>,
+    /// Probes of these say nothing.
+    unsure: HashSet<u8>,
+    decided: Vec<(Moment, Vec<bool>)>,
+}
+
+impl World {
+    fn new(backends: u8, known: &[(u8, bool)]) -> Self {
+        let address = |n: u8| IpAddr::from([10, 0, 0, n]);
+        let known = known.iter().map(|(n, up)| (("t".to_owned(), address(*n)), *up)).collect();
+        let options = Options { hold: Duration::ZERO, ..Options::default() };
+        let engine = Engine::new(options, source(backends), &known, 1, Moment::ZERO);
+        Self {
+            engine,
+            now: Moment::ZERO,
+            down: HashSet::new(),
+            unsure: HashSet::new(),
+            decided: Vec::new(),
+        }
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(at) = self.engine.wake().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            while let Some(job) = self.engine.next_job(self.now) {
+                let IpAddr::V4(address) = job.target.address else { panic!() };
+                let n = address.octets()[3];
+                let outcome = if self.unsure.contains(&n) {
+                    Outcome::Unsure(failure())
+                } else if self.down.contains(&n) {
+                    Outcome::Fail(failure())
+                } else {
+                    Outcome::Pass
+                };
+                self.engine.take(job.id, outcome, SECOND / 100, self.now);
+            }
+            if let Some(decision) = self.engine.decide(self.now) {
+                let healthy = decision.findings[0].iter().map(|finding| finding.healthy);
+                self.decided.push((self.now, healthy.collect()));
+            }
+        }
+        self.now = end;
+    }
+
+    fn last(&self) -> &[bool] {
+        &self.decided[self.decided.len() - 1].1
+    }
+}
+
+#[test]
+fn the_first_decision_waits_for_every_target() {
+    let mut world = World::new(3, &[]);
+    world.down = HashSet::from([2]);
+    let job = world.engine.next_job(SECOND).unwrap();
+    world.engine.take(job.id, Outcome::Pass, SECOND, SECOND);
+    assert!(world.engine.decide(SECOND).is_none());
+    world.run(2 * SECOND);
+    assert_eq!(world.decided.len(), 1);
+    assert_eq!(world.last(), [true, false, true]);
+}
+
+#[test]
+fn a_death_is_decided_at_once_and_returns_wait_for_each_other() {
+    let mut world = World::new(4, &[]);
+    world.run(3 * SECOND);
+    assert_eq!(world.decided.len(), 1);
+    let died = world.now;
+    world.down = HashSet::from([1]);
+    world.run(3 * SECOND);
+    assert_eq!(world.last(), [false, true, true, true]);
+    let took = world.decided[1].0 - died;
+    assert!(took <= 2 * SECOND + SECOND / 5, "{took:?}");
+
+    world.down = HashSet::from([1, 2, 3]);
+    world.run(4 * SECOND);
+    assert_eq!(world.last(), [false, false, false, true]);
+    let before = world.decided.len();
+    world.down.clear();
+    world.run(5 * SECOND);
+    assert_eq!(world.last(), [true; 4]);
+    assert!(world.decided.len() <= before + 2, "{:?}", world.decided);
+}
+
+#[test]
+fn mass_death_writes_no_more_often_than_the_gap() {
+    let mut world = World::new(200, &[]);
+    world.run(3 * SECOND);
+    world.down = (1..=100).collect();
+    world.run(4 * SECOND);
+    assert_eq!(world.last().iter().filter(|healthy| !**healthy).count(), 100);
+    assert!(world.decided.len() <= 2 + 4 * 2, "{} writes", world.decided.len());
+    for pair in world.decided.windows(2) {
+        assert!(pair[1].0 - pair[0].0 >= Duration::from_millis(250));
+    }
+}
+
+#[test]
+fn a_reload_keeps_judgements_and_checks_what_is_new_first() {
+    let mut world = World::new(2, &[]);
+    world.down = HashSet::from([1]);
+    world.run(2 * SECOND);
+    assert_eq!(world.last(), [false, true]);
+    world.engine.reload(source(3), world.now);
+    assert_eq!(world.engine.pending(), 1);
+    assert!(world.engine.decide(world.now).is_none());
+    world.run(SECOND / 10);
+    assert_eq!(world.decided.len(), 2);
+    assert_eq!(world.last(), [false, true, true]);
+    // A late result of a target that is gone changes nothing.
+    let job = {
+        world.now = world.engine.wake().unwrap();
+        world.engine.next_job(world.now).unwrap()
+    };
+    world.engine.reload(source(1), world.now);
+    world.engine.take(job.id, Outcome::Fail(failure()), SECOND, world.now);
+    world.run(2 * SECOND);
+    assert_eq!(world.last(), [false]);
+    assert_eq!(world.engine.targets().count(), 1);
+}
+
+#[test]
+fn a_restart_does_not_flap() {
+    let mut world = World::new(2, &[(1, true), (2, false)]);
+    world.down = HashSet::from([1]);
+    world.run(SECOND / 5);
+    // One round: neither fall nor rise is reached.
+    assert_eq!(world.last(), [true, false]);
+    world.run(4 * SECOND);
+    assert_eq!(world.last(), [false, true]);
+}
+
+#[test]
+fn who_cannot_be_asked_is_not_judged_for_a_while() {
+    let mut world = World::new(2, &[]);
+    world.run(2 * SECOND);
+    world.unsure = HashSet::from([1]);
+    world.run(SECOND);
+    assert_eq!(world.decided.len(), 1);
+    world.unsure.clear();
+    world.run(2 * SECOND);
+    assert_eq!(world.decided.len(), 1);
+    // A check that can never be done proves nothing good.
+    world.unsure = HashSet::from([1]);
+    world.run(10 * SECOND);
+    assert_eq!(world.last(), [false, true]);
+}
