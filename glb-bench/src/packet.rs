@@ -12,7 +12,7 @@ use aya::programs::ProgramFd;
 use clap::Args;
 use glb_director::{
     generation::{Generation, self_test::TEST_INTERFACE},
-    image::{CounterSlots, Image, Owner},
+    image::{CounterSlots, Image, Options, Owner},
 };
 use glb_host::{bpffs::PinFolder, next_hop::NextHop};
 use serde::Serialize;
@@ -87,7 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         mtu: 1600,
     };
     let next_hops = tables.tables[0].backends.iter().map(|b| (b.address, Ok(hop))).collect();
-    let image = Image::new(&tables, &Slots, &next_hops, None)?;
+    let image = Image::new(&tables, &Slots, &next_hops, &Options::default())?;
     let mut generation = Generation::load(image, 1, &pins)?;
     let mut programs: Vec<(String, ProgramFd)> =
         vec![("director".into(), generation.program()?.fd()?.try_clone()?)];

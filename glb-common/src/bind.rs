@@ -2,9 +2,13 @@
 //!
 //! Binds of one address and one port are found by a perfect hash (hash and displace): one
 //! displacement, one slot, the whole key compared. The cost is the same for 2 and for 10,000 of
-//! them. Prefixes and ranges of ports are asked for only where the configuration has any.
+//! them. Prefixes and ranges of ports are asked for only where the configuration has any, and for
+//! what has no port (echo requests, later fragments), which stands there under port 0.
 
 use crate::{hash::Address, parse::Flow, steer::View};
+
+/// In the place of a table's index: a packet without ports may belong to several tables.
+pub const NO_TABLE: u32 = u32::MAX;
 
 /// The part of a bind's key beside the address. Never 0.
 #[inline(always)]
@@ -60,7 +64,7 @@ pub fn find<V: View + ?Sized, A: Address>(view: &V, flow: &Flow<A>) -> Option<u3
     if found.tail == tail && found.address == address {
         return Some(found.table);
     }
-    if config.has_prefixes == 0 {
+    if config.has_port_ranges == 0 && flow.destination_port != 0 {
         return None;
     }
     let prefix = view.prefix(&flow.destination)?;
@@ -78,7 +82,7 @@ pub fn find<V: View + ?Sized, A: Address>(view: &V, flow: &Flow<A>) -> Option<u3
         } else if segment.last < key {
             low = middle + 1;
         } else {
-            return Some(segment.table);
+            return (segment.table != NO_TABLE).then_some(segment.table);
         }
     }
     None

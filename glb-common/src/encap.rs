@@ -45,7 +45,7 @@ pub struct OuterHeaders {
 unsafe impl Wire for OuterHeaders {}
 const _: () = assert!(size_of::<OuterHeaders>() == EthernetHeader::LEN + BASE_OVERHEAD);
 
-/// [`Backend::header_sum`] for these addresses.
+/// [`Backend::header_sum`] for these addresses, TOS and total length still 0.
 #[must_use]
 pub const fn header_sum(source: [u8; 4], destination: [u8; 4]) -> u32 {
     0x4500
@@ -78,13 +78,14 @@ pub fn outer_headers(send: &Send<'_>, inner: u8, total: u16) -> OuterHeaders {
         },
         ip: Ipv4Header {
             version_ihl: 0x45,
-            tos: 0,
+            tos: send.tos,
             total_length: total.to_be_bytes(),
             identification: [0; 2],
             flags_fragment: ipv4::DONT_FRAGMENT.to_be_bytes(),
             ttl: TTL,
             protocol: protocol::UDP,
-            checksum: (!fold(header_sum.wrapping_add(total as u32))).to_be_bytes(),
+            checksum: (!fold(header_sum.wrapping_add(total as u32 + send.tos as u32)))
+                .to_be_bytes(),
             source,
             destination: address,
         },

@@ -23,9 +23,13 @@ pub struct Config {
     /// Number of exact binds' slots less one; their number is a power of two.
     pub bind_mask: u32,
     /// 1 if there are binds for prefixes or ranges of ports.
-    pub has_prefixes: u32,
+    pub has_port_ranges: u8,
+    /// What the outer TOS or traffic class keeps of the inner one (RFC 6040 wants all of it).
+    pub tos_mask: u8,
+    /// What is added to it.
+    pub tos_value: u8,
     /// Zero.
-    pub padding: u32,
+    pub padding: [u8; 5],
 }
 
 /// A bind of one address, one protocol and one port.
@@ -132,7 +136,7 @@ pub struct Backend {
     pub source: [u8; 4],
     /// The backend's address.
     pub address: [u8; 4],
-    /// Sum of the outer IPv4 header's 16-bit words except the total length.
+    /// Sum of the outer IPv4 header's 16-bit words, without TOS and total length.
     pub header_sum: u32,
     /// Slot of the backend's counter.
     pub counter_slot: u32,

@@ -11,7 +11,7 @@ use crate::{
         ethernet::{self, EthernetHeader},
         icmp::{self, IcmpHeader},
         ipv4::Ipv4Header,
-        ipv6::Ipv6Header,
+        ipv6::{self, ExtensionHeader, Ipv6Header},
         protocol,
         tcp::TcpHeader,
         udp::UdpHeader,
@@ -42,6 +42,10 @@ pub struct Packet<A> {
     pub ip_length: u16,
     /// What makes the outer UDP source port differ between flows of one client.
     pub flow_hint: u16,
+    /// TOS or traffic class.
+    pub tos: u8,
+    /// A fragment other than the first: it has no ports, and 0 stands for them.
+    pub is_later_fragment: bool,
 }
 
 /// What a frame carries.
@@ -52,6 +56,9 @@ pub enum Parsed {
     /// An IPv6 packet.
     V6(Packet<V6>),
 }
+
+/// At most this many IPv6 extension headers are walked over.
+pub const MAX_EXTENSIONS: usize = 4;
 
 /// Where the IP header starts.
 pub const IP_OFFSET: usize = EthernetHeader::LEN;
@@ -81,16 +88,17 @@ pub fn parse_v4<F: Frame + ?Sized>(frame: &F) -> Result<Packet<V4>, Reason> {
     if ip.version() != 4 || header_len < Ipv4Header::LEN || IP_OFFSET + total > frame.len() {
         return Err(Reason::Malformed);
     }
-    if ip.is_later_fragment() {
-        return Err(Reason::LaterFragment);
-    }
     let payload = Payload {
         offset: IP_OFFSET + header_len,
         // A total length below the header's own is found by the subtraction.
         length: total.checked_sub(header_len).ok_or(Reason::Malformed)?,
         ip_length: total as u16,
+        tos: ip.tos,
     };
     let (source, destination) = (V4::new(ip.source), V4::new(ip.destination));
+    if ip.is_later_fragment() {
+        return fragment(payload, ip.protocol, source, destination);
+    }
     match ip.protocol {
         protocol::TCP | protocol::UDP => {
             transport(frame, payload, ip.protocol, source, destination)
@@ -126,16 +134,35 @@ pub fn parse_v6<F: Frame + ?Sized>(frame: &F) -> Result<Packet<V6>, Reason> {
     if ip.version() != 6 || IP_OFFSET + total > frame.len() {
         return Err(Reason::Malformed);
     }
-    let payload = Payload {
+    let mut payload = Payload {
         offset: IP_OFFSET + Ipv6Header::LEN,
         length: total - Ipv6Header::LEN,
-        ip_length: total as u16,
+        // At most 65,575; what is beyond 65,535 is refused when it is encapsulated.
+        ip_length: if total > u16::MAX as usize { u16::MAX } else { total as u16 },
+        tos: ip.traffic_class(),
     };
     let (source, destination) = (V6::new(ip.source), V6::new(ip.destination));
-    match ip.next_header {
-        protocol::TCP | protocol::UDP => {
-            transport(frame, payload, ip.next_header, source, destination)
+    let mut next = ip.next_header;
+    for _ in 0..MAX_EXTENSIONS {
+        if !matches!(
+            next,
+            ipv6::HOP_BY_HOP | ipv6::ROUTING | ipv6::FRAGMENT | ipv6::DESTINATION_OPTIONS
+        ) {
+            break;
         }
+        let Some(extension) = frame.read::<ExtensionHeader>(payload.offset) else {
+            return Err(Reason::Malformed);
+        };
+        let length = extension.len(next);
+        payload.length = payload.length.checked_sub(length).ok_or(Reason::Malformed)?;
+        payload.offset += length;
+        if next == ipv6::FRAGMENT && extension.is_later_fragment() {
+            return fragment(payload, extension.next_header, source, destination);
+        }
+        next = extension.next_header;
+    }
+    match next {
+        protocol::TCP | protocol::UDP => transport(frame, payload, next, source, destination),
         protocol::ICMPV6 => {
             let icmp = message(frame, payload)?;
             match icmp.kind {
@@ -159,6 +186,27 @@ struct Payload {
     offset: usize,
     length: usize,
     ip_length: u16,
+    tos: u8,
+}
+
+/// A fragment other than the first: what it is about is told by its addresses alone.
+#[inline(always)]
+fn fragment<A>(
+    payload: Payload,
+    protocol: u8,
+    source: A,
+    destination: A,
+) -> Result<Packet<A>, Reason> {
+    if protocol != protocol::TCP && protocol != protocol::UDP {
+        return Err(Reason::LaterFragment);
+    }
+    Ok(Packet {
+        flow: Flow { source, destination, source_port: 0, destination_port: 0, protocol },
+        ip_length: payload.ip_length,
+        flow_hint: 0,
+        tos: payload.tos,
+        is_later_fragment: true,
+    })
 }
 
 #[inline(always)]
@@ -180,6 +228,8 @@ fn transport<F: Frame + ?Sized, A: Address>(
         flow: Flow { source, destination, source_port, destination_port, protocol },
         ip_length: payload.ip_length,
         flow_hint: source_port,
+        tos: payload.tos,
+        is_later_fragment: false,
     })
 }
 
@@ -203,6 +253,8 @@ fn echo<A>(payload: Payload, protocol: u8, source: A, destination: A, hint: u16)
         flow: Flow { source, destination, source_port: 0, destination_port: 0, protocol },
         ip_length: payload.ip_length,
         flow_hint: hint,
+        tos: payload.tos,
+        is_later_fragment: false,
     }
 }
 
@@ -290,5 +342,7 @@ fn reversed<F: Frame + ?Sized, A: Address>(
         },
         ip_length: payload.ip_length,
         flow_hint: quoted_destination_port,
+        tos: payload.tos,
+        is_later_fragment: false,
     })
 }

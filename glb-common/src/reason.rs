@@ -68,9 +68,10 @@ reasons! {
         NoBind = "no_bind" => Pass,
         /// The frame ends before its headers do, or a length or version field lies.
         Malformed = "malformed" => Pass,
-        /// A fragment without ports.
+        /// A later fragment, which has no ports, for which there is not one table that hashes
+        /// addresses only.
         LaterFragment = "later_fragment" => Pass,
-        /// A protocol that no bind can name, or an IPv6 extension header.
+        /// A protocol that no bind can name, or too many IPv6 extension headers before it.
         OtherProtocol = "other_protocol" => Pass,
         /// ICMP that is neither an echo request nor an error about a flow.
         OtherIcmp = "other_icmp" => Pass,

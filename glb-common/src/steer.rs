@@ -43,6 +43,8 @@ pub struct Send<'v> {
     pub listed: u8,
     /// Outer UDP source port.
     pub source_port: u16,
+    /// Outer TOS or traffic class.
+    pub tos: u8,
     /// Slot of the table's counters.
     pub counter_slot: u32,
 }
@@ -83,12 +85,14 @@ pub fn steer<'v, V: View + ?Sized, A: Address>(
 ) -> Result<Send<'v>, Refusal> {
     let unowned = |reason| Refusal { reason, counter_slot: 0 };
     let Some(index) = bind::find(view, &packet.flow) else {
-        return Err(unowned(Reason::NoBind));
+        let is_fragment = packet.is_later_fragment;
+        return Err(unowned(if is_fragment { Reason::LaterFragment } else { Reason::NoBind }));
     };
     let Some(table) = view.table(index) else { return Err(unowned(Reason::Inconsistent)) };
     let refuse = |reason| Refusal { reason, counter_slot: table.counter_slot };
     let inconsistent = || refuse(Reason::Inconsistent);
 
+    let config = view.config();
     let hash = hash_of(table.key, table.hash_fields, &packet.flow).ok_or_else(inconsistent)?;
     let row = view.row(table.rows, hash as u16).ok_or_else(inconsistent)?;
     let first = view.backend(row.first).ok_or_else(inconsistent)?;
@@ -100,6 +104,7 @@ pub fn steer<'v, V: View + ?Sized, A: Address>(
         hops: [NOBODY; MAX_LISTED],
         listed: 0,
         source_port: 0x8000 | ((hash as u16 ^ packet.flow_hint) & 0x7fff),
+        tos: (packet.tos & config.tos_mask) | config.tos_value,
         counter_slot: table.counter_slot,
     };
     send.list(view, 0, row.second).ok_or_else(inconsistent)?;

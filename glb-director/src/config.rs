@@ -9,6 +9,8 @@ use std::{
 
 use serde::Deserialize;
 
+use crate::image::Options;
+
 /// What is written in the file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -18,7 +20,35 @@ struct Raw {
     #[serde(default = "default_pin")]
     pin: PathBuf,
     outer_source_ipv4: Option<Ipv4Addr>,
+    #[serde(default)]
+    outer_tos: Tos,
+    #[serde(default = "yes")]
+    forward_echo: bool,
     metrics: Option<SocketAddr>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// `"copy"`, or a number.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "\"copy\" or a number from 0 to 255")]
+enum Tos {
+    Fixed(u8),
+    Word(TosWord),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum TosWord {
+    Copy,
+}
+
+impl Default for Tos {
+    fn default() -> Self {
+        Self::Word(TosWord::Copy)
+    }
 }
 
 fn default_pin() -> PathBuf {
@@ -36,8 +66,8 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// Folder on a BPF file system where program and maps are pinned.
     pub pin: PathBuf,
-    /// Outer source address; without one, the kernel's preferred source on the way to each backend.
-    pub outer_source_ipv4: Option<Ipv4Addr>,
+    /// What concerns the packet path.
+    pub options: Options,
     /// Where Prometheus may ask for metrics; nowhere if it is left out.
     pub metrics: Option<SocketAddr>,
 }
@@ -131,7 +161,14 @@ impl Config {
             table: folder.join(raw.table),
             interfaces: raw.interfaces,
             pin: raw.pin,
-            outer_source_ipv4: raw.outer_source_ipv4,
+            options: Options {
+                outer_source: raw.outer_source_ipv4,
+                outer_tos: match raw.outer_tos {
+                    Tos::Fixed(tos) => Some(tos),
+                    Tos::Word(TosWord::Copy) => None,
+                },
+                forward_echo: raw.forward_echo,
+            },
             metrics: raw.metrics,
         })
     }
@@ -163,6 +200,8 @@ mod tests {
             ("interfaces = [\"a\"]\ntable = \"t\"\npin = \"x\"", vec!["pin", "\"x\"", "absolute"]),
             ("interfaces = [\"a\"]\ntable = \"t\"\ntabel = 1", vec!["tabel", "line 3"]),
             ("interfaces = [\"a\"]", vec!["table"]),
+            ("interfaces = [\"a\"]\ntable = \"t\"\nouter_tos = 256", vec!["line 3", "0 to 255"]),
+            ("interfaces = [\"a\"]\ntable = \"t\"\nouter_tos = \"cpy\"", vec!["line 3", "copy"]),
             (
                 "interfaces = [\"a\"]\ntable = \"t\"\nouter_source_ipv4 = \"0.0.0.0\"",
                 vec!["outer_source_ipv4", "0.0.0.0"],

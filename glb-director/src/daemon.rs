@@ -193,7 +193,7 @@ impl<'c> Director<'c> {
 
     /// Enters changed next hops into the running generation.
     fn follow(&mut self, snapshot: &Arc<Snapshot>) {
-        let changed = self.generation.image.resolve(snapshot, self.config.outer_source_ipv4);
+        let changed = self.generation.image.resolve(snapshot, self.config.options.outer_source);
         for index in changed {
             let owner = &self.generation.image.owners[index];
             match self.generation.enter_backend(index) {
@@ -245,7 +245,7 @@ async fn build(
             warn!(backend = %address, "no way to this backend yet: {reason}");
         }
     }
-    let image = Image::new(tables, identities, &snapshot, config.outer_source_ipv4)?;
+    let image = Image::new(tables, identities, &snapshot, &config.options)?;
     let mut generation = Generation::load(image, number, pins)?;
     let swapped =
         generation::self_test::run(&mut generation).map_err(Error::from).and_then(|packets| {

@@ -15,7 +15,7 @@ use glb_director::{
         Generation,
         self_test::{TEST_INTERFACE, compare},
     },
-    image::Image,
+    image::{Image, Options},
     reference,
 };
 use glb_table::{Form, TableSet};
@@ -326,7 +326,7 @@ fn each_packet_is_counted_once() {
         let mut identities = Identities::open_or_create(&pins).unwrap();
         identities.assign(&tables).unwrap();
         let next_hops = common::gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
-        let image = Image::new(&tables, &identities, &next_hops, None).unwrap();
+        let image = Image::new(&tables, &identities, &next_hops, &Options::default()).unwrap();
         let mut generation = load(&image, 1, &pins);
         let mut runner = TestRunner::deterministic();
         let strategy = frame();
@@ -384,7 +384,7 @@ fn counters_outlive_reloads_and_restarts_and_change_hands_at_zero() {
         let mut identities = Identities::open_or_create(&pins).unwrap();
         identities.assign(&tables).unwrap();
         let next_hops = common::gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
-        let image = Image::new(&tables, &identities, &next_hops, None).unwrap();
+        let image = Image::new(&tables, &identities, &next_hops, &Options::default()).unwrap();
         let packet = hex(common::golden()["vectors"][0]["input"].as_str().unwrap());
         let counted = || {
             let report = glb_director::counters::read(&pins).unwrap();

@@ -93,6 +93,7 @@ fn floor(ctx: XdpContext) -> u32 {
     };
     let send = Send {
         backend: &BACKEND,
+        tos: 0,
         hops: [[10, 0, 0, 3], NOBODY, NOBODY, NOBODY, NOBODY, NOBODY, NOBODY],
         listed: 1,
         source_port: 0x8001,

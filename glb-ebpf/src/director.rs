@@ -34,8 +34,10 @@ static CONFIG: Global<Config> = Global::new(Config {
     bind_seed: 0,
     displacement_mask: 0,
     bind_mask: 0,
-    has_prefixes: 0,
-    padding: 0,
+    has_port_ranges: 0,
+    tos_mask: 0,
+    tos_value: 0,
+    padding: [0; 5],
 });
 #[map]
 static DISPLACEMENTS: Array<u32> = Array::with_max_entries(1, BPF_F_MMAPABLE);

@@ -42,10 +42,56 @@ impl Ipv6Header {
         self.version_class_flow[1] >> 4 & 3
     }
 
+    /// DSCP and ECN.
+    #[inline(always)]
+    #[must_use]
+    pub const fn traffic_class(&self) -> u8 {
+        self.version_class_flow[0] << 4 | self.version_class_flow[1] >> 4
+    }
+
     /// The low 16 bits of the flow label.
     #[inline(always)]
     #[must_use]
     pub const fn flow_label_low(&self) -> u16 {
         u16::from_be_bytes([self.version_class_flow[2], self.version_class_flow[3]])
+    }
+}
+
+header! {
+    /// The start of any extension header that may be walked over: they all are at least this long.
+    ExtensionHeader, 8 {
+        /// What follows it.
+        next_header: u8,
+        /// Its length in 8-byte units, without the first; a fragment header has none.
+        length: u8,
+        /// The fragment header's offset and flags, big endian.
+        fragment: [u8; 2],
+        /// Depends on the kind.
+        rest: [u8; 4],
+    }
+}
+
+/// Hop-by-hop options.
+pub const HOP_BY_HOP: u8 = 0;
+/// Routing header.
+pub const ROUTING: u8 = 43;
+/// Fragment header.
+pub const FRAGMENT: u8 = 44;
+/// Destination options.
+pub const DESTINATION_OPTIONS: u8 = 60;
+
+impl ExtensionHeader {
+    /// Length in bytes of the extension header of this `kind`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn len(&self, kind: u8) -> usize {
+        if kind == FRAGMENT { Self::LEN } else { (self.length as usize + 1) * 8 }
+    }
+
+    /// Whether, as a fragment header, it stands before a fragment other than the first.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_later_fragment(&self) -> bool {
+        u16::from_be_bytes(self.fragment) & 0xfff8 != 0
     }
 }

@@ -1,15 +1,18 @@
 //! The configured binds, told apart: one address with one port goes into a perfect hash, the rest
 //! into prefixes with ranges of ports.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use glb_common::{
-    bind::{bucket, hash, segment_key, slot, tail},
-    hash::{Address as _, V4, V6},
+    bind::{NO_TABLE, bucket, hash, segment_key, slot, tail},
+    hash::{Address as _, HashFields, V4, V6},
     layout::{BindSlot, Segment},
     wire::protocol,
 };
-use glb_table::TableSet;
+use glb_table::{Bind, TableSet};
 use ipnet::IpNet;
 
 /// The binds of a table set.
@@ -17,47 +20,87 @@ use ipnet::IpNet;
 pub(super) struct Binds {
     /// Address words and tail, with the table.
     pub(super) exact: Vec<BindSlot>,
-    /// Prefixes with one range each.
+    /// Prefixes with one range each: binds of prefixes and ranges, and for every bound address what
+    /// has no port: echo requests and fragments, under port 0.
     pub(super) ranges: Vec<(IpNet, Segment)>,
+    /// Whether any of the ranges is more than that.
+    pub(super) has_port_ranges: bool,
 }
 
-/// Tells the binds apart, and adds one for echo requests to each address. Where several tables bind
-/// an address, the first gets them.
-pub(super) fn collect(tables: &TableSet) -> Binds {
-    let mut exact: HashMap<([u64; 2], u32), u32> = HashMap::new();
-    let mut ranges = Vec::new();
-    for (table, binds) in tables.tables.iter().map(|table| &table.binds).enumerate() {
-        let table = table as u32;
-        for bind in binds {
-            let echo = match bind.prefix {
+/// Tells the binds apart. Echo requests to an address that several tables bind go to the first.
+pub(super) fn collect(tables: &TableSet, forward_echo: bool) -> Binds {
+    let mut binds = Binds::default();
+    let segment = |protocol, first, last, table| Segment {
+        first: segment_key(protocol, first),
+        last: segment_key(protocol, last),
+        table,
+        padding: 0,
+    };
+    for (table, bind) in each_bind(tables) {
+        let (first, last) = (*bind.ports.start(), *bind.ports.end());
+        if is_one_address(bind.prefix) && first == last {
+            let (address, tail) = exact_key(bind.prefix.addr(), bind.proto.number(), first);
+            binds.exact.push(BindSlot { address, tail, table, padding: 0 });
+        } else {
+            binds.has_port_ranges = true;
+            binds.ranges.push((bind.prefix, segment(bind.proto.number(), first, last, table)));
+        }
+    }
+    if forward_echo {
+        let mut seen = BTreeMap::new();
+        for (table, bind) in each_bind(tables) {
+            seen.entry(bind.prefix).or_insert(table);
+        }
+        for (prefix, table) in seen {
+            let echo = match prefix {
                 IpNet::V4(_) => protocol::ICMP,
                 IpNet::V6(_) => protocol::ICMPV6,
             };
-            let (first, last) = (*bind.ports.start(), *bind.ports.end());
-            let is_one = bind.prefix.prefix_len() == bind.prefix.max_prefix_len();
-            for (protocol, first, last) in [(bind.proto.number(), first, last), (echo, 0, 0)] {
-                if is_one && first == last {
-                    let key = exact_key(bind.prefix.addr(), protocol, first);
-                    exact.entry(key).or_insert(table);
-                } else {
-                    let segment = Segment {
-                        first: segment_key(protocol, first),
-                        last: segment_key(protocol, last),
-                        table,
-                        padding: 0,
-                    };
-                    ranges.push((bind.prefix, segment));
-                }
-            }
+            binds.ranges.push((prefix, segment(echo, 0, 0, table)));
         }
     }
-    let mut exact: Vec<BindSlot> = exact
-        .into_iter()
-        .map(|((address, tail), table)| BindSlot { address, tail, table, padding: 0 })
-        .collect();
-    // The image must depend on the file alone, never on a map's order.
-    exact.sort_by_key(|slot| (slot.address, slot.tail));
-    Binds { exact, ranges }
+    for (prefix, protocol, table) in fragments(tables) {
+        binds.ranges.push((prefix, segment(protocol, 0, 0, table)));
+    }
+    binds
+}
+
+/// Every bind with its table's index.
+fn each_bind(tables: &TableSet) -> impl Iterator<Item = (u32, &Bind)> {
+    let all = tables.tables.iter().enumerate();
+    all.flat_map(|(table, t)| t.binds.iter().map(move |bind| (table as u32, bind)))
+}
+
+fn is_one_address(prefix: IpNet) -> bool {
+    prefix.prefix_len() == prefix.max_prefix_len()
+}
+
+/// Which table gets the later fragments of packets to a prefix: they carry no ports, so there must
+/// be one table only that any port can lead to, and it must not hash ports.
+fn fragments(tables: &TableSet) -> Vec<(IpNet, u8, u32)> {
+    let mut owners: BTreeMap<(IpNet, u8), BTreeSet<u32>> = BTreeMap::new();
+    for (table, bind) in each_bind(tables) {
+        owners.entry((bind.prefix, bind.proto.number())).or_default().insert(table);
+    }
+    let hashes_ports = |table: u32| {
+        let table = &tables.tables[table as usize];
+        let fields =
+            table.alt_hash_fields.map_or(table.hash_fields, |f| table.hash_fields.union(f));
+        fields.bits() & HashFields::SRC_PORT.union(HashFields::DST_PORT).bits() != 0
+    };
+    let owner = |(prefix, protocol): (IpNet, u8)| {
+        let mut all = BTreeSet::new();
+        let mut next = Some(prefix);
+        while let Some(net) = next {
+            all.extend(owners.get(&(net, protocol)).into_iter().flatten().copied());
+            next = net.supernet();
+        }
+        match (all.pop_first(), all.len()) {
+            (Some(table), 0) if !hashes_ports(table) => table,
+            _ => NO_TABLE,
+        }
+    };
+    owners.keys().map(|key| (key.0, key.1, owner(*key))).collect()
 }
 
 fn exact_key(address: IpAddr, protocol: u8, port: u16) -> ([u64; 2], u32) {

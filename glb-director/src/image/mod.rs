@@ -64,6 +64,23 @@ pub trait CounterSlots {
     fn backend(&self, owner: &Owner) -> u32;
 }
 
+/// What the director's configuration says of the packet path.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Outer source address; without one, the kernel's preferred source on the way.
+    pub outer_source: Option<Ipv4Addr>,
+    /// Outer TOS or traffic class; without one, the inner packet's (RFC 6040).
+    pub outer_tos: Option<u8>,
+    /// Whether echo requests to a VIP go to a backend, or to this director's kernel.
+    pub forward_echo: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { outer_source: None, outer_tos: None, forward_echo: true }
+    }
+}
+
 /// Why a table set cannot be carried by this director.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -95,7 +112,7 @@ impl Image {
         tables: &TableSet,
         slots: &impl CounterSlots,
         next_hops: &Snapshot,
-        outer_source: Option<Ipv4Addr>,
+        options: &Options,
     ) -> Result<Self, ImageError> {
         let mut image = Self::default();
         for table in &tables.tables {
@@ -104,8 +121,8 @@ impl Image {
         if image.backends.len() > usize::from(u16::MAX) {
             return Err(ImageError::TooManyBackends { count: image.backends.len() });
         }
-        image.resolve(next_hops, outer_source);
-        image.add_binds(tables);
+        image.resolve(next_hops, options.outer_source);
+        image.add_binds(tables, options);
         Ok(image)
     }
 
@@ -174,8 +191,8 @@ impl Image {
         (first, more)
     }
 
-    fn add_binds(&mut self, tables: &TableSet) {
-        let binds = binds::collect(tables);
+    fn add_binds(&mut self, tables: &TableSet, options: &Options) {
+        let binds = binds::collect(tables, options.forward_echo);
         let exact = binds::perfect_hash(&binds.exact);
         self.displacements = exact.displacements;
         self.binds = exact.slots;
@@ -184,8 +201,10 @@ impl Image {
             bind_seed: exact.seed,
             displacement_mask: self.displacements.len() as u32 - 1,
             bind_mask: self.binds.len() as u32 - 1,
-            has_prefixes: u32::from(!flat.segments.is_empty()),
-            padding: 0,
+            has_port_ranges: u8::from(binds.has_port_ranges),
+            tos_mask: if options.outer_tos.is_some() { 0 } else { 0xff },
+            tos_value: options.outer_tos.unwrap_or(0),
+            padding: [0; 5],
         };
         self.prefixes_v4 = flat.v4;
         self.prefixes_v6 = flat.v6;

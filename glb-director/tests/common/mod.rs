@@ -9,7 +9,7 @@ use std::{
 };
 
 use glb_common::hash::HashFields;
-use glb_director::image::{CounterSlots, Image, Owner};
+use glb_director::image::{CounterSlots, Image, Options, Owner};
 use glb_host::{
     bpffs::PinFolder,
     next_hop::{NextHop, Snapshot},
@@ -61,7 +61,14 @@ pub(crate) fn gateway(tables: &TableSet, interface: u32, mac: [u8; 6]) -> Snapsh
 
 pub(crate) fn image_of(tables: &TableSet, interface: u32) -> Image {
     let next_hops = gateway(tables, interface, [2, 0, 0, 0, 0, 1]);
-    Image::new(tables, &Fixed::new(tables), &next_hops, None).unwrap()
+    Image::new(tables, &Fixed::new(tables), &next_hops, &Options::default()).unwrap()
+}
+
+/// As [`image_of`], with the outer TOS that GLB's vectors have.
+pub(crate) fn glb_image_of(tables: &TableSet, interface: u32) -> Image {
+    let next_hops = gateway(tables, interface, [2, 0, 0, 0, 0, 1]);
+    let options = Options { outer_tos: Some(0), ..Options::default() };
+    Image::new(tables, &Fixed::new(tables), &next_hops, &options).unwrap()
 }
 
 /// Text as a table file.
