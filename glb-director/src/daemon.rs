@@ -4,6 +4,8 @@ use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc, time::Duration};
 
 use glb_host::{
     bpffs::{PinFolder, PinFolderError, PinLock},
+    generations::{self, SwapError},
+    load::LoadError,
     next_hop::{NextHops, OpenError, Snapshot},
     xdp_link::{self, AttachError},
 };
@@ -14,7 +16,7 @@ use tracing::{error, info, warn};
 use crate::{
     config::Config,
     counters::{self, CountersError, Identities},
-    generation::{self, Generation, LoadError, SwapError, self_test::SelfTestError},
+    generation::{self, Generation, self_test::SelfTestError},
     image::{Image, ImageError},
     metrics::{self, Metrics, MetricsError},
 };
@@ -140,7 +142,7 @@ impl<'c> Director<'c> {
             }
             Err(error) => {
                 // Of a director that never forwarded nothing stays.
-                if let Err(error) = generation::remove_if_detached(&pins) {
+                if let Err(error) = generations::remove_if_detached(&pins) {
                     warn!("{error}");
                 }
                 Err(error)
@@ -157,10 +159,10 @@ impl<'c> Director<'c> {
         pins.make(&pins.join(counters::pins::FOLDER))?;
         let mut identities = Identities::open_or_create(pins)?;
         let next_hops = NextHops::start(targets(tables)).await?;
-        let previous = generation::current_program(&config.interfaces, pins)?;
+        let previous = generations::current_program(&config.interfaces, pins)?;
         let previous = previous.map(|(number, _program)| number);
         // What a killed predecessor loaded and never swapped in.
-        let number = generation::remove_stale(pins, &previous.into_iter().collect::<Vec<_>>())?;
+        let number = generations::remove_stale(pins, &previous.into_iter().collect::<Vec<_>>())?;
         if let Some(generation) = previous {
             info!(generation, "adopting what a former director left running");
         }
@@ -207,7 +209,7 @@ impl<'c> Director<'c> {
 /// After a swap: the generations before the previous one go.
 fn settle(generation: &Generation, previous: Option<u64>, pins: &PinFolder) -> Result<(), Error> {
     let keep: Vec<u64> = previous.into_iter().chain([generation.number]).collect();
-    generation::remove_stale(pins, &keep)?;
+    generations::remove_stale(pins, &keep)?;
     info!(
         generation = generation.number,
         tables = generation.image.tables.len(),
@@ -250,7 +252,8 @@ async fn build(
     let swapped =
         generation::self_test::run(&mut generation).map_err(Error::from).and_then(|packets| {
             info!(generation = number, packets, "self-test passed");
-            generation::swap(&mut generation, &config.interfaces, pins).map_err(Error::from)
+            let program = generation.program()?;
+            generations::swap(program, &config.interfaces, pins).map_err(Error::from)
         });
     match swapped {
         Ok(()) => Ok(generation),

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use glb_host::bpffs::PinFolder;
+use glb_host::{bpffs::PinFolder, generations};
 
-use crate::{config::Config, generation};
+use crate::config::Config;
 
 pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
     let config = Config::load(file)?;
@@ -13,7 +13,7 @@ pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
         return Ok(());
     };
     let _lock = pins.lock()?;
-    let interfaces = generation::detach_all(&pins)?;
+    let interfaces = generations::detach_all_but(&pins, &[])?;
     pins.remove(pins.path())?;
     if interfaces.is_empty() {
         println!("was not attached; {} removed", config.pin.display());

@@ -1,88 +1,30 @@
 //! Loading a generation: program and maps into the kernel, nothing attached yet.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::{io, path::Path};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{
-        MapData, MapError,
+        MapData,
         lpm_trie::{Key, LpmTrie},
     },
-    programs::{ProgramError, Xdp},
+    programs::Xdp,
 };
-use glb_common::layout::{Backend, Plain, PrefixEntry, TableInfo};
+use glb_common::layout::{
+    BACKEND_SLOTS, Backend, Counter, Plain, PrefixEntry, ReasonCounters, TABLE_SLOTS, TableInfo,
+};
 use glb_host::{
-    bpffs::{PinFolder, PinFolderError},
+    bpffs::PinFolder,
+    generations,
+    load::{LoadError, check_counters},
     mapped::MappedArray,
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use super::pins;
 use crate::{counters, image::Image};
 
 /// The program's name in the object.
 const PROGRAM: &str = "glb_director";
-
-/// Why a generation could not be loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// Not allowed to load.
-    #[error(
-        "not permitted to load BPF programs: {source}.\n  \
-         Run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON."
-    )]
-    NotPermitted {
-        /// The kernel's answer.
-        source: io::Error,
-    },
-    /// The verifier refused the program.
-    #[error(
-        "the kernel refuses the program: {source}\n{log}\n  \
-         The director needs Linux 5.18 or newer, and this is {release}. If it is newer, this is a \
-         fault of the director: please report it with this message."
-    )]
-    Refused {
-        /// The kernel's answer.
-        source: io::Error,
-        /// The end of the verifier's log.
-        log: String,
-        /// Of the running kernel.
-        release: String,
-    },
-    /// A map that outlives generations does not have the shape that this program expects.
-    #[error(
-        "{} was pinned by another version: {found}, but this one needs {needed}.\n  \
-         `glb-director detach` removes it together with the counters it holds.",
-        path.display()
-    )]
-    Layout {
-        /// The pin.
-        path: PathBuf,
-        /// What is there.
-        found: String,
-        /// What is needed.
-        needed: String,
-    },
-    /// Filling or pinning failed.
-    #[error("cannot {action} map {map}: {source}")]
-    Map {
-        /// What was tried.
-        action: &'static str,
-        /// On which map.
-        map: String,
-        /// Why not.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The pin folder said no.
-    #[error(transparent)]
-    Folder(#[from] PinFolderError),
-    /// Anything else.
-    #[error("cannot load the director's program: {0}")]
-    Other(Box<EbpfError>),
-}
 
 /// A generation in the kernel.
 #[derive(Debug)]
@@ -102,7 +44,7 @@ impl Generation {
     /// # Errors
     /// When the kernel says no; nothing of the generation is left then.
     pub fn load(image: Image, number: u64, pins: &PinFolder) -> Result<Self, LoadError> {
-        let folder = pins.join(pins::GENERATIONS).join(number.to_string());
+        let folder = generations::folder(pins, number);
         pins.make(&folder)?;
         pins.make(&pins.join(counters::pins::FOLDER))?;
         let generation = Self::load_into(image, number, pins, &folder);
@@ -124,8 +66,8 @@ impl Generation {
         let count = |length: usize| length.max(1) as u32;
         let (tables, backends) =
             (pins.join(counters::pins::TABLES), pins.join(counters::pins::BACKENDS));
-        check_layout(&tables, "TABLE_COUNTERS")?;
-        check_layout(&backends, "BACKEND_COUNTERS")?;
+        check_counters(&tables, size_of::<ReasonCounters>(), TABLE_SLOTS)?;
+        check_counters(&backends, size_of::<Counter>(), BACKEND_SLOTS)?;
         let mut ebpf = EbpfLoader::new()
             .override_global("CONFIG", image.config.as_bytes(), true)
             .map_max_entries("DISPLACEMENTS", count(image.displacements.len()))
@@ -139,8 +81,10 @@ impl Generation {
             .map_pin_path("TABLE_COUNTERS", tables)
             .map_pin_path("BACKEND_COUNTERS", backends)
             .load(glb_host::DIRECTOR_OBJECT)
-            .map_err(explain)?;
-        program_mut(&mut ebpf)?.load().map_err(|error| explain(EbpfError::ProgramError(error)))?;
+            .map_err(LoadError::from)?;
+        program_mut(&mut ebpf)?
+            .load()
+            .map_err(|error| LoadError::from(EbpfError::ProgramError(error)))?;
 
         fill(&mut ebpf, "DISPLACEMENTS", &image.displacements)?;
         fill(&mut ebpf, "BINDS", &image.binds)?;
@@ -163,11 +107,13 @@ impl Generation {
             if name.ends_with("_COUNTERS") || name.starts_with('.') {
                 continue;
             }
-            map.pin(folder.join(name.to_lowercase())).map_err(|e| map_error("pin", name, e))?;
+            map.pin(folder.join(name.to_lowercase()))
+                .map_err(|e| LoadError::map("pin", name, e))?;
         }
-        let program = self.ebpf.program(PROGRAM).ok_or_else(|| missing(PROGRAM))?;
-        let fd = program.fd().map_err(|error| map_error("open", PROGRAM, error))?;
-        glb_host::pin(fd, &folder.join(pins::PROGRAM)).map_err(|e| map_error("pin", PROGRAM, e))
+        let program = self.ebpf.program(PROGRAM).ok_or_else(|| LoadError::missing(PROGRAM))?;
+        let fd = program.fd().map_err(|error| LoadError::map("open", PROGRAM, error))?;
+        glb_host::pin(fd, &generations::program_pin(folder))
+            .map_err(|e| LoadError::map("pin", PROGRAM, e))
     }
 
     /// The loaded program.
@@ -195,7 +141,7 @@ impl Generation {
 
     /// Removes the pins of a generation that is not to be used; the kernel then frees it.
     pub fn discard(self, pins: &PinFolder) {
-        let folder = pins.join(pins::GENERATIONS).join(self.number.to_string());
+        let folder = generations::folder(pins, self.number);
         if let Err(error) = pins.remove(&folder) {
             tracing::warn!(%error, "an unused generation is left behind");
         }
@@ -213,27 +159,28 @@ impl Generation {
 
 fn program_mut(ebpf: &mut Ebpf) -> Result<&mut Xdp, LoadError> {
     ebpf.program_mut(PROGRAM)
-        .ok_or_else(|| missing(PROGRAM))?
+        .ok_or_else(|| LoadError::missing(PROGRAM))?
         .try_into()
-        .map_err(|error| LoadError::Other(Box::new(EbpfError::ProgramError(error))))
+        .map_err(|error| LoadError::from(EbpfError::ProgramError(error)))
 }
 
 fn fill<T: Plain>(ebpf: &mut Ebpf, name: &str, values: &[T]) -> Result<MappedArray<T>, LoadError> {
     let array = mapped(ebpf, name, values.len().max(1))?;
-    array.fill(values).map_err(|error| map_error("fill", name, error))?;
+    array.fill(values).map_err(|error| LoadError::map("fill", name, error))?;
     Ok(array)
 }
 
 fn mapped<T: Plain>(ebpf: &Ebpf, name: &str, entries: usize) -> Result<MappedArray<T>, LoadError> {
-    let map = ebpf.map(name).ok_or_else(|| missing(name))?;
-    let aya::maps::Map::Array(data) = map else { return Err(missing(name)) };
-    MappedArray::new(data.fd(), entries).map_err(|error| map_error("map into memory", name, error))
+    let map = ebpf.map(name).ok_or_else(|| LoadError::missing(name))?;
+    let aya::maps::Map::Array(data) = map else { return Err(LoadError::missing(name)) };
+    MappedArray::new(data.fd(), entries)
+        .map_err(|error| LoadError::map("map into memory", name, error))
 }
 
 fn fill_rows(ebpf: &mut Ebpf, image: &Image) -> Result<(), LoadError> {
     let array = mapped(ebpf, "ROWS", image.rows.len().max(1))?;
     for (index, rows) in image.rows.iter().enumerate() {
-        array.set(index, rows.as_ref()).map_err(|error| map_error("fill", "ROWS", error))?;
+        array.set(index, rows.as_ref()).map_err(|error| LoadError::map("fill", "ROWS", error))?;
     }
     Ok(())
 }
@@ -243,94 +190,21 @@ fn fill_prefixes(ebpf: &mut Ebpf, image: &Image) -> Result<(), LoadError> {
         ebpf: &'e mut Ebpf,
         name: &str,
     ) -> Result<LpmTrie<&'e mut MapData, K, [u32; 2]>, LoadError> {
-        let map = ebpf.map_mut(name).ok_or_else(|| missing(name))?;
-        LpmTrie::try_from(map).map_err(|error| map_error("open", name, error))
+        let map = ebpf.map_mut(name).ok_or_else(|| LoadError::missing(name))?;
+        LpmTrie::try_from(map).map_err(|error| LoadError::map("open", name, error))
     }
     let value = |entry: &PrefixEntry| [entry.start, entry.count];
     let mut v4 = trie::<[u8; 4]>(ebpf, "PREFIXES_V4")?;
     for (net, entry) in &image.prefixes_v4 {
         let net: &Ipv4Net = net;
         let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
-        v4.insert(&key, value(entry), 0).map_err(|e| map_error("fill", "PREFIXES_V4", e))?;
+        v4.insert(&key, value(entry), 0).map_err(|e| LoadError::map("fill", "PREFIXES_V4", e))?;
     }
     let mut v6 = trie::<[u8; 16]>(ebpf, "PREFIXES_V6")?;
     for (net, entry) in &image.prefixes_v6 {
         let net: &Ipv6Net = net;
         let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
-        v6.insert(&key, value(entry), 0).map_err(|e| map_error("fill", "PREFIXES_V6", e))?;
+        v6.insert(&key, value(entry), 0).map_err(|e| LoadError::map("fill", "PREFIXES_V6", e))?;
     }
     Ok(())
-}
-
-/// aya takes whatever is pinned under the right name: its shape is compared here.
-fn check_layout(path: &Path, name: &str) -> Result<(), LoadError> {
-    use glb_common::layout::{BACKEND_SLOTS, Counter, ReasonCounters, TABLE_SLOTS};
-    if !path.exists() {
-        return Ok(());
-    }
-    let (value, entries) = match name {
-        "TABLE_COUNTERS" => (size_of::<ReasonCounters>() as u32, TABLE_SLOTS),
-        _ => (size_of::<Counter>() as u32, BACKEND_SLOTS),
-    };
-    let data = MapData::from_pin(path).map_err(|error| map_error("open", name, error))?;
-    let info = data.info().map_err(|error| map_error("look at", name, error))?;
-    let kind = info.map_type().map_err(|error| map_error("look at", name, error))?;
-    let found = (kind, info.key_size(), info.value_size(), info.max_entries());
-    let needed = (aya::maps::MapType::PerCpuArray, 4, value, entries);
-    if found == needed {
-        return Ok(());
-    }
-    let say = |(kind, key, value, entries): (_, u32, u32, u32)| {
-        format!("{kind:?} of {entries} × {value} bytes, keys of {key}")
-    };
-    Err(LoadError::Layout { path: path.to_owned(), found: say(found), needed: say(needed) })
-}
-
-fn missing(name: &str) -> LoadError {
-    map_error("find", name, io::Error::from(io::ErrorKind::NotFound))
-}
-
-fn map_error(
-    action: &'static str,
-    map: &str,
-    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-) -> LoadError {
-    LoadError::Map { action, map: map.to_owned(), source: source.into() }
-}
-
-/// Tells apart what an operator can do something about.
-fn explain(error: EbpfError) -> LoadError {
-    let not_permitted = |source: &io::Error| {
-        matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES))
-            .then(|| LoadError::NotPermitted { source: copy(source) })
-    };
-    let found = match &error {
-        EbpfError::MapError(
-            MapError::CreateError { io_error, .. }
-            | MapError::SyscallError(aya::sys::SyscallError { io_error, .. }),
-        ) => not_permitted(io_error),
-        EbpfError::ProgramError(ProgramError::LoadError { io_error, verifier_log }) => {
-            let log = verifier_log.to_string();
-            // Without CAP_PERFMON the verifier says why in its log; without CAP_BPF it is silent.
-            if log.trim().is_empty() { not_permitted(io_error) } else { None }.or_else(|| {
-                let lines: Vec<&str> = log.lines().collect();
-                Some(LoadError::Refused {
-                    source: copy(io_error),
-                    log: lines[lines.len().saturating_sub(12)..].join("\n"),
-                    release: release(),
-                })
-            })
-        }
-        _ => None,
-    };
-    found.unwrap_or_else(|| LoadError::Other(Box::new(error)))
-}
-
-fn copy(error: &io::Error) -> io::Error {
-    error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
-}
-
-fn release() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease")
-        .map_or_else(|_| "an unknown kernel".to_owned(), |text| format!("Linux {}", text.trim()))
 }

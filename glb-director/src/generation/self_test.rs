@@ -8,8 +8,9 @@ use glb_common::{
     layout::BindSlot,
     wire::{ethernet, protocol},
 };
+use glb_host::load::LoadError;
 
-use super::{Generation, LoadError};
+use super::Generation;
 use crate::{
     image::Image,
     reference::{self, Verdict},
