@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, xdp_action},
     helpers::bpf_redirect,
     macros::{map, xdp},
-    maps::{Array, LpmTrie, PerCpuArray, lpm_trie::Key},
+    maps::{Array, LpmTrie, PerCpuArray},
     programs::XdpContext,
 };
 use glb_common::{
@@ -24,7 +24,9 @@ use glb_common::{
 };
 
 mod frame;
+mod prefix_key;
 use frame::XdpFrame;
+use prefix_key::Words;
 
 // What belongs to a generation. Sizes are set by user space when it loads the program; arrays can
 // be mapped into its memory, so that filling one takes no system call for each element.
@@ -86,16 +88,9 @@ impl View for Maps {
     fn prefix<A: Address>(&self, address: &A) -> Option<PrefixEntry> {
         let [high, low] = address.words();
         if A::FAMILY == 4 {
-            let key = Key::new(32, (low as u32).to_le_bytes());
-            PREFIXES_V4.get(&key).copied()
+            PREFIXES_V4.get(Words::<2>::new().of_ipv4(low as u32)).copied()
         } else {
-            let mut bytes = [0; 16];
-            bytes[..8].copy_from_slice(&high.to_le_bytes());
-            bytes[8..].copy_from_slice(&low.to_le_bytes());
-            // By reference: moved, the packed key is copied by words that the verifier finds
-            // misaligned on the stack.
-            let key = Key::new(128, bytes);
-            PREFIXES_V6.get(&key).copied()
+            PREFIXES_V6.get(Words::<5>::new().of_ipv6([high, low])).copied()
         }
     }
 
