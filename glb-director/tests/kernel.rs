@@ -218,6 +218,27 @@ fn v6_packet(
         .boxed()
 }
 
+/// Extension headers before a payload: none mostly, more than are walked over sometimes.
+fn extended((protocol, inner): (u8, Vec<u8>)) -> BoxedStrategy<(u8, Vec<u8>)> {
+    let kind = prop::sample::select(vec![0u8, 43, 44, 60]);
+    let fragment = mostly(0u16, prop::sample::select(vec![1u16, 8, 0xfff8]));
+    let header = (kind, 0usize..3, fragment);
+    mostly(vec![], prop::collection::vec(header, 1..6))
+        .prop_map(move |headers| {
+            let (mut protocol, mut packet) = (protocol, inner.clone());
+            for (kind, units, fragment) in headers {
+                let units = if kind == 44 { 0 } else { units };
+                let mut header = vec![0; 8 + 8 * units];
+                header[..2].copy_from_slice(&[protocol, units as u8]);
+                header[2..4].copy_from_slice(&fragment.to_be_bytes());
+                header.extend(packet);
+                (protocol, packet) = (kind, header);
+            }
+            (protocol, packet)
+        })
+        .boxed()
+}
+
 fn ip_packet() -> impl Strategy<Value = ([u8; 2], Vec<u8>)> {
     let four = (v4(), v4(), port(), port(), any::<bool>()).prop_flat_map(|(a, b, p, q, same)| {
         // Quoted: what a backend sent from the VIP, mostly.
@@ -235,6 +256,7 @@ fn ip_packet() -> impl Strategy<Value = ([u8; 2], Vec<u8>)> {
             v6_packet(from, a, [q.to_be_bytes(), p.to_be_bytes(), [0; 2], [0; 2]].concat(), 17);
         quoted
             .prop_flat_map(move |quoted| payload((p, q), quoted))
+            .prop_flat_map(extended)
             .prop_flat_map(move |(protocol, inner)| v6_packet(a, b, inner, protocol))
             .prop_map(|packet| ([0x86, 0xdd], packet))
     });

@@ -213,6 +213,51 @@ mod tests {
         }
     }
 
+    fn tables(text: &str) -> TableSet {
+        let path = std::path::Path::new("test");
+        glb_table::parse_bytes(path, glb_table::Form::Toml, text.as_bytes()).unwrap()
+    }
+
+    fn table(name: &str, fields: &str, binds: &str) -> String {
+        format!(
+            "[[tables]]\nname = \"{name}\"\nhash_key = \"{0}\"\nseed = \"{0}\"\n\
+             hash_fields = {fields}\nbinds = [{binds}]\n\
+             backends = [{{ ip = \"10.0.0.1\", state = \"active\", healthy = true }}]\n",
+            "00".repeat(16)
+        )
+    }
+
+    #[test]
+    fn fragments_go_where_no_port_is_needed_to_tell() {
+        let text = [
+            table(
+                "a",
+                "[\"src_addr\"]",
+                "{ ip = \"1.0.0.0/8\", proto = \"udp\", port = 53 }, \
+                 { ip = \"2.0.0.1\", proto = \"tcp\", port = 80 }, \
+                 { ip = \"2.0.0.1\", proto = \"tcp\", port = 443 }",
+            ),
+            table("b", "[\"src_addr\"]", "{ ip = \"1.2.3.4\", proto = \"udp\", port = 54 }"),
+            table("c", "[\"src_port\"]", "{ ip = \"3.0.0.1\", proto = \"tcp\", port = 80 }"),
+        ]
+        .concat();
+        let found: Vec<(String, u8, u32)> = fragments(&tables(&text))
+            .into_iter()
+            .map(|(prefix, protocol, table)| (prefix.to_string(), protocol, table))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("1.0.0.0/8".to_owned(), 17, 0),
+                // Ports lead to either table.
+                ("1.2.3.4/32".to_owned(), 17, NO_TABLE),
+                ("2.0.0.1/32".to_owned(), 6, 0),
+                // The row needs a port.
+                ("3.0.0.1/32".to_owned(), 6, NO_TABLE),
+            ]
+        );
+    }
+
     proptest! {
         #[test]
         fn finds_every_bind_and_no_other(
