@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     config::{Config, ConfigError},
+    connections::{self, Watch},
     generation::Generation,
     image::{Image, TooManyAddresses},
     own,
@@ -53,6 +54,8 @@ pub(crate) enum Error {
     NextHops(#[from] OpenError),
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
 }
 
 /// Runs until a signal ends it. The program stays attached and works.
@@ -99,6 +102,7 @@ struct Backend {
     pins: PinFolder,
     _lock: PinLock,
     next_hops: NextHops,
+    connections: Watch,
     image: Image,
     generation: Generation,
     number: u64,
@@ -114,8 +118,18 @@ impl Backend {
         let lock = pins.lock()?;
         match Self::bring_up(&config, &pins).await {
             Ok((image, next_hops, generation, number)) => {
-                let backend =
-                    Self { config, pins, _lock: lock, next_hops, image, generation, number };
+                let connections = Watch::start(config.vips.clone(), pins.join(connections::PIN))
+                    .map_err(Error::Thread)?;
+                let backend = Self {
+                    config,
+                    pins,
+                    _lock: lock,
+                    next_hops,
+                    connections,
+                    image,
+                    generation,
+                    number,
+                };
                 backend.tidy()?;
                 Ok(backend)
             }
@@ -176,6 +190,7 @@ impl Backend {
         (self.config, self.image, self.generation, self.number) =
             (config, image, generation, number);
         self.next_hops.set_targets(self.image.peers.iter().copied());
+        self.connections.set_vips(self.config.vips.clone());
         self.tidy()?;
         if removes_vips {
             vip::remove(&gone).await?;

@@ -1,10 +1,12 @@
 //! The command line, one file for each command.
 
+mod connections;
 mod counters;
 mod detach;
 mod run;
+mod wait;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -41,6 +43,58 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
+    /// Show the clients' live connections to each VIP on this machine, and the oldest one's age.
+    ///
+    /// The kernel keeps no time of birth: an age is since the daemon (or this command) first saw
+    /// the connection, or since it was last used, whichever is longer. Connections of this machine
+    /// to itself are not counted.
+    Connections {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Go on showing them until interrupted; as JSON, one line each time.
+        #[arg(short, long)]
+        watch: bool,
+        /// Time between two looks.
+        #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+        interval: Duration,
+        /// How to print them.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Wait until no client has a live connection left on this machine.
+    ///
+    /// Progress goes to stderr. Ends with 0 when drained, 3 when time is up, 1 on an error and 2
+    /// for a wrong command line.
+    Wait {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// What to wait for.
+        #[arg(long, required = true)]
+        until_drained: bool,
+        /// Give up after this time, such as 90s, 15m or 2h; without it, wait for ever.
+        #[arg(long, value_name = "TIME", value_parser = duration)]
+        timeout: Option<Duration>,
+        /// How long there must be none.
+        #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+        quiet: Duration,
+    },
+}
+
+/// Seconds, or a number with a unit: 500ms, 90s, 15m, 2h, 1d.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a time such as 500ms, 90s, 15m, 2h or 1d");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let milliseconds = match unit {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(wrong)
 }
 
 #[derive(Args, Debug)]
@@ -60,16 +114,23 @@ enum Output {
 }
 
 impl Cli {
-    /// Does what the command line asks for.
+    /// Does what the command line asks for; says what the process ends with.
     ///
     /// # Errors
     /// What went wrong, for people.
-    pub fn execute(self) -> anyhow::Result<()> {
+    pub fn execute(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Run(file) => run::execute(&file.config),
             Command::Detach { config, vips } => detach::execute(&config.config, vips),
             Command::Counters { config, output } => counters::execute(&config.config, output),
+            Command::Connections { config, watch, interval, output } => {
+                connections::execute(&config.config, watch, interval, output)
+            }
+            Command::Wait { config, until_drained: _, timeout, quiet } => {
+                return wait::until_drained(&config.config, timeout, quiet);
+            }
         }
+        .map(|()| ExitCode::SUCCESS)
     }
 }
 
@@ -80,4 +141,25 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        for (text, milliseconds) in [("0", 0), ("500ms", 500), ("90s", 90_000), ("2h", 7_200_000)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+        for text in ["", "s", "-1s", "1.5s", "1 s", "1w", "18446744073709551615d"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
 }

@@ -1,0 +1,97 @@
+//! `glb-redirect connections`
+
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    thread::sleep,
+    time::Duration,
+};
+
+use super::Output;
+use crate::{
+    config::Config,
+    connections::{Ages, OfVip, PIN, Survey, survey},
+};
+
+pub(super) fn execute(
+    file: &Path,
+    watch: bool,
+    interval: Duration,
+    output: Output,
+) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    let mut ages = Ages::read(&config.pin.join(PIN));
+    let mut out = io::stdout().lock();
+    loop {
+        let survey = survey(&config.vips, &mut ages)?;
+        let written = match output {
+            Output::Table => out.write_all(table(&survey).as_bytes()),
+            // One line each, so that a reader of the stream sees where one ends.
+            Output::Json if watch => writeln!(out, "{}", serde_json::to_string(&survey)?),
+            Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&survey)?),
+        };
+        match written.and_then(|()| out.flush()) {
+            // The reader has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            other => other?,
+        }
+        if !watch {
+            return Ok(());
+        }
+        sleep(interval);
+        if matches!(output, Output::Table) {
+            writeln!(out)?;
+        }
+    }
+}
+
+fn table(survey: &Survey) -> String {
+    let mut rows = vec![["VIP", "live", "oldest", "time-wait", "by state"].map(str::to_owned)];
+    for (vip, of_vip) in &survey.vips {
+        rows.push([
+            vip.to_string(),
+            of_vip.live.to_string(),
+            of_vip.oldest_seconds.map_or_else(|| "-".to_owned(), age),
+            of_vip.time_wait.to_string(),
+            states(of_vip),
+        ]);
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let (a, b, c, d) = (width(0), width(1), width(2), width(3));
+    rows.iter()
+        .map(|[vip, live, oldest, over, states]| {
+            let line = format!("{vip:<a$}  {live:>b$}  {oldest:>c$}  {over:>d$}  {states}");
+            format!("{}\n", line.trim_end())
+        })
+        .collect()
+}
+
+fn states(of_vip: &OfVip) -> String {
+    let states = of_vip.states.iter().map(|(state, count)| format!("{count} {state}"));
+    states.collect::<Vec<_>>().join(", ")
+}
+
+/// Seconds, for people.
+pub(super) fn age(seconds: f64) -> String {
+    let whole = seconds as u64;
+    match (whole / 86_400, whole / 3_600 % 24, whole / 60 % 60, whole % 60) {
+        (0, 0, 0, seconds) => format!("{seconds}s"),
+        (0, 0, minutes, seconds) => format!("{minutes}m{seconds:02}s"),
+        (0, hours, minutes, _) => format!("{hours}h{minutes:02}m"),
+        (days, hours, ..) => format!("{days}d{hours:02}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_for_people() {
+        for (seconds, text) in
+            [(0.9, "0s"), (59.0, "59s"), (61.0, "1m01s"), (3_660.0, "1h01m"), (90_000.0, "1d01h")]
+        {
+            assert_eq!(age(seconds), text);
+        }
+    }
+}

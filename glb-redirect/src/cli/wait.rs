@@ -1,0 +1,73 @@
+//! `glb-redirect wait`
+
+use std::{
+    path::Path,
+    process::ExitCode,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use super::connections::age;
+use crate::{
+    config::Config,
+    connections::{Ages, PIN, Survey, survey},
+};
+
+/// What the command ends with when time is up; 1 is an error and 2 a wrong command line.
+const TIMED_OUT: u8 = 3;
+
+/// How often the kernel is asked.
+const EVERY: Duration = Duration::from_millis(250);
+/// Progress is told at least this often.
+const TELL: Duration = Duration::from_secs(10);
+
+pub(super) fn until_drained(
+    file: &Path,
+    timeout: Option<Duration>,
+    quiet: Duration,
+) -> anyhow::Result<ExitCode> {
+    let config = Config::load(file)?;
+    let mut ages = Ages::read(&config.pin.join(PIN));
+    let start = Instant::now();
+    let mut told: Option<(usize, Instant)> = None;
+    let mut empty_since = None;
+    loop {
+        let survey = survey(&config.vips, &mut ages)?;
+        let now = Instant::now();
+        if survey.live == 0 {
+            // A client between two attempts to connect looks like none for a moment.
+            let since = *empty_since.get_or_insert(now);
+            if now - since >= quiet {
+                println!("drained: no live connection after {}", age((now - start).as_secs_f64()));
+                return Ok(ExitCode::SUCCESS);
+            }
+        } else {
+            empty_since = None;
+        }
+        if timeout.is_some_and(|timeout| now - start >= timeout) {
+            eprintln!("not drained after {}: {}", age((now - start).as_secs_f64()), left(&survey));
+            return Ok(ExitCode::from(TIMED_OUT));
+        }
+        let tell = told.is_none_or(|(live, at)| {
+            let pause = if live == survey.live { TELL } else { Duration::from_secs(1) };
+            now - at >= pause
+        });
+        if tell {
+            eprintln!("{}", left(&survey));
+            told = Some((survey.live, now));
+        }
+        sleep(EVERY);
+    }
+}
+
+fn left(survey: &Survey) -> String {
+    let oldest = survey.oldest_seconds.map(|seconds| format!(", the oldest is {}", age(seconds)));
+    let vips: Vec<String> = survey
+        .vips
+        .iter()
+        .filter(|(_, of_vip)| of_vip.live > 0)
+        .map(|(vip, of_vip)| format!("{vip}: {}", of_vip.live))
+        .collect();
+    let by_vip = if vips.is_empty() { String::new() } else { format!(" ({})", vips.join(", ")) };
+    format!("{} live connections{by_vip}{}", survey.live, oldest.unwrap_or_default())
+}
