@@ -1,9 +1,14 @@
 //! What both daemons refuse, each with one clear error that names the thing and the remedy.
 
-use std::fs;
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+};
 
 use anyhow::{Context, Result, bail, ensure};
-use glb_lab::{Daemon, INTERFACE, Lab, Node, Plan, Program, TableFile, command, files_below, link};
+use glb_lab::{
+    Daemon, INTERFACE, Lab, Node, Plan, Program, TableFile, command, files_below, http, link,
+};
 
 use crate::support::{build, has_program, refusal};
 
@@ -135,4 +140,23 @@ fn files_that_are_missing_or_odd() -> Result<()> {
     let (mut director, _) = daemon(&lab, Program::Director)?;
     fs::remove_file(director.config().with_file_name("table.toml"))?;
     names(&refusal(&lab, &mut director)?, &["table.toml"])
+}
+
+#[test]
+fn a_port_for_metrics_that_is_in_use() -> Result<()> {
+    let lab = lab("glb-t-port")?;
+    let (mut director, node) = daemon(&lab, Program::Director)?;
+    let address = SocketAddr::new(node.v4().into(), 9100);
+    change_config(&director, "table =", &format!("metrics = \"{address}\"\ntable ="))?;
+    let other = lab.netns(node)?.run(|| Ok(TcpListener::bind(address)?))?;
+    names(&refusal(&lab, &mut director)?, &[&address.to_string(), "in use", "ss -ltnp"])?;
+    no_trace(&lab, node)?;
+
+    drop(other);
+    director.start(&lab)?;
+    let router = lab.netns(Node::Router)?;
+    let reply = http::get_in(router, Node::Router.v4().into(), address, "/metrics")?;
+    let text = String::from_utf8_lossy(&reply.body);
+    ensure!(reply.status == 200 && text.contains("10.0.2.21"), "{reply}");
+    Ok(())
 }
