@@ -225,7 +225,7 @@ pub fn rolling(
                 if group.len() == 1 { "s" } else { "" },
                 duration(flow_age)
             ),
-            group.iter().map(|backend| format!("glb-redirect wait --until-drained    # on {backend}")).collect(),
+            Vec::new(),
         );
         todo.walker.step(&Step::Drained(group.to_vec()), 0);
         todo.change(set, &[], &format!("bring {list} back"), |state| state);

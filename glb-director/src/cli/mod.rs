@@ -3,6 +3,7 @@
 mod counters;
 mod detach;
 mod run;
+mod table;
 
 use std::path::PathBuf;
 
@@ -34,6 +35,14 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
+    /// Look at forwarding tables, change them, and see what a change will do.
+    Table {
+        #[command(subcommand)]
+        command: table::Command,
+        /// How to print the answer.
+        #[arg(short, long, value_enum, default_value_t, global = true)]
+        output: Output,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -62,6 +71,7 @@ impl Cli {
             Command::Run(file) => run::execute(&file.config),
             Command::Detach(file) => detach::execute(&file.config),
             Command::Counters { config, output } => counters::execute(&config.config, output),
+            Command::Table { command, output } => command.execute(output),
         }
     }
 }

@@ -1,0 +1,82 @@
+//! `glb-director table convert`
+
+use std::{fs, path::Path};
+
+use anyhow::{anyhow, bail};
+use glb_table::{Form, HashFields, Order, Table, write};
+use serde::Serialize;
+
+use super::print;
+use crate::cli::Output;
+
+#[derive(Serialize)]
+struct Converted<'p> {
+    src: &'p Path,
+    dst: &'p Path,
+    tables: usize,
+    /// What GLB's own tool would not understand.
+    notes: Vec<String>,
+}
+
+/// An error if both names are one file.
+pub(super) fn differ(src: &Path, dst: &Path) -> anyhow::Result<()> {
+    let same = src == dst
+        || matches!((fs::canonicalize(src), fs::canonicalize(dst)), (Ok(a), Ok(b)) if a == b);
+    if same {
+        bail!("{} would be written over itself; give another name", src.display());
+    }
+    Ok(())
+}
+
+/// The form that a new file's name asks for.
+pub(super) fn form_of_new(dst: &Path) -> anyhow::Result<Form> {
+    match dst.extension().and_then(|ext| ext.to_str()) {
+        Some("json") => Ok(Form::Json),
+        Some("toml") => Ok(Form::Toml),
+        _ => bail!("{}: a table file's name ends in .toml or .json", dst.display()),
+    }
+}
+
+pub(super) fn execute(src: &Path, dst: &Path, output: Output) -> anyhow::Result<()> {
+    let form = form_of_new(dst)?;
+    differ(src, dst)?;
+    let set = print::load(src, output)?;
+    let text = set.to_text(form).map_err(|error| anyhow!("{}: {error}", src.display()))?;
+    write::replace(dst, text.as_bytes())
+        .map_err(|error| anyhow!("cannot write {}: {error}", dst.display()))?;
+    let notes = match form {
+        Form::Json => set.tables.iter().filter_map(beyond_glb).collect(),
+        Form::Toml => Vec::new(),
+    };
+    let converted = Converted { src, dst, tables: set.tables.len(), notes };
+    match output {
+        Output::Json => print::json(&converted),
+        Output::Table => {
+            print::warn(&set.warnings);
+            for note in &converted.notes {
+                eprintln!("note: {note}");
+            }
+            print::out(&format!("{}: {} tables\n", dst.display(), converted.tables))
+        }
+    }
+}
+
+/// What of a table GLB's tool passes over, so that its rows would be others.
+fn beyond_glb(table: &Table) -> Option<String> {
+    let uses = [
+        ("hops", table.hops != 2),
+        ("weight", table.backends.iter().any(|backend| backend.weight != 1)),
+        ("zone", table.backends.iter().any(|backend| !backend.zone.is_empty())),
+        ("IPv6 backends", table.backends.iter().any(|backend| backend.address.is_ipv6())),
+        ("hash_fields", table.hash_fields != HashFields::default()),
+        ("alt_hash_fields", table.alt_hash_fields.is_some()),
+        ("alt_hash_key", table.alt_hash_key.is_some()),
+        ("alt_seed", table.alt_seed.is_some()),
+        ("order", table.order == Order::Glb),
+    ];
+    let uses: Vec<&str> =
+        uses.into_iter().filter(|(_, used)| *used).map(|(name, _)| name).collect();
+    (!uses.is_empty()).then(|| {
+        format!("table \"{}\": GLB's own tool does not know {}", table.name, uses.join(", "))
+    })
+}

@@ -1,0 +1,85 @@
+//! `glb-director table`: look at forwarding tables, change them, and see what a change will do.
+
+mod build;
+mod check;
+mod convert;
+mod diff;
+mod import;
+mod lookup;
+mod plan;
+mod print;
+mod set;
+mod show;
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use super::Output;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Check table files: exit status 0 only if all of them are valid.
+    Check {
+        /// TOML, GLB's JSON (`.json`) or GLB's binary files.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Show tables, binds, and backends with their share of the rows.
+    Show {
+        /// The table file.
+        file: PathBuf,
+    },
+    /// Build GLB's binary file (GLBD version 2) from a table.
+    Build {
+        /// The table file.
+        src: PathBuf,
+        /// The binary file.
+        dst: PathBuf,
+    },
+    /// Make a table of GLB's binary file, which holds everything but names and seeds.
+    Import(import::Arguments),
+    /// Write a table in the other form: TOML to GLB's JSON, or back.
+    Convert {
+        /// The table file.
+        src: PathBuf,
+        /// The new file; its name ends in `.json` or `.toml`.
+        dst: PathBuf,
+    },
+    /// Say where a flow goes, and why.
+    Lookup {
+        /// The table file.
+        file: PathBuf,
+        /// The client: ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT.
+        source: String,
+        /// The VIP: ADDRESS[:PORT], then /tcp (the default) or /udp.
+        vip: String,
+    },
+    /// Say what changes from one table to another, row by row.
+    Diff {
+        /// The table as it is.
+        old: PathBuf,
+        /// The table as it shall be.
+        new: PathBuf,
+    },
+    /// Say which established flows a sequence of tables could break; exit status 0 only if none.
+    Plan(plan::Arguments),
+    /// Set a backend's state in a table file, which keeps its comments and order.
+    Set(set::Arguments),
+}
+
+impl Command {
+    pub(super) fn execute(self, output: Output) -> anyhow::Result<()> {
+        match self {
+            Self::Check { files } => check::execute(&files, output),
+            Self::Show { file } => show::execute(&file, output),
+            Self::Build { src, dst } => build::execute(&src, &dst, output),
+            Self::Import(arguments) => import::execute(&arguments, output),
+            Self::Convert { src, dst } => convert::execute(&src, &dst, output),
+            Self::Lookup { file, source, vip } => lookup::execute(&file, &source, &vip, output),
+            Self::Diff { old, new } => diff::execute(&old, &new, output),
+            Self::Plan(arguments) => plan::execute(&arguments, output),
+            Self::Set(arguments) => set::execute(&arguments, output),
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! `glb-director table set`
+
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{anyhow, bail};
+use clap::{Args, ValueEnum};
+use glb_table::{
+    State,
+    edit::{self, Change, EditError},
+    write,
+};
+use serde::Serialize;
+
+use super::print;
+use crate::cli::Output;
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct Arguments {
+    /// The table file.
+    file: PathBuf,
+    /// The backend's address.
+    backend: IpAddr,
+    /// Its new state.
+    #[arg(long, value_enum)]
+    state: Wanted,
+    /// In this table only; otherwise in every table that has the backend.
+    #[arg(long)]
+    table: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Wanted {
+    Filling,
+    Active,
+    Draining,
+    Inactive,
+}
+
+impl From<Wanted> for State {
+    fn from(wanted: Wanted) -> Self {
+        match wanted {
+            Wanted::Filling => Self::Filling,
+            Wanted::Active => Self::Active,
+            Wanted::Draining => Self::Draining,
+            Wanted::Inactive => Self::Inactive,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Done<'p> {
+    file: &'p Path,
+    changes: Vec<Change>,
+}
+
+pub(super) fn execute(arguments: &Arguments, output: Output) -> anyhow::Result<()> {
+    let file = &arguments.file;
+    let read = || {
+        fs::read_to_string(file).map_err(|error| anyhow!("cannot read {}: {error}", file.display()))
+    };
+    let old = read()?;
+    let edited = edit::set_state(
+        file,
+        &old,
+        arguments.backend,
+        arguments.state.into(),
+        arguments.table.as_deref(),
+    );
+    let (new, changes) = match edited {
+        Ok(edited) => edited,
+        Err(EditError::Invalid(error)) => return Err(print::report(file, &error, output)),
+        Err(EditError::Result(error)) => {
+            let what = print::report(file, &error, output);
+            bail!("after this change {what}; the file is as it was")
+        }
+        Err(other) => bail!("{other}"),
+    };
+    if !changes.is_empty() {
+        if read()? != old {
+            bail!("{} was changed by somebody else meanwhile; nothing was written", file.display());
+        }
+        write::replace(file, new.as_bytes())
+            .map_err(|error| anyhow!("cannot write {}: {error}", file.display()))?;
+    }
+    match output {
+        Output::Json => print::json(&Done { file, changes }),
+        Output::Table if changes.is_empty() => print::out(&format!(
+            "{} is {} already; nothing was changed\n",
+            arguments.backend,
+            State::from(arguments.state)
+        )),
+        Output::Table => {
+            let line = |change: &Change| {
+                format!(
+                    "table \"{}\": {} {} → {}\n",
+                    change.table, change.backend, change.from, change.to
+                )
+            };
+            print::out(&changes.iter().map(line).collect::<String>())
+        }
+    }
+}
