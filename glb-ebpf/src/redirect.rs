@@ -1,6 +1,11 @@
 //! The backend's XDP program: maps, socket look-ups and edits. Every decision is in glb-common.
 #![no_std]
 #![no_main]
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key that is moved is copied on the stack, at times by words that the verifier \
+              finds misaligned"
+)]
 
 use core::mem::MaybeUninit;
 
@@ -8,7 +13,7 @@ use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, xdp_action},
     helpers::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
     macros::{map, xdp},
-    maps::{HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    maps::{HashMap, LpmTrie, PerCpuArray},
     programs::XdpContext,
 };
 use glb_common::{
@@ -24,8 +29,10 @@ use glb_common::{
 };
 
 mod frame;
+mod prefix_key;
 mod sockets;
 use frame::XdpFrame;
+use prefix_key::Words;
 
 /// Read-only data whose fields are read one by one: the compiler must not know their values, and
 /// copying all of it for each packet would cost more than the fields are worth.
@@ -130,24 +137,6 @@ fn has(flag: u64) -> bool {
     setting!(flags) & flag != 0
 }
 
-/// The kernel's `struct bpf_lpm_trie_key` for IPv6, placed so that the address is aligned: the
-/// compiler writes it by words, and the verifier wants those aligned on the stack.
-#[repr(C, align(8))]
-struct KeyV6 {
-    padding: u32,
-    prefix_len: u32,
-    address: [u64; 2],
-}
-
-#[inline(always)]
-fn is_director_v6(address: [u64; 2]) -> bool {
-    let key = KeyV6 { padding: 0, prefix_len: 128, address };
-    // SAFETY: prefix length and address follow each other as in the packed key, which has no
-    // alignment of its own; the pointer is to the whole struct.
-    let key = unsafe { &*(&raw const key).byte_add(4).cast::<Key<[u8; 16]>>() };
-    DIRECTORS_V6.get(key).is_some()
-}
-
 impl Host for ThisHost<'_> {
     #[inline(always)]
     fn gives_second_chance(&self) -> bool {
@@ -191,9 +180,9 @@ impl Host for ThisHost<'_> {
             return false;
         }
         if A::FAMILY == 4 {
-            DIRECTORS_V4.get(&Key::new(32, bytes_4(low))).is_some()
+            DIRECTORS_V4.get(Words::<2>::new().of_ipv4(low as u32)).is_some()
         } else {
-            is_director_v6([high, low])
+            DIRECTORS_V6.get(Words::<5>::new().of_ipv6([high, low])).is_some()
         }
     }
 
