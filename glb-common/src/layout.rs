@@ -29,7 +29,9 @@ pub struct Config {
     /// What is added to it.
     pub tos_value: u8,
     /// Zero.
-    pub padding: [u8; 5],
+    pub padding: u8,
+    /// At most so many answers "too big" a second from each CPU; 0 for no limit.
+    pub answers_per_second: u32,
 }
 
 /// A bind of one address, one protocol and one port.
@@ -139,7 +141,9 @@ pub struct Backend {
     /// Sum of the outer IPv4 header's 16-bit words, without TOS and total length.
     pub header_sum: u32,
     /// Slot of the backend's counter.
-    pub counter_slot: u32,
+    pub counter_slot: u16,
+    /// Largest outer packet that fits the way, in bytes.
+    pub mtu: u16,
 }
 
 /// Packets and bytes (of the received IP packets' frames).

@@ -15,4 +15,5 @@ pub mod reason;
 pub mod second_chance;
 pub mod siphash;
 pub mod steer;
+pub mod too_big;
 pub mod wire;

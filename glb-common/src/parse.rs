@@ -46,6 +46,19 @@ pub struct Packet<A> {
     pub tos: u8,
     /// A fragment other than the first: it has no ports, and 0 stands for them.
     pub is_later_fragment: bool,
+    /// Whether its sender must be told, may be told or must not be told that it is too big.
+    pub oversize: Oversize,
+}
+
+/// What to do about a packet that is too big for the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Oversize {
+    /// Tell its sender what fits.
+    Tell,
+    /// Its sender expects it to be fragmented (IPv4 without DF).
+    Fragment,
+    /// Tell nobody: an ICMP error or a later fragment (RFC 1122 and 4443).
+    Silent,
 }
 
 /// What a frame carries.
@@ -94,6 +107,7 @@ pub fn parse_v4<F: Frame + ?Sized>(frame: &F) -> Result<Packet<V4>, Reason> {
         length: total.checked_sub(header_len).ok_or(Reason::Malformed)?,
         ip_length: total as u16,
         tos: ip.tos,
+        oversize: if ip.may_fragment() { Oversize::Fragment } else { Oversize::Tell },
     };
     let (source, destination) = (V4::new(ip.source), V4::new(ip.destination));
     if ip.is_later_fragment() {
@@ -140,6 +154,7 @@ pub fn parse_v6<F: Frame + ?Sized>(frame: &F) -> Result<Packet<V6>, Reason> {
         // At most 65,575; what is beyond 65,535 is refused when it is encapsulated.
         ip_length: if total > u16::MAX as usize { u16::MAX } else { total as u16 },
         tos: ip.traffic_class(),
+        oversize: Oversize::Tell,
     };
     let (source, destination) = (V6::new(ip.source), V6::new(ip.destination));
     let mut next = ip.next_header;
@@ -187,6 +202,7 @@ struct Payload {
     length: usize,
     ip_length: u16,
     tos: u8,
+    oversize: Oversize,
 }
 
 /// A fragment other than the first: what it is about is told by its addresses alone.
@@ -206,6 +222,7 @@ fn fragment<A>(
         flow_hint: 0,
         tos: payload.tos,
         is_later_fragment: true,
+        oversize: Oversize::Silent,
     })
 }
 
@@ -230,6 +247,7 @@ fn transport<F: Frame + ?Sized, A: Address>(
         flow_hint: source_port,
         tos: payload.tos,
         is_later_fragment: false,
+        oversize: payload.oversize,
     })
 }
 
@@ -255,6 +273,7 @@ fn echo<A>(payload: Payload, protocol: u8, source: A, destination: A, hint: u16)
         flow_hint: hint,
         tos: payload.tos,
         is_later_fragment: false,
+        oversize: payload.oversize,
     }
 }
 
@@ -344,5 +363,6 @@ fn reversed<F: Frame + ?Sized, A: Address>(
         flow_hint: quoted_destination_port,
         tos: payload.tos,
         is_later_fragment: false,
+        oversize: Oversize::Silent,
     })
 }

@@ -12,6 +12,8 @@ pub enum Action {
     Take,
     /// Dropped.
     Drop,
+    /// Dropped, and its sender is told why.
+    Answer,
 }
 
 /// Declares an enum of reasons with their names and verdicts.
@@ -36,6 +38,14 @@ macro_rules! reasons {
             #[must_use]
             pub const fn describe(self) -> &'static str {
                 match self { $(Self::$variant => concat!($($doc,)*).trim_ascii(),)* }
+            }
+
+            /// The reason with this number; the last one for a number that none has.
+            #[inline(always)]
+            #[must_use]
+            pub const fn from_number(number: u8) -> Self {
+                let last = Self::ALL.len() - 1;
+                Self::ALL[if (number as usize) < last { number as usize } else { last }]
             }
 
             /// What happens to a packet with this reason.
@@ -79,6 +89,14 @@ reasons! {
         ForeignIcmpError = "foreign_icmp_error" => Pass,
         /// The MAC address on the way to the backend is not known yet.
         NextHopUnresolved = "next_hop_unresolved" => Drop,
+        /// Too big for the way to the backend; the client was told (ICMP) what fits.
+        TooBig = "too_big" => Answer,
+        /// Too big for the way to the backend, and nobody was told: told too many already, an ICMP
+        /// error itself, or a later fragment.
+        TooBigUnanswered = "too_big_unanswered" => Drop,
+        /// Too big for the way to the backend, and its sender wants it fragmented, which an XDP
+        /// program cannot do.
+        TooBigMayFragment = "too_big_may_fragment" => Drop,
         /// The outer packet would be longer than IP can say.
         TooLong = "too_long" => Drop,
         /// The kernel gave no room for the outer headers.

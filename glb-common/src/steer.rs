@@ -2,9 +2,10 @@
 
 use crate::{
     bind,
+    encap::overhead,
     hash::{Address, HashFields, flow_hash},
     layout::{Backend, BindSlot, Config, NO_HOP, NO_ROWS, PrefixEntry, Row, Segment, TableInfo},
-    parse::{Flow, Packet},
+    parse::{Flow, Oversize, Packet},
     reason::DirectorReason as Reason,
 };
 
@@ -65,13 +66,46 @@ impl Send<'_> {
 /// An address that is no backend's.
 pub const NOBODY: [u8; 4] = [0; 4];
 
-/// Why a packet is not sent, and whose counter says so.
+/// Why a packet is not sent, and whose counter says so: one number, because a struct's fields travel
+/// through registers one by one, and the compiler lets those that a path does not use go unset, which
+/// the verifier refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// The reason.
-    pub reason: Reason,
+pub struct Refusal(u64);
+
+impl Refusal {
+    /// A refusal that is counted for one table, or for none with slot 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(reason: Reason, counter_slot: u32) -> Self {
+        Self((counter_slot as u64) << 32 | reason as u64)
+    }
+
+    /// With the largest IP packet that fits the tunnel.
+    #[inline(always)]
+    const fn with_inner_mtu(self, mtu: u16) -> Self {
+        Self(self.0 | (mtu as u64) << 8)
+    }
+
+    /// The reason's number, an index into [`Reason::ALL`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn reason_number(self) -> u8 {
+        self.0 as u8
+    }
+
     /// Slot of the table's counters; 0 if no table is concerned.
-    pub counter_slot: u32,
+    #[inline(always)]
+    #[must_use]
+    pub const fn counter_slot(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// For [`Reason::TooBig`]: the largest IP packet that fits the tunnel.
+    #[inline(always)]
+    #[must_use]
+    pub const fn inner_mtu(self) -> u16 {
+        (self.0 >> 8) as u16
+    }
 }
 
 /// Where a packet goes.
@@ -83,13 +117,13 @@ pub fn steer<'v, V: View + ?Sized, A: Address>(
     view: &'v V,
     packet: &Packet<A>,
 ) -> Result<Send<'v>, Refusal> {
-    let unowned = |reason| Refusal { reason, counter_slot: 0 };
+    let unowned = |reason| Refusal::new(reason, 0);
     let Some(index) = bind::find(view, &packet.flow) else {
         let is_fragment = packet.is_later_fragment;
         return Err(unowned(if is_fragment { Reason::LaterFragment } else { Reason::NoBind }));
     };
     let Some(table) = view.table(index) else { return Err(unowned(Reason::Inconsistent)) };
-    let refuse = |reason| Refusal { reason, counter_slot: table.counter_slot };
+    let refuse = |reason| Refusal::new(reason, table.counter_slot);
     let inconsistent = || refuse(Reason::Inconsistent);
 
     let config = view.config();
@@ -110,6 +144,16 @@ pub fn steer<'v, V: View + ?Sized, A: Address>(
     send.list(view, 0, row.second).ok_or_else(inconsistent)?;
     if table.has_more != 0 {
         list_more(view, table, hash as u16, &packet.flow, &mut send).ok_or_else(inconsistent)?;
+    }
+    let overhead = overhead(send.listed) as u32;
+    if packet.ip_length as u32 + overhead > first.mtu as u32 {
+        let reason = match packet.oversize {
+            Oversize::Tell => Reason::TooBig,
+            Oversize::Fragment => Reason::TooBigMayFragment,
+            Oversize::Silent => Reason::TooBigUnanswered,
+        };
+        let mtu = (first.mtu as u32).saturating_sub(overhead) as u16;
+        return Err(refuse(reason).with_inner_mtu(mtu));
     }
     Ok(send)
 }

@@ -146,7 +146,9 @@ fn who_gets_what() {
 /// What holds for every outcome, by its action.
 fn check(what: &str, packet: &Gue, received: &[u8], outcome: &support::Outcome) {
     match outcome.action {
-        Action::Pass | Action::Drop => assert_eq!(outcome.frame, received, "{what}"),
+        Action::Pass | Action::Drop | Action::Answer => {
+            assert_eq!(outcome.frame, received, "{what}")
+        }
         Action::Take => assert_eq!(outcome.frame, ethernet(&packet.inner), "{what}"),
         Action::Send => {
             let hop = packet.hops[usize::from(packet.next_hop)];
@@ -316,7 +318,7 @@ proptest! {
                 // The sender's MAC may be among the bytes that were changed, but it stays in place.
                 prop_assert_eq!(&outcome.frame[6..12], &frame[6..12]);
             }
-            Action::Pass | Action::Drop => prop_assert_eq!(&outcome.frame, &frame),
+            Action::Pass | Action::Drop | Action::Answer => prop_assert_eq!(&outcome.frame, &frame),
         }
     }
 }

@@ -168,6 +168,7 @@ impl Config {
                     Tos::Word(TosWord::Copy) => None,
                 },
                 forward_echo: raw.forward_echo,
+                ..Options::default()
             },
             metrics: raw.metrics,
         })

@@ -13,7 +13,7 @@ use glb_director::{
     counters::Identities,
     generation::{
         Generation,
-        self_test::{TEST_INTERFACE, compare},
+        self_test::{TEST_INTERFACE, compare, test_run},
     },
     image::{Image, Options},
     reference,
@@ -68,6 +68,7 @@ seed = "34567890123456783456789012345678"
 binds = [
   { ip = "1.1.1.1", proto = "tcp", port = 80 },
   { ip = "1.1.1.1", proto = "udp", port = 53 },
+  { ip = "2.2.2.2", proto = "tcp", port = 80 },
   { ip = "2001:db8::1", proto = "tcp", port = 80 },
 ]
 backends = [
@@ -112,7 +113,9 @@ backends = [
 /// An address that the tables bind, or nearly.
 fn v4() -> impl Strategy<Value = [u8; 4]> {
     prop_oneof![
-        4 => (0u8..6).prop_map(|last| [1, 1, 1, last]),
+        6 => (1u8..4).prop_map(|last| [1, 1, 1, last]),
+        1 => (0u8..6).prop_map(|last| [1, 1, 1, last]),
+        2 => Just([2, 2, 2, 2]),
         1 => (0u8..3, any::<u8>()).prop_map(|(third, last)| [1, 1, third, last]),
         1 => any::<[u8; 4]>(),
     ]
@@ -120,12 +123,17 @@ fn v4() -> impl Strategy<Value = [u8; 4]> {
 
 fn v6() -> impl Strategy<Value = [u8; 16]> {
     let bound = |last: u16| std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last).octets();
-    prop_oneof![3 => (0u16..6).prop_map(bound), 1 => any::<[u8; 16]>()]
+    prop_oneof![
+        6 => prop::sample::select(vec![1u16, 3]).prop_map(bound),
+        1 => (0u16..6).prop_map(bound),
+        1 => any::<[u8; 16]>(),
+    ]
 }
 
 fn port() -> impl Strategy<Value = u16> {
     prop_oneof![
-        3 => prop::sample::select(vec![0u16, 1, 53, 79, 80, 81, 443, 444, 65_534, 65_535]),
+        6 => prop::sample::select(vec![53u16, 80, 80, 443]),
+        2 => prop::sample::select(vec![0u16, 1, 53, 79, 80, 81, 443, 444, 65_534, 65_535]),
         1 => any::<u16>(),
     ]
 }
@@ -134,15 +142,23 @@ fn mostly<T: Clone + std::fmt::Debug + 'static>(
     usual: T,
     odd: impl Strategy<Value = T> + 'static,
 ) -> impl Strategy<Value = T> {
-    prop_oneof![8 => Just(usual), 1 => odd]
+    prop_oneof![12 => Just(usual), 1 => odd]
 }
 
 /// TCP, UDP or ICMP with a quoted packet, at any length.
 fn payload(ports: (u16, u16), quoted: Vec<u8>) -> impl Strategy<Value = (u8, Vec<u8>)> {
     let header = [ports.0.to_be_bytes(), ports.1.to_be_bytes()].concat();
     let transport = (
-        prop::sample::select(vec![6u8, 17, 6, 17, 6, 1, 58, 0, 44, 132, 60]),
-        prop::collection::vec(any::<u8>(), 0..60),
+        prop_oneof![
+            5 => Just(6u8),
+            2 => Just(17u8),
+            1 => prop::sample::select(vec![1u8, 58, 0, 44, 132, 60]),
+        ],
+        // Some are longer than the tests' MTU of 1,600 lets through a tunnel.
+        prop_oneof![
+            6 => prop::collection::vec(any::<u8>(), 0..60),
+            1 => (1_400usize..1_700).prop_map(|length| vec![0x5a; length]),
+        ],
     )
         .prop_map(move |(protocol, rest)| (protocol, [header.clone(), rest].concat()));
     let message = (
@@ -181,7 +197,11 @@ fn v4_packet(
         any::<u8>(),
         mostly(length, any::<u16>()),
         any::<u16>(),
-        mostly(0x4000u16, prop::sample::select(vec![0u16, 0x2000, 0x2001, 1, 0x1fff])),
+        prop_oneof![
+            8 => Just(0x4000u16),
+            2 => Just(0u16),
+            1 => prop::sample::select(vec![0x2000u16, 0x2001, 1, 0x1fff]),
+        ],
     )
         .prop_map(move |(version, tos, length, id, fragment)| {
             let mut packet = vec![version, tos];
@@ -330,9 +350,12 @@ fn generated_packets() {
             Reason::OtherProtocol,
             Reason::OtherIcmp,
             Reason::ForeignIcmpError,
+            Reason::TooBig,
+            Reason::TooBigUnanswered,
+            Reason::TooBigMayFragment,
         ] {
             assert!(
-                reasons.get(&reason).is_some_and(|count| *count > packets() / 500),
+                reasons.get(&reason).is_some_and(|count| *count > packets() / 20_000),
                 "{reason:?}"
             );
         }
@@ -375,6 +398,105 @@ fn each_packet_is_counted_once() {
         assert_eq!(counted, expected);
         let sent: u64 = report.tables.iter().map(|t| t.reasons["encapsulated"].packets).sum();
         assert_eq!(report.backends.iter().map(|b| b.count.packets).sum::<u64>(), sent);
+    });
+}
+
+/// A TCP packet of `length` bytes from the IP header on, to the vectors' first bind of its family.
+fn long_packet(is_v6: bool, length: u16) -> Vec<u8> {
+    let mut packet = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    if is_v6 {
+        packet.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+        packet.extend((length - 40).to_be_bytes());
+        packet.extend([6, 64]);
+        packet.extend(std::net::Ipv6Addr::new(0x2001, 0xdb8, 9, 9, 9, 9, 9, 9).octets());
+        packet.extend(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).octets());
+    } else {
+        packet.extend([8, 0, 0x45, 0]);
+        packet.extend(length.to_be_bytes());
+        packet.extend([0, 0, 0x40, 0, 64, 6, 0, 0, 10, 9, 8, 7, 1, 1, 1, 1]);
+    }
+    packet.extend([0x30, 0x39, 0, 80]);
+    packet.resize(14 + usize::from(length), 0x77);
+    packet
+}
+
+#[test]
+fn too_big_packets_are_answered_with_what_fits() {
+    use etherparse::{Icmpv4Type, Icmpv6Type, NetSlice, SlicedPacket, TransportSlice};
+    alone(|| {
+        let pins = private_pins();
+        let image = image_of(&tables(), TEST_INTERFACE);
+        let mut generation = load(&image, 1, &pins);
+        let program = generation.program().unwrap();
+        // The way's MTU is 1,600; one listed hop costs 40 bytes.
+        for (is_v6, length) in [(false, 1_560), (false, 1_561), (true, 1_560), (true, 1_561)] {
+            let packet = long_packet(is_v6, length);
+            let (verdict, frame) = test_run(program, &packet).unwrap();
+            assert_eq!(verdict, 3, "the packet or its answer is sent");
+            if length == 1_560 {
+                assert_eq!(frame.len(), packet.len() + 40);
+                continue;
+            }
+            assert_eq!(
+                (&frame[..6], &frame[6..12]),
+                (&packet[6..12], &packet[..6]),
+                "turned round"
+            );
+            let answer = SlicedPacket::from_ethernet(&frame).unwrap();
+            match (answer.net.unwrap(), answer.transport.unwrap()) {
+                (NetSlice::Ipv4(ip), TransportSlice::Icmpv4(icmp)) => {
+                    let header = ip.header().to_header();
+                    assert_eq!(header.header_checksum, header.calc_header_checksum());
+                    assert_eq!((header.source, header.destination), ([1, 1, 1, 1], [10, 9, 8, 7]));
+                    assert_eq!(
+                        icmp.header().checksum,
+                        icmp.icmp_type().calc_checksum(icmp.payload())
+                    );
+                    let Icmpv4Type::DestinationUnreachable(
+                        etherparse::icmpv4::DestUnreachableHeader::FragmentationNeeded {
+                            next_hop_mtu,
+                        },
+                    ) = icmp.icmp_type()
+                    else {
+                        panic!("{:?}", icmp.icmp_type());
+                    };
+                    assert_eq!(next_hop_mtu, 1_560);
+                    assert_eq!(icmp.payload(), &packet[14..][..icmp.payload().len()]);
+                }
+                (NetSlice::Ipv6(ip), TransportSlice::Icmpv6(icmp)) => {
+                    let header = ip.header().to_header();
+                    assert_eq!(header.source, packet[38..54]);
+                    assert!(icmp.is_checksum_valid(header.source, header.destination));
+                    let Icmpv6Type::PacketTooBig { mtu } = icmp.icmp_type() else {
+                        panic!("{:?}", icmp.icmp_type());
+                    };
+                    assert_eq!(mtu, 1_560);
+                    assert_eq!(icmp.payload(), &packet[14..][..icmp.payload().len()]);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+}
+
+#[test]
+fn answers_are_rationed() {
+    alone(|| {
+        let pins = private_pins();
+        let tables = tables();
+        let next_hops = common::gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
+        let options = Options { answers_per_second: 3, ..Options::default() };
+        let image =
+            Image::new(&tables, &common::Fixed::new(&tables), &next_hops, &options).unwrap();
+        let mut generation = load(&image, 1, &pins);
+        let program = generation.program().unwrap();
+        let begun = std::time::Instant::now();
+        let packet = long_packet(false, 1_561);
+        let answered = (0..200).filter(|_| test_run(program, &packet).unwrap().0 == 3).count();
+        // As many for each CPU and for each second that has begun.
+        let cpus = thread::available_parallelism().unwrap().get();
+        let seconds = begun.elapsed().as_secs() as usize + 2;
+        assert!((1..=3 * cpus * seconds).contains(&answered), "{answered}");
     });
 }
 

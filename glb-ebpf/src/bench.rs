@@ -90,6 +90,7 @@ fn floor(ctx: XdpContext) -> u32 {
         address: [10, 0, 0, 2],
         header_sum: encap::header_sum([10, 0, 0, 1], [10, 0, 0, 2]),
         counter_slot: 0,
+        mtu: 1600,
     };
     let send = Send {
         backend: &BACKEND,

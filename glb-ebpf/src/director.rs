@@ -5,22 +5,27 @@
 use aya_ebpf::{
     Global,
     bindings::{BPF_F_MMAPABLE, xdp_action},
-    helpers::bpf_redirect,
+    helpers::{bpf_ktime_get_ns, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
     macros::{map, xdp},
     maps::{Array, LpmTrie, PerCpuArray},
     programs::XdpContext,
 };
 use glb_common::{
     encap,
+    frame::{Frame as _, FrameMut as _, Wire},
     hash::Address,
     layout::{
         BACKEND_SLOTS, Backend, BindSlot, Config, Counter, PrefixEntry, ReasonCounters, Row,
         Segment, TABLE_SLOTS, TableInfo, TableRows,
     },
-    parse::{Parsed, parse},
-    reason::{Action, DirectorReason as Reason},
+    parse::{IP_OFFSET, Parsed, parse},
+    reason::{Action, DirectorReason as Reason, MAX_REASONS},
     steer::{Refusal, Send, View, steer},
-    wire::protocol,
+    too_big::{self, Answer},
+    wire::{
+        ethernet::{self, EthernetHeader},
+        protocol,
+    },
 };
 
 mod frame;
@@ -39,7 +44,8 @@ static CONFIG: Global<Config> = Global::new(Config {
     has_port_ranges: 0,
     tos_mask: 0,
     tos_value: 0,
-    padding: [0; 5],
+    padding: 0,
+    answers_per_second: 0,
 });
 #[map]
 static DISPLACEMENTS: Array<u32> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -58,12 +64,33 @@ static ROWS: Array<TableRows> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static BACKENDS: Array<Backend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
+/// Answers that this CPU sent in a second of the kernel's clock.
+#[repr(C)]
+struct Answers {
+    second: u64,
+    sent: u64,
+}
+#[map]
+static ANSWERS: PerCpuArray<Answers> = PerCpuArray::with_max_entries(1, 0);
+
 // What outlives generations.
 
 #[map]
 static TABLE_COUNTERS: PerCpuArray<ReasonCounters> = PerCpuArray::with_max_entries(TABLE_SLOTS, 0);
 #[map]
 static BACKEND_COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(BACKEND_SLOTS, 0);
+
+/// A bit for each reason that leaves a packet to the kernel.
+const PASSES: u32 = {
+    let (mut bits, mut index) = (0, 0);
+    while index < Reason::ALL.len() {
+        if matches!(Reason::ALL[index].action(), Action::Pass) {
+            bits |= 1 << index;
+        }
+        index += 1;
+    }
+    bits
+};
 
 /// This generation's maps.
 struct Maps;
@@ -116,21 +143,30 @@ impl View for Maps {
 }
 
 #[xdp]
+#[inline(always)]
 fn glb_director(ctx: XdpContext) -> u32 {
     let received = (ctx.data_end() - ctx.data()) as u64;
     let (verdict, reason, slot) = match direct(&ctx) {
-        Ok((verdict, slot)) => (verdict, Reason::Encapsulated, slot),
-        Err(Refusal { reason, counter_slot }) => {
-            let verdict = match reason.action() {
-                Action::Pass => xdp_action::XDP_PASS,
-                Action::Send | Action::Take | Action::Drop => xdp_action::XDP_DROP,
+        Ok((verdict, slot)) => (verdict, Reason::Encapsulated as u8, slot),
+        Err(refusal) => {
+            let reason = refusal.reason_number();
+            let (verdict, reason) = if reason == Reason::TooBig as u8 {
+                if answer(&ctx, refusal.inner_mtu()) {
+                    (xdp_action::XDP_TX, reason)
+                } else {
+                    (xdp_action::XDP_DROP, Reason::TooBigUnanswered as u8)
+                }
+            } else if PASSES >> reason & 1 != 0 {
+                (xdp_action::XDP_PASS, reason)
+            } else {
+                (xdp_action::XDP_DROP, reason)
             };
-            (verdict, reason, counter_slot)
+            (verdict, reason, refusal.counter_slot())
         }
     };
     if let Some(counters) = TABLE_COUNTERS.get_ptr_mut(slot) {
         // SAFETY: the pointer is to this CPU's own counters, which live as long as the map.
-        count(unsafe { &mut (*counters).by_reason[reason as usize] }, received);
+        count(unsafe { &mut (*counters).by_reason[reason as usize % MAX_REASONS] }, received);
     }
     verdict
 }
@@ -139,7 +175,7 @@ fn glb_director(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn direct(ctx: &XdpContext) -> Result<(u32, u32), Refusal> {
     let received = XdpFrame::new(ctx);
-    let unowned = |reason| Refusal { reason, counter_slot: 0 };
+    let unowned = |reason| Refusal::new(reason, 0);
     match parse(&received).map_err(unowned)? {
         Parsed::V4(packet) => {
             let send = steer(&Maps, &packet)?;
@@ -159,18 +195,18 @@ fn encapsulate(
     inner: u8,
     inner_length: u16,
 ) -> Result<(u32, u32), Refusal> {
-    let refuse = |reason| Refusal { reason, counter_slot: send.counter_slot };
+    let refuse = |reason| Refusal::new(reason, send.counter_slot);
     let received = (ctx.data_end() - ctx.data()) as u64;
     let total = encap::outer_length(inner_length, send.listed).ok_or(refuse(Reason::TooLong))?;
     let growth = encap::overhead(send.listed) as i32;
     // SAFETY: the context is this program's own; the frame's pointers are made anew below.
-    if unsafe { aya_ebpf::helpers::bpf_xdp_adjust_head(ctx.ctx, -growth) } != 0 {
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -growth) } != 0 {
         return Err(refuse(Reason::NoHeadroom));
     }
     if !encap::write(&mut XdpFrame::new(ctx), send, inner, total) {
         return Err(refuse(Reason::Inconsistent));
     }
-    if let Some(counter) = BACKEND_COUNTERS.get_ptr_mut(send.backend.counter_slot) {
+    if let Some(counter) = BACKEND_COUNTERS.get_ptr_mut(u32::from(send.backend.counter_slot)) {
         // SAFETY: the pointer is to this CPU's own counter, which lives as long as the map.
         count(unsafe { &mut *counter }, received);
     }
@@ -183,6 +219,59 @@ fn encapsulate(
         unsafe { bpf_redirect(send.backend.interface, 0) as u32 }
     };
     Ok((verdict, send.counter_slot))
+}
+
+/// Makes of a packet that is too big the answer to it; says whether it did.
+#[inline(always)]
+fn answer(ctx: &XdpContext, mtu: u16) -> bool {
+    if !may_answer() {
+        return false;
+    }
+    let frame = XdpFrame::new(ctx);
+    let Some(ethernet) = frame.read::<EthernetHeader>(0) else { return false };
+    if ethernet.ethertype == ethernet::IPV4 {
+        let Some(headers) = too_big::answer_v4(&frame, mtu) else { return false };
+        become_answer(ctx, IP_OFFSET + too_big::V4_QUOTE, too_big::V4_GROWTH, headers)
+    } else {
+        let Some(headers) = too_big::answer_v6(&frame, mtu) else { return false };
+        become_answer(ctx, IP_OFFSET + too_big::V6_QUOTE, too_big::V6_GROWTH, headers)
+    }
+}
+
+/// Cuts the frame to `keep` bytes and puts the answer's headers before them.
+#[inline(always)]
+fn become_answer<I: Wire>(
+    ctx: &XdpContext,
+    keep: usize,
+    growth: usize,
+    headers: Answer<I>,
+) -> bool {
+    let length = ctx.data_end() - ctx.data();
+    // SAFETY: the context is this program's own; the frame's pointers are made anew below.
+    let moved = unsafe {
+        bpf_xdp_adjust_tail(ctx.ctx, keep as i32 - length as i32) == 0
+            && bpf_xdp_adjust_head(ctx.ctx, -(growth as i32)) == 0
+    };
+    moved && XdpFrame::new(ctx).write(0, headers)
+}
+
+/// Whether this CPU may send another answer this second.
+#[inline(always)]
+fn may_answer() -> bool {
+    let limit = CONFIG.load().answers_per_second;
+    if limit == 0 {
+        return true;
+    }
+    let Some(answers) = ANSWERS.get_ptr_mut(0) else { return false };
+    // SAFETY: a plain helper call; the pointer is to this CPU's own element.
+    unsafe {
+        let second = bpf_ktime_get_ns() / 1_000_000_000;
+        if (*answers).second != second {
+            *answers = Answers { second, sent: 0 };
+        }
+        (*answers).sent += 1;
+        (*answers).sent <= u64::from(limit)
+    }
 }
 
 #[inline(always)]

@@ -1,9 +1,13 @@
 //! An XDP context as a frame of glb-common.
 
-use core::mem::size_of;
+use core::{mem::size_of, ptr};
 
-use aya_ebpf::programs::XdpContext;
-use glb_common::frame::{Frame, FrameMut, MAX_OFFSET, Nested, Wire};
+use aya_ebpf::{helpers::bpf_csum_diff, programs::XdpContext};
+use glb_common::{
+    checksum::fold,
+    frame::{Frame, FrameMut, MAX_OFFSET, Nested, Wire},
+    too_big::Summed,
+};
 
 /// The linear part of the packet behind an XDP context. Every access is checked against its end,
 /// which is what the verifier wants to see. Made anew after each change of the head or tail.
@@ -81,5 +85,16 @@ impl FrameMut for XdpFrame {
         // SAFETY: inside the packet by the check above; T is plain bytes.
         unsafe { place.write_unaligned(value) };
         true
+    }
+}
+
+impl Summed for XdpFrame {
+    #[inline(always)]
+    fn sum<const N: usize>(&self, offset: usize) -> Option<u16> {
+        let place = self.at::<[u8; N]>(offset)?;
+        // SAFETY: N bytes of the packet by the check above; N is a multiple of 4, at most 512.
+        let sum = unsafe { bpf_csum_diff(ptr::null_mut(), 0, place.cast(), N as u32, 0) } as u32;
+        // The kernel sums words as this machine reads them; sums turn with their words.
+        Some(fold(sum).swap_bytes())
     }
 }

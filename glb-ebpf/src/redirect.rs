@@ -254,7 +254,7 @@ fn glb_redirect(ctx: XdpContext) -> u32 {
 fn leave(reason: Reason) -> u32 {
     match reason.action() {
         Action::Pass => xdp_action::XDP_PASS,
-        Action::Send | Action::Take | Action::Drop => xdp_action::XDP_DROP,
+        Action::Send | Action::Take | Action::Drop | Action::Answer => xdp_action::XDP_DROP,
     }
 }
 

@@ -55,6 +55,13 @@ impl Ipv4Header {
         u16::from_be_bytes(self.total_length) as usize
     }
 
+    /// Whether the sender allows routers to fragment the packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn may_fragment(&self) -> bool {
+        u16::from_be_bytes(self.flags_fragment) & DONT_FRAGMENT == 0
+    }
+
     /// Whether this is a fragment other than the first: no port is in it.
     #[inline(always)]
     #[must_use]

@@ -84,6 +84,7 @@ pub fn compare(program: &Xdp, image: &Image, packet: &[u8]) -> Result<(), SelfTe
         Verdict::Send { backend, frame } if backend.interface == TEST_INTERFACE => {
             (XDP_TX, frame.as_slice())
         }
+        Verdict::Answer { frame } => (XDP_TX, frame.as_slice()),
         Verdict::Send { frame, .. } => (XDP_REDIRECT, frame.as_slice()),
     };
     let (got_action, got_frame) = test_run(program, packet)?;

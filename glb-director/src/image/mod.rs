@@ -73,11 +73,13 @@ pub struct Options {
     pub outer_tos: Option<u8>,
     /// Whether echo requests to a VIP go to a backend, or to this director's kernel.
     pub forward_echo: bool,
+    /// At most so many answers "too big" a second from each CPU; 0 for no limit.
+    pub answers_per_second: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { outer_source: None, outer_tos: None, forward_echo: true }
+        Self { outer_source: None, outer_tos: None, forward_echo: true, answers_per_second: 1_000 }
     }
 }
 
@@ -138,7 +140,7 @@ impl Image {
             let owner = Owner { table: table.name.clone(), address: backend.address };
             self.backends.push(Backend {
                 address: address.octets(),
-                counter_slot: slots.backend(&owner),
+                counter_slot: slots.backend(&owner) as u16,
                 ..Backend::default()
             });
             self.owners.push(owner);
@@ -204,7 +206,8 @@ impl Image {
             has_port_ranges: u8::from(binds.has_port_ranges),
             tos_mask: if options.outer_tos.is_some() { 0 } else { 0xff },
             tos_value: options.outer_tos.unwrap_or(0),
-            padding: [0; 5],
+            padding: 0,
+            answers_per_second: options.answers_per_second,
         };
         self.prefixes_v4 = flat.v4;
         self.prefixes_v6 = flat.v6;
@@ -242,7 +245,7 @@ impl Image {
         };
         for backend in &mut image.backends {
             enter(backend, &hop, None);
-            backend.counter_slot = crate::counters::SELF_TEST_BACKEND_SLOT;
+            backend.counter_slot = crate::counters::SELF_TEST_BACKEND_SLOT as u16;
         }
         for table in &mut image.tables {
             table.counter_slot = crate::counters::SELF_TEST_TABLE_SLOT;
@@ -267,6 +270,7 @@ fn enter(backend: &mut Backend, hop: &NextHop, outer_source: Option<Ipv4Addr>) {
     backend.next_hop_mac = hop.mac;
     backend.own_mac = hop.own_mac;
     backend.interface = hop.interface;
+    backend.mtu = hop.mtu.try_into().unwrap_or(u16::MAX);
     backend.source = source.octets();
     backend.header_sum = header_sum(backend.source, backend.address);
 }

@@ -61,7 +61,8 @@ pub(crate) fn gateway(tables: &TableSet, interface: u32, mac: [u8; 6]) -> Snapsh
 
 pub(crate) fn image_of(tables: &TableSet, interface: u32) -> Image {
     let next_hops = gateway(tables, interface, [2, 0, 0, 0, 0, 1]);
-    Image::new(tables, &Fixed::new(tables), &next_hops, &Options::default()).unwrap()
+    let options = Options { answers_per_second: 0, ..Options::default() };
+    Image::new(tables, &Fixed::new(tables), &next_hops, &options).unwrap()
 }
 
 /// As [`image_of`], with the outer TOS that GLB's vectors have.

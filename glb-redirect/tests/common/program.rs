@@ -88,7 +88,7 @@ impl Program {
         let (verdict, got) = self.run(frame);
         let wanted = match expected.action {
             Action::Pass | Action::Take => XDP_PASS,
-            Action::Drop => XDP_DROP,
+            Action::Drop | Action::Answer => XDP_DROP,
             Action::Send if self.sends_back(&expected.frame) => XDP_TX,
             Action::Send => XDP_REDIRECT,
         };
