@@ -31,6 +31,38 @@ pub enum Kind {
     },
     /// An HTTP/1.1 request, over TLS or not.
     Http(Http),
+    /// An ICMP echo inside the tunnel, answered directly.
+    Gue {
+        /// The tunnel's port.
+        port: u16,
+    },
+    /// A connection to a VIP through the tunnel to this one backend, answered directly.
+    Vip(Vip),
+    /// HAProxy's agent protocol.
+    Agent {
+        /// The port.
+        port: u16,
+        /// What is sent first.
+        send: Option<String>,
+    },
+    /// A command; the address is in its environment as `GLB_BACKEND`.
+    Exec {
+        /// Program and arguments.
+        command: Vec<String>,
+    },
+}
+
+/// A connection to a VIP.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Vip {
+    /// The VIP.
+    pub address: IpAddr,
+    /// The tunnel's port.
+    pub tunnel: u16,
+    /// The VIP's port.
+    pub port: u16,
+    /// What is asked on the connection, if anything.
+    pub http: Option<Http>,
 }
 
 /// An HTTP request and what its answer must be.
@@ -104,6 +136,10 @@ impl Kind {
             Self::Tcp { .. } => "tcp",
             Self::Http(Http { tls: None, .. }) => "http",
             Self::Http(_) => "https",
+            Self::Gue { .. } => "gue",
+            Self::Vip(_) => "vip",
+            Self::Agent { .. } => "agent",
+            Self::Exec { .. } => "exec",
         }
     }
 }
@@ -115,6 +151,16 @@ impl fmt::Display for Kind {
             Self::Http(http) => {
                 write!(f, "{} {} {} {}", self.name(), http.port, http.method, http.path)
             }
+            Self::Gue { port } => write!(f, "gue {port}"),
+            Self::Vip(vip) => {
+                write!(f, "vip {}", std::net::SocketAddr::new(vip.address, vip.port))?;
+                match &vip.http {
+                    Some(http) => write!(f, " {} {}", http.method, http.path),
+                    None => Ok(()),
+                }
+            }
+            Self::Agent { port, .. } => write!(f, "agent {port}"),
+            Self::Exec { command } => write!(f, "exec {}", command.join(" ")),
         }
     }
 }

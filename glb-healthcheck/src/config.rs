@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -10,7 +11,7 @@ use glb_table::Form;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
-use crate::{check::Pace, engine::Options};
+use crate::{check::Pace, engine::Options, floor::Floor, probe::Control};
 
 /// What is written in the file.
 #[derive(Debug, Deserialize)]
@@ -28,6 +29,13 @@ struct Raw {
     forgive_ms: Option<u64>,
     settle_ms: Option<u64>,
     write_gap_ms: Option<u64>,
+    control: Option<Vec<String>>,
+    control_interval_ms: Option<u64>,
+    control_timeout_ms: Option<u64>,
+    mass_percent: Option<u8>,
+    min_healthy: Option<Json>,
+    socket: Option<PathBuf>,
+    listen: Option<SocketAddr>,
 }
 
 fn ten_seconds() -> u64 {
@@ -62,8 +70,25 @@ pub struct Config {
     pub reload_timeout: Duration,
     /// The pace of checks that say nothing else.
     pub defaults: Pace,
-    /// Hold-down and writing.
+    /// Hold-down, cut-off and writing.
     pub options: Options,
+    /// Who tells whether this checker is connected.
+    pub control: ControlConfig,
+    /// Where `status` asks.
+    pub socket: PathBuf,
+    /// Where metrics and status are told over HTTP, if anywhere.
+    pub listen: Option<SocketAddr>,
+}
+
+/// Who tells whether this checker is connected, and how often it is asked.
+#[derive(Clone, Debug)]
+pub struct ControlConfig {
+    /// Named ones; None for the default gateways.
+    pub targets: Option<Vec<Control>>,
+    /// From one probe to the next.
+    pub interval: Duration,
+    /// How long an answer may take.
+    pub timeout: Duration,
 }
 
 /// Why a configuration cannot be used.
@@ -136,6 +161,14 @@ impl Config {
                 forgive_ms: None,
                 settle_ms: None,
                 write_gap_ms: None,
+                control: None,
+                control_interval_ms: None,
+                control_timeout_ms: None,
+                mass_percent: None,
+                min_healthy: None,
+                socket: None,
+                // Where GLB's checker tells its results.
+                listen: Some(SocketAddr::from(([127, 0, 0, 1], 19520))),
             }
         } else {
             toml::from_str(text).map_err(|source| ConfigError::Syntax {
@@ -192,6 +225,29 @@ impl Config {
                 *option = Duration::from_millis(milliseconds);
             }
         }
+        if let Some(percent) = raw.mass_percent {
+            if !(1..=100).contains(&percent) {
+                return Err(wrong("mass_percent", percent.to_string(), "give 1 to 100"));
+            }
+            options.mass_percent = percent;
+        }
+        if let Some(given) = &raw.min_healthy {
+            let help = "give a number of backends, or a share such as \"30%\"";
+            options.floor =
+                floor(given).ok_or_else(|| wrong("min_healthy", given.to_string(), help))?;
+        }
+        let control = ControlConfig {
+            targets: match &raw.control {
+                None => None,
+                Some(names) => Some(controls(names).map_err(|name| {
+                    let help = "give addresses (\"10.0.0.1\"), addresses with a port \
+                                (\"10.0.0.1:22\"), or leave the key out for the gateway";
+                    wrong("control", format!("{name:?}"), help)
+                })?),
+            },
+            interval: Duration::from_millis(raw.control_interval_ms.unwrap_or(250).max(10)),
+            timeout: Duration::from_millis(raw.control_timeout_ms.unwrap_or(400).max(1)),
+        };
         if options.hold_max < options.hold {
             let value = options.hold_max.as_millis().to_string();
             return Err(wrong("hold_down_max_ms", value, "must not be below hold_down_ms"));
@@ -204,8 +260,32 @@ impl Config {
             reload_timeout: Duration::from_millis(raw.reload_timeout_ms),
             defaults,
             options,
+            control,
+            socket: folder.join(raw.socket.unwrap_or_else(|| DEFAULT_SOCKET.into())),
+            listen: raw.listen,
         })
     }
+}
+
+const DEFAULT_SOCKET: &str = "/run/glb-healthcheck.sock";
+
+fn floor(given: &Json) -> Option<Floor> {
+    match given {
+        Json::Number(number) => usize::try_from(number.as_u64()?).ok().map(Floor::Count),
+        Json::String(text) => {
+            let percent = text.strip_suffix('%')?.trim().parse().ok()?;
+            (percent <= 100).then_some(Floor::Percent(percent))
+        }
+        _ => None,
+    }
+}
+
+fn controls(names: &[String]) -> Result<Vec<Control>, &String> {
+    let control = |name: &String| {
+        let ping = name.parse().map(Control::Ping);
+        ping.or_else(|_| name.parse().map(Control::Tcp)).ok()
+    };
+    names.iter().map(|name| control(name).ok_or(name)).collect()
 }
 
 /// Links lead to one file too.
@@ -263,6 +343,9 @@ mod tests {
                 "source = \"t\"\nchecked = \"c\"\n[defaults]\nrize = 1",
                 vec!["defaults.rize = 1", "known are"],
             ),
+            ("source = \"t\"\nchecked = \"c\"\ncontrol = [\"x\"]", vec!["control", "\"x\""]),
+            ("source = \"t\"\nchecked = \"c\"\nmin_healthy = \"3\"", vec!["min_healthy", "30%"]),
+            ("source = \"t\"\nchecked = \"c\"\nmass_percent = 0", vec!["mass_percent = 0"]),
             ("{\"forwarding_table\": {}}", vec!["healthcheck.toml", "src"]),
         ] {
             let error = parse(text).unwrap_err().to_string();

@@ -1,14 +1,15 @@
 //! The running checker: probes go out, results come in, findings are published.
 
+mod control;
+
 use std::{
-    collections::HashMap,
     io,
-    net::IpAddr,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use glb_table::checked::Finding;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -22,10 +23,12 @@ use crate::{
     Moment,
     check::{Pace, Target},
     config::Config,
-    engine::{Engine, Source, Transition},
+    engine::{Decision, Engine, Event, Job, Known, Source, Transition},
     judge::Standing,
-    probe::{self, Outcome, TlsError, Tools},
-    publish::Publisher,
+    metrics::Metrics,
+    probe::{self, EchoError, Outcome, Tools, ToolsError},
+    publish::{Publisher, SharedRecord},
+    status::{self, Question, Snapshot, StatusError},
     wanted::{self, WantedError},
 };
 
@@ -38,17 +41,23 @@ pub enum Error {
     /// Its checks are not.
     #[error(transparent)]
     Wanted(#[from] WantedError),
-    /// TLS.
-    #[error("{file}: healthchecks.https: {source}")]
-    Tls {
+    /// This machine or process cannot do its checks.
+    #[error("{file}: {source}")]
+    Tools {
         /// The source.
         file: String,
         /// What is wrong.
-        source: TlsError,
+        source: ToolsError,
     },
+    /// Control targets.
+    #[error("`control`: {0}")]
+    Control(EchoError),
     /// Signals.
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),
+    /// The status.
+    #[error(transparent)]
+    Status(#[from] StatusError),
 }
 
 /// A source and what its probes need.
@@ -64,7 +73,7 @@ pub struct Loaded {
 ///
 /// # Errors
 /// When something in it is wrong.
-pub fn load(path: &Path, defaults: &Pace) -> Result<Loaded, Error> {
+pub async fn load(path: &Path, defaults: &Pace, old: Option<&Tools>) -> Result<Loaded, Error> {
     let io = |source| Error::Table(glb_table::LoadError::Io { path: path.to_owned(), source });
     let bytes = std::fs::read(path).map_err(io)?;
     let form = glb_table::Form::of(path);
@@ -72,8 +81,9 @@ pub fn load(path: &Path, defaults: &Pace) -> Result<Loaded, Error> {
     let text = String::from_utf8(bytes)
         .map_err(|error| io(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     let wanted = wanted::targets(path, &set, defaults)?;
-    let tools = Tools::new(wanted.iter().flatten().flatten())
-        .map_err(|source| Error::Tls { file: path.display().to_string(), source })?;
+    let tools = Tools::new(wanted.iter().flatten().flatten(), old).await;
+    let tools =
+        tools.map_err(|source| Error::Tools { file: path.display().to_string(), source })?;
     let source = Source { path: path.to_owned(), text, set, wanted };
     Ok(Loaded { source: Arc::new(source), tools: Arc::new(tools) })
 }
@@ -87,10 +97,9 @@ pub async fn run(config: &Config) -> Result<(), Error> {
 }
 
 /// What a probe sends back.
-struct Done {
-    id: u64,
-    outcome: Outcome,
-    latency: Duration,
+enum Done {
+    Target { id: u64, target: Arc<Target>, outcome: Outcome, latency: Duration },
+    Control { index: usize, passed: bool, started: Moment },
 }
 
 async fn watch_over(config: &Config) -> Result<(), Error> {
@@ -99,87 +108,166 @@ async fn watch_over(config: &Config) -> Result<(), Error> {
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
 
-    let Loaded { source, mut tools } = load(&config.source, &config.defaults)?;
+    let Loaded { source, tools } = load(&config.source, &config.defaults, None).await?;
     raise_file_limit();
+    let (questions, mut asked) = mpsc::channel(16);
+    status::serve(&config.socket, config.listen, questions).await?;
+    let (results, mut done) = mpsc::unbounded_channel();
     let began = Instant::now();
-    let now = || -> Moment { began.elapsed() };
-    let known = known(&config.checked);
-    let mut engine = Engine::new(config.options.clone(), source, &known, seed(), now());
+    let controls = control::start(&config.control, &results, began)?;
+    let engine = Engine::new(
+        config.options.clone(),
+        source,
+        &known(&config.checked),
+        controls.judged,
+        seed(),
+        began.elapsed(),
+    );
+    let record = SharedRecord::default();
     let publisher = Publisher {
         checked: config.checked.clone(),
         command: config.reload_command.clone(),
         timeout: config.reload_timeout,
-        record: crate::publish::SharedRecord::default(),
+        record: record.clone(),
     };
     let (decisions, newest) = watch::channel(None);
     let publishing = tokio::task::spawn_local(publisher.run(newest));
-    let (results, mut done) = mpsc::unbounded_channel();
+    let mut checker = Checker {
+        began,
+        engine,
+        tools,
+        results,
+        metrics: Metrics::default(),
+        record,
+        controls: controls.names,
+    };
     info!(
-        targets = engine.targets().count(),
+        targets = checker.engine.targets().count(),
         source = %config.source.display(),
         checked = %config.checked.display(),
         "checking"
     );
     let mut ready = false;
     loop {
-        let at = now();
-        while let Some(job) = engine.next_job(at) {
-            send(job.id, job.target, Arc::clone(&tools), results.clone());
-        }
-        if let Some(decision) = engine.decide(at) {
+        if let Some(decision) = checker.turn() {
             if !ready {
                 ready = true;
-                info!(targets = engine.targets().count(), "ready: each target has been checked");
+                let targets = checker.engine.targets().count();
+                info!(targets, "ready: each target has been checked");
             }
             decisions.send_replace(Some(Arc::new(decision)));
         }
-        // A timer is no finer than a millisecond; without anything to do, signals still wake.
-        let wake = engine.wake().map_or(began + Duration::from_secs(3600), |at| began + at);
+        let wake = checker.engine.wake().map_or(Duration::from_secs(3600), |at| at);
         tokio::select! {
             Some(first) = done.recv() => {
-                let at = now();
-                take(&mut engine, first, at);
+                checker.take(first);
                 while let Ok(next) = done.try_recv() {
-                    take(&mut engine, next, at);
+                    checker.take(next);
                 }
             }
-            () = sleep_until(wake) => {}
-            _ = hangup.recv() => match load(&config.source, &config.defaults) {
-                Ok(loaded) => {
-                    tools = loaded.tools;
-                    engine.reload(loaded.source, now());
-                    info!(
-                        targets = engine.targets().count(),
-                        new = engine.pending(),
-                        "source table loaded anew"
-                    );
-                }
-                Err(problem) => error!(
-                    "the source table was not loaded, the running one stays:\n{problem}"
-                ),
-            },
+            () = sleep_until(began + wake) => {}
+            Some(question) = asked.recv() => checker.tell(question),
+            _ = hangup.recv() => checker.reload(config).await,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
-    // A write that is under way is finished; what was not begun is left to the next start.
-    drop(decisions);
+    // What was not begun is left to the next start, which finds the file as it is.
     publishing.abort();
+    drop(std::fs::remove_file(&config.socket));
     info!("ended; the checked table stays as it is");
     Ok(())
 }
 
-fn send(id: u64, target: Arc<Target>, tools: Arc<Tools>, results: mpsc::UnboundedSender<Done>) {
-    tokio::task::spawn_local(async move {
-        let (outcome, latency) = probe::probe(&target, &tools).await;
-        // Nobody waits for a result at the end.
-        drop(results.send(Done { id, outcome, latency }));
-    });
+struct Checker {
+    began: Instant,
+    engine: Engine,
+    tools: Arc<Tools>,
+    results: mpsc::UnboundedSender<Done>,
+    metrics: Metrics,
+    record: SharedRecord,
+    /// The control targets, for people.
+    controls: Vec<String>,
 }
 
-fn take(engine: &mut Engine, done: Done, now: Moment) {
-    if let Some(transition) = engine.take(done.id, done.outcome, done.latency, now) {
-        log(&transition, now);
+impl Checker {
+    fn now(&self) -> Moment {
+        self.began.elapsed()
+    }
+
+    /// Does all that is due now.
+    fn turn(&mut self) -> Option<Decision> {
+        let now = self.now();
+        for event in self.engine.look(now) {
+            log_event(&event, now);
+        }
+        while let Some(job) = self.engine.next_job(now) {
+            self.send(job);
+        }
+        self.engine.decide(now)
+    }
+
+    fn send(&self, Job { id, target }: Job) {
+        let (tools, results) = (Arc::clone(&self.tools), self.results.clone());
+        tokio::task::spawn_local(async move {
+            let (outcome, latency) = probe::probe(&target, &tools).await;
+            // Nobody waits for a result at the end.
+            drop(results.send(Done::Target { id, target, outcome, latency }));
+        });
+    }
+
+    fn take(&mut self, done: Done) {
+        let now = self.now();
+        match done {
+            Done::Target { id, target, outcome, latency } => {
+                self.metrics.probed(&target.check.kind, &outcome, latency);
+                if let Some(transition) = self.engine.take(id, outcome, latency, now) {
+                    log(&transition, now);
+                }
+            }
+            Done::Control { index, passed, started } => {
+                self.engine.control(index, passed, started);
+            }
+        }
+    }
+
+    async fn reload(&mut self, config: &Config) {
+        match load(&config.source, &config.defaults, Some(&self.tools)).await {
+            Ok(loaded) => {
+                self.tools = loaded.tools;
+                let now = self.now();
+                self.engine.reload(loaded.source, now);
+                let (targets, new) = (self.engine.targets().count(), self.engine.pending());
+                info!(targets, new, "source table loaded anew");
+            }
+            Err(problem) => {
+                error!("the source table was not loaded, the running one stays:\n{problem}");
+            }
+        }
+    }
+
+    fn tell(&self, question: Question) {
+        let snapshot = Snapshot::take(&self.engine, &self.record.get(), &self.controls, self.now());
+        // Who asked may have gone.
+        match question {
+            Question::Status(answer) => drop(answer.send(snapshot)),
+            Question::Metrics(answer) => drop(answer.send(self.metrics.text(&snapshot))),
+        }
+    }
+}
+
+fn log_event(event: &Event, now: Moment) {
+    match event {
+        Event::Transition(transition) => log(transition, now),
+        Event::CutOff { failing, targets } => error!(
+            failing,
+            targets,
+            "THIS CHECKER IS CUT OFF: its control targets fail too; the last judgement stands"
+        ),
+        Event::Connected { since } => {
+            let lasted = format!("{:.1} s", now.saturating_sub(*since).as_secs_f64());
+            warn!(lasted, "this checker is connected again");
+        }
     }
 }
 
@@ -200,23 +288,24 @@ fn log(transition: &Transition, now: Moment) {
 }
 
 /// What a former checker has written: its judgement stands until results overturn it.
-fn known(checked: &Path) -> HashMap<(String, IpAddr), bool> {
+fn known(checked: &Path) -> Known {
     if !checked.exists() {
-        return HashMap::new();
+        return Known::new();
     }
     match glb_table::load(checked) {
         Ok(set) => {
-            let mut known = HashMap::new();
+            let mut known = Known::new();
             for table in &set.tables {
                 for backend in &table.backends {
-                    known.insert((table.name.clone(), backend.address), backend.healthy);
+                    let finding = Finding { healthy: backend.healthy, state: backend.state };
+                    known.insert((table.name.clone(), backend.address), finding);
                 }
             }
             known
         }
         Err(problem) => {
             warn!("the old checked table says nothing: {}", problem.render(false).trim_end());
-            HashMap::new()
+            Known::new()
         }
     }
 }

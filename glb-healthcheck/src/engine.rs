@@ -1,5 +1,6 @@
 //! From results to the findings that are written, and when. Pure: no clock, no socket, no file.
 
+mod cut_off;
 mod history;
 
 use std::{
@@ -12,11 +13,15 @@ use std::{
 
 use glb_table::{State, TableSet, checked::Finding};
 
+use cut_off::CutOff;
+pub use cut_off::Event;
 pub use history::{History, Mark};
 
 use crate::{
     Moment,
-    check::Target,
+    check::{Kind, Pace, Target},
+    control::Controls,
+    floor::{self, Floor},
     judge::{Judge, Rules, Standing},
     probe::Outcome,
     schedule::Schedule,
@@ -40,6 +45,10 @@ pub struct Options {
     pub settle: Duration,
     /// Two writes are at least this far apart, also in a hurry.
     pub gap: Duration,
+    /// A mass failure is one of more than this share of all targets, or of a whole table.
+    pub mass_percent: u8,
+    /// How many backends of each table are never taken out.
+    pub floor: Floor,
 }
 
 impl Default for Options {
@@ -50,9 +59,14 @@ impl Default for Options {
             forgive: Duration::from_secs(600),
             settle: Duration::from_secs(1),
             gap: Duration::from_millis(250),
+            mass_percent: 50,
+            floor: Floor::None,
         }
     }
 }
+
+/// What a former checker has written, by table and backend.
+pub type Known = HashMap<(String, IpAddr), Finding>;
 
 /// A source table with the checks it asks for.
 #[derive(Debug)]
@@ -117,10 +131,27 @@ pub struct Watched {
     pub last_error: Option<String>,
     /// How long the last probe took.
     pub last_latency: Option<Duration>,
+    /// Whether the last probe that said anything failed.
+    failing: bool,
+    /// Whether the backend's agent wants no new connections.
+    pub drain: bool,
+    /// Percent of its weight, as its agent says.
+    pub weight: Option<u16>,
     /// Whether it has been judged since it is watched here.
     checked: bool,
     probes: u64,
     unsure: u32,
+}
+
+/// What is known of a backend.
+#[derive(Debug)]
+pub struct Seen<'e> {
+    /// As the source has it.
+    pub backend: &'e glb_table::Backend,
+    /// What was last said of it.
+    pub finding: Option<Finding>,
+    /// Its checks.
+    pub checks: Vec<&'e Watched>,
 }
 
 /// All targets and what follows from them.
@@ -136,6 +167,7 @@ pub struct Engine {
     backends: Vec<Vec<Vec<u64>>>,
     /// Targets without a first result.
     pending: HashSet<u64>,
+    cut_off: CutOff,
     /// Something changed since the findings were last looked at.
     dirty: bool,
     submitted: Option<Vec<Vec<Finding>>>,
@@ -149,7 +181,8 @@ impl Engine {
     pub fn new(
         options: Options,
         source: Arc<Source>,
-        known: &HashMap<(String, IpAddr), bool>,
+        known: &Known,
+        controls: Controls,
         seed: u64,
         now: Moment,
     ) -> Self {
@@ -162,6 +195,7 @@ impl Engine {
             source: Arc::clone(&source),
             backends: Vec::new(),
             pending: HashSet::new(),
+            cut_off: CutOff::new(controls),
             dirty: true,
             submitted: None,
             last_submit: None,
@@ -174,12 +208,12 @@ impl Engine {
     /// Takes another source: what did not change keeps its judgement, what is new is checked
     /// before anything is written.
     pub fn reload(&mut self, source: Arc<Source>, now: Moment) {
-        self.load(source, &HashMap::new(), now);
+        self.load(source, &Known::new(), now);
         // Whatever differs from what was written is what the operator asked for.
         self.submitted = None;
     }
 
-    fn load(&mut self, source: Arc<Source>, known: &HashMap<(String, IpAddr), bool>, now: Moment) {
+    fn load(&mut self, source: Arc<Source>, known: &Known, now: Moment) {
         let mut kept = HashSet::new();
         let mut started = Vec::new();
         self.backends.clear();
@@ -199,11 +233,17 @@ impl Engine {
                     };
                     // Two tables may have said different things: the better one stands, and
                     // falls after `fall` results if it is wrong.
-                    if let (Some(up), Some(watched)) = (before, self.targets.get_mut(&id))
+                    if let (Some(before), Some(watched)) = (before, self.targets.get_mut(&id))
                         && !watched.checked
-                        && (up || watched.judge.standing() == Standing::Unknown)
                     {
-                        watched.judge = Judge::resumed(up, now);
+                        if before.healthy || watched.judge.standing() == Standing::Unknown {
+                            watched.judge = Judge::resumed(before.healthy, now);
+                        }
+                        // An agent's wish stands until it says that it is ready.
+                        let agent = matches!(watched.target.check.kind, Kind::Agent { .. });
+                        let drained = before.state == State::Draining
+                            && matches!(backend.state, State::Active | State::Filling);
+                        watched.drain |= agent && drained;
                     }
                     kept.insert(id);
                     of_backend.push(id);
@@ -219,6 +259,7 @@ impl Engine {
             }
             self.schedule.remove(id);
             self.pending.remove(&id);
+            self.cut_off.remove(id);
         }
         self.schedule.start(started, now);
         self.source = source;
@@ -237,6 +278,9 @@ impl Engine {
             history: History::default(),
             last_error: None,
             last_latency: None,
+            failing: false,
+            drain: false,
+            weight: None,
             checked: false,
             probes: 0,
             unsure: 0,
@@ -276,9 +320,14 @@ impl Engine {
         let pace = &watched.target.check.pace;
         watched.last_latency = Some(latency);
         let passed = match outcome {
-            Outcome::Pass => {
+            Outcome::Pass(said) => {
                 watched.unsure = 0;
                 watched.history.push(Mark::Pass);
+                watched.weight = said.weight;
+                if let Some(drain) = said.drain.filter(|drain| *drain != watched.drain) {
+                    watched.drain = drain;
+                    self.dirty = true;
+                }
                 true
             }
             Outcome::Fail(failure) => {
@@ -299,18 +348,34 @@ impl Engine {
                 false
             }
         };
+        watched.failing = !passed;
+        if passed {
+            self.cut_off.remove(id);
+            return self.settle(id, true, now);
+        }
+        if self.cut_off.is_on() {
+            // It says nothing about the target.
+            watched.judge.forget_streak();
+            return None;
+        }
+        let rules = rules(&self.options, pace);
+        if watched.judge.standing() == Standing::Unknown || watched.judge.is_last_chance(&rules) {
+            // This one would take it out: first it must be clear that the checker is not cut off.
+            self.cut_off.suspect(id, now.saturating_sub(latency), now);
+            return None;
+        }
+        self.settle(id, false, now)
+    }
+
+    /// Gives a result to the judge.
+    fn settle(&mut self, id: u64, passed: bool, now: Moment) -> Option<Transition> {
+        let watched = self.targets.get_mut(&id)?;
         if !watched.checked {
             watched.checked = true;
             self.pending.remove(&id);
             self.dirty = true;
         }
-        let rules = Rules {
-            rise: pace.rise,
-            fall: pace.fall,
-            hold: self.options.hold,
-            hold_max: self.options.hold_max,
-            forgive: self.options.forgive,
-        };
+        let rules = rules(&self.options, &watched.target.check.pace);
         let since = watched.judge.since();
         let from = watched.judge.take(&rules, passed, now)?;
         self.dirty = true;
@@ -327,7 +392,7 @@ impl Engine {
     /// When to look again, if no result comes before.
     pub fn wake(&mut self) -> Option<Moment> {
         let probe = self.schedule.wake();
-        [probe, self.publish_at].into_iter().flatten().min()
+        [probe, self.publish_at, self.cut_off.wake()].into_iter().flatten().min()
     }
 
     /// What is to be written now, if anything.
@@ -377,19 +442,58 @@ impl Engine {
         if !self.pending.is_empty() {
             return None;
         }
-        let finding = |ids: &Vec<u64>, state| Finding { healthy: self.is_up(ids), state };
         let table = |(table, ids): (&glb_table::Table, &Vec<Vec<u64>>)| {
-            let pairs = table.backends.iter().zip(ids);
-            pairs.map(|(backend, ids)| finding(ids, backend.state)).collect()
+            let member = |ids: &Vec<u64>| self.member(ids);
+            let mut members: Vec<floor::Member> = ids.iter().map(member).collect();
+            // The floor is about those who could take connections.
+            let could = |index: &usize| {
+                matches!(table.backends[*index].state, State::Active | State::Filling)
+            };
+            let counted: Vec<usize> = (0..members.len()).filter(could).collect();
+            let of_floor: Vec<_> = counted.iter().map(|index| members[*index]).collect();
+            let kept = floor::keep(&of_floor, self.options.floor);
+            for (index, healthy) in counted.into_iter().zip(kept) {
+                members[index].up = healthy;
+            }
+            let state = |of: &glb_table::Backend, ids: &[u64]| match of.state {
+                State::Active | State::Filling if self.wants_drain(ids) => State::Draining,
+                state => state,
+            };
+            let pairs = table.backends.iter().zip(ids).zip(members);
+            let finding =
+                |((of, ids), member): ((&glb_table::Backend, &Vec<u64>), floor::Member)| Finding {
+                    healthy: member.up,
+                    state: state(of, ids),
+                };
+            pairs.map(finding).collect()
         };
         Some(self.source.set.tables.iter().zip(&self.backends).map(table).collect())
     }
 
     /// All that is listed must pass; without any check a backend is taken for healthy.
-    fn is_up(&self, ids: &[u64]) -> bool {
-        ids.iter().all(|id| {
-            let watched = self.targets.get(id);
-            watched.is_some_and(|watched| watched.judge.standing() == Standing::Up)
+    fn member(&self, ids: &[u64]) -> floor::Member {
+        let watched = ids.iter().filter_map(|id| self.targets.get(id));
+        let down = watched.filter(|watched| watched.judge.standing() != Standing::Up);
+        let since = down.map(|watched| watched.judge.since()).min();
+        floor::Member { up: since.is_none(), down_since: since.unwrap_or_default() }
+    }
+
+    fn wants_drain(&self, ids: &[u64]) -> bool {
+        ids.iter().any(|id| self.targets.get(id).is_some_and(|watched| watched.drain))
+    }
+
+    /// What is known of each backend of each table, in the source's order, and what was last said.
+    pub fn backends(&self) -> impl Iterator<Item = (&glb_table::Table, Vec<Seen<'_>>)> {
+        let tables = self.source.set.tables.iter().zip(&self.backends).enumerate();
+        tables.map(|(index, (table, ids))| {
+            let said = self.submitted.as_ref().and_then(|said| said.get(index));
+            let pairs = table.backends.iter().zip(ids).enumerate();
+            let seen = pairs.map(|(place, (backend, ids))| Seen {
+                backend,
+                finding: said.and_then(|said| said.get(place)).copied(),
+                checks: ids.iter().filter_map(|id| self.targets.get(id)).collect(),
+            });
+            (table, seen.collect())
         })
     }
 
@@ -408,6 +512,16 @@ impl Engine {
     #[must_use]
     pub fn source(&self) -> &Arc<Source> {
         &self.source
+    }
+}
+
+fn rules(options: &Options, pace: &Pace) -> Rules {
+    Rules {
+        rise: pace.rise,
+        fall: pace.fall,
+        hold: options.hold,
+        hold_max: options.hold_max,
+        forgive: options.forgive,
     }
 }
 

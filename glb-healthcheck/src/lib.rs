@@ -7,12 +7,16 @@
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod daemon;
 pub mod engine;
+pub mod floor;
 pub mod judge;
+pub mod metrics;
 pub mod probe;
 pub mod publish;
 pub mod schedule;
+pub mod status;
 pub mod wanted;
 
 /// Time since the checker started, on the monotonic clock: a changed wall clock changes nothing.

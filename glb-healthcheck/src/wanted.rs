@@ -10,7 +10,7 @@ use glb_table::TableSet;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
-use crate::check::{Check, Http, Kind, Pace, Target, Tls};
+use crate::check::{Check, Http, Kind, Pace, Target, Tls, Vip};
 
 /// What is wrong with a `healthchecks`.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +73,7 @@ struct Level {
     checks: Vec<(&'static str, Vec<Json>)>,
 }
 
-const KINDS: [&str; 3] = ["tcp", "http", "https"];
+const KINDS: [&str; 7] = ["tcp", "http", "https", "gue", "vip", "agent", "exec"];
 const PACE: [&str; 7] =
     ["interval_ms", "timeout_ms", "trigger", "rise", "fall", "jitter_percent", "source"];
 
@@ -156,6 +156,20 @@ impl Level {
         let kind = match kind {
             "tcp" => Kind::Tcp { port: port(read::<RawTcp>(keys)?.port)? },
             "http" => Kind::Http(http(read(keys)?, None)?),
+            "gue" => Kind::Gue { port: port(read::<RawTcp>(keys)?.port)? },
+            "agent" => {
+                let RawAgent { port: number, send } = read(keys)?;
+                Kind::Agent { port: port(number)?, send }
+            }
+            "exec" => {
+                let RawExec { command } = read(keys)?;
+                if command.first().is_none_or(String::is_empty) {
+                    let help = "give program and arguments: [\"/usr/bin/check\", \"-x\"]";
+                    return Err(("command".into(), help.into()));
+                }
+                Kind::Exec { command }
+            }
+            "vip" => Kind::Vip(vip(keys)?),
             _ => {
                 let raw: RawHttps = read(keys)?;
                 let tls = Tls { name: raw.tls_name, verify: raw.verify, ca: raw.ca };
@@ -217,6 +231,45 @@ struct RawHttp {
     status: Option<Json>,
     body: Option<String>,
 }
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAgent {
+    port: u16,
+    send: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawExec {
+    command: Vec<String>,
+}
+
+/// A VIP's check is an HTTP request if it says anything about one.
+fn vip(mut keys: Map<String, Json>) -> Result<Vip, Problem> {
+    let address = keys.remove("address");
+    let address = address.as_ref().and_then(Json::as_str).and_then(|text| text.parse().ok());
+    let help = || ("address".to_owned(), "give the VIP: address = \"203.0.113.10\"".to_owned());
+    let address: IpAddr = address.ok_or_else(help)?;
+    let tunnel = match keys.remove("tunnel_port") {
+        None => GUE_PORT,
+        Some(given) => {
+            let number = given.as_u64().and_then(|number| u16::try_from(number).ok());
+            let help = || ("tunnel_port".to_owned(), format!("{given} is not a port"));
+            port(number.ok_or_else(help)?)?
+        }
+    };
+    let asks = keys.keys().any(|key| key != "port");
+    let raw = http(read(keys)?, None)?;
+    let number = raw.port;
+    let host =
+        raw.host.clone().or_else(|| Some(std::net::SocketAddr::new(address, number).to_string()));
+    let http = asks.then_some(Http { host, ..raw });
+    Ok(Vip { address, tunnel, port: number, http })
+}
+
+/// Where backends take tunnelled packets.
+const GUE_PORT: u16 = glb_common::wire::gue::PORT;
 
 struct RawHttps {
     http: RawHttp,

@@ -90,7 +90,7 @@ impl World {
             self.path("healthcheck.toml"),
             "source = \"source.toml\"\nchecked = \"checked.toml\"\n\
              reload_command = \"cat $(dirname $CONFIG)/checked.toml | sha256sum >> $CONFIG.reloads\"\n\
-             hold_down_ms = 0\nsettle_ms = 100\n\
+             hold_down_ms = 0\nsettle_ms = 100\nsocket = \"status.sock\"\ncontrol = []\n\
              [defaults]\ninterval_ms = 200\ntimeout_ms = 100\nrise = 2\nfall = 2\n",
         )
         .unwrap();
@@ -115,6 +115,17 @@ impl World {
     fn stop(&mut self, signal: Signal) -> bool {
         self.signal(signal);
         self.daemon.take().unwrap().wait().unwrap().success()
+    }
+
+    fn ask(&self, words: &[&str]) -> String {
+        let output = Command::new(env!("CARGO_BIN_EXE_glb-healthcheck"))
+            .args(words)
+            .arg("--config")
+            .arg(self.path("healthcheck.toml"))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
     }
 
     fn log(&self) -> String {
@@ -173,6 +184,15 @@ fn a_backends_life() {
     assert!(world.log().contains("status 503, wanted 200-299"), "{}", world.log());
     thread::sleep(Duration::from_millis(300));
     assert_eq!(world.reloads(), 3);
+
+    let output = world.ask(&["status"]);
+    assert!(output.contains("503") && output.contains("UNHEALTHY"), "{output}");
+    let json = world.ask(&["status", "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let check = &json["tables"][0]["backends"][0]["checks"][0];
+    assert_eq!(check["standing"], "down");
+    assert!(check["history"].as_str().unwrap().ends_with(".XXX"), "{check}");
+    assert_eq!((&json["writes"], &json["reloads"]), (&3.into(), &3.into()));
 
     // A restart changes nothing, also after SIGKILL.
     assert!(!world.stop(Signal::SIGKILL));

@@ -11,7 +11,7 @@ use std::{
 
 use glb_healthcheck::{
     check::{Check, Http, Kind, Pace, Target, Tls},
-    probe::{Outcome, Tools, probe},
+    probe::{Outcome, Said, Tools, probe},
 };
 use tokio_rustls::rustls;
 
@@ -36,10 +36,11 @@ fn http(port: u16) -> Http {
 
 /// "pass", or why not, and how long it took.
 fn ask(target: &Target) -> (String, Duration) {
-    let tools = Tools::new([target]).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    match runtime.block_on(probe(target, &tools)) {
-        (Outcome::Pass, took) => ("pass".into(), took),
+    let asked = async { probe(target, &Tools::new([target], None).await.unwrap()).await };
+    match runtime.block_on(asked) {
+        (Outcome::Pass(said), took) if said == Said::default() => ("pass".into(), took),
+        (Outcome::Pass(said), took) => (format!("{said:?}"), took),
         (Outcome::Fail(failure), took) => (format!("{}: {failure}", failure.word()), took),
         (Outcome::Unsure(failure), took) => (format!("unsure: {failure}"), took),
     }
@@ -219,6 +220,40 @@ fn https() {
     assert!(result.starts_with("tls: TLS"), "{result}");
     let missing = Tls { name: None, verify: true, ca: Some("/nonexistent.pem".into()) };
     let missing = target(LOCAL, Kind::Http(Http { tls: Some(missing), ..http(port) }));
-    let error = Tools::new([&missing]).unwrap_err().to_string();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let error = runtime.block_on(Tools::new([&missing], None)).unwrap_err().to_string();
     assert!(error.contains("/nonexistent.pem"), "{error}");
+}
+
+#[test]
+fn agents() {
+    let agent = |answer: &'static [u8]| {
+        let (port, asked) = server(answer);
+        let (result, _) = ask(&target(LOCAL, Kind::Agent { port, send: Some("who\n".into()) }));
+        assert_eq!(asked.recv().unwrap(), "who\n");
+        result
+    };
+    assert_eq!(agent(b"up\n"), "pass");
+    assert_eq!(agent(b"drain 50%\n"), "Said { drain: Some(true), weight: Some(50) }");
+    assert_eq!(agent(b"ready"), "Said { drain: Some(false), weight: None }");
+    assert_eq!(agent(b"down # disk\n"), "agent: agent: down: disk");
+}
+
+#[test]
+fn commands() {
+    let run = |script: &str| {
+        let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        ask(&target(LOCAL, Kind::Exec { command })).0
+    };
+    assert_eq!(run("test $GLB_BACKEND = 127.0.0.1"), "pass");
+    assert_eq!(run("exit 3"), "command: the command ended with exit status: 3");
+    let folder = tempfile::tempdir().unwrap();
+    let mark = folder.path().join("mark");
+    // Its children end with it.
+    let slow = run(&format!("(sleep 0.8; touch {}) & sleep 9", mark.display()));
+    assert_eq!(slow, "timeout: timeout after 400 ms (command)");
+    thread::sleep(Duration::from_millis(700));
+    assert!(!mark.exists());
+    let missing = Kind::Exec { command: vec!["/nonexistent".into()] };
+    assert!(ask(&target(LOCAL, missing)).0.starts_with("io: command"));
 }

@@ -2,6 +2,7 @@
 
 mod once;
 mod run;
+mod status;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -21,6 +22,14 @@ enum Command {
     ///
     /// SIGHUP loads the source table anew; if anything is wrong with it, the running one stays.
     Run(ConfigFile),
+    /// Ask the running checker for each target's state, last error and last results.
+    Status {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// How to print it.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
     /// Run each check of a source table once and show what comes of it. Writes nothing.
     ///
     /// The exit status is 0 if all pass, and 2 if some do not.
@@ -61,6 +70,7 @@ impl Cli {
     pub fn execute(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Run(file) => run::execute(&file.config),
+            Command::Status { config, output } => status::execute(&config.config, output),
             Command::Once { table, config, output } => {
                 once::execute(&table, config.as_deref(), output)
             }

@@ -36,8 +36,11 @@ pub(super) fn execute(
         Some(path) => Config::load(path)?.defaults,
         None => Pace::default(),
     };
-    let loaded = daemon::load(table, &defaults)?;
-    let lines = runtime()?.block_on(check(&loaded));
+    let (loaded, lines) = runtime()?.block_on(async {
+        let loaded = daemon::load(table, &defaults, None).await?;
+        let lines = check(&loaded).await;
+        anyhow::Ok((loaded, lines))
+    })?;
     match output {
         Output::Table => print!("{}", shown(&lines)),
         Output::Json => println!("{}", serde_json::to_string_pretty(&lines)?),
@@ -80,7 +83,7 @@ async fn check(loaded: &Loaded) -> Vec<Line> {
     }
     for ((target, tables), result) in targets.into_iter().zip(results) {
         let (result, problem, latency) = match result {
-            Some((Outcome::Pass, latency)) => ("pass", None, latency),
+            Some((Outcome::Pass(_), latency)) => ("pass", None, latency),
             Some((Outcome::Fail(failure), latency)) => ("fail", Some(failure.to_string()), latency),
             Some((Outcome::Unsure(failure), latency)) => {
                 ("unsure", Some(failure.to_string()), latency)

@@ -3,7 +3,11 @@ use std::path::Path;
 use glb_table::{Form, parse_bytes};
 
 use super::*;
-use crate::{check::Pace, probe::Failure, wanted};
+use crate::{
+    check::Pace,
+    probe::{Failure, Said},
+    wanted,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -35,28 +39,50 @@ struct World {
     down: HashSet<u8>,
     /// Probes of these say nothing.
     unsure: HashSet<u8>,
+    /// Whether the control target answers, if there is one; asked every 250 ms.
+    control: Option<bool>,
+    /// What every agent says.
+    drain: Option<bool>,
+    next_control: Moment,
     decided: Vec<(Moment, Vec<bool>)>,
 }
 
 impl World {
     fn new(backends: u8, known: &[(u8, bool)]) -> Self {
         let address = |n: u8| IpAddr::from([10, 0, 0, n]);
-        let known = known.iter().map(|(n, up)| (("t".to_owned(), address(*n)), *up)).collect();
+        let known = known
+            .iter()
+            .map(|(n, healthy)| {
+                let finding = Finding { healthy: *healthy, state: State::Active };
+                (("t".to_owned(), address(*n)), finding)
+            })
+            .collect();
         let options = Options { hold: Duration::ZERO, ..Options::default() };
-        let engine = Engine::new(options, source(backends), &known, 1, Moment::ZERO);
+        let engine =
+            Engine::new(options, source(backends), &known, Controls::default(), 1, Moment::ZERO);
         Self {
             engine,
             now: Moment::ZERO,
             down: HashSet::new(),
             unsure: HashSet::new(),
+            control: None,
+            drain: None,
+            next_control: Moment::ZERO,
             decided: Vec::new(),
         }
     }
 
     fn run(&mut self, time: Duration) {
         let end = self.now + time;
-        while let Some(at) = self.engine.wake().filter(|at| *at <= end) {
+        loop {
+            let control = self.control.map(|_| self.next_control);
+            let wake = [self.engine.wake(), control].into_iter().flatten().min();
+            let Some(at) = wake.filter(|at| *at <= end) else { break };
             self.now = self.now.max(at);
+            if let Some(passed) = self.control.filter(|_| self.next_control <= self.now) {
+                self.next_control = self.now + SECOND / 4;
+                self.engine.control(0, passed, self.now);
+            }
             while let Some(job) = self.engine.next_job(self.now) {
                 let IpAddr::V4(address) = job.target.address else { panic!() };
                 let n = address.octets()[3];
@@ -65,10 +91,11 @@ impl World {
                 } else if self.down.contains(&n) {
                     Outcome::Fail(failure())
                 } else {
-                    Outcome::Pass
+                    Outcome::Pass(Said { drain: self.drain, weight: None })
                 };
                 self.engine.take(job.id, outcome, SECOND / 100, self.now);
             }
+            self.engine.look(self.now);
             if let Some(decision) = self.engine.decide(self.now) {
                 let healthy = decision.findings[0].iter().map(|finding| finding.healthy);
                 self.decided.push((self.now, healthy.collect()));
@@ -87,7 +114,7 @@ fn the_first_decision_waits_for_every_target() {
     let mut world = World::new(3, &[]);
     world.down = HashSet::from([2]);
     let job = world.engine.next_job(SECOND).unwrap();
-    world.engine.take(job.id, Outcome::Pass, SECOND, SECOND);
+    world.engine.take(job.id, Outcome::Pass(Said::default()), SECOND, SECOND);
     assert!(world.engine.decide(SECOND).is_none());
     world.run(2 * SECOND);
     assert_eq!(world.decided.len(), 1);
@@ -178,4 +205,93 @@ fn who_cannot_be_asked_is_not_judged_for_a_while() {
     world.unsure = HashSet::from([1]);
     world.run(10 * SECOND);
     assert_eq!(world.last(), [false, true]);
+}
+
+#[test]
+fn a_checker_that_is_cut_off_keeps_the_last_judgement() {
+    let mut world = World::new(5, &[]);
+    world.engine.cut_off = CutOff::new(Controls::new([true]));
+    world.control = Some(true);
+    world.down = HashSet::from([5]);
+    world.run(3 * SECOND);
+    assert_eq!(world.last(), [true, true, true, true, false]);
+    // All is lost at once, the control too.
+    world.control = Some(false);
+    world.down = (1..=5).collect();
+    world.run(20 * SECOND);
+    assert_eq!(world.decided.len(), 1);
+    assert_eq!(world.engine.cut_off(), (1, true));
+    // It comes back: nothing was held against anybody.
+    world.control = Some(true);
+    world.down = HashSet::from([5]);
+    world.run(20 * SECOND);
+    assert_eq!(world.decided.len(), 1);
+    assert_eq!(world.engine.cut_off(), (1, false));
+    // And who really dies is taken out, even if it is everybody.
+    let died = world.now;
+    world.down = (1..=5).collect();
+    world.run(4 * SECOND);
+    assert_eq!(world.last(), [false; 5]);
+    assert!(world.decided[1].0 - died <= 2 * SECOND + SECOND / 2);
+}
+
+#[test]
+fn the_control_alone_proves_nothing() {
+    let mut world = World::new(5, &[]);
+    world.engine.cut_off = CutOff::new(Controls::new([true]));
+    world.control = Some(true);
+    world.run(3 * SECOND);
+    world.control = Some(false);
+    world.run(3 * SECOND);
+    world.down = HashSet::from([1, 2]);
+    world.run(6 * SECOND);
+    assert_eq!(world.last(), [false, false, true, true, true]);
+    assert_eq!(world.engine.cut_off(), (0, false));
+}
+
+#[test]
+fn cut_off_from_the_start_nothing_is_written() {
+    let mut world = World::new(5, &[]);
+    world.engine.cut_off = CutOff::new(Controls::new([true]));
+    world.control = Some(false);
+    world.down = (1..=5).collect();
+    world.run(20 * SECOND);
+    assert!(world.decided.is_empty());
+    world.control = Some(true);
+    world.down = HashSet::from([2]);
+    world.run(5 * SECOND);
+    assert_eq!(world.last(), [true, false, true, true, true]);
+}
+
+#[test]
+fn the_floor_keeps_who_failed_last() {
+    let mut world = World::new(4, &[]);
+    world.engine.options.floor = Floor::Count(2);
+    world.run(3 * SECOND);
+    for n in 1..=3 {
+        world.down.insert(n);
+        world.run(4 * SECOND);
+    }
+    assert_eq!(world.last(), [false, false, true, true]);
+    // Nobody is left: nobody is preferred.
+    world.down.insert(4);
+    world.run(4 * SECOND);
+    assert_eq!(world.last(), [false; 4]);
+}
+
+#[test]
+fn an_agents_wish_is_written_as_a_state() {
+    let mut world = World::new(1, &[]);
+    let state = |world: &mut World| {
+        world.run(3 * SECOND);
+        world.engine.submitted.as_ref().map(|said| said[0][0].state)
+    };
+    assert_eq!(state(&mut world), Some(State::Active));
+    world.drain = Some(true);
+    assert_eq!(state(&mut world), Some(State::Draining));
+    // It stands until `ready`.
+    world.drain = None;
+    assert_eq!(state(&mut world), Some(State::Draining));
+    world.drain = Some(false);
+    assert_eq!(state(&mut world), Some(State::Active));
 }

@@ -35,7 +35,7 @@ pub(super) async fn run(
     }
 }
 
-async fn exchange(
+pub(super) async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     target: &Target,
     http: &Http,

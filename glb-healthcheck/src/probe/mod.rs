@@ -1,14 +1,20 @@
 //! Asking a target once. Every probe makes a fresh connection and ends at its timeout.
 
+mod agent;
 mod connect;
+mod echo;
+mod exec;
 mod http;
 mod tls;
+mod tunnel;
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
+pub use echo::{Echo, EchoError};
 pub use tls::{TlsConfigs, TlsError};
+pub use tunnel::{Tunnel, TunnelError};
 
 use crate::check::{Kind, Target};
 
@@ -19,11 +25,20 @@ const LATE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub enum Outcome {
     /// The answer is as it must be.
-    Pass,
+    Pass(Said),
     /// The target does not answer as it must.
     Fail(Failure),
     /// Nothing can be said about the target: this machine is at fault.
     Unsure(Failure),
+}
+
+/// What a backend's agent says beside that it is well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// Whether it wants no new connections; None if it says nothing about that.
+    pub drain: Option<bool>,
+    /// Percent of its usual weight.
+    pub weight: Option<u16>,
 }
 
 /// Why a probe did not pass.
@@ -71,6 +86,12 @@ pub enum Failure {
         /// What it must have.
         wanted: String,
     },
+    /// The backend's agent.
+    #[error("agent: {0}")]
+    Agent(String),
+    /// The operator's command.
+    #[error("the command ended with {0}")]
+    Command(std::process::ExitStatus),
     /// The check cannot be done as it is configured.
     #[error("{0}")]
     Setup(String),
@@ -97,6 +118,8 @@ impl Failure {
             Self::Http(_) => "http",
             Self::Status { .. } => "status",
             Self::Body { .. } => "body",
+            Self::Agent(_) => "agent",
+            Self::Command(_) => "command",
             Self::Setup(_) => "setup",
         }
     }
@@ -126,20 +149,56 @@ impl Failure {
 #[derive(Debug)]
 pub struct Tools {
     /// TLS configurations, made once.
-    pub tls: TlsConfigs,
+    tls: TlsConfigs,
+    /// Raw sockets, if a target needs them.
+    echo: Option<Arc<Echo>>,
+    /// The device that packets to VIPs go out by, if a target needs it.
+    tunnel: Option<Arc<Tunnel>>,
+}
+
+/// Why some targets cannot be checked on this machine.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolsError {
+    /// TLS.
+    #[error("healthchecks.https: {0}")]
+    Tls(#[from] TlsError),
+    /// Echoes.
+    #[error("healthchecks.gue: {0}")]
+    Echo(#[from] EchoError),
+    /// The tunnel.
+    #[error("healthchecks.vip: {0}")]
+    Tunnel(#[from] TunnelError),
 }
 
 impl Tools {
-    /// Makes what the probes of these targets need.
+    /// Makes what the probes of these targets need. Devices and raw sockets of `old` are used on.
     ///
     /// # Errors
-    /// When a CA file cannot be used.
-    pub fn new<'t>(targets: impl IntoIterator<Item = &'t Target>) -> Result<Self, TlsError> {
-        let checks = targets.into_iter().filter_map(|target| match &target.check.kind {
+    /// When a CA file cannot be used, or this process lacks a permission.
+    pub async fn new<'t>(
+        targets: impl IntoIterator<Item = &'t Target> + Clone,
+        old: Option<&Self>,
+    ) -> Result<Self, ToolsError> {
+        let kinds = || targets.clone().into_iter().map(|target| &target.check.kind);
+        let tls = TlsConfigs::new(kinds().filter_map(|kind| match kind {
             Kind::Http(http) => http.tls.as_ref(),
-            Kind::Tcp { .. } => None,
-        });
-        Ok(Self { tls: TlsConfigs::new(checks)? })
+            _ => None,
+        }))?;
+        let echo = match old.and_then(|old| old.echo.clone()) {
+            Some(echo) => Some(echo),
+            None if kinds().any(|kind| matches!(kind, Kind::Gue { .. })) => {
+                Some(Arc::new(Echo::open()?))
+            }
+            None => None,
+        };
+        let tunnel = match old.and_then(|old| old.tunnel.clone()) {
+            Some(tunnel) => Some(tunnel),
+            None if kinds().any(|kind| matches!(kind, Kind::Vip(_))) => {
+                Some(Arc::new(Tunnel::open().await?))
+            }
+            None => None,
+        };
+        Ok(Self { tls, echo, tunnel })
     }
 }
 
@@ -151,7 +210,7 @@ pub async fn probe(target: &Target, tools: &Tools) -> (Outcome, Duration) {
     let ended = tokio::time::timeout(timeout, run(target, tools, &step)).await;
     let took = started.elapsed();
     let outcome = match ended {
-        Ok(Ok(())) => Outcome::Pass,
+        Ok(Ok(said)) => Outcome::Pass(said),
         Ok(Err(failure)) if failure.is_own() => Outcome::Unsure(failure),
         Ok(Err(failure)) => Outcome::Fail(failure),
         // The answer may have come while nobody was awake to read it.
@@ -161,11 +220,55 @@ pub async fn probe(target: &Target, tools: &Tools) -> (Outcome, Duration) {
     (outcome, took)
 }
 
-async fn run(target: &Target, tools: &Tools, step: &Step) -> Result<(), Failure> {
+async fn run(target: &Target, tools: &Tools, step: &Step) -> Result<Said, Failure> {
+    let nothing = Ok(Said::default());
+    let missing = || Failure::Setup("a tool of this check is missing".into());
     match &target.check.kind {
-        Kind::Tcp { port } => connect::tcp(target, *port, step).await.map(drop),
-        Kind::Http(http) => http::run(target, http, tools, step).await,
+        Kind::Tcp { port } => connect::tcp(target, *port, step).await.and(nothing),
+        Kind::Http(http) => http::run(target, http, tools, step).await.and(nothing),
+        Kind::Gue { port } => {
+            step.set("echo through the tunnel");
+            let echo = tools.echo.as_ref().ok_or_else(missing)?;
+            let backend = std::net::SocketAddr::new(target.address, *port);
+            echo.through_gue(backend, target.check.pace.source).await.and(nothing)
+        }
+        Kind::Vip(vip) => {
+            let tunnel = tools.tunnel.as_ref().ok_or_else(missing)?;
+            let stream = tunnel.connect(target, vip, step).await?;
+            match &vip.http {
+                Some(http) => http::exchange(stream, target, http, step).await.and(nothing),
+                None => nothing,
+            }
+        }
+        Kind::Agent { port, send } => agent::run(target, *port, send.as_deref(), step).await,
+        Kind::Exec { command } => exec::run(target, command, step).await.and(nothing),
     }
+}
+
+/// Whether anything answers at a control target: a refusal is an answer.
+pub async fn alive(control: &Control, echo: Option<&Echo>, timeout: Duration) -> bool {
+    let ask = async {
+        match control {
+            Control::Ping(address) => match echo {
+                Some(echo) => echo.ping(*address).await.is_ok(),
+                None => false,
+            },
+            Control::Tcp(address) => match tokio::net::TcpStream::connect(address).await {
+                Ok(_) => true,
+                Err(error) => error.kind() == io::ErrorKind::ConnectionRefused,
+            },
+        }
+    };
+    tokio::time::timeout(timeout, ask).await.unwrap_or(false)
+}
+
+/// A machine that tells whether this one is connected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// By ICMP echo.
+    Ping(std::net::IpAddr),
+    /// By a TCP handshake or its refusal.
+    Tcp(std::net::SocketAddr),
 }
 
 /// What a probe waits for at the moment: a timeout names it.
