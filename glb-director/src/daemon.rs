@@ -166,8 +166,9 @@ impl<'c> Director<'c> {
         if let Some(generation) = previous {
             info!(generation, "adopting what a former director left running");
         }
-        let generation = build(config, tables, &mut identities, &next_hops, number, pins).await?;
-        settle(&generation, previous, pins)?;
+        let generation =
+            build(config, tables, None, &mut identities, &next_hops, number, pins).await?;
+        settle(&generation, previous, pins);
         Ok((identities, next_hops, generation))
     }
 
@@ -178,9 +179,16 @@ impl<'c> Director<'c> {
         let running = self.generation.image.owners.iter().map(|owner| owner.address);
         self.next_hops.set_targets(wanted.iter().copied().chain(running));
         let number = self.generation.number + 1;
-        let built =
-            build(self.config, &tables, &mut self.identities, &self.next_hops, number, &self.pins)
-                .await;
+        let built = build(
+            self.config,
+            &tables,
+            Some(&self.generation.image),
+            &mut self.identities,
+            &self.next_hops,
+            number,
+            &self.pins,
+        )
+        .await;
         let previous = match built {
             Ok(generation) => std::mem::replace(&mut self.generation, generation).number,
             Err(error) => {
@@ -190,7 +198,8 @@ impl<'c> Director<'c> {
             }
         };
         self.next_hops.set_targets(wanted);
-        settle(&self.generation, Some(previous), &self.pins)
+        settle(&self.generation, Some(previous), &self.pins);
+        Ok(())
     }
 
     /// Enters changed next hops into the running generation.
@@ -206,17 +215,19 @@ impl<'c> Director<'c> {
     }
 }
 
-/// After a swap: the generations before the previous one go.
-fn settle(generation: &Generation, previous: Option<u64>, pins: &PinFolder) -> Result<(), Error> {
+/// After a swap: the generations before the previous one go. The new one is in force whether or not
+/// they do.
+fn settle(generation: &Generation, previous: Option<u64>, pins: &PinFolder) {
     let keep: Vec<u64> = previous.into_iter().chain([generation.number]).collect();
-    generations::remove_stale(pins, &keep)?;
+    if let Err(error) = generations::remove_stale(pins, &keep) {
+        warn!(%error, "an old generation is left behind");
+    }
     info!(
         generation = generation.number,
         tables = generation.image.tables.len(),
         backends = generation.image.backends.len(),
         "in force"
     );
-    Ok(())
 }
 
 fn load_tables(config: &Config) -> Result<TableSet, Error> {
@@ -231,23 +242,33 @@ fn targets(tables: &TableSet) -> BTreeSet<IpAddr> {
     tables.tables.iter().flat_map(|table| &table.backends).map(|backend| backend.address).collect()
 }
 
-/// Builds, loads, tests and swaps in a generation.
+/// Builds, loads, tests and swaps in a generation. `running` is what it takes the place of.
 async fn build(
     config: &Config,
     tables: &TableSet,
+    running: Option<&Image>,
     identities: &mut Identities,
     next_hops: &NextHops,
     number: u64,
     pins: &PinFolder,
 ) -> Result<Generation, Error> {
     identities.assign(tables)?;
-    let snapshot = next_hops.settled(NEXT_HOP_PATIENCE).await;
-    for address in targets(tables) {
+    let wanted = targets(tables);
+    // A backend that has been followed already will not answer sooner for being waited for: a dead
+    // one must not hold up the table that takes it out.
+    let is_new = |address| !running.is_some_and(|r| r.owners.iter().any(|o| o.address == address));
+    let patience =
+        if wanted.iter().copied().any(is_new) { NEXT_HOP_PATIENCE } else { Duration::ZERO };
+    let snapshot = next_hops.settled(patience).await;
+    for address in wanted {
         if let Some(Err(reason)) = snapshot.get(&address) {
             warn!(backend = %address, "no way to this backend yet: {reason}");
         }
     }
-    let image = Image::new(tables, identities, &snapshot, &config.options)?;
+    let mut image = Image::new(tables, identities, &snapshot, &config.options)?;
+    if let Some(running) = running {
+        image.inherit_ways(running);
+    }
     let mut generation = Generation::load(image, number, pins)?;
     let swapped =
         generation::self_test::run(&mut generation).map_err(Error::from).and_then(|packets| {

@@ -231,6 +231,25 @@ impl Image {
         changed
     }
 
+    /// Takes over the ways to backends that `running` knows and this image does not: a neighbour that
+    /// is only being asked for again is still there.
+    pub fn inherit_ways(&mut self, running: &Self) {
+        let known: HashMap<IpAddr, &Backend> = running
+            .owners
+            .iter()
+            .zip(&running.backends)
+            .filter(|(_, backend)| backend.interface != 0)
+            .map(|(owner, backend)| (owner.address, backend))
+            .collect();
+        for (backend, owner) in self.backends.iter_mut().zip(&self.owners) {
+            if backend.interface == 0
+                && let Some(before) = known.get(&owner.address)
+            {
+                *backend = Backend { counter_slot: backend.counter_slot, ..**before };
+            }
+        }
+    }
+
     /// The same image with every backend resolved to one made-up next hop and counted in the
     /// self-test's slots.
     #[must_use]
@@ -251,12 +270,6 @@ impl Image {
             table.counter_slot = crate::counters::SELF_TEST_TABLE_SLOT;
         }
         image
-    }
-
-    /// Tables and backends whose counters stand in these slots, for showing them.
-    #[must_use]
-    pub fn backends_by_owner(&self) -> HashMap<&Owner, &Backend> {
-        self.owners.iter().zip(&self.backends).collect()
     }
 }
 
@@ -328,4 +341,52 @@ fn longest<'a, N: 'a>(
     length: impl Fn(&N) -> u8,
 ) -> Option<PrefixEntry> {
     covering.max_by_key(|(net, _)| length(net)).map(|(_, entry)| *entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use glb_host::next_hop::Unresolved;
+
+    use super::*;
+
+    struct Slots(u32);
+
+    impl CounterSlots for Slots {
+        fn table(&self, _name: &str) -> u32 {
+            self.0
+        }
+
+        fn backend(&self, _owner: &Owner) -> u32 {
+            self.0
+        }
+    }
+
+    #[test]
+    fn a_way_once_known_outlives_a_reload_and_a_lost_answer() {
+        let text = "[[tables]]\nname = \"t\"\nhash_key = \"00112233445566778899aabbccddeeff\"\n\
+                    seed = \"00112233445566778899aabbccddeeff\"\n\
+                    binds = [{ ip = \"1.1.1.1\", proto = \"tcp\", port = 80 }]\n\
+                    backends = [{ ip = \"10.0.0.1\", state = \"active\", healthy = true }]\n";
+        let path = std::path::Path::new("test");
+        let tables = glb_table::parse_bytes(path, glb_table::Form::Toml, text.as_bytes()).unwrap();
+        let address: IpAddr = "10.0.0.1".parse().unwrap();
+        let hop = NextHop {
+            interface: 7,
+            own_mac: [1; 6],
+            mac: [2; 6],
+            source: Some("10.0.0.9".parse().unwrap()),
+            mtu: 1500,
+        };
+        let lost = Unresolved::NoAnswer { interface: 7, address };
+        let options = Options::default();
+        let known = Snapshot::from([(address, Ok(hop))]);
+        let unknown = Snapshot::from([(address, Err(lost))]);
+        let mut running = Image::new(&tables, &Slots(5), &known, &options).unwrap();
+        assert!(running.resolve(&unknown, None).is_empty());
+        assert_eq!(running.backends[0].next_hop_mac, [2; 6]);
+        let mut next = Image::new(&tables, &Slots(6), &unknown, &options).unwrap();
+        assert_eq!(next.backends[0].interface, 0);
+        next.inherit_ways(&running);
+        assert_eq!(next.backends[0], Backend { counter_slot: 6, ..running.backends[0] });
+    }
 }
