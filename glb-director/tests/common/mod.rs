@@ -2,6 +2,8 @@
 //! programs in.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod generate;
+
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr},
