@@ -1,5 +1,7 @@
 //! `./x build`: the daemons with their BPF programs inside.
 
+use std::process::Command;
+
 use anyhow::Result;
 
 use crate::{commands::setup, needs::Purpose, process};
@@ -16,17 +18,24 @@ pub(crate) struct Arguments {
 /// by glb-host's build script.
 pub(crate) const WORKSPACE: [&str; 4] = ["--locked", "--workspace", "--exclude", "glb-ebpf"];
 
+/// What the demo runs: a newcomer waits for no more than this.
+const FOR_THE_LAB: [&str; 7] =
+    ["--locked", "--package", "glb-director", "--package", "glb-redirect", "--package", "glb-lab"];
+
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure(Purpose::Build)?;
-    eprintln!("BPF compiler: {}", bpf_build::find_compiler()?);
     let mut command = process::cargo();
     command.arg("build").args(WORKSPACE).arg("--bins");
-    command.args(arguments.release.then_some("--release"));
-    process::run(&mut command)
+    build(command.args(arguments.release.then_some("--release")))
 }
 
 /// Builds `target/debug/glb-director`, `target/debug/glb-redirect` and `target/debug/glb-lab`.
-pub(crate) fn binaries() -> Result<()> {
-    run(&Arguments { release: false })
+pub(crate) fn for_the_lab() -> Result<()> {
+    build(process::cargo().arg("build").args(FOR_THE_LAB).arg("--bins"))
+}
+
+fn build(command: &mut Command) -> Result<()> {
+    eprintln!("BPF compiler: {}", bpf_build::find_compiler()?);
+    process::run(command)
 }

@@ -45,7 +45,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 pub(crate) fn become_lab(words: &[&str], name: &Name) -> Result<()> {
     permission::check(if words[0] == "demo" { "demo" } else { "lab" })?;
     setup::ensure(Purpose::Lab)?;
-    build::binaries()?;
+    build::for_the_lab()?;
     // Cargo put both into the same folder.
     let program = env::current_exe()?.with_file_name("glb-lab");
     let mut lab = Command::new(program);
