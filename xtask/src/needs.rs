@@ -4,11 +4,12 @@
 //! nginx.
 
 use std::{
+    env,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use crate::process;
+use crate::{debian, process};
 
 /// What a command is about to do; each includes the one before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,22 +120,31 @@ fn missing_for_checks() -> Vec<Missing> {
         }
     }
     // The BPF programs are checked by the clippy of the compiler that builds them.
-    let (remedy, clippy) = match bpf_build::find_compiler() {
+    let (remedy, cargo) = match bpf_build::find_compiler() {
         Ok(bpf_build::Compiler::Nightly { cargo, .. }) => (
             Remedy::Rustup(vec!["rustup", "component", "add", "clippy", "--toolchain", "nightly"]),
-            cargo.with_file_name("cargo-clippy"),
+            cargo,
         ),
         Ok(bpf_build::Compiler::Debian { cargo, .. }) => {
-            (Remedy::Packages(vec!["rust-web-clippy"]), cargo.with_file_name("cargo-clippy"))
+            (Remedy::Packages(vec!["rust-web-clippy"]), cargo)
         }
-        // Comes with the compiler, which is in the list already.
-        Err(_) => (Remedy::Packages(vec!["rust-web-clippy"]), PathBuf::new()),
+        // Together with the compiler, which is in the list already.
+        Err(_) if debian::is_here() && !nightly_is_asked_for() => {
+            (Remedy::Packages(vec!["rust-web-clippy"]), PathBuf::new())
+        }
+        // rustup's comes with its own.
+        Err(_) => return missing,
     };
-    if !clippy.is_file() {
+    if !cargo.with_file_name("cargo-clippy").is_file() {
         let why = "checks the BPF programs for known mistakes";
         missing.push(Missing { name: "cargo clippy for BPF", why, remedy });
     }
     missing
+}
+
+/// Whether the environment asks for rustup's compiler.
+pub(crate) fn nightly_is_asked_for() -> bool {
+    env::var(bpf_build::COMPILER_VARIABLE).is_ok_and(|value| value == "nightly")
 }
 
 /// Finds a program, also in the folders that only root has on the PATH.

@@ -45,10 +45,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 /// # Errors
 /// When something is missing and may not, or could not, be installed.
 pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
-    let mut plan = Plan::new(needs::missing(purpose), assumed);
-    if plan.missing.is_empty() {
+    // Twice, because what the compiler for BPF lacks is known only when it is there.
+    for _ in 0..2 {
+        let missing = needs::missing(purpose);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        install(missing)?;
+    }
+    let left = needs::missing(purpose);
+    if left.is_empty() {
         return Ok(());
     }
+    let names: Vec<_> = left.iter().map(|missing| missing.name).collect();
+    let plan = Plan::new(left, debian::has);
+    bail!("still missing after the installation: {}\n{}", names.join(", "), plan.by_hand());
+}
+
+/// Says what is missing and installs it.
+fn install(missing: Vec<Missing>) -> Result<()> {
+    let mut plan = Plan::new(missing, assumed);
     plan.explain();
     if plan.needs_debian() {
         if !debian::is_here() || !debian::may_install() {
@@ -61,15 +77,7 @@ pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
     if !plan.unsolved.is_empty() {
         bail!("{}", plan.by_hand());
     }
-    plan.carry_out()?;
-
-    let left = needs::missing(purpose);
-    if left.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<_> = left.iter().map(|missing| missing.name).collect();
-    let plan = Plan::new(left, debian::has);
-    bail!("still missing after the installation: {}\n{}", names.join(", "), plan.by_hand());
+    plan.carry_out()
 }
 
 /// Debian's lists of packages may be old or not there until they are fetched anew.
@@ -98,8 +106,7 @@ impl Plan {
             missing,
         };
         let rustup = bpf_build::find_program("rustup").is_some();
-        let nightly_asked =
-            std::env::var(bpf_build::COMPILER_VARIABLE).is_ok_and(|v| v == "nightly");
+        let nightly_asked = needs::nightly_is_asked_for();
         for missing in &plan.missing {
             match &missing.remedy {
                 Remedy::Packages(packages) => plan.packages.extend(packages),
