@@ -2,6 +2,7 @@
 
 mod harness;
 mod packet;
+mod table;
 
 use clap::{Parser, Subcommand};
 
@@ -18,10 +19,13 @@ enum Command {
     /// The director's packet path: ns for each packet on top of an empty program, and the ratio to
     /// the floor (constant outer headers and nothing else).
     Packet(packet::Arguments),
+    /// Building tables: milliseconds, and ratios to GLB's own tool.
+    Table(table::Arguments),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Packet(arguments) => packet::run(&arguments),
+        Command::Table(arguments) => table::run(&arguments),
     }
 }

@@ -32,6 +32,7 @@ pub(crate) struct TablePlaces {
     pub(crate) binds: Vec<Span>,
     pub(crate) backends_list: Span,
     pub(crate) backends: Vec<Span>,
+    pub(crate) said_healthy: Vec<bool>,
     /// Some backend could not be read, so nothing is known of all of them together.
     pub(crate) backends_broken: bool,
 }
@@ -41,6 +42,7 @@ pub(crate) fn set(reader: &mut Reader, set: &TableSet, places: &Places) {
     limits(reader, set, places);
     for (table, place) in set.tables.iter().zip(&places.tables) {
         backends(reader, table, place);
+        unsaid_health(reader, table, place);
         options(reader, table, place);
     }
     binds(reader, set, places);
@@ -127,6 +129,29 @@ fn backends(reader: &mut Reader, table: &Table, place: &TablePlaces) {
             "none is healthy and active or filling",
             help,
         );
+    }
+}
+
+/// Who says nothing counts as unhealthy. That is meant where nobody says anything and a checker
+/// fills it in, and a slip where others do.
+fn unsaid_health(reader: &mut Reader, table: &Table, place: &TablePlaces) {
+    if place.said_healthy.contains(&true) {
+        let unsaid = table
+            .backends
+            .iter()
+            .zip(&place.backends)
+            .zip(&place.said_healthy)
+            .filter(|(_, said)| !**said);
+        for ((backend, span), _) in unsaid {
+            let message =
+                format!("backend {} of table \"{}\" has no `healthy`", backend.address, table.name);
+            reader.warn(
+                span,
+                message,
+                "so it counts as unhealthy",
+                "write healthy = true or healthy = false",
+            );
+        }
     }
 }
 

@@ -122,9 +122,10 @@ fn table(
     if let Some(node) = fields.need(reader, "backends", help) {
         place.backends_list = node.span.clone();
         for node in list(reader, node, "backends", help) {
-            if let Some((backend, span)) = backend(reader, node) {
+            if let Some((backend, span, said_healthy)) = backend(reader, node) {
                 backends.push(backend);
                 place.backends.push(span);
+                place.said_healthy.push(said_healthy);
             } else {
                 place.backends_broken = true;
             }
@@ -211,7 +212,8 @@ fn bind(reader: &mut Reader, node: &Node) -> Option<Bind> {
     Some(Bind { prefix: prefix?, proto: proto?, ports: ports? })
 }
 
-fn backend(reader: &mut Reader, node: &Node) -> Option<(Backend, std::ops::Range<usize>)> {
+/// The backend, where its address stands, and whether its health is given.
+fn backend(reader: &mut Reader, node: &Node) -> Option<(Backend, std::ops::Range<usize>, bool)> {
     let fields = Fields::of(reader, node, "a backend", BACKEND)?;
     let ip = fields.need(reader, "ip", "ip = \"10.0.2.21\"");
     let span = ip.unwrap_or(node).span.clone();
@@ -255,7 +257,7 @@ fn backend(reader: &mut Reader, node: &Node) -> Option<(Backend, std::ops::Range
         zone: zone?,
         healthchecks,
     };
-    Some((backend, span))
+    Some((backend, span, fields.get("healthy").is_some()))
 }
 
 const KEY_HELP: &str = "a key is exactly 32 hex digits; make one with: openssl rand -hex 16";

@@ -225,7 +225,10 @@ pub fn rolling(
                 if group.len() == 1 { "s" } else { "" },
                 duration(flow_age)
             ),
-            Vec::new(),
+            group
+                .iter()
+                .map(|backend| format!("glb-redirect wait --until-drained    # on {backend}"))
+                .collect(),
         );
         todo.walker.step(&Step::Drained(group.to_vec()), 0);
         todo.change(set, &[], &format!("bring {list} back"), |state| state);

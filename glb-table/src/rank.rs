@@ -267,3 +267,41 @@ fn best<V: Vector, const K: usize, const WEIGHTED: bool>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+
+    #[test]
+    fn every_kind_of_vector_gives_the_same_ranks() {
+        for (backends, weights) in
+            [(1, 1), (2, 3), (5, 1), (5, 3), (8, 3), (9, 1), (9, 4), (40, 1), (40, 7)]
+        {
+            let backend = |n: u32| Backend {
+                weight: 1 + (n % weights) as u16,
+                ..Backend::new(IpAddr::from(Ipv4Addr::from(0x0a00_0000 + n)))
+            };
+            let backends: Vec<Backend> = (0..backends).map(backend).collect();
+            let ranks = Ranks::new(Key::new([9; 16]), &backends);
+            let mut out = vec![0; CHUNK * ranks.kept];
+            best_of_all::<simd::Portable>(&ranks, CHUNK as u32, &mut out);
+            assert_eq!(out, ranks.order[CHUNK * ranks.kept..][..out.len()], "portable");
+            #[cfg(target_arch = "x86_64")]
+            if std::arch::is_x86_feature_detected!("avx2") {
+                out.fill(0);
+                // SAFETY: the processor was asked.
+                unsafe { best_avx2(&ranks, CHUNK as u32, &mut out) };
+                assert_eq!(out, ranks.order[CHUNK * ranks.kept..][..out.len()], "avx2");
+            }
+            for row in [0, 1, 77, 65_535] {
+                assert_eq!(
+                    ranks.kept(usize::from(row)),
+                    &ranks.full(row)[..ranks.kept],
+                    "one by one"
+                );
+            }
+        }
+    }
+}

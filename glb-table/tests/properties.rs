@@ -93,7 +93,7 @@ fn by_address<'t>(table: &'t Table, rows: &'t Rows) -> impl Iterator<Item = Vec<
 /// A few cases by default; `PROPTEST_CASES` asks for more.
 fn config() -> ProptestConfig {
     let default = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
-    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { default.cases } else { 24 };
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { default.cases } else { 16 };
     ProptestConfig { cases, ..default }
 }
 

@@ -62,6 +62,28 @@ fn problems(text: &str) -> Vec<Problem> {
     load_toml(text).map(|_| ()).unwrap_err().problems().to_vec()
 }
 
+#[test]
+fn a_missing_comma_in_json_does_not_hide_other_mistakes() {
+    let text = r#"{ "tables": [ { "hash_key": "12345678901234561234567890123456", "seed": "12"
+        "binds": [ { "ip": "1.1.1.1", "proto": "tcp", "port": 0 }, ], "backends": [] } ] }"#;
+    let error = glb_table::parse_bytes("t.json".as_ref(), glb_table::Form::Json, text.as_bytes())
+        .unwrap_err();
+    let said = error.to_string();
+    for part in ["not JSON", "`seed` is not a key", "`port` must be", "`backends` is empty"] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+}
+
+#[test]
+fn a_backend_that_says_nothing_of_its_health_is_warned_of() {
+    let set = load_toml(&GOOD.replacen("healthy = true", "", 1)).unwrap();
+    assert_eq!(set.warnings.len(), 1, "{:?}", set.warnings);
+    assert!(
+        set.warnings[0].message.contains("10.0.0.1")
+            && set.warnings[0].message.contains("no `healthy`")
+    );
+}
+
 /// Exactly one problem, with this place and these words in its message, what was found, and help.
 fn one(text: &str, line: usize, column: usize, message: &str, found: &str, help: &str) {
     let all = problems(text);

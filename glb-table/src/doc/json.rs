@@ -27,21 +27,19 @@ const STRICT: ParseOptions = ParseOptions {
 
 pub(super) fn parse(text: &str, findings: &mut Vec<Finding>) -> Option<Node> {
     const HELP: &str = "the file must be one JSON object: { \"tables\": [ … ] }";
-    match parse_to_ast(text, &CollectOptions::default(), &STRICT) {
-        Ok(parsed) => match parsed.value {
-            Some(value) => Some(node(value, findings)),
-            None => {
-                findings.push(Finding::new(&(0..0), "this file is empty", "nothing here", HELP));
-                None
-            }
-        },
-        Err(error) => {
-            let span = error.range().start..error.range().end;
-            let found = error.kind().to_string();
-            findings.push(Finding::new(&span, "this is not JSON", found, HELP));
-            None
-        }
+    let loose = ParseOptions::default();
+    let parse = |options| parse_to_ast(text, &CollectOptions::default(), options);
+    let parsed = parse(&STRICT).or_else(|error| {
+        let span = error.range().start..error.range().end;
+        findings.push(Finding::new(&span, "this is not JSON", error.kind().to_string(), HELP));
+        // A missing comma or a comment does not hide the file's other mistakes.
+        parse(&loose).map_err(drop)
+    });
+    let value = parsed.ok()?.value;
+    if value.is_none() && findings.is_empty() {
+        findings.push(Finding::new(&(0..0), "this file is empty", "nothing here", HELP));
     }
+    value.map(|value| node(value, findings))
 }
 
 fn node(value: Json<'_>, findings: &mut Vec<Finding>) -> Node {

@@ -1,4 +1,9 @@
 //! Tables and changes of tables, at random.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test file uses a part; the prefix is a constant"
+)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -87,6 +92,24 @@ pub(crate) fn shuffled(most: u16) -> impl Strategy<Value = (Table, Table)> {
             (table, shuffled)
         })
     })
+}
+
+/// A healthy table of so many backends and hops.
+pub(crate) fn plain(n: u16, hops: u8) -> Table {
+    Table {
+        name: "web".into(),
+        hash_key: Key::new([3; 16]),
+        seed: Key::new([5; 16]),
+        hash_fields: HashFields::default(),
+        alt_hash_fields: None,
+        alt_hash_key: None,
+        alt_seed: None,
+        hops,
+        order: Order::Right,
+        binds: vec![bind()],
+        backends: backends(n),
+        healthchecks: None,
+    }
 }
 
 /// A healthy table of three to ten backends, to be changed step by step.

@@ -1,4 +1,4 @@
-//! `./x bench`: what the packet path costs.
+//! `./x bench`: what the packet path and the tables cost.
 
 use std::ffi::OsString;
 
@@ -6,9 +6,10 @@ use anyhow::Result;
 
 use crate::{commands::setup, needs::Purpose, process};
 
-/// Measures what the packet path costs, as ratios to a floor measured in the same run.
+/// Measures what the packet path costs, as ratios to a floor measured in the same run, and what
+/// tables cost, as ratios to GLB's own tool.
 ///
-/// `./x bench packet --help` lists what can be varied. Performance is measured here and nowhere in
+/// `./x bench packet --help` and `./x bench table --help` list what can be varied. Performance is measured here and nowhere in
 /// the tests.
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]

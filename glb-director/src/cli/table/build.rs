@@ -43,7 +43,7 @@ pub(super) fn execute(src: &Path, dst: &Path, output: Output) -> anyhow::Result<
                 eprintln!("note: {note}");
             }
             print::out(&format!(
-                "{}: {} tables, {} bytes\n",
+                "{}: tables: {}, bytes: {}\n",
                 dst.display(),
                 built.tables,
                 built.bytes

@@ -31,7 +31,11 @@ pub(super) fn execute(files: &[PathBuf], output: Output) -> anyhow::Result<()> {
             print::warn(&one.warnings);
             match &one.holds {
                 Some([tables, binds, backends]) => {
-                    let counts = format!("{tables} tables, {binds} binds, {backends} backends");
+                    let counts = [(tables, "table"), (binds, "bind"), (backends, "backend")]
+                        .map(|(count, what)| {
+                            format!("{count} {what}{}", if *count == 1 { "" } else { "s" })
+                        })
+                        .join(", ");
                     print::out(&format!("{}: valid ({counts})\n", one.file))?;
                 }
                 None if one.problems.is_empty() => {

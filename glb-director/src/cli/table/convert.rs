@@ -56,7 +56,7 @@ pub(super) fn execute(src: &Path, dst: &Path, output: Output) -> anyhow::Result<
             for note in &converted.notes {
                 eprintln!("note: {note}");
             }
-            print::out(&format!("{}: {} tables\n", dst.display(), converted.tables))
+            print::out(&format!("{}: tables: {}\n", dst.display(), converted.tables))
         }
     }
 }

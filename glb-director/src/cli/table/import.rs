@@ -83,7 +83,7 @@ pub(super) fn execute(arguments: &Arguments, output: Output) -> anyhow::Result<(
             for unknown in &said.unknown {
                 eprintln!("note: {unknown}");
             }
-            print::out(&format!("{}: {} tables, every row verified\n", dst.display(), said.tables))
+            print::out(&format!("{}: tables: {}, every row verified\n", dst.display(), said.tables))
         }
     }
 }

@@ -1,0 +1,208 @@
+//! `bench table`: building tables, beside the times of GLB's own tool.
+
+use std::{fs, hint::black_box, path::PathBuf, time::Instant};
+
+use anyhow::Context as _;
+use clap::Args;
+use glb_table::{Backend, Bind, Form, HashFields, Key, Order, Proto, State, Table, TableSet, glbd};
+use serde::Serialize;
+
+/// Options of `bench table`.
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// How often each thing is done; the median and the quickest count.
+    #[arg(long, default_value_t = 15)]
+    rounds: usize,
+    /// Also tables near the limits: 65,535 backends, 300 tables.
+    #[arg(long)]
+    large: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Tables, backends in each, and the wall seconds of GLB's `glb-director-cli build-config`, one
+/// thread, on a guest with two CPUs of the Zen 4 class. Ratios to them hold on such a machine.
+const SIZES: [(usize, usize, Option<f64>); 5] = [
+    (1, 4, Some(0.012)),
+    (1, 16, Some(0.053)),
+    (1, 64, Some(0.273)),
+    (1, 256, Some(1.339)),
+    (16, 64, Some(4.295)),
+];
+const LARGE: [(usize, usize, Option<f64>); 2] = [(1, 65_535, None), (300, 64, None)];
+
+/// Milliseconds.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Time {
+    median: f64,
+    least: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Measured {
+    tables: usize,
+    backends: usize,
+    /// GLB's tool, whole run.
+    glb_ms: Option<f64>,
+    /// Rows, from the table in memory.
+    rows: Time,
+    /// From the file's bytes on disk to GLBD bytes, as GLB's tool does (up to 256 backends).
+    whole: Option<Time>,
+    /// GLB's time over ours, medians.
+    ratio: Option<f64>,
+    /// New rows after a backend of the first table began to drain, ranks kept.
+    drain: Time,
+    /// The same after it became unhealthy, and inactive.
+    unhealthy: Time,
+    inactive: Time,
+    /// Rows when weights differ.
+    weighted: Time,
+    /// Memory of all rows, and of all kept ranks, in bytes.
+    rows_bytes: usize,
+    ranks_bytes: usize,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let sizes = SIZES.iter().chain(arguments.large.then_some(&LARGE).into_iter().flatten());
+    let measured =
+        sizes.map(|size| measure(*size, arguments.rounds)).collect::<anyhow::Result<Vec<_>>>()?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&measured)?);
+    } else {
+        print(&measured);
+    }
+    Ok(())
+}
+
+fn time<T>(rounds: usize, mut work: impl FnMut() -> T) -> Time {
+    let mut times: Vec<f64> = (0..rounds.max(1))
+        .map(|_| {
+            let start = Instant::now();
+            let _ = black_box(work());
+            start.elapsed().as_secs_f64() * 1e3
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    Time { median: times[times.len() / 2], least: times[0] }
+}
+
+fn set(tables: usize, backends: usize) -> TableSet {
+    let table = |number: usize| {
+        let mut seed = [7; 16];
+        seed[..8].copy_from_slice(&(number as u64).to_le_bytes());
+        let vip = [10, 255, (number >> 8) as u8, number as u8];
+        Table {
+            name: format!("table{number}"),
+            hash_key: Key::new([3; 16]),
+            seed: Key::new(seed),
+            hash_fields: HashFields::default(),
+            alt_hash_fields: None,
+            alt_hash_key: None,
+            alt_seed: None,
+            hops: 2,
+            order: Order::Right,
+            binds: vec![Bind {
+                prefix: std::net::IpAddr::from(vip).into(),
+                proto: Proto::Tcp,
+                ports: 80..=80,
+            }],
+            backends: (1..=backends as u32)
+                .map(|backend| {
+                    Backend::new(std::net::IpAddr::from((0x0a00_0000 + backend).to_be_bytes()))
+                })
+                .collect(),
+            healthchecks: None,
+        }
+    };
+    TableSet { tables: (0..tables).map(table).collect(), warnings: Vec::new(), healthchecks: None }
+}
+
+fn measure(
+    (tables, backends, glb): (usize, usize, Option<f64>),
+    rounds: usize,
+) -> anyhow::Result<Measured> {
+    let set = set(tables, backends);
+    let rounds = if tables * backends > 2_000 { rounds.min(3) } else { rounds };
+    let rows = time(rounds, || set.tables.iter().map(Table::rows).collect::<Vec<_>>());
+    let file = PathBuf::from(format!(
+        "{}/glb-bench-{}.json",
+        std::env::temp_dir().display(),
+        std::process::id()
+    ));
+    fs::write(&file, set.to_text(Form::Json)?)
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    let build = || {
+        glb_table::load(&file).ok().and_then(|set| glbd::export(&set).ok()).map(|bytes| bytes.len())
+    };
+    let whole = (build().is_some()).then(|| time(rounds, build));
+    fs::remove_file(&file)?;
+    let ranks: Vec<_> = set.tables.iter().map(Table::ranks).collect();
+    let first = &set.tables[0];
+    let changed = |change: fn(&mut Backend)| {
+        let mut table = first.clone();
+        change(&mut table.backends[1]);
+        time(rounds.max(9), || table.rows_from(&ranks[0]))
+    };
+    let mut weighted = set.clone();
+    for table in &mut weighted.tables {
+        for (backend, weight) in table.backends.iter_mut().zip([1, 2, 3, 5, 8].iter().cycle()) {
+            backend.weight = *weight;
+        }
+    }
+    Ok(Measured {
+        tables,
+        backends,
+        glb_ms: glb.map(|seconds| seconds * 1e3),
+        rows,
+        whole,
+        ratio: glb.zip(whole).map(|(glb, whole)| glb * 1e3 / whole.median),
+        drain: changed(|backend| backend.state = State::Draining),
+        unhealthy: changed(|backend| backend.healthy = false),
+        inactive: changed(|backend| backend.state = State::Inactive),
+        weighted: time(rounds.min(5), || {
+            weighted.tables.iter().map(Table::rows).collect::<Vec<_>>()
+        }),
+        rows_bytes: ranks.len() * first.rows_from(&ranks[0]).as_flat().len() * 2,
+        ranks_bytes: ranks.iter().map(glb_table::Ranks::bytes).sum(),
+    })
+}
+
+fn print(measured: &[Measured]) {
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    println!(
+        "milliseconds, median (quickest) on {threads} CPUs; GLB's tool as measured on a guest of two CPUs"
+    );
+    println!(
+        "{:>14} {:>8} {:>18} {:>18} {:>7} {:>13} {:>13} {:>13} {:>18} {:>9} {:>9}",
+        "tables × back.",
+        "GLB",
+        "file → GLBD",
+        "rows alone",
+        "× GLB",
+        "drain",
+        "unhealthy",
+        "inactive",
+        "weighted",
+        "rows KiB",
+        "ranks KiB"
+    );
+    for one in measured {
+        let wide = |time: &Time| format!("{:.2} ({:.2})", time.median, time.least);
+        let dash = || "-".to_owned();
+        println!(
+            "{:>14} {:>8} {:>18} {:>18} {:>7} {:>13} {:>13} {:>13} {:>18} {:>9} {:>9}",
+            format!("{} × {}", one.tables, one.backends),
+            one.glb_ms.map_or_else(dash, |ms| format!("{ms:.0}")),
+            one.whole.as_ref().map_or_else(dash, wide),
+            wide(&one.rows),
+            one.ratio.map_or_else(dash, |ratio| format!("{ratio:.1}")),
+            wide(&one.drain),
+            wide(&one.unhealthy),
+            wide(&one.inactive),
+            wide(&one.weighted),
+            one.rows_bytes.div_ceil(1024),
+            one.ranks_bytes.div_ceil(1024),
+        );
+    }
+}

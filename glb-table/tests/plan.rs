@@ -1,0 +1,212 @@
+//! Plans for operators: known sequences, and rolling maintenance put to the proof with flows.
+
+mod common;
+mod strategies;
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use glb_table::{
+    Backend, Builder, Order, State, Table, TableSet,
+    plan::{FLOW_AGE, RollingError, Step, duration, parse_duration, rolling, walk},
+    simulate::Simulation,
+};
+use strategies::{backends, plain};
+
+fn set(table: &Table) -> TableSet {
+    TableSet { tables: vec![table.clone()], warnings: Vec::new(), healthchecks: None }
+}
+
+fn tables(name: &str, table: &Table) -> Step {
+    Step::Tables { name: name.into(), set: set(table) }
+}
+
+fn with_state(table: &Table, backend: usize, state: State) -> Table {
+    let mut table = table.clone();
+    table.backends[backend].state = state;
+    table
+}
+
+fn with_one_more(table: &Table) -> Table {
+    let mut table = table.clone();
+    table.backends.push(Backend::new(Ipv4Addr::new(10, 9, 9, 9).into()));
+    table
+}
+
+#[test]
+fn one_out_at_a_time_is_not_enough_and_a_wait_mends_it() {
+    let base = plain(16, 2);
+    let first = [
+        tables("base", &base),
+        tables("drain A", &with_state(&base, 0, State::Draining)),
+        tables("A is back", &base),
+    ];
+    let add = tables("add C", &with_one_more(&base));
+    let plan = walk(&[&first[..], std::slice::from_ref(&add)].concat(), FLOW_AGE);
+    assert_eq!(plan.first_unsafe, Some(4));
+    let judgement = plan.steps[3].judgement.as_ref().unwrap();
+    // A sixteenth of the rows, and C is among the best two of 17 in two of 17 of them.
+    let expected = 2.0 / (16.0 * 17.0);
+    assert!((judgement.tables[0].at_risk - expected).abs() < 0.001, "{judgement:?}");
+    assert_eq!(judgement.tables[0].rows_at_risk as f64 / 65_536.0, judgement.tables[0].at_risk);
+    for wait in [Step::Wait(None), Step::Wait(Some(FLOW_AGE))] {
+        assert!(walk(&[&first[..], &[wait, add.clone()]].concat(), FLOW_AGE).safe);
+    }
+    assert!(
+        !walk(&[&first[..], &[Step::Wait(Some(FLOW_AGE - 1)), add.clone()]].concat(), FLOW_AGE)
+            .safe
+    );
+    // Three hops leave room for it.
+    let base = plain(16, 3);
+    let steps = [
+        tables("base", &base),
+        tables("drain A", &with_state(&base, 0, State::Draining)),
+        tables("A is back", &base),
+        tables("add C", &with_one_more(&base)),
+    ];
+    assert!(walk(&steps, FLOW_AGE).safe);
+}
+
+#[test]
+fn with_h_hops_any_h_minus_1_changes_can_be_made_at_once() {
+    for hops in 2..=4_u8 {
+        let base = plain(12, hops);
+        let mut steps = vec![tables("base", &base)];
+        let mut table = base.clone();
+        for backend in 0..usize::from(hops) - 1 {
+            table.backends[backend].state = State::Draining;
+            steps.push(tables("drain one more", &table));
+        }
+        assert!(walk(&steps, FLOW_AGE).safe, "{hops} hops");
+        table.backends[usize::from(hops) - 1].state = State::Inactive;
+        steps.push(tables("one out undrained", &table));
+        assert_eq!(walk(&steps, FLOW_AGE).first_unsafe, Some(steps.len()), "{hops} hops");
+    }
+}
+
+#[test]
+fn a_dead_hop_before_a_holder_loses_its_flows() {
+    // GLB's rule promotes an active second that is unhealthy before a draining first.
+    let mut base = plain(2, 2);
+    base.order = Order::Glb;
+    let mut bad = with_state(&base, 0, State::Draining);
+    bad.backends[1].healthy = false;
+    let plan = walk(&[tables("base", &base), tables("bad", &bad)], FLOW_AGE);
+    let judgement = &plan.steps[1].judgement.as_ref().unwrap().tables[0];
+    assert!(
+        judgement.at_risk > 0.4 && judgement.lost[0].why.contains("unhealthy hop"),
+        "{judgement:?}"
+    );
+    // The right rule does not.
+    (base.order, bad.order) = (Order::Right, Order::Right);
+    assert!(walk(&[tables("base", &base), tables("bad", &bad)], FLOW_AGE).safe);
+}
+
+#[test]
+fn binds_and_tables_that_go_are_losses() {
+    let base = plain(4, 2);
+    let mut other = base.clone();
+    other.binds[0].ports = 1..=1_000;
+    assert!(walk(&[tables("base", &base), tables("wider", &other)], FLOW_AGE).safe);
+    let plan = walk(&[tables("wider", &other), tables("base", &base)], FLOW_AGE);
+    assert!(
+        !plan.safe && plan.steps[1].judgement.as_ref().unwrap().tables[0].binds_lost.len() == 1
+    );
+    let mut parted = other.clone();
+    parted.binds = vec![parted.binds[0].clone(), parted.binds[0].clone()];
+    (parted.binds[0].ports, parted.binds[1].ports) = (1..=499, 500..=1_000);
+    assert!(walk(&[tables("one", &other), tables("parted", &parted)], FLOW_AGE).safe);
+    let mut renamed = base.clone();
+    renamed.name = "other".into();
+    assert!(!walk(&[tables("base", &base), tables("renamed", &renamed)], FLOW_AGE).safe);
+}
+
+#[test]
+fn a_rotation_is_safe_with_the_alternative_only() {
+    let base = plain(8, 2);
+    let mut key = base.clone();
+    key.hash_key = glb_table::Key::new([9; 16]);
+    let plan = walk(&[tables("base", &base), tables("key", &key)], FLOW_AGE);
+    let risk = plan.steps[1].judgement.as_ref().unwrap().tables[0].at_risk;
+    // A flow's backend is among two of eight by chance.
+    assert!((risk - 0.75).abs() < 0.02, "{risk}");
+    let mut rotating = key.clone();
+    rotating.alt_hash_key = Some(base.hash_key);
+    let steps = [tables("base", &base), tables("rotating", &rotating), tables("done", &key)];
+    assert_eq!(walk(&steps, FLOW_AGE).first_unsafe, Some(3));
+    let steps = [
+        tables("base", &base),
+        tables("rotating", &rotating),
+        Step::Wait(None),
+        tables("done", &key),
+    ];
+    assert!(walk(&steps, FLOW_AGE).safe);
+}
+
+#[test]
+fn rolling_maintenance_never_breaks_a_flow() {
+    for (n, hops, at_once) in [(3, 2, 1), (6, 2, 1), (6, 3, 2), (8, 4, 3)] {
+        let base = plain(n, hops);
+        let all: Vec<IpAddr> = base.backends.iter().map(|backend| backend.address).collect();
+        let out: Vec<IpAddr> = if n == 3 { all.clone() } else { all[..5].to_vec() };
+        let todo = rolling(&set(&base), &out, at_once, FLOW_AGE).unwrap();
+        assert!(
+            todo.iter().filter_map(|todo| todo.judgement.as_ref()).all(|judgement| judgement.safe)
+        );
+        // The same, with flows in every row before each change.
+        let mut flows = Simulation::new(FLOW_AGE, 1);
+        let mut builder = Builder::default();
+        let mut built = builder.build(&set(&base));
+        for group in out.chunks(at_once) {
+            for state in [State::Draining, State::Active] {
+                flows.establish_in_every_row(&built[0]);
+                let mut table = base.clone();
+                for backend in
+                    table.backends.iter_mut().filter(|backend| group.contains(&backend.address))
+                {
+                    backend.state = state;
+                }
+                built = builder.build(&set(&table));
+                assert_eq!(flows.apply(&built[0]), 0, "{n} backends, {hops} hops");
+                if state == State::Draining {
+                    group.iter().for_each(|backend| flows.drained(*backend));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rolling_maintenance_that_cannot_be_is_refused() {
+    let base = plain(3, 2);
+    let address = |index: usize| base.backends[index].address;
+    let plan = |table: &Table, out: &[IpAddr], at_once| {
+        rolling(&set(table), out, at_once, FLOW_AGE).map(|_| ())
+    };
+    assert!(matches!(
+        plan(&base, &[address(0), address(1)], 2),
+        Err(RollingError::TooMany { hops: 2, .. })
+    ));
+    assert_eq!(plan(&base, &[address(0), address(0)], 1), Err(RollingError::Twice(address(0))));
+    let stranger = Ipv4Addr::LOCALHOST.into();
+    assert_eq!(plan(&base, &[stranger], 1), Err(RollingError::NoBackend(stranger)));
+    let draining = with_state(&base, 0, State::Draining);
+    assert!(matches!(plan(&draining, &[address(0)], 1), Err(RollingError::NotServing { .. })));
+    let mut alone = with_state(&base, 1, State::Draining);
+    alone.backends[2].healthy = false;
+    assert!(matches!(plan(&alone, &[address(0)], 1), Err(RollingError::NobodyLeft { .. })));
+    assert_eq!(backends(3).len(), base.backends.len());
+}
+
+#[test]
+fn times_are_read_and_written() {
+    for (text, seconds) in
+        [("90", 90), ("90s", 90), ("15m", 900), ("4h", 14_400), ("2d", 172_800), ("0", 0)]
+    {
+        assert_eq!(parse_duration(text), Some(seconds), "{text}");
+    }
+    for bad in ["", "h", "1.5h", "-1", "1w", "99999999999999999999d", "é"] {
+        assert_eq!(parse_duration(bad), None, "{bad}");
+    }
+    assert_eq!(duration(0), "0s");
+    assert_eq!(duration(93_784), "1d 2h 3m 4s");
+}
