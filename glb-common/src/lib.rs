@@ -10,6 +10,7 @@ pub mod encap;
 pub mod frame;
 pub mod hash;
 pub mod layout;
+pub mod mss;
 pub mod parse;
 pub mod reason;
 pub mod second_chance;

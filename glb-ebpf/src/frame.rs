@@ -9,7 +9,29 @@ use glb_common::{
     too_big::Summed,
 };
 
-/// The linear part of the packet behind an XDP context. Every access is checked against its end,
+/// A context with a packet behind it.
+pub(crate) trait Bounds {
+    /// Where the linear part starts and ends.
+    fn bounds(&self) -> (usize, usize);
+
+    /// The same end, read from the context once more.
+    fn end_again(&self) -> usize;
+}
+
+impl Bounds for XdpContext {
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        (self.data(), self.data_end())
+    }
+
+    #[inline(always)]
+    fn end_again(&self) -> usize {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (&raw const (*self.ctx).data_end).read_volatile() as usize }
+    }
+}
+
+/// The linear part of the packet behind an XDP context (or a tc one). Every access is checked against its end,
 /// which is what the verifier wants to see. Made anew after each change of the head or tail.
 pub(crate) struct XdpFrame {
     start: usize,
@@ -19,14 +41,12 @@ pub(crate) struct XdpFrame {
 
 impl XdpFrame {
     #[inline(always)]
-    pub(crate) fn new(ctx: &XdpContext) -> Self {
-        let (start, end) = (ctx.data(), ctx.data_end());
+    pub(crate) fn new(ctx: &impl Bounds) -> Self {
+        let (start, end) = ctx.bounds();
         // The compiler must not find out that this is the same end: it would then see that a packet
         // whose lengths have been checked needs no check of its pointers, and leave out what the
         // verifier insists on.
-        // SAFETY: the context is valid while the program runs.
-        let end_again = unsafe { (&raw const (*ctx.ctx).data_end).read_volatile() } as usize;
-        Self { start, end, length: end_again - start }
+        Self { start, end, length: ctx.end_again() - start }
     }
 
     /// Where `T` at `offset` lies, if it lies inside.

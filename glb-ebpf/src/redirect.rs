@@ -30,7 +30,6 @@ use glb_common::{
 
 mod frame;
 mod prefix_key;
-mod sockets;
 use frame::XdpFrame;
 use prefix_key::Words;
 
@@ -44,11 +43,14 @@ static SETTINGS: ReadOnly = ReadOnly(MaybeUninit::zeroed());
 
 macro_rules! setting {
     ($($field:tt)*) => {{
-        let settings = SETTINGS.0.as_ptr();
+        let settings = crate::SETTINGS.0.as_ptr();
         // SAFETY: always initialised (zeroes, or what user space put there at load).
         unsafe { core::ptr::read_volatile(&raw const (*settings).$($field)*) }
     }};
 }
+
+mod mss_clamp;
+mod sockets;
 
 // What belongs to a generation; sizes are set by user space when it loads the program. Elements are
 // not preallocated: a replaced one then lives as long as somebody reads it.
@@ -137,6 +139,25 @@ fn has(flag: u64) -> bool {
     setting!(flags) & flag != 0
 }
 
+#[inline(always)]
+fn is_vip<A: Address>(address: &A) -> bool {
+    let [high, low] = address.words();
+    let few = if A::FAMILY == 4 {
+        !has(Settings::NO_VIPS_V4) && (0..FEW).any(|i| setting!(vips_v4[i]) == low)
+    } else {
+        !has(Settings::NO_VIPS_V6)
+            && (0..FEW).any(|i| setting!(vips_v6[i][1]) == low && setting!(vips_v6[i][0]) == high)
+    };
+    if few || !has(Settings::MANY_VIPS) {
+        return few;
+    }
+    if A::FAMILY == 4 {
+        VIPS_V4.get_ptr(&bytes_4(low)).is_some()
+    } else {
+        VIPS_V6.get_ptr(&bytes_16([high, low])).is_some()
+    }
+}
+
 impl Host for ThisHost<'_> {
     #[inline(always)]
     fn gives_second_chance(&self) -> bool {
@@ -188,22 +209,7 @@ impl Host for ThisHost<'_> {
 
     #[inline(always)]
     fn is_vip<A: Address>(&self, address: &A) -> bool {
-        let [high, low] = address.words();
-        let few = if A::FAMILY == 4 {
-            !has(Settings::NO_VIPS_V4) && (0..FEW).any(|i| setting!(vips_v4[i]) == low)
-        } else {
-            !has(Settings::NO_VIPS_V6)
-                && (0..FEW)
-                    .any(|i| setting!(vips_v6[i][1]) == low && setting!(vips_v6[i][0]) == high)
-        };
-        if few || !has(Settings::MANY_VIPS) {
-            return few;
-        }
-        if A::FAMILY == 4 {
-            VIPS_V4.get_ptr(&bytes_4(low)).is_some()
-        } else {
-            VIPS_V6.get_ptr(&bytes_16([high, low])).is_some()
-        }
+        is_vip(address)
     }
 
     #[inline(always)]

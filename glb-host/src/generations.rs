@@ -156,14 +156,22 @@ pub fn remove_if_detached(pins: &PinFolder) -> Result<(), PinFolderError> {
 /// # Errors
 /// When a link cannot be removed.
 pub fn detach_all_but(pins: &PinFolder, keep: &[String]) -> Result<Vec<String>, AttachError> {
-    let entries = fs::read_dir(pins.join(LINKS)).into_iter().flatten().flatten();
+    remove_links_but(&pins.join(LINKS), keep)
+}
+
+/// Removes every link that is pinned in `folder` and whose interface is not in `keep`; their names.
+///
+/// # Errors
+/// When a link cannot be removed.
+pub fn remove_links_but(folder: &Path, keep: &[String]) -> Result<Vec<String>, AttachError> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|name| !keep.contains(name))
         .collect();
     names.sort_unstable();
     for name in &names {
-        xdp_link::detach(&link_pin(pins, name))?;
+        xdp_link::detach(&folder.join(name))?;
     }
     Ok(names)
 }

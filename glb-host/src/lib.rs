@@ -8,6 +8,7 @@ pub mod mapped;
 pub mod next_hop;
 pub mod permission;
 mod sys;
+pub mod tcx_link;
 pub mod xdp_link;
 
 /// The director's BPF object, an ELF file.

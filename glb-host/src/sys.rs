@@ -14,6 +14,7 @@ const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_TYPE_XDP: u32 = 6;
+const BPF_LINK_TYPE_TCX: u32 = 11;
 
 /// What the kernel says of an XDP link.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +25,8 @@ pub(crate) struct XdpLinkInfo {
     pub(crate) interface: u32,
 }
 
-/// `struct bpf_link_info` of linux/bpf.h as far as XDP needs it; the union is 8-byte aligned.
+/// `struct bpf_link_info` of linux/bpf.h as far as XDP and tcx need it: the
+/// union is 8-byte aligned.
 #[repr(C)]
 #[derive(Default)]
 struct RawLinkInfo {
@@ -75,8 +77,18 @@ pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Which interface a link belongs to, and which program is behind it.
+/// Which interface an XDP link belongs to, and which program is behind it.
 pub(crate) fn xdp_link_info(link: BorrowedFd<'_>) -> io::Result<XdpLinkInfo> {
+    let info = link_info(link, BPF_LINK_TYPE_XDP, "the link of an XDP program")?;
+    Ok(XdpLinkInfo { program: info.program, interface: info.interface })
+}
+
+/// Index of the interface that a tcx link belongs to; 0 if that is gone.
+pub(crate) fn tcx_link_interface(link: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(link_info(link, BPF_LINK_TYPE_TCX, "the link of a tc program")?.interface)
+}
+
+fn link_info(link: BorrowedFd<'_>, kind: u32, name: &str) -> io::Result<RawLinkInfo> {
     let mut info = RawLinkInfo::default();
     let mut attributes = InfoByFd {
         fd: link.as_raw_fd() as u32,
@@ -84,13 +96,20 @@ pub(crate) fn xdp_link_info(link: BorrowedFd<'_>) -> io::Result<XdpLinkInfo> {
         info: std::ptr::from_mut(&mut info) as u64,
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
-    if info.kind != BPF_LINK_TYPE_XDP {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("it is not the link of an XDP program (link type {})", info.kind),
-        ));
+    if info.kind == kind {
+        return Ok(info);
     }
-    Ok(XdpLinkInfo { program: info.program, interface: info.interface })
+    let text = format!("it is not {name} (link type {})", info.kind);
+    Err(io::Error::new(io::ErrorKind::InvalidData, text))
+}
+
+/// An interface's MTU.
+pub(crate) fn interface_mtu(index: u32) -> io::Result<u32> {
+    const IFLA_MTU: u16 = 4;
+    let answer = link_message(index)?;
+    let mtu = answer.get(32..).and_then(|attributes| attribute(attributes, IFLA_MTU));
+    mtu.and_then(|mtu| Some(u32::from_ne_bytes(mtu.get(..4)?.try_into().ok()?)))
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// The id of the XDP program on an interface of this namespace, for an error message.

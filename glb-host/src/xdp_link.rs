@@ -56,12 +56,26 @@ pub enum AttachError {
         /// As configured.
         interface: String,
     },
+    /// The kernel is too old for links of tc programs.
+    #[error("this kernel has no BPF links for tc; Linux 6.6 or newer is needed ({interface})")]
+    NoTcx {
+        /// As configured.
+        interface: String,
+    },
     /// Not allowed.
     #[error(
         "not permitted to attach to {interface}: {source}.\n  \
          Run as root, or with CAP_BPF and CAP_NET_ADMIN."
     )]
     NotPermitted {
+        /// As configured.
+        interface: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel does not tell an interface's MTU.
+    #[error("cannot find out the MTU of {interface}: {source}")]
+    Mtu {
         /// As configured.
         interface: String,
         /// The kernel's answer.
@@ -107,6 +121,15 @@ pub fn interface_index(interface: &str) -> Result<u32, AttachError> {
         .map(|name| unsafe { libc::if_nametoindex(name.as_ptr()) })
         .filter(|index| *index != 0)
         .ok_or_else(|| AttachError::NoInterface { interface: interface.to_owned() })
+}
+
+/// The MTU of an interface of this network namespace.
+///
+/// # Errors
+/// When there is no such interface, or the kernel does not tell.
+pub fn interface_mtu(interface: &str) -> Result<u32, AttachError> {
+    sys::interface_mtu(interface_index(interface)?)
+        .map_err(|source| AttachError::Mtu { interface: interface.to_owned(), source })
 }
 
 /// Puts `program` on `interface`, in native mode: behind the link that is pinned at `pin` if that

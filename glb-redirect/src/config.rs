@@ -29,6 +29,16 @@ struct Raw {
     strangers: Strangers,
     #[serde(default = "yes")]
     vips_on_lo: bool,
+    #[serde(default = "yes")]
+    mss_clamp: bool,
+    tunnel_mtu: Option<u32>,
+    #[serde(default = "two")]
+    hops: u8,
+    reply_interfaces: Option<Vec<String>>,
+}
+
+fn two() -> u8 {
+    2
 }
 
 fn default_pin() -> PathBuf {
@@ -73,6 +83,29 @@ pub struct Config {
     pub strangers: Strangers,
     /// Whether the VIPs are put on the loopback interface.
     pub vips_on_lo: bool,
+    /// How the MSS of SYN-ACKs is lowered; nothing if it is not.
+    pub mss: Option<Mss>,
+}
+
+/// What the MSS that clients are told depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mss {
+    /// MTU on the way from the directors; without it, the smallest of the interfaces'.
+    pub tunnel_mtu: Option<u32>,
+    /// Hops of the directors' tables, the first included.
+    pub hops: u8,
+    /// Where replies to clients leave.
+    pub interfaces: Vec<String>,
+}
+
+impl Mss {
+    /// Bytes of the tunnel's headers in each packet.
+    #[must_use]
+    pub fn overhead(&self, v6_outside: bool) -> u32 {
+        // IP and UDP, GUE, the header of the list; then the list, which the first hop is not in.
+        let (ip, address) = if v6_outside { (40, 16) } else { (20, 4) };
+        ip + 8 + 4 + 4 + u32::from(self.hops.saturating_sub(1)) * address
+    }
 }
 
 /// Why a configuration cannot be used.
@@ -159,6 +192,21 @@ impl Config {
                 return Err(wrong(key, both, fix));
             }
         }
+        let reply_interfaces = raw.reply_interfaces.unwrap_or_else(|| raw.interfaces.clone());
+        check_interfaces(&reply_interfaces)
+            .map_err(|(name, fix)| wrong("reply_interfaces", &name, fix))?;
+        if !(1..=8).contains(&raw.hops) {
+            let fix = "a table has 1 to 4 hops, or up to 8 with an alternative: 2 is the usual";
+            return Err(wrong("hops", &raw.hops, fix));
+        }
+        if let Some(mtu) = raw.tunnel_mtu.filter(|mtu| !(576..=65_535).contains(mtu)) {
+            return Err(wrong("tunnel_mtu", &mtu, "give the MTU in bytes, such as 1500"));
+        }
+        let mss = raw.mss_clamp.then_some(Mss {
+            tunnel_mtu: raw.tunnel_mtu,
+            hops: raw.hops,
+            interfaces: reply_interfaces,
+        });
         let mut directors = BTreeSet::new();
         for text in &raw.directors {
             let fix = "give an IP address or a network in CIDR notation";
@@ -176,6 +224,7 @@ impl Config {
             second_chance: raw.second_chance,
             strangers: raw.strangers,
             vips_on_lo: raw.vips_on_lo,
+            mss,
         })
     }
 }
@@ -243,6 +292,10 @@ mod tests {
         assert!(config.second_chance && config.vips_on_lo);
         assert_eq!(config.strangers, Strangers::Drop);
         assert_eq!(config.addresses, None);
+        let mss = config.mss.unwrap();
+        assert_eq!((mss.tunnel_mtu, &mss.interfaces[..]), (None, &["eth0".to_owned()][..]));
+        // As the wire format says: 40 bytes with one listed hop.
+        assert_eq!((mss.overhead(false), mss.overhead(true)), (40, 72));
         let directors: Vec<String> = config.directors.iter().map(ToString::to_string).collect();
         assert_eq!(directors, ["10.0.2.10/32", "fd00::1/128"]);
     }
@@ -261,6 +314,9 @@ mod tests {
             ("\"10.0.2.21\"", "\"203.0.113.10\"", ["backends", "VIP"]),
             ("backends", "bakends", ["bakends", "line 4"]),
             ("\"eth0\"]", "\"eth0\"]\npin = \"x\"", ["pin", "absolute"]),
+            ("\"eth0\"]", "\"eth0\"]\nhops = 9", ["`hops`: 9", "1 to 4"]),
+            ("\"eth0\"]", "\"eth0\"]\ntunnel_mtu = 100", ["tunnel_mtu", "100"]),
+            ("\"eth0\"]", "\"eth0\"]\nreply_interfaces = []", ["reply_interfaces", "[]"]),
             ("\"eth0\"]", "\"eth0\"]\nstrangers = \"x\"", ["line 2", "strangers"]),
         ] {
             let error = parse(&GOOD.replacen(from, to, 1)).unwrap_err();

@@ -8,6 +8,7 @@ use glb_host::{
     generations::{self, SwapError},
     load::LoadError,
     next_hop::{NextHop, NextHops, OpenError, Snapshot},
+    tcx_link,
     xdp_link::{self, AttachError},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,13 +18,16 @@ use crate::{
     config::{Config, ConfigError},
     connections::{self, Watch},
     generation::Generation,
-    image::{Image, TooManyAddresses},
+    image::{self, Image, TooManyAddresses},
     own,
     vip::{self, VipError},
 };
 
 /// How long a new generation waits for the answers of peers that were never asked for before.
 const NEXT_HOP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Folder in the pin folder with the tc program's link for each interface.
+pub(crate) const CLAMPS: &str = "clamps";
 
 /// Why the daemon does not start, or a configuration is not taken.
 #[derive(Debug, thiserror::Error)]
@@ -213,7 +217,12 @@ impl Backend {
 
 fn image(config: &Config) -> Result<Image, Error> {
     let own = own::addresses(config).map_err(Error::Addresses)?;
-    let image = Image::new(config, &own)?;
+    let mut image = Image::new(config, &own)?;
+    if let Some(mss) = &config.mss {
+        let limits = image::mss_limits(mss, config, smallest_mtu(&config.interfaces)?);
+        (image.settings.mss_v4, image.settings.mss_v6) = (limits.v4.into(), limits.v6.into());
+        info!(v4 = limits.v4, v6 = limits.v6, "the MSS that clients are told at most");
+    }
     let list =
         |set: &BTreeSet<IpAddr>| set.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     if own.is_empty() {
@@ -221,6 +230,38 @@ fn image(config: &Config) -> Result<Image, Error> {
     }
     info!(own = list(&own), peers = list(&image.peers), "addresses");
     Ok(image)
+}
+
+/// What fits on every interface that tunnelled packets come in by.
+fn smallest_mtu(interfaces: &[String]) -> Result<u32, AttachError> {
+    interfaces
+        .iter()
+        .try_fold(u32::MAX, |least, name| Ok(xdp_link::interface_mtu(name)?.min(least)))
+}
+
+/// Puts the generation's tc program where replies leave, or takes it off. What cannot be done is
+/// said and does not stop a backend: only large packets would suffer.
+fn clamp(config: &Config, pins: &PinFolder, generation: &mut Generation) {
+    let folder = pins.join(CLAMPS);
+    let interfaces = config.mss.as_ref().map_or(&[][..], |mss| &mss.interfaces);
+    let mut attach = |interface: &String| -> Result<(), Error> {
+        pins.make(&folder)?;
+        tcx_link::attach_egress(generation.clamp()?, interface, &folder.join(interface))?;
+        Ok(())
+    };
+    for interface in interfaces {
+        if let Err(error) = attach(interface) {
+            warn!(
+                "the MSS of SYN-ACKs is not lowered: {error}\n  Uploads hang if the data centre's \
+                 MTU has no room for the tunnel; `mss_clamp = false` ends this warning."
+            );
+        }
+    }
+    match generations::remove_links_but(&folder, interfaces) {
+        Ok(gone) if gone.is_empty() => {}
+        Ok(gone) => info!(interfaces = gone.join(","), "the MSS is no longer lowered"),
+        Err(error) => warn!("{error}"),
+    }
 }
 
 /// Loads, pins and swaps in a generation.
@@ -246,12 +287,17 @@ async fn build(
         generations::swap(generation.program()?, &config.interfaces, pins)?;
         Ok(generation)
     };
-    attempt().inspect_err(|_| {
-        // The first error says more than one that follows from it.
-        if let Err(error) = pins.remove(&folder) {
-            warn!(%error, "an unfinished generation is left behind");
-        }
-    })
+    attempt()
+        .map(|mut generation| {
+            clamp(config, pins, &mut generation);
+            generation
+        })
+        .inspect_err(|_| {
+            // The first error says more than one that follows from it.
+            if let Err(error) = pins.remove(&folder) {
+                warn!(%error, "an unfinished generation is left behind");
+            }
+        })
 }
 
 /// Enters the ways to all peers into a generation.

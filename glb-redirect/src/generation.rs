@@ -12,7 +12,7 @@ use aya::{
         HashMap as BpfHashMap, MapData,
         lpm_trie::{Key, LpmTrie},
     },
-    programs::Xdp,
+    programs::{SchedClassifier, Xdp},
 };
 use glb_common::{
     layout::Plain as _,
@@ -29,6 +29,8 @@ use crate::image::Image;
 
 /// The program's name in the object.
 const PROGRAM: &str = "glb_redirect";
+/// The name of the tc program.
+const CLAMP: &str = "glb_mss_clamp";
 
 /// Folder of what outlives generations, below the pin folder.
 pub(crate) const COUNTERS_FOLDER: &str = "counters";
@@ -129,6 +131,20 @@ impl Generation {
             .ok_or_else(|| LoadError::missing(PROGRAM))?
             .try_into()
             .map_err(|error| LoadError::from(EbpfError::ProgramError(error)))
+    }
+
+    /// The tc program that lowers the MSS of SYN-ACKs, loaded.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn clamp(&mut self) -> Result<&mut SchedClassifier, LoadError> {
+        let program = self.ebpf.program_mut(CLAMP).ok_or_else(|| LoadError::missing(CLAMP))?;
+        let program: &mut SchedClassifier =
+            program.try_into().map_err(|error| LoadError::from(EbpfError::ProgramError(error)))?;
+        if program.fd().is_err() {
+            program.load().map_err(EbpfError::ProgramError)?;
+        }
+        Ok(program)
     }
 
     /// The map of counters.

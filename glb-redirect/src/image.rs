@@ -5,10 +5,13 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use glb_common::second_chance::layout::{FEW, Settings, word_v4, words_v6};
+use glb_common::{
+    mss::Limits,
+    second_chance::layout::{FEW, Settings, word_v4, words_v6},
+};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::config::{Config, Strangers};
+use crate::config::{Config, Mss, Strangers};
 
 /// The constants and the keys of the maps of one generation.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +24,14 @@ pub struct Image {
     pub many_vips: BTreeSet<IpAddr>,
     /// All directors, where there are more than the settings hold.
     pub many_directors: Vec<IpNet>,
+}
+
+/// The limits that `config` means where its interfaces have at least this MTU.
+#[must_use]
+pub fn mss_limits(mss: &Mss, config: &Config, mtu: u32) -> Limits {
+    // The tunnel is over IPv6 if any backend is reached that way.
+    let v6_outside = config.backends.iter().any(IpAddr::is_ipv6);
+    Limits::of(mss.tunnel_mtu.unwrap_or(mtu), mss.overhead(v6_outside))
 }
 
 /// More own addresses than the program compares.

@@ -53,6 +53,10 @@ pub struct Settings {
     pub directors_v4: [[u64; 2]; FEW],
     /// Directors: addresses, then masks.
     pub directors_v6: [[u64; 4]; FEW],
+    /// The largest MSS that a client may be told over IPv4 ([`crate::mss::Limits`]); 0 leaves it.
+    pub mss_v4: u32,
+    /// The same over IPv6.
+    pub mss_v6: u32,
 }
 
 impl Settings {
@@ -125,7 +129,7 @@ impl Default for RedirectCounters {
 
 const _: () = {
     assert!(size_of::<Peer>() == 16);
-    assert!(size_of::<Settings>() == 8 + FEW * (8 + 16 + 8 + 16 + 16 + 32));
+    assert!(size_of::<Settings>() == 16 + FEW * (8 + 16 + 8 + 16 + 16 + 32));
     assert!(size_of::<RedirectCounters>() == 16 * MAX_REDIRECT_REASONS);
 };
 

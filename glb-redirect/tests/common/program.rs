@@ -51,6 +51,7 @@ impl Program {
             second_chance: !host.no_second_chance,
             strangers: if host.passes_strangers { Strangers::Pass } else { Strangers::Drop },
             vips_on_lo: false,
+            mss: None,
         };
         let own: BTreeSet<IpAddr> = host.own.iter().copied().collect();
         let image = Image::new(&config, &own).unwrap();
