@@ -4,6 +4,7 @@ mod backend;
 mod director;
 mod drain;
 mod lab;
+mod mtu;
 mod refusals;
 mod services;
 mod support;

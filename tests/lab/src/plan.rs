@@ -92,13 +92,21 @@ pub struct Plan {
     pub backends: u8,
     /// Speed of the link from the router to the clients in Mbit/s; as fast as it goes if none.
     pub client_mbit: Option<u32>,
+    /// MTU of the data centre's links. 1600 has room for a full-sized packet in a tunnel.
+    pub data_centre_mtu: u32,
 }
 
 impl Plan {
     /// One director, three backends and no limit on speed.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), directors: 1, backends: 3, client_mbit: None }
+        Self {
+            name: name.to_owned(),
+            directors: 1,
+            backends: 3,
+            client_mbit: None,
+            data_centre_mtu: 1600,
+        }
     }
 
     /// # Errors

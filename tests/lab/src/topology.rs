@@ -29,9 +29,6 @@ use crate::{
 /// Every node's interface towards the others.
 pub const INTERFACE: &str = "eth0";
 
-/// Of the data centre's links: room for a full-sized packet and its outer headers.
-const DATA_CENTRE_MTU: u32 = 1600;
-
 /// A running lab. All of it goes when this is dropped, unless [`Lab::keep`] was called.
 #[derive(Debug)]
 pub struct Lab {
@@ -202,13 +199,14 @@ impl Lab {
 
     /// Links, addresses and routes.
     fn wire(&self) -> Result<()> {
+        let mtu = self.plan.data_centre_mtu;
         let mut router = format!(
             "link add {INTERFACE} netns {client} type veth peer name client\n\
              address add 10.0.1.1/24 dev client\n\
              address add 2001:db8:1::1/64 dev client\n\
              link set client up\n\
              link add dc type bridge\n\
-             link set dc mtu {DATA_CENTRE_MTU} up\n\
+             link set dc mtu {mtu} up\n\
              address add {v4}/24 dc\n\
              address add {v6}/64 dc\n",
             client = self.plan.namespace(Node::Client),
@@ -219,8 +217,8 @@ impl Lab {
         for node in self.machines() {
             writeln!(
                 router,
-                "link add {INTERFACE} netns {} mtu {DATA_CENTRE_MTU} type veth \
-                 peer name {node} mtu {DATA_CENTRE_MTU}\n\
+                "link add {INTERFACE} netns {} mtu {mtu} type veth \
+                 peer name {node} mtu {mtu}\n\
                  link set {node} master dc up",
                 self.plan.namespace(node)
             )?;
