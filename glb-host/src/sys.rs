@@ -112,15 +112,20 @@ pub(crate) fn interface_mtu(index: u32) -> io::Result<u32> {
         .ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// The id of the XDP program on an interface of this namespace, for an error message.
-pub(crate) fn attached_xdp_program(index: u32) -> Option<u32> {
-    const BPF_XDP_QUERY_IFLA_XDP: u16 = 43;
+/// The kind (IFLA_XDP_ATTACHED) and the id of the XDP program on an interface of this namespace.
+pub(crate) fn attached_xdp(index: u32) -> io::Result<(u8, Option<u32>)> {
+    const IFLA_XDP: u16 = 43;
+    const IFLA_XDP_ATTACHED: u16 = 2;
     const IFLA_XDP_PROG_ID: u16 = 4;
-    let answer = link_message(index).ok()?;
+    let answer = link_message(index)?;
     // struct nlmsghdr and struct ifinfomsg are 16 bytes each.
-    let xdp = attribute(answer.get(32..)?, BPF_XDP_QUERY_IFLA_XDP)?;
-    let id = attribute(xdp, IFLA_XDP_PROG_ID)?;
-    Some(u32::from_ne_bytes(id.get(..4)?.try_into().ok()?))
+    let Some(xdp) = answer.get(32..).and_then(|attributes| attribute(attributes, IFLA_XDP)) else {
+        return Ok((0, None));
+    };
+    let kind = attribute(xdp, IFLA_XDP_ATTACHED).and_then(|kind| kind.first().copied());
+    let id = attribute(xdp, IFLA_XDP_PROG_ID)
+        .and_then(|id| Some(u32::from_ne_bytes(id.get(..4)?.try_into().ok()?)));
+    Ok((kind.unwrap_or(0), id))
 }
 
 /// The payload of the first attribute of a kind.

@@ -73,9 +73,9 @@ pub enum AttachError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The kernel does not tell an interface's MTU.
-    #[error("cannot find out the MTU of {interface}: {source}")]
-    Mtu {
+    /// The kernel does not tell about an interface.
+    #[error("the kernel does not tell about {interface}: {source}")]
+    Ask {
         /// As configured.
         interface: String,
         /// The kernel's answer.
@@ -123,13 +123,38 @@ pub fn interface_index(interface: &str) -> Result<u32, AttachError> {
         .ok_or_else(|| AttachError::NoInterface { interface: interface.to_owned() })
 }
 
+/// How an XDP program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// By the driver, or in the hardware.
+    Native,
+    /// By the kernel, once it has made its own form of a packet.
+    Generic,
+}
+
+/// The XDP program on an interface of this network namespace, whoever attached it.
+///
+/// # Errors
+/// When there is no such interface, or the kernel does not tell.
+pub fn attached(interface: &str) -> Result<Option<(Mode, Option<u32>)>, AttachError> {
+    // XDP_ATTACHED_SKB of linux/if_link.h; the others are native.
+    const GENERIC: u8 = 2;
+    let (kind, id) = sys::attached_xdp(interface_index(interface)?)
+        .map_err(|source| AttachError::Ask { interface: interface.to_owned(), source })?;
+    Ok(match kind {
+        0 => None,
+        GENERIC => Some((Mode::Generic, id)),
+        _ => Some((Mode::Native, id)),
+    })
+}
+
 /// The MTU of an interface of this network namespace.
 ///
 /// # Errors
 /// When there is no such interface, or the kernel does not tell.
 pub fn interface_mtu(interface: &str) -> Result<u32, AttachError> {
     sys::interface_mtu(interface_index(interface)?)
-        .map_err(|source| AttachError::Mtu { interface: interface.to_owned(), source })
+        .map_err(|source| AttachError::Ask { interface: interface.to_owned(), source })
 }
 
 /// Puts `program` on `interface`, in native mode: behind the link that is pinned at `pin` if that
@@ -240,9 +265,10 @@ fn explain(error: ProgramError, interface: &str, index: u32) -> AttachError {
     // The kernel's ENOTSUPP is not one of libc's.
     const ENOTSUPP: i32 = 524;
     match errno {
-        libc::EBUSY | libc::EEXIST => {
-            AttachError::Occupied { interface, program: sys::attached_xdp_program(index) }
-        }
+        libc::EBUSY | libc::EEXIST => AttachError::Occupied {
+            interface,
+            program: sys::attached_xdp(index).ok().and_then(|(_, id)| id),
+        },
         libc::EOPNOTSUPP | ENOTSUPP | libc::ERANGE | libc::ENOSPC => {
             AttachError::NoNativeXdp { interface, source }
         }

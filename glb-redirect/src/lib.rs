@@ -7,6 +7,7 @@ pub mod config;
 pub mod connections;
 pub mod counters;
 mod daemon;
+pub mod doctor;
 pub mod generation;
 pub mod image;
 mod own;

@@ -3,6 +3,7 @@
 mod connections;
 mod counters;
 mod detach;
+mod doctor;
 mod run;
 mod wait;
 
@@ -57,6 +58,17 @@ enum Command {
         /// Time between two looks.
         #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
         interval: Duration,
+        /// How to print them.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Look for settings of this machine that make packets vanish, and say what to do about each.
+    ///
+    /// Changes nothing. Ends with 0 when no problem was found, 3 when one was, 1 on an error and 2
+    /// for a wrong command line.
+    Doctor {
+        #[command(flatten)]
+        config: ConfigFile,
         /// How to print them.
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
@@ -126,6 +138,7 @@ impl Cli {
             Command::Connections { config, watch, interval, output } => {
                 connections::execute(&config.config, watch, interval, output)
             }
+            Command::Doctor { config, output } => return doctor::execute(&config.config, output),
             Command::Wait { config, until_drained: _, timeout, quiet } => {
                 return wait::until_drained(&config.config, timeout, quiet);
             }

@@ -100,37 +100,52 @@ pub struct Socket {
     pub idle: Duration,
 }
 
+/// TCP_LISTEN, which is no connection's state.
+const LISTEN: u8 = 10;
+
 /// All connections' sockets of this thread's network namespace.
 ///
 /// # Errors
 /// When the kernel does not tell.
 pub fn sockets() -> io::Result<Vec<Socket>> {
     let mut found = Vec::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        dump(family as u8, &mut found)?;
-    }
+    let states = State::ALL.iter().fold(0, |bits, state| bits | 1 << *state as u8);
+    dump(states, |message| found.extend(read_socket(message)))?;
     Ok(found)
 }
 
-fn dump(family: u8, found: &mut Vec<Socket>) -> io::Result<()> {
-    let netlink = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkSockDiag,
-    )?;
-    send(netlink.as_raw_fd(), &request(family), MsgFlags::empty())?;
-    let mut buffer = vec![0; 1 << 18];
-    loop {
-        let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        if read(&buffer[..length], found)? {
-            return Ok(());
-        }
-    }
+/// Where somebody in this thread's network namespace listens.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn listeners() -> io::Result<Vec<SocketAddr>> {
+    let mut found = Vec::new();
+    dump(1 << LISTEN, |message| found.extend(read_local(message)))?;
+    Ok(found)
 }
 
-fn request(family: u8) -> Vec<u8> {
-    let states = State::ALL.iter().fold(0u32, |bits, state| bits | 1 << *state as u8);
+/// Hands each TCP socket in one of these states to `each`, as an `inet_diag_msg` with attributes.
+fn dump(states: u32, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let netlink = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkSockDiag,
+        )?;
+        send(netlink.as_raw_fd(), &request(family as u8, states), MsgFlags::empty())?;
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            if read(&buffer[..length], &mut each)? {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn request(family: u8, states: u32) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(NETLINK_HEADER + REQUEST);
     bytes.extend(((NETLINK_HEADER + REQUEST) as u32).to_ne_bytes());
     bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
@@ -144,7 +159,7 @@ fn request(family: u8) -> Vec<u8> {
 }
 
 /// Reads one answer; says whether it was the last.
-fn read(mut answer: &[u8], found: &mut Vec<Socket>) -> io::Result<bool> {
+fn read(mut answer: &[u8], each: &mut impl FnMut(&[u8])) -> io::Result<bool> {
     let odd = || io::Error::new(io::ErrorKind::InvalidData, "an odd answer from sock_diag");
     while !answer.is_empty() {
         let length = u32_at(answer, 0).ok_or_else(odd)? as usize;
@@ -156,7 +171,7 @@ fn read(mut answer: &[u8], found: &mut Vec<Socket>) -> io::Result<bool> {
                 let errno = u32_at(message, 0).ok_or_else(odd)?.cast_signed();
                 return Err(io::Error::from_raw_os_error(-errno));
             }
-            SOCK_DIAG_BY_FAMILY => found.extend(read_socket(message)),
+            SOCK_DIAG_BY_FAMILY => each(message),
             _ => {}
         }
         answer = answer.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -166,24 +181,31 @@ fn read(mut answer: &[u8], found: &mut Vec<Socket>) -> io::Result<bool> {
 
 fn read_socket(message: &[u8]) -> Option<Socket> {
     let header = message.get(..MESSAGE)?;
-    let state = State::ALL.into_iter().find(|state| *state as u8 == header[1])?;
-    let port = |at: usize| Some(u16::from_be_bytes(header.get(at..at + 2)?.try_into().ok()?));
-    let address = |at: usize| {
-        let bytes: [u8; 16] = header.get(at..at + 16)?.try_into().ok()?;
-        Some(if i32::from(header[0]) == libc::AF_INET {
-            IpAddr::V4(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]))
-        } else {
-            // IPv4 through a listener of both families.
-            IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
-        })
-    };
     let cookie = u64::from(u32_at(header, 44)?) | u64::from(u32_at(header, 48)?) << 32;
     Some(Socket {
-        local: SocketAddr::new(address(8)?, port(4)?),
-        remote: SocketAddr::new(address(24)?, port(6)?),
-        state,
+        local: read_local(message)?,
+        remote: SocketAddr::new(address(header, 24)?, port(header, 6)?),
+        state: State::ALL.into_iter().find(|state| *state as u8 == header[1])?,
         cookie,
         idle: idle(&message[MESSAGE..]),
+    })
+}
+
+fn read_local(message: &[u8]) -> Option<SocketAddr> {
+    Some(SocketAddr::new(address(message, 8)?, port(message, 4)?))
+}
+
+fn port(header: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(header.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn address(header: &[u8], at: usize) -> Option<IpAddr> {
+    let bytes: [u8; 16] = header.get(at..at + 16)?.try_into().ok()?;
+    Some(if i32::from(*header.first()?) == libc::AF_INET {
+        IpAddr::V4(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]))
+    } else {
+        // IPv4 through a listener of both families.
+        IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
     })
 }
 

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 pub use ages::Ages;
 pub(crate) use ages::PIN;
-pub use diag::{Socket, State, sockets};
+pub use diag::{Socket, State, listeners, sockets};
 pub use watch::Watch;
 
 /// The connections of one VIP.
