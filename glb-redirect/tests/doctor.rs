@@ -117,6 +117,7 @@ fn addresses() {
         ip("addr add 10.0.2.99/24 dev e0");
         expect(&look("own_address"), Level::Warning, &["10.0.2.99", "`backends`"]);
         ip("addr flush dev e0");
+        ip("addr flush dev lo");
         expect(&look("own_address"), Level::Problem, &["no address"]);
     });
 }

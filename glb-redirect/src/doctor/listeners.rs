@@ -70,24 +70,25 @@ fn elsewhere(vip: IpAddr) -> Vec<String> {
         }
     }
     let file = if vip.is_ipv4() { &["tcp", "tcp6"][..] } else { &["tcp6"] };
-    let mut found = Vec::new();
+    let mut found = std::collections::BTreeSet::new();
     for process in namespaces.values() {
         for table in file {
             let path = format!("/proc/{process}/net/{table}");
             let table = fs::read_to_string(path).unwrap_or_default();
-            for port in table.lines().filter_map(|line| listening(line, vip)) {
+            for (any, port) in table.lines().filter_map(|line| listening(line, vip)) {
                 let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
                 let name = name.trim();
-                found.push(format!("port {port} in the namespace of {name} (process {process})"));
+                let text = format!("port {port} in the namespace of {name} (process {process})");
+                found.insert((any, text));
             }
         }
     }
-    found.truncate(5);
-    found
+    // Those on the VIP itself come first: they are meant for it.
+    found.into_iter().map(|(_, text)| text).take(5).collect()
 }
 
-/// The port of a line of /proc/net/tcp if it is of a listener on the VIP or on any address.
-fn listening(line: &str, vip: IpAddr) -> Option<u16> {
+/// The port of a line of /proc/net/tcp if it is of a listener on the VIP, or (true) on any address.
+fn listening(line: &str, vip: IpAddr) -> Option<(bool, u16)> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let (address, port) = words.get(1)?.split_once(':')?;
     if *words.get(3)? != LISTEN {
@@ -102,5 +103,6 @@ fn listening(line: &str, vip: IpAddr) -> Option<u16> {
             .collect(),
     };
     let any = address.bytes().all(|digit| digit == b'0');
-    (any || address == wanted).then(|| u16::from_str_radix(port, 16).ok())?
+    let port = u16::from_str_radix(port, 16).ok()?;
+    (any || address == wanted).then_some((any, port))
 }
