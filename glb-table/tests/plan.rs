@@ -115,6 +115,26 @@ fn binds_and_tables_that_go_are_losses() {
     parted.binds = vec![parted.binds[0].clone(), parted.binds[0].clone()];
     (parted.binds[0].ports, parted.binds[1].ports) = (1..=499, 500..=1_000);
     assert!(walk(&[tables("one", &other), tables("parted", &parted)], FLOW_AGE).safe);
+    // A longer prefix in another table takes this one's packets.
+    let mut net = base.clone();
+    net.binds[0].prefix = "203.0.113.0/24".parse().unwrap();
+    let mut thief = base.clone();
+    thief.name = "thief".into();
+    let both = Step::Tables {
+        name: "both".into(),
+        set: TableSet {
+            tables: vec![net.clone(), thief],
+            warnings: Vec::new(),
+            healthchecks: None,
+        },
+    };
+    let plan = walk(&[tables("net", &net), both.clone()], FLOW_AGE);
+    let judgement = &plan.steps[1].judgement.as_ref().unwrap().tables[0];
+    assert!(
+        !plan.safe && judgement.binds_lost[0].contains("taken by table \"thief\""),
+        "{judgement:?}"
+    );
+    assert!(walk(&[both.clone(), both], FLOW_AGE).safe);
     let mut renamed = base.clone();
     renamed.name = "other".into();
     assert!(!walk(&[tables("base", &base), tables("renamed", &renamed)], FLOW_AGE).safe);
@@ -140,6 +160,24 @@ fn a_rotation_is_safe_with_the_alternative_only() {
         tables("done", &key),
     ];
     assert!(walk(&steps, FLOW_AGE).safe);
+}
+
+#[test]
+fn a_hash_that_comes_back_finds_its_holders_again() {
+    let base = plain(8, 2);
+    let mut key = base.clone();
+    (key.hash_key, key.alt_hash_key) = (glb_table::Key::new([9; 16]), Some(base.hash_key));
+    let mut back = base.clone();
+    back.alt_hash_key = Some(key.hash_key);
+    let steps = [tables("base", &base), tables("there", &key), tables("and back", &back)];
+    assert!(walk(&steps, FLOW_AGE).safe);
+    let steps = [tables("base", &base), tables("there", &key), tables("back at once", &base)];
+    assert_eq!(walk(&steps, FLOW_AGE).first_unsafe, Some(3));
+    let drained = Step::Drained(base.backends.iter().map(|backend| backend.address).collect());
+    let steps =
+        [tables("base", &base), tables("there", &key), drained, tables("back at once", &base)];
+    // Those who are first by the new key may have flows again at once.
+    assert_eq!(walk(&steps, FLOW_AGE).first_unsafe, Some(4));
 }
 
 #[test]

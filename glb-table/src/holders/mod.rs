@@ -4,11 +4,15 @@
 //! empty of flows. A change is safe if every holder that lives stands in its row's new hops with no
 //! unhealthy hop before it, for a packet that is sent to a dead hop is lost.
 
+mod binds;
+mod reach;
+
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
 };
 
+use reach::{Asked, Reach};
 use serde::Serialize;
 
 use crate::{Bind, Built, HashFields, Key, ROWS, Rows, Table};
@@ -31,30 +35,34 @@ fn alternative_hash(table: &Table) -> FlowHash {
     }
 }
 
-/// One holder of a row.
-#[derive(Clone, Copy)]
-struct Holder {
-    backend: usize,
-    /// When it ceased to be first; it has not yet if this is `None`.
-    until: Option<u64>,
+/// A backend that was a row's first hop and may hold flows of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Past {
+    row: u16,
+    backend: u32,
+    /// When it ceased to be first.
+    until: u64,
 }
 
-/// The holders of all rows that flows come to by one hash.
+/// The past holders of the rows that flows come to by one hash, sorted by row.
 struct Layer {
     hash: FlowHash,
-    rows: Vec<Vec<Holder>>,
+    past: Vec<Past>,
 }
 
-/// The memory of one table.
+/// No backend.
+const NONE: u32 = u32::MAX;
+
+/// The memory of one table: 4 bytes a row for who is first now, 16 for each past holder of a row.
 struct Held {
     addresses: Vec<IpAddr>,
-    numbers: HashMap<IpAddr, usize>,
+    numbers: HashMap<IpAddr, u32>,
     /// What was last said of each backend's health.
     healthy: Vec<bool>,
     layers: Vec<Layer>,
     binds: Vec<Bind>,
-    /// The first hops now, to tell which of them change.
-    first: Vec<Option<usize>>,
+    /// The first hop of each row now, by the hash `current`: a holder too.
+    first: Vec<u32>,
     current: FlowHash,
 }
 
@@ -111,102 +119,6 @@ impl TableJudgement {
     }
 }
 
-/// A new table with everything that is asked of it for each holder.
-struct Asked<'b> {
-    built: &'b Built,
-    /// The table's indices as the memory's numbers.
-    numbers: Vec<usize>,
-    main: Reach,
-    alternative: Option<Reach>,
-}
-
-/// For each of the memory's backends, in how many rows of a table it is found; for flows of which
-/// only the hash by another key is known, and which may so be in any row.
-struct Reach {
-    found: Vec<usize>,
-    /// Of these, rows that have an unhealthy hop after it.
-    found_before_dead: Vec<usize>,
-    /// Rows with any unhealthy hop.
-    dead: usize,
-}
-
-/// What happens to a holder's packets in one row, or their shares in any row.
-#[derive(Clone, Copy)]
-struct Fate {
-    /// They reach it.
-    found: f64,
-    /// They are sent to an unhealthy hop before.
-    dead: f64,
-}
-
-impl Reach {
-    fn new(rows: &Rows, table: &Table, numbers: &[usize], known: usize) -> Self {
-        let mut reach = Self { found: vec![0; known], found_before_dead: vec![0; known], dead: 0 };
-        for row in rows.iter() {
-            let healthy = |index: &u16| table.backends[usize::from(*index)].healthy;
-            let end = row.iter().position(|index| !healthy(index)).unwrap_or(row.len());
-            let has_dead = end < row.len();
-            reach.dead += usize::from(has_dead);
-            for index in &row[..end] {
-                let number = numbers[usize::from(*index)];
-                reach.found[number] += 1;
-                reach.found_before_dead[number] += usize::from(has_dead);
-            }
-        }
-        reach
-    }
-
-    fn anywhere(&self, holder: usize) -> Fate {
-        let share = |rows: usize| rows as f64 / ROWS as f64;
-        Fate {
-            found: share(self.found[holder]),
-            dead: share(self.dead - self.found_before_dead[holder]),
-        }
-    }
-}
-
-impl Asked<'_> {
-    fn in_row(&self, rows: &Rows, row: usize, holder: usize) -> Fate {
-        for index in rows.row(row) {
-            if self.numbers[usize::from(*index)] == holder {
-                return Fate { found: 1.0, dead: 0.0 };
-            }
-            if !self.built.table.backends[usize::from(*index)].healthy {
-                return Fate { found: 0.0, dead: 1.0 };
-            }
-        }
-        Fate { found: 0.0, dead: 0.0 }
-    }
-
-    /// The share of a holder's flows that are lost, of those that `hash` brought to `row`.
-    fn lost(&self, hash: FlowHash, row: usize, holder: usize) -> (f64, &'static str) {
-        let table = &self.built.table;
-        let main = if main_hash(table) == hash {
-            self.in_row(&self.built.rows, row, holder)
-        } else {
-            self.main.anywhere(holder)
-        };
-        let missed = 1.0 - main.found - main.dead;
-        let alternative = match (&self.built.alternative, &self.alternative) {
-            (Some(rows), _) if alternative_hash(table) == hash => {
-                self.in_row(rows, row, holder).found
-            }
-            (_, Some(reach)) => reach.anywhere(holder).found,
-            _ => 0.0,
-        };
-        // A sum of shares may miss 1 by a rounding; each is a whole number of 65,536ths, so none does.
-        let lost = main.dead + missed * (1.0 - alternative);
-        (
-            lost,
-            if main.dead > 0.0 {
-                "an unhealthy hop stands before it"
-            } else {
-                "it is not among the row's hops"
-            },
-        )
-    }
-}
-
 impl Memory {
     /// An empty memory. `flow_age` is how long a flow lives at most, in seconds.
     #[must_use]
@@ -224,24 +136,20 @@ impl Memory {
     pub fn pass(&mut self, seconds: u64) {
         self.now = self.now.saturating_add(seconds);
         let (now, age) = (self.now, self.flow_age);
-        self.forget(|_, holder| holder.until.is_some_and(|until| now - until >= age));
+        self.forget(|_, past| now - past.until >= age);
     }
 
     /// A backend is known to have no flows; where it is first now, it may have some at once again.
     pub fn drained(&mut self, backend: IpAddr) {
-        self.forget(|held, holder| holder.until.is_some() && held[holder.backend] == backend);
+        self.forget(|addresses, past| addresses[past.backend as usize] == backend);
     }
 
-    fn forget(&mut self, gone: impl Fn(&[IpAddr], &Holder) -> bool) {
+    fn forget(&mut self, gone: impl Fn(&[IpAddr], &Past) -> bool) {
         for held in self.tables.values_mut() {
-            let addresses = &held.addresses;
-            for row in held.layers.iter_mut().flat_map(|layer| &mut layer.rows) {
-                row.retain(|holder| !gone(addresses, holder));
+            for layer in &mut held.layers {
+                layer.past.retain(|past| !gone(&held.addresses, past));
             }
-            let current = held.current;
-            held.layers.retain(|layer| {
-                layer.hash == current || layer.rows.iter().any(|row| !row.is_empty())
-            });
+            held.layers.retain(|layer| !layer.past.is_empty());
         }
     }
 
@@ -251,8 +159,9 @@ impl Memory {
         let held =
             self.tables.values().filter_map(|held| Some((held, *held.numbers.get(&backend)?)));
         held.map(|(held, number)| {
-            let rows = held.layers.iter().flat_map(|layer| &layer.rows);
-            rows.filter(|row| row.iter().any(|holder| holder.backend == number)).count()
+            let past = held.layers.iter().flat_map(|layer| &layer.past);
+            past.filter(|past| past.backend == number).count()
+                + held.first.iter().filter(|first| **first == number).count()
         })
         .sum()
     }
@@ -263,8 +172,14 @@ impl Memory {
         let mut tables = Vec::new();
         for (name, held) in &self.tables {
             let found = built.iter().find(|built| built.table.name == *name);
+            let others = self.tables.iter().filter(|(other, _)| *other != name);
+            let before = others.flat_map(|(_, held)| &held.binds).collect();
             tables.push(match found {
-                Some(built) => held.judge(built),
+                Some(new) => {
+                    let mut judgement = held.judge(new);
+                    judgement.binds_lost.extend(binds::taken(name, &held.binds, &before, built));
+                    judgement
+                }
                 None => TableJudgement {
                     table: name.clone(),
                     at_risk: 1.0,
@@ -303,7 +218,7 @@ impl Held {
             healthy: Vec::new(),
             layers: Vec::new(),
             binds: table.binds.clone(),
-            first: vec![None; ROWS],
+            first: vec![NONE; ROWS],
             current: main_hash(table),
         }
     }
@@ -314,30 +229,38 @@ impl Held {
         let mut numbers = self.numbers.clone();
         let mut healthy = self.healthy.clone();
         for backend in &table.backends {
-            let next = numbers.len();
+            let next = numbers.len() as u32;
             let number = *numbers.entry(backend.address).or_insert(next);
             healthy.resize(numbers.len(), true);
-            healthy[number] = backend.healthy;
+            healthy[number as usize] = backend.healthy;
         }
-        let numbers_of: Vec<usize> =
+        let numbers_of: Vec<u32> =
             table.backends.iter().map(|backend| numbers[&backend.address]).collect();
         let reach = |rows: &Rows| Reach::new(rows, table, &numbers_of, numbers.len());
         let asked = Asked {
             main: reach(&built.rows),
             alternative: built.alternative.as_ref().map(reach),
-            numbers: numbers_of.clone(),
+            numbers: &numbers_of,
             built,
         };
         let mut out = TableJudgement { table: table.name.clone(), ..TableJudgement::default() };
-        let mut lost: BTreeMap<usize, (usize, &'static str)> = BTreeMap::new();
-        for layer in &self.layers {
+        let mut lost: BTreeMap<u32, (usize, &'static str)> = BTreeMap::new();
+        for (hash, past, first) in self.all_layers() {
             let mut at_risk = 0.0;
-            for (row, holders) in layer.rows.iter().enumerate() {
+            let mut rest = past;
+            for row in 0..ROWS {
+                let here = rest.iter().take_while(|past| usize::from(past.row) == row).count();
+                let (holders, after) = rest.split_at(here);
+                rest = after;
+                let first = first.get(row).copied().filter(|first| *first != NONE);
                 let mut worst = 0.0;
-                for holder in holders.iter().filter(|holder| healthy[holder.backend]) {
-                    let (share, why) = asked.lost(layer.hash, row, holder.backend);
+                for backend in holders.iter().map(|past| past.backend).chain(first) {
+                    if !healthy[backend as usize] {
+                        continue;
+                    }
+                    let (share, why) = asked.lost(hash, row, backend);
                     if share > 0.0 {
-                        lost.entry(holder.backend).or_insert((0, why)).0 += 1;
+                        lost.entry(backend).or_insert((0, why)).0 += 1;
                         worst = f64::max(worst, share);
                     }
                 }
@@ -348,19 +271,34 @@ impl Held {
         }
         let lost = lost.into_iter();
         out.lost = lost
-            .map(|(number, (rows, why))| Lost { backend: self.addresses[number], rows, why })
+            .map(|(number, (rows, why))| Lost {
+                backend: self.addresses[number as usize],
+                rows,
+                why,
+            })
             .collect();
         out.lost.sort_by_key(|lost| std::cmp::Reverse(lost.rows));
         out.handshakes = self.handshakes(built, &numbers_of, numbers.len());
-        let gone = self.binds.iter().filter(|bind| !covered(bind, &table.binds));
+        let gone = self.binds.iter().filter(|bind| !binds::covered(bind, &table.binds));
         out.binds_lost = gone.map(Bind::to_string).collect();
         out
     }
 
+    /// Each hash's past holders, and who is first now if it is the one in force.
+    fn all_layers(&self) -> impl Iterator<Item = (FlowHash, &[Past], &[u32])> {
+        let current = self.layers.iter().find(|layer| layer.hash == self.current);
+        let current =
+            (self.current, current.map_or(&[][..], |layer| &layer.past[..]), &self.first[..]);
+        let others = self.layers.iter().filter(|layer| layer.hash != self.current);
+        std::iter::once(current).chain(others.map(|layer| (layer.hash, &layer.past[..], &[][..])))
+    }
+
     /// Share of flows whose first hop is another one.
-    fn handshakes(&self, built: &Built, numbers: &[usize], known: usize) -> f64 {
-        let first = |row: &[u16]| row.first().map(|index| numbers[usize::from(*index)]);
-        let rows = built.rows.iter().map(first);
+    fn handshakes(&self, built: &Built, numbers: &[u32], known: usize) -> f64 {
+        let rows = built
+            .rows
+            .iter()
+            .map(|row| row.first().map_or(NONE, |index| numbers[usize::from(*index)]));
         if main_hash(&built.table) == self.current {
             return rows.zip(&self.first).filter(|(new, old)| new != *old).count() as f64
                 / ROWS as f64;
@@ -368,8 +306,8 @@ impl Held {
         // A flow of any old row is in any new one.
         let mut shares = (vec![0_u64; known + 1], vec![0_u64; known + 1]);
         for (new, old) in rows.zip(&self.first) {
-            shares.0[new.unwrap_or(known)] += 1;
-            shares.1[old.unwrap_or(known)] += 1;
+            shares.0[(new as usize).min(known)] += 1;
+            shares.1[(*old as usize).min(known)] += 1;
         }
         let same: u64 = shares.0.iter().zip(&shares.1).map(|(new, old)| new * old).sum();
         1.0 - same as f64 / (ROWS as f64 * ROWS as f64)
@@ -378,56 +316,56 @@ impl Held {
     fn adopt(&mut self, built: &Built, now: u64) {
         let table = &built.table;
         for backend in &table.backends {
-            let next = self.addresses.len();
+            let next = self.addresses.len() as u32;
             let number = *self.numbers.entry(backend.address).or_insert(next);
             if number == next {
                 self.addresses.push(backend.address);
                 self.healthy.push(backend.healthy);
             }
-            self.healthy[number] = backend.healthy;
+            self.healthy[number as usize] = backend.healthy;
         }
-        for row in self.layers.iter_mut().flat_map(|layer| &mut layer.rows) {
-            row.iter_mut().for_each(|holder| holder.until = holder.until.or(Some(now)));
-        }
-        self.current = main_hash(table);
         self.binds.clone_from(&table.binds);
-        let at = self.layers.iter().position(|layer| layer.hash == self.current);
-        let at = at.unwrap_or_else(|| {
-            self.layers.push(Layer { hash: self.current, rows: vec![Vec::new(); ROWS] });
-            self.layers.len() - 1
-        });
-        for ((row, holders), first) in
-            built.rows.iter().zip(&mut self.layers[at].rows).zip(&mut self.first)
-        {
-            *first =
-                row.first().map(|index| self.numbers[&table.backends[usize::from(*index)].address]);
-            let Some(backend) = *first else { continue };
-            match holders.iter_mut().find(|holder| holder.backend == backend) {
-                Some(holder) => holder.until = None,
-                None => holders.push(Holder { backend, until: None }),
-            }
+        let number = |index: &u16| self.numbers[&table.backends[usize::from(*index)].address];
+        let first: Vec<u32> =
+            built.rows.iter().map(|row| row.first().map_or(NONE, number)).collect();
+        let hash = main_hash(table);
+        if hash == self.current {
+            self.retire(&first, now);
+        } else {
+            self.retire(&[], now);
+            self.current = hash;
+            // By a hash that comes back some may be first again.
+            self.first.fill(NONE);
+            self.retire(&first, now);
         }
+        self.first = first;
     }
-}
 
-/// Whether every packet of a bind is still one of these binds'.
-fn covered(bind: &Bind, binds: &[Bind]) -> bool {
-    let over: Vec<&Bind> = binds
-        .iter()
-        .filter(|other| other.proto == bind.proto && other.prefix.contains(&bind.prefix))
-        .collect();
-    let mut next = u32::from(*bind.ports.start());
-    // Ranges may be parted and joined; walk over the ports range by range.
-    while next <= u32::from(*bind.ports.end()) {
-        let reach = over
-            .iter()
-            .filter(|other| u32::from(*other.ports.start()) <= next)
-            .map(|other| u32::from(*other.ports.end()))
-            .max();
-        match reach {
-            Some(end) if end >= next => next = end + 1,
-            _ => return false,
+    /// Who is first now belongs to the past, but for those who are in `new` again; and who is in
+    /// `new` is not of the past any more.
+    fn retire(&mut self, new: &[u32], now: u64) {
+        let at = self.layers.iter().position(|layer| layer.hash == self.current);
+        let mut old = at
+            .map(|at| self.layers.swap_remove(at).past)
+            .unwrap_or_default()
+            .into_iter()
+            .peekable();
+        let mut past = Vec::new();
+        for (row, first) in (0..=u16::MAX).zip(&self.first) {
+            let stays = new.get(usize::from(row)).copied().unwrap_or(NONE);
+            let mut left = (*first != NONE && *first != stays).then_some(*first);
+            while let Some(one) = old.next_if(|past| past.row == row) {
+                if left == Some(one.backend) {
+                    left = None;
+                    past.push(Past { until: now, ..one });
+                } else if one.backend != stays {
+                    past.push(one);
+                }
+            }
+            past.extend(left.map(|backend| Past { row, backend, until: now }));
+        }
+        if !past.is_empty() {
+            self.layers.push(Layer { hash: self.current, past });
         }
     }
-    true
 }
