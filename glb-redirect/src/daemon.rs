@@ -19,7 +19,7 @@ use crate::{
     connections::{self, Watch},
     generation::Generation,
     image::{self, Image, TooManyAddresses},
-    own,
+    machine::{Changes, Machine, MachineError},
     vip::{self, VipError},
 };
 
@@ -40,8 +40,8 @@ pub(crate) enum Error {
         to.display()
     )]
     PinMoved { from: std::path::PathBuf, to: std::path::PathBuf },
-    #[error("cannot list this machine's addresses: {0}")]
-    Addresses(io::Error),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
     #[error(transparent)]
     TooManyAddresses(#[from] TooManyAddresses),
     #[error(transparent)]
@@ -56,6 +56,8 @@ pub(crate) enum Error {
     Swap(#[from] SwapError),
     #[error(transparent)]
     NextHops(#[from] OpenError),
+    #[error("cannot follow this machine's addresses by netlink: {0}")]
+    Changes(io::Error),
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),
     #[error("cannot start a thread: {0}")]
@@ -69,6 +71,8 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
 
+    // Before anything is looked at: no change is missed.
+    let mut changes = Changes::follow().map_err(Error::Changes)?;
     let mut backend = Backend::start(config).await?;
     info!(generation = backend.number, interfaces = backend.config.interfaces.join(","), "ready");
     let mut next_hops = backend.next_hops.subscribe();
@@ -82,6 +86,7 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
                 let snapshot = next_hops.borrow_and_update().clone();
                 enter(&mut backend.generation, &backend.image, &snapshot);
             }
+            () = changes.next() => backend.follow().await,
             _ = hangup.recv() => {
                 if let Err(error) = backend.reload().await {
                     error!(
@@ -107,7 +112,19 @@ struct Backend {
     _lock: PinLock,
     next_hops: NextHops,
     connections: Watch,
+    machine: Machine,
+    /// What the machine was when following it failed: said once.
+    refused: Option<Machine>,
     image: Image,
+    generation: Generation,
+    number: u64,
+}
+
+/// A generation in force, and what it was made of.
+struct Built {
+    machine: Machine,
+    image: Image,
+    next_hops: NextHops,
     generation: Generation,
     number: u64,
 }
@@ -121,7 +138,7 @@ impl Backend {
         let pins = PinFolder::create(&config.pin)?;
         let lock = pins.lock()?;
         match Self::bring_up(&config, &pins).await {
-            Ok((image, next_hops, generation, number)) => {
+            Ok(Built { machine, image, next_hops, generation, number }) => {
                 let connections = Watch::start(config.vips.clone(), pins.join(connections::PIN))
                     .map_err(Error::Thread)?;
                 let backend = Self {
@@ -130,6 +147,8 @@ impl Backend {
                     _lock: lock,
                     next_hops,
                     connections,
+                    machine,
+                    refused: None,
                     image,
                     generation,
                     number,
@@ -148,11 +167,9 @@ impl Backend {
     }
 
     /// The first generation of this process, in force.
-    async fn bring_up(
-        config: &Config,
-        pins: &PinFolder,
-    ) -> Result<(Image, NextHops, Generation, u64), Error> {
-        let image = image(config)?;
+    async fn bring_up(config: &Config, pins: &PinFolder) -> Result<Built, Error> {
+        let machine = Machine::look(config)?;
+        let image = image(config, &machine)?;
         if config.vips_on_lo {
             vip::put(&config.vips).await?;
         }
@@ -164,7 +181,7 @@ impl Backend {
         }
         let number = generations::remove_stale(pins, &keep)?;
         let generation = build(config, &image, &next_hops, number, pins).await?;
-        Ok((image, next_hops, generation, number))
+        Ok(Built { machine, image, next_hops, generation, number })
     }
 
     /// Reads the configuration anew and puts it in force, whole or not at all.
@@ -173,7 +190,30 @@ impl Backend {
         if config.pin != self.config.pin {
             return Err(Error::PinMoved { from: self.config.pin.clone(), to: config.pin });
         }
-        let image = image(&config)?;
+        self.apply(config).await
+    }
+
+    /// Has the program know the machine as it is now, if that is another than it was.
+    async fn follow(&mut self) {
+        let machine = match Machine::look(&self.config) {
+            Ok(machine) => machine,
+            // It will be back, or somebody has more to mend than this.
+            Err(error) => return warn!("the running generation stays as it is: {error}"),
+        };
+        if machine == self.machine || self.refused.as_ref() == Some(&machine) {
+            return;
+        }
+        info!("this machine's addresses or interfaces have changed");
+        self.refused = None;
+        if let Err(error) = self.apply(self.config.clone()).await {
+            error!(running_generation = self.number, "the change was not followed:\n{error}");
+            self.refused = Some(machine);
+        }
+    }
+
+    async fn apply(&mut self, config: Config) -> Result<(), Error> {
+        let machine = Machine::look(&config)?;
+        let image = image(&config, &machine)?;
         if config.vips_on_lo {
             vip::put(&config.vips).await?;
         }
@@ -191,8 +231,8 @@ impl Backend {
         };
         let gone: BTreeSet<IpAddr> = self.config.vips.difference(&config.vips).copied().collect();
         let removes_vips = self.config.vips_on_lo;
-        (self.config, self.image, self.generation, self.number) =
-            (config, image, generation, number);
+        (self.config, self.machine, self.image) = (config, machine, image);
+        (self.generation, self.number) = (generation, number);
         self.next_hops.set_targets(self.image.peers.iter().copied());
         self.connections.set_vips(self.config.vips.clone());
         self.tidy()?;
@@ -215,11 +255,11 @@ impl Backend {
     }
 }
 
-fn image(config: &Config) -> Result<Image, Error> {
-    let own = own::addresses(config).map_err(Error::Addresses)?;
-    let mut image = Image::new(config, &own)?;
+fn image(config: &Config, machine: &Machine) -> Result<Image, Error> {
+    let own = &machine.own;
+    let mut image = Image::new(config, own)?;
     if let Some(mss) = &config.mss {
-        let limits = image::mss_limits(mss, config, smallest_mtu(&config.interfaces)?);
+        let limits = image::mss_limits(mss, config, machine.mtu);
         (image.settings.mss_v4, image.settings.mss_v6) = (limits.v4.into(), limits.v6.into());
         info!(v4 = limits.v4, v6 = limits.v6, "the MSS that clients are told at most");
     }
@@ -228,15 +268,8 @@ fn image(config: &Config) -> Result<Image, Error> {
     if own.is_empty() {
         warn!("this machine has no address that the tunnel can end at: nothing will be taken");
     }
-    info!(own = list(&own), peers = list(&image.peers), "addresses");
+    info!(own = list(own), peers = list(&image.peers), "addresses");
     Ok(image)
-}
-
-/// What fits on every interface that tunnelled packets come in by.
-fn smallest_mtu(interfaces: &[String]) -> Result<u32, AttachError> {
-    interfaces
-        .iter()
-        .try_fold(u32::MAX, |least, name| Ok(xdp_link::interface_mtu(name)?.min(least)))
 }
 
 /// Puts the generation's tc program where replies leave, or takes it off. What cannot be done is

@@ -10,5 +10,6 @@ mod daemon;
 pub mod doctor;
 pub mod generation;
 pub mod image;
+mod machine;
 mod own;
 mod vip;

@@ -1,6 +1,7 @@
 //! End-to-end tests, one file per promise. Each has a lab of its own.
 
 mod backend;
+mod backend_follows;
 mod director;
 mod drain;
 mod lab;

@@ -1,0 +1,51 @@
+//! A backend's daemon follows the machine it runs on.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use glb_lab::{Daemon, INTERFACE, Lab, Node, Plan, interrupt};
+
+use crate::support::{build, has_program};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[test]
+fn addresses_and_interfaces_that_change() -> Result<()> {
+    build()?;
+    let lab = Lab::up(Plan { backends: 2, ..Plan::new("glb-t-follow") })?;
+    let node = Node::Backend(1);
+    let netns = lab.netns(node)?;
+    let mut daemon = Daemon::redirect(&lab, node, true)?;
+    daemon.start(&lab)?;
+    ensure!(has_program(&lab, node)?);
+
+    // An address that directors could send to from now on, and one that they cannot any more.
+    for (command, own) in [
+        ("address add 10.0.2.99/24 dev eth0", "10.0.2.21,10.0.2.99"),
+        ("address del 10.0.2.99/24 dev eth0", "own=\"10.0.2.21,2001"),
+        ("link set eth0 mtu 1500", "v4=1420 v6=1400"),
+    ] {
+        let from = daemon.process()?.log()?.len();
+        netns.ip(command)?;
+        daemon.process()?.wait_for_log("in force", from, PATIENCE)?;
+        let log = daemon.process()?.log()?;
+        ensure!(log[from..].contains(own), "{command}: {}", &log[from..]);
+    }
+
+    // The interface goes, and comes back under the same name.
+    let from = daemon.process()?.log()?.len();
+    let port = node.to_string();
+    lab.netns(Node::Router)?.ip(&format!("link del {port}"))?;
+    daemon.process()?.wait_for_log("stays as it is", from, PATIENCE)?;
+    let from = daemon.process()?.log()?.len();
+    lab.netns(Node::Router)?.ip(&format!(
+        "link add {INTERFACE} netns {} mtu 1600 type veth peer name {port} mtu 1600\n\
+         link set {port} master dc up",
+        netns.name()
+    ))?;
+    netns.ip("address add 10.0.2.21/24 dev eth0\nlink set eth0 up")?;
+    daemon.process()?.wait_for_log("in force", from, PATIENCE)?;
+    interrupt::wait("the program on the new interface", PATIENCE, || {
+        Ok(has_program(&lab, node)?.then_some(()))
+    })
+}
