@@ -320,7 +320,7 @@ fn key(reader: &mut Reader, node: &Node, name: &str) -> Option<Key> {
             let at = text.chars().position(|c| !c.is_ascii_hexdigit()).unwrap_or(0);
             format!("character {} is no hex digit", at + 1)
         } else {
-            format!("this has {length} characters")
+            format!("its length is {length}")
         };
         reader.error(&node.span, format!("`{name}` is not a key"), found, KEY_HELP);
     }

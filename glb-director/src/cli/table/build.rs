@@ -40,7 +40,7 @@ pub(super) fn execute(src: &Path, dst: &Path, output: Output) -> anyhow::Result<
         Output::Table => {
             print::warn(&set.warnings);
             for note in &built.notes {
-                eprintln!("note: {note}");
+                print::err(&format!("note: {note}\n"));
             }
             print::out(&format!(
                 "{}: tables: {}, bytes: {}\n",

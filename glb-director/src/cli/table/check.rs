@@ -39,7 +39,7 @@ pub(super) fn execute(files: &[PathBuf], output: Output) -> anyhow::Result<()> {
                     print::out(&format!("{}: valid ({counts})\n", one.file))?;
                 }
                 None if one.problems.is_empty() => {
-                    eprintln!("{}", one.error.as_deref().unwrap_or("not valid"))
+                    print::err(&format!("{}\n", one.error.as_deref().unwrap_or("not valid")))
                 }
                 None => {}
             }

@@ -54,7 +54,7 @@ pub(super) fn execute(src: &Path, dst: &Path, output: Output) -> anyhow::Result<
         Output::Table => {
             print::warn(&set.warnings);
             for note in &converted.notes {
-                eprintln!("note: {note}");
+                print::err(&format!("note: {note}\n"));
             }
             print::out(&format!("{}: tables: {}\n", dst.display(), converted.tables))
         }

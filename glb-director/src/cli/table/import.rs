@@ -81,7 +81,7 @@ pub(super) fn execute(arguments: &Arguments, output: Output) -> anyhow::Result<(
         Output::Json => print::json(&said),
         Output::Table => {
             for unknown in &said.unknown {
-                eprintln!("note: {unknown}");
+                print::err(&format!("note: {unknown}\n"));
             }
             print::out(&format!("{}: tables: {}, every row verified\n", dst.display(), said.tables))
         }

@@ -19,6 +19,11 @@ pub(super) fn out(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Prints to standard error, whether or not anybody reads it.
+pub(super) fn err(text: &str) {
+    drop(io::stderr().write_all(text.as_bytes()));
+}
+
 pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     out(&(serde_json::to_string_pretty(value)? + "\n"))
 }
@@ -52,7 +57,7 @@ pub(super) fn report(path: &Path, error: &LoadError, output: Output) -> anyhow::
         }
         Output::Table => {
             if many > 0 {
-                eprint!("{}", error.render(io::stderr().is_terminal()));
+                err(&error.render(io::stderr().is_terminal()));
             }
             summary
         }
@@ -62,7 +67,7 @@ pub(super) fn report(path: &Path, error: &LoadError, output: Output) -> anyhow::
 /// Says what is doubtful, on standard error.
 pub(super) fn warn(problems: &[Problem]) {
     for problem in problems {
-        eprintln!("warning: {problem}; {}", problem.help);
+        err(&format!("warning: {problem}; {}\n", problem.help));
     }
 }
 
