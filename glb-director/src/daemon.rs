@@ -75,7 +75,11 @@ pub async fn run(config: &Config) -> Result<(), Error> {
     let metrics = Arc::new(Metrics::default());
     // Before anything is attached: a port that is in use is found while nothing has changed.
     let listener = config.metrics.map(metrics::bind).transpose()?;
-    let mut director = Director::start(config).await?;
+    let mut director = tokio::select! {
+        director = Director::start(config) => director?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     metrics.in_force(director.generation.number);
     if let Some(listener) = listener {
         metrics::serve(listener, director.pins.clone(), Arc::clone(&metrics))?;
@@ -134,7 +138,7 @@ impl<'c> Director<'c> {
         for interface in &config.interfaces {
             xdp_link::interface_index(interface)?;
         }
-        let pins = PinFolder::create(&config.pin)?;
+        let pins = PinFolder::create(&config.pin, crate::OWNER)?;
         let lock = pins.lock()?;
         match Self::bring_up(config, &tables, &pins).await {
             Ok((identities, next_hops, generation)) => {
@@ -169,6 +173,12 @@ impl<'c> Director<'c> {
         let generation =
             build(config, tables, None, &mut identities, &next_hops, number, pins).await?;
         settle(&generation, previous, pins);
+        // Left by a configuration that named more interfaces: nobody would keep their tables fresh.
+        match generations::detach_all_but(pins, &config.interfaces) {
+            Ok(names) if names.is_empty() => {}
+            Ok(names) => info!(interfaces = names.join(","), "detached: no longer configured"),
+            Err(error) => warn!(%error, "an interface that is no longer configured stays attached"),
+        }
         Ok((identities, next_hops, generation))
     }
 

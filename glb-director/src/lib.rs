@@ -9,3 +9,6 @@ pub mod generation;
 pub mod image;
 pub mod metrics;
 pub mod reference;
+
+/// Whose pins are whose: this program's name, which marks its pin folder.
+pub const OWNER: &str = "glb-director";

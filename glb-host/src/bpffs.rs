@@ -3,8 +3,11 @@
 
 use std::{
     fs, io,
-    os::fd::{AsRawFd as _, OwnedFd},
-    path::{Path, PathBuf},
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::{Component, Path, PathBuf},
 };
 
 use nix::{
@@ -29,6 +32,33 @@ pub enum PinFolderError {
         /// The nearest folder that exists.
         looked_at: PathBuf,
     },
+    /// The folder is the whole file system, or holds what others pinned.
+    #[error(
+        "`pin = \"{}\"`: {what}, and a daemon removes whatever is in its pin folder.\n  \
+         Give it a folder of its own: a new one, such as /sys/fs/bpf/{owner}.",
+        folder.display()
+    )]
+    NotOwn {
+        /// As configured.
+        folder: PathBuf,
+        /// What is wrong with it.
+        what: String,
+        /// Who wanted it.
+        owner: String,
+    },
+    /// The name cannot be one of a pin folder.
+    #[error(
+        "`pin = \"{}\"`: {why}.\n  Give an absolute path such as /sys/fs/bpf/{owner}.",
+        folder.display()
+    )]
+    BadName {
+        /// As configured.
+        folder: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+        /// Who wanted it.
+        owner: String,
+    },
     /// A system call said no.
     #[error("`pin = \"{}\"`: cannot {action} {}: {source}", folder.display(), path.display())]
     Io {
@@ -44,8 +74,8 @@ pub enum PinFolderError {
     /// Another daemon works with this folder.
     #[error(
         "`pin = \"{}\"`: another process holds this folder.\n  \
-         Stop it first (it keeps forwarding while it is restarted), or give this one a folder of \
-         its own.",
+         A daemon that runs there has to be stopped first (the pinned program goes on forwarding); \
+         a second daemon needs a folder of its own.",
         folder.display()
     )]
     Locked {
@@ -54,7 +84,8 @@ pub enum PinFolderError {
     },
 }
 
-/// A folder on a BPF file system.
+/// A folder on a BPF file system that belongs to one program. A mark inside says to which: what is
+/// in a folder without it is somebody else's and is never touched.
 #[derive(Clone, Debug)]
 pub struct PinFolder {
     path: PathBuf,
@@ -65,19 +96,113 @@ pub struct PinFolder {
 pub struct PinLock(#[expect(dead_code, reason = "held for its effect")] Flock<OwnedFd>);
 
 impl PinFolder {
-    /// Makes the folder if it is missing and checks that pins can live in it.
+    /// Makes the folder if it is missing, checks that pins can live in it, and marks it as
+    /// `owner`'s.
     ///
     /// # Errors
-    /// When it is not on a BPF file system or cannot be made.
-    pub fn create(path: &Path) -> Result<Self, PinFolderError> {
+    /// When it is not on a BPF file system, belongs to somebody else, or cannot be made.
+    pub fn create(path: &Path, owner: &str) -> Result<Self, PinFolderError> {
         let existing = path
             .ancestors()
             .find(|folder| folder.is_dir())
             .map_or_else(|| PathBuf::from("/"), Path::to_path_buf);
-        Self::check(path, &existing)?;
+        Self::check_name(path, &existing, owner)?;
+        Self::check_file_system(path, &existing)?;
         let folder = Self { path: path.to_owned() };
+        if existing == path {
+            folder.check_owner(owner, true)?;
+        }
         folder.make(path)?;
+        folder.make(&folder.mark(owner))?;
         Ok(folder)
+    }
+
+    /// The folder, if it is there.
+    ///
+    /// # Errors
+    /// When it is there but not on a BPF file system, or not `owner`'s.
+    pub fn open(path: &Path, owner: &str) -> Result<Option<Self>, PinFolderError> {
+        if !path.is_dir() {
+            return Ok(None);
+        }
+        Self::check_file_system(path, path)?;
+        let folder = Self { path: path.to_owned() };
+        folder.check_owner(owner, false)?;
+        Ok(Some(folder))
+    }
+
+    fn mark(&self, owner: &str) -> PathBuf {
+        self.path.join(format!("owned-by-{owner}"))
+    }
+
+    /// What is to be made below `existing` must have names that a BPF file system takes.
+    fn check_name(path: &Path, existing: &Path, owner: &str) -> Result<(), PinFolderError> {
+        let wrong = |why| {
+            Err(PinFolderError::BadName { folder: path.to_owned(), why, owner: owner.to_owned() })
+        };
+        if path.components().any(|part| matches!(part, Component::ParentDir)) {
+            return wrong("`..` in it could lead out of the BPF file system");
+        }
+        let new = path.strip_prefix(existing).unwrap_or(path);
+        if new.to_string_lossy().contains('.') {
+            return wrong("a BPF file system allows no dots in names");
+        }
+        Ok(())
+    }
+
+    fn check_owner(&self, owner: &str, may_be_empty: bool) -> Result<(), PinFolderError> {
+        let error = |what: String| {
+            Err(PinFolderError::NotOwn { folder: self.path.clone(), what, owner: owner.to_owned() })
+        };
+        let device = |path: &Path| fs::metadata(path).map(|found| found.dev());
+        let outside = self.path.parent().map(device).transpose();
+        let is_mount = device(&self.path).ok() != outside.ok().flatten();
+        if is_mount {
+            return error("it is a whole BPF file system".into());
+        }
+        if self.mark(owner).is_dir() {
+            return Ok(());
+        }
+        let entries =
+            fs::read_dir(&self.path).map_err(|source| self.error("read", &self.path, source))?;
+        let names: Vec<String> = entries
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        if let Some(other) = names.iter().find_map(|name| name.strip_prefix("owned-by-")) {
+            return error(format!("it belongs to {other}"));
+        }
+        match names.first() {
+            Some(name) => error(format!("it holds `{name}`, which {owner} did not put there")),
+            None if may_be_empty => Ok(()),
+            None => error(format!("{owner} has never used it")),
+        }
+    }
+
+    fn check_file_system(folder: &Path, existing: &Path) -> Result<(), PinFolderError> {
+        let found = statfs(existing).map_err(|errno| PinFolderError::Io {
+            folder: folder.to_owned(),
+            action: "look at",
+            path: existing.to_owned(),
+            source: errno.into(),
+        })?;
+        if found.filesystem_type() == BPF_FS_MAGIC {
+            Ok(())
+        } else {
+            Err(PinFolderError::NotBpffs {
+                folder: folder.to_owned(),
+                looked_at: existing.to_owned(),
+            })
+        }
+    }
+
+    /// Removes the folder with everything in it; it was marked as its program's own when it was
+    /// opened.
+    ///
+    /// # Errors
+    /// When the kernel says no.
+    pub fn remove_all(&self) -> Result<(), PinFolderError> {
+        self.remove(&self.path)
     }
 
     /// A folder on a BPF file system of its own, for tests and benchmarks: nobody else sees it, and
@@ -95,36 +220,7 @@ impl PinFolder {
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
         let folder = std::env::temp_dir();
         mount(Some("bpf"), &folder, Some("bpf"), MsFlags::empty(), none)?;
-        Self::create(&folder.join("pins")).map_err(io::Error::other)
-    }
-
-    /// The folder, if it is there.
-    ///
-    /// # Errors
-    /// When it is there but not on a BPF file system.
-    pub fn open(path: &Path) -> Result<Option<Self>, PinFolderError> {
-        if !path.is_dir() {
-            return Ok(None);
-        }
-        Self::check(path, path)?;
-        Ok(Some(Self { path: path.to_owned() }))
-    }
-
-    fn check(folder: &Path, existing: &Path) -> Result<(), PinFolderError> {
-        let found = statfs(existing).map_err(|errno| PinFolderError::Io {
-            folder: folder.to_owned(),
-            action: "look at",
-            path: existing.to_owned(),
-            source: errno.into(),
-        })?;
-        if found.filesystem_type() == BPF_FS_MAGIC {
-            Ok(())
-        } else {
-            Err(PinFolderError::NotBpffs {
-                folder: folder.to_owned(),
-                looked_at: existing.to_owned(),
-            })
-        }
+        Self::create(&folder.join("pins"), "tests").map_err(io::Error::other)
     }
 
     /// Makes a folder inside this one (or this one).
@@ -135,7 +231,7 @@ impl PinFolder {
         fs::create_dir_all(path).map_err(|source| self.error("make", path, source))
     }
 
-    /// Removes a folder inside this one (or this one) with all pins in it. What is not there is
+    /// Removes a folder inside this one with all pins in it. What is not there is
     /// not an error.
     ///
     /// # Errors
@@ -182,5 +278,57 @@ impl PinFolder {
 
     fn error(&self, action: &'static str, path: &Path, source: io::Error) -> PinFolderError {
         PinFolderError::Io { folder: self.path.clone(), action, path: path.to_owned(), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    /// Runs `test` with a BPF file system that holds a folder of somebody else's.
+    fn beside(test: impl FnOnce(&Path) + Send + 'static) {
+        let run = move || {
+            let pins = PinFolder::private().expect("this test mounts: run it as root");
+            let root = pins.path().parent().unwrap().to_owned();
+            fs::create_dir(root.join("others")).unwrap();
+            fs::create_dir(root.join("others/precious")).unwrap();
+            test(&root);
+            assert!(root.join("others/precious").is_dir());
+        };
+        if let Err(panic) = thread::spawn(run).join() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    fn refused(result: Result<PinFolder, PinFolderError>, words: &str) {
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(words), "{words:?} is missing in: {error}");
+    }
+
+    #[test]
+    fn what_is_not_our_own_is_never_taken() {
+        beside(|root| {
+            refused(PinFolder::create(root, "me"), "a whole BPF file system");
+            refused(PinFolder::create(&root.join("others"), "me"), "`precious`");
+            assert!(PinFolder::open(&root.join("others"), "me").is_err());
+            let own = PinFolder::create(&root.join("mine/deep"), "me").unwrap();
+            refused(PinFolder::create(own.path(), "you"), "it belongs to me");
+            assert!(PinFolder::open(own.path(), "you").is_err());
+            // Once more, and after a removal.
+            PinFolder::create(own.path(), "me").unwrap();
+            PinFolder::open(own.path(), "me").unwrap().unwrap().remove_all().unwrap();
+            assert!(PinFolder::open(own.path(), "me").unwrap().is_none());
+        });
+    }
+
+    #[test]
+    fn names_that_cannot_be_are_named() {
+        beside(|root| {
+            refused(PinFolder::create(&root.join("a.b"), "me"), "no dots");
+            refused(PinFolder::create(&root.join("a/../../b"), "me"), "`..`");
+            assert!(!root.join("a").exists());
+        });
     }
 }

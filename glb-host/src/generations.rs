@@ -56,7 +56,9 @@ pub fn program_pin(folder: &Path) -> PathBuf {
 /// Where an interface's link is pinned.
 #[must_use]
 pub fn link_pin(pins: &PinFolder, interface: &str) -> PathBuf {
-    pins.join(LINKS).join(interface)
+    // A BPF file system allows no dots in names, but `eth0.100` is a common interface; a colon is
+    // what no interface name has.
+    pins.join(LINKS).join(interface.replace('.', ":"))
 }
 
 /// Puts `program` behind the link of every interface. If one says no, those before it get back
@@ -148,7 +150,7 @@ pub fn remove_stale(pins: &PinFolder, keep: &[u64]) -> Result<u64, PinFolderErro
 /// When a pin cannot be removed.
 pub fn remove_if_detached(pins: &PinFolder) -> Result<(), PinFolderError> {
     let mut links = fs::read_dir(pins.join(LINKS)).into_iter().flatten();
-    if links.next().is_none() { pins.remove(pins.path()) } else { Ok(()) }
+    if links.next().is_none() { pins.remove_all() } else { Ok(()) }
 }
 
 /// Takes the program off every interface that has a pinned link and is not in `keep`; their names.
@@ -167,6 +169,7 @@ pub fn remove_links_but(folder: &Path, keep: &[String]) -> Result<Vec<String>, A
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries
         .filter_map(|entry| entry.file_name().into_string().ok())
+        .map(|name| name.replace(':', "."))
         .filter(|name| !keep.contains(name))
         .collect();
     names.sort_unstable();

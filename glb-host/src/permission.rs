@@ -15,9 +15,11 @@ pub struct NotPermitted {
     pub missing: Vec<&'static str>,
 }
 
-/// Numbers from <linux/capability.h>. CAP_SYS_ADMIN stands in for CAP_BPF.
+/// Numbers from <linux/capability.h>. CAP_SYS_ADMIN stands in for CAP_BPF and CAP_PERFMON; without the
+/// latter the verifier allows no arithmetic with packet pointers.
 const NET_ADMIN: u64 = 1 << 12;
 const SYS_ADMIN: u64 = 1 << 21;
+const PERFMON: u64 = 1 << 38;
 const BPF: u64 = 1 << 39;
 
 /// Asks whether this process may load XDP programs and attach them.
@@ -35,7 +37,11 @@ fn missing(status: &str) -> Vec<&'static str> {
     let Some(Ok(effective)) = effective.map(|hex| u64::from_str_radix(hex.trim(), 16)) else {
         return Vec::new();
     };
-    let needed = [(BPF | SYS_ADMIN, "CAP_BPF"), (NET_ADMIN, "CAP_NET_ADMIN")];
+    let needed = [
+        (BPF | SYS_ADMIN, "CAP_BPF"),
+        (NET_ADMIN, "CAP_NET_ADMIN"),
+        (PERFMON | SYS_ADMIN, "CAP_PERFMON"),
+    ];
     needed.iter().filter(|(any, _)| effective & any == 0).map(|(_, name)| *name).collect()
 }
 
@@ -46,10 +52,11 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         for (effective, names) in [
-            ("0000000000000000", vec!["CAP_BPF", "CAP_NET_ADMIN"]),
-            ("0000000000001000", vec!["CAP_BPF"]),
-            ("0000008000000000", vec!["CAP_NET_ADMIN"]),
-            ("0000008000001000", vec![]),
+            ("0000000000000000", vec!["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]),
+            ("0000000000001000", vec!["CAP_BPF", "CAP_PERFMON"]),
+            ("000000c000000000", vec!["CAP_NET_ADMIN"]),
+            ("0000008000001000", vec!["CAP_PERFMON"]),
+            ("000000c000001000", vec![]),
             ("0000000000201000", vec![]),
             ("000001ffffffffff", vec![]),
         ] {

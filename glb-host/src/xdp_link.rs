@@ -28,8 +28,9 @@ pub enum AttachError {
     /// Somebody else's program is on it.
     #[error(
         "interface {interface} already has an XDP program{}.\n  \
-         Look at it:    ip -details link show dev {interface}\n  \
-         Take it off:   ip link set dev {interface} xdp off   (or stop the program that owns it)",
+         Look at it:    ip -details link show dev {interface}; bpftool link list\n  \
+         Take it off:   with the program that owns it (for another director: `glb-director detach`); \
+         what was attached without a link also by `ip link set dev {interface} xdp off`.",
         program.map(|id| format!(" (id {id})")).unwrap_or_default()
     )]
     Occupied {
@@ -80,6 +81,19 @@ pub enum AttachError {
         interface: String,
         /// The kernel's answer.
         source: io::Error,
+    },
+    /// The pinned link holds a program on another interface than the one of that name here.
+    #[error(
+        "{} holds a program on another interface than {interface} of this network namespace (one \
+         that was renamed, or one of another namespace).\n  \
+         Give each director or backend a pin folder of its own, or `detach` the other one first.",
+        path.display()
+    )]
+    Elsewhere {
+        /// As configured.
+        interface: String,
+        /// The pin.
+        path: PathBuf,
     },
     /// A pin could not be read, made or removed.
     #[error("cannot {action} the pinned link {}: {source}", path.display())]
@@ -164,7 +178,7 @@ pub fn interface_mtu(interface: &str) -> Result<u32, AttachError> {
 /// When the kernel says no. What ran before still runs then.
 pub fn attach(program: &mut Xdp, interface: &str, pin: &Path) -> Result<Attached, AttachError> {
     let index = interface_index(interface)?;
-    if let Some(link) = adopt(pin, index)? {
+    if let Some(link) = adopt(pin, interface, index)? {
         let other = |source| AttachError::Other { interface: interface.to_owned(), source };
         let link = XdpLink::try_from(link).map_err(|error| pin_error("adopt", pin, error))?;
         let id = program.attach_to_link(link).map_err(other)?;
@@ -226,21 +240,22 @@ impl OpenLink {
     }
 }
 
-/// The link pinned at `pin`, if it belongs to the interface `index`; the pin of one that does not
-/// (its interface was removed, or has another number now) is taken away.
-fn adopt(pin: &Path, index: u32) -> Result<Option<FdLink>, AttachError> {
+/// The link pinned at `pin`, if it belongs to this namespace's interface `index`. The pin of one whose
+/// interface is gone is taken away.
+fn adopt(pin: &Path, interface: &str, index: u32) -> Result<Option<FdLink>, AttachError> {
     let Some(link) = open(pin)? else { return Ok(None) };
     let info =
         sys::xdp_link_info(link.as_fd_ref()).map_err(|error| pin_error("read", pin, error))?;
-    if info.interface != index {
-        tracing::warn!(
-            pin = %pin.display(),
-            pinned_interface = info.interface,
-            interface = index,
-            "the pinned link belongs to another interface; it is replaced"
-        );
+    if info.interface == 0 {
+        tracing::warn!(pin = %pin.display(), "the pinned link's interface is gone; it is replaced");
         fs::remove_file(pin).map_err(|error| pin_error("remove", pin, error))?;
         return Ok(None);
+    }
+    // The same number may be another interface's in another namespace: the program tells them apart.
+    let here = sys::attached_xdp(index).ok().and_then(|(_, program)| program);
+    if info.interface != index || here != Some(info.program) {
+        let (interface, path) = (interface.to_owned(), pin.to_owned());
+        return Err(AttachError::Elsewhere { interface, path });
     }
     let pinned =
         PinnedLink::from_pin(pin).map_err(|error: LinkError| pin_error("adopt", pin, error))?;

@@ -135,7 +135,7 @@ impl Backend {
         for interface in &config.interfaces {
             xdp_link::interface_index(interface)?;
         }
-        let pins = PinFolder::create(&config.pin)?;
+        let pins = PinFolder::create(&config.pin, crate::OWNER)?;
         let lock = pins.lock()?;
         match Self::bring_up(&config, &pins).await {
             Ok(Built { machine, image, next_hops, generation, number }) => {

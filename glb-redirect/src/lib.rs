@@ -13,3 +13,6 @@ pub mod image;
 mod machine;
 mod own;
 mod vip;
+
+/// Whose pins are whose: this program's name, which marks its pin folder.
+pub const OWNER: &str = "glb-redirect";

@@ -8,13 +8,13 @@ use crate::config::Config;
 
 pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
     let config = Config::load(file)?;
-    let Some(pins) = PinFolder::open(&config.pin)? else {
+    let Some(pins) = PinFolder::open(&config.pin, crate::OWNER)? else {
         println!("nothing is pinned at {}: not attached", config.pin.display());
         return Ok(());
     };
     let _lock = pins.lock()?;
     let interfaces = generations::detach_all_but(&pins, &[])?;
-    pins.remove(pins.path())?;
+    pins.remove_all()?;
     if interfaces.is_empty() {
         println!("was not attached; {} removed", config.pin.display());
     } else {

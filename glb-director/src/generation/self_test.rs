@@ -36,6 +36,11 @@ pub enum SelfTestError {
     /// The maps could not be changed.
     #[error("the self-test could not prepare the maps: {0}")]
     Prepare(#[from] std::io::Error),
+    /// There are binds, and no packet could be made for any.
+    #[error(
+        "the self-test found no packet to try; this is a fault of the director: please report it"
+    )]
+    Nothing,
     /// The program's answer is not the right one.
     #[error(
         "self-test: the loaded program does not do what it should with this packet; it is not \
@@ -60,6 +65,9 @@ pub fn run(generation: &mut Generation) -> Result<usize, SelfTestError> {
     let image = generation.image.for_self_test(TEST_INTERFACE);
     generation.enter(&image)?;
     let packets = packets(&image);
+    if packets.is_empty() {
+        return Err(SelfTestError::Nothing);
+    }
     let program = generation.program()?;
     for packet in &packets {
         compare(program, &image, packet)?;
@@ -132,10 +140,16 @@ fn packets(image: &Image) -> Vec<Vec<u8>> {
         .iter()
         .map(|(net, entry)| (IpAddr::V4(net.addr()), entry))
         .chain(image.prefixes_v6.iter().map(|(net, entry)| (IpAddr::V6(net.addr()), entry)));
-    let ranges = prefixes.take(BINDS).filter_map(|(address, entry)| {
-        let segment = image.segments.get(entry.start as usize)?;
-        Some((address, (segment.last >> 16) as u8, segment.last as u16))
-    });
+    let ranges = prefixes
+        .flat_map(|(address, entry)| {
+            let segments =
+                image.segments.iter().skip(entry.start as usize).take(entry.count as usize);
+            // Those of port 0 are for what has no port.
+            segments
+                .filter(|segment| segment.last as u16 != 0)
+                .map(move |segment| (address, (segment.last >> 16) as u8, segment.last as u16))
+        })
+        .take(BINDS);
     exact
         .chain(ranges)
         .filter(|(_, protocol, _)| matches!(*protocol, protocol::TCP | protocol::UDP))

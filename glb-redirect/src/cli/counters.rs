@@ -12,7 +12,7 @@ use crate::{
 
 pub(super) fn execute(file: &Path, output: Output) -> anyhow::Result<()> {
     let config = Config::load(file)?;
-    let Some(pins) = PinFolder::open(&config.pin)? else {
+    let Some(pins) = PinFolder::open(&config.pin, crate::OWNER)? else {
         return Err(CountersError::Missing { folder: config.pin }.into());
     };
     let report = counters::read(&pins)?;

@@ -39,7 +39,7 @@ pub(super) fn setting(name: &str) -> Option<i64> {
 /// Whether our program is on each interface, and how.
 pub(super) fn program(config: &Config) -> Vec<Finding> {
     const CHECK: &str = "program";
-    let pins = PinFolder::open(&config.pin).ok().flatten();
+    let pins = PinFolder::open(&config.pin, crate::OWNER).ok().flatten();
     let of = |name: &String| {
         let attached = match xdp_link::attached(name) {
             Ok(attached) => attached,
