@@ -1,10 +1,16 @@
 //! `bench table`: building tables, beside the times of GLB's own tool.
 
-use std::{fs, hint::black_box, path::PathBuf, time::Instant};
+use std::{
+    fs,
+    hint::black_box,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use clap::Args;
 use glb_table::{Backend, Bind, Form, HashFields, Key, Order, Proto, State, Table, TableSet, glbd};
+use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 /// Options of `bench table`.
@@ -35,8 +41,13 @@ const LARGE: [(usize, usize, Option<f64>); 2] = [(1, 65_535, None), (300, 64, No
 /// Milliseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Time {
+    /// Wall clock.
     median: f64,
+    /// Wall clock.
     least: f64,
+    /// Of all processors together, median: what it would take on one processor of its own. Unlike
+    /// the wall clock it does not grow when other programs want the machine.
+    cpu: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -49,8 +60,11 @@ struct Measured {
     rows: Time,
     /// From the file's bytes on disk to GLBD bytes, as GLB's tool does (up to 256 backends).
     whole: Option<Time>,
-    /// GLB's time over ours, medians.
+    /// GLB's wall time over ours, medians.
     ratio: Option<f64>,
+    /// GLB's wall time, which is one processor's, over our processor time: the ratio on one
+    /// processor.
+    cpu_ratio: Option<f64>,
     /// New rows after a backend of the first table began to drain, ranks kept.
     drain: Time,
     /// The same after it became unhealthy, and inactive.
@@ -76,15 +90,20 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 fn time<T>(rounds: usize, mut work: impl FnMut() -> T) -> Time {
-    let mut times: Vec<f64> = (0..rounds.max(1))
+    let cpu =
+        || clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
+    let mut times: Vec<(f64, f64)> = (0..rounds.max(1))
         .map(|_| {
-            let start = Instant::now();
+            let (start, start_cpu) = (Instant::now(), cpu());
             let _ = black_box(work());
-            start.elapsed().as_secs_f64() * 1e3
+            (start.elapsed().as_secs_f64() * 1e3, (cpu() - start_cpu).as_secs_f64() * 1e3)
         })
         .collect();
-    times.sort_by(f64::total_cmp);
-    Time { median: times[times.len() / 2], least: times[0] }
+    let median = |times: &[(f64, f64)]| times[times.len() / 2];
+    times.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let cpu = median(&times).1;
+    times.sort_by(|a, b| a.0.total_cmp(&b.0));
+    Time { median: median(&times).0, least: times[0].0, cpu }
 }
 
 fn set(tables: usize, backends: usize) -> TableSet {
@@ -157,6 +176,7 @@ fn measure(
         rows,
         whole,
         ratio: glb.zip(whole).map(|(glb, whole)| glb * 1e3 / whole.median),
+        cpu_ratio: glb.zip(whole).map(|(glb, whole)| glb * 1e3 / whole.cpu),
         drain: changed(|backend| backend.state = State::Draining),
         unhealthy: changed(|backend| backend.healthy = false),
         inactive: changed(|backend| backend.state = State::Inactive),
@@ -171,38 +191,49 @@ fn measure(
 fn print(measured: &[Measured]) {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     println!(
-        "milliseconds, median (quickest) on {threads} CPUs; GLB's tool as measured on a guest of two CPUs"
+        "milliseconds, wall clock: median (quickest), on {threads} CPUs; cpu: of all CPUs together, median\n\
+         × GLB: wall time of GLB's tool, as measured on a guest of two CPUs, over the median and over cpu\n"
     );
-    println!(
-        "{:>14} {:>8} {:>18} {:>18} {:>7} {:>13} {:>13} {:>13} {:>18} {:>9} {:>9}",
+    let head = [
         "tables × back.",
         "GLB",
         "file → GLBD",
-        "rows alone",
+        "cpu",
         "× GLB",
+        "rows alone",
         "drain",
         "unhealthy",
         "inactive",
         "weighted",
         "rows KiB",
-        "ranks KiB"
-    );
-    for one in measured {
-        let wide = |time: &Time| format!("{:.2} ({:.2})", time.median, time.least);
-        let dash = || "-".to_owned();
-        println!(
-            "{:>14} {:>8} {:>18} {:>18} {:>7} {:>13} {:>13} {:>13} {:>18} {:>9} {:>9}",
+        "ranks KiB",
+    ];
+    let wide = |time: &Time| format!("{:.2} ({:.2})", time.median, time.least);
+    let dash = || "-".to_owned();
+    let rows = measured.iter().map(|one| {
+        [
             format!("{} × {}", one.tables, one.backends),
             one.glb_ms.map_or_else(dash, |ms| format!("{ms:.0}")),
             one.whole.as_ref().map_or_else(dash, wide),
+            one.whole.as_ref().map_or_else(dash, |whole| format!("{:.2}", whole.cpu)),
+            one.ratio
+                .zip(one.cpu_ratio)
+                .map_or_else(dash, |(wall, cpu)| format!("{wall:.1}, {cpu:.1}")),
             wide(&one.rows),
-            one.ratio.map_or_else(dash, |ratio| format!("{ratio:.1}")),
             wide(&one.drain),
             wide(&one.unhealthy),
             wide(&one.inactive),
             wide(&one.weighted),
-            one.rows_bytes.div_ceil(1024),
-            one.ranks_bytes.div_ceil(1024),
-        );
+            one.rows_bytes.div_ceil(1024).to_string(),
+            one.ranks_bytes.div_ceil(1024).to_string(),
+        ]
+    });
+    let rows: Vec<[String; 12]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
+    for row in &rows {
+        let cells = row.iter().enumerate().map(|(column, cell)| {
+            let width = rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+            format!("{}{cell}", " ".repeat(width - cell.chars().count()))
+        });
+        println!("{}", cells.collect::<Vec<_>>().join("  "));
     }
 }
