@@ -10,12 +10,18 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::ProgramArray,
+    maps::{Array, ProgramArray},
     programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp},
 };
 use nix::time::{ClockId, clock_gettime};
 
-const XDP_TX: u32 = 3;
+/// The verdict that sends a packet back.
+pub(crate) const XDP_TX: u32 = 3;
+/// The verdict that leaves it to the kernel.
+pub(crate) const XDP_PASS: u32 = 2;
+
+/// Ethernet and outer headers of a tunnelled packet with one listed hop.
+pub(crate) const OUTER_LEN: usize = 54;
 
 /// A kind of packet and the number of flows it comes from.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +39,8 @@ pub(crate) struct Workload {
 /// The surroundings of the programs under test, loaded for one workload.
 pub(crate) struct Harness {
     ebpf: Ebpf,
+    /// The program that goes first, and the map that it calls from.
+    rearm: (&'static str, &'static str),
     packet: Vec<u8>,
 }
 
@@ -49,7 +57,21 @@ impl Harness {
         for name in ["rearm", "nothing", "floor"] {
             xdp(&mut ebpf, name)?.load()?;
         }
-        Ok(Self { ebpf, packet })
+        Ok(Self { ebpf, rearm: ("rearm", "UNDER_TEST"), packet })
+    }
+
+    /// The same for tunnelled packets, whose outer headers are made anew each time.
+    pub(crate) fn tunnel(workload: Workload, packet: Vec<u8>) -> anyhow::Result<Self> {
+        let mut harness = Self::new(workload, packet)?;
+        for name in ["rearm_tunnel", "floor_strip", "nothing_tunnel"] {
+            xdp(&mut harness.ebpf, name)?.load()?;
+        }
+        let outer: [u8; OUTER_LEN] =
+            harness.packet.first_chunk().copied().context("the packet is too short")?;
+        let map = harness.ebpf.map_mut("OUTER").context("no map OUTER")?;
+        Array::<_, [u8; OUTER_LEN]>::try_from(map)?.set(0, outer, 0)?;
+        harness.rearm = ("rearm_tunnel", "FRAGS_UNDER_TEST");
+        Ok(harness)
     }
 
     /// One of the harness's own programs, to be measured like any other.
@@ -58,10 +80,17 @@ impl Harness {
     }
 
     /// CPU time of this thread for one run of `rearm` and `program`, averaged over `repeat` runs.
-    pub(crate) fn time(&mut self, program: &ProgramFd, repeat: u32) -> anyhow::Result<f64> {
-        let map = self.ebpf.map_mut("UNDER_TEST").context("no map UNDER_TEST")?;
+    /// `verdict` is the one that the program must come to.
+    pub(crate) fn time(
+        &mut self,
+        program: &ProgramFd,
+        verdict: u32,
+        repeat: u32,
+    ) -> anyhow::Result<f64> {
+        let (rearm, under_test) = self.rearm;
+        let map = self.ebpf.map_mut(under_test).with_context(|| format!("no map {under_test}"))?;
         ProgramArray::try_from(map)?.set(0, program, 0)?;
-        let rearm = xdp(&mut self.ebpf, "rearm")?;
+        let rearm = xdp(&mut self.ebpf, rearm)?;
         let before = cpu_time()?;
         let mut out = vec![0; self.packet.len() + 512];
         let result = rearm.test_run(TestRunOptions {
@@ -72,8 +101,8 @@ impl Harness {
         })?;
         let spent = cpu_time()? - before;
         ensure!(
-            result.return_value == XDP_TX,
-            "the program under test did not send the packet: verdict {}",
+            result.return_value == verdict,
+            "the program under test came to verdict {}, not {verdict}",
             result.return_value
         );
         Ok(spent.as_nanos() as f64 / f64::from(repeat))

@@ -2,6 +2,7 @@
 
 mod harness;
 mod packet;
+mod redirect;
 mod table;
 
 use clap::{Parser, Subcommand};
@@ -19,6 +20,9 @@ enum Command {
     /// The director's packet path: ns for each packet on top of an empty program, and the ratio to
     /// the floor (constant outer headers and nothing else).
     Packet(packet::Arguments),
+    /// The backend's packet path: ns for each packet on top of an empty program, and the ratio to
+    /// the floor (the outer headers are cut off and nothing else).
+    Redirect(redirect::Arguments),
     /// Building tables: milliseconds, and ratios to GLB's own tool.
     Table(table::Arguments),
 }
@@ -26,6 +30,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Packet(arguments) => packet::run(&arguments),
+        Command::Redirect(arguments) => redirect::run(&arguments),
         Command::Table(arguments) => table::run(&arguments),
     }
 }

@@ -17,7 +17,7 @@ use glb_director::{
 use glb_host::{bpffs::PinFolder, next_hop::NextHop};
 use serde::Serialize;
 
-use crate::harness::{Harness, Workload, quantile};
+use crate::harness::{Harness, Workload, XDP_TX, quantile};
 
 /// Options of `bench packet`.
 #[derive(Args, Debug)]
@@ -140,7 +140,7 @@ fn measure(
         let mut times = vec![0.0; all.len()];
         for turn in 0..all.len() {
             let index = (turn + round) % all.len();
-            times[index] = harness.time(&all[index].1, arguments.packets)?;
+            times[index] = harness.time(&all[index].1, XDP_TX, arguments.packets)?;
         }
         // The first round warms caches and the clock.
         if round > 0 {

@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use glb_common::{
     encap::{self, OuterHeaders},
-    frame::FrameMut as _,
+    frame::{Frame as _, FrameMut as _},
     layout::Backend,
     steer::{NOBODY, Send},
     wire::{ethernet::EthernetHeader, protocol},
@@ -71,6 +71,77 @@ fn rearm(ctx: XdpContext) -> u32 {
         unsafe { UNDER_TEST.tail_call(&ctx, 0) };
     }
     xdp_action::XDP_ABORTED
+}
+
+/// Bytes of a tunnelled packet that its handling may change: all in front of the inner headers.
+const OUTER_LEN: usize = 54;
+
+/// The program under test, if it takes frames in several buffers: an array holds one kind only.
+#[map]
+static FRAGS_UNDER_TEST: ProgramArray = ProgramArray::with_max_entries(1, 0);
+/// A tunnelled packet's outer headers with Ethernet in front, as they arrive.
+#[map]
+static OUTER: Array<[u8; OUTER_LEN]> = Array::with_max_entries(1, 0);
+
+/// As `rearm`, for tunnelled packets: the outer headers are put back as they arrive, and the inner
+/// packet gets the next flow's source address and port.
+#[xdp(frags)]
+fn rearm_tunnel(ctx: XdpContext) -> u32 {
+    let missing = LENGTH.load() - (ctx.data_end() - ctx.data()) as u64;
+    // SAFETY: the context is this program's own; pointers are made anew below.
+    if missing != 0 && unsafe { bpf_xdp_adjust_head(ctx.ctx, -(missing as i32)) } != 0 {
+        return xdp_action::XDP_ABORTED;
+    }
+    let (Some(state), Some(outer)) = (STATE.get_ptr_mut(0), OUTER.get(0)) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // SAFETY: a live element of the map; test runs do not overlap.
+    let flow = unsafe {
+        // Knuth's constants for MMIX.
+        *state = (*state)
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (*state >> 32) & FLOW_MASK.load()
+    };
+    let mut frame = XdpFrame::new(&ctx);
+    let (address, port) = if IS_V6.load() == 0 {
+        (OUTER_LEN + 12, OUTER_LEN + 20)
+    } else {
+        (OUTER_LEN + 20, OUTER_LEN + 40)
+    };
+    let written = frame.write(0, *outer)
+        && frame.write(address, (0x0a00_0000 + flow as u32).to_be_bytes())
+        && frame.write(port, (flow as u16 | 1024).to_be_bytes());
+    if written {
+        // SAFETY: a tail call; it comes back only if the slot is empty.
+        let _ = unsafe { FRAGS_UNDER_TEST.tail_call(&ctx, 0) };
+    }
+    xdp_action::XDP_ABORTED
+}
+
+/// The backend's floor: the outer headers are cut out and the packet is passed.
+#[xdp(frags)]
+fn floor_strip(ctx: XdpContext) -> u32 {
+    let Some(ethernet) = XdpFrame::new(&ctx).read::<EthernetHeader>(0) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // SAFETY: the context is this program's own; pointers are made anew below.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, (OUTER_LEN - EthernetHeader::LEN) as i32) } != 0 {
+        return xdp_action::XDP_ABORTED;
+    }
+    let ethertype = if IS_V6.load() == 0 { [8, 0] } else { [0x86, 0xdd] };
+    let mut frame = XdpFrame::new(&ctx);
+    if frame.write(0, EthernetHeader { ethertype, ..ethernet }) {
+        xdp_action::XDP_PASS
+    } else {
+        xdp_action::XDP_ABORTED
+    }
+}
+
+/// Nothing at all, for tunnelled packets.
+#[xdp(frags)]
+fn nothing_tunnel(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_TX
 }
 
 /// Nothing at all: what the surroundings cost.

@@ -26,8 +26,6 @@ pub(super) enum Answer {
 /// What follows the inner IP header.
 struct Payload<R> {
     rest: R,
-    ip_offset: usize,
-    header_len: usize,
     length: usize,
 }
 
@@ -50,8 +48,7 @@ pub(super) fn ask_v4<R: Nested, H: Host>(host: &H, tunnel: &Tunnel<R>) -> Result
         return Ok(Answer::Take(Reason::TakenFragment));
     }
     let Some(rest) = tunnel.inner.rest(header_len) else { return Err(Reason::InnerMalformed) };
-    let payload =
-        Payload { rest, ip_offset: tunnel.inner_offset, header_len, length: total - header_len };
+    let payload = Payload { rest, length: total - header_len };
     match ip.protocol {
         protocol::TCP => segment(host, &payload, source, destination),
         protocol::ICMP => {
@@ -85,12 +82,7 @@ pub(super) fn ask_v6<R: Nested, H: Host>(host: &H, tunnel: &Tunnel<R>) -> Result
         return Err(Reason::NotVip);
     }
     let Some(rest) = tunnel.inner.rest(Ipv6Header::LEN) else { return Err(Reason::InnerMalformed) };
-    let payload = Payload {
-        rest,
-        ip_offset: tunnel.inner_offset,
-        header_len: Ipv6Header::LEN,
-        length: total - Ipv6Header::LEN,
-    };
+    let payload = Payload { rest, length: total - Ipv6Header::LEN };
     match ip.next_header {
         protocol::TCP => segment(host, &payload, source, destination),
         protocol::ICMPV6 => {
@@ -130,8 +122,7 @@ fn segment<R: Nested, H: Host, A: Address>(
         protocol: protocol::TCP,
     };
     let may_carry_cookie = tcp.flags & (tcp::ACK | tcp::RST) == tcp::ACK;
-    let ack =
-        Ack { ip_offset: payload.ip_offset, tcp_offset: payload.ip_offset + payload.header_len };
+    let ack = Ack { sequence: tcp.sequence, acknowledgement: tcp.acknowledgement };
     Ok(match host.owner(&flow, may_carry_cookie.then_some(ack)) {
         Owner::Here => Answer::Take(Reason::TakenEstablished),
         Owner::Cookie => Answer::Take(Reason::TakenCookie),

@@ -33,13 +33,13 @@ pub enum Owner {
     Cookie,
 }
 
-/// Where the headers of a segment that may carry a SYN cookie lie: it has ACK, not SYN or RST.
+/// What a segment that may carry a SYN cookie says besides its flow: it has ACK, not SYN or RST.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ack {
-    /// Start of the inner IP header.
-    pub ip_offset: usize,
-    /// Start of the TCP header.
-    pub tcp_offset: usize,
+    /// Sequence number, big endian.
+    pub sequence: [u8; 4],
+    /// Acknowledgement number, big endian: the cookie.
+    pub acknowledgement: [u8; 4],
 }
 
 /// What this machine knows.
@@ -54,7 +54,7 @@ pub trait Host {
     fn may_send<A: Address>(&self, source: &A) -> bool;
     /// Whether this is an address that we serve.
     fn is_vip<A: Address>(&self, address: &A) -> bool;
-    /// Whose flow this is, by the kernel's sockets. `ack` says where to look for a SYN cookie.
+    /// Whose flow this is, by the kernel's sockets. `ack` is what may be a SYN cookie.
     fn owner<A: Address>(&self, flow: &Flow<A>, ack: Option<Ack>) -> Owner;
     /// The way to a fellow backend; nothing if it is not one.
     fn peer<A: Address>(&self, address: &A) -> Option<Peer>;

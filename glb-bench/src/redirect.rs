@@ -1,0 +1,283 @@
+//! `bench redirect`: the backend's packet path, in a network namespace of its own with a real
+//! connection and a real listener.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::Command,
+};
+
+use anyhow::{Context as _, ensure};
+use aya::programs::XdpMode;
+use clap::Args;
+use glb_common::{checksum, second_chance::layout::Peer};
+use glb_redirect::{config::Config, generation::Generation, image::Image};
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket},
+};
+
+use crate::harness::{Harness, OUTER_LEN, Workload, XDP_PASS, XDP_TX, quantile};
+
+/// Options of `bench redirect`.
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// Rounds; in each one every program runs once, in rotating order.
+    #[arg(long, default_value_t = 21)]
+    rounds: usize,
+    /// Packets in each run.
+    #[arg(long, default_value_t = 200_000)]
+    packets: u32,
+    /// Measure only workloads whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The loopback's index: where the packets of a test run come in.
+const TEST_INTERFACE: u32 = 1;
+const OWN: [u8; 4] = [10, 1, 0, 21];
+const PEER: [u8; 4] = [10, 1, 0, 22];
+const DIRECTOR: [u8; 4] = [10, 1, 0, 10];
+const VIP_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+const VIP_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
+/// The flow that the generator makes when there is only one.
+const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 0);
+const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0xa00, 0);
+const CLIENT_PORT: u16 = 1024;
+/// Flows of this port are nobody's; the VIP has a listener there as well.
+const OTHER_PORT: u16 = 81;
+/// Here it has none.
+const NO_PORT: u16 = 82;
+
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+
+/// A path through the program.
+struct Case {
+    name: &'static str,
+    is_v6: bool,
+    flows: u64,
+    port: u16,
+    flags: u8,
+    verdict: u32,
+    reason: &'static str,
+}
+
+const fn case(name: &'static str, is_v6: bool, flows: u64) -> Case {
+    Case {
+        name,
+        is_v6,
+        flows,
+        port: 80,
+        flags: ACK,
+        verdict: XDP_PASS,
+        reason: "taken_established",
+    }
+}
+
+const fn syn(name: &'static str, is_v6: bool, flows: u64) -> Case {
+    Case { flags: SYN, reason: "taken_syn", ..case(name, is_v6, flows) }
+}
+
+const fn forwarded(name: &'static str, is_v6: bool, flows: u64) -> Case {
+    let of = case(name, is_v6, flows);
+    Case { port: OTHER_PORT, verdict: XDP_TX, reason: "forwarded", ..of }
+}
+
+const fn unheard(name: &'static str, is_v6: bool, flows: u64) -> Case {
+    Case { port: NO_PORT, ..forwarded(name, is_v6, flows) }
+}
+
+const CASES: [Case; 10] = [
+    syn("v4 SYN", false, 1),
+    syn("v4 SYN", false, 1 << 20),
+    case("v4 established", false, 1),
+    forwarded("v4 forwarded", false, 1),
+    forwarded("v4 forwarded", false, 1 << 20),
+    unheard("v4 forwarded, no listener", false, 1),
+    unheard("v4 forwarded, no listener", false, 1 << 20),
+    case("v6 established", true, 1),
+    forwarded("v6 forwarded", true, 1),
+    forwarded("v6 forwarded", true, 1 << 20),
+];
+
+/// What was measured of one path.
+#[derive(Debug, serde::Serialize)]
+struct Figure {
+    path: &'static str,
+    flows: u64,
+    /// Net of the surroundings, in nanoseconds for each packet.
+    p10_ns: f64,
+    median_ns: f64,
+    floor_p10_ns: f64,
+    /// Ratio to the floor's 10th percentile.
+    p10_ratio: f64,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace (are you root?)")?;
+    for line in [
+        "link set lo up".to_owned(),
+        format!("addr add {VIP_V4}/32 dev lo"),
+        format!("addr add {VIP_V6}/128 dev lo nodad"),
+        format!("addr add {CLIENT_V4}/32 dev lo"),
+        format!("addr add {CLIENT_V6}/128 dev lo nodad"),
+        // Each test run of a program that is attached nowhere waits for RCU.
+        "link add idle0 type veth peer name idle1".to_owned(),
+    ] {
+        let status = Command::new("ip").args(line.split_whitespace()).status();
+        ensure!(status.is_ok_and(|status| status.success()), "ip {line} failed");
+    }
+    let mut open = Vec::new();
+    for (client, vip) in
+        [(IpAddr::V4(CLIENT_V4), IpAddr::V4(VIP_V4)), (IpAddr::V6(CLIENT_V6), IpAddr::V6(VIP_V6))]
+    {
+        open.push(connection(client, vip)?);
+    }
+
+    let text = format!(
+        "interfaces = [\"lo\"]\nvips = [\"{VIP_V4}\", \"{VIP_V6}\"]\ndirectors = [\"{}\"]\n\
+         backends = [\"{}\"]\n",
+        Ipv4Addr::from(DIRECTOR),
+        Ipv4Addr::from(PEER)
+    );
+    let config = Config::parse(&text, Path::new("bench.toml"))?;
+    let own = BTreeSet::from([IpAddr::from(OWN)]);
+    let mut generation = Generation::load(&Image::new(&config, &own)?, None)?;
+    let way = Peer::new([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1], TEST_INTERFACE);
+    generation.enter_peer(IpAddr::from(PEER), way)?;
+    generation.program()?.attach("idle0", XdpMode::Driver)?;
+
+    let mut figures = Vec::new();
+    for case in CASES.iter().filter(|case| case.name.contains(&arguments.only)) {
+        figures.push(measure(case, &mut generation, arguments)?);
+    }
+    drop(open);
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&figures)?);
+    } else {
+        print!("{}", show(&figures));
+    }
+    Ok(())
+}
+
+/// A listener for flows that are nobody's, and an established connection to another.
+fn connection(
+    client: IpAddr,
+    vip: IpAddr,
+) -> anyhow::Result<(TcpListener, TcpListener, TcpStream, std::os::fd::OwnedFd)> {
+    let other = TcpListener::bind(SocketAddr::new(vip, OTHER_PORT))?;
+    let listener = TcpListener::bind(SocketAddr::new(vip, 80))?;
+    let family = if vip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let ours = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&ours);
+    bind(fd, &SockaddrStorage::from(SocketAddr::new(client, CLIENT_PORT)))?;
+    connect(fd, &SockaddrStorage::from(SocketAddr::new(vip, 80)))?;
+    let accepted = listener.accept()?.0;
+    Ok((other, listener, accepted, ours))
+}
+
+fn measure(
+    case: &Case,
+    generation: &mut Generation,
+    arguments: &Arguments,
+) -> anyhow::Result<Figure> {
+    let packet = packet(case);
+    let length = packet.len() as u32;
+    let workload = Workload { name: case.name, length, is_v6: case.is_v6, flows: case.flows };
+    let mut harness = Harness::tunnel(workload, packet)?;
+    let programs = [
+        (harness.own("nothing_tunnel")?, XDP_TX),
+        (harness.own("floor_strip")?, XDP_PASS),
+        (generation.program()?.fd()?.try_clone()?, case.verdict),
+    ];
+    let before = packets(generation, case.reason)?;
+    let (mut floor, mut net) = (Vec::new(), Vec::new());
+    for round in 0..arguments.rounds + 1 {
+        let mut times = [0.0; 3];
+        for turn in 0..programs.len() {
+            let index = (turn + round) % programs.len();
+            let (program, verdict) = &programs[index];
+            times[index] = harness.time(program, *verdict, arguments.packets)?;
+        }
+        // The first round warms caches and the clock.
+        if round > 0 {
+            floor.push(times[1] - times[0]);
+            net.push(times[2] - times[0]);
+        }
+    }
+    // Every packet went the way that the case is about.
+    let counted = packets(generation, case.reason)? - before;
+    let expected = u64::from(arguments.packets) * (arguments.rounds as u64 + 1);
+    ensure!(counted == expected, "{}: {counted} of {expected} were {}", case.name, case.reason);
+    let floor_p10_ns = quantile(&mut floor, 0.1);
+    let (p10_ns, median_ns) = (quantile(&mut net, 0.1), quantile(&mut net, 0.5));
+    let p10_ratio = p10_ns / floor_p10_ns;
+    Ok(Figure { path: case.name, flows: case.flows, p10_ns, median_ns, floor_p10_ns, p10_ratio })
+}
+
+fn packets(generation: &Generation, reason: &str) -> anyhow::Result<u64> {
+    let report = glb_redirect::counters::sum(generation.counters()?)?;
+    Ok(report.reasons.get(reason).map_or(0, |count| count.packets))
+}
+
+fn show(figures: &[Figure]) -> String {
+    let mut text = format!(
+        "{:<25} {:>8} {:>8} {:>8} {:>9} {:>9}\n",
+        "path", "flows", "p10 ns", "median", "floor ns", "p10 ×floor"
+    );
+    for figure in figures {
+        // Writing to a string does not fail.
+        let _written = writeln!(
+            text,
+            "{:<25} {:>8} {:>8.1} {:>8.1} {:>9.1} {:>9.2}",
+            figure.path,
+            figure.flows,
+            figure.p10_ns,
+            figure.median_ns,
+            figure.floor_p10_ns,
+            figure.p10_ratio
+        );
+    }
+    text
+}
+
+/// A packet in the tunnel with one listed hop; the generator writes source address and port.
+fn packet(case: &Case) -> Vec<u8> {
+    let mut inner = Vec::new();
+    if case.is_v6 {
+        inner.extend([0x60, 0, 0, 0, 0, 20, 6, 64]);
+        inner.extend(CLIENT_V6.octets());
+        inner.extend(VIP_V6.octets());
+    } else {
+        inner.extend([0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+        inner.extend(CLIENT_V4.octets());
+        inner.extend(VIP_V4.octets());
+    }
+    inner.extend(CLIENT_PORT.to_be_bytes());
+    inner.extend(case.port.to_be_bytes());
+    inner.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, case.flags, 1, 0, 0, 0, 0, 0]);
+
+    let total = (OUTER_LEN - 14 + inner.len()) as u16;
+    let mut packet = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0];
+    packet.extend(total.to_be_bytes());
+    packet.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);
+    packet.extend(DIRECTOR);
+    packet.extend(OWN);
+    let words = packet[14..34].chunks_exact(4);
+    let sum = words.map(|word| checksum::sum_4([word[0], word[1], word[2], word[3]])).sum();
+    packet[24..26].copy_from_slice(&(!checksum::fold(sum)).to_be_bytes());
+    packet.extend(0x8001u16.to_be_bytes());
+    packet.extend(19_523u16.to_be_bytes());
+    packet.extend((total - 20).to_be_bytes());
+    packet.extend([0, 0]);
+    packet.extend([2, if case.is_v6 { 41 } else { 4 }, 0, 0, 0, 0, 0, 1]);
+    packet.extend(PEER);
+    packet.extend(inner);
+    packet
+}
