@@ -12,7 +12,7 @@ use glb_host::{
     xdp_link::{self, AttachError},
 };
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     config::{Config, ConfigError},
@@ -20,6 +20,7 @@ use crate::{
     generation::Generation,
     image::{self, Image, TooManyAddresses},
     machine::{Changes, Machine, MachineError},
+    self_test::{self, SelfTestError},
     vip::{self, VipError},
 };
 
@@ -54,6 +55,8 @@ pub(crate) enum Error {
     Load(#[from] LoadError),
     #[error(transparent)]
     Swap(#[from] SwapError),
+    #[error(transparent)]
+    SelfTest(#[from] SelfTestError),
     #[error(transparent)]
     NextHops(#[from] OpenError),
     #[error("cannot follow this machine's addresses by netlink: {0}")]
@@ -180,7 +183,7 @@ impl Backend {
             info!(generation, "adopting what a former daemon left running");
         }
         let number = generations::remove_stale(pins, &keep)?;
-        let generation = build(config, &image, &next_hops, number, pins).await?;
+        let generation = build(config, &machine, &image, &next_hops, number, pins).await?;
         Ok(Built { machine, image, next_hops, generation, number })
     }
 
@@ -221,7 +224,7 @@ impl Backend {
         let both: BTreeSet<IpAddr> = self.image.peers.union(&image.peers).copied().collect();
         self.next_hops.set_targets(both);
         let number = self.number + 1;
-        let built = build(&config, &image, &self.next_hops, number, &self.pins).await;
+        let built = build(&config, &machine, &image, &self.next_hops, number, &self.pins).await;
         let generation = match built {
             Ok(generation) => generation,
             Err(error) => {
@@ -297,14 +300,17 @@ fn clamp(config: &Config, pins: &PinFolder, generation: &mut Generation) {
     }
 }
 
-/// Loads, pins and swaps in a generation.
+/// Tries, loads, pins and swaps in a generation.
 async fn build(
     config: &Config,
+    machine: &Machine,
     image: &Image,
     next_hops: &NextHops,
     number: u64,
     pins: &PinFolder,
 ) -> Result<Generation, Error> {
+    let packets = self_test::run(config, &machine.own, image)?;
+    debug!(packets, "self-test passed");
     let snapshot = next_hops.settled(NEXT_HOP_PATIENCE).await;
     for peer in &image.peers {
         if let Some(Err(reason)) = snapshot.get(peer) {

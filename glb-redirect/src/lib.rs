@@ -12,6 +12,7 @@ pub mod generation;
 pub mod image;
 mod machine;
 mod own;
+pub mod self_test;
 mod vip;
 
 /// Whose pins are whose: this program's name, which marks its pin folder.

@@ -1,0 +1,68 @@
+//! The self-test passes for what is right, and says what is wrong. Needs root.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+#[path = "../../glb-common/tests/support/mod.rs"]
+mod support;
+
+use std::{collections::BTreeSet, net::IpAddr, path::Path};
+
+use common::in_namespace;
+use glb_common::second_chance::layout::{FEW, Settings, word_v4};
+use glb_redirect::{
+    config::Config,
+    image::Image,
+    self_test::{self, SelfTestError},
+};
+
+fn config(vips: usize, more: &str) -> Config {
+    let vips: Vec<String> = (0..vips)
+        .flat_map(|n| [format!("203.0.113.{}", 10 + n), format!("2001:db8::{}", 10 + n)])
+        .collect();
+    let text = format!(
+        "interfaces = [\"eth0\"]\nvips = {vips:?}\ndirectors = [\"10.0.2.8/30\", \"fd00:2::10\"]\n\
+         backends = [\"10.0.2.21\", \"10.0.2.22\", \"fd00:2::22\"]\n{more}"
+    );
+    Config::parse(&text, Path::new("x")).unwrap()
+}
+
+fn own() -> BTreeSet<IpAddr> {
+    ["10.0.2.21", "fd00:2::21"].iter().map(|address| address.parse().unwrap()).collect()
+}
+
+#[test]
+fn what_is_right_passes() {
+    in_namespace(|_| {
+        for (vips, more) in
+            [(1, ""), (20, ""), (1, "second_chance = false"), (1, "strangers = \"pass\"")]
+        {
+            let config = config(vips, more);
+            let image = Image::new(&config, &own()).unwrap();
+            let packets = self_test::run(&config, &own(), &image).unwrap();
+            assert!(packets >= 20, "{packets} packets");
+        }
+    });
+}
+
+#[test]
+fn what_is_wrong_is_told() {
+    type Break = fn(&mut Settings);
+    const BREAKS: [(&str, Break); 5] = [
+        ("another VIP", |s| s.vips_v4 = [word_v4([203, 0, 113, 99]); FEW]),
+        ("another own address", |s| s.own_v4 = [word_v4([10, 0, 2, 99]); FEW]),
+        ("no second chance", |s| s.flags &= !Settings::SECOND_CHANCE),
+        ("strangers passed", |s| s.flags |= Settings::PASS_STRANGERS),
+        ("everybody may send", |s| s.directors_v4 = [[0, 0]; FEW]),
+    ];
+    in_namespace(|_| {
+        let config = config(1, "");
+        for (what, spoil) in BREAKS {
+            let mut image = Image::new(&config, &own()).unwrap();
+            spoil(&mut image.settings);
+            match self_test::run(&config, &own(), &image) {
+                Err(SelfTestError::Differs { packet, .. }) => assert!(!packet.is_empty()),
+                other => panic!("{what}: {other:?}"),
+            }
+        }
+    });
+}
