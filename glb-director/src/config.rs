@@ -2,11 +2,11 @@
 
 use std::{
     collections::HashSet,
-    fs, io,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
+use glb_host::config_file::{self, FileError};
 use serde::Deserialize;
 
 use crate::image::Options;
@@ -75,22 +75,9 @@ pub struct Config {
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file could not be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The file is not TOML, or a field is wrong.
-    #[error("{}: {source}", path.display())]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Where and what.
-        source: Box<toml::de::Error>,
-    },
+    /// The file could not be read, is not TOML, or a field is wrong.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A value makes no sense.
     #[error("{}: `{key} = {value}`: {fix}", path.display())]
     Value {
@@ -111,16 +98,10 @@ impl Config {
     /// # Errors
     /// When it cannot be read or says something wrong.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, path)
+        Self::check(config_file::read(path)?, path)
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let raw: Raw = toml::from_str(text).map_err(|source| ConfigError::Syntax {
-            path: path.to_owned(),
-            source: Box::new(source),
-        })?;
+    fn check(raw: Raw, path: &Path) -> Result<Self, ConfigError> {
         let wrong = |key, value: String, fix| {
             Err(ConfigError::Value { path: path.to_owned(), key, value, fix })
         };
@@ -181,13 +162,18 @@ mod tests {
 
     const GOOD: &str = "table = \"t.toml\"\ninterfaces = [\"eth0\"]\n";
 
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        let path = Path::new("/etc/glb/director.toml");
+        Config::check(config_file::parse(text, path)?, path)
+    }
+
     fn error(text: &str) -> String {
-        Config::parse(text, Path::new("/etc/glb/director.toml")).unwrap_err().to_string()
+        parse(text).unwrap_err().to_string()
     }
 
     #[test]
     fn paths_are_meant_from_the_files_folder() {
-        let config = Config::parse(GOOD, Path::new("/etc/glb/director.toml")).unwrap();
+        let config = parse(GOOD).unwrap();
         assert_eq!(config.table, Path::new("/etc/glb/t.toml"));
         assert_eq!(config.pin, Path::new("/sys/fs/bpf/glb-director"));
     }

@@ -20,9 +20,8 @@ fn main() -> ExitCode {
     match Cli::parse().execute() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Every error names its cause itself.
             // Whether or not anybody reads it.
-            drop(writeln!(io::stderr(), "error: {error}"));
+            drop(writeln!(io::stderr(), "error: {}", glb_host::with_causes(&error)));
             ExitCode::FAILURE
         }
     }

@@ -16,7 +16,7 @@ use glb_director::{
         self_test::{TEST_INTERFACE, compare, test_run},
     },
     image::{Image, Options},
-    reference,
+    reference::{self, Verdict},
 };
 use glb_table::{Form, TableSet};
 use proptest::{
@@ -130,6 +130,27 @@ fn seed() -> [u8; 32] {
     bytes
 }
 
+/// What is sent must be a proper packet to somebody who knows nothing of this project.
+fn check_outer_headers(image: &Image, packet: &[u8]) {
+    use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+    let Verdict::Send { backend, frame } = reference::direct(image, packet).verdict else { return };
+    let outer = SlicedPacket::from_ethernet(&frame).unwrap();
+    let Some(NetSlice::Ipv4(ip)) = outer.net else { panic!("{:?}", outer.net) };
+    let header = ip.header().to_header();
+    assert_eq!(header.header_checksum, header.calc_header_checksum(), "{packet:02x?}");
+    assert_eq!((header.source, header.destination), (backend.source, backend.address));
+    let (dscp, ecn) = if packet[12..14] == [8, 0] {
+        (packet[15] >> 2, packet[15] & 3)
+    } else {
+        let class = packet[14] << 4 | packet[15] >> 4;
+        (class >> 2, class & 3)
+    };
+    assert_eq!((header.dscp.value(), header.ecn.value()), (dscp, ecn));
+    let Some(TransportSlice::Udp(udp)) = outer.transport else { panic!("{:?}", outer.transport) };
+    assert_eq!((udp.destination_port(), udp.checksum()), (19_523, 0));
+    assert_eq!(usize::from(udp.length()) + 20, usize::from(header.total_len));
+}
+
 #[test]
 fn generated_packets() {
     alone(|| {
@@ -144,6 +165,7 @@ fn generated_packets() {
         for _ in 0..packets() {
             let packet = strategy.new_tree(&mut runner).unwrap().current();
             compare(program, &image, &packet).unwrap_or_else(|error| panic!("{error}"));
+            check_outer_headers(&image, &packet);
             *reasons.entry(reference::direct(&image, &packet).reason).or_default() += 1;
         }
         println!("{reasons:?}");

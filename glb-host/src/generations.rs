@@ -56,9 +56,14 @@ pub fn program_pin(folder: &Path) -> PathBuf {
 /// Where an interface's link is pinned.
 #[must_use]
 pub fn link_pin(pins: &PinFolder, interface: &str) -> PathBuf {
-    // A BPF file system allows no dots in names, but `eth0.100` is a common interface; a colon is
-    // what no interface name has.
-    pins.join(LINKS).join(interface.replace('.', ":"))
+    pins.join(LINKS).join(link_name(interface))
+}
+
+/// The name of a pin for an interface: a BPF file system allows no dots in names, but `eth0.100` is a
+/// common interface; a colon is what no interface name has.
+#[must_use]
+pub fn link_name(interface: &str) -> String {
+    interface.replace('.', ":")
 }
 
 /// Puts `program` behind the link of every interface. If one says no, those before it get back
@@ -174,7 +179,7 @@ pub fn remove_links_but(folder: &Path, keep: &[String]) -> Result<Vec<String>, A
         .collect();
     names.sort_unstable();
     for name in &names {
-        xdp_link::detach(&folder.join(name))?;
+        xdp_link::detach(&folder.join(link_name(name)))?;
     }
     Ok(names)
 }

@@ -2,6 +2,7 @@
 //! generations behind pinned links, arrays in memory, and next hops by netlink.
 
 pub mod bpffs;
+pub mod config_file;
 pub mod generations;
 pub mod load;
 pub mod mapped;
@@ -29,4 +30,17 @@ pub static REDIRECT_OBJECT: &[u8] =
 /// When the kernel says no.
 pub fn pin(object: &impl std::os::fd::AsFd, path: &std::path::Path) -> std::io::Result<()> {
     sys::pin(object.as_fd(), path)
+}
+
+/// An error with those of its causes that it does not name itself.
+#[must_use]
+pub fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }

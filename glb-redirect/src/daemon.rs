@@ -282,7 +282,11 @@ fn clamp(config: &Config, pins: &PinFolder, generation: &mut Generation) {
     let interfaces = config.mss.as_ref().map_or(&[][..], |mss| &mss.interfaces);
     let mut attach = |interface: &String| -> Result<(), Error> {
         pins.make(&folder)?;
-        tcx_link::attach_egress(generation.clamp()?, interface, &folder.join(interface))?;
+        tcx_link::attach_egress(
+            generation.clamp()?,
+            interface,
+            &folder.join(generations::link_name(interface)),
+        )?;
         Ok(())
     };
     for interface in interfaces {

@@ -245,7 +245,13 @@ impl Table {
 /// The file cannot be read, or something in it is wrong: then every problem is in the error.
 pub fn load(path: &Path) -> Result<TableSet, LoadError> {
     let io = |source| LoadError::Io { path: PathBuf::from(path), source };
-    let length = std::fs::metadata(path).map_err(io)?.len();
+    // Asked before it is opened: opening a pipe would wait for a writer.
+    let found = std::fs::metadata(path).map_err(io)?;
+    if !found.is_file() {
+        let message = "it is not a regular file";
+        return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, message)));
+    }
+    let length = found.len();
     if length > MAX_FILE {
         let message = format!("the file has {length} bytes; a table file may have {MAX_FILE}");
         return Err(io(std::io::Error::new(std::io::ErrorKind::FileTooLarge, message)));
