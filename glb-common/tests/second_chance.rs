@@ -113,6 +113,8 @@ fn who_gets_what() {
         ("GRE", backend(), gue(ip_packet(client, ip("203.0.113.10"), 47, 0, &[0; 20])), Reason::UnknownTransport),
         ("not our VIP", backend(), gue(elsewhere), Reason::NotVip),
         ("ICMP that is not for our VIP", backend(), gue(icmp(client, ip("203.0.113.99"), 8, 0, b"ping")), Reason::NotVip),
+        ("echo to our own address, as GLB's checker sends", backend(), gue(icmp(client, ip("10.0.2.21"), 8, 0, b"ping")), Reason::TakenIcmp),
+        ("SYN to our own address", backend(), gue(segment(socket(CLIENT), socket("10.0.2.21:80"), SYN).packet()), Reason::NotVip),
         ("fellow backend sends", backend(), with(|gue| { gue.source = ip("10.0.2.22"); gue.hops[0] = ip("10.0.2.23") }), Reason::Forwarded),
         ("stranger", backend(), with(|gue| gue.source = ip("10.0.2.99")), Reason::Stranger),
         ("stranger, left alone", FakeHost { passes_strangers: true, ..backend() }, with(|gue| gue.source = ip("10.0.2.99")), Reason::StrangerPassed),

@@ -41,7 +41,9 @@ pub(super) fn ask_v4<R: Nested, H: Host>(host: &H, tunnel: &Tunnel<R>) -> Result
         return Err(Reason::InnerMalformed);
     }
     let (source, destination) = (V4::new(ip.source), V4::new(ip.destination));
-    if !host.is_vip(&destination) {
+    // GLB's health checker pings the backend's own address through the tunnel.
+    let is_check = ip.protocol == protocol::ICMP && host.is_own(&destination);
+    if !host.is_vip(&destination) && !is_check {
         return Err(Reason::NotVip);
     }
     if ip.is_later_fragment() {
@@ -78,7 +80,8 @@ pub(super) fn ask_v6<R: Nested, H: Host>(host: &H, tunnel: &Tunnel<R>) -> Result
         return Err(Reason::InnerMalformed);
     }
     let (source, destination) = (V6::new(ip.source), V6::new(ip.destination));
-    if !host.is_vip(&destination) {
+    let is_check = ip.next_header == protocol::ICMPV6 && host.is_own(&destination);
+    if !host.is_vip(&destination) && !is_check {
         return Err(Reason::NotVip);
     }
     let Some(rest) = tunnel.inner.rest(Ipv6Header::LEN) else { return Err(Reason::InnerMalformed) };
