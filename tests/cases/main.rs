@@ -4,6 +4,7 @@ mod backend;
 mod backend_follows;
 mod director;
 mod drain;
+mod health;
 mod lab;
 mod mtu;
 mod refusals;
