@@ -12,7 +12,26 @@ use aya::{
     programs::ProgramError,
 };
 
+use nix::sys::signal::{SigSet, SigmaskHow};
+
 use crate::bpffs::PinFolderError;
+
+/// Does `work` with signals put off on this thread until it is done. A signal that waits makes the
+/// verifier give up with EAGAIN; aya then loads again with a full log, which takes ten seconds and
+/// more where a load takes half of one.
+pub fn undisturbed<T>(work: impl FnOnce() -> T) -> T {
+    /// Lets signals through again, also when the work panics.
+    struct Masked(SigSet);
+    impl Drop for Masked {
+        fn drop(&mut self) {
+            // Of a mask that the kernel itself gave it can only say yes.
+            self.0.thread_set_mask().ok();
+        }
+    }
+    let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
+    let _masked = mask.map(Masked);
+    work()
+}
 
 /// Why a generation could not be loaded.
 #[derive(Debug, thiserror::Error)]

@@ -77,7 +77,8 @@ impl Generation {
         }
         let ebpf = loader.load(glb_host::REDIRECT_OBJECT)?;
         let mut generation = Self { ebpf, peers: BTreeMap::new() };
-        generation.program()?.load().map_err(EbpfError::ProgramError)?;
+        let program = generation.program()?;
+        glb_host::load::undisturbed(|| program.load()).map_err(EbpfError::ProgramError)?;
         for address in &image.peers {
             generation.enter_peer(*address, Peer::default())?;
         }
@@ -142,7 +143,7 @@ impl Generation {
         let program: &mut SchedClassifier =
             program.try_into().map_err(|error| LoadError::from(EbpfError::ProgramError(error)))?;
         if program.fd().is_err() {
-            program.load().map_err(EbpfError::ProgramError)?;
+            glb_host::load::undisturbed(|| program.load()).map_err(EbpfError::ProgramError)?;
         }
         Ok(program)
     }

@@ -82,8 +82,8 @@ impl Generation {
             .map_pin_path("BACKEND_COUNTERS", backends)
             .load(glb_host::DIRECTOR_OBJECT)
             .map_err(LoadError::from)?;
-        program_mut(&mut ebpf)?
-            .load()
+        let program = program_mut(&mut ebpf)?;
+        glb_host::load::undisturbed(|| program.load())
             .map_err(|error| LoadError::from(EbpfError::ProgramError(error)))?;
 
         fill(&mut ebpf, "DISPLACEMENTS", &image.displacements)?;
