@@ -16,8 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use glb_lab::{
-    Daemon, Family, Lab, Lock, Node, Plan, Process, Program, TableFile, client, http,
-    vip,
+    Daemon, Family, Lab, Lock, Node, Plan, Process, Program, TableFile, client, http, vip,
 };
 
 use crate::support::build;
@@ -74,12 +73,12 @@ impl Server {
                     continue;
                 };
                 listener.set_nonblocking(true).ok();
-                let Ok((mut stream, _)) = listener.accept() else {
+                let Ok((stream, _)) = listener.accept() else {
                     thread::sleep(Duration::from_millis(2));
                     continue;
                 };
                 stream.set_nonblocking(false).ok();
-                stream.set_read_timeout(Some(Duration::from_millis(100))).ok();
+                stream.set_read_timeout(Some(Duration::from_secs(3))).ok();
                 match now {
                     HANGS => {
                         held.push(stream);
@@ -92,17 +91,10 @@ impl Server {
                         }
                         continue;
                     }
-                    SLOW => thread::sleep(TIMEOUT + Duration::from_millis(100)),
                     _ => {}
                 }
-                let mut request = [0; 2048];
-                stream.read(&mut request).ok();
-                let answer = if now == BUSY {
-                    "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n"
-                } else {
-                    &page
-                };
-                stream.write_all(answer.as_bytes()).ok();
+                let page = page.clone();
+                thread::spawn(move || answer(stream, now, &page));
             }
         });
         Ok(Self { state })
@@ -111,6 +103,21 @@ impl Server {
     fn set(&self, state: u8) {
         self.state.store(state, Ordering::Relaxed);
     }
+}
+
+fn answer(mut stream: std::net::TcpStream, state: u8, page: &str) {
+    if state == SLOW {
+        thread::sleep(TIMEOUT + Duration::from_millis(100));
+    }
+    let (mut request, mut part) = (Vec::new(), [0; 2048]);
+    while !request.ends_with(b"\r\n\r\n") {
+        match stream.read(&mut part) {
+            Ok(length @ 1..) => request.extend_from_slice(&part[..length]),
+            _ => return,
+        }
+    }
+    let busy = "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n";
+    stream.write_all(if state == BUSY { busy } else { page }.as_bytes()).ok();
 }
 
 /// Closing the stream resets the connection.
@@ -147,7 +154,8 @@ impl Checked {
         lab.route_vips_to(&[DIRECTOR])?;
 
         let folder = lab.folder(DIRECTOR)?;
-        let check = |family| format!("{{ address = \"{}\", port = 80, path = \"/\" }}", vip(family));
+        let check =
+            |family| format!("{{ address = \"{}\", port = 80, path = \"/\" }}", vip(family));
         let source = format!(
             "[healthchecks]\ninterval_ms = {}\ntimeout_ms = {}\nrise = 2\nfall = {FALL}\n\
              gue = 19523\nhttp = 80\nvip = [{}, {}]\n\n{}",
@@ -167,7 +175,7 @@ impl Checked {
         let checker = checker(&lab)?;
         let mut fleet = Self { checker, director, redirects, servers, folder, lab };
         fleet.checker.wait_for_log("ready", 0, Duration::from_secs(10))?;
-        fleet.wait(&[true; ALL])?;
+        fleet.in_force(&[true; ALL], 0)?;
         Ok(fleet)
     }
 
@@ -189,19 +197,40 @@ impl Checked {
         Ok(begun.elapsed())
     }
 
-    /// Waits until backend 1 alone is taken out, and the director has that in force; returns how
-    /// long both took.
-    fn taken_out(&mut self) -> Result<(Duration, Duration)> {
+    /// Waits until the table says so and the director has that in force; returns how long both
+    /// took. `told` is how often the director had been told before.
+    fn in_force(&mut self, wanted: &[bool], told: usize) -> Result<(Duration, Duration)> {
         let begun = Instant::now();
-        let from = self.director.process()?.log()?.len();
-        self.wait(&first(1))?;
+        self.wait(wanted)?;
         let written = begun.elapsed();
-        let in_force =
-            self.director.process()?.wait_for_log("in force", from, Duration::from_secs(40));
-        if let Err(error) = in_force {
-            return Err(error.context(format!("the checker wrote:\n{}", self.checker.log()?)));
+        while self.told()? == told {
+            ensure!(begun.elapsed() < Duration::from_secs(10), "{}", self.checker.log()?);
+            thread::sleep(Duration::from_millis(2));
         }
+        self.quiet()?;
         Ok((written, begun.elapsed()))
+    }
+
+    fn told(&self) -> Result<usize> {
+        Ok(self.checker.log()?.matches("reload command done").count())
+    }
+
+    /// Waits until the director has in force what it was last told.
+    fn quiet(&mut self) -> Result<()> {
+        let last = |log: String, text: &str| {
+            let line = log.lines().rev().find(|line| line.contains(text));
+            line.and_then(|line| line.split('Z').next()).unwrap_or_default().to_owned()
+        };
+        let begun = Instant::now();
+        loop {
+            let told = last(self.checker.log()?, "reload command done");
+            let in_force = last(self.director.process()?.log()?, "in force");
+            if !told.is_empty() && in_force > told {
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < Duration::from_secs(20), "{in_force}, told {told}");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// New requests from many clients: who answered.
@@ -211,7 +240,7 @@ impl Checked {
             let to = SocketAddr::new(vip(Family::V4), 80);
             let from = client(Family::V4, number);
             let reply = http::get_in(self.lab.netns(Node::Client)?, from, to, "/");
-            let reply = reply.map_or_else(|_| "none".to_owned(), |reply| reply.to_string());
+            let reply = reply.map_or_else(|error| format!("none: {error:#}"), |r| r.to_string());
             *answers.entry(reply).or_default() += 1;
         }
         Ok(answers)
@@ -284,16 +313,23 @@ fn every_way_to_be_ill() -> Result<()> {
     let limit = INTERVAL * FALL + TIMEOUT + Duration::from_secs(1);
     for (name, fall_ill, recover) in cases {
         let from = fleet.checker.log()?.len();
+        let told = fleet.told()?;
         fall_ill(&mut fleet)?;
-        let (written, in_force) = fleet.taken_out().context(name)?;
+        let (written, in_force) = fleet.in_force(&first(1), told).context(name)?;
         let answers = fleet.ask(24)?;
-        println!("{name}: written {written:.0?}, in force {in_force:.0?}, {answers:?}");
+        println!("{name}: written {written:.2?}, in force {in_force:.2?}, {answers:?}");
         println!("    {}", fleet.reason(from)?);
-        ensure!(in_force < limit, "{name}: in force after {in_force:?}, wanted {limit:?}");
-        ensure!(answers.values().sum::<u32>() == 24 && answers.len() == ALL - 1, "{name}: {answers:?}");
-        ensure!(!answers.contains_key("none"), "{name}: {answers:?}");
+        // A generation takes the director half a second of a core, and the cores may be busy.
+        ensure!(written < limit, "{name}: written after {written:?}, wanted {limit:?}");
+        ensure!(in_force < limit + Duration::from_secs(5), "{name}: in force after {in_force:?}");
+        ensure!(
+            answers.values().sum::<u32>() == 24 && answers.len() == ALL - 1,
+            "{name}: {answers:?}"
+        );
+        ensure!(answers.keys().all(|key| key.starts_with("200")), "{name}: {answers:?}");
+        let told = fleet.told()?;
         recover(&mut fleet).context(name)?;
-        fleet.wait(&[true; ALL]).context(name)?;
+        fleet.in_force(&[true; ALL], told).context(name)?;
     }
     Ok(())
 }
@@ -309,9 +345,12 @@ fn many_at_once_and_a_checker_that_is_cut_off() -> Result<()> {
     let took = fleet.wait(&first(HALF))?;
     println!("half at once: written {took:.0?} in {} writes", fleet.writes()? - before);
     ensure!(took < limit && fleet.writes()? <= before + 2);
-    thread::sleep(Duration::from_millis(300));
+    fleet.quiet()?;
     let answers = fleet.ask(24)?;
-    ensure!(answers.len() == ALL - HALF && !answers.contains_key("none"), "{answers:?}");
+    ensure!(
+        answers.len() == ALL - HALF && answers.keys().all(|key| key.starts_with("200")),
+        "{answers:?}"
+    );
 
     // A whole table dies, and the gateway answers: they are dead.
     fleet.servers.iter().for_each(|server| server.set(DEAD));
@@ -368,7 +407,6 @@ fn flapping_at_every_rate() -> Result<()> {
     }
     Ok(())
 }
-
 
 #[test]
 fn a_missing_permission_is_named() -> Result<()> {
