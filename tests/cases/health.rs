@@ -340,17 +340,18 @@ fn many_at_once_and_a_checker_that_is_cut_off() -> Result<()> {
     let mut fleet = Checked::up("glb-t-many", "hold_down_ms = 0\n")?;
     let limit = INTERVAL * FALL + TIMEOUT + Duration::from_secs(1);
 
-    let before = fleet.writes()?;
+    let (before, told) = (fleet.writes()?, fleet.told()?);
     fleet.servers[..HALF].iter().for_each(|server| server.set(DEAD));
-    let took = fleet.wait(&first(HALF))?;
-    println!("half at once: written {took:.0?} in {} writes", fleet.writes()? - before);
-    ensure!(took < limit && fleet.writes()? <= before + 2);
-    fleet.quiet()?;
+    let (took, in_force) = fleet.in_force(&first(HALF), told)?;
+    let writes = fleet.writes()? - before;
+    println!("half at once: written {took:.2?} in {writes} writes, in force {in_force:.2?}");
+    ensure!(took < limit && writes <= 2);
+    // A row has two hops: where both are dead nothing helps (a third of the rows here), and
+    // everywhere else the living one answers.
     let answers = fleet.ask(24)?;
-    ensure!(
-        answers.len() == ALL - HALF && answers.keys().all(|key| key.starts_with("200")),
-        "{answers:?}"
-    );
+    let answered = answers.get("200 backend3").copied().unwrap_or(0);
+    println!("    {answered} of 24 requests answered");
+    ensure!((12..=24).contains(&answered), "{answers:?}");
 
     // A whole table dies, and the gateway answers: they are dead.
     fleet.servers.iter().for_each(|server| server.set(DEAD));
