@@ -108,7 +108,8 @@ pub fn run(options: &Options, out: &mut dyn Write, terminal: bool) -> Result<Out
 pub fn look_around(fleet: &Fleet) -> Result<String> {
     let name = &fleet.lab.plan().name;
     let run = fleet.lab.run_folder().display();
-    let enter = |node: Node| format!("sudo nsenter --net=/run/netns/{name}-{node}");
+    let sudo = sudo(nix::unistd::geteuid().is_root(), std::env::var_os("SUDO_UID").is_some());
+    let enter = |node: Node| format!("{sudo}nsenter --net=/run/netns/{name}-{node}");
     let (backend, director) = (Node::Backend(1), Node::Director(1));
     let id = fleet.directors.first().and_then(crate::daemons::Daemon::id).unwrap_or_default();
     let mut text = format!("The lab {name} stays up. Look around in it:\n");
@@ -138,13 +139,31 @@ pub fn look_around(fleet: &Fleet) -> Result<String> {
                 Program::Redirect.name()
             ),
         ),
-        ("another table", format!("edit {run}/{director}/table.toml, then kill -HUP {}", id)),
-        ("remove it all", format!("./x lab down --name {name}")),
+        ("another table", format!("edit {run}/{director}/table.toml, then {sudo}kill -HUP {id}")),
+        ("remove it all", format!("{sudo}./x lab down --name {name}")),
     ] {
         writeln!(text, "  {what:<24}  {command}")?;
     }
     Ok(text)
 }
 
+/// What people put before a command that needs root. Who got root by sudo has a shell without it;
+/// who is root without it may have no sudo at all.
+const fn sudo(root: bool, by_sudo: bool) -> &'static str {
+    if root && !by_sudo { "" } else { "sudo " }
+}
+
 /// How long requests go on after the last change.
 const AFTERWARDS: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sudo_is_for_people_who_have_it() {
+        assert_eq!(sudo(true, false), "", "root, perhaps without any sudo");
+        assert_eq!(sudo(true, true), "sudo ", "the shell that called sudo is not root's");
+        assert_eq!(sudo(false, false), "sudo ");
+    }
+}
