@@ -201,11 +201,12 @@ impl LoadError {
         }
     }
 
-    /// The whole report with snippets, for people. `color` if it goes to a terminal.
+    /// The whole report with snippets, for people; that it is an error, the caller says. `color` if
+    /// it goes to a terminal.
     #[must_use]
     pub fn render(&self, color: bool) -> String {
         match self {
-            Self::Io { .. } => format!("error: {self}\n"),
+            Self::Io { .. } => format!("{self}\n"),
             Self::Invalid { path, problems } => {
                 let mut out = render(problems, color);
                 let many = if problems.len() == 1 {

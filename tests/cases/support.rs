@@ -78,7 +78,7 @@ pub(crate) fn has_program(lab: &Lab, node: Node) -> Result<bool> {
 }
 
 /// Starts a daemon that must refuse, and returns what it wrote. It must not take long, must exit
-/// with 1, and must not panic.
+/// with 1, must not panic, and must write no colours into a file.
 pub(crate) fn refusal(lab: &Lab, daemon: &mut Daemon) -> Result<String> {
     daemon.spawn(lab)?;
     let process = daemon.process()?;
@@ -86,5 +86,7 @@ pub(crate) fn refusal(lab: &Lab, daemon: &mut Daemon) -> Result<String> {
     let log = process.log()?;
     ensure!(status.code() == Some(1), "it ended with {status}: {log}");
     ensure!(!log.contains("panicked"), "{log}");
+    ensure!(!log.contains('\u{1b}'), "{log:?}");
+    ensure!(!log.contains("error: error"), "{log}");
     Ok(log)
 }

@@ -235,7 +235,6 @@ impl Daemon {
     /// When it cannot be started.
     pub fn spawn(&mut self, lab: &Lab) -> Result<()> {
         let mut command = self.command(lab, "run")?;
-        command.env("NO_COLOR", "1");
         self.process = Some(lab.spawn(self.node, self.program.name(), &mut command)?);
         Ok(())
     }
