@@ -173,18 +173,27 @@ impl Backend {
     async fn bring_up(config: &Config, pins: &PinFolder) -> Result<Built, Error> {
         let machine = Machine::look(config)?;
         let image = image(config, &machine)?;
-        if config.vips_on_lo {
-            vip::put(&config.vips).await?;
+        let put = put_vips(config).await?;
+        let first = async {
+            let next_hops = NextHops::start(image.peers.iter().copied()).await?;
+            let running = generations::current_program(&config.interfaces, pins)?;
+            let keep: Vec<u64> = running.iter().map(|(number, _)| *number).collect();
+            if let Some(generation) = keep.first() {
+                info!(generation, "adopting what a former daemon left running");
+            }
+            let number = generations::remove_stale(pins, &keep)?;
+            let generation = build(config, &machine, &image, &next_hops, number, pins).await?;
+            Ok((next_hops, number, generation))
+        };
+        match first.await {
+            Ok((next_hops, number, generation)) => {
+                Ok(Built { machine, image, next_hops, generation, number })
+            }
+            Err(error) => {
+                vip::take_back(&put).await;
+                Err(error)
+            }
         }
-        let next_hops = NextHops::start(image.peers.iter().copied()).await?;
-        let running = generations::current_program(&config.interfaces, pins)?;
-        let keep: Vec<u64> = running.iter().map(|(number, _)| *number).collect();
-        if let Some(generation) = keep.first() {
-            info!(generation, "adopting what a former daemon left running");
-        }
-        let number = generations::remove_stale(pins, &keep)?;
-        let generation = build(config, &machine, &image, &next_hops, number, pins).await?;
-        Ok(Built { machine, image, next_hops, generation, number })
     }
 
     /// Reads the configuration anew and puts it in force, whole or not at all.
@@ -217,9 +226,7 @@ impl Backend {
     async fn apply(&mut self, config: Config) -> Result<(), Error> {
         let machine = Machine::look(&config)?;
         let image = image(&config, &machine)?;
-        if config.vips_on_lo {
-            vip::put(&config.vips).await?;
-        }
+        let put = put_vips(&config).await?;
         // Peers of both: those of the running generation are followed until it is replaced.
         let both: BTreeSet<IpAddr> = self.image.peers.union(&image.peers).copied().collect();
         self.next_hops.set_targets(both);
@@ -229,6 +236,7 @@ impl Backend {
             Ok(generation) => generation,
             Err(error) => {
                 self.next_hops.set_targets(self.image.peers.iter().copied());
+                vip::take_back(&put).await;
                 return Err(error);
             }
         };
@@ -240,7 +248,7 @@ impl Backend {
         self.connections.set_vips(self.config.vips.clone());
         self.tidy()?;
         if removes_vips {
-            vip::remove(&gone).await?;
+            vip::remove_own(&gone).await?;
         }
         info!(generation = number, "in force");
         Ok(())
@@ -256,6 +264,13 @@ impl Backend {
         generations::remove_stale(&self.pins, &keep)?;
         Ok(())
     }
+}
+
+/// Puts the VIPs on lo if they are to be there; those that were not there yet. That comes before the
+/// swap, since the kernel would answer what the program takes for an address that it does not have;
+/// whoever is refused later has them taken back.
+async fn put_vips(config: &Config) -> Result<BTreeSet<IpAddr>, Error> {
+    Ok(if config.vips_on_lo { vip::put(&config.vips).await? } else { BTreeSet::new() })
 }
 
 fn image(config: &Config, machine: &Machine) -> Result<Image, Error> {

@@ -2,6 +2,7 @@
 
 mod backend;
 mod backend_follows;
+mod backend_vips;
 mod director;
 mod drain;
 mod health;
