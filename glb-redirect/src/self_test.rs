@@ -180,8 +180,8 @@ fn packets(host: &Known<'_>) -> Vec<Vec<u8>> {
         };
         let stranger: IpAddr = if v4 { CLIENT_V4.into() } else { CLIENT_V6.into() };
         let peers = of(host.peers);
-        let directors = host.config.directors.iter().map(ipnet::IpNet::network);
-        let director = directors.filter(|net| net.is_ipv4() == v4).next_back();
+        let mut directors = host.config.directors.iter().map(ipnet::IpNet::network);
+        let director = directors.rfind(|net| net.is_ipv4() == v4);
         let Some(own) = of(host.own).last().copied() else { continue };
         let hop = peers.last().copied().unwrap_or(stranger);
         let vips = host.config.vips.iter();

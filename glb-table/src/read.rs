@@ -119,22 +119,36 @@ pub(crate) fn shown(text: &str) -> String {
     out
 }
 
+/// The lines that these findings are in.
+fn lines_of<'t>(text: &'t str, findings: &[Finding]) -> Vec<&'t str> {
+    let line = |finding: &Finding| {
+        let at = finding.span.start.min(text.len());
+        let start = text.as_bytes()[..at]
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |before| before + 1);
+        text.get(start..).and_then(|rest| rest.lines().next()).unwrap_or("")
+    };
+    // A file with more than this many is no table.
+    findings.iter().take(100).map(line).collect()
+}
+
 /// Reads a whole file.
 pub(crate) fn read(path: &Path, form: Form, text: &str) -> Result<TableSet, LoadError> {
     let mut reader = Reader::default();
     let root = doc::parse(form, text, &mut reader.errors);
-    let broken = !reader.errors.is_empty();
+    let unread = lines_of(text, &reader.errors);
     let mut set = TableSet { tables: Vec::new(), warnings: Vec::new(), healthchecks: None };
     let mut places = Places::default();
     if let Some(root) = &root {
         fields::file(&mut reader, form, root, &mut set, &mut places);
-    }
-    if broken {
-        // What a broken text seems to lack may only be unreadable: keep what is surely wrong.
-        reader.errors.retain(|finding| !finding.found.ends_with("is missing"));
-    } else {
         check::set(&mut reader, &set, &places);
     }
+    // What seems to be missing may stand in a line that could not be read.
+    reader.errors.retain(|finding| {
+        let missing = finding.found.strip_prefix('`').and_then(|rest| rest.split_once('`'));
+        missing.is_none_or(|(key, _)| !unread.iter().any(|line| line.contains(key)))
+    });
     let source = Source::new(path, text, &reader.secrets);
     let problems = |mut findings: Vec<Finding>| {
         findings.sort_by_key(|finding| finding.span.start);

@@ -207,6 +207,10 @@ fn all_errors_come_in_one_run_and_in_order() {
         .replace("10.0.0.2", "x");
     let lines: Vec<usize> = problems(&text).iter().map(|problem| problem.line).collect();
     assert!(lines.contains(&10) && lines.contains(&14) && lines.contains(&18), "{lines:?}");
+    let text = text.replace("seed =", "sed =");
+    let all = problems(&text);
+    assert!(all.iter().any(|problem| problem.message.contains("has no `seed`")), "{all:?}");
+    assert!(!all.iter().any(|problem| problem.found.contains("is missing") && problem.message.contains("port")), "{all:?}");
 }
 
 #[test]
