@@ -71,7 +71,7 @@ pub enum Parsed {
 }
 
 /// At most this many IPv6 extension headers are walked over.
-pub const MAX_EXTENSIONS: usize = 4;
+pub const MAX_EXTENSIONS: usize = 2;
 
 /// Where the IP header starts.
 pub const IP_OFFSET: usize = EthernetHeader::LEN;
