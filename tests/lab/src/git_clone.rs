@@ -116,7 +116,12 @@ impl GitClone {
                     && socket.local.ip() == vip(self.family)
                     && socket.remote.ip() == self.address()
             });
-            found.extend(ours.map(|socket| (node, socket.remote.port())));
+            // The kernel's list is read in pieces while sockets come and go: one may be in it twice.
+            for here in ours.map(|socket| (node, socket.remote.port())) {
+                if !found.contains(&here) {
+                    found.push(here);
+                }
+            }
         }
         Ok(found)
     }
