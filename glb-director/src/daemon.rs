@@ -6,6 +6,7 @@ use glb_host::{
     bpffs::{PinFolder, PinFolderError, PinLock},
     generations::{self, SwapError},
     load::LoadError,
+    metrics::{self, MetricsError},
     next_hop::{NextHops, OpenError, Snapshot},
     xdp_link::{self, AttachError},
 };
@@ -18,7 +19,7 @@ use crate::{
     counters::{self, CountersError, Identities},
     generation::{self, Generation, self_test::SelfTestError},
     image::{Image, ImageError},
-    metrics::{self, Metrics, MetricsError},
+    metrics::{Metered, Metrics},
 };
 
 /// How long a new generation waits for the answers of backends that were never asked for before.
@@ -82,7 +83,8 @@ pub async fn run(config: &Config) -> Result<(), Error> {
     };
     metrics.in_force(director.generation.number);
     if let Some(listener) = listener {
-        metrics::serve(listener, director.pins.clone(), Arc::clone(&metrics))?;
+        let pins = director.pins.clone();
+        metrics::serve(listener, Metered { pins, metrics: Arc::clone(&metrics) })?;
     }
     info!(
         generation = director.generation.number,

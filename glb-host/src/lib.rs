@@ -1,13 +1,15 @@
 //! What both daemons need of the machine they run on: the BPF objects, a folder to pin in,
-//! generations behind pinned links, arrays in memory, and next hops by netlink.
+//! generations behind pinned links, arrays in memory, next hops by netlink, and metrics over HTTP.
 
 pub mod bpffs;
 pub mod config_file;
 pub mod generations;
 pub mod load;
 pub mod mapped;
+pub mod metrics;
 pub mod next_hop;
 pub mod permission;
+pub mod program;
 mod sys;
 pub mod tcx_link;
 pub mod xdp_link;

@@ -1,0 +1,203 @@
+//! Metrics for Prometheus, over HTTP, in a thread of their own: they answer while a reload runs.
+
+use std::{
+    convert::Infallible,
+    error::Error,
+    fmt,
+    hash::Hash,
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use http_body_util::Full;
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::{Registry, Unit},
+};
+
+/// How long a client may take to send a request's head.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What makes the metrics as they stand now; asked for each request.
+pub trait Source: Send + Sync + 'static {
+    /// Registers everything there is to tell.
+    ///
+    /// # Errors
+    /// When it cannot be told; the client is given the reason.
+    fn register(&self, registry: &mut Registry) -> Result<(), Box<dyn Error>>;
+
+    /// What every metric's name starts with.
+    fn prefix(&self) -> &'static str;
+}
+
+/// Why metrics cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsError {
+    /// Somebody listens there, or the address is not this machine's.
+    #[error(
+        "`metrics = \"{address}\"`: cannot listen there: {source}.\n  \
+         `ss -ltnp` shows who uses a port; give another one, or leave `metrics` out."
+    )]
+    Bind {
+        /// As configured.
+        address: SocketAddr,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The thread could not be started.
+    #[error("cannot start the thread that serves metrics: {0}")]
+    Thread(io::Error),
+}
+
+/// Takes the port.
+///
+/// # Errors
+/// When it is in use, or may not be used.
+pub fn bind(address: SocketAddr) -> Result<TcpListener, MetricsError> {
+    let error = |source| MetricsError::Bind { address, source };
+    let listener = TcpListener::bind(address).map_err(error)?;
+    listener.set_nonblocking(true).map_err(error)?;
+    Ok(listener)
+}
+
+/// Serves `GET /metrics` until the process ends.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub fn serve(listener: TcpListener, source: impl Source) -> Result<(), MetricsError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(MetricsError::Thread)?;
+    thread::Builder::new()
+        .name("metrics".into())
+        .spawn(move || runtime.block_on(accept(listener, Arc::new(source))))
+        .map_err(MetricsError::Thread)?;
+    Ok(())
+}
+
+async fn accept(listener: TcpListener, source: Arc<impl Source>) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "metrics are not served"),
+    };
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, mostly: a pause lets some go.
+                tracing::warn!(%error, "a client of the metrics was not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let source = Arc::clone(&source);
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let response = answer(&request, &*source);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let served = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(PATIENCE)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = served.await {
+                tracing::debug!(%error, "a client of the metrics went away");
+            }
+        });
+    }
+}
+
+fn answer(request: &Request<Incoming>, source: &impl Source) -> Response<Full<Bytes>> {
+    let (status, kind, body) = match request.uri().path() {
+        "/metrics" => match exposition(source) {
+            Ok(text) => {
+                (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text)
+            }
+            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
+        },
+        _ => (StatusCode::NOT_FOUND, "text/plain", "metrics are at /metrics\n".to_owned()),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+/// Everything that `source` has to tell, as it stands now, in the OpenMetrics text format.
+///
+/// # Errors
+/// When it cannot be told.
+pub fn exposition(source: &impl Source) -> Result<String, Box<dyn Error>> {
+    let mut registry = Registry::with_prefix(source.prefix());
+    source.register(&mut registry)?;
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+/// A gauge that shows `value`.
+#[must_use]
+pub fn gauge(value: u64) -> Gauge {
+    let gauge = Gauge::default();
+    gauge.set(value.try_into().unwrap_or(i64::MAX));
+    gauge
+}
+
+/// Packets and bytes under the same labels.
+#[derive(Debug)]
+pub struct PacketsAndBytes<L: Clone + Eq + Hash> {
+    packets: Family<L, Counter>,
+    bytes: Family<L, Counter>,
+}
+
+impl<L: Clone + Eq + Hash> Default for PacketsAndBytes<L> {
+    fn default() -> Self {
+        Self { packets: Family::default(), bytes: Family::default() }
+    }
+}
+
+impl<L> PacketsAndBytes<L>
+where
+    L: Clone + Eq + Hash + EncodeLabelSet + fmt::Debug + Send + Sync + 'static,
+{
+    /// Adds what was counted under `labels`.
+    pub fn add(&self, labels: &L, packets: u64, bytes: u64) {
+        self.packets.get_or_create(labels).inc_by(packets);
+        self.bytes.get_or_create(labels).inc_by(bytes);
+    }
+
+    /// Registers both under these names; `what` says in words what they count.
+    pub fn register(self, registry: &mut Registry, packets: &str, bytes: &str, what: &str) {
+        registry.register(packets, format!("Packets {what}"), self.packets);
+        let help = format!("Bytes {what}, from the Ethernet header on as received");
+        registry.register_with_unit(bytes, help, Unit::Bytes, self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_in_use_is_named_with_the_remedy() {
+        let first = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = first.local_addr().unwrap();
+        let error = bind(address).unwrap_err().to_string();
+        for words in [&address.to_string(), "in use", "ss -ltnp"] {
+            assert!(error.contains(words), "{words:?} is missing in: {error}");
+        }
+    }
+}
