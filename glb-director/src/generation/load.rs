@@ -5,7 +5,7 @@ use std::{io, path::Path};
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{
-        MapData,
+        Map, MapData,
         lpm_trie::{Key, LpmTrie},
     },
     programs::Xdp,
@@ -47,7 +47,10 @@ impl Generation {
         let folder = generations::folder(pins, number);
         pins.make(&folder)?;
         pins.make(&pins.join(counters::pins::FOLDER))?;
-        let generation = Self::load_into(image, number, pins, &folder);
+        let generation = Self::load_with(image, number, Some(pins)).and_then(|generation| {
+            generation.pin(&folder)?;
+            Ok(generation)
+        });
         if generation.is_err() {
             // The first error says more than one that follows from it.
             if let Err(error) = pins.remove(&folder) {
@@ -57,18 +60,28 @@ impl Generation {
         generation
     }
 
-    fn load_into(
-        image: Image,
-        number: u64,
-        pins: &PinFolder,
-        folder: &Path,
-    ) -> Result<Self, LoadError> {
+    /// Loads `image` with counters of its own, and pins nothing: it goes with this process and leaves
+    /// a running director alone.
+    ///
+    /// # Errors
+    /// When the kernel says no.
+    pub fn load_alone(image: Image) -> Result<Self, LoadError> {
+        Self::load_with(image, 0, None)
+    }
+
+    fn load_with(image: Image, number: u64, pins: Option<&PinFolder>) -> Result<Self, LoadError> {
         let count = |length: usize| length.max(1) as u32;
-        let (tables, backends) =
-            (pins.join(counters::pins::TABLES), pins.join(counters::pins::BACKENDS));
-        check_counters(&tables, size_of::<ReasonCounters>(), TABLE_SLOTS)?;
-        check_counters(&backends, size_of::<Counter>(), BACKEND_SLOTS)?;
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        if let Some(pins) = pins {
+            let (tables, backends) =
+                (pins.join(counters::pins::TABLES), pins.join(counters::pins::BACKENDS));
+            check_counters(&tables, size_of::<ReasonCounters>(), TABLE_SLOTS)?;
+            check_counters(&backends, size_of::<Counter>(), BACKEND_SLOTS)?;
+            loader
+                .map_pin_path("TABLE_COUNTERS", tables)
+                .map_pin_path("BACKEND_COUNTERS", backends);
+        }
+        let mut ebpf = loader
             .override_global("CONFIG", image.config.as_bytes(), true)
             .map_max_entries("DISPLACEMENTS", count(image.displacements.len()))
             .map_max_entries("BINDS", count(image.binds.len()))
@@ -78,8 +91,6 @@ impl Generation {
             .map_max_entries("TABLES", count(image.tables.len()))
             .map_max_entries("ROWS", count(image.rows.len()))
             .map_max_entries("BACKENDS", count(image.backends.len()))
-            .map_pin_path("TABLE_COUNTERS", tables)
-            .map_pin_path("BACKEND_COUNTERS", backends)
             .load(glb_host::DIRECTOR_OBJECT)
             .map_err(LoadError::from)?;
         let program = program_mut(&mut ebpf)?;
@@ -94,9 +105,7 @@ impl Generation {
         let tables = fill(&mut ebpf, "TABLES", &image.tables)?;
         let backends = fill(&mut ebpf, "BACKENDS", &image.backends)?;
 
-        let generation = Self { number, image, ebpf, backends, tables };
-        generation.pin(folder)?;
-        Ok(generation)
+        Ok(Self { number, image, ebpf, backends, tables })
     }
 
     /// Pins the program and every map that is the generation's own.
@@ -114,6 +123,14 @@ impl Generation {
         let fd = program.fd().map_err(|error| LoadError::map("open", PROGRAM, error))?;
         glb_host::pin(fd, &generations::program_pin(folder))
             .map_err(|e| LoadError::map("pin", PROGRAM, e))
+    }
+
+    /// The tables' counters.
+    ///
+    /// # Errors
+    /// Only if the object has none.
+    pub fn table_counters(&self) -> Result<&Map, LoadError> {
+        self.ebpf.map("TABLE_COUNTERS").ok_or_else(|| LoadError::missing("TABLE_COUNTERS"))
     }
 
     /// The loaded program.
@@ -172,7 +189,7 @@ fn fill<T: Plain>(ebpf: &mut Ebpf, name: &str, values: &[T]) -> Result<MappedArr
 
 fn mapped<T: Plain>(ebpf: &Ebpf, name: &str, entries: usize) -> Result<MappedArray<T>, LoadError> {
     let map = ebpf.map(name).ok_or_else(|| LoadError::missing(name))?;
-    let aya::maps::Map::Array(data) = map else { return Err(LoadError::missing(name)) };
+    let Map::Array(data) = map else { return Err(LoadError::missing(name)) };
     MappedArray::new(data.fd(), entries)
         .map_err(|error| LoadError::map("map into memory", name, error))
 }
