@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use glb_host::config_file::{self, FileError};
+use glb_host::{
+    config_file::{self, FileError},
+    control::Place,
+};
 use serde::Deserialize;
 
 use crate::image::Options;
@@ -25,6 +28,24 @@ struct Raw {
     #[serde(default = "yes")]
     forward_echo: bool,
     metrics: Option<SocketAddr>,
+    #[serde(default)]
+    control: RawControl,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawControl {
+    socket: PathBuf,
+    mode: String,
+    group: Option<String>,
+    operators: Option<String>,
+}
+
+impl Default for RawControl {
+    fn default() -> Self {
+        let socket = PathBuf::from("/run/glb-director/control.sock");
+        Self { socket, mode: "0660".into(), group: None, operators: None }
+    }
 }
 
 fn yes() -> bool {
@@ -70,6 +91,17 @@ pub struct Config {
     pub options: Options,
     /// Where Prometheus may ask for metrics; nowhere if it is left out.
     pub metrics: Option<SocketAddr>,
+    /// The control channel.
+    pub control: Control,
+}
+
+/// The control channel's configuration.
+#[derive(Clone, Debug)]
+pub struct Control {
+    /// Where the socket is, and who may connect.
+    pub place: Place,
+    /// The group whose members may ask for changes, beside root and the daemon's own user.
+    pub operators: Option<String>,
 }
 
 /// Why a configuration cannot be used.
@@ -137,6 +169,11 @@ impl Config {
             return wrong("outer_source_ipv4", value, "give one of this director's own addresses");
         }
         let folder = path.parent().unwrap_or(Path::new(""));
+        let mode = u32::from_str_radix(&raw.control.mode, 8).ok().filter(|mode| *mode <= 0o777);
+        let Some(mode) = mode else {
+            let value = format!("{:?}", raw.control.mode);
+            return wrong("control.mode", value, "give an octal number such as \"0660\"");
+        };
         Ok(Self {
             path: path.to_owned(),
             table: folder.join(raw.table),
@@ -152,6 +189,15 @@ impl Config {
                 ..Options::default()
             },
             metrics: raw.metrics,
+            control: Control {
+                place: Place {
+                    path: std::path::absolute(folder.join(&raw.control.socket))
+                        .unwrap_or(raw.control.socket),
+                    mode,
+                    group: raw.control.group,
+                },
+                operators: raw.control.operators,
+            },
         })
     }
 }
@@ -176,6 +222,9 @@ mod tests {
         let config = parse(GOOD).unwrap();
         assert_eq!(config.table, Path::new("/etc/glb/t.toml"));
         assert_eq!(config.pin, Path::new("/sys/fs/bpf/glb-director"));
+        assert_eq!(config.control.place.path, Path::new("/run/glb-director/control.sock"));
+        let config = parse(&format!("{GOOD}control.socket = \"c.sock\"\n")).unwrap();
+        assert_eq!(config.control.place.path, Path::new("/etc/glb/c.sock"));
     }
 
     #[test]
@@ -194,6 +243,8 @@ mod tests {
                 vec!["outer_source_ipv4", "0.0.0.0"],
             ),
             ("interfaces = [\"a\"]\ntable = \"t\"\nouter_source_ipv4 = \"x\"", vec!["line 3"]),
+            ("interfaces = [\"a\"]\ntable = \"t\"\ncontrol.mode = \"0x1\"", vec!["0x1", "0660"]),
+            ("interfaces = [\"a\"]\ntable = \"t\"\ncontrol.sokcet = \"x\"", vec!["sokcet"]),
         ] {
             let error = error(text);
             for word in words {

@@ -1,9 +1,16 @@
 //! The running director: builds generations, keeps next hops fresh, answers signals.
 
-use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use glb_host::{
     bpffs::{PinFolder, PinFolderError, PinLock},
+    control::Refusal,
     generations::{self, SwapError},
     load::LoadError,
     metrics::{self, MetricsError},
@@ -16,10 +23,12 @@ use tracing::{error, info, warn};
 
 use crate::{
     config::Config,
+    control::{self, ControlError, Status},
     counters::{self, CountersError, Identities},
     generation::{self, Generation, self_test::SelfTestError},
     image::{Image, ImageError},
     metrics::{Metered, Metrics},
+    state::State,
 };
 
 /// How long a new generation waits for the answers of backends that were never asked for before.
@@ -58,6 +67,9 @@ pub enum Error {
     /// Metrics.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// The control channel.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// Signals.
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),
@@ -73,15 +85,17 @@ pub async fn run(config: &Config) -> Result<(), Error> {
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
 
+    let state = Arc::new(State::default());
     let metrics = Arc::new(Metrics::default());
     // Before anything is attached: a port that is in use is found while nothing has changed.
     let listener = config.metrics.map(metrics::bind).transpose()?;
-    let mut director = tokio::select! {
-        director = Director::start(config) => director?,
+    let (mut director, mut channel) = tokio::select! {
+        started = Director::start(config, &state) => started?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
     metrics.in_force(director.generation.number);
+    state.in_force(director.generation.number, Arc::clone(&director.tables));
     if let Some(listener) = listener {
         let pins = director.pins.clone();
         metrics::serve(listener, Metered { pins, metrics: Arc::clone(&metrics) })?;
@@ -102,26 +116,49 @@ pub async fn run(config: &Config) -> Result<(), Error> {
                 let snapshot = next_hops.borrow_and_update().clone();
                 director.follow(&snapshot);
             }
-            _ = hangup.recv() => {
-                let result = director.reload().await;
-                metrics.reloaded(director.generation.number, result.is_ok());
-                if let Err(error) = result {
-                    error!(
-                        table = %config.table.display(),
-                        running_generation = director.generation.number,
-                        "the table was not loaded, the running one stays:\n{error}"
-                    );
+            _ = hangup.recv() => drop(reload(&mut director, &state, &metrics).await),
+            Some(call) = channel.calls.recv() => match call.command {
+                control::Command::Reload { .. } => {
+                    let result = reload(&mut director, &state, &metrics).await;
+                    call.answer.done(result.map(|()| Status::of(&state)).map_err(Refusal::failed));
                 }
-            }
+                control::Command::Status => call.answer.done(Ok(Status::of(&state))),
+            },
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
+    state.ending();
     info!(
         "ended; the pinned program goes on forwarding (`glb-director detach --config {}` ends that)",
         config.path.display()
     );
     Ok(())
+}
+
+/// Loads the table file anew, and tells everybody how that went.
+async fn reload(
+    director: &mut Director<'_>,
+    state: &State,
+    metrics: &Metrics,
+) -> Result<(), String> {
+    state.reloading();
+    let begun = Instant::now();
+    let result = director.reload().await;
+    let number = director.generation.number;
+    metrics.reloaded(number, result.is_ok());
+    if let Err(error) = &result {
+        error!(
+            table = %director.config.table.display(),
+            running_generation = number,
+            "the table was not loaded, the running one stays:\n{error}"
+        );
+    } else {
+        state.in_force(number, Arc::clone(&director.tables));
+    }
+    let result = result.map_err(|error| error.to_string());
+    state.reloaded(begun.elapsed(), result.clone().err());
+    result
 }
 
 struct Director<'c> {
@@ -132,25 +169,36 @@ struct Director<'c> {
     identities: Identities,
     next_hops: NextHops,
     generation: Generation,
+    tables: Arc<TableSet>,
 }
 
 impl<'c> Director<'c> {
-    async fn start(config: &'c Config) -> Result<Self, Error> {
+    async fn start(
+        config: &'c Config,
+        state: &Arc<State>,
+    ) -> Result<(Self, control::Channel), Error> {
         let tables = load_tables(config)?;
         for interface in &config.interfaces {
             xdp_link::interface_index(interface)?;
         }
         let pins = PinFolder::create(&config.pin, crate::OWNER)?;
         let lock = pins.lock()?;
+        let channel = match control::open(&config.control, state) {
+            Ok(channel) => channel,
+            Err(error) => {
+                remove_if_unused(&pins);
+                return Err(error.into());
+            }
+        };
         match Self::bring_up(config, &tables, &pins).await {
             Ok((identities, next_hops, generation)) => {
-                Ok(Self { config, pins, lock, identities, next_hops, generation })
+                let tables = Arc::new(tables);
+                let director =
+                    Self { config, pins, lock, identities, next_hops, generation, tables };
+                Ok((director, channel))
             }
             Err(error) => {
-                // Of a director that never forwarded nothing stays.
-                if let Err(error) = generations::remove_if_detached(&pins) {
-                    warn!("{error}");
-                }
+                remove_if_unused(&pins);
                 Err(error)
             }
         }
@@ -210,6 +258,7 @@ impl<'c> Director<'c> {
             }
         };
         self.next_hops.set_targets(wanted);
+        self.tables = Arc::new(tables);
         settle(&self.generation, Some(previous), &self.pins);
         Ok(())
     }
@@ -224,6 +273,13 @@ impl<'c> Director<'c> {
                 Err(error) => error!(backend = %owner.address, %error, "next hop not entered"),
             }
         }
+    }
+}
+
+/// Of a director that never forwarded nothing stays.
+fn remove_if_unused(pins: &PinFolder) {
+    if let Err(error) = generations::remove_if_detached(pins) {
+        warn!("{error}");
     }
 }
 

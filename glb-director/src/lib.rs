@@ -3,12 +3,14 @@
 
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod counters;
 pub mod daemon;
 pub mod generation;
 pub mod image;
 pub mod metrics;
 pub mod reference;
+pub mod state;
 
 /// Whose pins are whose: this program's name, which marks its pin folder.
 pub const OWNER: &str = "glb-director";

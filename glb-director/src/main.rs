@@ -6,5 +6,5 @@ use clap::Parser as _;
 use glb_director::cli::Cli;
 
 fn main() -> ExitCode {
-    glb_host::program::run(|| Cli::parse().execute().map(|()| ExitCode::SUCCESS))
+    glb_host::program::run(|| Cli::parse().execute())
 }

@@ -3,6 +3,7 @@
 
 pub mod bpffs;
 pub mod config_file;
+pub mod control;
 pub mod generations;
 pub mod load;
 pub mod mapped;

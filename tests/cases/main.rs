@@ -3,6 +3,7 @@
 mod backend;
 mod backend_follows;
 mod backend_vips;
+mod control;
 mod director;
 mod drain;
 mod health;

@@ -2,12 +2,18 @@
 
 mod counters;
 mod detach;
+mod exit;
+mod reload;
 mod run;
+mod status;
 mod table;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use glb_host::control::Client;
+
+use crate::config::Config;
 
 /// An L4 load-balancer director: steers flows to backends in XDP, without any state for a flow.
 #[derive(Debug, Parser)]
@@ -25,6 +31,17 @@ enum Command {
     /// SIGTERM ends the daemon and leaves the pinned program forwarding, so that the daemon can be
     /// restarted or upgraded at any moment.
     Run(ConfigFile),
+    /// Show how the running daemon is.
+    Status(Asking),
+    /// Have the running daemon load its table file anew, and say how that went.
+    Reload {
+        #[command(flatten)]
+        asking: Asking,
+        /// Even if nothing has changed, or the change can break flows and the configuration forbids
+        /// that.
+        #[arg(long)]
+        force: bool,
+    },
     /// Take the director off its interfaces and remove everything it pinned, counters too.
     Detach(ConfigFile),
     /// Show packets and bytes by table, reason and backend. The daemon need not run.
@@ -52,6 +69,30 @@ struct ConfigFile {
     config: PathBuf,
 }
 
+/// What commands need that ask the running daemon.
+#[derive(Args, Debug)]
+struct Asking {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// The daemon's control socket; the one that the configuration names if it is left out.
+    #[arg(short, long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// How to print the answer.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+impl Asking {
+    /// A connection to the daemon.
+    fn connect(&self) -> anyhow::Result<Client> {
+        let socket = match &self.socket {
+            Some(socket) => socket.clone(),
+            None => Config::load(&self.config.config)?.control.place.path,
+        };
+        Ok(Client::connect(&socket)?)
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum Output {
     /// For people.
@@ -66,12 +107,15 @@ impl Cli {
     ///
     /// # Errors
     /// What went wrong, for people.
-    pub fn execute(self) -> anyhow::Result<()> {
+    pub fn execute(self) -> anyhow::Result<ExitCode> {
+        let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
         match self.command {
-            Command::Run(file) => run::execute(&file.config),
-            Command::Detach(file) => detach::execute(&file.config),
-            Command::Counters { config, output } => counters::execute(&config.config, output),
-            Command::Table { command, output } => command.execute(output),
+            Command::Run(file) => done(run::execute(&file.config)),
+            Command::Status(asking) => exit::coded(status::execute(&asking)),
+            Command::Reload { asking, force } => exit::coded(reload::execute(&asking, force)),
+            Command::Detach(file) => done(detach::execute(&file.config)),
+            Command::Counters { config, output } => done(counters::execute(&config.config, output)),
+            Command::Table { command, output } => done(command.execute(output)),
         }
     }
 }

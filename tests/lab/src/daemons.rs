@@ -349,7 +349,11 @@ impl Daemon {
 /// A director's configuration with the table beside it.
 #[must_use]
 pub fn director_config(interface: &str, pin: &Path) -> String {
-    format!("table = \"table.toml\"\ninterfaces = [\"{interface}\"]\npin = \"{}\"\n", pin.display())
+    format!(
+        "table = \"table.toml\"\ninterfaces = [\"{interface}\"]\npin = \"{}\"\n\
+         control.socket = \"control.sock\"\n",
+        pin.display()
+    )
 }
 
 /// Every file below a folder, for checks that nothing is left.

@@ -1,0 +1,75 @@
+//! `glb-director status`
+
+use std::{
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use super::{Asking, Output, exit};
+use crate::control::{Command, Status};
+
+/// The channel answers without waiting for the daemon's loop.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) fn execute(asking: &Asking) -> anyhow::Result<ExitCode> {
+    let status: Status = asking.connect()?.ask(&Command::Status, PATIENCE)?;
+    match asking.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
+        Output::Table => print!("{}", text(&status)),
+    }
+    let well = status.problems.is_empty();
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(exit::DEGRADED) })
+}
+
+fn text(status: &Status) -> String {
+    let mut lines = vec![(
+        "daemon",
+        format!(
+            "{:?}, release {}, process {}, up {}",
+            status.phase,
+            status.release,
+            status.pid,
+            span(status.uptime_seconds)
+        ),
+    )];
+    if let (Some(number), Some(since)) = (status.generation, status.generation_since) {
+        lines.push(("generation", format!("{number}, in force for {}", ago(since))));
+    }
+    let digests = [("membership", &status.membership_digest), ("order", &status.order_digest)];
+    for (name, digest) in digests {
+        if let Some(digest) = digest {
+            lines.push((name, digest.chars().take(16).collect()));
+        }
+    }
+    let reloads = format!("{} well, {} failed", status.reloads, status.failed_reloads);
+    lines.push(("reloads", reloads));
+    if let Some(last) = &status.last_reload {
+        let how = if last.error.is_some() { "failed" } else { "well" };
+        let took = last.seconds * 1000.0;
+        lines.push(("last reload", format!("{how}, {} ago, took {took:.0} ms", ago(last.at))));
+    }
+    for problem in &status.problems {
+        lines.push(("PROBLEM", format!("{}: {}", problem.name, problem.message)));
+    }
+    if status.problems.is_empty() {
+        lines.push(("problems", "none".into()));
+    }
+    lines.into_iter().map(|(name, text)| format!("{name:<12} {text}\n")).collect()
+}
+
+fn ago(since: f64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    span((now.as_secs_f64() - since).max(0.0))
+}
+
+/// A span of time in two units at most.
+fn span(seconds: f64) -> String {
+    let whole = seconds as u64;
+    let (days, hours, minutes) = (whole / 86_400, whole / 3600 % 24, whole / 60 % 60);
+    match whole {
+        0..60 => format!("{seconds:.1} s"),
+        60..3600 => format!("{minutes} min {} s", whole % 60),
+        3600..86_400 => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}

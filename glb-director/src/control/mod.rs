@@ -1,0 +1,85 @@
+//! What the director can be asked over its control channel. The protocol itself is
+//! [`glb_host::control`].
+
+mod status;
+
+use std::{io, sync::Arc};
+
+use glb_host::control::{self, Access, Call, Kind, NoGroup, Refusal, Server, Socket, SocketError};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::{config::Control, state::State};
+
+pub use status::{Problem, Status};
+
+/// How many requests may wait for the daemon's loop.
+const WAITING: usize = 16;
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Command {
+    /// How the daemon is; answered with [`Status`], also while a reload runs.
+    Status,
+    /// Bring the table file into force, and say how that went.
+    Reload {
+        /// Even if nothing has changed, or the change can break flows and the configuration
+        /// forbids that.
+        #[serde(default)]
+        force: bool,
+    },
+}
+
+impl control::Command for Command {
+    fn changes(&self) -> bool {
+        match self {
+            Self::Status => false,
+            Self::Reload { .. } => true,
+        }
+    }
+}
+
+/// Why the control channel cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The operators' group.
+    #[error("`control.operators`: {0}")]
+    Operators(NoGroup),
+    /// The thread.
+    #[error("cannot start the thread of the control channel: {0}")]
+    Thread(io::Error),
+}
+
+/// The control channel in service, and what only the daemon's loop can answer.
+#[derive(Debug)]
+pub struct Channel {
+    /// Requests for the daemon's loop.
+    pub calls: mpsc::Receiver<Call<Command>>,
+    _server: Server,
+}
+
+/// Opens the control channel.
+///
+/// # Errors
+/// When another daemon has the socket, or it cannot be made.
+pub fn open(config: &Control, state: &Arc<State>) -> Result<Channel, ControlError> {
+    let access = Access::new(config.operators.as_deref()).map_err(ControlError::Operators)?;
+    let socket = Socket::open(&config.place)?;
+    let (to_loop, calls) = mpsc::channel(WAITING);
+    let state = Arc::clone(state);
+    let handler = move |call: Call<Command>| match call.command {
+        Command::Status => call.answer.done(Ok(Status::of(&state))),
+        Command::Reload { .. } => {
+            if let Err(mpsc::error::TrySendError::Full(call)) = to_loop.try_send(call) {
+                let text = "the daemon has not come to earlier requests yet; ask again in a moment";
+                call.answer.done(Err::<(), _>(Refusal::new(Kind::Busy, text)));
+            }
+        }
+    };
+    let server = control::serve(socket, access, handler).map_err(ControlError::Thread)?;
+    Ok(Channel { calls, _server: server })
+}

@@ -1,0 +1,100 @@
+//! The answer to `status`.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::state::{Phase, State};
+
+/// How the daemon is. Fields are added, never renamed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's release.
+    pub release: String,
+    /// Its process.
+    pub pid: u32,
+    /// How long it has run, in seconds.
+    pub uptime_seconds: f64,
+    /// What it is doing.
+    pub phase: Phase,
+    /// What is not as it should be; empty if all is well.
+    pub problems: Vec<Problem>,
+    /// Number of the generation in force.
+    pub generation: Option<u64>,
+    /// Since when, in seconds since the epoch.
+    pub generation_since: Option<f64>,
+    /// Digest of what must be equal on all directors of a fleet.
+    pub membership_digest: Option<String>,
+    /// Digest of states and health.
+    pub order_digest: Option<String>,
+    /// Reloads that went well.
+    pub reloads: u64,
+    /// Reloads that failed.
+    pub failed_reloads: u64,
+    /// The last reload.
+    pub last_reload: Option<LastReload>,
+}
+
+/// The last reload.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LastReload {
+    /// When it ended, in seconds since the epoch.
+    pub at: f64,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// Why it failed, if it did.
+    pub error: Option<String>,
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// For programs; never renamed.
+    pub name: String,
+    /// For people.
+    pub message: String,
+}
+
+impl Status {
+    /// What `state` tells now.
+    #[must_use]
+    pub fn of(state: &State) -> Self {
+        let snapshot = state.snapshot();
+        let mut problems = Vec::new();
+        let mut problem = |name: &str, message: String| {
+            problems.push(Problem { name: name.to_owned(), message });
+        };
+        if snapshot.in_force.is_none() {
+            problem("not_ready", "no generation of this process is in force yet".into());
+        }
+        if let Some(error) = snapshot.last_reload.as_ref().and_then(|reload| reload.error.as_ref())
+        {
+            problem("reload_failed", format!("the last reload failed: {error}"));
+        }
+        let in_force = snapshot.in_force.as_ref();
+        let digest = in_force.map(|in_force| in_force.tables.digest());
+        Self {
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: state.uptime().as_secs_f64(),
+            phase: snapshot.phase,
+            problems,
+            generation: in_force.map(|in_force| in_force.generation),
+            generation_since: in_force.map(|in_force| epoch(in_force.since)),
+            membership_digest: digest.map(|digest| glb_table::hex(&digest.membership)),
+            order_digest: digest.map(|digest| glb_table::hex(&digest.order)),
+            reloads: snapshot.reloads,
+            failed_reloads: snapshot.failed_reloads,
+            last_reload: snapshot.last_reload.as_ref().map(|reload| LastReload {
+                at: epoch(reload.at),
+                seconds: reload.took.as_secs_f64(),
+                error: reload.error.clone(),
+            }),
+        }
+    }
+}
+
+/// Seconds since the epoch.
+pub(crate) fn epoch(at: SystemTime) -> f64 {
+    at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}

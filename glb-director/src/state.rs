@@ -1,0 +1,126 @@
+//! What the daemon knows of itself, for whoever asks: its loop writes it, the control channel and
+//! the metrics read it, also while the loop is busy with a reload.
+
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant, SystemTime},
+};
+
+use glb_table::TableSet;
+use serde::{Deserialize, Serialize};
+
+/// What the daemon is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// No generation of this process is in force yet.
+    #[default]
+    Starting,
+    /// A generation is in force.
+    Running,
+    /// A generation is in force, and the next one is being built.
+    Reloading,
+    /// About to end.
+    Ending,
+}
+
+/// How a reload went.
+#[derive(Clone, Debug)]
+pub struct Reload {
+    /// When it ended.
+    pub at: SystemTime,
+    /// How long it took.
+    pub took: Duration,
+    /// Why it failed, if it did.
+    pub error: Option<String>,
+}
+
+/// What is in force.
+#[derive(Clone, Debug)]
+pub struct InForce {
+    /// Number of the generation.
+    pub generation: u64,
+    /// Its tables.
+    pub tables: Arc<TableSet>,
+    /// Since when.
+    pub since: SystemTime,
+}
+
+/// All of it, at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// What the daemon is doing.
+    pub phase: Phase,
+    /// What is in force, once something is.
+    pub in_force: Option<InForce>,
+    /// Reloads that went well.
+    pub reloads: u64,
+    /// Reloads that failed; the running generation stayed.
+    pub failed_reloads: u64,
+    /// The last of them.
+    pub last_reload: Option<Reload>,
+}
+
+/// The place where the snapshot is kept.
+#[derive(Debug)]
+pub struct State {
+    started: Instant,
+    snapshot: RwLock<Arc<Snapshot>>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { started: Instant::now(), snapshot: RwLock::default() }
+    }
+}
+
+impl State {
+    /// What is known now.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How long the process has run.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// A generation has just been swapped in.
+    pub fn in_force(&self, generation: u64, tables: Arc<TableSet>) {
+        self.change(|snapshot| {
+            snapshot.phase = Phase::Running;
+            let since = SystemTime::now();
+            snapshot.in_force = Some(InForce { generation, tables, since });
+        });
+    }
+
+    /// A reload begins.
+    pub fn reloading(&self) {
+        self.change(|snapshot| snapshot.phase = Phase::Reloading);
+    }
+
+    /// A reload has ended, well or not. If a generation came into force by it, that has been said
+    /// before.
+    pub fn reloaded(&self, took: Duration, error: Option<String>) {
+        self.change(|snapshot| {
+            snapshot.phase = Phase::Running;
+            match error {
+                None => snapshot.reloads += 1,
+                Some(_) => snapshot.failed_reloads += 1,
+            }
+            snapshot.last_reload = Some(Reload { at: SystemTime::now(), took, error });
+        });
+    }
+
+    /// The daemon ends.
+    pub fn ending(&self) {
+        self.change(|snapshot| snapshot.phase = Phase::Ending);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Snapshot)) {
+        let mut snapshot = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
+        change(Arc::make_mut(&mut snapshot));
+    }
+}

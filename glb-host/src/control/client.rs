@@ -1,0 +1,218 @@
+//! The command line's side.
+
+use std::{
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::{Kind, Line, Message, Refusal, VERSION};
+
+/// How long a daemon may take to accept a connection.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// Longest line of an answer, in bytes.
+const MAX_LINE: u64 = 256 << 20;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error(
+        "no daemon answers at {}: {source}.\n  \
+         Start it, or name its configuration with --config.",
+        path.display()
+    )]
+    NotRunning {
+        /// The socket.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The socket's permissions say no.
+    #[error(
+        "not permitted to connect to {}: {source}.\n  \
+         Run this as the daemon's user, as root, or as a member of the socket's group \
+         (`control.group`).",
+        path.display()
+    )]
+    NotPermitted {
+        /// The socket.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The daemon is there and does not answer.
+    #[error("the daemon at {} does not answer: {source}", path.display())]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// The daemon ended before it had answered.
+    #[error("the daemon at {} ended before it answered", path.display())]
+    Ended {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The answer makes no sense.
+    #[error("the daemon at {} answers oddly: {what}", path.display())]
+    Odd {
+        /// The socket.
+        path: PathBuf,
+        /// What is odd.
+        what: String,
+    },
+    /// The daemon says no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+impl ClientError {
+    /// Whether there is no daemon, as opposed to one that says no.
+    #[must_use]
+    pub fn is_not_running(&self) -> bool {
+        match self {
+            Self::NotRunning { .. } | Self::Ended { .. } => true,
+            Self::Refused(refusal) => refusal.kind == Kind::Ended,
+            _ => false,
+        }
+    }
+}
+
+/// A connection to a daemon.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<UnixStream>,
+    path: PathBuf,
+}
+
+impl Client {
+    /// Connects to the daemon whose socket is at `path`.
+    ///
+    /// # Errors
+    /// When there is none, or the socket may not be used.
+    pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        let connect = || -> io::Result<UnixStream> {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            // A daemon that hangs accepts nobody; this bounds the wait for it.
+            socket.set_write_timeout(Some(CONNECT_WITHIN))?;
+            socket.connect(&SockAddr::unix(path)?)?;
+            Ok(UnixStream::from(socket))
+        };
+        let path = path.to_owned();
+        match connect() {
+            Ok(stream) => Ok(Self { stream: BufReader::new(stream), path }),
+            Err(source) => Err(match source.kind() {
+                io::ErrorKind::PermissionDenied => ClientError::NotPermitted { path, source },
+                io::ErrorKind::WouldBlock => ClientError::Silent { path, source },
+                _ => ClientError::NotRunning { path, source },
+            }),
+        }
+    }
+
+    /// Asks for something with one answer, which may take as long as `patience`.
+    ///
+    /// # Errors
+    /// When the daemon says no or nothing.
+    pub fn ask<T: DeserializeOwned>(
+        self,
+        command: &impl Serialize,
+        patience: Duration,
+    ) -> Result<T, ClientError> {
+        let path = self.path.clone();
+        let mut answers = self.follow(command, Some(patience))?;
+        loop {
+            match answers.next_message()? {
+                Message::Item(_) => {}
+                Message::Error(refusal) => return Err(refusal.into()),
+                Message::Done(value) => {
+                    let odd = |error: serde_json::Error| error.to_string();
+                    return serde_json::from_value(value)
+                        .map_err(|error| ClientError::Odd { path, what: odd(error) });
+                }
+            }
+        }
+    }
+
+    /// Asks for something with many answers. Without `patience`, each may be waited for for ever.
+    ///
+    /// # Errors
+    /// When the request cannot be sent.
+    pub fn follow(
+        mut self,
+        command: &impl Serialize,
+        patience: Option<Duration>,
+    ) -> Result<Answers, ClientError> {
+        let mut request = match serde_json::to_value(command) {
+            Ok(Value::Object(request)) => request,
+            other => {
+                let what = format!("the request is no object: {other:?}");
+                return Err(ClientError::Odd { path: self.path, what });
+            }
+        };
+        request.insert("version".into(), VERSION.into());
+        let mut line = Value::Object(request).to_string();
+        line.push('\n');
+        let stream = self.stream.get_mut();
+        let sent =
+            stream.set_read_timeout(patience).and_then(|()| stream.write_all(line.as_bytes()));
+        match sent {
+            // It may have said why before it closed its side.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Answers(self)),
+            Err(source) => Err(ClientError::Silent { path: self.path, source }),
+            Ok(()) => Ok(Answers(self)),
+        }
+    }
+}
+
+/// The lines of an answer.
+#[derive(Debug)]
+pub struct Answers(Client);
+
+impl Answers {
+    /// The next item; nothing when the daemon has said that it was the last.
+    ///
+    /// # Errors
+    /// When the daemon says no or nothing.
+    #[expect(clippy::should_implement_trait, reason = "of an error there is no next one")]
+    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
+        match self.next_message()? {
+            Message::Item(value) => serde_json::from_value(value).map(Some).map_err(|error| {
+                ClientError::Odd { path: self.0.path.clone(), what: error.to_string() }
+            }),
+            Message::Done(_) => Ok(None),
+            Message::Error(refusal) => Err(refusal.into()),
+        }
+    }
+
+    fn next_message(&mut self) -> Result<Message, ClientError> {
+        let Client { stream, path } = &mut self.0;
+        let mut line = Vec::new();
+        match stream.take(MAX_LINE).read_until(b'\n', &mut line) {
+            Ok(0) => return Err(ClientError::Ended { path: path.clone() }),
+            Ok(_) => {}
+            Err(source) if source.kind() == io::ErrorKind::ConnectionReset => {
+                return Err(ClientError::Ended { path: path.clone() });
+            }
+            Err(source) => return Err(ClientError::Silent { path: path.clone(), source }),
+        }
+        let line: Line = serde_json::from_slice(&line)
+            .map_err(|error| ClientError::Odd { path: path.clone(), what: error.to_string() })?;
+        if line.version != VERSION {
+            let what = format!(
+                "it speaks version {} of the control protocol, and this command version {VERSION}: \
+                 use the command of the daemon's own release",
+                line.version
+            );
+            return Err(ClientError::Odd { path: path.clone(), what });
+        }
+        Ok(line.message)
+    }
+}

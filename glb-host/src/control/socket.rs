@@ -1,0 +1,333 @@
+//! The socket's place in the file system: made with its permissions before anybody can connect,
+//! taken over from a dead daemon, refused if a living one has it.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Seek as _, Write as _},
+    os::unix::{
+        fs::{FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _},
+        net::UnixListener,
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+use socket2::{Domain, SockAddr, Type};
+
+use super::access::{self, NoGroup};
+
+/// How many clients may wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// Where the socket is to be, and who may connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// An absolute path.
+    pub path: PathBuf,
+    /// The socket's mode.
+    pub mode: u32,
+    /// The socket's group; the daemon's own if it is left out.
+    pub group: Option<String>,
+}
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Another daemon has it.
+    #[error(
+        "control socket {}: {owner} holds it.\n  \
+         Stop that one first, or give this one a `control.socket` of its own.",
+        path.display()
+    )]
+    Taken {
+        /// The socket.
+        path: PathBuf,
+        /// The other process, as far as it is known.
+        owner: String,
+    },
+    /// The path is longer than a socket's may be.
+    #[error(
+        "control socket {}: the path has {length} bytes, and a unix socket's has at most 107.\n  \
+         Choose a shorter `control.socket`.",
+        path.display()
+    )]
+    TooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length.
+        length: usize,
+    },
+    /// Something else is there.
+    #[error(
+        "control socket {}: there is {what} of this name, which is not touched.\n  \
+         Move it away, or choose another `control.socket`.",
+        path.display()
+    )]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+        /// What is there.
+        what: &'static str,
+    },
+    /// The group is not one.
+    #[error("control socket {}: {source}", path.display())]
+    Group {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: NoGroup,
+    },
+    /// A system call said no.
+    #[error("control socket {}: cannot {action} {}: {source}.{}", path.display(), what.display(), hint(source, what))]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        what: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn hint(source: &io::Error, what: &Path) -> String {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            let folder = what.parent().unwrap_or(what).display().to_string();
+            format!(
+                "\n  Make {folder} writable for this daemon's user (systemd: RuntimeDirectory=), or \
+                 choose another `control.socket`."
+            )
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "\n  Free some room there, or choose another `control.socket`.".to_owned()
+        }
+        _ => String::new(),
+    }
+}
+
+/// A socket that listens. The file goes when this is dropped.
+#[derive(Debug)]
+pub struct Socket {
+    pub(super) listener: UnixListener,
+    place: Place,
+    /// Held as long as the socket is ours: the kernel lets go of it when we die.
+    _lock: Flock<File>,
+}
+
+impl Socket {
+    /// Opens the socket.
+    ///
+    /// # Errors
+    /// When another daemon has it, or it cannot be made.
+    pub fn open(place: &Place) -> Result<Self, SocketError> {
+        let path = &place.path;
+        let length = path.as_os_str().len();
+        if length > 107 {
+            return Err(SocketError::TooLong { path: path.clone(), length });
+        }
+        let error = |action, what: &Path| {
+            let (path, what) = (path.clone(), what.to_owned());
+            move |source| SocketError::Io { path, action, what, source }
+        };
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(folder).map_err(error("make", folder))?;
+        let group = match &place.group {
+            Some(name) => Some(
+                access::group(name)
+                    .map_err(|source| SocketError::Group { path: path.clone(), source })?,
+            ),
+            None => None,
+        };
+        let lock = lock(path)?;
+        remove_dead(path)?;
+        let socket =
+            socket2::Socket::new(Domain::UNIX, Type::STREAM, None).map_err(error("make", path))?;
+        socket
+            .bind(&SockAddr::unix(path).map_err(error("name", path))?)
+            .map_err(error("make", path))?;
+        // Nobody can connect before `listen`: the permissions are there in time.
+        if let Some(group) = group {
+            std::os::unix::fs::chown(path, None, Some(group.as_raw()))
+                .map_err(error("give to its group", path))?;
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(place.mode))
+            .map_err(error("set the mode of", path))?;
+        socket.listen(BACKLOG).map_err(error("listen on", path))?;
+        socket.set_nonblocking(true).map_err(error("set up", path))?;
+        Ok(Self { listener: socket.into(), place: place.clone(), _lock: lock })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.place.path
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Whoever finds it left behind replaces it.
+        fs::remove_file(&self.place.path).ok();
+    }
+}
+
+/// Takes the lock beside the socket: of two that start at once, one gets it.
+fn lock(path: &Path) -> Result<Flock<File>, SocketError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let name = PathBuf::from(name);
+    let error = |action, source| SocketError::Io {
+        path: path.to_owned(),
+        action,
+        what: name.clone(),
+        source,
+    };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&name)
+        .map_err(|source| error("open", source))?;
+    let mut owner = String::new();
+    (&mut file).take(64).read_to_string(&mut owner).ok();
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            let id = format!("{}\n", std::process::id());
+            // Only for the other one's message: a full disk is no reason not to start.
+            lock.set_len(0)
+                .and_then(|()| lock.rewind())
+                .and_then(|()| lock.write_all(id.as_bytes()))
+                .ok();
+            Ok(lock)
+        }
+        Err((_, Errno::EWOULDBLOCK)) => {
+            Err(SocketError::Taken { path: path.to_owned(), owner: process(owner.trim()) })
+        }
+        Err((_, errno)) => Err(error("lock", errno.into())),
+    }
+}
+
+/// A process in words, by its id.
+fn process(id: &str) -> String {
+    if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_digit()) {
+        return "another process".into();
+    }
+    match fs::read_to_string(format!("/proc/{id}/comm")) {
+        Ok(name) => format!("process {id} ({})", name.trim()),
+        Err(_) => format!("process {id}"),
+    }
+}
+
+/// What a dead daemon left goes; anything else stays.
+fn remove_dead(path: &Path) -> Result<(), SocketError> {
+    let error = |action, source| SocketError::Io {
+        path: path.to_owned(),
+        action,
+        what: path.to_owned(),
+        source,
+    };
+    let kind = match fs::symlink_metadata(path) {
+        Ok(found) => found.file_type(),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(error("look at", source)),
+    };
+    if kind.is_socket() {
+        // The lock is ours, so no daemon of ours listens there; somebody else might.
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            let (path, owner) = (path.to_owned(), "another process".into());
+            return Err(SocketError::Taken { path, owner });
+        }
+        return fs::remove_file(path).map_err(|source| error("remove", source));
+    }
+    let what = match kind {
+        kind if kind.is_dir() => "a folder",
+        kind if kind.is_symlink() => "a symbolic link",
+        kind if kind.is_file() => "a file",
+        _ => "something else",
+    };
+    Err(SocketError::NotASocket { path: path.to_owned(), what })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    fn place(folder: &Path) -> Place {
+        Place { path: folder.join("run/control.sock"), mode: 0o640, group: None }
+    }
+
+    #[test]
+    fn permissions_are_set_and_the_file_goes_at_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place { group: Some("4711".into()), ..place(folder.path()) };
+        let socket = Socket::open(&place).unwrap();
+        let found = fs::metadata(socket.path()).unwrap();
+        assert_eq!((found.mode() & 0o7777, found.gid()), (0o640, 4711), "run this test as root");
+        drop(socket);
+        assert!(!place.path.exists());
+    }
+
+    #[test]
+    fn a_dead_daemons_socket_is_replaced_and_a_living_ones_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = place(folder.path());
+        let mut dead = Socket::open(&place).unwrap();
+        // As after SIGKILL: the file is there, nobody listens and nobody holds the lock.
+        let moved = folder.path().join("moved");
+        fs::rename(&place.path, &moved).unwrap();
+        dead.place.path = folder.path().join("nowhere");
+        drop(dead);
+        fs::rename(&moved, &place.path).unwrap();
+        let _living = Socket::open(&place).unwrap();
+        let error = Socket::open(&place).unwrap_err().to_string();
+        let id = std::process::id().to_string();
+        for words in ["control.sock", &id, "control.socket"] {
+            assert!(error.contains(words), "{words:?} is missing in: {error}");
+        }
+        assert!(place.path.exists());
+    }
+
+    #[test]
+    fn what_is_not_a_socket_is_not_touched() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = place(folder.path());
+        fs::create_dir(folder.path().join("run")).unwrap();
+        fs::write(&place.path, "precious").unwrap();
+        let error = Socket::open(&place).unwrap_err().to_string();
+        assert!(error.contains("a file") && error.contains("not touched"), "{error}");
+        fs::remove_file(&place.path).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", &place.path).unwrap();
+        let error = Socket::open(&place).unwrap_err().to_string();
+        assert!(error.contains("a symbolic link"), "{error}");
+        // A stranger's socket, which has no lock.
+        fs::remove_file(&place.path).unwrap();
+        let _stranger = UnixListener::bind(&place.path).unwrap();
+        let error = Socket::open(&place).unwrap_err().to_string();
+        assert!(error.contains("another process"), "{error}");
+    }
+
+    #[test]
+    fn names_that_cannot_be_are_named() {
+        let long = PathBuf::from("/tmp").join("x".repeat(120));
+        let place = Place { path: long, mode: 0o600, group: None };
+        let error = Socket::open(&place).unwrap_err().to_string();
+        assert!(error.contains("125 bytes") && error.contains("107"), "{error}");
+        let place = Place { path: "/proc/x/control.sock".into(), mode: 0o600, group: None };
+        let error = Socket::open(&place).unwrap_err().to_string();
+        assert!(error.contains("cannot make /proc/x"), "{error}");
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place { group: Some("no-such-group".into()), ..self::place(folder.path()) };
+        let error = Socket::open(&place).unwrap_err().to_string();
+        assert!(error.contains("no-such-group"), "{error}");
+    }
+}
