@@ -2,6 +2,7 @@
 //! generations behind pinned links, arrays in memory, next hops by netlink, and metrics over HTTP.
 
 pub mod bpffs;
+pub mod capture_file;
 pub mod config_file;
 pub mod control;
 pub mod generations;

@@ -1,0 +1,526 @@
+//! Captures in files: read pcap and pcapng, write pcapng, in which a packet can carry a comment that
+//! Wireshark shows and finds.
+
+use std::{
+    borrow::Cow,
+    fs::File,
+    io::{self, BufWriter, Read, Write},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use pcap_file::{
+    DataLink, Endianness, PcapError, TsResolution,
+    pcap::PcapReader,
+    pcapng::{
+        Block, PcapNgBlock as _, PcapNgReader, PcapNgWriter,
+        blocks::{
+            enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption},
+            interface_description::{InterfaceDescriptionBlock, InterfaceDescriptionOption},
+            section_header::{SectionHeaderBlock, SectionHeaderOption},
+        },
+    },
+};
+
+/// Stands for standard input or output on a command line.
+const STREAM: &str = "-";
+/// The first bytes of a pcapng file.
+const PCAPNG_MAGIC: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
+/// The first bytes of a pcap file, as a big-endian number: in either byte order, with microseconds or
+/// nanoseconds.
+const PCAP_MAGICS: [u32; 4] = [0xa1b2_c3d4, 0xd4c3_b2a1, 0xa1b2_3c4d, 0x4d3c_b2a1];
+
+/// Why a capture cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// A file could not be opened, read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file is something else.
+    #[error(
+        "{} is neither a pcap nor a pcapng file: {what}.\n  \
+         Make one with: tcpdump -i INTERFACE -s 0 -w FILE",
+        path.display()
+    )]
+    NotCapture {
+        /// The file.
+        path: PathBuf,
+        /// What it starts with.
+        what: String,
+    },
+    /// The packets do not begin with an Ethernet header.
+    #[error(
+        "{}: packet {packet} was captured with link type {link}, and only Ethernet frames can be \
+         run.\n  {fix}",
+        path.display()
+    )]
+    LinkType {
+        /// The file.
+        path: PathBuf,
+        /// The packet's number, from 1 on.
+        packet: u64,
+        /// Name of the link type.
+        link: String,
+        /// What to do.
+        fix: &'static str,
+    },
+    /// The file is broken from here on.
+    #[error(
+        "{}: the file is broken after packet {after}: {what}",
+        path.display()
+    )]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// The last packet that was read.
+        after: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// The output would overwrite the input.
+    #[error("{} is read and cannot be written at the same time: name another file after -w", path.display())]
+    SameFile {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// A captured frame.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Captured {
+    /// Its number in the file, from 1 on, as Wireshark counts.
+    pub number: u64,
+    /// Time since 1970.
+    pub time: Duration,
+    /// What was captured, from the Ethernet header on.
+    pub data: Vec<u8>,
+    /// Length on the wire; more than was captured if the frame was cut off.
+    pub length: u32,
+}
+
+impl Captured {
+    /// Whether the capture holds only the beginning of the frame.
+    #[must_use]
+    pub fn is_cut_off(&self) -> bool {
+        self.data.len() < self.length as usize
+    }
+}
+
+/// Reads a capture, packet by packet.
+pub struct CaptureReader {
+    path: PathBuf,
+    identity: Option<(u64, u64)>,
+    form: Form,
+    read: u64,
+}
+
+enum Form {
+    Pcap(Box<PcapReader<Box<dyn Read>>>),
+    PcapNg(Box<PcapNgReader<Box<dyn Read>>>),
+}
+
+impl CaptureReader {
+    /// Opens a capture; `-` is standard input.
+    ///
+    /// # Errors
+    /// When it cannot be read or is no capture.
+    pub fn open(path: &Path) -> Result<Self, CaptureError> {
+        let (file, identity): (Box<dyn Read>, _) = if path == Path::new(STREAM) {
+            (Box::new(io::stdin()), None)
+        } else {
+            let error = |source| io_error("open", path, source);
+            let file = File::open(path).map_err(error)?;
+            let about = file.metadata().map_err(error)?;
+            (Box::new(file), Some((about.dev(), about.ino())))
+        };
+        Self::new(file, path, identity)
+    }
+
+    /// Reads a capture from `source`, which `path` names in errors.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_reader(source: impl Read + 'static, path: &Path) -> Result<Self, CaptureError> {
+        Self::new(Box::new(source), path, None)
+    }
+
+    fn new(
+        mut source: Box<dyn Read>,
+        path: &Path,
+        identity: Option<(u64, u64)>,
+    ) -> Result<Self, CaptureError> {
+        let not_capture = |what| CaptureError::NotCapture { path: path.to_owned(), what };
+        let mut magic = [0; 4];
+        source.read_exact(&mut magic).map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => not_capture("it is empty".into()),
+            _ => io_error("read", path, source),
+        })?;
+        let whole: Box<dyn Read> = Box::new(io::Cursor::new(magic).chain(source));
+        let broken = |error| broken(path, 0, error);
+        let form = if magic == PCAPNG_MAGIC {
+            Form::PcapNg(Box::new(PcapNgReader::new(whole).map_err(broken)?))
+        } else if PCAP_MAGICS.contains(&u32::from_be_bytes(magic)) {
+            Form::Pcap(Box::new(PcapReader::new(whole).map_err(broken)?))
+        } else if magic[..2] == [0x1f, 0x8b] {
+            return Err(not_capture("it is compressed; use gunzip first".into()));
+        } else {
+            let hex: String = magic.iter().map(|byte| format!("{byte:02x}")).collect();
+            return Err(not_capture(format!("it starts with {hex}")));
+        };
+        Ok(Self { path: path.to_owned(), identity, form, read: 0 })
+    }
+
+    /// The next packet, or nothing at the end.
+    ///
+    /// # Errors
+    /// When the file is broken or holds something else than Ethernet frames.
+    pub fn next_packet(&mut self) -> Result<Option<Captured>, CaptureError> {
+        let number = self.read + 1;
+        let path = &self.path;
+        let broken = |error| broken(path, number - 1, error);
+        let found = match &mut self.form {
+            Form::Pcap(reader) => {
+                let header = reader.header();
+                match reader.next_raw_packet() {
+                    None => None,
+                    // Not the library's own check of the fields: it takes a packet that was cut off
+                    // (longer than the file's snap length) for a fault.
+                    Some(packet) => {
+                        let packet = packet.map_err(broken)?;
+                        ethernet(path, number, header.datalink)?;
+                        let unit = match header.ts_resolution {
+                            TsResolution::MicroSecond => 1_000,
+                            TsResolution::NanoSecond => 1,
+                        };
+                        let fraction = Duration::from_nanos(u64::from(packet.ts_frac) * unit);
+                        Some(Captured {
+                            number,
+                            time: Duration::from_secs(packet.ts_sec.into()) + fraction,
+                            length: packet.orig_len.max(packet.data.len() as u32),
+                            data: packet.data.into_owned(),
+                        })
+                    }
+                }
+            }
+            Form::PcapNg(reader) => next_of_pcapng(reader, path, number)?,
+        };
+        self.read += u64::from(found.is_some());
+        Ok(found)
+    }
+}
+
+/// The next packet of a pcapng file: other blocks are passed over.
+fn next_of_pcapng(
+    reader: &mut PcapNgReader<Box<dyn Read>>,
+    path: &Path,
+    number: u64,
+) -> Result<Option<Captured>, CaptureError> {
+    loop {
+        let (interface, stamp, length, data) = match reader.next_block() {
+            None => return Ok(None),
+            Some(Err(error)) => return Err(broken(path, number - 1, error)),
+            Some(Ok(Block::EnhancedPacket(packet))) => {
+                (packet.interface_id, packet.timestamp, packet.original_len, packet.data)
+            }
+            Some(Ok(Block::Packet(packet))) => (
+                packet.interface_id.into(),
+                Duration::from_nanos(packet.timestamp),
+                packet.original_len,
+                packet.data,
+            ),
+            // It has no time, and its data is padded.
+            Some(Ok(Block::SimplePacket(packet))) => {
+                let length = packet.original_len as usize;
+                let mut data = packet.data.into_owned();
+                data.truncate(length);
+                (0, Duration::ZERO, length as u32, Cow::Owned(data))
+            }
+            Some(Ok(_)) => continue,
+        };
+        let data = data.into_owned();
+        let Some(description) = reader.interfaces().get(interface as usize) else {
+            return Err(broken(path, number - 1, PcapError::InvalidInterfaceId(interface)));
+        };
+        ethernet(path, number, description.linktype)?;
+        return Ok(Some(Captured {
+            number,
+            time: time_of(stamp, &description.options),
+            length: length.max(data.len() as u32),
+            data,
+        }));
+    }
+}
+
+/// The library takes each stamp for nanoseconds; what it really counts is told by the interface.
+fn time_of(stamp: Duration, options: &[InterfaceDescriptionOption<'_>]) -> Duration {
+    let (mut resolution, mut offset) = (6, 0);
+    for option in options {
+        match option {
+            InterfaceDescriptionOption::IfTsResol(value) => resolution = *value,
+            InterfaceDescriptionOption::IfTsOffset(value) => offset = *value,
+            _ => {}
+        }
+    }
+    let power = u32::from(resolution & 0x7f);
+    let per_second = if resolution & 0x80 == 0 {
+        10u128.checked_pow(power)
+    } else {
+        2u128.checked_pow(power)
+    };
+    let nanos = stamp
+        .as_nanos()
+        .saturating_mul(1_000_000_000)
+        .checked_div(per_second.unwrap_or(u128::MAX))
+        .unwrap_or(0);
+    let seconds = u64::try_from(nanos / 1_000_000_000).unwrap_or(u64::MAX);
+    // The offset is a signed number that the library reads as an unsigned one.
+    let seconds = seconds.wrapping_add(offset);
+    Duration::new(seconds, (nanos % 1_000_000_000) as u32)
+}
+
+fn ethernet(path: &Path, packet: u64, link: DataLink) -> Result<(), CaptureError> {
+    let fix = match link {
+        DataLink::ETHERNET => return Ok(()),
+        DataLink::LINUX_SLL | DataLink::LINUX_SLL2 => {
+            "That is what `tcpdump -i any` writes: capture on one interface instead \
+             (tcpdump -i INTERFACE)."
+        }
+        _ => "Capture on the Ethernet interface that the program is attached to.",
+    };
+    let link = match link {
+        DataLink::Unknown(number) => format!("{number}"),
+        link => format!("{link:?} ({})", u32::from(link)),
+    };
+    Err(CaptureError::LinkType { path: path.to_owned(), packet, link, fix })
+}
+
+fn io_error(action: &'static str, path: &Path, source: io::Error) -> CaptureError {
+    CaptureError::Io { action, path: path.to_owned(), source }
+}
+
+fn broken(path: &Path, after: u64, error: PcapError) -> CaptureError {
+    match error {
+        PcapError::IoError(source) if source.kind() != io::ErrorKind::UnexpectedEof => {
+            io_error("read", path, source)
+        }
+        PcapError::IoError(_) | PcapError::IncompleteBuffer => CaptureError::Broken {
+            path: path.to_owned(),
+            after,
+            what: "it ends in the middle of a packet".into(),
+        },
+        error => {
+            CaptureError::Broken { path: path.to_owned(), after, what: error.to_string() }
+        }
+    }
+}
+
+/// Writes a pcapng file with nanoseconds and comments.
+pub struct CaptureWriter {
+    path: PathBuf,
+    writer: PcapNgWriter<BufWriter<Box<dyn Write>>>,
+}
+
+impl CaptureWriter {
+    /// Makes the file (`-` is standard output), written by `program`, with these interfaces. What a
+    /// capture reader of this process reads is not overwritten.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn create(
+        path: &Path,
+        program: &str,
+        interfaces: &[(&str, &str)],
+        source: Option<&CaptureReader>,
+    ) -> Result<Self, CaptureError> {
+        let error = |source| io_error("create", path, source);
+        let file: Box<dyn Write> = if path == Path::new(STREAM) {
+            Box::new(io::stdout())
+        } else {
+            // Looked at before it is emptied.
+            let there = std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+            if there.is_some() && there == source.and_then(|source| source.identity) {
+                return Err(CaptureError::SameFile { path: path.to_owned() });
+            }
+            Box::new(File::create(path).map_err(error)?)
+        };
+        let section = SectionHeaderBlock {
+            endianness: Endianness::native(),
+            options: vec![SectionHeaderOption::UserApplication(Cow::Borrowed(program))],
+            ..SectionHeaderBlock::default()
+        }
+        .into_owned();
+        let written = |source| written(path, source);
+        let mut writer = PcapNgWriter::with_section_header(BufWriter::new(file), section)
+            .map_err(written)?;
+        for (name, description) in interfaces {
+            let block = InterfaceDescriptionBlock {
+                linktype: DataLink::ETHERNET,
+                snaplen: 0,
+                options: vec![
+                    InterfaceDescriptionOption::IfName(Cow::Borrowed(name)),
+                    InterfaceDescriptionOption::IfDescription(Cow::Borrowed(description)),
+                    InterfaceDescriptionOption::IfTsResol(9),
+                ],
+            };
+            writer.write_block(&block.into_block()).map_err(written)?;
+        }
+        Ok(Self { path: path.to_owned(), writer })
+    }
+
+    /// Writes a packet of the interface with this index.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(
+        &mut self,
+        interface: u32,
+        packet: &Captured,
+        comment: &str,
+    ) -> Result<(), CaptureError> {
+        let block = EnhancedPacketBlock {
+            interface_id: interface,
+            timestamp: packet.time,
+            original_len: packet.length,
+            data: Cow::Borrowed(&packet.data),
+            options: vec![EnhancedPacketOption::Comment(Cow::Borrowed(comment))],
+        };
+        self.writer
+            .write_block(&block.into_block())
+            .map(drop)
+            .map_err(|source| written(&self.path, source))
+    }
+
+    /// Has everything written so far reach the file.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn flush(&mut self) -> Result<(), CaptureError> {
+        self.writer.get_mut().flush().map_err(|source| io_error("write", &self.path, source))
+    }
+}
+
+fn written(path: &Path, error: PcapError) -> CaptureError {
+    let source = match error {
+        PcapError::IoError(source) => source,
+        error => io::Error::other(error),
+    };
+    io_error("write", path, source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_all(bytes: Vec<u8>) -> Result<Vec<Captured>, CaptureError> {
+        let mut reader = CaptureReader::from_reader(io::Cursor::new(bytes), Path::new("in.pcap"))?;
+        let mut packets = Vec::new();
+        while let Some(packet) = reader.next_packet()? {
+            packets.push(packet);
+        }
+        Ok(packets)
+    }
+
+    /// A pcap file: magic, link type, and packets of (seconds, fraction, length on the wire, data).
+    fn pcap(magic: u32, big: bool, link: u32, packets: &[(u32, u32, u32, &[u8])]) -> Vec<u8> {
+        let number = |n: u32| if big { n.to_be_bytes() } else { n.to_le_bytes() };
+        let short = |n: u16| if big { n.to_be_bytes() } else { n.to_le_bytes() };
+        let mut file = number(magic).to_vec();
+        file.extend(short(2));
+        file.extend(short(4));
+        file.extend([0; 8]);
+        file.extend(number(96));
+        file.extend(number(link));
+        for (seconds, fraction, length, data) in packets {
+            for n in [*seconds, *fraction, data.len() as u32, *length] {
+                file.extend(number(n));
+            }
+            file.extend(*data);
+        }
+        file
+    }
+
+    #[test]
+    fn pcap_of_both_byte_orders_and_resolutions() {
+        for (magic, nanos) in [(0xa1b2_c3d4, 5_000), (0xa1b2_3c4d, 5)] {
+            for big in [false, true] {
+                let file = pcap(magic, big, 1, &[(7, 5, 3, &[1, 2, 3]), (8, 0, 1514, &[4; 96])]);
+                let packets = read_all(file).unwrap();
+                assert_eq!(packets.len(), 2, "{magic:x} {big}");
+                assert_eq!(packets[0].time, Duration::new(7, nanos), "{magic:x} {big}");
+                assert_eq!((&packets[0].data[..], packets[0].length), (&[1, 2, 3][..], 3));
+                // Longer than the file's snap length: cut off, and no fault.
+                assert!(packets[1].is_cut_off() && !packets[0].is_cut_off());
+                assert_eq!((packets[1].number, packets[1].length), (2, 1514));
+            }
+        }
+    }
+
+    #[test]
+    fn each_error_says_what_to_do() {
+        for (bytes, words) in [
+            (vec![], "is empty"),
+            (b"hello, world".to_vec(), "starts with 68656c6c"),
+            (vec![0x1f, 0x8b, 8, 0, 0], "gunzip"),
+            (pcap(0xa1b2_c3d4, false, 113, &[(0, 0, 1, &[0])]), "tcpdump -i INTERFACE"),
+            (pcap(0xa1b2_c3d4, false, 101, &[(0, 0, 1, &[0])]), "RAW (101)"),
+            (pcap(0xa1b2_c3d4, false, 1, &[])[..20].to_vec(), "ends in the middle"),
+        ] {
+            let error = read_all(bytes).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("in.pcap"), "{error}");
+        }
+        let mut file = pcap(0xa1b2_c3d4, false, 1, &[(0, 0, 1, &[0]), (0, 0, 2, &[0, 0])]);
+        file.pop();
+        let error = read_all(file).unwrap_err().to_string();
+        assert!(error.contains("after packet 1") && error.contains("middle"), "{error}");
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let folder = std::env::temp_dir().join(format!("glb-capture-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("out.pcapng");
+        let packet = |number: u64, data: Vec<u8>, length: u32| {
+            let time = Duration::new(1_700_000_000, number as u32);
+            Captured { number, time, data, length }
+        };
+        let packets = [packet(1, vec![7; 61], 61), packet(2, vec![8; 4], 9)];
+        let interfaces = [("sent", "what is sent"), ("kernel", "what the kernel gets")];
+        let mut writer = CaptureWriter::create(&path, "test", &interfaces, None).unwrap();
+        for (interface, packet) in packets.iter().enumerate() {
+            writer.write(interface as u32, packet, "encapsulated: because").unwrap();
+        }
+        writer.flush().unwrap();
+        let mut reader = CaptureReader::open(&path).unwrap();
+        for packet in &packets {
+            assert_eq!(reader.next_packet().unwrap().as_ref(), Some(packet));
+        }
+        assert_eq!(reader.next_packet().unwrap(), None);
+        // The file that is read stays as it is.
+        let length = std::fs::metadata(&path).unwrap().len();
+        let error = CaptureWriter::create(&path, "test", &interfaces, Some(&reader)).err().unwrap();
+        assert!(error.to_string().contains("another file"), "{error}");
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), length);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn stamps_are_what_the_interface_says() {
+        let stamp = Duration::from_nanos(3_000_000);
+        let of = |options: &[InterfaceDescriptionOption<'_>]| time_of(stamp, options);
+        assert_eq!(of(&[]), Duration::from_secs(3));
+        let resolution = InterfaceDescriptionOption::IfTsResol;
+        assert_eq!(of(&[resolution(9)]), Duration::from_millis(3));
+        assert_eq!(of(&[resolution(0x80 | 10)]), Duration::from_secs_f64(3_000_000.0 / 1024.0));
+        let offset = InterfaceDescriptionOption::IfTsOffset;
+        assert_eq!(of(&[resolution(6), offset(10)]), Duration::from_secs(13));
+        assert_eq!(of(&[resolution(127)]), Duration::ZERO);
+    }
+}
