@@ -7,6 +7,7 @@
 pub mod bind;
 pub mod checksum;
 pub mod encap;
+pub mod ends;
 pub mod frame;
 pub mod hash;
 pub mod layout;
@@ -17,4 +18,5 @@ pub mod second_chance;
 pub mod siphash;
 pub mod steer;
 pub mod too_big;
+pub mod trace;
 pub mod wire;

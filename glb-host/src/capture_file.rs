@@ -270,11 +270,8 @@ fn time_of(stamp: Duration, options: &[InterfaceDescriptionOption<'_>]) -> Durat
         }
     }
     let power = u32::from(resolution & 0x7f);
-    let per_second = if resolution & 0x80 == 0 {
-        10u128.checked_pow(power)
-    } else {
-        2u128.checked_pow(power)
-    };
+    let per_second =
+        if resolution & 0x80 == 0 { 10u128.checked_pow(power) } else { 2u128.checked_pow(power) };
     let nanos = stamp
         .as_nanos()
         .saturating_mul(1_000_000_000)
@@ -316,9 +313,7 @@ fn broken(path: &Path, after: u64, error: PcapError) -> CaptureError {
             after,
             what: "it ends in the middle of a packet".into(),
         },
-        error => {
-            CaptureError::Broken { path: path.to_owned(), after, what: error.to_string() }
-        }
+        error => CaptureError::Broken { path: path.to_owned(), after, what: error.to_string() },
     }
 }
 
@@ -358,8 +353,8 @@ impl CaptureWriter {
         }
         .into_owned();
         let written = |source| written(path, source);
-        let mut writer = PcapNgWriter::with_section_header(BufWriter::new(file), section)
-            .map_err(written)?;
+        let mut writer =
+            PcapNgWriter::with_section_header(BufWriter::new(file), section).map_err(written)?;
         for (name, description) in interfaces {
             let block = InterfaceDescriptionBlock {
                 linktype: DataLink::ETHERNET,
