@@ -1,179 +1,44 @@
-//! The running director: builds generations, keeps next hops fresh, answers signals.
+//! What the daemon does: builds generations and keeps next hops fresh.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    net::IpAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use glb_host::{
-    bpffs::{PinFolder, PinFolderError, PinLock},
-    control::Refusal,
-    generations::{self, SwapError},
-    load::LoadError,
-    metrics::{self, MetricsError},
-    next_hop::{NextHops, OpenError, Snapshot},
-    xdp_link::{self, AttachError},
+    bpffs::{PinFolder, PinLock},
+    generations,
+    next_hop::{NextHops, Snapshot},
+    xdp_link,
 };
 use glb_table::TableSet;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
+use super::Error;
 use crate::{
     config::Config,
-    control::{self, ControlError, Status},
-    counters::{self, CountersError, Identities},
-    generation::{self, Generation, self_test::SelfTestError},
-    image::{Image, ImageError},
-    metrics::{Metered, Metrics},
+    control,
+    counters::{self, Identities},
+    generation::{self, Generation},
+    image::Image,
     state::State,
 };
 
 /// How long a new generation waits for the answers of backends that were never asked for before.
 const NEXT_HOP_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Why the daemon does not start, or a table is not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The table file is not in order.
-    #[error("{}", .0.render(false).trim_end())]
-    Table(glb_table::LoadError),
-    /// The table cannot be carried.
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    /// Counters.
-    #[error(transparent)]
-    Counters(#[from] CountersError),
-    /// Pin folder.
-    #[error(transparent)]
-    Pins(#[from] PinFolderError),
-    /// Interfaces.
-    #[error(transparent)]
-    Attach(#[from] AttachError),
-    /// Loading.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// Self-test.
-    #[error(transparent)]
-    SelfTest(#[from] SelfTestError),
-    /// Swapping.
-    #[error(transparent)]
-    Swap(#[from] SwapError),
-    /// Netlink.
-    #[error(transparent)]
-    NextHops(#[from] OpenError),
-    /// Metrics.
-    #[error(transparent)]
-    Metrics(#[from] MetricsError),
-    /// The control channel.
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    /// Signals.
-    #[error("cannot listen for signals: {0}")]
-    Signals(io::Error),
-}
-
-/// Runs until a signal ends it. The program stays attached and forwards.
-///
-/// # Errors
-/// When it cannot start.
-pub async fn run(config: &Config) -> Result<(), Error> {
-    let signals = |kind| signal(kind).map_err(Error::Signals);
-    let mut hangup: Signal = signals(SignalKind::hangup())?;
-    let mut terminate = signals(SignalKind::terminate())?;
-    let mut interrupt = signals(SignalKind::interrupt())?;
-
-    let state = Arc::new(State::default());
-    let metrics = Arc::new(Metrics::default());
-    // Before anything is attached: a port that is in use is found while nothing has changed.
-    let listener = config.metrics.map(metrics::bind).transpose()?;
-    let (mut director, mut channel) = tokio::select! {
-        started = Director::start(config, &state) => started?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
-    };
-    metrics.in_force(director.generation.number);
-    state.in_force(director.generation.number, Arc::clone(&director.tables));
-    if let Some(listener) = listener {
-        let pins = director.pins.clone();
-        metrics::serve(listener, Metered { pins, metrics: Arc::clone(&metrics) })?;
-    }
-    info!(
-        generation = director.generation.number,
-        interfaces = config.interfaces.join(","),
-        "ready"
-    );
-    let mut next_hops = director.next_hops.subscribe();
-    loop {
-        tokio::select! {
-            changed = next_hops.changed() => {
-                if changed.is_err() {
-                    error!("netlink is gone; next hops stay as they are until a restart");
-                    std::future::pending::<()>().await;
-                }
-                let snapshot = next_hops.borrow_and_update().clone();
-                director.follow(&snapshot);
-            }
-            _ = hangup.recv() => drop(reload(&mut director, &state, &metrics).await),
-            Some(call) = channel.calls.recv() => match call.command {
-                control::Command::Reload { .. } => {
-                    let result = reload(&mut director, &state, &metrics).await;
-                    call.answer.done(result.map(|()| Status::of(&state)).map_err(Refusal::failed));
-                }
-                control::Command::Status => call.answer.done(Ok(Status::of(&state))),
-            },
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-        }
-    }
-    state.ending();
-    info!(
-        "ended; the pinned program goes on forwarding (`glb-director detach --config {}` ends that)",
-        config.path.display()
-    );
-    Ok(())
-}
-
-/// Loads the table file anew, and tells everybody how that went.
-async fn reload(
-    director: &mut Director<'_>,
-    state: &State,
-    metrics: &Metrics,
-) -> Result<(), String> {
-    state.reloading();
-    let begun = Instant::now();
-    let result = director.reload().await;
-    let number = director.generation.number;
-    metrics.reloaded(number, result.is_ok());
-    if let Err(error) = &result {
-        error!(
-            table = %director.config.table.display(),
-            running_generation = number,
-            "the table was not loaded, the running one stays:\n{error}"
-        );
-    } else {
-        state.in_force(number, Arc::clone(&director.tables));
-    }
-    let result = result.map_err(|error| error.to_string());
-    state.reloaded(begun.elapsed(), result.clone().err());
-    result
-}
-
-struct Director<'c> {
-    config: &'c Config,
-    pins: PinFolder,
+/// What the daemon holds while it runs.
+pub(super) struct Director<'c> {
+    pub(super) config: &'c Config,
+    pub(super) pins: PinFolder,
     #[expect(dead_code, reason = "held for its effect")]
     lock: PinLock,
     identities: Identities,
-    next_hops: NextHops,
-    generation: Generation,
-    tables: Arc<TableSet>,
+    pub(super) next_hops: NextHops,
+    pub(super) generation: Generation,
+    pub(super) tables: Arc<TableSet>,
 }
 
 impl<'c> Director<'c> {
-    async fn start(
+    /// The first generation of this process, in force.
+    pub(super) async fn start(
         config: &'c Config,
         state: &Arc<State>,
     ) -> Result<(Self, control::Channel), Error> {
@@ -233,7 +98,7 @@ impl<'c> Director<'c> {
     }
 
     /// Loads the table file anew and swaps it in.
-    async fn reload(&mut self) -> Result<(), Error> {
+    pub(super) async fn reload(&mut self) -> Result<(), Error> {
         let tables = load_tables(self.config)?;
         let wanted = targets(&tables);
         let running = self.generation.image.owners.iter().map(|owner| owner.address);
@@ -264,7 +129,7 @@ impl<'c> Director<'c> {
     }
 
     /// Enters changed next hops into the running generation.
-    fn follow(&mut self, snapshot: &Arc<Snapshot>) {
+    pub(super) fn follow(&mut self, snapshot: &Arc<Snapshot>) {
         let changed = self.generation.image.resolve(snapshot, self.config.options.outer_source);
         for index in changed {
             let owner = &self.generation.image.owners[index];
