@@ -1,23 +1,41 @@
 //! Tables with their rows, built with as little hashing as possible.
 
+use std::sync::Arc;
+
 use crate::{Key, Ranks, Rows, Table, TableSet};
 
-/// A table and all that a director needs of it.
+/// A table and all that a director needs of it. Copies share the rows.
 #[derive(Clone, Debug)]
 pub struct Built {
     /// The table.
     pub table: Table,
     /// Its rows.
-    pub rows: Rows,
+    pub rows: Arc<Rows>,
     /// The rows whose hops follow, if the table has an alternative hash or seed.
-    pub alternative: Option<Rows>,
+    pub alternative: Option<Arc<Rows>>,
 }
 
-/// Keeps the ranks of the tables it built last: what has changed only in state and health is built
-/// without hashing.
+impl Built {
+    /// Whether this one's rows are that table's too: nothing that they depend on differs.
+    #[must_use]
+    pub fn has_rows_of(&self, table: &Table) -> bool {
+        let of = |table: &Table| (table.seed, table.alt_seed, table.hops, table.order);
+        of(&self.table) == of(table)
+            && self.table.has_alternative() == table.has_alternative()
+            && self.table.backends.len() == table.backends.len()
+            && self.table.backends.iter().zip(&table.backends).all(|(old, new)| {
+                (old.address, old.state, old.healthy, old.weight, &old.zone)
+                    == (new.address, new.state, new.healthy, new.weight, &new.zone)
+            })
+    }
+}
+
+/// Keeps what it built last: the rows of tables that have not changed are taken over, and what has
+/// changed only in state and health is built without hashing.
 #[derive(Debug, Default)]
 pub struct Builder {
     ranks: Vec<Ranks>,
+    last: Vec<Built>,
 }
 
 impl Builder {
@@ -25,16 +43,36 @@ impl Builder {
     #[must_use]
     pub fn build(&mut self, set: &TableSet) -> Vec<Built> {
         let mut old = std::mem::take(&mut self.ranks);
-        let built = set.tables.iter().map(|table| self.table(table, &mut old)).collect();
-        drop(old);
-        built
+        let last = std::mem::take(&mut self.last);
+        let mut kept = vec![false; last.len()];
+        for table in &set.tables {
+            let known = last.iter().position(|built| built.table.name == table.name);
+            let same = known.filter(|at| !kept[*at] && last[*at].has_rows_of(table));
+            let built = match same {
+                Some(at) => {
+                    kept[at] = true;
+                    self.keep_ranks(table, &mut old);
+                    Built { table: table.clone(), ..last[at].clone() }
+                }
+                None => self.table(table, &mut old),
+            };
+            self.last.push(built);
+        }
+        self.last.clone()
+    }
+
+    fn keep_ranks(&mut self, table: &Table, old: &mut Vec<Ranks>) {
+        for seed in std::iter::once(table.seed).chain(table.alt_seed) {
+            let known = old.iter().position(|ranks| ranks.fits(seed, &table.backends));
+            self.ranks.extend(known.map(|at| old.swap_remove(at)));
+        }
     }
 
     fn table(&mut self, table: &Table, old: &mut Vec<Ranks>) -> Built {
-        let rows = self.rows(table, table.seed, old);
+        let rows = Arc::new(self.rows(table, table.seed, old));
         let alternative = match table.alt_seed {
-            Some(seed) => Some(self.rows(table, seed, old)),
-            None => table.has_alternative().then(|| rows.clone()),
+            Some(seed) => Some(Arc::new(self.rows(table, seed, old))),
+            None => table.has_alternative().then(|| Arc::clone(&rows)),
         };
         Built { table: table.clone(), rows, alternative }
     }
@@ -50,7 +88,7 @@ impl Builder {
         rows
     }
 
-    /// Bytes of memory that the kept ranks take.
+    /// Bytes of memory that the kept ranks take; rows are shared with what was built.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.ranks.iter().map(Ranks::bytes).sum()

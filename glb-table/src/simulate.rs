@@ -132,10 +132,10 @@ fn main_row(table: &Table, id: u64) -> usize {
 /// Where the packets of a flow that `holder` took end.
 fn walk(built: &Built, id: u64, holder: IpAddr) -> Outcome {
     let table = &built.table;
-    let main = (&built.rows, main_row(table, id));
+    let main = (&*built.rows, main_row(table, id));
     let key = table.alt_hash_key.unwrap_or(table.hash_key);
     let fields = table.alt_hash_fields.unwrap_or(table.hash_fields);
-    let alternative = built.alternative.as_ref().map(|rows| (rows, row(key, fields, id)));
+    let alternative = built.alternative.as_deref().map(|rows| (rows, row(key, fields, id)));
     let hops = |(rows, row): (&'_ Rows, usize)| rows.row(row).to_vec();
     for hop in hops(main).into_iter().chain(alternative.map(hops).unwrap_or_default()) {
         let backend = &table.backends[usize::from(hop)];

@@ -6,16 +6,19 @@
 
 mod binds;
 mod reach;
+mod saved;
 
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
+    sync::Arc,
 };
 
 use reach::{Asked, Reach};
+pub use saved::SavedError;
 use serde::Serialize;
 
-use crate::{Bind, Built, HashFields, Key, ROWS, Rows, Table};
+use crate::{Backend, Bind, Built, HashFields, Key, ROWS, Rows, Table};
 
 /// What a flow's row is found by: two tables that agree in it lead a flow to the same row.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -169,6 +172,18 @@ impl Memory {
     /// What these tables would do to the flows that may be there. Nothing is remembered.
     #[must_use]
     pub fn judge(&self, built: &[Built]) -> Judgement {
+        self.judge_from(&[], built)
+    }
+
+    /// What these tables would do to the flows that the tables in force, `before`, still lead to
+    /// their holders: what is lost already, or by an illness that the new tables only tell of, is no
+    /// part of it.
+    #[must_use]
+    pub fn judge_change(&self, before: &[Built], built: &[Built]) -> Judgement {
+        self.judge_from(before, built)
+    }
+
+    fn judge_from(&self, in_force: &[Built], built: &[Built]) -> Judgement {
         let mut tables = Vec::new();
         for (name, held) in &self.tables {
             let found = built.iter().find(|built| built.table.name == *name);
@@ -176,7 +191,13 @@ impl Memory {
             let before = others.flat_map(|(_, held)| &held.binds).collect();
             tables.push(match found {
                 Some(new) => {
-                    let mut judgement = held.judge(new);
+                    let old = in_force.iter().find(|built| built.table.name == *name);
+                    let mut judgement = match old.filter(|before| is_same(before, new)) {
+                        Some(_) => {
+                            TableJudgement { table: name.clone(), ..TableJudgement::default() }
+                        }
+                        None => held.judge(new, old),
+                    };
                     judgement.binds_lost.extend(binds::taken(name, &held.binds, &before, built));
                     judgement
                 }
@@ -210,6 +231,26 @@ impl Memory {
     }
 }
 
+/// Whether a flow finds the same in both.
+fn is_same(before: &Built, new: &Built) -> bool {
+    Arc::ptr_eq(&before.rows, &new.rows) && {
+        let of = |built: &Built| {
+            let table = &built.table;
+            (main_hash(table), alternative_hash(table), table.alt_seed)
+        };
+        of(before) == of(new) && before.table.binds == new.table.binds
+    }
+}
+
+/// A table as it was, but with what is known now of its backends' health.
+fn in_this_light(before: &Built, healthy: impl Fn(&Backend) -> bool) -> Built {
+    let mut before = before.clone();
+    for backend in &mut before.table.backends {
+        backend.healthy = healthy(backend);
+    }
+    before
+}
+
 impl Held {
     fn new(table: &Table) -> Self {
         Self {
@@ -223,7 +264,7 @@ impl Held {
         }
     }
 
-    fn judge(&self, built: &Built) -> TableJudgement {
+    fn judge(&self, built: &Built, before: Option<&Built>) -> TableJudgement {
         let table = &built.table;
         // Backends that are new get numbers after the known ones.
         let mut numbers = self.numbers.clone();
@@ -239,10 +280,30 @@ impl Held {
         let reach = |rows: &Rows| Reach::new(rows, table, &numbers_of, numbers.len());
         let asked = Asked {
             main: reach(&built.rows),
-            alternative: built.alternative.as_ref().map(reach),
+            alternative: built.alternative.as_deref().map(reach),
             numbers: &numbers_of,
             built,
         };
+        // Those who are gone are as healthy as they were said to be last.
+        let known = |backend: &Backend| {
+            numbers.get(&backend.address).is_none_or(|number| healthy[*number as usize])
+        };
+        let before = before.map(|before| in_this_light(before, known));
+        let numbers_before: Vec<u32> = before
+            .iter()
+            .flat_map(|before| &before.table.backends)
+            .map(|backend| numbers.get(&backend.address).copied().unwrap_or(NONE))
+            .collect();
+        let reach_before = |before: &Built, rows: &Rows| {
+            Reach::new(rows, &before.table, &numbers_before, numbers.len())
+        };
+        let before =
+            before.as_ref().filter(|_| !numbers_before.contains(&NONE)).map(|before| Asked {
+                main: reach_before(before, &before.rows),
+                alternative: before.alternative.as_deref().map(|rows| reach_before(before, rows)),
+                numbers: &numbers_before,
+                built: before,
+            });
         let mut out = TableJudgement { table: table.name.clone(), ..TableJudgement::default() };
         let mut lost: BTreeMap<u32, (usize, &'static str)> = BTreeMap::new();
         for (hash, past, first) in self.all_layers() {
@@ -258,7 +319,12 @@ impl Held {
                     if !healthy[backend as usize] {
                         continue;
                     }
-                    let (share, why) = asked.lost(hash, row, backend);
+                    let (mut share, why) = asked.lost(hash, row, backend);
+                    if share > 0.0
+                        && let Some(before) = &before
+                    {
+                        share = (share - before.lost(hash, row, backend).0).max(0.0);
+                    }
                     if share > 0.0 {
                         lost.entry(backend).or_insert((0, why)).0 += 1;
                         worst = f64::max(worst, share);
