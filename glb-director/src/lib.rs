@@ -10,6 +10,7 @@ pub mod generation;
 pub mod image;
 pub mod metrics;
 pub mod reference;
+pub mod replay;
 pub mod state;
 
 /// Whose pins are whose: this program's name, which marks its pin folder.

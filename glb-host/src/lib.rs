@@ -5,6 +5,7 @@ pub mod bpffs;
 pub mod capture_file;
 pub mod config_file;
 pub mod control;
+pub mod explain;
 pub mod generations;
 pub mod load;
 pub mod mapped;

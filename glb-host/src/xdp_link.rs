@@ -171,6 +171,15 @@ pub fn interface_mtu(interface: &str) -> Result<u32, AttachError> {
         .map_err(|source| AttachError::Ask { interface: interface.to_owned(), source })
 }
 
+/// The name of the interface with this index; `#INDEX` for one that is gone.
+#[must_use]
+pub fn interface_name(index: u32) -> String {
+    nix::net::if_::if_indextoname(index)
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_else(|| format!("#{index}"))
+}
+
 /// Puts `program` on `interface`, in native mode: behind the link that is pinned at `pin` if that
 /// one still belongs to the interface, else behind a new link that is then pinned there.
 ///

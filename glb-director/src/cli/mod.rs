@@ -4,6 +4,7 @@ mod counters;
 mod detach;
 mod exit;
 mod reload;
+mod replay;
 mod run;
 mod status;
 mod table;
@@ -11,7 +12,7 @@ mod table;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use glb_host::control::Client;
+use glb_host::{control::Client, explain::replay::ReplayArgs};
 
 use crate::config::Config;
 
@@ -49,6 +50,25 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
         /// How to print them.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Run a capture through the program that `run` would attach, and say for each packet what is
+    /// decided and why.
+    ///
+    /// Nothing is attached or sent, and a daemon that runs beside it notices nothing: counters are
+    /// private. The configuration and its table file are read as they are now. Needs the permission
+    /// to load BPF programs (root). A summary goes to stderr.
+    ///
+    ///   tcpdump -i eth0 -s 0 -w in.pcap host 198.51.100.7
+    ///   glb-director replay in.pcap -w out.pcapng
+    #[command(verbatim_doc_comment)]
+    Replay {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        args: ReplayArgs,
+        /// How to print the decisions: a line for each packet, in words or as JSON.
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
@@ -115,6 +135,9 @@ impl Cli {
             Command::Reload { asking, force } => exit::coded(reload::execute(&asking, force)),
             Command::Detach(file) => done(detach::execute(&file.config)),
             Command::Counters { config, output } => done(counters::execute(&config.config, output)),
+            Command::Replay { config, args, output } => {
+                done(replay::execute(&config.config, &args, output))
+            }
             Command::Table { command, output } => done(command.execute(output)),
         }
     }

@@ -1,0 +1,33 @@
+//! `glb-director replay`
+
+use std::{collections::BTreeSet, path::Path};
+
+use anyhow::Context as _;
+use glb_host::explain::replay::ReplayArgs;
+
+use super::Output;
+use crate::{config::Config, replay::Replay};
+
+pub(super) fn execute(file: &Path, args: &ReplayArgs, output: Output) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    glb_host::permission::check()?;
+    let tables = glb_table::load(&config.table)
+        .map_err(|error| anyhow::anyhow!("{}", error.render(false).trim_end()))?;
+    let backends: BTreeSet<_> = tables
+        .tables
+        .iter()
+        .flat_map(|table| &table.backends)
+        .map(|backend| backend.address)
+        .collect();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the asynchronous runtime")?;
+    let ways = args.find_ways(backends, &config.interfaces, config.options.outer_source);
+    let found = runtime.block_on(ways)?;
+    found.say_what_is_made_up();
+    let mut replay = Replay::load(&tables, &config.options, found)?;
+    let lines = args.replay("glb-director replay", matches!(output, Output::Json), &mut replay)?;
+    lines.say_summary();
+    Ok(())
+}

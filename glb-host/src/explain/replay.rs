@@ -1,0 +1,317 @@
+//! Running a capture through a program that is attached to nothing.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp};
+use clap::{Args, ValueEnum};
+
+use super::{Decision, Lines};
+use crate::{
+    capture_file::{CaptureError, CaptureReader, CaptureWriter, Captured},
+    next_hop::{NextHop, NextHops, OpenError, Snapshot},
+    xdp_link,
+};
+
+/// The interface that a test run's packets come in by: the loopback's.
+pub const TEST_INTERFACE: u32 = 1;
+/// How long neighbours have to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// What the kernel does not take for a frame.
+const SHORTEST: usize = 14;
+/// A program puts at most so much before a frame, or after it.
+const GROWTH: usize = 512;
+
+/// What `replay` is told.
+#[derive(Args, Clone, Debug)]
+pub struct ReplayArgs {
+    /// The capture: pcap or pcapng, of an Ethernet interface; `-` reads from standard input.
+    #[arg(value_name = "IN.pcap")]
+    input: PathBuf,
+    /// Write frames here as pcapng, each with a comment that says what was decided and why.
+    ///
+    /// In Wireshark: `frame.comment contains "no_bind"`, or `frame.interface_name == "sent"`.
+    #[arg(short, long, value_name = "OUT.pcapng")]
+    write: Option<PathBuf>,
+    /// Which frames are written.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_values_t = [Part::Sent, Part::Kernel],
+        requires = "write"
+    )]
+    include: Vec<Part>,
+    /// How the way to a backend is found, which decides about MAC addresses and the MTU.
+    #[arg(long, value_enum, default_value_t)]
+    next_hops: Ways,
+    /// The MTU of ways that are made up; that of the interface if it is left out, or 1500.
+    #[arg(long, value_name = "BYTES")]
+    mtu: Option<u32>,
+    /// The interface that the packets came by; the first that is configured if it is left out.
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
+}
+
+/// A kind of frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Part {
+    /// As they came.
+    Received,
+    /// As they would be sent on the wire.
+    Sent,
+    /// As this machine's kernel would get them.
+    Kernel,
+}
+
+/// Where the ways to backends are had from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Ways {
+    /// This machine's routes and neighbours; made up, and said so, where it knows none.
+    #[default]
+    Auto,
+    /// This machine's routes and neighbours only: what has no way is `next_hop_unresolved`, as in the
+    /// running daemon.
+    Kernel,
+    /// All made up; nothing is asked.
+    MadeUp,
+}
+
+/// Why a replay ends.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// A capture.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// The kernel does not run the program.
+    #[error("the program cannot be run: {0}")]
+    Run(#[from] ProgramError),
+    /// What ran is at odds with itself.
+    #[error("{0}")]
+    Odd(String),
+    /// Standard output.
+    #[error("cannot write to standard output: {0}")]
+    Output(io::Error),
+}
+
+/// What became of a frame.
+#[derive(Debug)]
+pub struct Ran {
+    /// For people and programs; number and time are not yet in it.
+    pub decision: Decision,
+    /// Where it is then; nowhere if it was dropped.
+    pub to: Option<Part>,
+    /// As it is then.
+    pub frame: Vec<u8>,
+}
+
+/// A loaded program with private counters.
+pub trait Program {
+    /// Runs one frame.
+    ///
+    /// # Errors
+    /// When the kernel does not run it, or the outcome makes no sense.
+    fn run(&mut self, frame: &[u8]) -> Result<Ran, ReplayError>;
+}
+
+/// The verdict and the frame after `program` ran once on `frame`.
+///
+/// # Errors
+/// When the kernel does not run it.
+pub fn test_run(program: &Xdp, frame: &[u8]) -> Result<(u32, Vec<u8>), ProgramError> {
+    let mut out = vec![0; frame.len() + GROWTH];
+    let result = program.test_run(TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ..TestRunOptions::default()
+    })?;
+    out.truncate(result.data_size_out as usize);
+    Ok((result.return_value, out))
+}
+
+/// The ways to backends for a replay.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Every way, made up or not, as seen from a test run.
+    pub ways: Snapshot,
+    /// To whom they are made up.
+    pub made_up: BTreeSet<IpAddr>,
+    /// Name of the interface that the packets came by.
+    pub interface: String,
+}
+
+impl Found {
+    /// Name of the interface with this index, which is the test run's for the packets' own.
+    #[must_use]
+    pub fn name_of(&self, index: u32) -> String {
+        if index == TEST_INTERFACE {
+            self.interface.clone()
+        } else {
+            xdp_link::interface_name(index)
+        }
+    }
+}
+
+impl Found {
+    /// Says to stderr which ways are made up.
+    pub fn say_what_is_made_up(&self) {
+        if !self.made_up.is_empty() {
+            let list: Vec<String> = self.made_up.iter().map(ToString::to_string).collect();
+            super::say(&format!(
+                "note: this machine knows no way to {}: MAC addresses and the MTU on the way there \
+                 are made up (--next-hops kernel leaves them unresolved)",
+                list.join(", ")
+            ));
+        }
+    }
+}
+
+impl ReplayArgs {
+    /// The ways to `targets`, by a packet that came by one of the `configured` interfaces. `source_v4`
+    /// is where a made-up way starts.
+    ///
+    /// # Errors
+    /// When netlink cannot be asked.
+    pub async fn find_ways(
+        &self,
+        targets: BTreeSet<IpAddr>,
+        configured: &[String],
+        source_v4: Option<Ipv4Addr>,
+    ) -> Result<Found, OpenError> {
+        let interface = self.interface.as_ref().or(configured.first()).cloned().unwrap_or_default();
+        let index = xdp_link::interface_index(&interface).ok();
+        let mtu = self.mtu.or_else(|| xdp_link::interface_mtu(&interface).ok()).unwrap_or(1500);
+        let known = if self.next_hops == Ways::MadeUp {
+            Snapshot::default()
+        } else {
+            let next_hops = NextHops::start(targets.iter().copied()).await?;
+            Snapshot::clone(&*next_hops.settled(PATIENCE).await)
+        };
+        let mut found = Found { interface, ..Found::default() };
+        for target in targets {
+            let way = match known.get(&target) {
+                // A test run comes by the loopback: what leaves by where it came from leaves there.
+                Some(Ok(way)) if Some(way.interface) == index => {
+                    Ok(NextHop { interface: TEST_INTERFACE, ..*way })
+                }
+                Some(Ok(way)) => Ok(*way),
+                Some(Err(reason)) if self.next_hops == Ways::Kernel => Err(reason.clone()),
+                Some(Err(_)) | None => {
+                    found.made_up.insert(target);
+                    Ok(made_up(target, mtu, source_v4))
+                }
+            };
+            found.ways.insert(target, way);
+        }
+        Ok(found)
+    }
+
+    /// Runs the capture through `program` (of the daemon with this name), prints what is decided, and
+    /// writes what leaves.
+    ///
+    /// # Errors
+    /// When a file or the program does not do what it should.
+    pub fn replay(
+        &self,
+        name: &str,
+        is_json: bool,
+        program: &mut impl Program,
+    ) -> Result<Lines, ReplayError> {
+        let mut reader = CaptureReader::open(&self.input)?;
+        let interfaces = [
+            ("received", "as it came"),
+            ("sent", "what would be sent"),
+            ("kernel", "what this machine's kernel would get"),
+        ];
+        let create = |path| CaptureWriter::create(path, name, &interfaces, Some(&reader));
+        let mut writer = self.write.as_deref().map(create).transpose()?;
+        let mut lines = Lines::new(is_json);
+        while let Some(packet) = reader.next_packet()? {
+            let mut ran = run(program, &packet)?;
+            ran.decision.packet = Some(packet.number);
+            ran.decision.time = packet.time;
+            ran.decision.length = packet.length;
+            if let Some(writer) = &mut writer {
+                self.write_parts(writer, &packet, &ran)?;
+            }
+            if !lines.print(&ran.decision).map_err(ReplayError::Output)? {
+                break;
+            }
+        }
+        if let Some(writer) = &mut writer {
+            writer.flush()?;
+        }
+        Ok(lines)
+    }
+
+    fn write_parts(
+        &self,
+        writer: &mut CaptureWriter,
+        packet: &Captured,
+        ran: &Ran,
+    ) -> Result<(), CaptureError> {
+        let comment = format!("packet {}: {}", packet.number, ran.decision.comment());
+        if self.include.contains(&Part::Received) {
+            writer.write(Part::Received as u32, packet, &comment)?;
+        }
+        match ran.to {
+            Some(part) if self.include.contains(&part) => {
+                let (data, length) = (ran.frame.clone(), ran.frame.len() as u32);
+                let left = Captured { number: packet.number, time: packet.time, data, length };
+                writer.write(part as u32, &left, &comment)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn run(program: &mut impl Program, packet: &Captured) -> Result<Ran, ReplayError> {
+    let note = if packet.is_cut_off() {
+        // What would be decided about the whole of it, nobody knows.
+        format!(
+            "only {} of {} bytes were captured (capture with tcpdump -s 0)",
+            packet.data.len(),
+            packet.length
+        )
+    } else if packet.data.len() < SHORTEST {
+        format!("{} bytes are no Ethernet frame", packet.data.len())
+    } else {
+        match program.run(&packet.data) {
+            // It does so for a frame that is longer than any that a driver hands over in one piece.
+            Err(ReplayError::Run(error)) if packet.data.len() > 3000 => {
+                format!("the kernel does not run a frame of {} bytes: {error}", packet.data.len())
+            }
+            other => return other,
+        }
+    };
+    let mut decision = Decision { verdict: "not run", note: Some(note), ..Decision::default() };
+    decision.describe(super::Headers::of(&packet.data));
+    Ok(Ran { decision, to: None, frame: Vec::new() })
+}
+
+/// A way that nobody has checked, out by where the packet came from: what tells it apart is the MAC,
+/// made of the target's address.
+fn made_up(target: IpAddr, mtu: u32, source_v4: Option<Ipv4Addr>) -> NextHop {
+    let ([a, b, c, d], source): (_, IpAddr) = match target {
+        IpAddr::V4(v4) => {
+            // From RFC 5737: nobody's.
+            (v4.octets(), source_v4.unwrap_or(Ipv4Addr::new(192, 0, 2, 1)).into())
+        }
+        IpAddr::V6(v6) => {
+            let [.., a, b, c, d] = v6.octets();
+            ([a, b, c, d], Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into())
+        }
+    };
+    NextHop {
+        interface: TEST_INTERFACE,
+        own_mac: [2, 0, 0, 0, 0, 1],
+        mac: [2, 0, a, b, c, d],
+        source: Some(source),
+        mtu,
+    }
+}
