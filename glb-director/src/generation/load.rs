@@ -11,7 +11,8 @@ use aya::{
     programs::Xdp,
 };
 use glb_common::layout::{
-    BACKEND_SLOTS, Backend, Counter, Plain, PrefixEntry, ReasonCounters, TABLE_SLOTS, TableInfo,
+    BACKEND_SLOTS, Backend, Config, Counter, Plain, PrefixEntry, ReasonCounters, TABLE_SLOTS,
+    TableInfo,
 };
 use glb_host::{
     bpffs::PinFolder,
@@ -26,6 +27,64 @@ use crate::{counters, image::Image};
 /// The program's name in the object.
 const PROGRAM: &str = "glb_director";
 
+/// What the kernel is told when a program is loaded and cannot be changed afterwards: its constants,
+/// and how many entries its maps have room for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    config: Config,
+    /// By the maps' names.
+    room: Vec<(&'static str, u32)>,
+}
+
+impl Shape {
+    /// The shape that `image` needs, and no more.
+    #[must_use]
+    pub fn of(image: &Image) -> Self {
+        let room = [
+            ("DISPLACEMENTS", image.displacements.len()),
+            ("BINDS", image.binds.len()),
+            ("PREFIXES_V4", image.prefixes_v4.len()),
+            ("PREFIXES_V6", image.prefixes_v6.len()),
+            ("SEGMENTS", image.segments.len()),
+            ("TABLES", image.tables.len()),
+            ("ROWS", image.rows.len()),
+            ("BACKENDS", image.backends.len()),
+        ];
+        let room = room.map(|(name, length)| (name, length.max(1) as u32)).to_vec();
+        Self { config: image.config, room }
+    }
+
+    /// The same with room for some more of what is small: what is loaded ahead fits longer.
+    #[must_use]
+    pub fn with_room(mut self) -> Self {
+        for (name, room) in &mut self.room {
+            if !matches!(*name, "TABLES" | "ROWS") {
+                *room = room.next_multiple_of(64);
+            }
+        }
+        self
+    }
+
+    /// Whether an image of this shape has room in that one.
+    fn fits(&self, other: &Self) -> bool {
+        self.config == other.config
+            && self.room.iter().zip(&other.room).all(|(need, room)| need.1 <= room.1)
+    }
+
+    fn room(&self, map: &str) -> usize {
+        let found = self.room.iter().find(|(name, _)| *name == map);
+        found.map_or(1, |(_, room)| *room as usize)
+    }
+}
+
+/// A program in the kernel, verified, with maps that are still empty. Nothing of it is pinned: it
+/// goes with this process.
+#[derive(Debug)]
+pub struct Shell {
+    shape: Shape,
+    ebpf: Ebpf,
+}
+
 /// A generation in the kernel.
 #[derive(Debug)]
 pub struct Generation {
@@ -38,41 +97,15 @@ pub struct Generation {
     tables: MappedArray<TableInfo>,
 }
 
-impl Generation {
-    /// Loads `image` as generation `number` and pins program and maps below `pins`.
-    ///
-    /// # Errors
-    /// When the kernel says no; nothing of the generation is left then.
-    pub fn load(image: Image, number: u64, pins: &PinFolder) -> Result<Self, LoadError> {
-        let folder = generations::folder(pins, number);
-        pins.make(&folder)?;
-        pins.make(&pins.join(counters::pins::FOLDER))?;
-        let generation = Self::load_with(image, number, Some(pins)).and_then(|generation| {
-            generation.pin(&folder)?;
-            Ok(generation)
-        });
-        if generation.is_err() {
-            // The first error says more than one that follows from it.
-            if let Err(error) = pins.remove(&folder) {
-                tracing::warn!(%error, "an unfinished generation is left behind");
-            }
-        }
-        generation
-    }
-
-    /// Loads `image` with counters of its own, and pins nothing: it goes with this process and leaves
-    /// a running director alone.
+impl Shell {
+    /// Loads a program of this shape. With `pins`, it counts where its predecessors did.
     ///
     /// # Errors
     /// When the kernel says no.
-    pub fn load_alone(image: Image) -> Result<Self, LoadError> {
-        Self::load_with(image, 0, None)
-    }
-
-    fn load_with(image: Image, number: u64, pins: Option<&PinFolder>) -> Result<Self, LoadError> {
-        let count = |length: usize| length.max(1) as u32;
+    pub fn load(shape: Shape, pins: Option<&PinFolder>) -> Result<Self, LoadError> {
         let mut loader = EbpfLoader::new();
         if let Some(pins) = pins {
+            pins.make(&pins.join(counters::pins::FOLDER))?;
             let (tables, backends) =
                 (pins.join(counters::pins::TABLES), pins.join(counters::pins::BACKENDS));
             check_counters(&tables, size_of::<ReasonCounters>(), TABLE_SLOTS)?;
@@ -81,31 +114,75 @@ impl Generation {
                 .map_pin_path("TABLE_COUNTERS", tables)
                 .map_pin_path("BACKEND_COUNTERS", backends);
         }
+        for (name, room) in &shape.room {
+            loader.map_max_entries(name, *room);
+        }
         let mut ebpf = loader
-            .override_global("CONFIG", image.config.as_bytes(), true)
-            .map_max_entries("DISPLACEMENTS", count(image.displacements.len()))
-            .map_max_entries("BINDS", count(image.binds.len()))
-            .map_max_entries("PREFIXES_V4", count(image.prefixes_v4.len()))
-            .map_max_entries("PREFIXES_V6", count(image.prefixes_v6.len()))
-            .map_max_entries("SEGMENTS", count(image.segments.len()))
-            .map_max_entries("TABLES", count(image.tables.len()))
-            .map_max_entries("ROWS", count(image.rows.len()))
-            .map_max_entries("BACKENDS", count(image.backends.len()))
+            .override_global("CONFIG", shape.config.as_bytes(), true)
             .load(glb_host::DIRECTOR_OBJECT)
             .map_err(LoadError::from)?;
         let program = program_mut(&mut ebpf)?;
         glb_host::load::undisturbed(|| program.load())
             .map_err(|error| LoadError::from(EbpfError::ProgramError(error)))?;
+        Ok(Self { shape, ebpf })
+    }
 
-        fill(&mut ebpf, "DISPLACEMENTS", &image.displacements)?;
-        fill(&mut ebpf, "BINDS", &image.binds)?;
-        fill(&mut ebpf, "SEGMENTS", &image.segments)?;
-        fill_rows(&mut ebpf, &image)?;
+    /// Whether `image` can be carried by this program.
+    #[must_use]
+    pub fn fits(&self, image: &Image) -> bool {
+        Shape::of(image).fits(&self.shape)
+    }
+
+    /// Makes a generation of it, which is not pinned yet. The image must fit.
+    ///
+    /// # Errors
+    /// When the kernel says no.
+    pub fn fill(self, image: Image, number: u64) -> Result<Generation, LoadError> {
+        let Self { shape, mut ebpf } = self;
+        fill(&ebpf, &shape, "DISPLACEMENTS", &image.displacements)?;
+        fill(&ebpf, &shape, "BINDS", &image.binds)?;
+        fill(&ebpf, &shape, "SEGMENTS", &image.segments)?;
+        fill_rows(&ebpf, &shape, &image)?;
         fill_prefixes(&mut ebpf, &image)?;
-        let tables = fill(&mut ebpf, "TABLES", &image.tables)?;
-        let backends = fill(&mut ebpf, "BACKENDS", &image.backends)?;
+        let tables = fill(&ebpf, &shape, "TABLES", &image.tables)?;
+        let backends = fill(&ebpf, &shape, "BACKENDS", &image.backends)?;
+        Ok(Generation { number, image, ebpf, backends, tables })
+    }
+}
 
-        Ok(Self { number, image, ebpf, backends, tables })
+impl Generation {
+    /// Loads `image` as generation `number` and pins program and maps below `pins`.
+    ///
+    /// # Errors
+    /// When the kernel says no; nothing of the generation is left then.
+    pub fn load(image: Image, number: u64, pins: &PinFolder) -> Result<Self, LoadError> {
+        let generation = Shell::load(Shape::of(&image), Some(pins))?.fill(image, number)?;
+        generation.pin_below(pins)?;
+        Ok(generation)
+    }
+
+    /// Loads `image` with counters of its own, and pins nothing: it goes with this process and leaves
+    /// a running director alone.
+    ///
+    /// # Errors
+    /// When the kernel says no.
+    pub fn load_alone(image: Image) -> Result<Self, LoadError> {
+        Shell::load(Shape::of(&image), None)?.fill(image, 0)
+    }
+
+    /// Pins program and maps below `pins`.
+    ///
+    /// # Errors
+    /// When the kernel says no; nothing of the generation is pinned then.
+    pub fn pin_below(&self, pins: &PinFolder) -> Result<(), LoadError> {
+        let folder = generations::folder(pins, self.number);
+        pins.make(&folder)?;
+        self.pin(&folder).inspect_err(|_| {
+            // The first error says more than one that follows from it.
+            if let Err(error) = pins.remove(&folder) {
+                tracing::warn!(%error, "an unfinished generation is left behind");
+            }
+        })
     }
 
     /// Pins the program and every map that is the generation's own.
@@ -181,21 +258,26 @@ fn program_mut(ebpf: &mut Ebpf) -> Result<&mut Xdp, LoadError> {
         .map_err(|error| LoadError::from(EbpfError::ProgramError(error)))
 }
 
-fn fill<T: Plain>(ebpf: &mut Ebpf, name: &str, values: &[T]) -> Result<MappedArray<T>, LoadError> {
-    let array = mapped(ebpf, name, values.len().max(1))?;
+fn fill<T: Plain>(
+    ebpf: &Ebpf,
+    shape: &Shape,
+    name: &str,
+    values: &[T],
+) -> Result<MappedArray<T>, LoadError> {
+    let array = mapped(ebpf, shape, name)?;
     array.fill(values).map_err(|error| LoadError::map("fill", name, error))?;
     Ok(array)
 }
 
-fn mapped<T: Plain>(ebpf: &Ebpf, name: &str, entries: usize) -> Result<MappedArray<T>, LoadError> {
+fn mapped<T: Plain>(ebpf: &Ebpf, shape: &Shape, name: &str) -> Result<MappedArray<T>, LoadError> {
     let map = ebpf.map(name).ok_or_else(|| LoadError::missing(name))?;
     let Map::Array(data) = map else { return Err(LoadError::missing(name)) };
-    MappedArray::new(data.fd(), entries)
+    MappedArray::new(data.fd(), shape.room(name))
         .map_err(|error| LoadError::map("map into memory", name, error))
 }
 
-fn fill_rows(ebpf: &mut Ebpf, image: &Image) -> Result<(), LoadError> {
-    let array = mapped(ebpf, "ROWS", image.rows.len().max(1))?;
+fn fill_rows(ebpf: &Ebpf, shape: &Shape, image: &Image) -> Result<(), LoadError> {
+    let array = mapped(ebpf, shape, "ROWS")?;
     for (index, rows) in image.rows.iter().enumerate() {
         array.set(index, rows.as_ref()).map_err(|error| LoadError::map("fill", "ROWS", error))?;
     }

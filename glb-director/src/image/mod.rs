@@ -7,6 +7,7 @@ mod prefixes;
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use glb_common::{
@@ -19,7 +20,7 @@ use glb_common::{
     steer::View,
 };
 use glb_host::next_hop::{NextHop, Snapshot};
-use glb_table::{Rows, Table, TableSet};
+use glb_table::{Builder, Built, Rows, TableSet};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 /// Everything that a generation's maps hold.
@@ -40,7 +41,10 @@ pub struct Image {
     /// The tables.
     pub tables: Vec<TableInfo>,
     /// The rows, two hops to an element.
-    pub rows: Vec<Box<TableRows>>,
+    pub rows: Vec<Arc<TableRows>>,
+    /// What the elements of `rows` were made from, and the first of their backends; images share
+    /// those that are the same.
+    made_from: Vec<(Arc<Rows>, usize)>,
     /// The backends of all tables.
     pub backends: Vec<Backend>,
     /// Who the backends are.
@@ -116,9 +120,25 @@ impl Image {
         next_hops: &Snapshot,
         options: &Options,
     ) -> Result<Self, ImageError> {
+        let built = Builder::default().build(tables);
+        Self::of(&built, tables, None, slots, next_hops, options)
+    }
+
+    /// As [`Self::new`], with tables that have been built; what is the same in `running` is shared.
+    ///
+    /// # Errors
+    /// When the packet path cannot carry the tables.
+    pub fn of(
+        built: &[Built],
+        tables: &TableSet,
+        running: Option<&Self>,
+        slots: &impl CounterSlots,
+        next_hops: &Snapshot,
+        options: &Options,
+    ) -> Result<Self, ImageError> {
         let mut image = Self::default();
-        for table in &tables.tables {
-            image.add_table(table, slots)?;
+        for built in built {
+            image.add_table(built, running, slots)?;
         }
         if image.backends.len() > usize::from(u16::MAX) {
             return Err(ImageError::TooManyBackends { count: image.backends.len() });
@@ -128,7 +148,13 @@ impl Image {
         Ok(image)
     }
 
-    fn add_table(&mut self, table: &Table, slots: &impl CounterSlots) -> Result<(), ImageError> {
+    fn add_table(
+        &mut self,
+        built: &Built,
+        running: Option<&Self>,
+        slots: &impl CounterSlots,
+    ) -> Result<(), ImageError> {
+        let table = &built.table;
         let base = self.backends.len();
         for backend in &table.backends {
             let IpAddr::V4(address) = backend.address else {
@@ -145,10 +171,11 @@ impl Image {
             });
             self.owners.push(owner);
         }
-        let (rows, more_rows) = self.add_rows(&table.rows(), base);
-        let (alt_rows, alt_more_rows) = table
-            .alternative_rows()
-            .map_or((NO_ROWS, NO_ROWS), |alternative| self.add_rows(&alternative, base));
+        let (rows, more_rows) = self.add_rows(&built.rows, base, running);
+        let (alt_rows, alt_more_rows) = built
+            .alternative
+            .as_ref()
+            .map_or((NO_ROWS, NO_ROWS), |alternative| self.add_rows(alternative, base, running));
         let has_alternative = alt_rows != NO_ROWS;
         self.tables.push(TableInfo {
             key: table.hash_key.words(),
@@ -171,26 +198,25 @@ impl Image {
     }
 
     /// Adds the elements for these rows; their indices.
-    fn add_rows(&mut self, rows: &Rows, base: usize) -> (u32, u32) {
-        let mut pair = |first: usize| {
-            let hop = |row: &[u16], hop: usize| {
-                row.get(hop).map_or(NO_HOP, |index| (base + usize::from(*index)) as u16)
-            };
-            let pairs: Vec<Row> = rows
-                .iter()
-                .map(|row| Row { first: hop(row, first), second: hop(row, first + 1) })
-                .collect();
-            let pairs: Box<[Row]> = pairs.into_boxed_slice();
-            // There are always as many rows as an element holds.
-            let element: Box<TableRows> = pairs
-                .try_into()
-                .unwrap_or_else(|_| Box::new([Row { first: NO_HOP, second: NO_HOP }; ROWS]));
-            self.rows.push(element);
-            self.rows.len() as u32 - 1
-        };
-        let first = pair(0);
-        let more = if rows.hops > 2 { pair(2) } else { NO_ROWS };
-        (first, more)
+    fn add_rows(&mut self, rows: &Arc<Rows>, base: usize, running: Option<&Self>) -> (u32, u32) {
+        let is_long = rows.hops > 2;
+        let first = self.rows.len();
+        let shared = running.and_then(|running| {
+            let same = |(of, at): &(Arc<Rows>, usize)| Arc::ptr_eq(of, rows) && *at == base;
+            let at = running.made_from.iter().position(same)?;
+            running.rows.get(at..at + 1 + usize::from(is_long))
+        });
+        match shared {
+            Some(shared) => self.rows.extend_from_slice(shared),
+            None => {
+                self.rows.push(element(rows, base, 0));
+                if is_long {
+                    self.rows.push(element(rows, base, 2));
+                }
+            }
+        }
+        self.made_from.resize_with(self.rows.len(), || (Arc::clone(rows), base));
+        (first as u32, if is_long { first as u32 + 1 } else { NO_ROWS })
     }
 
     fn add_binds(&mut self, tables: &TableSet, options: &Options) {
@@ -286,6 +312,17 @@ fn enter(backend: &mut Backend, hop: &NextHop, outer_source: Option<Ipv4Addr>) {
     backend.mtu = hop.mtu.try_into().unwrap_or(u16::MAX);
     backend.source = source.octets();
     backend.header_sum = header_sum(backend.source, backend.address);
+}
+
+/// Two hops of every row, from hop `first` on.
+fn element(rows: &Rows, base: usize, first: usize) -> Arc<TableRows> {
+    let hop = |row: &[u16], hop: usize| {
+        row.get(hop).map_or(NO_HOP, |index| (base + usize::from(*index)) as u16)
+    };
+    let pairs = rows.iter().map(|row| Row { first: hop(row, first), second: hop(row, first + 1) });
+    let pairs: Arc<[Row]> = pairs.collect();
+    // There are always as many rows as an element holds.
+    pairs.try_into().unwrap_or_else(|_| Arc::new([Row { first: NO_HOP, second: NO_HOP }; ROWS]))
 }
 
 impl View for Image {
