@@ -12,6 +12,7 @@ pub mod generation;
 pub mod image;
 mod machine;
 mod own;
+pub mod replay;
 pub mod self_test;
 mod vip;
 

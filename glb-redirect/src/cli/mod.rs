@@ -4,12 +4,14 @@ mod connections;
 mod counters;
 mod detach;
 mod doctor;
+mod replay;
 mod run;
 mod wait;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use glb_host::explain::replay::ReplayArgs;
 
 /// The backend's side of an L4 load balancer: takes tunnelled packets that belong to this machine's
 /// connections, and sends the others to the next backend in their list.
@@ -70,6 +72,26 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
         /// How to print them.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Run a capture through the program that `run` would attach, and say for each packet what is
+    /// decided and why.
+    ///
+    /// Nothing is attached or sent, and a daemon that runs beside it notices nothing: counters are
+    /// private. Sockets are those that this network namespace has now, so that a connection that has
+    /// ended since the capture is no longer "here". Needs the permission to load BPF programs (root).
+    /// A summary goes to stderr.
+    ///
+    ///   tcpdump -i eth0 -s 0 -w in.pcap udp port 19523
+    ///   glb-redirect replay in.pcap -w out.pcapng
+    #[command(verbatim_doc_comment)]
+    Replay {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        args: ReplayArgs,
+        /// How to print the decisions: a line for each packet, in words or as JSON.
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
@@ -137,6 +159,9 @@ impl Cli {
             Command::Counters { config, output } => counters::execute(&config.config, output),
             Command::Connections { config, watch, interval, output } => {
                 connections::execute(&config.config, watch, interval, output)
+            }
+            Command::Replay { config, args, output } => {
+                replay::execute(&config.config, &args, output)
             }
             Command::Doctor { config, output } => return doctor::execute(&config.config, output),
             Command::Wait { config, until_drained: _, timeout, quiet } => {

@@ -1,0 +1,27 @@
+//! `glb-redirect replay`
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use glb_host::explain::{replay::ReplayArgs, say};
+
+use super::Output;
+use crate::{config::Config, image::Image, own, replay::Replay};
+
+pub(super) fn execute(file: &Path, args: &ReplayArgs, output: Output) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    glb_host::permission::check()?;
+    let own = own::addresses(&config).context("cannot list this machine's addresses")?;
+    if own.is_empty() {
+        say("note: this machine has no address that the tunnel can end at, so nothing is for us; \
+             `addresses` in the configuration names the backend's");
+    }
+    let image = Image::new(&config, &own)?;
+    let ways = args.find_ways(image.peers.clone(), &config.interfaces, None);
+    let found = super::runtime()?.block_on(ways)?;
+    found.say_what_is_made_up();
+    let mut replay = Replay::load(&image, found)?;
+    let lines = args.replay("glb-redirect replay", matches!(output, Output::Json), &mut replay)?;
+    lines.say_summary();
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! `glb-redirect replay`: frames through the program that would be attached, loaded alone and
+//! attached to nothing. Sockets are the ones that this network namespace has now; the counters are
+//! its own, and it is they that tell the reason.
+
+use aya::maps::PerCpuArray;
+use glb_common::{
+    reason::{Action, MAX_REDIRECT_REASONS, RedirectReason as Reason},
+    second_chance::layout::Peer,
+};
+use glb_host::{
+    explain::{
+        Decision, Headers, Way,
+        replay::{Found, Part, Program, Ran, ReplayError, test_run},
+    },
+    load::LoadError,
+    next_hop::NextHop,
+};
+
+use crate::{generation::Generation, image::Image};
+
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+const XDP_REDIRECT: u32 = 4;
+
+type Counts = [u64; MAX_REDIRECT_REASONS];
+
+/// A generation that is run packet by packet.
+#[derive(Debug)]
+pub struct Replay {
+    generation: Generation,
+    found: Found,
+    /// What the counters said last.
+    counts: Counts,
+}
+
+impl Replay {
+    /// Loads the program for `image`, with these ways to its peers.
+    ///
+    /// # Errors
+    /// When the kernel does not allow it.
+    pub fn load(image: &Image, found: Found) -> Result<Self, LoadError> {
+        let mut generation = Generation::load(image, None)?;
+        for (address, way) in &found.ways {
+            if let Ok(NextHop { mac, own_mac, interface, .. }) = way {
+                generation.enter_peer(*address, Peer::new(*mac, *own_mac, *interface))?;
+            }
+        }
+        Ok(Self { generation, found, counts: [0; MAX_REDIRECT_REASONS] })
+    }
+
+    /// The reason whose counter has gone up since the last call.
+    fn counted(&mut self) -> Result<Reason, ReplayError> {
+        let odd = |error: &dyn std::fmt::Display| ReplayError::Odd(error.to_string());
+        let map = self.generation.counters().map_err(|error| odd(&error))?;
+        let counters: PerCpuArray<_, [[u64; 2]; MAX_REDIRECT_REASONS]> =
+            PerCpuArray::try_from(map).map_err(|error| odd(&error))?;
+        let cpus = counters.get(&0, 0).map_err(|error| odd(&error))?;
+        let now: Counts = std::array::from_fn(|reason| cpus.iter().map(|cpu| cpu[reason][0]).sum());
+        let before = std::mem::replace(&mut self.counts, now);
+        let grown = now.iter().zip(before).position(|(now, before)| *now != before);
+        grown
+            .map(|reason| Reason::from_number(reason as u8))
+            .ok_or_else(|| ReplayError::Odd("the program counted a packet nowhere".into()))
+    }
+
+    /// How a frame that is sent on leaves, and to which backends.
+    fn way(&self, verdict: u32, frame: &[u8], decision: &mut Decision) {
+        let Some(tunnel) = Headers::of(frame).tunnel else { return };
+        let mac: Vec<String> = frame.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        let interface = match (verdict, self.found.ways.get(&tunnel.destination)) {
+            (XDP_REDIRECT, Some(Ok(way))) => self.found.name_of(way.interface),
+            _ => self.found.interface.clone(),
+        };
+        decision.way = Some(Way {
+            interface: Some(interface),
+            mac: Some(mac.join(":")),
+            made_up: self.found.made_up.contains(&tunnel.destination),
+        });
+        decision.hops = hops_left(tunnel);
+    }
+}
+
+/// Whom a packet is for, and who is asked after it.
+#[must_use]
+pub fn hops_left(tunnel: glb_host::explain::Tunnel) -> Vec<std::net::IpAddr> {
+    let left = tunnel.listed.into_iter().skip(tunnel.next_hop.into());
+    std::iter::once(tunnel.destination).chain(left).collect()
+}
+
+impl Program for Replay {
+    fn run(&mut self, frame: &[u8]) -> Result<Ran, ReplayError> {
+        let odd = |error: LoadError| ReplayError::Odd(error.to_string());
+        let program = self.generation.program().map_err(odd)?;
+        let (verdict, out) = test_run(program, frame)?;
+        let reason = self.counted()?;
+        let mut decision = Decision {
+            reason: Some(reason.name()),
+            verdict: verdict_name(verdict, reason),
+            ..Decision::default()
+        };
+        decision.describe(Headers::of(frame));
+        let to = match verdict {
+            XDP_PASS => Some(Part::Kernel),
+            XDP_TX | XDP_REDIRECT => Some(Part::Sent),
+            _ => None,
+        };
+        if to == Some(Part::Sent) {
+            self.way(verdict, &out, &mut decision);
+        }
+        decision.note = self.obstacle(reason, &decision);
+        Ok(Ran { decision, to, frame: out })
+    }
+}
+
+impl Replay {
+    /// What the reason alone does not say.
+    fn obstacle(&self, reason: Reason, decision: &Decision) -> Option<String> {
+        let tunnel = decision.tunnel.as_ref()?;
+        let hop = || tunnel.listed.get(usize::from(tunnel.next_hop));
+        match reason {
+            Reason::UnknownPeer => Some(format!("{} is not one of `backends`", hop()?)),
+            Reason::PeerUnresolved => {
+                let hop = hop()?;
+                let why = self.found.ways.get(hop).and_then(|way| way.as_ref().err());
+                Some(why.map_or_else(|| hop.to_string(), |why| format!("{hop}: {why}")))
+            }
+            Reason::Stranger | Reason::StrangerPassed => {
+                Some(format!("{} is neither in `directors` nor in `backends`", tunnel.source))
+            }
+            Reason::NotForUs => Some(format!("{} is not this machine's", tunnel.destination)),
+            Reason::NotVip => {
+                Some(format!("{} is not in `vips`", decision.headers.as_ref()?.destination))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What a verdict is called.
+#[must_use]
+pub fn verdict_name(verdict: u32, reason: Reason) -> &'static str {
+    match verdict {
+        XDP_PASS if reason.action() == Action::Take => "taken",
+        XDP_PASS => "passed",
+        XDP_TX | XDP_REDIRECT => "sent",
+        _ => "dropped",
+    }
+}
