@@ -11,11 +11,11 @@ use std::{
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use glb_common::{
     layout::{BACKEND_SLOTS, TABLE_SLOTS},
-    reason::{DirectorReason, MAX_REASONS},
+    reason::{Action, DirectorReason, MAX_REASONS},
 };
 use glb_host::bpffs::PinFolder;
 use glb_table::TableSet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::image::{CounterSlots, Owner};
 
@@ -259,7 +259,7 @@ fn address(key: &Key) -> Option<IpAddr> {
 }
 
 /// Packets and bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
     /// Packets.
     pub packets: u64,
@@ -268,17 +268,25 @@ pub struct Count {
 }
 
 impl Count {
-    fn add(&mut self, [packets, bytes]: [u64; 2]) {
+    fn count(&mut self, [packets, bytes]: [u64; 2]) {
         self.packets += packets;
         self.bytes += bytes;
     }
 }
 
+impl std::ops::Add for Count {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { packets: self.packets + other.packets, bytes: self.bytes + other.bytes }
+    }
+}
+
 /// All counters, for people and programs.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// Packets that belong to no table, by reason.
-    pub reasons: std::collections::BTreeMap<&'static str, Count>,
+    pub reasons: std::collections::BTreeMap<String, Count>,
     /// Packets of each table, by reason.
     pub tables: Vec<TableReport>,
     /// Packets by first hop.
@@ -286,16 +294,31 @@ pub struct Report {
 }
 
 /// A table's counters.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TableReport {
     /// The table's name.
     pub name: String,
     /// By reason; those that never occurred are left out.
-    pub reasons: std::collections::BTreeMap<&'static str, Count>,
+    pub reasons: std::collections::BTreeMap<String, Count>,
+}
+
+impl TableReport {
+    /// What was counted under reasons with such a verdict.
+    #[must_use]
+    pub fn sum(&self, is_meant: impl Fn(Action) -> bool) -> Count {
+        let counted = self.reasons.iter().filter(|(name, _)| action(name).is_some_and(&is_meant));
+        counted.fold(Count::default(), |sum, (_, count)| sum + *count)
+    }
+}
+
+/// The verdict that a reason's name stands for.
+#[must_use]
+pub fn action(reason: &str) -> Option<Action> {
+    DirectorReason::ALL.iter().find(|known| known.name() == reason).map(|known| known.action())
 }
 
 /// A backend's counter.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BackendReport {
     /// The table's name.
     pub table: String,
@@ -325,9 +348,9 @@ pub fn read(pins: &PinFolder) -> Result<Report, CountersError> {
         let cpus = tables.get(&slot, 0).map_err(error)?;
         for (index, reason) in DirectorReason::ALL.iter().enumerate() {
             let mut count = Count::default();
-            cpus.iter().for_each(|cpu| count.add(cpu[index]));
+            cpus.iter().for_each(|cpu| count.count(cpu[index]));
             if count != Count::default() {
-                counts.insert(reason.name(), count);
+                counts.insert(reason.name().to_owned(), count);
             }
         }
         Ok(counts)
@@ -342,7 +365,7 @@ pub fn read(pins: &PinFolder) -> Result<Report, CountersError> {
             Some(address) => {
                 let mut count = Count::default();
                 let cpus = backends.get(slot, 0).map_err(error)?;
-                cpus.iter().for_each(|cpu| count.add(*cpu));
+                cpus.iter().for_each(|cpu| count.count(*cpu));
                 report.backends.push(BackendReport { table: name(key), address, count });
             }
         }

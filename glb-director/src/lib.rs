@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod generation;
 pub mod image;
 pub mod metrics;
+pub mod observe;
 pub mod reference;
 pub mod replay;
 pub mod state;

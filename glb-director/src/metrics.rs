@@ -1,58 +1,26 @@
-//! What the director tells Prometheus.
+//! What the director tells Prometheus. `docs/metrics.md` lists it.
 
-use std::{
-    error::Error,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeSet, error::Error, sync::atomic::AtomicU64, time::SystemTime};
 
-use glb_host::{
-    bpffs::PinFolder,
-    metrics::{PacketsAndBytes, Source, gauge},
-};
+use glb_common::reason::{Action, DirectorReason};
+use glb_host::metrics::{PacketsAndBytes, Source, gauge};
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, info::Info},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::{Registry, Unit},
 };
 
-use crate::counters;
-
-/// What the daemon itself has to tell; packets are counted by the kernel.
-#[derive(Debug, Default)]
-pub struct Metrics {
-    generation: AtomicU64,
-    reloads: AtomicU64,
-    failed_reloads: AtomicU64,
-    last_swap: AtomicU64,
-}
-
-impl Metrics {
-    /// A generation has just been swapped in.
-    pub fn in_force(&self, generation: u64) {
-        self.generation.store(generation, Ordering::Relaxed);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.last_swap.store(now.as_secs(), Ordering::Relaxed);
-    }
-
-    /// A reload has ended, well or not.
-    pub fn reloaded(&self, generation: u64, well: bool) {
-        if well {
-            self.reloads.fetch_add(1, Ordering::Relaxed);
-            self.in_force(generation);
-        } else {
-            self.failed_reloads.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
+use crate::{
+    counters::{self, CountersError, Report},
+    observe::{Observer, epoch},
+    state::{Phase, Snapshot},
+};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
     table: String,
-    reason: &'static str,
+    reason: String,
+    action: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -62,16 +30,44 @@ struct Backend {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Hop {
+    table: String,
+    backend: String,
+    hop: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BackendState {
+    table: String,
+    backend: String,
+    state: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
     result: &'static str,
 }
 
-/// Where the metrics come from: the pinned counters, and the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Interface {
+    interface: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Digest {
+    table: String,
+    membership: String,
+    order: String,
+}
+
+/// A family of gauges of whole numbers.
+type Gauges<L> = Family<L, Gauge>;
+
+/// Where the metrics come from.
+#[derive(Debug)]
 pub struct Metered {
-    /// The director's pins.
-    pub pins: PinFolder,
-    /// What the daemon has to tell.
-    pub metrics: Arc<Metrics>,
+    /// What sees everything.
+    pub observer: Observer,
 }
 
 impl Source for Metered {
@@ -80,40 +76,163 @@ impl Source for Metered {
     }
 
     fn register(&self, registry: &mut Registry) -> Result<(), Box<dyn Error>> {
-        let report = counters::read(&self.pins)?;
+        let report = match self.observer.counters() {
+            // Nothing has been counted before the first start.
+            Err(CountersError::Missing { .. }) => Report::default(),
+            other => other?,
+        };
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The running director", build);
-
-        let metrics = &self.metrics;
-        let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
-        registry.register("generation", "Generation in force", gauge(load(&metrics.generation)));
-        registry.register_with_unit(
-            "last_swap_timestamp",
-            "When the generation in force was swapped in, since the epoch",
-            Unit::Seconds,
-            gauge(load(&metrics.last_swap)),
-        );
-        let reloads = Family::<Outcome, Counter>::default();
-        reloads.get_or_create(&Outcome { result: "ok" }).inc_by(load(&metrics.reloads));
-        reloads.get_or_create(&Outcome { result: "failed" }).inc_by(load(&metrics.failed_reloads));
-        registry.register("reloads", "Tables loaded anew, by result", reloads);
-
-        let reasons = PacketsAndBytes::<Reason>::default();
-        let no_table = report.reasons.into_iter().map(|counted| (String::new(), counted));
-        let of_tables = report.tables.into_iter().flat_map(|table| {
-            table.reasons.into_iter().map(move |counted| (table.name.clone(), counted))
-        });
-        for (table, (reason, count)) in no_table.chain(of_tables) {
-            reasons.add(&Reason { table, reason }, count.packets, count.bytes);
-        }
-        let what = "by table (none if no table is concerned) and reason";
-        reasons.register(registry, "packets", "received", what);
-        let backends = PacketsAndBytes::<Backend>::default();
-        for backend in report.backends {
-            let labels = Backend { table: backend.table, backend: backend.address.to_string() };
-            backends.add(&labels, backend.count.packets, backend.count.bytes);
-        }
-        backends.register(registry, "backend_packets", "backend", "sent, by first hop");
+        let snapshot = self.observer.snapshot();
+        generation(registry, &snapshot);
+        reloads(registry, &snapshot);
+        self.interfaces(registry);
+        self.tables(registry, &report);
+        packets(registry, report);
         Ok(())
+    }
+}
+
+fn seconds(value: f64) -> Gauge<f64, AtomicU64> {
+    let gauge = Gauge::default();
+    gauge.set(value);
+    gauge
+}
+
+fn since_epoch(at: Option<SystemTime>) -> Gauge<f64, AtomicU64> {
+    seconds(at.map_or(0.0, epoch))
+}
+
+fn generation(registry: &mut Registry, snapshot: &Snapshot) {
+    let in_force = snapshot.in_force.as_ref();
+    let number = in_force.map_or(0, |in_force| in_force.generation);
+    registry.register("generation", "Generation in force; 0 before the first", gauge(number));
+    registry.register_with_unit(
+        "last_swap_timestamp",
+        "When the generation in force was swapped in, since the epoch",
+        Unit::Seconds,
+        since_epoch(in_force.map(|in_force| in_force.since)),
+    );
+    let digests = Gauges::<Digest>::default();
+    let all = in_force.map(|in_force| (String::new(), in_force.digest));
+    let tables = in_force.iter().flat_map(|in_force| &in_force.tables.tables);
+    let each = tables.map(|table| (table.name.clone(), table.digest()));
+    for (table, digest) in all.into_iter().chain(each) {
+        let membership = glb_table::hex(&digest.membership);
+        let order = glb_table::hex(&digest.order);
+        digests.get_or_create(&Digest { table, membership, order }).set(1);
+    }
+    registry.register(
+        "table_digest_info",
+        "What must be equal on all directors of a fleet (membership) and the states and health \
+         (order), of each table, and of all together (no table)",
+        digests,
+    );
+}
+
+fn reloads(registry: &mut Registry, snapshot: &Snapshot) {
+    let reloads = Family::<Outcome, Counter>::default();
+    reloads.get_or_create(&Outcome { result: "ok" }).inc_by(snapshot.reloads);
+    reloads.get_or_create(&Outcome { result: "failed" }).inc_by(snapshot.failed_reloads);
+    registry.register("reloads", "Tables loaded anew, by result", reloads);
+    let reloading = u64::from(snapshot.phase == Phase::Reloading);
+    registry.register("reloading", "Whether a reload is under way", gauge(reloading));
+    let last = snapshot.last_reload.as_ref();
+    let well = u64::from(last.is_none_or(|last| last.error.is_none()));
+    registry.register("last_reload_success", "Whether the last reload went well", gauge(well));
+    registry.register_with_unit(
+        "last_reload_timestamp",
+        "When the last reload ended, since the epoch; 0 if there was none",
+        Unit::Seconds,
+        since_epoch(last.map(|last| last.at)),
+    );
+    registry.register_with_unit(
+        "last_reload_duration",
+        "How long the last reload took",
+        Unit::Seconds,
+        seconds(last.map_or(0.0, |last| last.took.as_secs_f64())),
+    );
+}
+
+impl Metered {
+    fn interfaces(&self, registry: &mut Registry) {
+        let attached = Gauges::<Interface>::default();
+        let generations = Gauges::<Interface>::default();
+        for view in self.observer.interfaces() {
+            let labels = Interface { interface: view.name };
+            attached.get_or_create(&labels).set(i64::from(view.attached));
+            let number = view.generation.unwrap_or(0).try_into().unwrap_or(i64::MAX);
+            generations.get_or_create(&labels).set(number);
+        }
+        let help = "Whether one of this director's generations runs on the interface";
+        registry.register("interface_attached", help, attached);
+        let help = "Generation that runs on the interface; 0 for none";
+        registry.register("interface_generation", help, generations);
+    }
+
+    fn tables(&self, registry: &mut Registry, report: &Report) {
+        let rows = Gauges::<Hop>::default();
+        let states = Gauges::<BackendState>::default();
+        let (healthy, reachable) = (Gauges::<Backend>::default(), Gauges::<Backend>::default());
+        for view in self.observer.backends(report) {
+            let labels = Backend { table: view.table, backend: view.address.to_string() };
+            healthy.get_or_create(&labels).set(i64::from(view.healthy));
+            reachable.get_or_create(&labels).set(i64::from(view.way.is_some()));
+            let Backend { table, backend } = labels;
+            for (hop, count) in (1..).zip(view.rows) {
+                let (table, backend) = (table.clone(), backend.clone());
+                rows.get_or_create(&Hop { table, backend, hop }).set(count.into());
+            }
+            states.get_or_create(&BackendState { table, backend, state: view.state }).set(1);
+        }
+        let help = "Rows, of 65,536, in which the backend stands at this hop";
+        registry.register("backend_rows", help, rows);
+        registry.register("backend_state_info", "State that the table gives the backend", states);
+        registry.register("backend_healthy", "Health that the table gives the backend", healthy);
+        let help = "Whether the kernel knows the way to the backend now";
+        registry.register("backend_reachable", help, reachable);
+    }
+}
+
+fn packets(registry: &mut Registry, report: Report) {
+    let reasons = PacketsAndBytes::<Reason>::default();
+    // From the first scrape on, so that the first packet under a reason is an increase: for a table
+    // what becomes of its packets, for no table what is left to the kernel.
+    let zeros = report.backends.iter().map(|backend| (&backend.table, false));
+    let none = String::new();
+    let zeros = zeros.chain([(&none, true)]).collect::<BTreeSet<_>>();
+    for (table, is_none) in zeros {
+        let all = DirectorReason::ALL.iter();
+        for reason in all.filter(|reason| (reason.action() == Action::Pass) == is_none) {
+            let (reason, action) = (reason.name().to_owned(), action_name(reason.action()));
+            reasons.add(&Reason { table: table.clone(), reason, action }, 0, 0);
+        }
+    }
+    let no_table = report.reasons.into_iter().map(|counted| (String::new(), counted));
+    let of_tables = report.tables.into_iter().flat_map(|table| {
+        table.reasons.into_iter().map(move |counted| (table.name.clone(), counted))
+    });
+    for (table, (reason, count)) in no_table.chain(of_tables) {
+        let action = counters::action(&reason).map_or("unknown", action_name);
+        reasons.add(&Reason { table, reason, action }, count.packets, count.bytes);
+    }
+    let what = "by table (none if no table is concerned), reason and what was done with them";
+    reasons.register(registry, "packets", "received", what);
+    let backends = PacketsAndBytes::<Backend>::default();
+    for backend in report.backends {
+        let labels = Backend { table: backend.table, backend: backend.address.to_string() };
+        backends.add(&labels, backend.count.packets, backend.count.bytes);
+    }
+    backends.register(registry, "backend_packets", "backend", "sent, by first hop");
+}
+
+/// The stable name of a verdict.
+fn action_name(action: Action) -> &'static str {
+    match action {
+        Action::Pass => "pass",
+        Action::Send => "send",
+        Action::Take => "take",
+        Action::Drop => "drop",
+        Action::Answer => "answer",
     }
 }

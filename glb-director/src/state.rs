@@ -2,12 +2,14 @@
 //! the metrics read it, also while the loop is busy with a reload.
 
 use std::{
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
     time::{Duration, Instant, SystemTime},
 };
 
-use glb_table::TableSet;
+use glb_table::{Digest, TableSet};
 use serde::{Deserialize, Serialize};
+
+use crate::observe::{self, Ways};
 
 /// What the daemon is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,8 +44,25 @@ pub struct InForce {
     pub generation: u64,
     /// Its tables.
     pub tables: Arc<TableSet>,
+    /// Their digests.
+    pub digest: Digest,
     /// Since when.
     pub since: SystemTime,
+    /// Counted when somebody asks for the first time.
+    rows: Arc<OnceLock<RowsByHop>>,
+}
+
+/// For each table and each of its backends: in how many rows it is the first hop, the second, and so
+/// on.
+type RowsByHop = Vec<Vec<Vec<u32>>>;
+
+impl InForce {
+    /// For each table and each of its backends, in their order: in how many rows it is the first
+    /// hop, the second, and so on.
+    #[must_use]
+    pub fn rows_by_hop(&self) -> &[Vec<Vec<u32>>] {
+        self.rows.get_or_init(|| self.tables.tables.iter().map(observe::count_rows).collect())
+    }
 }
 
 /// All of it, at one moment.
@@ -66,11 +85,12 @@ pub struct Snapshot {
 pub struct State {
     started: Instant,
     snapshot: RwLock<Arc<Snapshot>>,
+    ways: OnceLock<Ways>,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { started: Instant::now(), snapshot: RwLock::default() }
+        Self { started: Instant::now(), snapshot: RwLock::default(), ways: OnceLock::new() }
     }
 }
 
@@ -87,12 +107,24 @@ impl State {
         self.started.elapsed()
     }
 
+    /// From now on the ways to the backends are seen here.
+    pub fn follow(&self, ways: Ways) {
+        // There is one daemon in a process, and it says so once.
+        drop(self.ways.set(ways));
+    }
+
+    /// The newest ways to the backends, once they are followed.
+    #[must_use]
+    pub fn ways(&self) -> Option<Arc<glb_host::next_hop::Snapshot>> {
+        self.ways.get().map(|ways| Arc::clone(&ways.borrow()))
+    }
+
     /// A generation has just been swapped in.
     pub fn in_force(&self, generation: u64, tables: Arc<TableSet>) {
         self.change(|snapshot| {
             snapshot.phase = Phase::Running;
-            let since = SystemTime::now();
-            snapshot.in_force = Some(InForce { generation, tables, since });
+            let (since, digest, rows) = (SystemTime::now(), tables.digest(), Arc::default());
+            snapshot.in_force = Some(InForce { generation, tables, digest, since, rows });
         });
     }
 

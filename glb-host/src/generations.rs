@@ -129,7 +129,8 @@ pub fn current_program(
 }
 
 /// Numbers of the pinned generations, in order.
-fn numbers(pins: &PinFolder) -> Vec<u64> {
+#[must_use]
+pub fn numbers(pins: &PinFolder) -> Vec<u64> {
     let entries = fs::read_dir(pins.join(GENERATIONS)).into_iter().flatten().flatten();
     let mut numbers: Vec<u64> =
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();

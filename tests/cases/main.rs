@@ -10,5 +10,6 @@ mod health;
 mod lab;
 mod mtu;
 mod refusals;
+mod seen;
 mod services;
 mod support;

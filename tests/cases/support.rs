@@ -35,6 +35,16 @@ pub(crate) fn ask(lab: &Lab, family: Family, number: u16) -> Result<http::Reply>
     http::get_in(lab.netns(Node::Client)?, client(family, number), to, "/")
 }
 
+/// Asks from many addresses and over both families; every request must be answered.
+pub(crate) fn ask_everybody(lab: &Lab) -> Result<()> {
+    for number in 100..120 {
+        for family in [Family::V4, Family::V6] {
+            ask(lab, family, number)?;
+        }
+    }
+    Ok(())
+}
+
 /// Asks from many addresses and over both families; every request must be answered, and every
 /// backend must have answered some.
 pub(crate) fn everybody_answers(lab: &Lab) -> Result<()> {

@@ -93,10 +93,11 @@ struct Service {
     units: &'static [&'static str],
 }
 
-const SERVICES: [Service; 3] = [
+const SERVICES: [Service; 4] = [
     Service { program: "nginx", units: &["nginx.service"] },
     Service { program: "bird", units: &["bird.service"] },
     Service { program: "fcgiwrap", units: &["fcgiwrap.service", "fcgiwrap.socket"] },
+    Service { program: "prometheus", units: &["prometheus.service"] },
 ];
 
 /// While it lives, package scripts start no service (policy-rc.d says no); a policy that was there

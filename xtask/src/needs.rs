@@ -63,13 +63,16 @@ const fn program(
     Program { name, package, why, purpose }
 }
 
-const PROGRAMS: [Program; 6] = [
+const PROGRAMS: [Program; 9] = [
     program("cc", "gcc", Purpose::Build, "links Rust programs"),
     program("ip", "iproute2", Purpose::Lab, "network namespaces, links and routes of the lab"),
     program("tc", "iproute2", Purpose::Lab, "makes a link of the lab slow"),
     program("nginx", "nginx-light", Purpose::Lab, "serves git over HTTP on the lab's backends"),
     program("fcgiwrap", "fcgiwrap", Purpose::Lab, "runs git-http-backend for nginx"),
     program("git", "git", Purpose::Lab, "the client and the server of the demo"),
+    program("prometheus", "prometheus", Purpose::Test, "scrapes the lab: dashboard and alerts"),
+    program("promtool", "prometheus", Purpose::Test, "checks the alert rules and the exposition"),
+    program("setpriv", "util-linux", Purpose::Test, "runs the daemons as their own user"),
 ];
 
 /// Everything that `purpose` needs and that is not there.

@@ -30,7 +30,7 @@ fn table(report: &Report) -> String {
         for (reason, count) in reasons {
             rows.push([
                 name.into(),
-                (*reason).into(),
+                reason.clone(),
                 count.packets.to_string(),
                 count.bytes.to_string(),
             ]);

@@ -1,13 +1,16 @@
 //! The command line, one file for each command.
 
+mod columns;
 mod counters;
 mod detach;
 mod exit;
 mod reload;
 mod replay;
 mod run;
+mod show;
 mod status;
 mod table;
+mod top;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -34,6 +37,22 @@ enum Command {
     Run(ConfigFile),
     /// Show how the running daemon is.
     Status(Asking),
+    /// Show what the running daemon has in force.
+    Show {
+        #[command(subcommand)]
+        what: show::What,
+        #[command(flatten)]
+        asking: Asking,
+    },
+    /// Show live rates by table, backend and reason.
+    ///
+    /// In a terminal it goes on until Ctrl-C; with `-o json` each look is one line.
+    Top {
+        #[command(flatten)]
+        asking: Asking,
+        #[command(flatten)]
+        options: top::Options,
+    },
     /// Have the running daemon load its table file anew, and say how that went.
     Reload {
         #[command(flatten)]
@@ -85,7 +104,13 @@ enum Command {
 #[derive(Args, Debug)]
 struct ConfigFile {
     /// The configuration file (TOML).
-    #[arg(short, long, value_name = "FILE", default_value = "/etc/glb/director.toml")]
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        default_value = "/etc/glb/director.toml",
+        global = true
+    )]
     config: PathBuf,
 }
 
@@ -95,10 +120,10 @@ struct Asking {
     #[command(flatten)]
     config: ConfigFile,
     /// The daemon's control socket; the one that the configuration names if it is left out.
-    #[arg(short, long, value_name = "PATH")]
+    #[arg(short, long, value_name = "PATH", global = true)]
     socket: Option<PathBuf>,
     /// How to print the answer.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, value_enum, default_value_t, global = true)]
     output: Output,
 }
 
@@ -132,6 +157,8 @@ impl Cli {
         match self.command {
             Command::Run(file) => done(run::execute(&file.config)),
             Command::Status(asking) => exit::coded(status::execute(&asking)),
+            Command::Show { what, asking } => exit::coded(show::execute(&asking, what)),
+            Command::Top { asking, options } => exit::coded(top::execute(&asking, &options)),
             Command::Reload { asking, force } => exit::coded(reload::execute(&asking, force)),
             Command::Detach(file) => done(detach::execute(&file.config)),
             Command::Counters { config, output } => done(counters::execute(&config.config, output)),

@@ -35,6 +35,12 @@ fn text(status: &Status) -> String {
     if let (Some(number), Some(since)) = (status.generation, status.generation_since) {
         lines.push(("generation", format!("{number}, in force for {}", ago(since))));
     }
+    for interface in &status.interfaces {
+        let generation =
+            interface.generation.map_or_else(|| "none".to_owned(), |number| number.to_string());
+        let mode = interface.mode.as_deref().unwrap_or("not attached");
+        lines.push(("interface", format!("{}, {mode}, generation {generation}", interface.name)));
+    }
     let digests = [("membership", &status.membership_digest), ("order", &status.order_digest)];
     for (name, digest) in digests {
         if let Some(digest) = digest {
@@ -57,7 +63,7 @@ fn text(status: &Status) -> String {
     lines.into_iter().map(|(name, text)| format!("{name:<12} {text}\n")).collect()
 }
 
-fn ago(since: f64) -> String {
+pub(super) fn ago(since: f64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     span((now.as_secs_f64() - since).max(0.0))
 }

@@ -5,11 +5,19 @@ mod status;
 
 use std::{io, sync::Arc};
 
-use glb_host::control::{self, Access, Call, Kind, NoGroup, Refusal, Server, Socket, SocketError};
+use glb_host::{
+    bpffs::PinFolder,
+    control::{self, Access, Call, Kind, NoGroup, Refusal, Server, Socket, SocketError},
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::{config::Control, state::State};
+use crate::{
+    config::Config,
+    counters::{CountersError, Report},
+    observe::Observer,
+    state::State,
+};
 
 pub use status::{Problem, Status};
 
@@ -22,6 +30,16 @@ const WAITING: usize = 16;
 pub enum Command {
     /// How the daemon is; answered with [`Status`], also while a reload runs.
     Status,
+    /// Packets and bytes since the counters were made; answered with [`Report`].
+    Counters,
+    /// The tables in force; answered with a list of [`TableView`](crate::observe::TableView).
+    Tables,
+    /// Their backends; a list of [`BackendView`](crate::observe::BackendView).
+    Backends,
+    /// Their binds; a list of [`BindView`](crate::observe::BindView).
+    Binds,
+    /// What is pinned; a list of [`GenerationView`](crate::observe::GenerationView).
+    Generations,
     /// Bring the table file into force, and say how that went.
     Reload {
         /// Even if nothing has changed, or the change can break flows and the configuration
@@ -34,7 +52,12 @@ pub enum Command {
 impl control::Command for Command {
     fn changes(&self) -> bool {
         match self {
-            Self::Status => false,
+            Self::Status
+            | Self::Counters
+            | Self::Tables
+            | Self::Backends
+            | Self::Binds
+            | Self::Generations => false,
             Self::Reload { .. } => true,
         }
     }
@@ -66,13 +89,23 @@ pub struct Channel {
 ///
 /// # Errors
 /// When another daemon has the socket, or it cannot be made.
-pub fn open(config: &Control, state: &Arc<State>) -> Result<Channel, ControlError> {
+pub fn open(
+    config: &Config,
+    state: &Arc<State>,
+    pins: &PinFolder,
+) -> Result<Channel, ControlError> {
+    let observer = Observer::new(state, pins, &config.interfaces);
+    let config = &config.control;
     let access = Access::new(config.operators.as_deref()).map_err(ControlError::Operators)?;
     let socket = Socket::open(&config.place)?;
     let (to_loop, calls) = mpsc::channel(WAITING);
-    let state = Arc::clone(state);
     let handler = move |call: Call<Command>| match call.command {
-        Command::Status => call.answer.done(Ok(Status::of(&state))),
+        Command::Status => call.answer.done(Ok(Status::of(&observer))),
+        Command::Counters => call.answer.done(observer.counters().map_err(Refusal::failed)),
+        Command::Tables => call.answer.done(counted(&observer, Observer::tables)),
+        Command::Backends => call.answer.done(counted(&observer, Observer::backends)),
+        Command::Binds => call.answer.done(Ok(observer.binds())),
+        Command::Generations => call.answer.done(Ok(observer.generations())),
         Command::Reload { .. } => {
             if let Err(mpsc::error::TrySendError::Full(call)) = to_loop.try_send(call) {
                 let text = "the daemon has not come to earlier requests yet; ask again in a moment";
@@ -82,4 +115,17 @@ pub fn open(config: &Control, state: &Arc<State>) -> Result<Channel, ControlErro
     };
     let server = control::serve(socket, access, handler).map_err(ControlError::Thread)?;
     Ok(Channel { calls, _server: server })
+}
+
+/// What is shown together with what was counted; before the first start there is nothing counted.
+fn counted<T>(
+    observer: &Observer,
+    look: impl FnOnce(&Observer, &Report) -> T,
+) -> Result<T, Refusal> {
+    let report = match observer.counters() {
+        Ok(report) => report,
+        Err(CountersError::Missing { .. }) => Report::default(),
+        Err(error) => return Err(Refusal::failed(error)),
+    };
+    Ok(look(observer, &report))
 }

@@ -1,10 +1,11 @@
 //! The answer to `status`.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Phase, State};
+use crate::{
+    observe::{InterfaceView, Observer, epoch},
+    state::Phase,
+};
 
 /// How the daemon is. Fields are added, never renamed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -19,6 +20,8 @@ pub struct Status {
     pub phase: Phase,
     /// What is not as it should be; empty if all is well.
     pub problems: Vec<Problem>,
+    /// The interfaces that it is to be attached to.
+    pub interfaces: Vec<InterfaceView>,
     /// Number of the generation in force.
     pub generation: Option<u64>,
     /// Since when, in seconds since the epoch.
@@ -56,10 +59,10 @@ pub struct Problem {
 }
 
 impl Status {
-    /// What `state` tells now.
+    /// What `observer` sees now.
     #[must_use]
-    pub fn of(state: &State) -> Self {
-        let snapshot = state.snapshot();
+    pub fn of(observer: &Observer) -> Self {
+        let snapshot = observer.snapshot();
         let mut problems = Vec::new();
         let mut problem = |name: &str, message: String| {
             problems.push(Problem { name: name.to_owned(), message });
@@ -72,13 +75,35 @@ impl Status {
             problem("reload_failed", format!("the last reload failed: {error}"));
         }
         let in_force = snapshot.in_force.as_ref();
-        let digest = in_force.map(|in_force| in_force.tables.digest());
+        let digest = in_force.map(|in_force| in_force.digest);
+        let interfaces = observer.interfaces();
+        if in_force.is_some() {
+            for interface in &interfaces {
+                if let Some(what) = &interface.problem {
+                    problem("not_attached", format!("interface {}: {what}", interface.name));
+                }
+            }
+        }
+        let ways = observer.state().ways().unwrap_or_default();
+        for table in in_force.iter().flat_map(|in_force| &in_force.tables.tables) {
+            let name = &table.name;
+            if !table.backends.iter().any(|backend| backend.takes_new()) {
+                problem("no_backend", format!("table {name}: no backend takes new connections"));
+            }
+            for backend in table.backends.iter().filter(|backend| backend.is_usable()) {
+                if let Some(Err(why)) = ways.get(&backend.address) {
+                    let address = backend.address;
+                    problem("no_way", format!("table {name}: no way to {address}: {why}"));
+                }
+            }
+        }
         Self {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            uptime_seconds: state.uptime().as_secs_f64(),
+            uptime_seconds: observer.state().uptime().as_secs_f64(),
             phase: snapshot.phase,
             problems,
+            interfaces,
             generation: in_force.map(|in_force| in_force.generation),
             generation_since: in_force.map(|in_force| epoch(in_force.since)),
             membership_digest: digest.map(|digest| glb_table::hex(&digest.membership)),
@@ -92,9 +117,4 @@ impl Status {
             }),
         }
     }
-}
-
-/// Seconds since the epoch.
-pub(crate) fn epoch(at: SystemTime) -> f64 {
-    at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }

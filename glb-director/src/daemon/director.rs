@@ -48,14 +48,14 @@ impl<'c> Director<'c> {
         }
         let pins = PinFolder::create(&config.pin, crate::OWNER)?;
         let lock = pins.lock()?;
-        let channel = match control::open(&config.control, state) {
+        let channel = match control::open(config, state, &pins) {
             Ok(channel) => channel,
             Err(error) => {
                 remove_if_unused(&pins);
                 return Err(error.into());
             }
         };
-        match Self::bring_up(config, &tables, &pins).await {
+        match Self::bring_up(config, &tables, &pins, state).await {
             Ok((identities, next_hops, generation)) => {
                 let tables = Arc::new(tables);
                 let director =
@@ -74,10 +74,12 @@ impl<'c> Director<'c> {
         config: &Config,
         tables: &TableSet,
         pins: &PinFolder,
+        state: &State,
     ) -> Result<(Identities, NextHops, Generation), Error> {
         pins.make(&pins.join(counters::pins::FOLDER))?;
         let mut identities = Identities::open_or_create(pins)?;
         let next_hops = NextHops::start(targets(tables)).await?;
+        state.follow(next_hops.subscribe());
         let previous = generations::current_program(&config.interfaces, pins)?;
         let previous = previous.map(|(number, _program)| number);
         // What a killed predecessor loaded and never swapped in.

@@ -18,7 +18,8 @@ use triggers::Triggers;
 use crate::{
     config::Config,
     control::{self, Status},
-    metrics::{Metered, Metrics},
+    metrics::Metered,
+    observe::Observer,
     state::State,
 };
 
@@ -33,7 +34,6 @@ pub async fn run(config: &Config) -> Result<(), Error> {
     let mut interrupt = signals(SignalKind::interrupt())?;
 
     let state = Arc::new(State::default());
-    let metrics = Arc::new(Metrics::default());
     // Before anything is attached: a port that is in use is found while nothing has changed.
     let listener = config.metrics.map(metrics::bind).transpose()?;
     // Before the table is read, so that no change falls in between.
@@ -43,11 +43,10 @@ pub async fn run(config: &Config) -> Result<(), Error> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    metrics.in_force(director.generation.number);
     state.in_force(director.generation.number, Arc::clone(&director.tables));
     if let Some(listener) = listener {
-        let pins = director.pins.clone();
-        metrics::serve(listener, Metered { pins, metrics: Arc::clone(&metrics) })?;
+        let observer = Observer::new(&state, &director.pins, &config.interfaces);
+        metrics::serve(listener, Metered { observer })?;
     }
     info!(
         generation = director.generation.number,
@@ -67,15 +66,18 @@ pub async fn run(config: &Config) -> Result<(), Error> {
             }
             _ = triggers.next() => {
                 // What went wrong has been logged.
-                drop(reload(&mut director, &state, &metrics).await);
+                drop(reload(&mut director, &state).await);
                 triggers.done();
             }
             Some(call) = channel.calls.recv() => match call.command {
                 control::Command::Reload { .. } => {
-                    let result = reload(&mut director, &state, &metrics).await;
-                    call.answer.done(result.map(|()| Status::of(&state)).map_err(Refusal::failed));
+                    let result = reload(&mut director, &state).await;
+                    let observer = Observer::new(&state, &director.pins, &config.interfaces);
+                    call.answer
+                        .done(result.map(|()| Status::of(&observer)).map_err(Refusal::failed));
                 }
-                control::Command::Status => call.answer.done(Ok(Status::of(&state))),
+                // The control channel answers the others by itself.
+                _ => {}
             },
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -90,16 +92,11 @@ pub async fn run(config: &Config) -> Result<(), Error> {
 }
 
 /// Loads the table file anew, and tells everybody how that went.
-async fn reload(
-    director: &mut Director<'_>,
-    state: &State,
-    metrics: &Metrics,
-) -> Result<(), String> {
+async fn reload(director: &mut Director<'_>, state: &State) -> Result<(), String> {
     state.reloading();
     let begun = Instant::now();
     let result = director.reload().await;
     let number = director.generation.number;
-    metrics.reloaded(number, result.is_ok());
     if let Err(error) = &result {
         error!(
             table = %director.config.table.display(),

@@ -1,5 +1,8 @@
 //! Metrics for Prometheus, over HTTP, in a thread of their own: they answer while a reload runs.
 
+mod process;
+mod text;
+
 use std::{
     convert::Infallible,
     error::Error,
@@ -16,13 +19,16 @@ use http_body_util::Full;
 use hyper::{
     Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::{CONTENT_TYPE, HeaderValue},
+    header::{ACCEPT, CONTENT_TYPE, HeaderValue},
     server::conn::http1,
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    encoding::{
+        EncodeLabelSet,
+        text::{encode_eof, encode_registry},
+    },
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::{Registry, Unit},
 };
@@ -123,8 +129,12 @@ async fn accept(listener: TcpListener, source: Arc<impl Source>) {
 fn answer(request: &Request<Incoming>, source: &impl Source) -> Response<Full<Bytes>> {
     let (status, kind, body) = match request.uri().path() {
         "/metrics" => match exposition(source) {
-            Ok(text) => {
+            Ok(text) if wants_open_metrics(request) => {
                 (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text)
+            }
+            Ok(text) => {
+                let text = text::from_open_metrics(&text);
+                (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
             }
             Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
         },
@@ -136,6 +146,13 @@ fn answer(request: &Request<Incoming>, source: &impl Source) -> Response<Full<By
     response
 }
 
+fn wants_open_metrics(request: &Request<Incoming>) -> bool {
+    let accepted = request.headers().get_all(ACCEPT).iter();
+    accepted.into_iter().any(|value| {
+        value.to_str().is_ok_and(|value| value.contains("application/openmetrics-text"))
+    })
+}
+
 /// Everything that `source` has to tell, as it stands now, in the OpenMetrics text format.
 ///
 /// # Errors
@@ -143,8 +160,12 @@ fn answer(request: &Request<Incoming>, source: &impl Source) -> Response<Full<By
 pub fn exposition(source: &impl Source) -> Result<String, Box<dyn Error>> {
     let mut registry = Registry::with_prefix(source.prefix());
     source.register(&mut registry)?;
+    let mut own = Registry::default();
+    process::register(&mut own);
     let mut text = String::new();
-    encode(&mut text, &registry)?;
+    encode_registry(&mut text, &registry)?;
+    encode_registry(&mut text, &own)?;
+    encode_eof(&mut text)?;
     Ok(text)
 }
 

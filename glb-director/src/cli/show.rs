@@ -1,0 +1,118 @@
+//! `glb-director show`
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::Subcommand;
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{Asking, Output, columns::columns};
+use crate::{
+    control::Command as Ask,
+    observe::{BackendView, BindView, GenerationView, TableView},
+};
+
+/// The channel answers without waiting for the daemon's loop.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Rows of a table, whatever it holds.
+const ROWS: f64 = 65_536.0;
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(super) enum What {
+    /// The tables in force, with what was sent and dropped for them.
+    Tables,
+    /// The backends: state, health, share of new flows, the way to them.
+    Backends,
+    /// The binds: which addresses and ports belong to which table.
+    Binds,
+    /// The pinned generations, and which runs on which interface.
+    Generations,
+}
+
+pub(super) fn execute(asking: &Asking, what: What) -> anyhow::Result<ExitCode> {
+    match what {
+        What::Tables => show(asking, &Ask::Tables, tables),
+        What::Backends => show(asking, &Ask::Backends, backends),
+        What::Binds => show(asking, &Ask::Binds, binds),
+        What::Generations => show(asking, &Ask::Generations, generations),
+    }
+}
+
+fn show<T: DeserializeOwned + Serialize>(
+    asking: &Asking,
+    ask: &Ask,
+    text: fn(&[T]) -> String,
+) -> anyhow::Result<ExitCode> {
+    let answer: Vec<T> = asking.connect()?.ask(ask, PATIENCE)?;
+    match asking.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&answer)?),
+        Output::Table => print!("{}", text(&answer)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tables(views: &[TableView]) -> String {
+    let head = ["TABLE", "HOPS", "BINDS", "BACKENDS", "TAKING", "SENT", "DROPPED", "DIGEST"];
+    let rows = views.iter().map(|view| {
+        [
+            view.name.clone(),
+            view.hops.to_string(),
+            view.binds.to_string(),
+            view.backends.to_string(),
+            view.taking_new.to_string(),
+            view.sent.packets.to_string(),
+            view.dropped.packets.to_string(),
+            format!("{:.8}/{:.8}", view.membership_digest, view.order_digest),
+        ]
+    });
+    columns(head, "<>>>>>><", rows)
+}
+
+fn backends(views: &[BackendView]) -> String {
+    let head = ["TABLE", "BACKEND", "STATE", "HEALTH", "FIRST", "SENT", "WAY"];
+    let rows = views.iter().map(|view| {
+        let first = view.rows.first().copied().unwrap_or(0);
+        let way = match (&view.way, &view.no_way) {
+            (Some(way), _) => format!("{} {}", way.interface, way.mac),
+            (None, Some(why)) => format!("NONE: {why}"),
+            (None, None) => String::new(),
+        };
+        [
+            view.table.clone(),
+            view.address.to_string(),
+            view.state.clone(),
+            if view.healthy { "up".into() } else { "DOWN".into() },
+            format!("{:.1} %", f64::from(first) * 100.0 / ROWS),
+            view.sent.packets.to_string(),
+            way,
+        ]
+    });
+    columns(head, "<<<<>><", rows)
+}
+
+fn binds(views: &[BindView]) -> String {
+    let rows = views.iter().map(|view| {
+        let ports = if view.first_port == view.last_port {
+            view.first_port.to_string()
+        } else {
+            format!("{}-{}", view.first_port, view.last_port)
+        };
+        [view.table.clone(), view.prefix.clone(), view.proto.clone(), ports]
+    });
+    columns(["TABLE", "ADDRESS", "PROTO", "PORTS"], "<<<<", rows)
+}
+
+fn generations(views: &[GenerationView]) -> String {
+    let rows = views.iter().map(|view| {
+        let since = view.since.map(|since| format!("for {}", super::status::ago(since)));
+        [
+            view.number.to_string(),
+            since.unwrap_or_else(|| "kept".into()),
+            view.interfaces.join(","),
+            view.membership_digest
+                .as_ref()
+                .map_or_else(String::new, |digest| format!("{digest:.16}")),
+        ]
+    });
+    columns(["GENERATION", "IN FORCE", "INTERFACES", "MEMBERSHIP"], "><<<", rows)
+}

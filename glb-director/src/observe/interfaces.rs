@@ -1,0 +1,105 @@
+//! What runs on the interfaces, and which generations there are.
+
+use glb_host::{
+    generations,
+    xdp_link::{self, Mode},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Observer, epoch};
+
+/// An interface that the director is to be attached to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceView {
+    /// Its name.
+    pub name: String,
+    /// Whether one of this director's generations runs on it.
+    pub attached: bool,
+    /// `native` or `generic`, if a program is attached.
+    pub mode: Option<String>,
+    /// The generation that runs on it.
+    pub generation: Option<u64>,
+    /// What is wrong with it, if something is.
+    pub problem: Option<String>,
+}
+
+/// A generation that is pinned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GenerationView {
+    /// Its number.
+    pub number: u64,
+    /// Whether it is the one that the daemon has in force.
+    pub in_force: bool,
+    /// Since when, in seconds since the epoch, if it is in force.
+    pub since: Option<f64>,
+    /// The interfaces that it runs on.
+    pub interfaces: Vec<String>,
+    /// Digest of what must be equal on all directors of a fleet, if it is in force.
+    pub membership_digest: Option<String>,
+    /// Digest of states and health, if it is in force.
+    pub order_digest: Option<String>,
+}
+
+impl Observer {
+    /// The configured interfaces.
+    #[must_use]
+    pub fn interfaces(&self) -> Vec<InterfaceView> {
+        self.interfaces.iter().map(|name| self.interface(name)).collect()
+    }
+
+    fn interface(&self, name: &str) -> InterfaceView {
+        let found = xdp_link::attached(name);
+        let (mode, mut problem) = match &found {
+            Ok(Some((Mode::Native, _))) => (Some("native"), None),
+            Ok(Some((Mode::Generic, _))) => (Some("generic"), None),
+            Ok(None) => (None, Some("no XDP program is attached".to_owned())),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        let generation = generations::current_program(&[name.to_owned()], &self.pins);
+        let generation = match generation {
+            Ok(found) => found.map(|(number, _program)| number),
+            Err(error) => {
+                problem.get_or_insert_with(|| error.to_string());
+                None
+            }
+        };
+        let attached = mode.is_some() && generation.is_some();
+        if !attached {
+            problem.get_or_insert_with(|| "another XDP program is attached".to_owned());
+        }
+        InterfaceView {
+            name: name.to_owned(),
+            attached,
+            mode: mode.map(str::to_owned),
+            generation,
+            problem,
+        }
+    }
+
+    /// The pinned generations, in order.
+    #[must_use]
+    pub fn generations(&self) -> Vec<GenerationView> {
+        let snapshot = self.snapshot();
+        let interfaces = self.interfaces();
+        let numbers = generations::numbers(&self.pins).into_iter();
+        numbers
+            .map(|number| {
+                let in_force =
+                    snapshot.in_force.as_ref().filter(|running| running.generation == number);
+                let digest = in_force.map(|running| running.digest);
+                GenerationView {
+                    number,
+                    in_force: in_force.is_some(),
+                    since: in_force.map(|running| epoch(running.since)),
+                    interfaces: interfaces
+                        .iter()
+                        .filter(|interface| interface.generation == Some(number))
+                        .map(|interface| interface.name.clone())
+                        .collect(),
+                    membership_digest: digest.map(|digest| glb_table::hex(&digest.membership)),
+                    order_digest: digest.map(|digest| glb_table::hex(&digest.order)),
+                }
+            })
+            .collect()
+    }
+}
