@@ -76,8 +76,11 @@ pub async fn run(config: &Config) -> Result<(), Error> {
                     call.answer
                         .done(result.map(|()| Status::of(&observer)).map_err(Refusal::failed));
                 }
-                // The control channel answers the others by itself.
-                _ => {}
+                // The control channel answers these by itself.
+                other => {
+                    let text = format!("the daemon's loop does not answer {other:?}");
+                    call.answer.done(Err::<(), _>(Refusal::failed(text)));
+                }
             },
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
