@@ -217,11 +217,11 @@ fn each_packet_is_counted_once() {
         let mut counted = std::collections::BTreeMap::new();
         let slot = |name: &str| glb_director::image::CounterSlots::table(&identities, name);
         for (reason, count) in &report.reasons {
-            counted.insert((0, *reason), (count.packets, count.bytes));
+            counted.insert((0, reason.as_str()), (count.packets, count.bytes));
         }
         for table in &report.tables {
             for (reason, count) in &table.reasons {
-                counted.insert((slot(&table.name), *reason), (count.packets, count.bytes));
+                counted.insert((slot(&table.name), reason.as_str()), (count.packets, count.bytes));
             }
         }
         assert_eq!(counted, expected);
