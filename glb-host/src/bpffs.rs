@@ -60,7 +60,10 @@ pub enum PinFolderError {
         owner: String,
     },
     /// A system call said no.
-    #[error("`pin = \"{}\"`: cannot {action} {}: {source}", folder.display(), path.display())]
+    #[error(
+        "`pin = \"{}\"`: cannot {action} {}: {source}{}", folder.display(), path.display(),
+        hint(source, folder)
+    )]
     Io {
         /// As configured.
         folder: PathBuf,
@@ -82,6 +85,25 @@ pub enum PinFolderError {
         /// As configured.
         folder: PathBuf,
     },
+}
+
+/// What mends a refusal.
+fn hint(source: &io::Error, folder: &Path) -> String {
+    let folder = folder.display();
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
+            format!(
+                ".\n  This process is user {user}; as root:\n  \
+                 mkdir -p {folder} && chown -R {user}:{group} {folder}\n  \
+                 (the folders above it need `chmod o+x`)"
+            )
+        }
+        io::ErrorKind::StorageFull => {
+            ".\n  The BPF file system is full or has no inodes left.".into()
+        }
+        _ => String::new(),
+    }
 }
 
 /// A folder on a BPF file system that belongs to one program. A mark inside says to which: what is
@@ -197,12 +219,28 @@ impl PinFolder {
     }
 
     /// Removes the folder with everything in it; it was marked as its program's own when it was
-    /// opened.
+    /// opened. Where the folder itself may not be removed, because it was made for a user that may
+    /// not write beside it, it stays, empty.
     ///
     /// # Errors
     /// When the kernel says no.
     pub fn remove_all(&self) -> Result<(), PinFolderError> {
-        self.remove(&self.path)
+        let error = |source| self.error("read", &self.path, source);
+        match fs::read_dir(&self.path) {
+            Ok(entries) => {
+                for entry in entries {
+                    self.remove(&entry.map_err(error)?.path())?;
+                }
+            }
+            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(error(source)),
+        }
+        match fs::remove_dir(&self.path) {
+            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(self.error("remove", &self.path, source)),
+            Ok(()) => Ok(()),
+        }
     }
 
     /// A folder on a BPF file system of its own, for tests and benchmarks: nobody else sees it, and

@@ -12,6 +12,7 @@ pub mod mapped;
 pub mod metrics;
 pub mod next_hop;
 pub mod permission;
+pub mod privilege;
 pub mod program;
 mod sys;
 pub mod tcx_link;

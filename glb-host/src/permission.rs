@@ -1,7 +1,7 @@
 //! Whether this process may do what a daemon does, asked before anything is begun: the kernel's
 //! own answer comes late and names neither the capability nor the remedy.
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 /// A capability is missing.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,14 @@ pub fn check() -> Result<(), NotPermitted> {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let missing = missing(&status);
     if missing.is_empty() { Ok(()) } else { Err(NotPermitted { missing }) }
+}
+
+/// The mode of a file that everybody on this machine can read; nothing if they cannot. For files with
+/// keys.
+#[must_use]
+pub fn readable_by_everybody(path: &Path) -> Option<u32> {
+    let mode = fs::metadata(path).ok()?.permissions().mode() & 0o7777;
+    (mode & 0o004 != 0).then_some(mode)
 }
 
 fn missing(status: &str) -> Vec<&'static str> {

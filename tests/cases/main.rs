@@ -9,6 +9,7 @@ mod drain;
 mod health;
 mod lab;
 mod mtu;
+mod privileges;
 mod refusals;
 mod seen;
 mod services;

@@ -9,6 +9,7 @@ use crate::{config::Config, daemon};
 pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     glb_host::permission::check()?;
+    glb_host::privilege::begin()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

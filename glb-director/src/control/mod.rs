@@ -8,6 +8,7 @@ use std::{io, sync::Arc};
 use glb_host::{
     bpffs::PinFolder,
     control::{self, Access, Call, Kind, NoGroup, Refusal, Server, Socket, SocketError},
+    privilege::{self, PrivilegeError},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -72,6 +73,9 @@ pub enum ControlError {
     /// The operators' group.
     #[error("`control.operators`: {0}")]
     Operators(NoGroup),
+    /// Privileges.
+    #[error(transparent)]
+    Privilege(#[from] PrivilegeError),
     /// The thread.
     #[error("cannot start the thread of the control channel: {0}")]
     Thread(io::Error),
@@ -98,6 +102,8 @@ pub fn open(
     let config = &config.control;
     let access = Access::new(config.operators.as_deref()).map_err(ControlError::Operators)?;
     let socket = Socket::open(&config.place)?;
+    // The socket's group and the port of the metrics were the last things that needed more.
+    privilege::finish()?;
     let (to_loop, calls) = mpsc::channel(WAITING);
     let handler = move |call: Call<Command>| match call.command {
         Command::Status => call.answer.done(Ok(Status::of(&observer))),

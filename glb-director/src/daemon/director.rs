@@ -1,12 +1,17 @@
 //! What the daemon does: builds generations and keeps next hops fresh.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::{Arc, Once},
+    time::Duration,
+};
 
 use glb_host::{
     bpffs::{PinFolder, PinLock},
     generations,
     next_hop::{NextHops, Snapshot},
-    xdp_link,
+    permission, xdp_link,
 };
 use glb_table::TableSet;
 use tracing::{error, info, warn};
@@ -167,6 +172,17 @@ fn settle(generation: &Generation, previous: Option<u64>, pins: &PinFolder) {
 
 fn load_tables(config: &Config) -> Result<TableSet, Error> {
     let tables = glb_table::load(&config.table).map_err(Error::Table)?;
+    // Said once: it is the same at every reload.
+    static SAID: Once = Once::new();
+    if let Some(mode) = permission::readable_by_everybody(&config.table) {
+        let path = config.table.display();
+        SAID.call_once(|| {
+            warn!(
+                "{path} holds hash keys and can be read by everybody on this machine (mode \
+                 {mode:o}); `chmod o-r {path}` ends that, the daemon's user or group must keep it"
+            );
+        });
+    }
     if !tables.warnings.is_empty() {
         warn!("{}", glb_table::render(&tables.warnings, false).trim_end());
     }
