@@ -23,10 +23,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo::rerun-if-changed={}", root.join(package).join("src").display());
     }
 
-    let built = bpf_build::find_compiler()
-        .and_then(|compiler| bpf_build::build(&root, &shared(&out), &compiler));
-    let objects = match built {
-        Ok(folder) => folder,
+    let built = bpf_build::find_compiler().and_then(|compiler| {
+        let plain = bpf_build::build(&root, &shared(&out, "bpf"), &compiler, &[])?;
+        let features = [bpf_build::TRACE_FEATURE];
+        let traced = bpf_build::build(&root, &shared(&out, "bpf-trace"), &compiler, &features)?;
+        Ok((plain, traced))
+    });
+    let (plain, traced) = match built {
+        Ok(folders) => folders,
         Err(error) => {
             // A plain message: the Debug form of main's result would hide the remedy.
             for line in error.to_string().lines() {
@@ -38,14 +42,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     };
     for program in ["glb-bench-bpf", "glb-director-bpf", "glb-redirect-bpf"] {
-        fs::copy(objects.join(program), out.join(program))?;
+        fs::copy(plain.join(program), out.join(program))?;
+    }
+    for program in ["glb-director-bpf", "glb-redirect-bpf"] {
+        fs::copy(traced.join(program), out.join(format!("{program}-trace")))?;
     }
     Ok(())
 }
 
-/// target/bpf, where every build of this workspace (debug, release, with or without tests) finds
+/// target/`name`, where every build of this workspace (debug, release, with or without tests) finds
 /// what another one compiled: the folder of `out` belongs to one of them only.
-fn shared(out: &Path) -> PathBuf {
+fn shared(out: &Path, name: &str) -> PathBuf {
     let profile = out.ancestors().find(|folder| folder.ends_with("build")).and_then(Path::parent);
-    profile.and_then(Path::parent).unwrap_or(out).join("bpf")
+    profile.and_then(Path::parent).unwrap_or(out).join(name)
 }

@@ -285,13 +285,25 @@ pub fn command(
     Ok(command)
 }
 
-/// Builds the package `glb-ebpf` of the workspace at `root` into `target_dir` and returns the
-/// folder with the objects, one file per program.
+/// The feature of `glb-ebpf` with which its programs show their decisions.
+pub const TRACE_FEATURE: &str = "trace";
+
+/// Builds the package `glb-ebpf` of the workspace at `root`, with these features, into `target_dir`
+/// and returns the folder with the objects, one file per program. Each set of features needs a folder
+/// of its own: the files' names are the same.
 ///
 /// # Errors
 /// When a tool is missing, cannot be run, or refuses the source.
-pub fn build(root: &Path, target_dir: &Path, compiler: &Compiler) -> Result<PathBuf, Error> {
+pub fn build(
+    root: &Path,
+    target_dir: &Path,
+    compiler: &Compiler,
+    features: &[&str],
+) -> Result<PathBuf, Error> {
     let mut command = command(root, target_dir, compiler, "build")?;
+    if !features.is_empty() {
+        command.arg("--features").arg(features.join(","));
+    }
     let shown = format!("{command:?}");
     let status =
         command.status().map_err(|source| Error::Spawn { command: shown.clone(), source })?;

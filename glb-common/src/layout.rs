@@ -186,6 +186,15 @@ pub unsafe trait Plain: Copy + 'static {
         // SAFETY: the type has no padding, by the trait's contract.
         unsafe { core::slice::from_raw_parts(core::ptr::from_ref(self).cast(), size_of::<Self>()) }
     }
+
+    /// The value that these bytes are, if they are as many as it has.
+    #[must_use]
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        (bytes.len() == size_of::<Self>()).then(|| {
+            // SAFETY: so many bytes are there, and any are a valid value, by the trait's contract.
+            unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() }
+        })
+    }
 }
 
 macro_rules! plain {

@@ -30,6 +30,7 @@ use glb_common::{
 
 mod frame;
 mod prefix_key;
+mod trace;
 use frame::XdpFrame;
 use prefix_key::Words;
 
@@ -234,6 +235,7 @@ impl Host for ThisHost<'_> {
 // The frame may lie in several buffers (jumbo frames); all headers are in the first.
 #[xdp(frags)]
 fn glb_redirect(ctx: XdpContext) -> u32 {
+    trace::begin(&ctx);
     let received = Received { linear: XdpFrame::new(&ctx), ctx: &ctx };
     let bytes = received.len() as u64;
     let (verdict, reason) = match decide(&received, &ThisHost { ctx: &ctx }) {
@@ -253,6 +255,7 @@ fn glb_redirect(ctx: XdpContext) -> u32 {
         counter.packets += 1;
         counter.bytes += bytes;
     }
+    trace::end(&ctx, verdict, reason as u8, 0);
     verdict
 }
 

@@ -30,6 +30,14 @@ pub static BENCH_OBJECT: &[u8] =
 pub static REDIRECT_OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/glb-redirect-bpf"));
 
+/// [`DIRECTOR_OBJECT`], built so that it shows its decisions ([`glb_common::trace`]).
+pub static DIRECTOR_TRACE_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/glb-director-bpf-trace"));
+
+/// [`REDIRECT_OBJECT`], built so that it shows its decisions.
+pub static REDIRECT_TRACE_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/glb-redirect-bpf-trace"));
+
 /// Pins a BPF object by its descriptor; the path must lie on a BPF file system.
 ///
 /// # Errors

@@ -17,9 +17,11 @@ use aya::{
 use glb_common::{
     layout::Plain as _,
     second_chance::layout::{Peer, RedirectCounters},
+    trace::Settings,
 };
 use glb_host::{
     bpffs::PinFolder,
+    explain::trace,
     generations,
     load::{LoadError, check_counters},
 };
@@ -51,6 +53,22 @@ impl Generation {
     /// # Errors
     /// When the kernel says no.
     pub fn load(image: &Image, pins: Option<&PinFolder>) -> Result<Self, LoadError> {
+        Self::load_object(image, pins, glb_host::REDIRECT_OBJECT)
+    }
+
+    /// As [`Self::load`], with the program that shows its decisions.
+    ///
+    /// # Errors
+    /// When the kernel says no.
+    pub fn load_traced(image: &Image, pins: Option<&PinFolder>) -> Result<Self, LoadError> {
+        Self::load_object(image, pins, glb_host::REDIRECT_TRACE_OBJECT)
+    }
+
+    fn load_object(
+        image: &Image,
+        pins: Option<&PinFolder>,
+        object: &'static [u8],
+    ) -> Result<Self, LoadError> {
         let count = |length: usize| length.max(1) as u32;
         let of = |addresses: &BTreeSet<IpAddr>, v4: bool| {
             count(addresses.iter().filter(|address| address.is_ipv4() == v4).count())
@@ -75,7 +93,8 @@ impl Generation {
             check_counters(&counters, size_of::<RedirectCounters>(), 1)?;
             loader.map_pin_path("COUNTERS", counters);
         }
-        let ebpf = loader.load(glb_host::REDIRECT_OBJECT)?;
+        loader.map_max_entries(trace::EVENTS, trace::EVENTS_BYTES);
+        let ebpf = loader.load(object)?;
         let mut generation = Self { ebpf, peers: BTreeMap::new() };
         let program = generation.program()?;
         glb_host::load::undisturbed(|| program.load()).map_err(EbpfError::ProgramError)?;
@@ -146,6 +165,14 @@ impl Generation {
             glb_host::load::undisturbed(|| program.load()).map_err(EbpfError::ProgramError)?;
         }
         Ok(program)
+    }
+
+    /// Tells a program that shows its decisions which are wanted.
+    ///
+    /// # Errors
+    /// When it is not such a program.
+    pub fn show(&mut self, settings: &Settings) -> Result<(), LoadError> {
+        trace::configure(&mut self.ebpf, settings)
     }
 
     /// The map of counters.

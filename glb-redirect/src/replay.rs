@@ -11,6 +11,7 @@ use glb_host::{
     explain::{
         Decision, Headers, Way,
         replay::{Found, Part, Program, Ran, ReplayError, test_run},
+        wanted::ReasonName,
     },
     load::LoadError,
     next_hop::NextHop,
@@ -135,6 +136,24 @@ impl Replay {
         }
     }
 }
+
+/// Every reason with the name of its verdict, in the order of their numbers.
+pub static REASONS: [ReasonName; Reason::ALL.len()] = {
+    let mut names = [("", ""); Reason::ALL.len()];
+    let mut index = 0;
+    while index < names.len() {
+        let reason = Reason::ALL[index];
+        let verdict = match reason.action() {
+            Action::Pass => "passed",
+            Action::Take => "taken",
+            Action::Send => "sent",
+            Action::Drop | Action::Answer => "dropped",
+        };
+        names[index] = (reason.name(), verdict);
+        index += 1;
+    }
+    names
+};
 
 /// What a verdict is called.
 #[must_use]

@@ -3,6 +3,8 @@
 mod line;
 mod packet;
 pub mod replay;
+pub mod trace;
+pub mod wanted;
 
 pub use line::{Decision, Lines, Way, print_line, say};
 pub use packet::{End, Headers, Tunnel};

@@ -158,9 +158,12 @@ fn bpf_lints() -> Result<()> {
     let root = process::root();
     let compiler = bpf_build::find_compiler()?;
     // Where the build puts them too (see glb-host/build.rs).
-    let folder = process::target().join("bpf");
-    let mut command = bpf_build::command(&root, &folder, &compiler, "clippy")?;
-    process::run(command.args(["--", "-D", "warnings"]))
+    for (folder, features) in [("bpf", ""), ("bpf-trace", bpf_build::TRACE_FEATURE)] {
+        let folder = process::target().join(folder);
+        let mut command = bpf_build::command(&root, &folder, &compiler, "clippy")?;
+        process::run(command.args(["--features", features, "--", "-D", "warnings"]))?;
+    }
+    Ok(())
 }
 
 fn examples() -> Result<Tests> {

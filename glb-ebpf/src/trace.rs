@@ -1,0 +1,178 @@
+//! Shows decisions to whoever watches.
+//!
+//! Both programs are built twice, without and with the feature `trace`. In the programs that
+//! normally run the functions here are empty and there is no map of theirs: nothing is paid for what
+//! nobody looks at. While somebody watches, the daemon has the other build take their place.
+
+#[cfg(not(feature = "trace"))]
+mod hooks {
+    use aya_ebpf::programs::XdpContext;
+
+    /// A frame has come.
+    #[inline(always)]
+    pub(crate) fn begin(_ctx: &XdpContext) {}
+
+    /// What became of it, and why.
+    #[inline(always)]
+    pub(crate) fn end(_ctx: &XdpContext, _verdict: u32, _reason: u8, _slot: u32) {}
+}
+
+#[cfg(feature = "trace")]
+mod hooks {
+    use core::mem::size_of;
+
+    use aya_ebpf::{
+        bindings::xdp_action,
+        helpers::{
+            bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
+        },
+        macros::map,
+        maps::{Array, PerCpuArray, RingBuf},
+        programs::XdpContext,
+    };
+    use glb_common::{
+        ends,
+        trace::{Event, MAX_SNAP, Settings, Tally},
+    };
+
+    use crate::frame::XdpFrame;
+
+    /// What is wanted. In a map and not in read-only data, so that it can be changed while the
+    /// program runs.
+    #[map]
+    static TRACE_SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+    #[map]
+    static TRACE_EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
+    #[map]
+    static TRACE_TALLY: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
+    #[map]
+    static TRACE_RECORD: PerCpuArray<Record> = PerCpuArray::with_max_entries(1, 0);
+
+    /// What this CPU is about to show. An XDP program is not interrupted by another one, so it is
+    /// still there when the decision is known.
+    #[repr(C)]
+    struct Record {
+        /// The second of the kernel's clock in which ...
+        second: u64,
+        /// ... so many were shown.
+        shown: u64,
+        /// 1 if the frame that came last is wanted.
+        wanted: u64,
+        event: Event,
+        /// The frame as it came, and right behind it the frame as it left.
+        bytes: [u8; 2 * MAX_SNAP],
+    }
+
+    /// A frame has come: is it wanted, by its headers? Then it is copied, since it may soon look
+    /// otherwise.
+    ///
+    /// Not inline, as [`end`]: around a call, the program is compiled as it is without it.
+    #[inline(never)]
+    pub(crate) fn begin(ctx: &XdpContext) {
+        let Some(record) = TRACE_RECORD.get_ptr_mut(0) else { return };
+        let Some(settings) = TRACE_SETTINGS.get(0) else { return };
+        let wanted = !settings.filter.asks_headers()
+            || ends::visit(&XdpFrame::new(ctx), |ends| settings.filter.wants_ends(ends));
+        // SAFETY: the pointer is to this CPU's own record, which lives as long as the map; nobody
+        // else has it meanwhile.
+        let record = unsafe { &mut *record };
+        record.wanted = u64::from(wanted);
+        if wanted {
+            record.event.received = length(ctx);
+            record.event.before = copy(ctx, &raw mut record.bytes, 0, settings.snap);
+        }
+    }
+
+    /// What became of it, and why.
+    #[inline(never)]
+    pub(crate) fn end(ctx: &XdpContext, verdict: u32, reason: u8, slot: u32) {
+        let Some(record) = TRACE_RECORD.get_ptr_mut(0) else { return };
+        let Some(settings) = TRACE_SETTINGS.get(0) else { return };
+        let Some(tally) = TRACE_TALLY.get_ptr_mut(0) else { return };
+        // SAFETY: as in `begin`.
+        let (record, tally) = unsafe { (&mut *record, &mut *tally) };
+        let reason = u32::from(reason);
+        if record.wanted == 0 || !settings.filter.wants_decision(reason, slot) {
+            return;
+        }
+        tally.wanted += 1;
+        // SAFETY: a plain helper call.
+        if settings.sample > 1 && unsafe { bpf_get_prandom_u32() } % settings.sample != 0 {
+            tally.not_in_sample += 1;
+            return;
+        }
+        // SAFETY: a plain helper call.
+        let now = unsafe { bpf_ktime_get_ns() };
+        let second = now / 1_000_000_000;
+        if record.second != second {
+            record.second = second;
+            record.shown = 0;
+        }
+        if settings.per_second != 0 && record.shown >= u64::from(settings.per_second) {
+            tally.over_rate += 1;
+            return;
+        }
+        record.shown += 1;
+        let left = length(ctx);
+        let before = record.event.before as usize;
+        // What was dropped does not leave, and what was left alone looks as it came.
+        let leaves = verdict == xdp_action::XDP_TX
+            || verdict == xdp_action::XDP_REDIRECT
+            || verdict == xdp_action::XDP_PASS && left != record.event.received;
+        let after =
+            if leaves { copy(ctx, &raw mut record.bytes, before, settings.snap) } else { 0 };
+        record.event = Event {
+            time: now,
+            // SAFETY: the context is this program's own.
+            interface: unsafe { (*ctx.ctx).ingress_ifindex },
+            verdict,
+            reason,
+            slot,
+            received: record.event.received,
+            left,
+            before: record.event.before,
+            after,
+        };
+        let length = size_of::<Event>() + bounded(before) + bounded(after as usize);
+        // SAFETY: the event and both copies lie in the record one behind the other; both bounds
+        // together are the size of `bytes`.
+        let shown =
+            unsafe { core::slice::from_raw_parts((&raw const record.event).cast::<u8>(), length) };
+        match TRACE_EVENTS.output::<[u8]>(shown, 0) {
+            Ok(()) => tally.shown += 1,
+            Err(_) => tally.buffer_full += 1,
+        }
+    }
+
+    /// The frame's length, parts that cannot be read directly included.
+    #[inline(always)]
+    fn length(ctx: &XdpContext) -> u32 {
+        // SAFETY: the context is this program's own.
+        unsafe { bpf_xdp_get_buff_len(ctx.ctx) as u32 }
+    }
+
+    /// Copies the frame's first bytes into `bytes`, from `at` on; how many they are.
+    #[inline(always)]
+    fn copy(ctx: &XdpContext, bytes: *mut [u8; 2 * MAX_SNAP], at: usize, snap: u32) -> u32 {
+        let length = length(ctx).min(snap) as usize;
+        if length == 0 {
+            return 0;
+        }
+        let length = bounded(length);
+        // SAFETY: `at` and `length` are each at most half of what is there.
+        let done = unsafe {
+            let to = bytes.cast::<u8>().add(bounded(at));
+            bpf_xdp_load_bytes(ctx.ctx, 0, to.cast(), length as u32)
+        };
+        if done == 0 { length as u32 } else { 0 }
+    }
+
+    /// At most [`MAX_SNAP`], in a way that the verifier sees and the compiler cannot take out.
+    #[inline(always)]
+    fn bounded(length: usize) -> usize {
+        let length = core::hint::black_box(length);
+        if length > MAX_SNAP { MAX_SNAP } else { length }
+    }
+}
+
+pub(crate) use hooks::{begin, end};

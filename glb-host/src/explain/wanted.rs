@@ -1,0 +1,208 @@
+//! Which decisions somebody wants to see: the words of a command line, what is asked of the daemon,
+//! and what the program compares.
+
+use std::net::IpAddr;
+
+use glb_common::{
+    hash::{Address as _, V4, V6},
+    trace::{ANY, Filter, Network},
+    wire::protocol,
+};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// A program's filter compares so many addresses, and so many ports.
+const PLACES: usize = 2;
+
+/// What must be true of a decision; what is empty asks for nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Wanted {
+    /// Each holds an end of the packet, of the one in its tunnel, or of the one that it quotes.
+    pub networks: Vec<IpNet>,
+    /// Ports of that packet.
+    pub ports: Vec<u16>,
+    /// Its IP protocol.
+    pub protocol: Option<u8>,
+    /// Names of reasons, of which any will do.
+    pub reasons: Vec<String>,
+    /// Name of the table.
+    pub table: Option<String>,
+}
+
+/// A reason that can be asked for by its own name or by that of its verdict.
+pub type ReasonName = (&'static str, &'static str);
+
+impl Wanted {
+    /// Reads the words of a command line: `198.51.100.7 port 443 reason no_bind`.
+    ///
+    /// # Errors
+    /// Names the word and what could stand there.
+    pub fn parse(words: &[String], reasons: &[ReasonName]) -> Result<Self, String> {
+        let mut wanted = Self::default();
+        let mut words = words.iter().flat_map(|word| word.split_whitespace());
+        while let Some(word) = words.next() {
+            let mut value =
+                |what: &str| words.next().ok_or_else(|| format!("`{word}` needs {what} after it"));
+            match word {
+                // Those who know tcpdump write them.
+                "and" | "host" | "net" | "proto" => {}
+                "tcp" => wanted.protocol = Some(protocol::TCP),
+                "udp" => wanted.protocol = Some(protocol::UDP),
+                "icmp" => wanted.protocol = Some(protocol::ICMP),
+                "icmp6" => wanted.protocol = Some(protocol::ICMPV6),
+                "port" => {
+                    let port = value("a port")?;
+                    let number = port.parse().map_err(|_| format!("{port:?} is not a port"))?;
+                    wanted.ports.push(number);
+                }
+                "table" => wanted.table = Some(value("a table's name")?.to_owned()),
+                "reason" | "verdict" => {
+                    for name in value("a name")?.split(',') {
+                        wanted.add_reasons(name, word == "verdict", reasons)?;
+                    }
+                }
+                address => match network(address) {
+                    Some(network) => wanted.networks.push(network),
+                    None => {
+                        return Err(format!(
+                            "{address:?} is not understood. A filter is made of these, all of which \
+                             must be true:\n  ADDRESS or ADDRESS/BITS (at most two), port NUMBER \
+                             (at most two), tcp, udp, icmp, icmp6,\n  reason NAME[,NAME...], \
+                             verdict NAME, table NAME"
+                        ));
+                    }
+                },
+            }
+        }
+        if wanted.networks.len() > PLACES || wanted.ports.len() > PLACES {
+            return Err(format!("at most {PLACES} addresses and {PLACES} ports can be asked for"));
+        }
+        Ok(wanted)
+    }
+
+    fn add_reasons(
+        &mut self,
+        name: &str,
+        is_verdict: bool,
+        reasons: &[ReasonName],
+    ) -> Result<(), String> {
+        let before = self.reasons.len();
+        let found = reasons
+            .iter()
+            .filter(|(reason, verdict)| *(if is_verdict { verdict } else { reason }) == name);
+        self.reasons.extend(found.map(|(reason, _)| (*reason).to_owned()));
+        if self.reasons.len() > before {
+            return Ok(());
+        }
+        let mut known: Vec<&str> = reasons
+            .iter()
+            .map(|(reason, verdict)| if is_verdict { verdict } else { reason })
+            .copied()
+            .collect();
+        known.sort_unstable();
+        known.dedup();
+        let what = if is_verdict { "verdict" } else { "reason" };
+        Err(format!("there is no {what} {name:?}; there are: {}", known.join(", ")))
+    }
+
+    /// What the program compares. `slot` is that of the table, if one is asked for.
+    ///
+    /// # Errors
+    /// When a reason is none of `reasons`, or there is too much of something.
+    pub fn filter(&self, reasons: &[ReasonName], slot: Option<u32>) -> Result<Filter, String> {
+        let mut filter = Filter { slot: slot.unwrap_or(ANY), ..Filter::default() };
+        if self.networks.len() > PLACES || self.ports.len() > PLACES {
+            return Err(format!("at most {PLACES} addresses and {PLACES} ports can be asked for"));
+        }
+        for (place, wanted) in filter.networks.iter_mut().zip(&self.networks) {
+            *place = compared(wanted);
+        }
+        for (place, wanted) in filter.ports.iter_mut().zip(&self.ports) {
+            *place = u32::from(*wanted);
+        }
+        filter.protocol = self.protocol.map_or(ANY, u32::from);
+        if !self.reasons.is_empty() {
+            filter.reasons = 0;
+            for name in &self.reasons {
+                let index = reasons.iter().position(|(reason, _)| reason == name);
+                let index = index.ok_or_else(|| format!("there is no reason {name:?}"))?;
+                filter.reasons |= 1 << index;
+            }
+        }
+        Ok(filter)
+    }
+}
+
+/// An address or a prefix.
+fn network(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+}
+
+fn compared(wanted: &IpNet) -> Network {
+    let (family, address, mask) = match wanted {
+        IpNet::V4(net) => {
+            let words = |ip: std::net::Ipv4Addr| V4::new(ip.octets()).words();
+            (4, words(net.network()), words(net.netmask()))
+        }
+        IpNet::V6(net) => {
+            let words = |ip: std::net::Ipv6Addr| V6::new(ip.octets()).words();
+            (6, words(net.network()), words(net.netmask()))
+        }
+    };
+    Network { address, mask, family }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REASONS: [ReasonName; 4] =
+        [("sent_on", "sent"), ("no_bind", "passed"), ("not_ip", "passed"), ("too_long", "dropped")];
+
+    fn parse(text: &str) -> Result<Wanted, String> {
+        Wanted::parse(&[text.to_owned()], &REASONS)
+    }
+
+    #[test]
+    fn words_become_a_filter() {
+        let wanted = parse("host 198.51.100.7 and 2001:db8::/32 port 443 tcp table web").unwrap();
+        assert_eq!(wanted.networks.len(), 2);
+        assert_eq!((wanted.table.as_deref(), wanted.protocol), (Some("web"), Some(6)));
+        let filter = wanted.filter(&REASONS, Some(9)).unwrap();
+        assert_eq!((filter.slot, filter.ports, filter.protocol), (9, [443, ANY], 6));
+        assert_eq!((filter.networks[0].family, filter.networks[1].family), (4, 6));
+        assert_eq!(
+            filter.networks[1].mask[0],
+            u64::from_le_bytes([255, 255, 255, 255, 0, 0, 0, 0])
+        );
+        assert_eq!(filter.reasons, u64::MAX);
+
+        let filter = parse("reason no_bind,too_long").unwrap().filter(&REASONS, None).unwrap();
+        assert_eq!((filter.reasons, filter.slot), (0b1010, ANY));
+        let passed = parse("verdict passed").unwrap();
+        assert_eq!(passed.filter(&REASONS, None).unwrap().reasons, 0b0110);
+        assert_eq!(parse("").unwrap(), Wanted::default());
+        // What goes to the daemon comes back the same.
+        let json = serde_json::to_string(&passed).unwrap();
+        assert_eq!(serde_json::from_str::<Wanted>(&json).unwrap(), passed);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        for (text, words) in [
+            ("prot 5", "\"prot\" is not understood"),
+            ("port", "needs a port"),
+            ("port 65536", "\"65536\" is not a port"),
+            ("reason no_such", "there are: no_bind, not_ip, sent_on, too_long"),
+            ("verdict gone", "there are: dropped, passed, sent"),
+            ("1.2.3.4/33", "not understood"),
+            ("1.1.1.1 2.2.2.2 3.3.3.3", "at most 2 addresses"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+        let other = Wanted { reasons: vec!["x".into()], ..Wanted::default() };
+        assert!(other.filter(&REASONS, None).unwrap_err().contains("\"x\""));
+    }
+}
