@@ -39,8 +39,9 @@ pub(crate) struct Workload {
 /// The surroundings of the programs under test, loaded for one workload.
 pub(crate) struct Harness {
     ebpf: Ebpf,
-    /// The program that goes first, and the map that it calls from.
-    rearm: (&'static str, &'static str),
+    /// Programs that can go first, each with the map that it calls from: one for programs that take
+    /// frames in several buffers, and perhaps one for others.
+    rearm: &'static [(&'static str, &'static str)],
     packet: Vec<u8>,
 }
 
@@ -54,23 +55,24 @@ impl Harness {
             .override_global("FLOW_MASK", &mask, true)
             .load(glb_host::BENCH_OBJECT)
             .context("cannot load the benchmark's programs (are you root?)")?;
-        for name in ["rearm", "nothing", "floor"] {
+        for name in ["rearm", "rearm_linear", "nothing", "floor"] {
             xdp(&mut ebpf, name)?.load()?;
         }
-        Ok(Self { ebpf, rearm: ("rearm", "UNDER_TEST"), packet })
+        let rearm = &[("rearm", "UNDER_TEST"), ("rearm_linear", "LINEAR_UNDER_TEST")];
+        Ok(Self { ebpf, rearm, packet })
     }
 
     /// The same for tunnelled packets, whose outer headers are made anew each time.
     pub(crate) fn tunnel(workload: Workload, packet: Vec<u8>) -> anyhow::Result<Self> {
         let mut harness = Self::new(workload, packet)?;
-        for name in ["rearm_tunnel", "floor_strip", "nothing_tunnel"] {
+        for name in ["rearm_tunnel", "floor_strip"] {
             xdp(&mut harness.ebpf, name)?.load()?;
         }
         let outer: [u8; OUTER_LEN] =
             harness.packet.first_chunk().copied().context("the packet is too short")?;
         let map = harness.ebpf.map_mut("OUTER").context("no map OUTER")?;
         Array::<_, [u8; OUTER_LEN]>::try_from(map)?.set(0, outer, 0)?;
-        harness.rearm = ("rearm_tunnel", "FRAGS_UNDER_TEST");
+        harness.rearm = &[("rearm_tunnel", "UNDER_TEST")];
         Ok(harness)
     }
 
@@ -87,9 +89,7 @@ impl Harness {
         verdict: u32,
         repeat: u32,
     ) -> anyhow::Result<f64> {
-        let (rearm, under_test) = self.rearm;
-        let map = self.ebpf.map_mut(under_test).with_context(|| format!("no map {under_test}"))?;
-        ProgramArray::try_from(map)?.set(0, program, 0)?;
+        let rearm = self.enter(program)?;
         let rearm = xdp(&mut self.ebpf, rearm)?;
         let before = cpu_time()?;
         let mut out = vec![0; self.packet.len() + 512];
@@ -106,6 +106,23 @@ impl Harness {
             result.return_value
         );
         Ok(spent.as_nanos() as f64 / f64::from(repeat))
+    }
+}
+
+impl Harness {
+    /// Makes `program` the one that is called, by the surroundings that suit it: a program array
+    /// takes programs of one kind only.
+    fn enter(&mut self, program: &ProgramFd) -> anyhow::Result<&'static str> {
+        let mut refused = None;
+        for (rearm, under_test) in self.rearm {
+            let map =
+                self.ebpf.map_mut(under_test).with_context(|| format!("no map {under_test}"))?;
+            match ProgramArray::try_from(map)?.set(0, program, 0) {
+                Ok(()) => return Ok(rearm),
+                Err(error) => refused = Some(error),
+            }
+        }
+        Err(refused.context("nothing to call a program from")?.into())
     }
 }
 

@@ -85,6 +85,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         mac: [2, 0, 0, 0, 0, 2],
         source: Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))),
         mtu: 1600,
+        link_mtu: 1600,
     };
     let next_hops = tables.tables[0].backends.iter().map(|b| (b.address, Ok(hop))).collect();
     let image = Image::new(&tables, &Slots, &next_hops, &Options::default())?;

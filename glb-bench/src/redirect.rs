@@ -192,7 +192,7 @@ fn measure(
     let workload = Workload { name: case.name, length, is_v6: case.is_v6, flows: case.flows };
     let mut harness = Harness::tunnel(workload, packet)?;
     let programs = [
-        (harness.own("nothing_tunnel")?, XDP_TX),
+        (harness.own("nothing")?, XDP_TX),
         (harness.own("floor_strip")?, XDP_PASS),
         (generation.program()?.fd()?.try_clone()?, case.verdict),
     ];

@@ -5,7 +5,7 @@
 //! them. Prefixes and ranges of ports are asked for only where the configuration has any, and for
 //! what has no port (echo requests, later fragments), which stands there under port 0.
 
-use crate::{hash::Address, parse::Flow, steer::View};
+use crate::{layout::BindSlot, parse::FiveTuple, steer::View};
 
 /// In the place of a table's index: a packet without ports may belong to several tables.
 pub const NO_TABLE: u32 = u32::MAX;
@@ -52,22 +52,27 @@ pub const fn slot(hash: u64, displacement: u32, bind_mask: u32) -> u32 {
     (hash.wrapping_mul(displacement as u64 | 1) >> 40) as u32 & bind_mask
 }
 
-/// The index of the table that serves `flow`.
+/// The slot of the bind of this one address, protocol and port.
 #[inline(always)]
-pub fn find<V: View + ?Sized, A: Address>(view: &V, flow: &Flow<A>) -> Option<u32> {
+pub fn exact<V: View + ?Sized>(view: &V, address: [u64; 2], tail: u32) -> Option<&BindSlot> {
     let config = view.config();
-    let address = flow.destination.words();
-    let tail = tail(A::FAMILY, flow.protocol, flow.destination_port);
     let hash = hash(config.bind_seed, address, tail);
     let displacement = view.displacement(bucket(hash, config.displacement_mask))?;
     let found = view.bind(slot(hash, displacement, config.bind_mask))?;
-    if found.tail == tail && found.address == address {
+    (found.tail == tail && found.address == address).then_some(found)
+}
+
+/// The index of the table that serves `flow`.
+#[inline(always)]
+pub fn find<V: View + ?Sized>(view: &V, flow: &FiveTuple) -> Option<u32> {
+    let tail = tail(flow.family, flow.protocol, flow.destination_port);
+    if let Some(found) = exact(view, flow.destination, tail) {
         return Some(found.table);
     }
-    if config.has_port_ranges == 0 && flow.destination_port != 0 {
+    if view.config().has_port_ranges == 0 && flow.destination_port != 0 {
         return None;
     }
-    let prefix = view.prefix(&flow.destination)?;
+    let prefix = view.prefix(flow.family, flow.destination)?;
     let key = segment_key(flow.protocol, flow.destination_port);
     // Binary search for the last segment that starts at or before the key. At most 2^16 segments.
     let (mut low, mut high) = (0, prefix.count);

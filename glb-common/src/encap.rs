@@ -1,123 +1,304 @@
-//! The outer headers: Ethernet, IPv4, UDP, GUE and the list of hops.
+//! The outer headers: Ethernet, IP, UDP, GUE and the list of hops.
 
 use crate::{
     checksum::{fold, sum_4},
-    frame::{FrameMut, Wire},
-    layout::Backend,
-    steer::{NOBODY, Send},
+    frame::FrameMut,
+    layout::{Backend, Config, Hops, KEEP_TAGS},
+    parse::{MAX_TAGGED, Packet, Tags},
+    steer::{Send, View},
     wire::{
         ethernet::{self, EthernetHeader},
         gue::{self, GueHeader},
         ipv4::{self, Ipv4Header},
+        ipv6::Ipv6Header,
         protocol,
         udp::UdpHeader,
     },
 };
 
-/// Bytes between the Ethernet header and the inner packet when no hop is listed.
-pub const BASE_OVERHEAD: usize = Ipv4Header::LEN + UdpHeader::LEN + GueHeader::LEN;
+/// Bytes between the Ethernet header and the inner packet when no hop is listed, for an outer IPv4
+/// header.
+const V4_BASE: usize = Ipv4Header::LEN + UdpHeader::LEN + GueHeader::LEN;
+/// The same for an outer IPv6 header.
+const V6_BASE: usize = Ipv6Header::LEN + UdpHeader::LEN + GueHeader::LEN;
 
-/// Bytes that encapsulation adds in front of the inner packet for `listed` further hops.
+/// Bytes that encapsulation adds in front of the inner packet for `listed` further hops, with outer
+/// IPv6 or IPv4.
 #[inline(always)]
 #[must_use]
-pub const fn overhead(listed: u8) -> usize {
-    BASE_OVERHEAD + 4 * listed as usize
+pub const fn overhead(is_v6: bool, listed: u8) -> usize {
+    if is_v6 { V6_BASE + 16 * listed as usize } else { V4_BASE + 4 * listed as usize }
 }
 
-/// TTL of the outer header.
+/// TTL or hop limit of the outer header.
 const TTL: u8 = 64;
 
-/// The outer headers up to the list of hops, as one piece to store.
-#[repr(C)]
+/// What is known of the way to a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OuterHeaders {
-    /// Ethernet.
-    pub ethernet: EthernetHeader,
-    /// Outer IPv4.
-    pub ip: Ipv4Header,
-    /// UDP.
-    pub udp: UdpHeader,
-    /// GUE, without the hops.
-    pub gue: GueHeader,
+pub struct Way {
+    /// MAC of the next hop.
+    pub next_hop_mac: [u8; 6],
+    /// MAC of the outgoing interface.
+    pub own_mac: [u8; 6],
+    /// Index of the outgoing interface.
+    pub interface: u32,
+    /// Largest outer packet that fits the way.
+    pub mtu: u16,
+    /// Largest outer packet that fits the outgoing interface.
+    pub link_mtu: u16,
 }
 
-// SAFETY: made of headers that are plain bytes, all of alignment 1.
-unsafe impl Wire for OuterHeaders {}
-const _: () = assert!(size_of::<OuterHeaders>() == EthernetHeader::LEN + BASE_OVERHEAD);
+impl Way {
+    /// The entry of an IPv4 backend.
+    #[must_use]
+    pub fn to_v4(&self, source: [u8; 4], address: [u8; 4], counter_slot: u16) -> Backend {
+        let mut bytes = [0; 48];
+        bytes[..6].copy_from_slice(&self.next_hop_mac);
+        bytes[6..12].copy_from_slice(&self.own_mac);
+        bytes[12..14].copy_from_slice(&ethernet::IPV4);
+        bytes[14] = 0x45;
+        bytes[20..22].copy_from_slice(&ipv4::DONT_FRAGMENT.to_be_bytes());
+        bytes[22..24].copy_from_slice(&[TTL, protocol::UDP]);
+        bytes[26..30].copy_from_slice(&source);
+        bytes[30..34].copy_from_slice(&address);
+        bytes[36..38].copy_from_slice(&gue::PORT.to_be_bytes());
+        Backend {
+            address: u32::from_le_bytes(address),
+            header_sum: header_sum(source, address),
+            ..self.entry(bytes, counter_slot)
+        }
+    }
+
+    /// The entry of an IPv6 backend, beside its [`crate::layout::Ipv6Way`].
+    #[must_use]
+    pub fn to_v6(&self, counter_slot: u16) -> Backend {
+        let mut bytes = [0; 48];
+        bytes[..6].copy_from_slice(&self.next_hop_mac);
+        bytes[6..12].copy_from_slice(&self.own_mac);
+        bytes[12..14].copy_from_slice(&ethernet::IPV6);
+        self.entry(bytes, counter_slot)
+    }
+
+    fn entry(&self, bytes: [u8; 48], counter_slot: u16) -> Backend {
+        let mut header = [0; 6];
+        for (word, bytes) in header.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *word = u64::from_le_bytes(*bytes);
+        }
+        Backend {
+            header,
+            interface: self.interface,
+            mtu: self.mtu,
+            link_mtu: self.link_mtu,
+            counter_slot,
+            ..Backend::default()
+        }
+    }
+}
 
 /// [`Backend::header_sum`] for these addresses, TOS and total length still 0.
-#[must_use]
-pub const fn header_sum(source: [u8; 4], destination: [u8; 4]) -> u32 {
-    0x4500
-        + ipv4::DONT_FRAGMENT as u32
-        + ((TTL as u32) << 8 | protocol::UDP as u32)
-        + sum_4(source)
-        + sum_4(destination)
+const fn header_sum(source: [u8; 4], destination: [u8; 4]) -> u16 {
+    fold(
+        0x4500
+            + ipv4::DONT_FRAGMENT as u32
+            + ((TTL as u32) << 8 | protocol::UDP as u32)
+            + sum_4(source)
+            + sum_4(destination),
+    )
 }
 
-/// Length of the outer IP packet around one of `inner_length` bytes; nothing if IPv4 cannot say it.
+/// What differs from packet to packet in the outer headers' first 48 bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patch {
+    pub(crate) tos: u8,
+    /// Length of the outer IP packet.
+    pub(crate) total: u16,
+    pub(crate) source_port: u16,
+    /// IP protocol inside: 4 or 41.
+    pub(crate) inner: u8,
+    pub(crate) listed: u8,
+}
+
+/// Those 48 bytes for IPv4, as little-endian words: up to GUE's private type.
+#[inline(always)]
+pub(crate) fn words_v4(backend: &Backend, patch: Patch) -> [u64; 6] {
+    let [h0, h1, h2, h3, h4, _] = backend.header;
+    let Patch { tos, total, source_port, inner, listed } = patch;
+    let sum = backend.header_sum as u32 + total as u32 + tos as u32;
+    let udp_length = total.wrapping_sub(Ipv4Header::LEN as u16);
+    [
+        h0,
+        h1 | (tos as u64) << 56,
+        h2 | total.swap_bytes() as u64,
+        h3 | (!fold(sum)).swap_bytes() as u64,
+        h4 | (source_port.swap_bytes() as u64) << 16 | (udp_length.swap_bytes() as u64) << 48,
+        (1 + listed as u64) << 16 | (inner as u64) << 24,
+    ]
+}
+
+/// The protocol number of what is inside.
+#[inline(always)]
+pub(crate) const fn inner_protocol(family: u8) -> u8 {
+    if family == 4 { protocol::IPV4 } else { protocol::IPV6 }
+}
+
+/// The tags of what is sent.
 #[inline(always)]
 #[must_use]
-pub const fn outer_length(inner_length: u16, listed: u8) -> Option<u16> {
-    let total = inner_length as u32 + overhead(listed) as u32;
+pub fn tags_to_send(config: &Config, received: &Tags) -> Tags {
+    if config.tags == KEEP_TAGS {
+        return *received;
+    }
+    // Priority and drop eligibility: the high four bits of the third byte.
+    const PRIORITY: u32 = 0x00f0_0000;
+    let priority = if received.count == 0 { 0 } else { received.words[0] & PRIORITY };
+    let [outer, inner] = config.tag_words;
+    Tags { words: [outer | priority, inner | priority], count: config.tags }
+}
+
+/// Length of the outer IP packet; nothing if IP cannot say it.
+#[inline(always)]
+#[must_use]
+pub fn outer_length(send: &Send<'_>, packet: &Packet, hops: &Hops) -> Option<u16> {
+    let total = packet.ip_length as u32 + overhead(send.is_v6, hops.len()) as u32;
     if total > u16::MAX as u32 { None } else { Some(total as u16) }
 }
 
-/// The outer headers for an outer packet of `total` bytes around one of IP protocol `inner` (4 or
-/// 41).
+/// Bytes by which the head of a frame grows.
 #[inline(always)]
 #[must_use]
-pub fn outer_headers(send: &Send<'_>, inner: u8, total: u16) -> OuterHeaders {
-    let Backend { next_hop_mac, own_mac, source, address, header_sum, .. } = *send.backend;
-    let udp_length = total.wrapping_sub(Ipv4Header::LEN as u16);
-    OuterHeaders {
-        ethernet: EthernetHeader {
-            destination: next_hop_mac,
-            source: own_mac,
-            ethertype: ethernet::IPV4,
-        },
-        ip: Ipv4Header {
-            version_ihl: 0x45,
-            tos: send.tos,
-            total_length: total.to_be_bytes(),
-            identification: [0; 2],
-            flags_fragment: ipv4::DONT_FRAGMENT.to_be_bytes(),
-            ttl: TTL,
-            protocol: protocol::UDP,
-            checksum: (!fold(header_sum.wrapping_add(total as u32 + send.tos as u32)))
-                .to_be_bytes(),
-            source,
-            destination: address,
-        },
-        udp: UdpHeader {
-            source_port: send.source_port.to_be_bytes(),
-            destination_port: gue::PORT.to_be_bytes(),
-            length: udp_length.to_be_bytes(),
-            checksum: [0; 2],
-        },
-        gue: GueHeader::new_v4(inner, send.listed),
-    }
+pub fn growth(send: &Send<'_>, listed: u8, received: &Tags, sent: &Tags) -> usize {
+    // Tags take at most 8 bytes, less than any overhead.
+    overhead(send.is_v6, listed) + sent.len() - received.len()
 }
 
-/// Writes the headers ([`outer_headers`]) and the listed hops to the start of a frame that has been
-/// given room.
+/// Writes outer headers and hops to the start of a frame that has been given room. `total` is the
+/// outer IP packet's length.
 #[inline(always)]
 #[must_use]
-pub fn write<F: FrameMut + ?Sized>(frame: &mut F, send: &Send<'_>, inner: u8, total: u16) -> bool {
-    if !frame.write(0, outer_headers(send, inner, total)) {
+pub fn write<F: FrameMut + ?Sized, V: View + ?Sized>(
+    frame: &mut F,
+    view: &V,
+    send: &Send<'_>,
+    packet: &Packet,
+    hops: &Hops,
+    total: u16,
+) -> bool {
+    // Asked for first: a check further on would tell the compiler, but not the verifier, that this
+    // much is there.
+    if frame.read::<[u8; MAX_TAGGED]>(0).is_none() {
         return false;
     }
-    let mut offset = size_of::<OuterHeaders>();
-    if send.listed == 1 && send.hops[0] != NOBODY {
-        return frame.write(offset, send.hops[0]);
-    }
-    for hop in send.hops {
-        if hop != NOBODY {
-            if !frame.write(offset, hop) {
-                return false;
-            }
-            offset += 4;
-        }
-    }
-    true
+    let tags = tags_to_send(&view.config(), &packet.tags);
+    let shift = tags.len();
+    let inner = inner_protocol(packet.flow.family);
+    let patch =
+        Patch { tos: send.tos, total, source_port: send.source_port, inner, listed: hops.len() };
+    let written = if send.is_v6 {
+        write_v6(frame, shift, view, send, patch, hops)
+    } else {
+        write_v4(frame, shift, view, send, patch, hops)
+    };
+    written.is_some() && write_tags(frame, send.backend, &tags)
 }
+
+#[inline(always)]
+fn write_v4<F: FrameMut + ?Sized, V: View + ?Sized>(
+    frame: &mut F,
+    shift: usize,
+    view: &V,
+    send: &Send<'_>,
+    patch: Patch,
+    hops: &Hops,
+) -> Option<()> {
+    let [h0, h1, mut h2, mut h3, h4, h5] = words_v4(send.backend, patch);
+    if let Some(identification) = send.fragmentable {
+        // No DF, and an identification by which fragments find each other.
+        h2 = h2 & !(0x40 << 32) | (identification.swap_bytes() as u64) << 16;
+        let sum = send.backend.header_sum as u32
+            + patch.total as u32
+            + patch.tos as u32
+            + (!ipv4::DONT_FRAGMENT) as u32
+            + identification as u32;
+        h3 = h3 & !0xffff | (!fold(sum)).swap_bytes() as u64;
+    }
+    let words = [h0, h1, h2, h3, h4, h5];
+    frame.write_words(shift, words, (patch.listed as u16) << 8)?;
+    for place in 0..MAX_LISTED {
+        if place >= hops.len() as usize {
+            break;
+        }
+        let hop = view.backend(hops.index[place])?.address;
+        frame.put(shift + EthernetHeader::LEN + V4_BASE + 4 * place, hop)?;
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn write_v6<F: FrameMut + ?Sized, V: View + ?Sized>(
+    frame: &mut F,
+    shift: usize,
+    view: &V,
+    send: &Send<'_>,
+    patch: Patch,
+    hops: &Hops,
+) -> Option<()> {
+    const IP: usize = EthernetHeader::LEN;
+    const UDP: usize = IP + Ipv6Header::LEN;
+    const GUE: usize = UDP + UdpHeader::LEN;
+    let Patch { tos, total, source_port, inner, listed } = patch;
+    let way = view.ipv6_way(send.first)?;
+    let udp_length = total.wrapping_sub(Ipv6Header::LEN as u16);
+    let (macs, mac) = send.backend.macs();
+    frame.put(shift, macs)?;
+    frame.put(shift + 8, mac)?;
+    frame.put(shift + 12, u16::from_le_bytes(ethernet::IPV6))?;
+    // The flow label spreads flows over equal paths where routers look at it (RFC 6438).
+    let first = 6 << 28 | (tos as u32) << 20 | source_port as u32;
+    let fixed = (first.swap_bytes() as u64)
+        | (udp_length.swap_bytes() as u64) << 32
+        | (protocol::UDP as u64) << 48
+        | (TTL as u64) << 56;
+    frame.put(shift + IP, fixed)?;
+    frame.put(shift + IP + 8, way.source[0])?;
+    frame.put(shift + IP + 16, way.source[1])?;
+    frame.put(shift + IP + 24, way.address[0])?;
+    frame.put(shift + IP + 32, way.address[1])?;
+    // A checksum of 0: allowed for tunnels (RFC 6935).
+    let udp = source_port.swap_bytes() as u64
+        | (gue::PORT.swap_bytes() as u64) << 16
+        | (udp_length.swap_bytes() as u64) << 32;
+    frame.put(shift + UDP, udp)?;
+    let gue = (1 + 4 * listed as u64)
+        | (inner as u64) << 8
+        | (gue::IPV6_HOPS.swap_bytes() as u64) << 32
+        | (listed as u64) << 56;
+    frame.put(shift + GUE, gue)?;
+    for place in 0..MAX_LISTED {
+        if place >= listed as usize {
+            break;
+        }
+        let hop = view.ipv6_way(hops.index[place])?.address;
+        let offset = shift + EthernetHeader::LEN + V6_BASE + 16 * place;
+        frame.put(offset, hop[0])?;
+        frame.put(offset + 8, hop[1])?;
+    }
+    Some(())
+}
+
+/// Puts the MAC addresses where the frame starts, and the tags behind them; the EtherType stands
+/// already.
+#[inline(always)]
+fn write_tags<F: FrameMut + ?Sized>(frame: &mut F, backend: &Backend, tags: &Tags) -> bool {
+    if tags.count == 0 {
+        return true;
+    }
+    let (macs, mac) = backend.macs();
+    let mut written = frame.write(0, macs) && frame.write(8, mac) && frame.write(12, tags.words[0]);
+    if tags.count > 1 {
+        written = written && frame.write(16, tags.words[1]);
+    }
+    written
+}
+
+/// At most this many hops are listed: three beside the first, and four of the alternative row.
+pub const MAX_LISTED: usize = 7;

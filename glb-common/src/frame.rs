@@ -17,6 +17,16 @@ pub unsafe trait Wire: Copy {}
 unsafe impl Wire for u8 {}
 // SAFETY: as above.
 unsafe impl<const N: usize> Wire for [u8; N] {}
+// SAFETY: numbers are plain bytes too, read as this machine has them; BPF here is little-endian, and
+// so is every machine that the tests run on.
+unsafe impl Wire for u16 {}
+// SAFETY: as above.
+unsafe impl Wire for u32 {}
+// SAFETY: as above.
+unsafe impl Wire for u64 {}
+// SAFETY: as above.
+unsafe impl<const N: usize> Wire for [u64; N] {}
+const _: () = assert!(cfg!(target_endian = "little"), "headers are put together little-endian");
 
 /// A received frame.
 pub trait Frame {
@@ -30,6 +40,12 @@ pub trait Frame {
     #[inline(always)]
     fn holds(&self, bytes: usize) -> bool {
         bytes <= self.len()
+    }
+
+    /// Two numbers at the offsets `first < second`, with one check.
+    #[inline(always)]
+    fn read_two(&self, first: usize, second: usize) -> Option<[u32; 2]> {
+        Some([self.read(first)?, self.read(second)?])
     }
 
     /// Whether there is nothing in the frame.
@@ -55,6 +71,32 @@ pub trait FrameMut: Frame {
     /// Puts `value` at `offset`; says whether it lay wholly inside the frame.
     #[must_use]
     fn write<T: Wire>(&mut self, offset: usize, value: T) -> bool;
+
+    /// As `write`, for `?`.
+    #[inline(always)]
+    fn put<T: Wire>(&mut self, offset: usize, value: T) -> Option<()> {
+        self.write(offset, value).then_some(())
+    }
+
+    /// Puts six words and two bytes at `offset`: the outer headers up to the list of hops.
+    #[inline(always)]
+    fn write_words(&mut self, offset: usize, words: [u64; 6], last: u16) -> Option<()> {
+        let [a, b, c, d, e, f] = words;
+        self.put(offset, a)?;
+        self.put(offset + 8, b)?;
+        self.put(offset + 16, c)?;
+        self.put(offset + 24, d)?;
+        self.put(offset + 32, e)?;
+        self.put(offset + 40, f)?;
+        self.put(offset + 48, last)
+    }
+
+    /// Puts the outer headers with one listed hop at the start, with one check.
+    #[inline(always)]
+    fn write_outer(&mut self, words: [u64; 6], last: u16, hop: u32) -> Option<()> {
+        self.write_words(0, words, last)?;
+        self.put(50, hop)
+    }
 }
 
 impl Frame for [u8] {

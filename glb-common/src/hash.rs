@@ -1,6 +1,6 @@
 //! Which fields of a flow are hashed, and to what.
 
-use crate::{parse::Flow, siphash::SipHash24};
+use crate::{parse::FiveTuple, siphash::SipHash24};
 
 /// A set of flow fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,18 +56,13 @@ impl Default for HashFields {
 /// SipHash-2-4 of the chosen fields in the order source address, destination address, source port,
 /// destination port, in network byte order.
 #[inline(always)]
-pub fn flow_hash<A: Address>(key: [u64; 2], fields: HashFields, flow: &Flow<A>) -> u64 {
+pub fn flow_hash(key: [u64; 2], fields: HashFields, flow: &FiveTuple) -> u64 {
     let mut hash = SipHash24::new(key);
-    // The default gets a straight line of its own: its length is a constant.
-    if fields.bits() == HashFields::SRC_ADDR.bits() {
-        flow.source.feed(&mut hash);
-        return hash.finish();
-    }
     if fields.contains(HashFields::SRC_ADDR) {
-        flow.source.feed(&mut hash);
+        feed(flow.family, flow.source, &mut hash);
     }
     if fields.contains(HashFields::DST_ADDR) {
-        flow.destination.feed(&mut hash);
+        feed(flow.family, flow.destination, &mut hash);
     }
     if fields.contains(HashFields::SRC_PORT) {
         hash.feed_2(flow.source_port.to_be_bytes());
@@ -78,13 +73,21 @@ pub fn flow_hash<A: Address>(key: [u64; 2], fields: HashFields, flow: &Flow<A>) 
     hash.finish()
 }
 
+/// Feeds the bytes of an address given as [`Address::words`].
+#[inline(always)]
+fn feed(family: u8, [high, low]: [u64; 2], hash: &mut SipHash24) {
+    if family == V4::FAMILY {
+        hash.feed_4((low as u32).to_le_bytes());
+    } else {
+        hash.feed_word(high);
+        hash.feed_word(low);
+    }
+}
+
 /// An IPv4 or IPv6 address as it lies on the wire.
 pub trait Address: Copy + PartialEq {
     /// What tells both families apart in a bind's key.
     const FAMILY: u8;
-
-    /// Feeds the address's bytes to `hash`.
-    fn feed(&self, hash: &mut SipHash24);
 
     /// The address as two little-endian words of its bytes, IPv4 in the second.
     fn words(&self) -> [u64; 2];
@@ -140,11 +143,6 @@ impl Address for V4 {
     const FAMILY: u8 = 4;
 
     #[inline(always)]
-    fn feed(&self, hash: &mut SipHash24) {
-        hash.feed_4(self.bytes());
-    }
-
-    #[inline(always)]
     fn words(&self) -> [u64; 2] {
         [0, self.0 as u64]
     }
@@ -152,12 +150,6 @@ impl Address for V4 {
 
 impl Address for V6 {
     const FAMILY: u8 = 6;
-
-    #[inline(always)]
-    fn feed(&self, hash: &mut SipHash24) {
-        hash.feed_word(self.0[0]);
-        hash.feed_word(self.0[1]);
-    }
 
     #[inline(always)]
     fn words(&self) -> [u64; 2] {

@@ -1,7 +1,10 @@
 //! The structs that the kernel and user space share. Every field is a plain number or array, all
 //! padding is named, and the sizes are asserted.
 
-use crate::reason::MAX_REASONS;
+use crate::{
+    parse::{MAX_TAGS, Packet},
+    reason::MAX_REASONS,
+};
 
 /// Rows of a forwarding table.
 pub const ROWS: usize = 65_536;
@@ -28,11 +31,21 @@ pub struct Config {
     pub tos_mask: u8,
     /// What is added to it.
     pub tos_value: u8,
-    /// Zero.
-    pub padding: u8,
+    /// 1 if an IPv4 packet that is too big and may be fragmented travels in a tunnel packet that may
+    /// be fragmented; 0 if it is dropped.
+    pub may_fragment: u8,
     /// At most so many answers "too big" a second from each CPU; 0 for no limit.
     pub answers_per_second: u32,
+    /// How many tags what is sent carries; [`KEEP_TAGS`] for those that it came with.
+    pub tags: u32,
+    /// Those tags, as they lie on the wire, without priority, which is the received outer tag's.
+    pub tag_words: [u32; MAX_TAGS],
+    /// Zero.
+    pub padding: u32,
 }
+
+/// In the place of a number of tags: what is sent carries those that it came with.
+pub const KEEP_TAGS: u32 = u32::MAX;
 
 /// A bind of one address, one protocol and one port.
 #[repr(C)]
@@ -45,7 +58,12 @@ pub struct BindSlot {
     /// Index of the table.
     pub table: u32,
     /// Zero.
-    pub padding: u64,
+    pub padding: u32,
+    /// Index of the rows, if the table is a plain one: two hops, IPv4 backends, source address
+    /// hashed, no alternative, tags kept. Else [`NO_ROWS`]: the general program looks at the table.
+    pub plain_rows: u32,
+    /// The table's key as [`crate::siphash::SipHash24::half`].
+    pub half: [u64; 4],
 }
 
 /// The ports of a prefix: a run of [`Segment`]s.
@@ -100,8 +118,10 @@ pub struct TableInfo {
     pub alt_hash_fields: u8,
     /// 1 if there are more hops than the row's first two.
     pub has_more: u8,
+    /// 1 if the backends are IPv6 ones.
+    pub is_v6: u8,
     /// Zero.
-    pub padding: [u8; 9],
+    pub padding: [u8; 8],
 }
 
 /// No such rows.
@@ -124,26 +144,102 @@ pub const NO_HOP: u16 = u16::MAX;
 /// a row is 4.
 pub type TableRows = [Row; ROWS];
 
-/// A backend and the way to it.
+/// A backend and the way to it. One cache line.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backend {
-    /// MAC of the next hop on the way. Meaningless while `interface` is 0.
-    pub next_hop_mac: [u8; 6],
-    /// MAC of the outgoing interface.
-    pub own_mac: [u8; 6],
+    /// The outer headers' first 48 bytes as little-endian words, as far as they are the same for
+    /// every packet ([`crate::encap::Way::backend`]). For an IPv6 backend only Ethernet's 14 of them.
+    pub header: [u64; 6],
     /// Index of the outgoing interface; 0 while the next hop is not resolved.
     pub interface: u32,
-    /// Outer source address.
-    pub source: [u8; 4],
-    /// The backend's address.
-    pub address: [u8; 4],
-    /// Sum of the outer IPv4 header's 16-bit words, without TOS and total length.
-    pub header_sum: u32,
+    /// An IPv4 backend's address as it lies on the wire; 0 for an IPv6 one.
+    pub address: u32,
+    /// Largest outer packet that fits the way, in bytes; 0 while the next hop is not resolved.
+    pub mtu: u16,
+    /// Largest outer packet that fits the outgoing interface, in bytes.
+    pub link_mtu: u16,
+    /// Sum of the outer IPv4 header's 16-bit words, without TOS and total length, folded.
+    pub header_sum: u16,
     /// Slot of the backend's counter.
     pub counter_slot: u16,
-    /// Largest outer packet that fits the way, in bytes.
-    pub mtu: u16,
+}
+
+impl Backend {
+    /// Whether the way to the backend is known.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_resolved(&self) -> bool {
+        self.interface != 0
+    }
+
+    /// Destination and source MAC, as they lie in a frame.
+    #[inline(always)]
+    #[must_use]
+    pub const fn macs(&self) -> (u64, u32) {
+        (self.header[0], self.header[1] as u32)
+    }
+}
+
+/// What an IPv6 backend has beside [`Backend`], at the same index of a map of its own. The map is
+/// empty if there are none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ipv6Way {
+    /// Outer source address, as [`crate::hash::Address::words`].
+    pub source: [u64; 2],
+    /// The backend's address.
+    pub address: [u64; 2],
+}
+
+/// What the halves of the general program hand to each other, one for each CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// The packet, as parsed.
+    pub packet: Packet,
+    /// The hops that are listed.
+    pub hops: Hops,
+    /// For an answer "too big": the largest IP packet that fits the tunnel.
+    pub inner_mtu: u32,
+    /// And whose counters say so.
+    pub counter_slot: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// The further hops of a packet, by index into the backends.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hops {
+    /// How many are listed, at most 7.
+    pub count: u32,
+    /// Which; a power of two of places, so that a mask keeps an index inside.
+    pub index: [u16; 8],
+}
+
+impl Hops {
+    /// Lists one more.
+    #[inline(always)]
+    pub const fn list(&mut self, index: u16) {
+        if index != NO_HOP {
+            self.index[(self.count & 7) as usize] = index;
+            self.count += 1;
+        }
+    }
+
+    /// How many are listed.
+    #[inline(always)]
+    #[must_use]
+    pub const fn len(&self) -> u8 {
+        self.count as u8 & 7
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
 }
 
 /// Packets and bytes (of the received IP packets' frames).
@@ -165,13 +261,15 @@ pub struct ReasonCounters {
 }
 
 const _: () = {
-    assert!(size_of::<Config>() == 24);
-    assert!(size_of::<BindSlot>() == 32);
+    assert!(size_of::<Config>() == 40);
+    assert!(size_of::<BindSlot>() == 64);
     assert!(size_of::<PrefixEntry>() == 8);
     assert!(size_of::<Segment>() == 16);
     assert!(size_of::<TableInfo>() == 64);
     assert!(size_of::<Row>() == 4);
-    assert!(size_of::<Backend>() == 32);
+    assert!(size_of::<Backend>() == 64);
+    assert!(size_of::<Ipv6Way>() == 32);
+    assert!(size_of::<Work>() == 96);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<ReasonCounters>() == 16 * MAX_REASONS);
 };
@@ -216,6 +314,7 @@ plain!(
     TableRows,
     Row,
     Backend,
+    Ipv6Way,
     Counter,
     ReasonCounters,
 );

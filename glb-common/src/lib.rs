@@ -8,6 +8,7 @@ pub mod bind;
 pub mod checksum;
 pub mod encap;
 pub mod ends;
+pub mod fast;
 pub mod frame;
 pub mod hash;
 pub mod layout;

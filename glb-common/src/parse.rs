@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// Who talks to whom. Ports in host order; for an echo request both are 0.
+/// Who talks to whom, with addresses of one family. Ports in host order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow<A> {
     /// The client.
@@ -33,27 +33,72 @@ pub struct Flow<A> {
     pub protocol: u8,
 }
 
-/// A packet that a bind may name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Packet<A> {
+/// As [`Flow`], of either family, in a form that BPF programs can hand to each other. For an echo
+/// request both ports are 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FiveTuple {
+    /// The client, as [`crate::hash::Address::words`].
+    pub source: [u64; 2],
+    /// The VIP.
+    pub destination: [u64; 2],
+    /// The client's port.
+    pub source_port: u16,
+    /// The VIP's port.
+    pub destination_port: u16,
+    /// IP protocol: 6, 17, 1 or 58.
+    pub protocol: u8,
+    /// IP version: 4 or 6.
+    pub family: u8,
+    /// Zero.
+    pub padding: u16,
+}
+
+impl FiveTuple {
+    /// A flow from `source` to `destination`, whose ports are not known yet.
+    #[inline(always)]
+    #[must_use]
+    pub fn new<A: Address>(source: A, destination: A, protocol: u8) -> Self {
+        Self {
+            source: source.words(),
+            destination: destination.words(),
+            protocol,
+            family: A::FAMILY,
+            ..Self::default()
+        }
+    }
+}
+
+/// A packet that a bind may name: what the first half of the general program hands to the second.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Packet {
     /// The flow it belongs to.
-    pub flow: Flow<A>,
+    pub flow: FiveTuple,
+    /// The tags in front of the IP header, as they lie on the wire.
+    pub tags: Tags,
     /// Length of the IP packet in bytes; the frame may be longer (padding), never shorter.
     pub ip_length: u16,
     /// What makes the outer UDP source port differ between flows of one client.
     pub flow_hint: u16,
+    /// IPv4 identification; 0 for IPv6.
+    pub identification: u16,
     /// TOS or traffic class.
     pub tos: u8,
     /// A fragment other than the first: it has no ports, and 0 stands for them.
     pub is_later_fragment: bool,
     /// Whether its sender must be told, may be told or must not be told that it is too big.
     pub oversize: Oversize,
+    /// Zero.
+    pub padding: [u8; 3],
 }
 
 /// What to do about a packet that is too big for the tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Oversize {
     /// Tell its sender what fits.
+    #[default]
     Tell,
     /// Its sender expects it to be fragmented (IPv4 without DF).
     Fragment,
@@ -61,19 +106,42 @@ pub enum Oversize {
     Silent,
 }
 
-/// What a frame carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Parsed {
-    /// An IPv4 packet.
-    V4(Packet<V4>),
-    /// An IPv6 packet.
-    V6(Packet<V6>),
+/// 802.1Q tags between the MAC addresses and the EtherType.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tags {
+    /// Tag protocol and control information of each, outermost first, as they lie on the wire.
+    pub words: [u32; MAX_TAGS],
+    /// How many there are.
+    pub count: u32,
 }
 
-/// At most this many IPv6 extension headers are walked over.
-pub const MAX_EXTENSIONS: usize = 2;
+impl Tags {
+    /// Bytes that they take.
+    #[inline(always)]
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        // The mask tells the verifier what is known anyway.
+        ((4 * self.count) & 12) as usize
+    }
 
-/// Where the IP header starts.
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
+/// At most this many tags are looked behind: 802.1Q, or 802.1ad (QinQ).
+pub const MAX_TAGS: usize = 2;
+
+/// Bytes of the longest Ethernet header without its EtherType.
+pub const MAX_TAGGED: usize = IP_OFFSET - 2 + 4 * MAX_TAGS;
+
+/// At most this many IPv6 extension headers are walked over.
+pub const MAX_EXTENSIONS: usize = 6;
+
+/// Where the IP header starts behind an untagged Ethernet header.
 pub const IP_OFFSET: usize = EthernetHeader::LEN;
 
 /// The whole frame, whatever it is.
@@ -81,54 +149,78 @@ pub const IP_OFFSET: usize = EthernetHeader::LEN;
 /// # Errors
 /// The reason why the frame is left to the kernel.
 #[inline(always)]
-pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<Parsed, Reason> {
-    let Some(ethernet) = frame.read::<EthernetHeader>(0) else { return Err(Reason::Malformed) };
-    match ethernet.ethertype {
-        ethernet::IPV4 => Ok(Parsed::V4(parse_v4(frame)?)),
-        ethernet::IPV6 => Ok(Parsed::V6(parse_v6(frame)?)),
+pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<Packet, Reason> {
+    let (tags, ethertype) = tags(frame)?;
+    let start = IP_OFFSET + tags.len();
+    let packet = match ethertype {
+        ethernet::IPV4 => parse_v4(frame, start),
+        ethernet::IPV6 => parse_v6(frame, start),
         _ => Err(Reason::NotIp),
-    }
+    };
+    packet.map(|packet| Packet { tags, ..packet })
 }
 
-/// An IPv4 packet behind an untagged Ethernet header.
+/// The tags of a frame, and the EtherType behind them.
+///
+/// # Errors
+/// When the frame ends before them.
+#[inline(always)]
+pub fn tags<F: Frame + ?Sized>(frame: &F) -> Result<(Tags, [u8; 2]), Reason> {
+    let Some(header) = frame.read::<EthernetHeader>(0) else { return Err(Reason::Malformed) };
+    let mut tags = Tags::default();
+    let mut ethertype = header.ethertype;
+    for index in 0..MAX_TAGS {
+        if !matches!(ethertype, ethernet::VLAN | ethernet::SERVICE_VLAN) {
+            break;
+        }
+        let offset = IP_OFFSET + 4 * index;
+        let Some([a, b, c, d]) = frame.read::<[u8; 4]>(offset) else {
+            return Err(Reason::Malformed);
+        };
+        tags.words[index] = u32::from_le_bytes([ethertype[0], ethertype[1], a, b]);
+        tags.count += 1;
+        ethertype = [c, d];
+    }
+    Ok((tags, ethertype))
+}
+
+/// An IPv4 packet that starts at `start`.
 ///
 /// # Errors
 /// The reason why the frame is left to the kernel.
 #[inline(always)]
-pub fn parse_v4<F: Frame + ?Sized>(frame: &F) -> Result<Packet<V4>, Reason> {
-    let Some(ip) = frame.read::<Ipv4Header>(IP_OFFSET) else { return Err(Reason::Malformed) };
+pub fn parse_v4<F: Frame + ?Sized>(frame: &F, start: usize) -> Result<Packet, Reason> {
+    let Some(ip) = frame.read::<Ipv4Header>(start) else { return Err(Reason::Malformed) };
     let (header_len, total) = (ip.header_len(), ip.total_length());
-    if ip.version() != 4 || header_len < Ipv4Header::LEN || IP_OFFSET + total > frame.len() {
+    if ip.version() != 4 || header_len < Ipv4Header::LEN || !frame.holds(start + total) {
         return Err(Reason::Malformed);
     }
     let payload = Payload {
-        offset: IP_OFFSET + header_len,
+        offset: start + header_len,
         // A total length below the header's own is found by the subtraction.
         length: total.checked_sub(header_len).ok_or(Reason::Malformed)?,
+    };
+    let packet = Packet {
+        flow: FiveTuple::new(V4::new(ip.source), V4::new(ip.destination), ip.protocol),
         ip_length: total as u16,
+        identification: u16::from_be_bytes(ip.identification),
         tos: ip.tos,
         oversize: if ip.may_fragment() { Oversize::Fragment } else { Oversize::Tell },
+        ..Packet::default()
     };
-    let (source, destination) = (V4::new(ip.source), V4::new(ip.destination));
     if ip.is_later_fragment() {
-        return fragment(payload, ip.protocol, source, destination);
+        return fragment(packet);
     }
     match ip.protocol {
-        protocol::TCP | protocol::UDP => {
-            transport(frame, payload, ip.protocol, source, destination)
-        }
+        protocol::TCP | protocol::UDP => transport(frame, payload, packet),
         protocol::ICMP => {
             let icmp = message(frame, payload)?;
             match icmp.kind {
-                icmp::V4_ECHO_REQUEST if icmp.code == 0 => Ok(echo(
-                    payload,
-                    protocol::ICMP,
-                    source,
-                    destination,
-                    u16::from_be_bytes(ip.identification),
-                )),
+                icmp::V4_ECHO_REQUEST if icmp.code == 0 => {
+                    Ok(Packet { flow_hint: packet.identification, ..packet })
+                }
                 icmp::V4_UNREACHABLE | icmp::V4_TIME_EXCEEDED | icmp::V4_PARAMETER_PROBLEM => {
-                    quoted_v4(frame, payload, destination)
+                    quoted_v4(frame, payload, packet)
                 }
                 _ => Err(Reason::OtherIcmp),
             }
@@ -137,26 +229,26 @@ pub fn parse_v4<F: Frame + ?Sized>(frame: &F) -> Result<Packet<V4>, Reason> {
     }
 }
 
-/// An IPv6 packet behind an untagged Ethernet header.
+/// An IPv6 packet that starts at `start`.
 ///
 /// # Errors
 /// The reason why the frame is left to the kernel.
 #[inline(always)]
-pub fn parse_v6<F: Frame + ?Sized>(frame: &F) -> Result<Packet<V6>, Reason> {
-    let Some(ip) = frame.read::<Ipv6Header>(IP_OFFSET) else { return Err(Reason::Malformed) };
+pub fn parse_v6<F: Frame + ?Sized>(frame: &F, start: usize) -> Result<Packet, Reason> {
+    let Some(ip) = frame.read::<Ipv6Header>(start) else { return Err(Reason::Malformed) };
     let total = ip.total_length();
-    if ip.version() != 6 || IP_OFFSET + total > frame.len() {
+    if ip.version() != 6 || !frame.holds(start + total) {
         return Err(Reason::Malformed);
     }
-    let mut payload = Payload {
-        offset: IP_OFFSET + Ipv6Header::LEN,
-        length: total - Ipv6Header::LEN,
+    let mut payload = Payload { offset: start + Ipv6Header::LEN, length: total - Ipv6Header::LEN };
+    let packet = Packet {
+        flow: FiveTuple::new(V6::new(ip.source), V6::new(ip.destination), ip.next_header),
         // At most 65,575; what is beyond 65,535 is refused when it is encapsulated.
         ip_length: if total > u16::MAX as usize { u16::MAX } else { total as u16 },
         tos: ip.traffic_class(),
-        oversize: Oversize::Tell,
+        ..Packet::default()
     };
-    let (source, destination) = (V6::new(ip.source), V6::new(ip.destination));
+    let of = |protocol| Packet { flow: FiveTuple { protocol, ..packet.flow }, ..packet };
     let mut next = ip.next_header;
     for _ in 0..MAX_EXTENSIONS {
         if !matches!(
@@ -172,22 +264,22 @@ pub fn parse_v6<F: Frame + ?Sized>(frame: &F) -> Result<Packet<V6>, Reason> {
         payload.length = payload.length.checked_sub(length).ok_or(Reason::Malformed)?;
         payload.offset += length;
         if next == ipv6::FRAGMENT && extension.is_later_fragment() {
-            return fragment(payload, extension.next_header, source, destination);
+            return fragment(of(extension.next_header));
         }
         next = extension.next_header;
     }
     match next {
-        protocol::TCP | protocol::UDP => transport(frame, payload, next, source, destination),
+        protocol::TCP | protocol::UDP => transport(frame, payload, of(next)),
         protocol::ICMPV6 => {
             let icmp = message(frame, payload)?;
             match icmp.kind {
                 icmp::V6_ECHO_REQUEST if icmp.code == 0 => {
-                    Ok(echo(payload, protocol::ICMPV6, source, destination, ip.flow_label_low()))
+                    Ok(Packet { flow_hint: ip.flow_label_low(), ..of(next) })
                 }
                 icmp::V6_UNREACHABLE
                 | icmp::V6_PACKET_TOO_BIG
                 | icmp::V6_TIME_EXCEEDED
-                | icmp::V6_PARAMETER_PROBLEM => quoted_v6(frame, payload, destination),
+                | icmp::V6_PARAMETER_PROBLEM => quoted_v6(frame, payload, packet),
                 _ => Err(Reason::OtherIcmp),
             }
         }
@@ -200,55 +292,33 @@ pub fn parse_v6<F: Frame + ?Sized>(frame: &F) -> Result<Packet<V6>, Reason> {
 struct Payload {
     offset: usize,
     length: usize,
-    ip_length: u16,
-    tos: u8,
-    oversize: Oversize,
 }
 
 /// A fragment other than the first: what it is about is told by its addresses alone.
 #[inline(always)]
-fn fragment<A>(
-    payload: Payload,
-    protocol: u8,
-    source: A,
-    destination: A,
-) -> Result<Packet<A>, Reason> {
-    if protocol != protocol::TCP && protocol != protocol::UDP {
+fn fragment(packet: Packet) -> Result<Packet, Reason> {
+    if packet.flow.protocol != protocol::TCP && packet.flow.protocol != protocol::UDP {
         return Err(Reason::LaterFragment);
     }
-    Ok(Packet {
-        flow: Flow { source, destination, source_port: 0, destination_port: 0, protocol },
-        ip_length: payload.ip_length,
-        flow_hint: 0,
-        tos: payload.tos,
-        is_later_fragment: true,
-        oversize: Oversize::Silent,
-    })
+    Ok(Packet { is_later_fragment: true, oversize: Oversize::Silent, ..packet })
 }
 
 #[inline(always)]
-fn transport<F: Frame + ?Sized, A: Address>(
+fn transport<F: Frame + ?Sized>(
     frame: &F,
     payload: Payload,
-    protocol: u8,
-    source: A,
-    destination: A,
-) -> Result<Packet<A>, Reason> {
-    let shortest = if protocol == protocol::TCP { TcpHeader::LEN } else { UdpHeader::LEN };
+    packet: Packet,
+) -> Result<Packet, Reason> {
+    let shortest =
+        if packet.flow.protocol == protocol::TCP { TcpHeader::LEN } else { UdpHeader::LEN };
     if payload.length < shortest {
         return Err(Reason::Malformed);
     }
     let Some([source_port, destination_port]) = ports(frame, payload.offset) else {
         return Err(Reason::Malformed);
     };
-    Ok(Packet {
-        flow: Flow { source, destination, source_port, destination_port, protocol },
-        ip_length: payload.ip_length,
-        flow_hint: source_port,
-        tos: payload.tos,
-        is_later_fragment: false,
-        oversize: payload.oversize,
-    })
+    let flow = FiveTuple { source_port, destination_port, ..packet.flow };
+    Ok(Packet { flow, flow_hint: source_port, ..packet })
 }
 
 #[inline(always)]
@@ -265,26 +335,14 @@ fn message<F: Frame + ?Sized>(frame: &F, payload: Payload) -> Result<IcmpHeader,
     frame.read(payload.offset).ok_or(Reason::Malformed)
 }
 
-#[inline(always)]
-fn echo<A>(payload: Payload, protocol: u8, source: A, destination: A, hint: u16) -> Packet<A> {
-    Packet {
-        flow: Flow { source, destination, source_port: 0, destination_port: 0, protocol },
-        ip_length: payload.ip_length,
-        flow_hint: hint,
-        tos: payload.tos,
-        is_later_fragment: false,
-        oversize: payload.oversize,
-    }
-}
-
-/// The flow that an ICMP error sent to `vip` quotes. RFC 792 promises 8 bytes behind the quoted IP
-/// header, which hold both ports.
+/// The flow that an ICMP error `packet` to a VIP quotes. RFC 792 promises 8 bytes behind the quoted
+/// IP header, which hold both ports.
 #[inline(always)]
 fn quoted_v4<F: Frame + ?Sized>(
     frame: &F,
     payload: Payload,
-    vip: V4,
-) -> Result<Packet<V4>, Reason> {
+    packet: Packet,
+) -> Result<Packet, Reason> {
     let start = payload.offset + IcmpHeader::LEN;
     let Some(ip) = frame.read::<Ipv4Header>(start) else { return Err(Reason::Malformed) };
     let header_len = ip.header_len();
@@ -297,15 +355,8 @@ fn quoted_v4<F: Frame + ?Sized>(
     if ip.is_later_fragment() {
         return Err(Reason::LaterFragment);
     }
-    reversed(
-        frame,
-        payload,
-        start + header_len,
-        ip.protocol,
-        V4::new(ip.source),
-        V4::new(ip.destination),
-        vip,
-    )
+    let quoted = FiveTuple::new(V4::new(ip.source), V4::new(ip.destination), ip.protocol);
+    reversed(frame, start + header_len, quoted, packet)
 }
 
 /// As [`quoted_v4`], for IPv6.
@@ -313,56 +364,42 @@ fn quoted_v4<F: Frame + ?Sized>(
 fn quoted_v6<F: Frame + ?Sized>(
     frame: &F,
     payload: Payload,
-    vip: V6,
-) -> Result<Packet<V6>, Reason> {
+    packet: Packet,
+) -> Result<Packet, Reason> {
     let start = payload.offset + IcmpHeader::LEN;
     let Some(ip) = frame.read::<Ipv6Header>(start) else { return Err(Reason::Malformed) };
     if ip.version() != 6 || payload.length < IcmpHeader::LEN + Ipv6Header::LEN + UdpHeader::LEN {
         return Err(Reason::Malformed);
     }
-    let ports = start + Ipv6Header::LEN;
-    reversed(
-        frame,
-        payload,
-        ports,
-        ip.next_header,
-        V6::new(ip.source),
-        V6::new(ip.destination),
-        vip,
-    )
+    let quoted = FiveTuple::new(V6::new(ip.source), V6::new(ip.destination), ip.next_header);
+    reversed(frame, start + Ipv6Header::LEN, quoted, packet)
 }
 
 #[inline(always)]
-fn reversed<F: Frame + ?Sized, A: Address>(
+fn reversed<F: Frame + ?Sized>(
     frame: &F,
-    payload: Payload,
     ports_offset: usize,
-    protocol: u8,
-    quoted_source: A,
-    quoted_destination: A,
-    vip: A,
-) -> Result<Packet<A>, Reason> {
-    if protocol != protocol::TCP && protocol != protocol::UDP {
+    quoted: FiveTuple,
+    packet: Packet,
+) -> Result<Packet, Reason> {
+    if quoted.protocol != protocol::TCP && quoted.protocol != protocol::UDP {
         return Err(Reason::OtherIcmp);
     }
-    if quoted_source != vip {
+    if quoted.source != packet.flow.destination {
         return Err(Reason::ForeignIcmpError);
     }
     let Some([quoted_source_port, quoted_destination_port]) = ports(frame, ports_offset) else {
         return Err(Reason::Malformed);
     };
-    Ok(Packet {
-        flow: Flow {
-            source: quoted_destination,
-            destination: quoted_source,
-            source_port: quoted_destination_port,
-            destination_port: quoted_source_port,
-            protocol,
-        },
-        ip_length: payload.ip_length,
-        flow_hint: quoted_destination_port,
-        tos: payload.tos,
-        is_later_fragment: false,
-        oversize: Oversize::Silent,
-    })
+    let flow = FiveTuple {
+        source: quoted.destination,
+        destination: quoted.source,
+        source_port: quoted_destination_port,
+        destination_port: quoted_source_port,
+        ..quoted
+    };
+    let flow_hint = quoted_destination_port;
+    Ok(Packet { flow, flow_hint, oversize: Oversize::Silent, ..packet })
 }
+
+const _: () = assert!(size_of::<FiveTuple>() == 40 && size_of::<Packet>() == 64);

@@ -3,9 +3,11 @@
 use crate::{
     bind,
     encap::overhead,
-    hash::{Address, HashFields, flow_hash},
-    layout::{Backend, BindSlot, Config, NO_HOP, NO_ROWS, PrefixEntry, Row, Segment, TableInfo},
-    parse::{Flow, Oversize, Packet},
+    hash::{HashFields, flow_hash},
+    layout::{
+        Backend, BindSlot, Config, Hops, Ipv6Way, NO_ROWS, PrefixEntry, Row, Segment, TableInfo,
+    },
+    parse::{FiveTuple, Oversize, Packet},
     reason::DirectorReason as Reason,
 };
 
@@ -17,8 +19,8 @@ pub trait View {
     fn displacement(&self, index: u32) -> Option<u32>;
     /// One slot of the exact binds.
     fn bind(&self, index: u32) -> Option<&BindSlot>;
-    /// The longest prefix that covers `address`.
-    fn prefix<A: Address>(&self, address: &A) -> Option<PrefixEntry>;
+    /// The longest prefix of this family that covers the address.
+    fn prefix(&self, family: u8, address: [u64; 2]) -> Option<PrefixEntry>;
     /// One segment of a prefix's ports.
     fn segment(&self, index: u32) -> Option<&Segment>;
     /// One table.
@@ -27,44 +29,28 @@ pub trait View {
     fn row(&self, rows: u32, row: u16) -> Option<Row>;
     /// One backend.
     fn backend(&self, index: u16) -> Option<&Backend>;
+    /// What an IPv6 backend has beside.
+    fn ipv6_way(&self, index: u16) -> Option<&Ipv6Way>;
 }
-
-/// At most this many hops are listed: three beside the first, and four of the alternative row.
-pub const MAX_LISTED: usize = 7;
 
 /// How a packet is to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Send<'v> {
     /// The first hop.
     pub backend: &'v Backend,
-    /// The further hops' addresses in order, [`NOBODY`] where a place is empty: the row's second to
-    /// fourth, then the alternative row's four.
-    pub hops: [[u8; 4]; MAX_LISTED],
-    /// How many hops are listed, 0 to [`MAX_LISTED`].
-    pub listed: u8,
+    /// Its index.
+    pub first: u16,
+    /// Whether the backends are IPv6 ones.
+    pub is_v6: bool,
     /// Outer UDP source port.
     pub source_port: u16,
     /// Outer TOS or traffic class.
     pub tos: u8,
+    /// The identification of an outer packet that routers may fragment.
+    pub fragmentable: Option<u16>,
     /// Slot of the table's counters.
     pub counter_slot: u32,
 }
-
-impl Send<'_> {
-    /// Lists the backend `index`, if there is one, at a place of its own. (A place that depended on
-    /// how many are listed already would be a write that the verifier cannot follow.)
-    #[inline(always)]
-    fn list<V: View + ?Sized>(&mut self, view: &V, place: usize, index: u16) -> Option<()> {
-        if index != NO_HOP {
-            self.hops[place] = view.backend(index)?.address;
-            self.listed += 1;
-        }
-        Some(())
-    }
-}
-
-/// An address that is no backend's.
-pub const NOBODY: [u8; 4] = [0; 4];
 
 /// Why a packet is not sent, and whose counter says so: one number, because a struct's fields travel
 /// through registers one by one, and the compiler lets those that a path does not use go unset, which
@@ -108,51 +94,70 @@ impl Refusal {
     }
 }
 
-/// Where a packet goes.
+/// Outer UDP source port of a flow with this hash and hint.
+#[inline(always)]
+pub(crate) const fn source_port(hash: u64, hint: u16) -> u16 {
+    0x8000 | ((hash as u16 ^ hint) & 0x7fff)
+}
+
+/// Where a packet goes; its further hops are listed in `hops`, which is empty before.
 ///
 /// # Errors
 /// The reason why it goes nowhere.
 #[inline(always)]
-pub fn steer<'v, V: View + ?Sized, A: Address>(
+pub fn steer<'v, V: View + ?Sized>(
     view: &'v V,
-    packet: &Packet<A>,
+    packet: &Packet,
+    hops: &mut Hops,
 ) -> Result<Send<'v>, Refusal> {
-    let unowned = |reason| Refusal::new(reason, 0);
     let Some(index) = bind::find(view, &packet.flow) else {
         let is_fragment = packet.is_later_fragment;
-        return Err(unowned(if is_fragment { Reason::LaterFragment } else { Reason::NoBind }));
+        return Err(Refusal::new(
+            if is_fragment { Reason::LaterFragment } else { Reason::NoBind },
+            0,
+        ));
     };
-    let Some(table) = view.table(index) else { return Err(unowned(Reason::Inconsistent)) };
+    let Some(table) = view.table(index) else { return Err(Refusal::new(Reason::Inconsistent, 0)) };
     let refuse = |reason| Refusal::new(reason, table.counter_slot);
     let inconsistent = || refuse(Reason::Inconsistent);
 
     let config = view.config();
     let hash = hash_of(table.key, table.hash_fields, &packet.flow).ok_or_else(inconsistent)?;
     let row = view.row(table.rows, hash as u16).ok_or_else(inconsistent)?;
-    let first = view.backend(row.first).ok_or_else(inconsistent)?;
-    if first.interface == 0 {
+    let backend = view.backend(row.first).ok_or_else(inconsistent)?;
+    if !backend.is_resolved() {
         return Err(refuse(Reason::NextHopUnresolved));
     }
+    hops.list(row.second);
+    if table.has_more != 0 {
+        list_more(view, table, hash as u16, &packet.flow, hops).ok_or_else(inconsistent)?;
+    }
+    let is_v6 = table.is_v6 != 0;
     let mut send = Send {
-        backend: first,
-        hops: [NOBODY; MAX_LISTED],
-        listed: 0,
-        source_port: 0x8000 | ((hash as u16 ^ packet.flow_hint) & 0x7fff),
+        backend,
+        first: row.first,
+        is_v6,
+        source_port: source_port(hash, packet.flow_hint),
         tos: (packet.tos & config.tos_mask) | config.tos_value,
+        fragmentable: None,
         counter_slot: table.counter_slot,
     };
-    send.list(view, 0, row.second).ok_or_else(inconsistent)?;
-    if table.has_more != 0 {
-        list_more(view, table, hash as u16, &packet.flow, &mut send).ok_or_else(inconsistent)?;
-    }
-    let overhead = overhead(send.listed) as u32;
-    if packet.ip_length as u32 + overhead > first.mtu as u32 {
+    let overhead = overhead(is_v6, hops.len()) as u32;
+    let total = packet.ip_length as u32 + overhead;
+    if total > backend.mtu as u32 {
+        let may_fragment = packet.oversize == Oversize::Fragment;
+        if may_fragment && config.may_fragment != 0 && !is_v6 && total <= backend.link_mtu as u32 {
+            // Its own identification keeps the fragments of one sender's packets apart, the hash
+            // those of different senders. 0 would be as good as any.
+            send.fragmentable = Some(packet.identification ^ (hash >> 16) as u16);
+            return Ok(send);
+        }
         let reason = match packet.oversize {
             Oversize::Tell => Reason::TooBig,
             Oversize::Fragment => Reason::TooBigMayFragment,
             Oversize::Silent => Reason::TooBigUnanswered,
         };
-        let mtu = (first.mtu as u32).saturating_sub(overhead) as u16;
+        let mtu = (backend.mtu as u32).saturating_sub(overhead) as u16;
         return Err(refuse(reason).with_inner_mtu(mtu));
     }
     Ok(send)
@@ -161,33 +166,33 @@ pub fn steer<'v, V: View + ?Sized, A: Address>(
 /// Lists what stands beyond the row's first two hops: the third and fourth, then the alternative
 /// row. A backend may be listed twice, as in GLB: the second chance just asks it again.
 #[inline(always)]
-fn list_more<V: View + ?Sized, A: Address>(
+fn list_more<V: View + ?Sized>(
     view: &V,
     table: &TableInfo,
     row: u16,
-    flow: &Flow<A>,
-    send: &mut Send<'_>,
+    flow: &FiveTuple,
+    hops: &mut Hops,
 ) -> Option<()> {
     if table.more_rows != NO_ROWS {
         let more = view.row(table.more_rows, row)?;
-        send.list(view, 1, more.first)?;
-        send.list(view, 2, more.second)?;
+        hops.list(more.first);
+        hops.list(more.second);
     }
     if table.alt_rows != NO_ROWS {
         let row = hash_of(table.alt_key, table.alt_hash_fields, flow)? as u16;
         let alt = view.row(table.alt_rows, row)?;
-        send.list(view, 3, alt.first)?;
-        send.list(view, 4, alt.second)?;
+        hops.list(alt.first);
+        hops.list(alt.second);
         if table.alt_more_rows != NO_ROWS {
             let more = view.row(table.alt_more_rows, row)?;
-            send.list(view, 5, more.first)?;
-            send.list(view, 6, more.second)?;
+            hops.list(more.first);
+            hops.list(more.second);
         }
     }
     Some(())
 }
 
 #[inline(always)]
-fn hash_of<A: Address>(key: [u64; 2], fields: u8, flow: &Flow<A>) -> Option<u64> {
+fn hash_of(key: [u64; 2], fields: u8, flow: &FiveTuple) -> Option<u64> {
     Some(flow_hash(key, HashFields::from_bits(fields)?, flow))
 }

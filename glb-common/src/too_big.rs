@@ -3,10 +3,10 @@
 
 use crate::{
     checksum::{fold, sum_4, sum_16},
-    frame::{Frame, Wire},
-    parse::IP_OFFSET,
+    frame::{Frame, FrameMut, Wire},
+    parse::{IP_OFFSET, MAX_TAGGED, Tags},
     wire::{
-        ethernet::EthernetHeader,
+        ethernet::{self, EthernetHeader},
         icmp::{self, IcmpHeader},
         ipv4::{self, Ipv4Header},
         ipv6::Ipv6Header,
@@ -61,13 +61,18 @@ const _: () = {
     assert!(size_of::<Answer<Ipv6Header>>() == IP_OFFSET + V6_GROWTH);
 };
 
-/// The answer to an IPv4 frame, which is to be cut to its first [`V4_QUOTE`] bytes from the IP header
-/// on; nothing if it is shorter.
+/// The answer to an IPv4 frame with these tags, which is to be cut to its first [`V4_QUOTE`] bytes
+/// from the IP header on; nothing if it is shorter.
 #[inline(always)]
-pub fn answer_v4<F: Summed + ?Sized>(frame: &F, mtu: u16) -> Option<Answer<Ipv4Header>> {
-    let ethernet = frame.read::<EthernetHeader>(0)?;
-    let received = frame.read::<Ipv4Header>(IP_OFFSET)?;
-    let quoted = frame.sum::<V4_QUOTE>(IP_OFFSET)? as u32;
+pub fn answer_v4<F: Summed + ?Sized>(
+    frame: &F,
+    tags: &Tags,
+    mtu: u16,
+) -> Option<Answer<Ipv4Header>> {
+    let ethernet = back(frame, ethernet::IPV4)?;
+    let start = IP_OFFSET + tags.len();
+    let received = frame.read::<Ipv4Header>(start)?;
+    let quoted = frame.sum::<V4_QUOTE>(start)? as u32;
     const TOTAL: u16 = (V4_GROWTH + V4_QUOTE) as u16;
     const TOS: u8 = 0xc0; // Internetwork control (RFC 1812, 4.3.2.5).
     let (source, destination) = (received.destination, received.source);
@@ -76,7 +81,7 @@ pub fn answer_v4<F: Summed + ?Sized>(frame: &F, mtu: u16) -> Option<Answer<Ipv4H
     let ip_sum = first_words + rest + sum_4(source) + sum_4(destination);
     let kind = (icmp::V4_UNREACHABLE as u32) << 8 | icmp::V4_FRAGMENTATION_NEEDED as u32;
     Some(Answer {
-        ethernet: back(ethernet),
+        ethernet,
         ip: Ipv4Header {
             version_ihl: 0x45,
             tos: TOS,
@@ -100,18 +105,23 @@ pub fn answer_v4<F: Summed + ?Sized>(frame: &F, mtu: u16) -> Option<Answer<Ipv4H
 
 /// As [`answer_v4`], for IPv6 and [`V6_QUOTE`].
 #[inline(always)]
-pub fn answer_v6<F: Summed + ?Sized>(frame: &F, mtu: u16) -> Option<Answer<Ipv6Header>> {
+pub fn answer_v6<F: Summed + ?Sized>(
+    frame: &F,
+    tags: &Tags,
+    mtu: u16,
+) -> Option<Answer<Ipv6Header>> {
     const HALF: usize = V6_QUOTE / 2;
     const LENGTH: u16 = (IcmpHeader::LEN + V6_QUOTE) as u16;
     let mtu = if mtu < V6_MIN_MTU { V6_MIN_MTU } else { mtu };
-    let ethernet = frame.read::<EthernetHeader>(0)?;
-    let received = frame.read::<Ipv6Header>(IP_OFFSET)?;
-    let quoted = frame.sum::<HALF>(IP_OFFSET)? as u32 + frame.sum::<HALF>(IP_OFFSET + HALF)? as u32;
+    let ethernet = back(frame, ethernet::IPV6)?;
+    let start = IP_OFFSET + tags.len();
+    let received = frame.read::<Ipv6Header>(start)?;
+    let quoted = frame.sum::<HALF>(start)? as u32 + frame.sum::<HALF>(start + HALF)? as u32;
     let (source, destination) = (received.destination, received.source);
     let pseudo = sum_16(source) + sum_16(destination) + LENGTH as u32 + protocol::ICMPV6 as u32;
     let kind = (icmp::V6_PACKET_TOO_BIG as u32) << 8;
     Some(Answer {
-        ethernet: back(ethernet),
+        ethernet,
         ip: Ipv6Header {
             version_class_flow: [0x60, 0, 0, 0],
             payload_length: LENGTH.to_be_bytes(),
@@ -130,7 +140,31 @@ pub fn answer_v6<F: Summed + ?Sized>(frame: &F, mtu: u16) -> Option<Answer<Ipv6H
 }
 
 #[inline(always)]
-fn back(ethernet: EthernetHeader) -> EthernetHeader {
-    let EthernetHeader { destination, source, ethertype } = ethernet;
-    EthernetHeader { destination: source, source: destination, ethertype }
+fn back<F: Frame + ?Sized>(frame: &F, ethertype: [u8; 2]) -> Option<EthernetHeader> {
+    let EthernetHeader { destination, source, .. } = frame.read(0)?;
+    Some(EthernetHeader { destination: source, source: destination, ethertype })
+}
+
+/// Puts an answer to the start of a frame that has been cut and given room, behind the tags that its
+/// packet came with.
+#[inline(always)]
+#[must_use]
+pub fn write<F: FrameMut + ?Sized, I: Wire>(frame: &mut F, tags: &Tags, answer: Answer<I>) -> bool {
+    let EthernetHeader { destination, source, .. } = answer.ethernet;
+    // Asked for first: a check further on would tell the compiler, but not the verifier, that this
+    // much is there.
+    if frame.read::<[u8; MAX_TAGGED]>(0).is_none() {
+        return false;
+    }
+    let mut written = frame.write(tags.len(), answer);
+    if tags.count > 0 {
+        written = written
+            && frame.write(0, destination)
+            && frame.write(6, source)
+            && frame.write(12, tags.words[0]);
+    }
+    if tags.count > 1 {
+        written = written && frame.write(16, tags.words[1]);
+    }
+    written
 }

@@ -5,6 +5,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
+    ops::AddAssign as _,
     path::Path,
 };
 
@@ -174,9 +175,12 @@ impl Identities {
                         .find(|(key, _)| of_kind(key) && !wanted.contains(*key))
                         .map(|(key, slot)| (*key, *slot))
                         .ok_or(CountersError::Full { what, count: keys.len(), room })?;
-                    self.map.remove(&gone.0).map_err(|source| self.error(source))?;
-                    self.slots.remove(&gone.0);
-                    self.reset(is_backend, gone.1)?;
+                    if is_backend {
+                        self.keep_sum(&gone.0, gone.1)?;
+                    } else {
+                        self.forget_backends(&gone.0)?;
+                    }
+                    self.forget(&gone.0, gone.1)?;
                     gone.1
                 }
             };
@@ -185,6 +189,49 @@ impl Identities {
             self.slots.insert(*key, slot);
         }
         Ok(())
+    }
+
+    /// Takes an identity's slot away.
+    fn forget(&mut self, key: &Key, slot: u32) -> Result<(), CountersError> {
+        self.map.remove(key).map_err(|source| self.error(source))?;
+        self.slots.remove(key);
+        self.reset(family(key) != 0, slot)
+    }
+
+    /// Takes the slots of a table's backends away with its own: should the table come back, its sums
+    /// begin together.
+    fn forget_backends(&mut self, table: &Key) -> Result<(), CountersError> {
+        let name = name(table);
+        let of_table = self.slots.iter().filter(|(key, _)| family(key) != 0);
+        let gone: Vec<(Key, u32)> = of_table
+            .filter(|(key, _)| self::name(key) == name)
+            .map(|(key, slot)| (*key, *slot))
+            .collect();
+        gone.into_iter().try_for_each(|(key, slot)| self.forget(&key, slot))
+    }
+
+    /// Adds the count of a backend that loses its slot to its table's own, which otherwise has only
+    /// what the table's backends do not count.
+    fn keep_sum(&self, backend: &Key, slot: u32) -> Result<(), CountersError> {
+        let Some(table) = self.slots.get(&key(&name(backend), None)) else { return Ok(()) };
+        let add = || -> Result<(), MapError> {
+            let (tables, backends) =
+                (self.folder.join(pins::TABLES), self.folder.join(pins::BACKENDS));
+            if !tables.exists() || !backends.exists() {
+                return Ok(());
+            }
+            let mut tables = open_array::<ReasonValues>(&tables)?;
+            let counted = open_array::<[u64; 2]>(&backends)?.get(&slot, 0)?;
+            let before = tables.get(table, 0)?;
+            let sums = before.iter().zip(counted.iter()).map(|(sums, count)| {
+                let mut sums = *sums;
+                let sum = &mut sums[DirectorReason::Encapsulated as usize];
+                *sum = [sum[0] + count[0], sum[1] + count[1]];
+                sums
+            });
+            tables.set(*table, PerCpuValues::try_from(sums.collect::<Vec<_>>())?, 0)
+        };
+        add().map_err(|source| self.error(source))
     }
 
     /// Lets a slot that changes hands begin at 0.
@@ -198,7 +245,7 @@ impl Identities {
             array.set(slot, PerCpuValues::try_from(vec![value; cpus])?, 0)
         }
         let result = if is_backend {
-            zero(&self.folder.join(pins::BACKENDS), slot, [0; 2])
+            zero(&self.folder.join(pins::BACKENDS), slot, [0u64; 2])
         } else {
             zero(&self.folder.join(pins::TABLES), slot, ReasonValues::default())
         };
@@ -271,6 +318,12 @@ impl Count {
     fn count(&mut self, [packets, bytes]: [u64; 2]) {
         self.packets += packets;
         self.bytes += bytes;
+    }
+}
+
+impl std::ops::AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
     }
 }
 
@@ -368,6 +421,18 @@ pub fn read(pins: &PinFolder) -> Result<Report, CountersError> {
                 cpus.iter().for_each(|cpu| count.count(*cpu));
                 report.backends.push(BackendReport { table: name(key), address, count });
             }
+        }
+    }
+    // The program counts a packet that it sends for its backend alone.
+    let mut sent = HashMap::<&str, Count>::new();
+    for BackendReport { table, count, .. } in &report.backends {
+        sent.entry(table).or_default().add_assign(*count);
+    }
+    for table in &mut report.tables {
+        let sum = sent.get(table.name.as_str()).copied().unwrap_or_default();
+        if sum != Count::default() {
+            let name = DirectorReason::Encapsulated.name().to_owned();
+            table.reasons.entry(name).or_default().add_assign(sum);
         }
     }
     report.tables.sort_by(|a, b| a.name.cmp(&b.name));

@@ -3,13 +3,12 @@
 
 use glb_common::{
     encap,
-    frame::{FrameMut as _, Wire},
-    layout::Backend,
-    parse::{IP_OFFSET, Parsed, parse},
+    frame::Wire,
+    layout::{Backend, Hops},
+    parse::{IP_OFFSET, Packet, Tags, parse},
     reason::{Action, DirectorReason as Reason},
     steer::{Refusal, Send, View, steer},
     too_big::{self, Answer},
-    wire::{ethernet, protocol},
 };
 
 /// What is to happen to a frame.
@@ -46,23 +45,22 @@ pub enum Verdict {
 
 /// What is to happen to `frame` under `view`.
 pub fn direct(view: &impl View, frame: &[u8]) -> Expected {
-    match parse(frame) {
-        Err(reason) => refused(frame, Refusal::new(reason, 0)),
-        Ok(Parsed::V4(packet)) => {
-            sent(frame, steer(view, &packet), protocol::IPV4, packet.ip_length)
-        }
-        Ok(Parsed::V6(packet)) => {
-            sent(frame, steer(view, &packet), protocol::IPV6, packet.ip_length)
-        }
-    }
+    let packet = match parse(frame) {
+        Ok(packet) => packet,
+        Err(reason) => return refused(frame, &Tags::default(), 0, Refusal::new(reason, 0)),
+    };
+    let mut hops = Hops::default();
+    steer(view, &packet, &mut hops)
+        .and_then(|send| encapsulate(view, frame, &send, &packet, &hops))
+        .unwrap_or_else(|refusal| refused(frame, &packet.tags, packet.flow.family, refusal))
 }
 
-fn refused(frame: &[u8], refusal: Refusal) -> Expected {
+fn refused(frame: &[u8], tags: &Tags, family: u8, refusal: Refusal) -> Expected {
     let reason = Reason::from_number(refusal.reason_number());
     let (counter_slot, inner_mtu) = (refusal.counter_slot(), refusal.inner_mtu());
     let (reason, verdict) = match reason.action() {
         Action::Pass => (reason, Verdict::Pass),
-        Action::Answer => match answer(frame, inner_mtu) {
+        Action::Answer => match answer(frame, tags, family, inner_mtu) {
             Some(frame) => (reason, Verdict::Answer { frame }),
             None => (Reason::TooBigUnanswered, Verdict::Drop),
         },
@@ -72,38 +70,43 @@ fn refused(frame: &[u8], refusal: Refusal) -> Expected {
 }
 
 /// The answer to a frame that is too big, without any limit to how many are sent.
-fn answer(frame: &[u8], mtu: u16) -> Option<Vec<u8>> {
-    fn build<I: Wire>(frame: &[u8], quote: usize, headers: Answer<I>) -> Option<Vec<u8>> {
-        let mut out = vec![0; size_of::<Answer<I>>()];
-        out.extend_from_slice(frame.get(IP_OFFSET..IP_OFFSET + quote)?);
-        out[..].write(0, headers).then_some(out)
+fn answer(frame: &[u8], tags: &Tags, family: u8, mtu: u16) -> Option<Vec<u8>> {
+    fn build<I: Wire>(
+        frame: &[u8],
+        tags: &Tags,
+        quote: usize,
+        headers: Answer<I>,
+    ) -> Option<Vec<u8>> {
+        let start = IP_OFFSET + tags.len();
+        let mut out = vec![0; size_of::<Answer<I>>() + tags.len()];
+        out.extend_from_slice(frame.get(start..start + quote)?);
+        too_big::write(&mut out[..], tags, headers).then_some(out)
     }
-    if frame.get(12..14)? == ethernet::IPV4 {
-        build(frame, too_big::V4_QUOTE, too_big::answer_v4(frame, mtu)?)
+    if family == 4 {
+        build(frame, tags, too_big::V4_QUOTE, too_big::answer_v4(frame, tags, mtu)?)
     } else {
-        build(frame, too_big::V6_QUOTE, too_big::answer_v6(frame, mtu)?)
+        build(frame, tags, too_big::V6_QUOTE, too_big::answer_v6(frame, tags, mtu)?)
     }
 }
 
-fn sent(frame: &[u8], send: Result<Send<'_>, Refusal>, inner: u8, length: u16) -> Expected {
-    send.and_then(|send| {
-        encapsulate(frame, &send, inner, length).map(|frame| Expected {
-            reason: Reason::Encapsulated,
-            counter_slot: send.counter_slot,
-            verdict: Verdict::Send { backend: *send.backend, frame },
-        })
-    })
-    .unwrap_or_else(|refusal| refused(frame, refusal))
-}
-
-fn encapsulate(frame: &[u8], send: &Send<'_>, inner: u8, length: u16) -> Result<Vec<u8>, Refusal> {
+fn encapsulate(
+    view: &impl View,
+    frame: &[u8],
+    send: &Send<'_>,
+    packet: &Packet,
+    hops: &Hops,
+) -> Result<Expected, Refusal> {
     let refuse = |reason| Refusal::new(reason, send.counter_slot);
-    let total = encap::outer_length(length, send.listed).ok_or(refuse(Reason::TooLong))?;
-    let mut out = vec![0; encap::overhead(send.listed)];
+    let total = encap::outer_length(send, packet, hops).ok_or(refuse(Reason::TooLong))?;
+    let sent = encap::tags_to_send(&view.config(), &packet.tags);
+    let mut out = vec![0; encap::growth(send, hops.len(), &packet.tags, &sent)];
     out.extend_from_slice(frame);
-    if encap::write(&mut out[..], send, inner, total) {
-        Ok(out)
-    } else {
-        Err(refuse(Reason::Inconsistent))
+    if !encap::write(&mut out[..], view, send, packet, hops, total) {
+        return Err(refuse(Reason::Inconsistent));
     }
+    Ok(Expected {
+        reason: Reason::Encapsulated,
+        counter_slot: send.counter_slot,
+        verdict: Verdict::Send { backend: *send.backend, frame: out },
+    })
 }

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 
 use aya::maps::PerCpuArray;
 use glb_common::{
-    hash::{Address, HashFields, flow_hash},
+    hash::{HashFields, flow_hash},
     layout::{TABLE_SLOTS, TableInfo},
-    parse::{Flow, Parsed, parse},
+    parse::parse,
     reason::{DirectorReason as Reason, MAX_REASONS},
     steer::View as _,
 };
@@ -47,7 +47,8 @@ pub enum Error {
     },
 }
 
-/// Tables by their place in the file, from slot 1 on; what belongs to none is in slot 0.
+/// Tables by their place in the file, from slot 1 on; what belongs to none is in slot 0. All backends
+/// of a table share the slot of its number.
 struct Slots(HashMap<String, u32>);
 
 impl CounterSlots for Slots {
@@ -55,8 +56,8 @@ impl CounterSlots for Slots {
         self.0.get(name).copied().unwrap_or_default()
     }
 
-    fn backend(&self, _owner: &Owner) -> u32 {
-        0
+    fn backend(&self, owner: &Owner) -> u32 {
+        self.table(&owner.table)
     }
 }
 
@@ -95,12 +96,19 @@ impl Replay {
     /// The slot and the reason whose counter has gone up by one since the last call.
     fn counted(&mut self, frame: &[u8]) -> Result<(usize, Reason), ReplayError> {
         let odd = |error: &dyn std::fmt::Display| ReplayError::Odd(error.to_string());
-        let map = self.generation.table_counters().map_err(|error| odd(&error))?;
-        let counters: PerCpuArray<_, [[u64; 2]; MAX_REASONS]> =
-            PerCpuArray::try_from(map).map_err(|error| odd(&error))?;
+        let [tables, backends] = self.generation.counters().map_err(|error| odd(&error))?;
+        let tables: PerCpuArray<_, [[u64; 2]; MAX_REASONS]> =
+            PerCpuArray::try_from(tables).map_err(|error| odd(&error))?;
+        let backends: PerCpuArray<_, [u64; 2]> =
+            PerCpuArray::try_from(backends).map_err(|error| odd(&error))?;
         let read = |slot: usize| -> Result<Counts, ReplayError> {
-            let cpus = counters.get(&(slot as u32), 0).map_err(|error| odd(&error))?;
-            Ok(std::array::from_fn(|reason| cpus.iter().map(|cpu| cpu[reason][0]).sum()))
+            let cpus = tables.get(&(slot as u32), 0).map_err(|error| odd(&error))?;
+            let mut counts: Counts =
+                std::array::from_fn(|reason| cpus.iter().map(|cpu| cpu[reason][0]).sum());
+            // What is sent is counted for its backend alone.
+            let sent = backends.get(&(slot as u32), 0).map_err(|error| odd(&error))?;
+            counts[Reason::Encapsulated as usize] += sent.iter().map(|cpu| cpu[0]).sum::<u64>();
+            Ok(counts)
         };
         // The pure function knows where to look first; what is found there is the program's word.
         let likely = reference::direct(&self.generation.image, frame).counter_slot as usize;
@@ -204,13 +212,8 @@ pub fn verdict_name(verdict: u32, reason: Reason) -> &'static str {
 /// The row that `frame` hashes to in `table`, and the one by the alternative hash if there is one.
 #[must_use]
 pub fn rows(table: &TableInfo, frame: &[u8]) -> (Option<u16>, Option<u16>) {
-    fn of<A: Address>(table: &TableInfo, flow: &Flow<A>) -> (Option<u16>, Option<u16>) {
-        let row = |key, fields| Some(flow_hash(key, HashFields::from_bits(fields)?, flow) as u16);
-        (row(table.key, table.hash_fields), row(table.alt_key, table.alt_hash_fields))
-    }
-    match parse(frame) {
-        Ok(Parsed::V4(packet)) => of(table, &packet.flow),
-        Ok(Parsed::V6(packet)) => of(table, &packet.flow),
-        Err(_) => (None, None),
-    }
+    let Ok(packet) = parse(frame) else { return (None, None) };
+    let row =
+        |key, fields| Some(flow_hash(key, HashFields::from_bits(fields)?, &packet.flow) as u16);
+    (row(table.key, table.hash_fields), row(table.alt_key, table.alt_hash_fields))
 }

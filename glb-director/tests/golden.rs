@@ -47,7 +47,7 @@ fn other_packets_are_left_alone() {
 /// Where GLB is wrong: what this director does instead.
 #[test]
 fn glbs_faults_are_not_inherited() {
-    use Reason::{Encapsulated, Malformed, NoBind, NotIp, OtherIcmp};
+    use Reason::{Encapsulated, Malformed, NoBind, OtherIcmp};
     let right = [
         ("v4_options_nop_ports_elsewhere", Encapsulated),
         ("v4_options_spoofed_ports", NoBind),
@@ -55,8 +55,8 @@ fn glbs_faults_are_not_inherited() {
         ("v6_hbh_then_tcp", Encapsulated),
         ("v6_frag_header", Encapsulated),
         ("v6_dstopts_then_tcp", Encapsulated),
-        ("vlan_tagged", NotIp),
-        ("qinq", NotIp),
+        ("vlan_tagged", Encapsulated),
+        ("qinq", Encapsulated),
         ("v4_len_20", Malformed),
         ("v4_ihl_0", Malformed),
         ("v6_payload_len_big", Malformed),

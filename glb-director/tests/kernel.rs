@@ -109,13 +109,46 @@ backends = [
 ]
 "#;
 
+/// A table whose backends have IPv6 addresses.
+const OUTER_V6: &str = r#"
+[[tables]]
+name = "six"
+hash_key = "42345678901234561234567890123456"
+seed = "64567890123456783456789012345678"
+hops = 3
+alt_hash_fields = ["src_addr", "src_port"]
+binds = [
+  { ip = "1.1.1.4", proto = "tcp", port = 80 },
+  { ip = "2001:db8::4", proto = "tcp", port = 80 },
+  { ip = "2001:db8::4", proto = "udp", port = 53 },
+]
+backends = [
+  { ip = "2001:db8:1::1", state = "active", healthy = true },
+  { ip = "2001:db8:1::2", state = "active", healthy = true },
+  { ip = "2001:db8:1::3", state = "draining", healthy = true },
+  { ip = "2001:db8:1::4", state = "active", healthy = true },
+]
+"#;
+
+/// The options under which generated packets are run.
+fn matrix() -> Vec<Options> {
+    let plain = Options { answers_per_second: 0, ..Options::default() };
+    vec![
+        plain.clone(),
+        Options { outer_tos: Some(0x48), fragment_tunnel: true, ..plain.clone() },
+        Options { vlan: Some(vec![]), forward_echo: false, ..plain.clone() },
+        Options { vlan: Some(vec![100]), fragment_tunnel: true, ..plain.clone() },
+        Options { vlan: Some(vec![4094, 7]), ..plain },
+    ]
+}
+
 fn tables() -> TableSet {
-    common::tables(TABLES, Form::Toml)
+    common::tables(&[TABLES, OUTER_V6].concat(), Form::Toml)
 }
 
 /// How many packets: `GLB_TEST_PACKETS`, else a number that takes some seconds.
 fn packets() -> u32 {
-    env::var("GLB_TEST_PACKETS").ok().and_then(|text| text.parse().ok()).unwrap_or(200_000)
+    env::var("GLB_TEST_PACKETS").ok().and_then(|text| text.parse().ok()).unwrap_or(1_000_000)
 }
 
 fn seed() -> [u8; 32] {
@@ -131,42 +164,105 @@ fn seed() -> [u8; 32] {
 }
 
 /// What is sent must be a proper packet to somebody who knows nothing of this project.
-fn check_outer_headers(image: &Image, packet: &[u8]) {
+fn check_outer_headers(sent: &Verdict, packet: &[u8], options: &Options) {
     use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-    let Verdict::Send { backend, frame } = reference::direct(image, packet).verdict else { return };
-    let outer = SlicedPacket::from_ethernet(&frame).unwrap();
-    let Some(NetSlice::Ipv4(ip)) = outer.net else { panic!("{:?}", outer.net) };
-    let header = ip.header().to_header();
-    assert_eq!(header.header_checksum, header.calc_header_checksum(), "{packet:02x?}");
-    assert_eq!((header.source, header.destination), (backend.source, backend.address));
-    let (dscp, ecn) = if packet[12..14] == [8, 0] {
-        (packet[15] >> 2, packet[15] & 3)
-    } else {
-        let class = packet[14] << 4 | packet[15] >> 4;
-        (class >> 2, class & 3)
+    let Verdict::Send { backend, frame } = sent else { return };
+    let outer = SlicedPacket::from_ethernet(frame).unwrap();
+    let vlans: Vec<u16> = outer.vlan_ids().iter().map(|id| id.value()).collect();
+    let start = tagged(packet);
+    let received = packet[12..start - 2].chunks_exact(4);
+    let kept = received.map(|tag| u16::from_be_bytes([tag[2] & 0x0f, tag[3]])).collect();
+    assert_eq!(vlans, options.vlan.clone().unwrap_or(kept));
+    let class = match packet[start] >> 4 {
+        4 => packet[start + 1],
+        _ => packet[start] << 4 | packet[start + 1] >> 4,
     };
-    assert_eq!((header.dscp.value(), header.ecn.value()), (dscp, ecn));
+    let class = options.outer_tos.unwrap_or(class);
+    let length = match outer.net.unwrap() {
+        NetSlice::Ipv4(ip) => {
+            let header = ip.header().to_header();
+            assert_eq!(header.header_checksum, header.calc_header_checksum(), "{packet:02x?}");
+            assert_eq!(header.destination, backend.address.to_le_bytes());
+            assert_eq!(header.source, [65; 4]);
+            assert_eq!(header.dscp.value() << 2 | header.ecn.value(), class);
+            // Whoever may be fragmented fitted no other way.
+            assert!(header.dont_fragment || header.total_len > backend.mtu);
+            usize::from(header.total_len) - 20
+        }
+        NetSlice::Ipv6(ip) => {
+            let header = ip.header().to_header();
+            assert_eq!(header.traffic_class, class);
+            assert_eq!(header.source, common::SOURCE_V6.octets());
+            assert_eq!(header.destination[..6], [0x20, 1, 0x0d, 0xb8, 0, 1]);
+            usize::from(header.payload_length)
+        }
+        NetSlice::Arp(_) => panic!("ARP is sent"),
+    };
     let Some(TransportSlice::Udp(udp)) = outer.transport else { panic!("{:?}", outer.transport) };
     assert_eq!((udp.destination_port(), udp.checksum()), (19_523, 0));
-    assert_eq!(usize::from(udp.length()) + 20, usize::from(header.total_len));
+    assert_eq!(usize::from(udp.length()), length);
+}
+
+/// Where a frame's IP header starts.
+fn tagged(frame: &[u8]) -> usize {
+    let is_tag = |at: usize| matches!(frame[at..at + 2], [0x81, 0] | [0x88, 0xa8]);
+    let mut at = 12;
+    while is_tag(at) {
+        at += 4;
+    }
+    at + 2
+}
+
+/// A frame with some bits of it changed: what a generator of proper headers would not think of.
+fn mutated(frame: &[u8], random: &mut u64) -> Vec<u8> {
+    let mut next = |below: usize| {
+        *random ^= *random << 13;
+        *random ^= *random >> 7;
+        *random ^= *random << 17;
+        (*random >> 16) as usize % below
+    };
+    let mut frame = frame.to_vec();
+    // Mostly in the headers.
+    let reach = if next(4) == 0 { frame.len() } else { frame.len().min(90) };
+    for _ in 0..=next(3) {
+        frame[next(reach)] ^= 1 << next(8);
+    }
+    if next(8) == 0 {
+        frame.truncate(14.max(next(frame.len()) + 1));
+    }
+    frame
 }
 
 #[test]
 fn generated_packets() {
     alone(|| {
         let pins = private_pins();
-        let image = image_of(&tables(), TEST_INTERFACE);
-        let mut generation = load(&image, 1, &pins);
-        let program = generation.program().unwrap();
-        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed());
+        let (tables, matrix) = (tables(), matrix());
+        let next_hops = common::gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
+        let seed = seed();
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
         let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+        let mut random = u64::from_le_bytes(*seed.first_chunk().unwrap()) | 1;
         let strategy = frame();
         let mut reasons = std::collections::BTreeMap::<Reason, u32>::new();
-        for _ in 0..packets() {
-            let packet = strategy.new_tree(&mut runner).unwrap().current();
-            compare(program, &image, &packet).unwrap_or_else(|error| panic!("{error}"));
-            check_outer_headers(&image, &packet);
-            *reasons.entry(reference::direct(&image, &packet).reason).or_default() += 1;
+        let share = packets() / matrix.len() as u32;
+        for (number, options) in matrix.iter().enumerate() {
+            let image =
+                Image::new(&tables, &common::Fixed::new(&tables), &next_hops, options).unwrap();
+            let mut generation = load(&image, number as u64, &pins);
+            let program = generation.program().unwrap();
+            // Each generated packet is also run in mutations.
+            const MUTATIONS: u32 = 7;
+            for _ in 0..share / (1 + MUTATIONS) {
+                let mut packet = strategy.new_tree(&mut runner).unwrap().current();
+                for _ in 0..=MUTATIONS {
+                    let expected = reference::direct(&image, &packet);
+                    compare(program, &image, &packet).unwrap_or_else(|error| panic!("{error}"));
+                    check_outer_headers(&expected.verdict, &packet, options);
+                    *reasons.entry(expected.reason).or_default() += 1;
+                    packet = mutated(&packet, &mut random);
+                }
+            }
         }
         println!("{reasons:?}");
         // The generator is worth something only if it reaches every answer it can.
@@ -184,7 +280,7 @@ fn generated_packets() {
             Reason::TooBigMayFragment,
         ] {
             assert!(
-                reasons.get(&reason).is_some_and(|count| *count > packets() / 20_000),
+                reasons.get(&reason).is_some_and(|count| *count > packets() / 50_000),
                 "{reason:?}"
             );
         }

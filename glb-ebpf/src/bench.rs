@@ -14,11 +14,9 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use glb_common::{
-    encap::{self, OuterHeaders},
+    fast,
     frame::{Frame as _, FrameMut as _},
-    layout::Backend,
-    steer::{NOBODY, Send},
-    wire::{ethernet::EthernetHeader, protocol},
+    wire::ethernet::EthernetHeader,
 };
 
 mod frame;
@@ -34,18 +32,41 @@ static IS_V6: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static FLOW_MASK: Global<u64> = Global::new(0);
 
-/// The program under test.
+/// The program under test, which takes frames in several buffers: an array holds one kind only.
 #[map]
 static UNDER_TEST: ProgramArray = ProgramArray::with_max_entries(1, 0);
 /// State of the generator of flows.
 #[map]
 static STATE: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
+/// The program under test, if it takes frames in one buffer only.
+#[map]
+static LINEAR_UNDER_TEST: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
 /// Undoes what the last run did to the packet, gives it the next flow's source address and port,
 /// and goes on to the program under test. (The kernel does not reset the packet between the runs of
 /// one `BPF_PROG_TEST_RUN`.)
-#[xdp]
+#[xdp(frags)]
 fn rearm(ctx: XdpContext) -> u32 {
+    if rearm_packet(&ctx) {
+        // SAFETY: a tail call; it comes back only if the slot is empty.
+        unsafe { UNDER_TEST.tail_call(&ctx, 0) };
+    }
+    xdp_action::XDP_ABORTED
+}
+
+/// As `rearm`, for a program under test that takes frames in one buffer only.
+#[xdp]
+fn rearm_linear(ctx: XdpContext) -> u32 {
+    if rearm_packet(&ctx) {
+        // SAFETY: a tail call; it comes back only if the slot is empty.
+        unsafe { LINEAR_UNDER_TEST.tail_call(&ctx, 0) };
+    }
+    xdp_action::XDP_ABORTED
+}
+
+#[inline(always)]
+fn rearm_packet(ctx: &XdpContext) -> bool {
     // The compiler must not find out that half of the difference is enough: the verifier allows no
     // 32-bit arithmetic with packet pointers.
     let growth = black_box((ctx.data_end() - ctx.data()) as u64) - LENGTH.load();
@@ -53,9 +74,9 @@ fn rearm(ctx: XdpContext) -> u32 {
     // under test.
     // SAFETY: the context is this program's own; pointers are made anew below.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, growth as i32) } != 0 {
-        return xdp_action::XDP_ABORTED;
+        return false;
     }
-    let Some(state) = STATE.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
+    let Some(state) = STATE.get_ptr_mut(0) else { return false };
     // SAFETY: a live element of the map; test runs do not overlap.
     let flow = unsafe {
         // Knuth's constants for MMIX.
@@ -64,27 +85,19 @@ fn rearm(ctx: XdpContext) -> u32 {
             .wrapping_add(1_442_695_040_888_963_407);
         (*state >> 32) & FLOW_MASK.load()
     };
-    let mut frame = XdpFrame::new(&ctx);
+    let mut frame = XdpFrame::new(ctx);
     let (ethertype, address, port) =
         if IS_V6.load() == 0 { ([8, 0], 26, 34) } else { ([0x86, 0xdd], 34, 54) };
     let ethernet =
         EthernetHeader { destination: [2, 0, 0, 0, 0, 1], source: [2, 0, 0, 0, 0, 2], ethertype };
-    let written = frame.write(0, ethernet)
+    frame.write(0, ethernet)
         && frame.write(address, (0x0a00_0000 + flow as u32).to_be_bytes())
-        && frame.write(port, (flow as u16 | 1024).to_be_bytes());
-    if written {
-        // SAFETY: a tail call; it comes back only if the slot is empty.
-        unsafe { UNDER_TEST.tail_call(&ctx, 0) };
-    }
-    xdp_action::XDP_ABORTED
+        && frame.write(port, (flow as u16 | 1024).to_be_bytes())
 }
 
 /// Bytes of a tunnelled packet that its handling may change: all in front of the inner headers.
 const OUTER_LEN: usize = 54;
 
-/// The program under test, if it takes frames in several buffers: an array holds one kind only.
-#[map]
-static FRAGS_UNDER_TEST: ProgramArray = ProgramArray::with_max_entries(1, 0);
 /// A tunnelled packet's outer headers with Ethernet in front, as they arrive.
 #[map]
 static OUTER: Array<[u8; OUTER_LEN]> = Array::with_max_entries(1, 0);
@@ -121,7 +134,7 @@ fn rearm_tunnel(ctx: XdpContext) -> u32 {
         && frame.write(port, (flow as u16 | 1024).to_be_bytes());
     if written {
         // SAFETY: a tail call; it comes back only if the slot is empty.
-        unsafe { FRAGS_UNDER_TEST.tail_call(&ctx, 0) };
+        unsafe { UNDER_TEST.tail_call(&ctx, 0) };
     }
     xdp_action::XDP_ABORTED
 }
@@ -152,50 +165,28 @@ fn floor_strip(ctx: XdpContext) -> u32 {
     }
 }
 
-/// Nothing at all, for tunnelled packets.
-#[xdp(frags)]
-fn nothing_tunnel(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_TX
-}
-
 /// Nothing at all: what the surroundings cost.
-#[xdp]
+#[xdp(frags)]
 fn nothing(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
+/// What the floor writes: the outer headers of one flow to one backend, whole.
+#[unsafe(no_mangle)]
+static OUTER_WORDS: Global<[u64; 7]> = Global::new([0; 7]);
+
 /// The floor: room in front, constant outer headers with a correct checksum, sent.
-#[xdp]
+#[xdp(frags)]
 fn floor(ctx: XdpContext) -> u32 {
-    static BACKEND: Backend = Backend {
-        next_hop_mac: [2, 0, 0, 0, 0, 3],
-        own_mac: [2, 0, 0, 0, 0, 4],
-        interface: 1,
-        source: [10, 0, 0, 1],
-        address: [10, 0, 0, 2],
-        header_sum: encap::header_sum([10, 0, 0, 1], [10, 0, 0, 2]),
-        counter_slot: 0,
-        mtu: 1600,
-    };
-    let send = Send {
-        backend: &BACKEND,
-        tos: 0,
-        hops: [[10, 0, 0, 3], NOBODY, NOBODY, NOBODY, NOBODY, NOBODY, NOBODY],
-        listed: 1,
-        source_port: 0x8001,
-        counter_slot: 0,
-    };
     // SAFETY: the context is this program's own; pointers are made anew below.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(encap::overhead(1) as i32)) } != 0 {
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(fast::GROWTH as i32)) } != 0 {
         return xdp_action::XDP_ABORTED;
     }
-    let total = LENGTH.load() as u16 - EthernetHeader::LEN as u16 + encap::overhead(1) as u16;
-    let headers: OuterHeaders = encap::outer_headers(&send, protocol::IPV4, total);
-    let mut frame = XdpFrame::new(&ctx);
-    if frame.write(0, headers) && frame.write(size_of::<OuterHeaders>(), send.hops[0]) {
-        xdp_action::XDP_TX
-    } else {
-        xdp_action::XDP_ABORTED
+    let [a, b, c, d, e, f, last] = OUTER_WORDS.load();
+    let hop = (last >> 16) as u32;
+    match XdpFrame::new(&ctx).write_outer([a, b, c, d, e, f], last as u16, hop) {
+        Some(()) => xdp_action::XDP_TX,
+        None => xdp_action::XDP_ABORTED,
     }
 }
 

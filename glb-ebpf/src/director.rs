@@ -1,31 +1,36 @@
-//! The director's XDP program: maps, bounds and helper calls. Every decision is in glb-common.
+//! The director's XDP programs: maps, bounds and helper calls. Every decision is in glb-common.
+//!
+//! What is attached is `glb_director`, the fast path. What it is not sure of goes by tail call to the
+//! general program, in three parts that the verifier walks one by one: `general` parses, `steer`
+//! decides and encapsulates, `answer` tells a client what fits. They hand each other a [`Work`].
 #![no_std]
 #![no_main]
+
+use core::mem::size_of;
 
 use aya_ebpf::{
     Global,
     bindings::{BPF_F_MMAPABLE, xdp_action},
-    helpers::{bpf_ktime_get_ns, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    helpers::{
+        bpf_ktime_get_ns, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+        bpf_xdp_get_buff_len,
+    },
     macros::{map, xdp},
-    maps::{Array, LpmTrie, PerCpuArray},
+    maps::{Array, LpmTrie, PerCpuArray, ProgramArray},
     programs::XdpContext,
 };
 use glb_common::{
-    encap,
-    frame::{Frame as _, FrameMut as _, Wire},
-    hash::Address,
+    encap, fast,
+    frame::{Frame, Wire},
+    hash::{Address, V4, V6},
     layout::{
-        BACKEND_SLOTS, Backend, BindSlot, Config, Counter, PrefixEntry, ReasonCounters, Row,
-        Segment, TABLE_SLOTS, TableInfo, TableRows,
+        BACKEND_SLOTS, Backend, BindSlot, Config, Counter, Hops, Ipv6Way, KEEP_TAGS, PrefixEntry,
+        ReasonCounters, Row, Segment, TABLE_SLOTS, TableInfo, TableRows, Work,
     },
-    parse::{IP_OFFSET, Parsed, parse},
+    parse::{IP_OFFSET, Packet, Tags, parse},
     reason::{Action, DirectorReason as Reason, MAX_REASONS},
-    steer::{Refusal, Send, View, steer},
+    steer::{Refusal, View, steer},
     too_big::{self, Answer},
-    wire::{
-        ethernet::{self, EthernetHeader},
-        protocol,
-    },
 };
 
 mod frame;
@@ -44,8 +49,11 @@ static CONFIG: Global<Config> = Global::new(Config {
     has_port_ranges: 0,
     tos_mask: 0,
     tos_value: 0,
-    padding: 0,
+    may_fragment: 0,
     answers_per_second: 0,
+    tags: KEEP_TAGS,
+    tag_words: [0; 2],
+    padding: 0,
 });
 #[map]
 static DISPLACEMENTS: Array<u32> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -63,6 +71,13 @@ static TABLES: Array<TableInfo> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static ROWS: Array<TableRows> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static BACKENDS: Array<Backend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static IPV6_WAYS: Array<Ipv6Way> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// The parts of the general program, by [`part`].
+#[map]
+static PARTS: ProgramArray = ProgramArray::with_max_entries(3, 0);
+#[map]
+static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
 
 /// Answers that this CPU sent in a second of the kernel's clock.
 #[repr(C)]
@@ -112,12 +127,11 @@ impl View for Maps {
     }
 
     #[inline(always)]
-    fn prefix<A: Address>(&self, address: &A) -> Option<PrefixEntry> {
-        let [high, low] = address.words();
-        if A::FAMILY == 4 {
-            PREFIXES_V4.get(Words::<2>::new().of_ipv4(low as u32)).copied()
+    fn prefix(&self, family: u8, address: [u64; 2]) -> Option<PrefixEntry> {
+        if family == V4::FAMILY {
+            PREFIXES_V4.get(Words::<2>::new().of_ipv4(address[1] as u32)).copied()
         } else {
-            PREFIXES_V6.get(Words::<5>::new().of_ipv6([high, low])).copied()
+            PREFIXES_V6.get(Words::<5>::new().of_ipv6(address)).copied()
         }
     }
 
@@ -140,119 +154,236 @@ impl View for Maps {
     fn backend(&self, index: u16) -> Option<&Backend> {
         BACKENDS.get(u32::from(index))
     }
+
+    #[inline(always)]
+    fn ipv6_way(&self, index: u16) -> Option<&Ipv6Way> {
+        IPV6_WAYS.get(u32::from(index))
+    }
 }
 
-#[xdp]
+/// The frame with all its buffers; its headers are in the linear part.
+struct WholeFrame<'c> {
+    linear: XdpFrame,
+    ctx: &'c XdpContext,
+}
+
+impl Frame for WholeFrame<'_> {
+    #[inline(always)]
+    fn read<T: Wire>(&self, offset: usize) -> Option<T> {
+        self.linear.read(offset)
+    }
+
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.linear.len()
+    }
+
+    #[inline(always)]
+    fn holds(&self, bytes: usize) -> bool {
+        bytes <= self.linear.len() || bytes as u64 <= whole_length(self.ctx)
+    }
+}
+
+/// Bytes of the frame in all its buffers.
+#[inline(always)]
+fn whole_length(ctx: &XdpContext) -> u64 {
+    // SAFETY: a plain helper call on this program's own context.
+    unsafe { bpf_xdp_get_buff_len(ctx.ctx) }
+}
+
+/// The parts of the general program.
+mod part {
+    pub(super) const GENERAL: u32 = 0;
+    pub(super) const STEER: u32 = 1;
+    pub(super) const ANSWER: u32 = 2;
+}
+
+/// Goes on to a part of the general program; comes back, with the verdict, only if it is not there.
+#[inline(always)]
+fn go_on(ctx: &XdpContext, part: u32) -> u32 {
+    // SAFETY: the context is this program's own.
+    unsafe { PARTS.tail_call(ctx, part) };
+    finish(ctx, Reason::Inconsistent, 0)
+}
+
+/// The fast path, and what is attached.
+#[xdp(frags)]
 #[inline(always)]
 fn glb_director(ctx: XdpContext) -> u32 {
-    let received = (ctx.data_end() - ctx.data()) as u64;
-    let (verdict, reason, slot) = match direct(&ctx) {
-        Ok((verdict, slot)) => (verdict, Reason::Encapsulated as u8, slot),
-        Err(refusal) => {
-            let reason = refusal.reason_number();
-            let (verdict, reason) = if reason == Reason::TooBig as u8 {
-                if answer(&ctx, refusal.inner_mtu()) {
-                    (xdp_action::XDP_TX, reason)
-                } else {
-                    (xdp_action::XDP_DROP, Reason::TooBigUnanswered as u8)
-                }
-            } else if PASSES >> reason & 1 != 0 {
-                (xdp_action::XDP_PASS, reason)
-            } else {
-                (xdp_action::XDP_DROP, reason)
-            };
-            (verdict, reason, refusal.counter_slot())
-        }
+    let frame = XdpFrame::new(&ctx);
+    let sent = match fast::ethertype(&frame) {
+        Some(fast::IPV4) => fast::recognise_v4(&Maps, &frame)
+            .map_or(Attempt::NotSure, |bound| send_fast::<V4>(&ctx, &bound)),
+        Some(fast::IPV6) => fast::recognise_v6(&Maps, &frame)
+            .map_or(Attempt::NotSure, |bound| send_fast::<V6>(&ctx, &bound)),
+        _ => Attempt::NotSure,
     };
-    if let Some(counters) = TABLE_COUNTERS.get_ptr_mut(slot) {
-        // SAFETY: the pointer is to this CPU's own counters, which live as long as the map.
-        count(unsafe { &mut (*counters).by_reason[reason as usize % MAX_REASONS] }, received);
-    }
-    verdict
-}
-
-/// The verdict for a packet that is sent, and the slot of its table's counters.
-#[inline(always)]
-fn direct(ctx: &XdpContext) -> Result<(u32, u32), Refusal> {
-    let received = XdpFrame::new(ctx);
-    let unowned = |reason| Refusal::new(reason, 0);
-    match parse(&received).map_err(unowned)? {
-        Parsed::V4(packet) => {
-            let send = steer(&Maps, &packet)?;
-            encapsulate(ctx, &send, protocol::IPV4, packet.ip_length)
-        }
-        Parsed::V6(packet) => {
-            let send = steer(&Maps, &packet)?;
-            encapsulate(ctx, &send, protocol::IPV6, packet.ip_length)
-        }
+    match sent {
+        Attempt::Sent(verdict) => verdict,
+        Attempt::NotSure => go_on(&ctx, part::GENERAL),
     }
 }
 
+/// What came of the fast path.
+enum Attempt {
+    Sent(u32),
+    NotSure,
+}
+
 #[inline(always)]
-fn encapsulate(
-    ctx: &XdpContext,
-    send: &Send<'_>,
-    inner: u8,
-    inner_length: u16,
-) -> Result<(u32, u32), Refusal> {
-    let refuse = |reason| Refusal::new(reason, send.counter_slot);
+fn send_fast<A: Address>(ctx: &XdpContext, bound: &fast::Bound<'_>) -> Attempt {
     let received = (ctx.data_end() - ctx.data()) as u64;
-    let total = encap::outer_length(inner_length, send.listed).ok_or(refuse(Reason::TooLong))?;
-    let growth = encap::overhead(send.listed) as i32;
+    // Before the hash, so that few values have to live across the call.
     // SAFETY: the context is this program's own; the frame's pointers are made anew below.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -growth) } != 0 {
-        return Err(refuse(Reason::NoHeadroom));
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(fast::GROWTH as i32)) } != 0 {
+        return Attempt::NotSure;
     }
-    if !encap::write(&mut XdpFrame::new(ctx), send, inner, total) {
-        return Err(refuse(Reason::Inconsistent));
-    }
-    if let Some(counter) = BACKEND_COUNTERS.get_ptr_mut(u32::from(send.backend.counter_slot)) {
+    let Some(backend) = fast::send::<_, _, A>(&Maps, &mut XdpFrame::new(ctx), bound) else {
+        // SAFETY: as above. What was room a moment ago can be given back.
+        unsafe { bpf_xdp_adjust_head(ctx.ctx, fast::GROWTH as i32) };
+        return Attempt::NotSure;
+    };
+    Attempt::Sent(leave(ctx, backend, received))
+}
+
+/// Counts a frame that is sent to `backend`, and sends it. That its table has encapsulated one more is
+/// not counted again: user space adds up the table's backends.
+#[inline(always)]
+fn leave(ctx: &XdpContext, backend: &Backend, received: u64) -> u32 {
+    if let Some(counter) = BACKEND_COUNTERS.get_ptr_mut(u32::from(backend.counter_slot)) {
         // SAFETY: the pointer is to this CPU's own counter, which lives as long as the map.
         count(unsafe { &mut *counter }, received);
     }
     // SAFETY: the context is this program's own.
     let arrived_on = unsafe { (*ctx.ctx).ingress_ifindex };
-    let verdict = if send.backend.interface == arrived_on {
+    if backend.interface == arrived_on {
         xdp_action::XDP_TX
     } else {
         // SAFETY: a plain helper call; an interface that is gone makes it an aborted packet.
-        unsafe { bpf_redirect(send.backend.interface, 0) as u32 }
+        unsafe { bpf_redirect(backend.interface, 0) as u32 }
+    }
+}
+
+/// Counts a frame that is not sent, and gives the verdict on it.
+#[inline(always)]
+fn finish(ctx: &XdpContext, reason: Reason, counter_slot: u32) -> u32 {
+    finish_numbered(ctx, reason as u8, counter_slot)
+}
+
+#[inline(always)]
+fn finish_numbered(ctx: &XdpContext, reason: u8, counter_slot: u32) -> u32 {
+    count_table(counter_slot, reason, whole_length(ctx));
+    if PASSES >> reason & 1 != 0 { xdp_action::XDP_PASS } else { xdp_action::XDP_DROP }
+}
+
+/// First part of the general program: what the frame is about.
+#[xdp(frags)]
+#[inline(always)]
+fn general(ctx: XdpContext) -> u32 {
+    let frame = WholeFrame { linear: XdpFrame::new(&ctx), ctx: &ctx };
+    let packet: Packet = match parse(&frame) {
+        Ok(packet) => packet,
+        Err(reason) => return finish(&ctx, reason, 0),
     };
-    Ok((verdict, send.counter_slot))
+    let Some(work) = WORK.get_ptr_mut(0) else { return finish(&ctx, Reason::Inconsistent, 0) };
+    // SAFETY: this CPU's own element; nobody else uses it before the frame has its verdict.
+    unsafe {
+        (*work).packet = packet;
+        (*work).hops.count = 0;
+    }
+    go_on(&ctx, part::STEER)
 }
 
-/// Makes of a packet that is too big the answer to it; says whether it did.
+/// Second part: where it goes.
+#[xdp(frags)]
 #[inline(always)]
-fn answer(ctx: &XdpContext, mtu: u16) -> bool {
-    if !may_answer() {
-        return false;
+fn steer_packet(ctx: XdpContext) -> u32 {
+    let Some(work) = WORK.get_ptr_mut(0) else { return finish(&ctx, Reason::Inconsistent, 0) };
+    // SAFETY: as in `general`, which wrote it.
+    let work = unsafe { &mut *work };
+    match send_general(&ctx, &work.packet, &mut work.hops) {
+        Ok(verdict) => verdict,
+        Err(refusal) if refusal.reason_number() == Reason::TooBig as u8 => {
+            work.inner_mtu = u32::from(refusal.inner_mtu());
+            work.counter_slot = refusal.counter_slot();
+            go_on(&ctx, part::ANSWER)
+        }
+        Err(refusal) => finish_numbered(&ctx, refusal.reason_number(), refusal.counter_slot()),
     }
-    let frame = XdpFrame::new(ctx);
-    let Some(ethernet) = frame.read::<EthernetHeader>(0) else { return false };
-    if ethernet.ethertype == ethernet::IPV4 {
-        let Some(headers) = too_big::answer_v4(&frame, mtu) else { return false };
-        become_answer(ctx, IP_OFFSET + too_big::V4_QUOTE, too_big::V4_GROWTH, headers)
+}
+
+#[inline(always)]
+fn send_general(ctx: &XdpContext, packet: &Packet, hops: &mut Hops) -> Result<u32, Refusal> {
+    let send = steer(&Maps, packet, hops)?;
+    let refuse = |reason| Refusal::new(reason, send.counter_slot);
+    let received = whole_length(ctx);
+    let total = encap::outer_length(&send, packet, hops).ok_or(refuse(Reason::TooLong))?;
+    let tags = encap::tags_to_send(&Maps.config(), &packet.tags);
+    let growth = encap::growth(&send, hops.len(), &packet.tags, &tags) as i32;
+    // SAFETY: the context is this program's own; the frame's pointers are made anew below.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -growth) } != 0 {
+        return Err(refuse(Reason::NoHeadroom));
+    }
+    if !encap::write(&mut XdpFrame::new(ctx), &Maps, &send, packet, hops, total) {
+        return Err(refuse(Reason::Inconsistent));
+    }
+    Ok(leave(ctx, send.backend, received))
+}
+
+/// Third part: makes of a packet that is too big the answer to it.
+#[xdp(frags)]
+#[inline(always)]
+fn answer(ctx: XdpContext) -> u32 {
+    let Some(work) = WORK.get_ptr_mut(0) else { return finish(&ctx, Reason::Inconsistent, 0) };
+    // SAFETY: as in `steer_packet`.
+    let work = unsafe { &mut *work };
+    let received = whole_length(&ctx);
+    let tags = &work.packet.tags;
+    if may_answer() && become_answer(&ctx, work.packet.flow.family, tags, work.inner_mtu as u16) {
+        count_table(work.counter_slot, Reason::TooBig as u8, received);
+        xdp_action::XDP_TX
     } else {
-        let Some(headers) = too_big::answer_v6(&frame, mtu) else { return false };
-        become_answer(ctx, IP_OFFSET + too_big::V6_QUOTE, too_big::V6_GROWTH, headers)
+        count_table(work.counter_slot, Reason::TooBigUnanswered as u8, received);
+        xdp_action::XDP_DROP
     }
 }
 
-/// Cuts the frame to `keep` bytes and puts the answer's headers before them.
 #[inline(always)]
-fn become_answer<I: Wire>(
+fn become_answer(ctx: &XdpContext, family: u8, tags: &Tags, mtu: u16) -> bool {
+    let frame = XdpFrame::new(ctx);
+    if family == V4::FAMILY {
+        let Some(headers) = too_big::answer_v4(&frame, tags, mtu) else { return false };
+        replace(ctx, too_big::V4_QUOTE, too_big::V4_GROWTH, tags, headers)
+    } else {
+        let Some(headers) = too_big::answer_v6(&frame, tags, mtu) else { return false };
+        replace(ctx, too_big::V6_QUOTE, too_big::V6_GROWTH, tags, headers)
+    }
+}
+
+/// Cuts the frame to `quote` bytes of its IP packet and puts the answer's headers before them.
+#[inline(always)]
+fn replace<I: Wire>(
     ctx: &XdpContext,
-    keep: usize,
+    quote: usize,
     growth: usize,
+    tags: &Tags,
     headers: Answer<I>,
 ) -> bool {
-    let length = ctx.data_end() - ctx.data();
+    let keep = IP_OFFSET + tags.len() + quote;
     // SAFETY: the context is this program's own; the frame's pointers are made anew below.
     let moved = unsafe {
-        bpf_xdp_adjust_tail(ctx.ctx, keep as i32 - length as i32) == 0
+        bpf_xdp_adjust_tail(ctx.ctx, keep as i32 - whole_length(ctx) as i32) == 0
             && bpf_xdp_adjust_head(ctx.ctx, -(growth as i32)) == 0
     };
-    moved && XdpFrame::new(ctx).write(0, headers)
+    moved && too_big::write(&mut XdpFrame::new(ctx), tags, headers)
+}
+
+#[inline(always)]
+fn count_table(slot: u32, reason: u8, bytes: u64) {
+    if let Some(counters) = TABLE_COUNTERS.get_ptr_mut(slot) {
+        // SAFETY: the pointer is to this CPU's own counters, which live as long as the map.
+        count(unsafe { &mut (*counters).by_reason[reason as usize % MAX_REASONS] }, bytes);
+    }
 }
 
 /// Whether this CPU may send another answer this second.

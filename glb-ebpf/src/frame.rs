@@ -68,6 +68,19 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
+    fn read_two(&self, first: usize, second: usize) -> Option<[u32; 2]> {
+        let place = self.start + first;
+        let distance = second - first;
+        (place + distance + 4 <= self.end).then(|| {
+            // SAFETY: both inside the packet by the check above.
+            unsafe {
+                let (a, b) = (place as *const u32, (place + distance) as *const u32);
+                [a.read_unaligned(), b.read_unaligned()]
+            }
+        })
+    }
+
+    #[inline(always)]
     fn len(&self) -> usize {
         self.length
     }
@@ -105,6 +118,47 @@ impl FrameMut for XdpFrame {
         // SAFETY: inside the packet by the check above; T is plain bytes.
         unsafe { place.write_unaligned(value) };
         true
+    }
+
+    #[inline(always)]
+    fn write_words(&mut self, offset: usize, words: [u64; 6], last: u16) -> Option<()> {
+        let place: *mut u64 = self.at::<[u8; 50]>(offset)?.cast();
+        // SAFETY: 50 bytes inside the packet by the check above.
+        unsafe {
+            write_words(place, words);
+            place.add(6).cast::<u16>().write_unaligned(last);
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn write_outer(&mut self, words: [u64; 6], last: u16, hop: u32) -> Option<()> {
+        let place: *mut u64 = self.at::<[u8; 54]>(0)?.cast();
+        // SAFETY: 54 bytes inside the packet by the check above.
+        unsafe {
+            write_words(place, words);
+            let rest = place.add(6).cast::<u16>();
+            rest.write_unaligned(last);
+            rest.add(1).cast::<u32>().write_unaligned(hop);
+        }
+        Some(())
+    }
+}
+
+/// Six stores of a word each.
+///
+/// # Safety
+/// 48 bytes from `place` on are valid for writing.
+#[inline(always)]
+unsafe fn write_words(place: *mut u64, [a, b, c, d, e, f]: [u64; 6]) {
+    // SAFETY: by this function's contract.
+    unsafe {
+        place.write_unaligned(a);
+        place.add(1).write_unaligned(b);
+        place.add(2).write_unaligned(c);
+        place.add(3).write_unaligned(d);
+        place.add(4).write_unaligned(e);
+        place.add(5).write_unaligned(f);
     }
 }
 

@@ -62,6 +62,7 @@ fn replay_for(host: &FakeHost) -> Replay {
             mac: bytes[..6].try_into().unwrap(),
             source: None,
             mtu: 1500,
+            link_mtu: 1500,
         };
         (*address, Ok(hop))
     };

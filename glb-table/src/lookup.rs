@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use glb_common::{
     hash::{V4, V6, flow_hash},
-    parse::Flow,
+    parse::FiveTuple,
 };
 use serde::Serialize;
 
@@ -207,22 +207,20 @@ fn one(
 #[must_use]
 pub fn hash(key: Key, fields: HashFields, question: &Question, source_port: u16, port: u16) -> u64 {
     let protocol = question.proto.number();
-    match (question.source, question.vip) {
+    let flow = match (question.source, question.vip) {
         (IpAddr::V4(source), IpAddr::V4(vip)) => {
-            let (source, destination) = (V4::new(source.octets()), V4::new(vip.octets()));
-            let flow = Flow { source, destination, source_port, destination_port: port, protocol };
-            flow_hash(key.words(), fields, &flow)
+            FiveTuple::new(V4::new(source.octets()), V4::new(vip.octets()), protocol)
         }
         (source, vip) => {
             let octets = |address| match address {
                 IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
                 IpAddr::V6(address) => address.octets(),
             };
-            let (source, destination) = (V6::new(octets(source)), V6::new(octets(vip)));
-            let flow = Flow { source, destination, source_port, destination_port: port, protocol };
-            flow_hash(key.words(), fields, &flow)
+            FiveTuple::new(V6::new(octets(source)), V6::new(octets(vip)), protocol)
         }
-    }
+    };
+    let flow = FiveTuple { source_port, destination_port: port, ..flow };
+    flow_hash(key.words(), fields, &flow)
 }
 
 fn why(table: &Table, ranked: &[u16], chosen: &[u16]) -> Vec<String> {

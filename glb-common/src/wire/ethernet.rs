@@ -18,3 +18,7 @@ header! {
 pub const IPV4: [u8; 2] = [0x08, 0x00];
 /// EtherType of IPv6.
 pub const IPV6: [u8; 2] = [0x86, 0xdd];
+/// EtherType of an 802.1Q tag.
+pub const VLAN: [u8; 2] = [0x81, 0x00];
+/// EtherType of an 802.1ad service tag, the outer one of two (QinQ).
+pub const SERVICE_VLAN: [u8; 2] = [0x88, 0xa8];

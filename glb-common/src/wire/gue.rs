@@ -2,6 +2,9 @@
 
 use super::header;
 
+/// Private type of a list of IPv6 hops.
+pub const IPV6_HOPS: u16 = 1;
+
 /// UDP destination port of the tunnel.
 pub const PORT: u16 = 19523;
 
@@ -24,20 +27,6 @@ header! {
 }
 
 impl GueHeader {
-    /// The header for `hop_count` listed IPv4 hops around a packet of protocol `inner`.
-    #[inline(always)]
-    #[must_use]
-    pub const fn new_v4(inner: u8, hop_count: u8) -> Self {
-        Self {
-            version_control_hlen: 1 + hop_count,
-            protocol: inner,
-            flags: [0; 2],
-            private_type: [0; 2],
-            next_hop: 0,
-            hop_count,
-        }
-    }
-
     /// GUE version.
     #[inline(always)]
     #[must_use]

@@ -137,7 +137,7 @@ impl<'c> Director<'c> {
 
     /// Enters changed next hops into the running generation.
     pub(super) fn follow(&mut self, snapshot: &Arc<Snapshot>) {
-        let changed = self.generation.image.resolve(snapshot, self.config.options.outer_source);
+        let changed = self.generation.image.resolve(snapshot, &self.config.options);
         for index in changed {
             let owner = &self.generation.image.owners[index];
             match self.generation.enter_backend(index) {

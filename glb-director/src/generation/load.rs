@@ -5,14 +5,14 @@ use std::{io, path::Path};
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{
-        Map, MapData,
+        Map, MapData, ProgramArray,
         lpm_trie::{Key, LpmTrie},
     },
     programs::Xdp,
 };
 use glb_common::layout::{
-    BACKEND_SLOTS, Backend, Config, Counter, Plain, PrefixEntry, ReasonCounters, TABLE_SLOTS,
-    TableInfo,
+    BACKEND_SLOTS, Backend, Config, Counter, Ipv6Way, Plain, PrefixEntry, ReasonCounters,
+    TABLE_SLOTS, TableInfo,
 };
 use glb_host::{
     bpffs::PinFolder,
@@ -26,6 +26,9 @@ use crate::{counters, image::Image};
 
 /// The program's name in the object.
 const PROGRAM: &str = "glb_director";
+
+/// The parts of the general program, in the order of the program array that it calls them from.
+const PARTS: [&str; 3] = ["general", "steer_packet", "answer"];
 
 /// What the kernel is told when a program is loaded and cannot be changed afterwards: its constants,
 /// and how many entries its maps have room for.
@@ -49,6 +52,7 @@ impl Shape {
             ("TABLES", image.tables.len()),
             ("ROWS", image.rows.len()),
             ("BACKENDS", image.backends.len()),
+            ("IPV6_WAYS", image.ipv6_ways.len()),
         ];
         let room = room.map(|(name, length)| (name, length.max(1) as u32)).to_vec();
         Self { config: image.config, room }
@@ -94,6 +98,7 @@ pub struct Generation {
     pub image: Image,
     ebpf: Ebpf,
     backends: MappedArray<Backend>,
+    ipv6_ways: MappedArray<Ipv6Way>,
     tables: MappedArray<TableInfo>,
 }
 
@@ -121,9 +126,7 @@ impl Shell {
             .override_global("CONFIG", shape.config.as_bytes(), true)
             .load(glb_host::DIRECTOR_OBJECT)
             .map_err(LoadError::from)?;
-        let program = program_mut(&mut ebpf)?;
-        glb_host::load::undisturbed(|| program.load())
-            .map_err(|error| LoadError::from(EbpfError::ProgramError(error)))?;
+        load_programs(&mut ebpf)?;
         Ok(Self { shape, ebpf })
     }
 
@@ -146,7 +149,8 @@ impl Shell {
         fill_prefixes(&mut ebpf, &image)?;
         let tables = fill(&ebpf, &shape, "TABLES", &image.tables)?;
         let backends = fill(&ebpf, &shape, "BACKENDS", &image.backends)?;
-        Ok(Generation { number, image, ebpf, backends, tables })
+        let ipv6_ways = fill(&ebpf, &shape, "IPV6_WAYS", &image.ipv6_ways)?;
+        Ok(Generation { number, image, ebpf, backends, ipv6_ways, tables })
     }
 }
 
@@ -202,12 +206,13 @@ impl Generation {
             .map_err(|e| LoadError::map("pin", PROGRAM, e))
     }
 
-    /// The tables' counters.
+    /// The tables' counters and the backends'.
     ///
     /// # Errors
     /// Only if the object has none.
-    pub fn table_counters(&self) -> Result<&Map, LoadError> {
-        self.ebpf.map("TABLE_COUNTERS").ok_or_else(|| LoadError::missing("TABLE_COUNTERS"))
+    pub fn counters(&self) -> Result<[&Map; 2], LoadError> {
+        let map = |name| self.ebpf.map(name).ok_or_else(|| LoadError::missing(name));
+        Ok([map("TABLE_COUNTERS")?, map("BACKEND_COUNTERS")?])
     }
 
     /// The loaded program.
@@ -215,7 +220,7 @@ impl Generation {
     /// # Errors
     /// Only if the object has none.
     pub fn program(&mut self) -> Result<&mut Xdp, LoadError> {
-        program_mut(&mut self.ebpf)
+        program_mut(&mut self.ebpf, PROGRAM)
     }
 
     /// Enters other values for tables and backends (of the same number) into the running maps,
@@ -226,6 +231,9 @@ impl Generation {
     pub fn enter(&self, image: &Image) -> io::Result<()> {
         for (index, table) in image.tables.iter().enumerate() {
             self.tables.update(index, table)?;
+        }
+        for (index, beside) in image.ipv6_ways.iter().enumerate() {
+            self.ipv6_ways.update(index, beside)?;
         }
         for (index, backend) in image.backends.iter().enumerate() {
             self.backends.update(index, backend)?;
@@ -247,13 +255,34 @@ impl Generation {
     /// When there is no such backend.
     pub fn enter_backend(&self, index: usize) -> io::Result<()> {
         let backend = self.image.backends.get(index).ok_or(io::ErrorKind::NotFound)?;
+        if let Some(beside) = self.image.ipv6_ways.get(index) {
+            self.ipv6_ways.update(index, beside)?;
+        }
         self.backends.update(index, backend)
     }
 }
 
-fn program_mut(ebpf: &mut Ebpf) -> Result<&mut Xdp, LoadError> {
-    ebpf.program_mut(PROGRAM)
-        .ok_or_else(|| LoadError::missing(PROGRAM))?
+/// Loads all programs and lets the general one's parts find each other.
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    let mut parts = Vec::new();
+    for name in [PROGRAM].iter().chain(&PARTS) {
+        let program = program_mut(ebpf, name)?;
+        let loaded = glb_host::load::undisturbed(|| program.load())
+            .and_then(|()| program.fd().and_then(|fd| Ok(fd.try_clone()?)));
+        parts.push(loaded.map_err(|error| LoadError::from(EbpfError::ProgramError(error)))?);
+    }
+    let map = ebpf.map_mut("PARTS").ok_or_else(|| LoadError::missing("PARTS"))?;
+    let error = |error| LoadError::map("fill", "PARTS", error);
+    let mut array = ProgramArray::try_from(map).map_err(error)?;
+    for (index, part) in parts.iter().skip(1).enumerate() {
+        array.set(index as u32, part, 0).map_err(error)?;
+    }
+    Ok(())
+}
+
+fn program_mut<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp, LoadError> {
+    ebpf.program_mut(name)
+        .ok_or_else(|| LoadError::missing(name))?
         .try_into()
         .map_err(|error| LoadError::from(EbpfError::ProgramError(error)))
 }

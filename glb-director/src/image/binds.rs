@@ -9,7 +9,7 @@ use std::{
 use glb_common::{
     bind::{NO_TABLE, bucket, hash, segment_key, slot, tail},
     hash::{Address as _, HashFields, V4, V6},
-    layout::{BindSlot, Segment},
+    layout::{BindSlot, NO_ROWS, Segment},
     wire::protocol,
 };
 use glb_table::{Bind, TableSet};
@@ -40,7 +40,13 @@ pub(super) fn collect(tables: &TableSet, forward_echo: bool) -> Binds {
         let (first, last) = (*bind.ports.start(), *bind.ports.end());
         if is_one_address(bind.prefix) && first == last {
             let (address, tail) = exact_key(bind.prefix.addr(), bind.proto.number(), first);
-            binds.exact.push(BindSlot { address, tail, table, padding: 0 });
+            binds.exact.push(BindSlot {
+                address,
+                tail,
+                table,
+                plain_rows: NO_ROWS,
+                ..BindSlot::default()
+            });
         } else {
             binds.has_port_ranges = true;
             binds.ranges.push((bind.prefix, segment(bind.proto.number(), first, last, table)));
@@ -204,7 +210,7 @@ mod tests {
                 address: V4::new((0x0a00_0000 + i / 4).to_be_bytes()).words(),
                 tail: tail(4, 6, 80 + (i % 4) as u16),
                 table: i,
-                padding: 0,
+                ..BindSlot::default()
             })
             .collect();
         let perfect = perfect_hash(&binds);
@@ -268,7 +274,10 @@ mod tests {
                 .iter()
                 .enumerate()
                 .map(|(table, (address, tail))| BindSlot {
-                    address: *address, tail: *tail, table: table as u32, padding: 0,
+                    address: *address,
+                    tail: *tail,
+                    table: table as u32,
+                    ..BindSlot::default()
                 })
                 .collect();
             let perfect = perfect_hash(&binds);

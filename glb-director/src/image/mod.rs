@@ -11,13 +11,16 @@ use std::{
 };
 
 use glb_common::{
-    encap::header_sum,
-    hash::Address,
+    encap::Way,
+    hash::{Address as _, HashFields, V4, V6},
     layout::{
-        Backend, BindSlot, Config, NO_HOP, NO_ROWS, PrefixEntry, ROWS, Row, Segment, TableInfo,
-        TableRows,
+        Backend, BindSlot, Config, Ipv6Way, KEEP_TAGS, NO_HOP, NO_ROWS, PrefixEntry, ROWS, Row,
+        Segment, TableInfo, TableRows,
     },
+    parse::MAX_TAGS,
+    siphash::SipHash24,
     steer::View,
+    wire::ethernet,
 };
 use glb_host::next_hop::{NextHop, Snapshot};
 use glb_table::{Builder, Built, Rows, TableSet};
@@ -47,6 +50,8 @@ pub struct Image {
     made_from: Vec<(Arc<Rows>, usize)>,
     /// The backends of all tables.
     pub backends: Vec<Backend>,
+    /// What IPv6 backends have beside, by the same index; empty if there are none.
+    pub ipv6_ways: Vec<Ipv6Way>,
     /// Who the backends are.
     pub owners: Vec<Owner>,
 }
@@ -73,34 +78,39 @@ pub trait CounterSlots {
 pub struct Options {
     /// Outer source address; without one, the kernel's preferred source on the way.
     pub outer_source: Option<Ipv4Addr>,
+    /// The same for IPv6 backends.
+    pub outer_source_ipv6: Option<Ipv6Addr>,
     /// Outer TOS or traffic class; without one, the inner packet's (RFC 6040).
     pub outer_tos: Option<u8>,
     /// Whether echo requests to a VIP go to a backend, or to this director's kernel.
     pub forward_echo: bool,
     /// At most so many answers "too big" a second from each CPU; 0 for no limit.
     pub answers_per_second: u32,
+    /// Whether an IPv4 packet that is too big and may be fragmented travels in a tunnel packet that
+    /// may be fragmented; else it is dropped.
+    pub fragment_tunnel: bool,
+    /// 802.1Q identifiers of what is sent, outermost first, at most [`MAX_TAGS`]; without this, it
+    /// carries the tags that it came with.
+    pub vlan: Option<Vec<u16>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { outer_source: None, outer_tos: None, forward_echo: true, answers_per_second: 1_000 }
+        Self {
+            outer_source: None,
+            outer_source_ipv6: None,
+            outer_tos: None,
+            forward_echo: true,
+            answers_per_second: 1_000,
+            fragment_tunnel: false,
+            vlan: None,
+        }
     }
 }
 
 /// Why a table set cannot be carried by this director.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// The packet path has no outer IPv6 yet.
-    #[error(
-        "table \"{table}\": backend {address} is an IPv6 address, and this director encapsulates \
-         in IPv4 only.\n  Give the backend's IPv4 address."
-    )]
-    Ipv6Backend {
-        /// The table.
-        table: String,
-        /// The backend.
-        address: IpAddr,
-    },
     /// Too many backends for 16-bit indices.
     #[error("{count} backends in all tables; a row can name {} at most", u16::MAX)]
     TooManyBackends {
@@ -138,37 +148,30 @@ impl Image {
     ) -> Result<Self, ImageError> {
         let mut image = Self::default();
         for built in built {
-            image.add_table(built, running, slots)?;
+            image.add_table(built, running, slots);
         }
         if image.backends.len() > usize::from(u16::MAX) {
             return Err(ImageError::TooManyBackends { count: image.backends.len() });
         }
-        image.resolve(next_hops, options.outer_source);
+        if image.owners.iter().any(|owner| owner.address.is_ipv6()) {
+            image.ipv6_ways = vec![Ipv6Way::default(); image.backends.len()];
+        }
+        image.resolve(next_hops, options);
         image.add_binds(tables, options);
         Ok(image)
     }
 
-    fn add_table(
-        &mut self,
-        built: &Built,
-        running: Option<&Self>,
-        slots: &impl CounterSlots,
-    ) -> Result<(), ImageError> {
+    fn add_table(&mut self, built: &Built, running: Option<&Self>, slots: &impl CounterSlots) {
         let table = &built.table;
         let base = self.backends.len();
         for backend in &table.backends {
-            let IpAddr::V4(address) = backend.address else {
-                return Err(ImageError::Ipv6Backend {
-                    table: table.name.clone(),
-                    address: backend.address,
-                });
-            };
             let owner = Owner { table: table.name.clone(), address: backend.address };
-            self.backends.push(Backend {
-                address: address.octets(),
-                counter_slot: slots.backend(&owner) as u16,
-                ..Backend::default()
-            });
+            let address = match backend.address {
+                IpAddr::V4(address) => u32::from_le_bytes(address.octets()),
+                IpAddr::V6(_) => 0,
+            };
+            let counter_slot = slots.backend(&owner) as u16;
+            self.backends.push(Backend { address, counter_slot, ..Backend::default() });
             self.owners.push(owner);
         }
         let (rows, more_rows) = self.add_rows(&built.rows, base, running);
@@ -192,9 +195,10 @@ impl Image {
                 0
             },
             has_more: u8::from(has_alternative || more_rows != NO_ROWS),
-            padding: [0; 9],
+            // A table's backends are all of one family.
+            is_v6: u8::from(table.backends.iter().any(|backend| backend.address.is_ipv6())),
+            padding: [0; 8],
         });
-        Ok(())
     }
 
     /// Adds the elements for these rows; their indices.
@@ -232,46 +236,95 @@ impl Image {
             has_port_ranges: u8::from(binds.has_port_ranges),
             tos_mask: if options.outer_tos.is_some() { 0 } else { 0xff },
             tos_value: options.outer_tos.unwrap_or(0),
-            padding: 0,
+            may_fragment: u8::from(options.fragment_tunnel),
             answers_per_second: options.answers_per_second,
+            ..tags(options.vlan.as_deref())
         };
+        // With tags to write, no packet is a plain one.
+        if self.config.tags == KEEP_TAGS {
+            for slot in self.binds.iter_mut().filter(|slot| slot.tail != 0) {
+                make_plain(slot, &self.tables[slot.table as usize]);
+            }
+        }
         self.prefixes_v4 = flat.v4;
         self.prefixes_v6 = flat.v6;
         self.segments = flat.segments;
     }
 
     /// Enters the ways to the backends; says which entries changed.
-    pub fn resolve(&mut self, next_hops: &Snapshot, outer_source: Option<Ipv4Addr>) -> Vec<usize> {
+    pub fn resolve(&mut self, next_hops: &Snapshot, options: &Options) -> Vec<usize> {
         let mut changed = Vec::new();
-        for (index, (backend, owner)) in self.backends.iter_mut().zip(&self.owners).enumerate() {
-            let before = *backend;
+        for index in 0..self.owners.len() {
+            let before = (self.backends[index], self.ipv6_ways.get(index).copied());
             // Known once, a way is kept until the kernel names a better one: a neighbour that is
             // only being asked for again is still there.
-            if let Some(Ok(hop)) = next_hops.get(&owner.address) {
-                enter(backend, hop, outer_source);
+            if let Some(Ok(hop)) = next_hops.get(&self.owners[index].address) {
+                self.enter(index, hop, options);
             }
-            if *backend != before {
+            if before != (self.backends[index], self.ipv6_ways.get(index).copied()) {
                 changed.push(index);
             }
         }
         changed
     }
 
+    /// Enters one way. Without a source address no packet can be sent: the entry then stays as it is.
+    fn enter(&mut self, index: usize, hop: &NextHop, options: &Options) {
+        let fits = |mtu: u32| mtu.try_into().unwrap_or(u16::MAX);
+        let way = Way {
+            next_hop_mac: hop.mac,
+            own_mac: hop.own_mac,
+            interface: hop.interface,
+            mtu: fits(hop.mtu),
+            link_mtu: fits(hop.link_mtu),
+        };
+        let counter_slot = self.backends[index].counter_slot;
+        match self.owners[index].address {
+            IpAddr::V4(address) => {
+                let source = options.outer_source.or(match hop.source {
+                    Some(IpAddr::V4(source)) => Some(source),
+                    _ => None,
+                });
+                if let Some(source) = source {
+                    self.backends[index] =
+                        way.to_v4(source.octets(), address.octets(), counter_slot);
+                }
+            }
+            IpAddr::V6(address) => {
+                let source = options.outer_source_ipv6.or(match hop.source {
+                    Some(IpAddr::V6(source)) => Some(source),
+                    _ => None,
+                });
+                if let (Some(source), Some(beside)) = (source, self.ipv6_ways.get_mut(index)) {
+                    self.backends[index] = way.to_v6(counter_slot);
+                    *beside = Ipv6Way {
+                        source: V6::new(source.octets()).words(),
+                        address: V6::new(address.octets()).words(),
+                    };
+                }
+            }
+        }
+    }
+
     /// Takes over the ways to backends that `running` knows and this image does not: a neighbour that
     /// is only being asked for again is still there.
     pub fn inherit_ways(&mut self, running: &Self) {
-        let known: HashMap<IpAddr, &Backend> = running
+        let known: HashMap<IpAddr, usize> = running
             .owners
             .iter()
-            .zip(&running.backends)
-            .filter(|(_, backend)| backend.interface != 0)
-            .map(|(owner, backend)| (owner.address, backend))
+            .enumerate()
+            .filter(|(index, _)| running.backends[*index].is_resolved())
+            .map(|(index, owner)| (owner.address, index))
             .collect();
-        for (backend, owner) in self.backends.iter_mut().zip(&self.owners) {
-            if backend.interface == 0
+        for (index, owner) in self.owners.iter().enumerate() {
+            if !self.backends[index].is_resolved()
                 && let Some(before) = known.get(&owner.address)
             {
-                *backend = Backend { counter_slot: backend.counter_slot, ..**before };
+                let counter_slot = self.backends[index].counter_slot;
+                self.backends[index] = Backend { counter_slot, ..running.backends[*before] };
+                if let Some(beside) = running.ipv6_ways.get(*before) {
+                    self.ipv6_ways[index] = *beside;
+                }
             }
         }
     }
@@ -285,12 +338,18 @@ impl Image {
             interface,
             own_mac: [2, 0, 0, 0, 0, 1],
             mac: [2, 0, 0, 0, 0, 2],
-            source: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            source: None,
             mtu: 1500,
+            link_mtu: 1500,
         };
-        for backend in &mut image.backends {
-            enter(backend, &hop, None);
-            backend.counter_slot = crate::counters::SELF_TEST_BACKEND_SLOT as u16;
+        let options = Options {
+            outer_source: Some(Ipv4Addr::LOCALHOST),
+            outer_source_ipv6: Some(Ipv6Addr::LOCALHOST),
+            ..Options::default()
+        };
+        for index in 0..image.backends.len() {
+            image.backends[index].counter_slot = crate::counters::SELF_TEST_BACKEND_SLOT as u16;
+            image.enter(index, &hop, &options);
         }
         for table in &mut image.tables {
             table.counter_slot = crate::counters::SELF_TEST_TABLE_SLOT;
@@ -299,19 +358,26 @@ impl Image {
     }
 }
 
-fn enter(backend: &mut Backend, hop: &NextHop, outer_source: Option<Ipv4Addr>) {
-    let source = match (outer_source, hop.source) {
-        (Some(configured), _) => configured,
-        (None, Some(IpAddr::V4(preferred))) => preferred,
-        // Without a source no packet can be sent: the entry stays unresolved.
-        (None, _) => return,
-    };
-    backend.next_hop_mac = hop.mac;
-    backend.own_mac = hop.own_mac;
-    backend.interface = hop.interface;
-    backend.mtu = hop.mtu.try_into().unwrap_or(u16::MAX);
-    backend.source = source.octets();
-    backend.header_sum = header_sum(backend.source, backend.address);
+/// The program's constants about tags.
+fn tags(vlan: Option<&[u16]>) -> Config {
+    let Some(identifiers) = vlan else { return Config { tags: KEEP_TAGS, ..Config::default() } };
+    let mut words = [0; MAX_TAGS];
+    let count = identifiers.len().min(MAX_TAGS);
+    for (index, (word, identifier)) in words.iter_mut().zip(identifiers).enumerate() {
+        // The outer one of two is a service tag (802.1ad).
+        let kind = if index + 1 < count { ethernet::SERVICE_VLAN } else { ethernet::VLAN };
+        let [high, low] = (identifier & 0x0fff).to_be_bytes();
+        *word = u32::from_le_bytes([kind[0], kind[1], high, low]);
+    }
+    Config { tags: count as u32, tag_words: words, ..Config::default() }
+}
+
+/// Enters into a bind's slot what the fast path needs to know of its table, if it can serve it.
+fn make_plain(slot: &mut BindSlot, table: &TableInfo) {
+    let is_plain =
+        table.has_more == 0 && table.is_v6 == 0 && table.hash_fields == HashFields::SRC_ADDR.bits();
+    slot.plain_rows = if is_plain { table.rows } else { NO_ROWS };
+    slot.half = SipHash24::half(table.key);
 }
 
 /// Two hops of every row, from hop `first` on.
@@ -338,9 +404,8 @@ impl View for Image {
         self.binds.get(index as usize)
     }
 
-    fn prefix<A: Address>(&self, address: &A) -> Option<PrefixEntry> {
-        let [high, low] = address.words();
-        if A::FAMILY == 4 {
+    fn prefix(&self, family: u8, [high, low]: [u64; 2]) -> Option<PrefixEntry> {
+        if family == V4::FAMILY {
             let address = Ipv4Addr::from((low as u32).to_le_bytes());
             longest(self.prefixes_v4.iter().filter(|(net, _)| net.contains(&address)), |net| {
                 net.prefix_len()
@@ -370,6 +435,10 @@ impl View for Image {
 
     fn backend(&self, index: u16) -> Option<&Backend> {
         self.backends.get(usize::from(index))
+    }
+
+    fn ipv6_way(&self, index: u16) -> Option<&Ipv6Way> {
+        self.ipv6_ways.get(usize::from(index))
     }
 }
 
@@ -413,16 +482,17 @@ mod tests {
             mac: [2; 6],
             source: Some("10.0.0.9".parse().unwrap()),
             mtu: 1500,
+            link_mtu: 1500,
         };
         let lost = Unresolved::NoAnswer { interface: 7, address };
         let options = Options::default();
         let known = Snapshot::from([(address, Ok(hop))]);
         let unknown = Snapshot::from([(address, Err(lost))]);
         let mut running = Image::new(&tables, &Slots(5), &known, &options).unwrap();
-        assert!(running.resolve(&unknown, None).is_empty());
-        assert_eq!(running.backends[0].next_hop_mac, [2; 6]);
+        assert!(running.resolve(&unknown, &options).is_empty());
+        assert_eq!(running.backends[0].macs().0 as u16, 0x0202);
         let mut next = Image::new(&tables, &Slots(6), &unknown, &options).unwrap();
-        assert_eq!(next.backends[0].interface, 0);
+        assert!(!next.backends[0].is_resolved());
         next.inherit_ways(&running);
         assert_eq!(next.backends[0], Backend { counter_slot: 6, ..running.backends[0] });
     }

@@ -157,8 +157,8 @@ fn table_view(table: &Table, report: &Report) -> TableView {
     let digest = table.digest();
     let (mut sent, mut dropped) = (Count::default(), Count::default());
     for counted in report.tables.iter().filter(|counted| counted.name == table.name) {
-        sent = sent + counted.sum(|action| matches!(action, Action::Send));
-        dropped = dropped + counted.sum(|action| matches!(action, Action::Drop | Action::Answer));
+        sent += counted.sum(|action| matches!(action, Action::Send));
+        dropped += counted.sum(|action| matches!(action, Action::Drop | Action::Answer));
     }
     TableView {
         name: table.name.clone(),

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 /// An address that the tables bind, or nearly.
 fn v4() -> impl Strategy<Value = [u8; 4]> {
     prop_oneof![
-        6 => (1u8..4).prop_map(|last| [1, 1, 1, last]),
+        6 => (1u8..5).prop_map(|last| [1, 1, 1, last]),
         1 => (0u8..6).prop_map(|last| [1, 1, 1, last]),
         2 => Just([2, 2, 2, 2]),
         1 => (0u8..3, any::<u8>()).prop_map(|(third, last)| [1, 1, third, last]),
@@ -17,7 +17,7 @@ fn v4() -> impl Strategy<Value = [u8; 4]> {
 fn v6() -> impl Strategy<Value = [u8; 16]> {
     let bound = |last: u16| std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last).octets();
     prop_oneof![
-        6 => prop::sample::select(vec![1u16, 3]).prop_map(bound),
+        6 => prop::sample::select(vec![1u16, 3, 4]).prop_map(bound),
         1 => (0u16..6).prop_map(bound),
         1 => any::<[u8; 16]>(),
     ]
@@ -176,6 +176,13 @@ fn ip_packet() -> impl Strategy<Value = ([u8; 2], Vec<u8>)> {
     prop_oneof![four, six]
 }
 
+/// None mostly, else one, two, or more tags than are looked behind.
+fn tags() -> impl Strategy<Value = Vec<u8>> {
+    let tag = (prop::sample::select(vec![[0x81, 0], [0x88, 0xa8]]), any::<[u8; 2]>())
+        .prop_map(|(kind, information)| [kind, information].concat());
+    mostly(vec![], prop::collection::vec(tag, 1..4).prop_map(|tags| tags.concat()))
+}
+
 /// Frames, most of them to the tests' tables' binds, many of them broken.
 pub(crate) fn frame() -> impl Strategy<Value = Vec<u8>> {
     (
@@ -183,9 +190,11 @@ pub(crate) fn frame() -> impl Strategy<Value = Vec<u8>> {
         mostly(None, any::<[u8; 2]>().prop_map(Some)),
         mostly(0usize, 1usize..40),
         mostly(None, any::<prop::sample::Index>().prop_map(Some)),
+        tags(),
     )
-        .prop_map(|((ethertype, packet), odd_type, padding, cut)| {
+        .prop_map(|((ethertype, packet), odd_type, padding, cut, tags)| {
             let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+            frame.extend(tags);
             frame.extend(odd_type.unwrap_or(ethertype));
             frame.extend(packet);
             frame.resize(frame.len() + padding, 0xa5);

@@ -6,7 +6,7 @@ pub(crate) mod generate;
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
 };
 
@@ -43,22 +43,32 @@ impl CounterSlots for Fixed {
     }
 
     fn backend(&self, owner: &Owner) -> u32 {
-        let IpAddr::V4(address) = owner.address else { panic!("{owner:?}") };
-        1 + u32::from(address.octets()[3]) + 256 * self.0[&owner.table]
+        let last = match owner.address {
+            IpAddr::V4(address) => address.octets()[3],
+            IpAddr::V6(address) => address.octets()[15],
+        };
+        1 + u32::from(last) + 256 * self.0[&owner.table]
     }
 }
 
+/// Outer source of IPv6 tunnels.
+pub(crate) const SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xaaaa, 0, 0, 0, 0, 1);
+
 /// Every backend behind one gateway.
 pub(crate) fn gateway(tables: &TableSet, interface: u32, mac: [u8; 6]) -> Snapshot {
-    let hop = NextHop {
+    let hop = |backend: &glb_table::Backend| NextHop {
         interface,
         own_mac: [2, 0, 0, 0, 0, 0xaa],
         mac,
-        source: Some(IpAddr::V4(Ipv4Addr::new(65, 65, 65, 65))),
+        source: Some(match backend.address {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::new(65, 65, 65, 65)),
+            IpAddr::V6(_) => IpAddr::V6(SOURCE_V6),
+        }),
         mtu: 1600,
+        link_mtu: 1700,
     };
     let backends = tables.tables.iter().flat_map(|table| &table.backends);
-    backends.map(|backend| (backend.address, Ok(hop))).collect()
+    backends.map(|backend| (backend.address, Ok(hop(backend)))).collect()
 }
 
 pub(crate) fn image_of(tables: &TableSet, interface: u32) -> Image {

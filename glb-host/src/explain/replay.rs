@@ -313,5 +313,6 @@ fn made_up(target: IpAddr, mtu: u32, source_v4: Option<Ipv4Addr>) -> NextHop {
         mac: [2, 0, a, b, c, d],
         source: Some(source),
         mtu,
+        link_mtu: mtu,
     }
 }

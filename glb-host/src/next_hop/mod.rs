@@ -38,6 +38,8 @@ pub struct NextHop {
     pub source: Option<IpAddr>,
     /// Largest IP packet that fits, in bytes: the route's, else the interface's.
     pub mtu: u32,
+    /// Largest IP packet that fits the outgoing interface.
+    pub link_mtu: u32,
 }
 
 /// Why there is no way to an address just now.

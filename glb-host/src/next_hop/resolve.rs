@@ -115,7 +115,7 @@ fn combine(
         .and_then(|neighbour| neighbour.mac)
         .ok_or(Unresolved::NoAnswer { interface, address })?;
     let mtu = route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
-    Ok(NextHop { interface, own_mac, mac, source: route.source, mtu })
+    Ok(NextHop { interface, own_mac, mac, source: route.source, mtu, link_mtu: link.mtu })
 }
 
 async fn all<Key, Answer, F>(keys: &BTreeSet<Key>, ask: impl Fn(Key) -> F) -> HashMap<Key, Answer>
@@ -176,8 +176,14 @@ mod tests {
     fn the_gateway_stands_for_what_is_behind_it() {
         let known = Neighbour { mac: Some(MAC), settled: true };
         let round = round_of(Some(LINK), &[((3, GATEWAY), known)]);
-        let expected =
-            NextHop { interface: 3, own_mac: OWN, mac: MAC, source: Some(HOST), mtu: 1400 };
+        let expected = NextHop {
+            interface: 3,
+            own_mac: OWN,
+            mac: MAC,
+            source: Some(HOST),
+            mtu: 1400,
+            link_mtu: 1600,
+        };
         assert_eq!(round.snapshot[&FAR], Ok(expected));
         let unknown = Unresolved::NoAnswer { interface: 3, address: HOST };
         assert_eq!(round.snapshot[&HOST], Err(unknown));

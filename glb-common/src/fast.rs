@@ -1,0 +1,150 @@
+//! The fast path: the common packet of a plain table, in a straight line.
+//!
+//! It answers only what it is sure of and leaves everything else to the general program
+//! ([`crate::parse`], [`crate::steer`]), which must come to the same answer for what is answered here:
+//! IPv4 without options or IPv6 without extension headers, untagged, TCP or UDP, no fragment, an
+//! exact bind of a table with two hops and IPv4 backends that hashes source addresses, and a packet
+//! that fits.
+
+use crate::{
+    bind,
+    encap::{Patch, inner_protocol, overhead, words_v4},
+    frame::{Frame, FrameMut},
+    hash::{Address, V4, V6},
+    layout::{Backend, BindSlot, NO_HOP, NO_ROWS},
+    parse::IP_OFFSET,
+    siphash::SipHash24,
+    steer::{View, source_port},
+    wire::{ethernet, protocol, tcp::TcpHeader, udp::UdpHeader},
+};
+
+/// Bytes by which the head of a frame grows.
+pub const GROWTH: usize = overhead(false, 1);
+
+/// A packet that is bound to a plain table.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound<'v> {
+    /// Its bind.
+    pub slot: &'v BindSlot,
+    /// Length of the IP packet.
+    pub ip_length: u16,
+    /// TOS or traffic class.
+    pub tos: u8,
+}
+
+/// The EtherType, as it is compared: one little-endian number.
+#[inline(always)]
+pub fn ethertype<F: Frame + ?Sized>(frame: &F) -> Option<u16> {
+    frame.read(IP_OFFSET - 2)
+}
+
+/// EtherType of IPv4 as [`ethertype`] gives it.
+pub const IPV4: u16 = u16::from_le_bytes(ethernet::IPV4);
+/// EtherType of IPv6 as [`ethertype`] gives it.
+pub const IPV6: u16 = u16::from_le_bytes(ethernet::IPV6);
+
+/// The shortest transport header.
+#[inline(always)]
+const fn shortest(protocol: u8) -> Option<u32> {
+    match protocol {
+        protocol::TCP => Some(TcpHeader::LEN as u32),
+        protocol::UDP => Some(UdpHeader::LEN as u32),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn bound<V: View + ?Sized>(view: &V, address: [u64; 2], tail: u32) -> Option<&BindSlot> {
+    bind::exact(view, address, tail).filter(|slot| slot.plain_rows != NO_ROWS)
+}
+
+/// Recognises an IPv4 packet.
+#[inline(always)]
+pub fn recognise_v4<'v, V: View + ?Sized, F: Frame + ?Sized>(
+    view: &'v V,
+    frame: &F,
+) -> Option<Bound<'v>> {
+    // Version, header length, TOS, total length, identification, fragment | TTL, protocol, checksum,
+    // source | destination, ports.
+    let [first, second, third] = frame.read::<[u64; 3]>(IP_OFFSET)?;
+    const FRAGMENT: u64 = (0xff3f_u64) << 48;
+    if first as u8 != 0x45 || first & FRAGMENT != 0 {
+        return None;
+    }
+    let (ip_length, protocol) = ((first >> 16) as u16, (second >> 8) as u8);
+    let ip_length = ip_length.swap_bytes();
+    if (ip_length as u32) < 20 + shortest(protocol)? || IP_OFFSET + ip_length as usize > frame.len()
+    {
+        return None;
+    }
+    let tail = bind::tail(V4::FAMILY, protocol, ((third >> 48) as u16).swap_bytes());
+    let slot = bound(view, [0, third & 0xffff_ffff], tail)?;
+    Some(Bound { slot, ip_length, tos: (first >> 8) as u8 })
+}
+
+/// Recognises an IPv6 packet.
+#[inline(always)]
+pub fn recognise_v6<'v, V: View + ?Sized, F: Frame + ?Sized>(
+    view: &'v V,
+    frame: &F,
+) -> Option<Bound<'v>> {
+    // Version, class, flow label, payload length, next header, hop limit | source | destination.
+    let [first, _, _, high, low] = frame.read::<[u64; 5]>(IP_OFFSET)?;
+    let ports = frame.read::<u32>(IP_OFFSET + 40)?;
+    let (payload, protocol) = ((first >> 32) as u16, (first >> 48) as u8);
+    let payload = payload.swap_bytes() as u32;
+    let ip_length = payload + 40;
+    if first as u8 >> 4 != 6
+        || payload < shortest(protocol)?
+        || ip_length > u16::MAX as u32
+        || IP_OFFSET + ip_length as usize > frame.len()
+    {
+        return None;
+    }
+    let tail = bind::tail(V6::FAMILY, protocol, ((ports >> 16) as u16).swap_bytes());
+    let slot = bound(view, [high, low], tail)?;
+    let tos = (first as u8) << 4 | (first >> 12) as u8 & 0x0f;
+    Some(Bound { slot, ip_length: ip_length as u16, tos })
+}
+
+/// Hashes the packet, finds its backend and writes the outer headers of a frame that has grown by
+/// [`GROWTH`] since it was recognised. Nothing if the general program must see to it; the frame then
+/// holds what it did.
+#[inline(always)]
+pub fn send<'v, V: View + ?Sized, F: FrameMut + ?Sized, A: Address>(
+    view: &'v V,
+    frame: &mut F,
+    bound: &Bound<'v>,
+) -> Option<&'v Backend> {
+    const IP: usize = GROWTH + IP_OFFSET;
+    let Bound { slot, ip_length, tos } = *bound;
+    let (hash, port) = if A::FAMILY == V4::FAMILY {
+        let [source, ports] = frame.read_two(IP + 12, IP + 20)?;
+        (SipHash24::of_4(slot.half, source), ports as u16)
+    } else {
+        let port = frame.read::<u16>(IP + 40)?;
+        let source = frame.read::<[u64; 2]>(IP + 8)?;
+        (SipHash24::of_16(slot.half, source), port)
+    };
+    let row = view.row(slot.plain_rows, hash as u16)?;
+    let backend = view.backend(row.first)?;
+    if row.second == NO_HOP {
+        return None;
+    }
+    let hop = view.backend(row.second)?.address;
+    let total = ip_length as u32 + GROWTH as u32;
+    // 0 while the next hop is not resolved.
+    if total > backend.mtu as u32 {
+        return None;
+    }
+    let config = view.config();
+    let patch = Patch {
+        tos: (tos & config.tos_mask) | config.tos_value,
+        total: total as u16,
+        source_port: source_port(hash, port.swap_bytes()),
+        inner: inner_protocol(A::FAMILY),
+        listed: 1,
+    };
+    frame.write_outer(words_v4(backend, patch), 1 << 8, hop)?;
+    Some(backend)
+}
