@@ -8,7 +8,7 @@ use std::{
 
 use glb_host::{
     config_file::{self, FileError},
-    control::Place,
+    control::{Control, RawControl},
 };
 use serde::Deserialize;
 
@@ -30,22 +30,6 @@ struct Raw {
     metrics: Option<SocketAddr>,
     #[serde(default)]
     control: RawControl,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawControl {
-    socket: PathBuf,
-    mode: String,
-    group: Option<String>,
-    operators: Option<String>,
-}
-
-impl Default for RawControl {
-    fn default() -> Self {
-        let socket = PathBuf::from("/run/glb-director/control.sock");
-        Self { socket, mode: "0660".into(), group: None, operators: None }
-    }
 }
 
 fn yes() -> bool {
@@ -93,15 +77,6 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// The control channel.
     pub control: Control,
-}
-
-/// The control channel's configuration.
-#[derive(Clone, Debug)]
-pub struct Control {
-    /// Where the socket is, and who may connect.
-    pub place: Place,
-    /// The group whose members may ask for changes, beside root and the daemon's own user.
-    pub operators: Option<String>,
 }
 
 /// Why a configuration cannot be used.
@@ -169,10 +144,9 @@ impl Config {
             return wrong("outer_source_ipv4", value, "give one of this director's own addresses");
         }
         let folder = path.parent().unwrap_or(Path::new(""));
-        let mode = u32::from_str_radix(&raw.control.mode, 8).ok().filter(|mode| *mode <= 0o777);
-        let Some(mode) = mode else {
-            let value = format!("{:?}", raw.control.mode);
-            return wrong("control.mode", value, "give an octal number such as \"0660\"");
+        let control = match raw.control.check(folder, "/run/glb-director/control.sock") {
+            Ok(control) => control,
+            Err((key, value, fix)) => return wrong(key, value, fix),
         };
         Ok(Self {
             path: path.to_owned(),
@@ -189,15 +163,7 @@ impl Config {
                 ..Options::default()
             },
             metrics: raw.metrics,
-            control: Control {
-                place: Place {
-                    path: std::path::absolute(folder.join(&raw.control.socket))
-                        .unwrap_or(raw.control.socket),
-                    mode,
-                    group: raw.control.group,
-                },
-                operators: raw.control.operators,
-            },
+            control,
         })
     }
 }

@@ -21,6 +21,7 @@
 
 mod access;
 mod client;
+mod config;
 mod server;
 mod socket;
 
@@ -30,6 +31,7 @@ use serde_json::Value;
 pub use self::{
     access::{Access, NoGroup, Peer},
     client::{Answers, Client, ClientError},
+    config::{Control, RawControl},
     server::{Answer, Call, Command, Server, serve},
     socket::{Place, Socket, SocketError},
 };

@@ -1,0 +1,54 @@
+//! What a daemon's configuration says of its control channel.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::Place;
+
+/// The `control` table as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawControl {
+    socket: Option<PathBuf>,
+    mode: String,
+    group: Option<String>,
+    operators: Option<String>,
+}
+
+impl Default for RawControl {
+    fn default() -> Self {
+        Self { socket: None, mode: "0660".into(), group: None, operators: None }
+    }
+}
+
+/// What is meant by it.
+#[derive(Clone, Debug)]
+pub struct Control {
+    /// Where the socket is, and who may connect.
+    pub place: Place,
+    /// The group whose members may ask for changes, beside root and the daemon's own user.
+    pub operators: Option<String>,
+}
+
+impl RawControl {
+    /// Checks it. A relative path is meant from `folder`, that of the configuration; `usual` is where
+    /// the socket is if nothing is said.
+    ///
+    /// # Errors
+    /// The field, its value and what would be right.
+    pub fn check(
+        self,
+        folder: &Path,
+        usual: &str,
+    ) -> Result<Control, (&'static str, String, &'static str)> {
+        let mode = u32::from_str_radix(&self.mode, 8).ok().filter(|mode| *mode <= 0o777);
+        let Some(mode) = mode else {
+            let value = format!("{:?}", self.mode);
+            return Err(("control.mode", value, "give an octal number such as \"0660\""));
+        };
+        let socket = folder.join(self.socket.unwrap_or_else(|| usual.into()));
+        let path = std::path::absolute(&socket).unwrap_or(socket);
+        Ok(Control { place: Place { path, mode, group: self.group }, operators: self.operators })
+    }
+}
