@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use glb_host::service;
 use glb_table::{Digest, TableSet};
 use serde::{Deserialize, Serialize};
 
@@ -119,23 +120,27 @@ impl State {
         self.ways.get().map(|ways| Arc::clone(&ways.borrow()))
     }
 
-    /// A generation has just been swapped in.
+    /// A generation has just been swapped in, after its self-test. The first one makes the daemon
+    /// ready.
     pub fn in_force(&self, generation: u64, tables: Arc<TableSet>) {
         self.change(|snapshot| {
             snapshot.phase = Phase::Running;
             let (since, digest, rows) = (SystemTime::now(), tables.digest(), Arc::default());
             snapshot.in_force = Some(InForce { generation, tables, digest, since, rows });
         });
+        service::ready(&format!("generation {generation} is in force"));
     }
 
     /// A reload begins.
     pub fn reloading(&self) {
         self.change(|snapshot| snapshot.phase = Phase::Reloading);
+        service::reloading("a table is loaded anew");
     }
 
     /// A reload has ended, well or not. If a generation came into force by it, that has been said
     /// before.
     pub fn reloaded(&self, took: Duration, error: Option<String>) {
+        let failed = error.is_some();
         self.change(|snapshot| {
             snapshot.phase = Phase::Running;
             match error {
@@ -144,11 +149,16 @@ impl State {
             }
             snapshot.last_reload = Some(Reload { at: SystemTime::now(), took, error });
         });
+        let snapshot = self.snapshot();
+        let number = snapshot.in_force.as_ref().map_or(0, |running| running.generation);
+        let after = if failed { "; the last reload failed" } else { "" };
+        service::ready(&format!("generation {number} is in force{after}"));
     }
 
     /// The daemon ends.
     pub fn ending(&self) {
         self.change(|snapshot| snapshot.phase = Phase::Ending);
+        service::stopping();
     }
 
     fn change(&self, change: impl FnOnce(&mut Snapshot)) {

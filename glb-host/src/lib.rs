@@ -14,6 +14,7 @@ pub mod next_hop;
 pub mod permission;
 pub mod privilege;
 pub mod program;
+pub mod service;
 mod sys;
 pub mod tcx_link;
 pub mod xdp_link;

@@ -12,5 +12,6 @@ mod mtu;
 mod privileges;
 mod refusals;
 mod seen;
+mod service;
 mod services;
 mod support;

@@ -15,7 +15,11 @@ mod top;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use glb_host::{control::Client, explain::replay::ReplayArgs};
+use glb_host::{
+    control::Client,
+    explain::replay::ReplayArgs,
+    program::{Log, LogFormat},
+};
 
 use crate::config::Config;
 
@@ -23,8 +27,24 @@ use crate::config::Config;
 #[derive(Debug, Parser)]
 #[command(name = "glb-director", version, propagate_version = true)]
 pub struct Cli {
+    /// The form of the log's lines on stderr.
+    #[arg(long, value_enum, global = true, default_value_t, value_name = "FORM")]
+    log_format: LogForm,
+    /// What is logged: error, warn, info, debug or trace, for some parts too
+    /// (`warn,glb_director=debug`). The environment's GLB_LOG, or info, if it is left out.
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
     #[command(subcommand)]
     command: Command,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum LogForm {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object for each event.
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -148,6 +168,16 @@ enum Output {
 }
 
 impl Cli {
+    /// How the log is to be written.
+    #[must_use]
+    pub fn log(&self) -> Log {
+        let format = match self.log_format {
+            LogForm::Text => LogFormat::Text,
+            LogForm::Json => LogFormat::Json,
+        };
+        Log { format, filter: self.log_level.clone() }
+    }
+
     /// Does what the command line asks for.
     ///
     /// # Errors

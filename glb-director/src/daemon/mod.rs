@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Instant};
 
 use director::Director;
 pub use error::Error;
-use glb_host::{control::Refusal, metrics};
+use glb_host::{control::Refusal, metrics, service::Watchdog};
 use table_file::TableFile;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
@@ -54,6 +54,7 @@ pub async fn run(config: &Config) -> Result<(), Error> {
         "ready"
     );
     let mut next_hops = director.next_hops.subscribe();
+    let mut watchdog = Watchdog::from_environment();
     loop {
         tokio::select! {
             changed = next_hops.changed() => {
@@ -82,6 +83,7 @@ pub async fn run(config: &Config) -> Result<(), Error> {
                     call.answer.done(Err::<(), _>(Refusal::failed(text)));
                 }
             },
+            () = watchdog.turn() => {}
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }

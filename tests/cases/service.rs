@@ -1,0 +1,108 @@
+//! What a service manager is told, and the log as a program reads it.
+
+use std::{
+    fs,
+    os::unix::net::UnixDatagram,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use glb_lab::{Daemon, Lab, Node, Plan, Program, TableFile, interrupt};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::support::{build, has_program};
+
+const DIRECTOR: Node = Node::Director(1);
+
+/// The next message that holds `text`; what came before it is thrown away.
+fn told(socket: &UnixDatagram, text: &str) -> Result<String> {
+    let mut bytes = [0; 4096];
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(30) {
+        let Ok(length) = socket.recv(&mut bytes) else { continue };
+        let message = String::from_utf8_lossy(&bytes[..length]).into_owned();
+        if message.contains(text) {
+            return Ok(message);
+        }
+    }
+    anyhow::bail!("the service manager was never told {text}")
+}
+
+#[test]
+fn the_service_manager_is_told_and_the_log_is_json() -> Result<()> {
+    build()?;
+    let lab = Lab::up(Plan { backends: 2, ..Plan::new("glb-t-service") })?;
+    let director = Daemon::director(&lab, DIRECTOR, &TableFile::new(lab.plan()))?;
+    let path = lab.scratch().join("notify");
+    let socket = UnixDatagram::bind(&path)?;
+    socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+    // The watchdog is meant for one process, which is named: the shell becomes the daemon.
+    let mut command = lab.netns(DIRECTOR)?.command("sh");
+    command.args(["-c", "WATCHDOG_PID=$$ exec \"$@\"", "sh"]).arg(Program::Director.path()?);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "1000000");
+    command.args(["run", "--log-format", "json", "--config"]).arg(director.config());
+    let mut process = lab.spawn(DIRECTOR, "glb-director-json", &mut command)?;
+
+    let message = told(&socket, "READY=1")?;
+    ensure!(message.contains("STATUS=generation 1 is in force"), "{message}");
+    ensure!(process.log()?.contains("self-test passed"), "ready before the self-test");
+    ensure!(has_program(&lab, DIRECTOR)?, "ready before it is attached");
+    for _ in 0..3 {
+        told(&socket, "WATCHDOG=1")?;
+    }
+
+    process.signal(Signal::SIGHUP)?;
+    let message = told(&socket, "RELOADING=1")?;
+    ensure!(message.contains("MONOTONIC_USEC="), "{message}");
+    told(&socket, "READY=1")?;
+
+    director.write_table("nonsense")?;
+    process.signal(Signal::SIGHUP)?;
+    told(&socket, "the last reload failed")?;
+    process.signal(Signal::SIGTERM)?;
+    told(&socket, "STOPPING=1")?;
+    ensure!(process.wait(Duration::from_secs(20))?.success());
+
+    let log = process.log()?;
+    for line in log.lines() {
+        let event: Value =
+            serde_json::from_str(line).with_context(|| format!("no JSON: {line}"))?;
+        for field in ["timestamp", "level", "message"] {
+            ensure!(event.get(field).is_some(), "{field} is missing in {line}");
+        }
+    }
+    let key = "5b1f8a1e6f0c43d2a7e94c0d1b2a3f48";
+    ensure!(!log.contains(key), "a key in the log");
+    Ok(())
+}
+
+#[test]
+fn levels_are_obeyed_and_the_last_word_is_json_too() -> Result<()> {
+    build()?;
+    let lab = Lab::up(Plan { backends: 1, ..Plan::new("glb-t-levels") })?;
+    let director = Daemon::director(&lab, DIRECTOR, &TableFile::new(lab.plan()))?;
+    let run = |words: &[&str]| -> Result<String> {
+        let mut command = director.command(&lab, "run")?;
+        let mut process = lab.spawn(DIRECTOR, "glb-director-level", command.args(words))?;
+        interrupt::wait("the control socket", Duration::from_secs(30), || {
+            let there = director.config().with_file_name("control.sock").exists();
+            Ok((there && has_program(&lab, DIRECTOR)?).then_some(()))
+        })?;
+        process.signal(Signal::SIGTERM)?;
+        process.wait(Duration::from_secs(20))?;
+        process.log()
+    };
+    let log = run(&["--log-level", "error"])?;
+    ensure!(log.is_empty(), "{log}");
+    let log = run(&["--log-level", "debug"])?;
+    ensure!(log.contains("DEBUG") && log.contains("INFO"), "{log}");
+
+    fs::remove_file(director.config().with_file_name("table.toml"))?;
+    let mut command = director.command(&lab, "run")?;
+    let output = glb_lab::command::finish(command.args(["--log-format", "json"]))?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let last: Value = serde_json::from_str(text.lines().last().unwrap_or_default())?;
+    ensure!(last["message"].as_str().is_some_and(|m| m.contains("table.toml")), "{text}");
+    Ok(())
+}
