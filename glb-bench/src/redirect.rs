@@ -148,7 +148,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     );
     let config = Config::parse(&text, Path::new("bench.toml"))?;
     let own = BTreeSet::from([IpAddr::from(OWN)]);
-    let mut generation = Generation::load(&Image::new(&config, &own)?, None)?;
+    let mut generation = Generation::load(&Image::new(&config, &own), None)?;
     let way = Peer::new([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1], TEST_INTERFACE);
     generation.enter_peer(IpAddr::from(PEER), way)?;
     generation.program()?.attach("idle0", XdpMode::Driver)?;

@@ -33,6 +33,9 @@ pub trait Frame {
     /// The `T` that starts at `offset`, or nothing if it does not lie wholly inside the frame.
     fn read<T: Wire>(&self, offset: usize) -> Option<T>;
 
+    /// The first `N` bytes, checked once and then read for nothing; nothing if there are fewer.
+    fn window<const N: usize>(&self) -> Option<&[u8; N]>;
+
     /// Bytes from the start of the frame to its end.
     fn len(&self) -> usize;
 
@@ -99,6 +102,27 @@ pub trait FrameMut: Frame {
     }
 }
 
+/// The little-endian number at `at` of a window. Where `at` is a constant this is one load.
+#[inline(always)]
+#[must_use]
+pub fn u16_at<const N: usize>(window: &[u8; N], at: usize) -> u16 {
+    u16::from_le_bytes([window[at], window[at + 1]])
+}
+
+/// As [`u16_at`].
+#[inline(always)]
+#[must_use]
+pub fn u32_at<const N: usize>(window: &[u8; N], at: usize) -> u32 {
+    u32::from_le_bytes([window[at], window[at + 1], window[at + 2], window[at + 3]])
+}
+
+/// As [`u16_at`].
+#[inline(always)]
+#[must_use]
+pub fn u64_at<const N: usize>(window: &[u8; N], at: usize) -> u64 {
+    u64::from(u32_at(window, at)) | u64::from(u32_at(window, at + 4)) << 32
+}
+
 impl Frame for [u8] {
     fn read<T: Wire>(&self, offset: usize) -> Option<T> {
         let bytes = self.get(offset..offset.checked_add(size_of::<T>())?)?;
@@ -106,6 +130,10 @@ impl Frame for [u8] {
             // SAFETY: `bytes` holds size_of::<T>() bytes, and T is plain bytes.
             unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
         })
+    }
+
+    fn window<const N: usize>(&self) -> Option<&[u8; N]> {
+        self.first_chunk()
     }
 
     fn len(&self) -> usize {
@@ -116,6 +144,10 @@ impl Frame for [u8] {
 impl Frame for &[u8] {
     fn read<T: Wire>(&self, offset: usize) -> Option<T> {
         (**self).read(offset)
+    }
+
+    fn window<const N: usize>(&self) -> Option<&[u8; N]> {
+        self.first_chunk()
     }
 
     fn len(&self) -> usize {

@@ -117,7 +117,23 @@ impl V4 {
     }
 }
 
+impl V4 {
+    /// The address whose four bytes are this little-endian number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_word(word: u32) -> Self {
+        Self(word)
+    }
+}
+
 impl V6 {
+    /// The address whose bytes are these two little-endian words.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_words(words: [u64; 2]) -> Self {
+        Self(words)
+    }
+
     /// The address with these bytes.
     #[inline(always)]
     #[must_use]

@@ -174,6 +174,11 @@ impl Frame for WholeFrame<'_> {
     }
 
     #[inline(always)]
+    fn window<const N: usize>(&self) -> Option<&[u8; N]> {
+        self.linear.window()
+    }
+
+    #[inline(always)]
     fn len(&self) -> usize {
         self.linear.len()
     }

@@ -81,6 +81,12 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
+    fn window<const N: usize>(&self) -> Option<&[u8; N]> {
+        // SAFETY: inside the packet by the check; bytes have no alignment.
+        self.at::<[u8; N]>(0).map(|place| unsafe { &*place })
+    }
+
+    #[inline(always)]
     fn len(&self) -> usize {
         self.length
     }

@@ -1,7 +1,12 @@
 //! The tc program that lowers the MSS of SYN-ACKs on their way to clients. It shares the VIPs with
 //! the XDP program of its generation.
 
-use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    bindings::TC_ACT_UNSPEC,
+    macros::{classifier, map},
+    maps::PerCpuArray,
+    programs::TcContext,
+};
 use glb_common::{
     hash::Address,
     mss::{Limits, Vips, clamp},
@@ -9,7 +14,7 @@ use glb_common::{
 
 use crate::{
     frame::{Bounds, XdpFrame},
-    is_vip,
+    machine,
 };
 
 impl Bounds for TcContext {
@@ -25,12 +30,16 @@ impl Bounds for TcContext {
     }
 }
 
+/// SYN-ACKs whose MSS was lowered. Outlives generations.
+#[map]
+static CLAMPED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
 struct Configured;
 
 impl Vips for Configured {
     #[inline(always)]
     fn is_vip<A: Address>(&self, address: &A) -> bool {
-        is_vip(address)
+        machine::vip(address).is_some()
     }
 }
 
@@ -46,6 +55,10 @@ fn glb_mss_clamp(ctx: TcContext) -> i32 {
         // the addresses then. Unchanged is better than half changed.
         let checksum = ctx.skb.l4_csum_replace(change.checksum_offset, from, to, 2);
         if checksum.is_ok() {
+            if let Some(clamped) = CLAMPED.get_ptr_mut(0) {
+                // SAFETY: this CPU's own counter, which lives as long as the map.
+                unsafe { *clamped += 1 };
+            }
             #[expect(
                 clippy::let_underscore_must_use,
                 reason = "the place lies in the headers that were read above, so it cannot fail"

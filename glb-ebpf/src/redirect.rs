@@ -1,4 +1,4 @@
-//! The backend's XDP program: maps, socket look-ups and edits. Every decision is in glb-common.
+//! The backend's XDP programs: maps, socket look-ups and edits. Every decision is in glb-common.
 #![no_std]
 #![no_main]
 #![expect(
@@ -10,29 +10,26 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, xdp_action},
+    bindings::xdp_action,
     helpers::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
     macros::{map, xdp},
-    maps::{HashMap, LpmTrie, PerCpuArray},
+    maps::{PerCpuArray, ProgramArray},
     programs::XdpContext,
 };
 use glb_common::{
     frame::{Frame, FrameMut as _, Nested, Wire},
-    hash::Address,
-    parse::Flow,
     reason::{Action, RedirectReason as Reason},
     second_chance::{
-        Ack, Forward, Host, Owner, Take, Verdict, decide,
-        layout::{FEW, Peer, RedirectCounters, Settings},
+        Decision, Forward, NO_VIP, TAG, Take, Verdict, decide, fast,
+        layout::{REDIRECT_COUNTERS, RedirectCounters, Settings},
+        tags,
     },
-    wire::ethernet::EthernetHeader,
 };
 
 mod frame;
 mod prefix_key;
 mod trace;
 use frame::XdpFrame;
-use prefix_key::Words;
 
 /// Read-only data whose fields are read one by one: the compiler must not know their values, and
 /// copying all of it for each packet would cost more than the fields are worth.
@@ -50,46 +47,38 @@ macro_rules! setting {
     }};
 }
 
+mod machine;
 mod mss_clamp;
 mod sockets;
+use machine::ThisHost;
 
-// What belongs to a generation; sizes are set by user space when it loads the program. Elements are
-// not preallocated: a replaced one then lives as long as somebody reads it.
-
-/// Fellow backends over IPv4 and the way to them. User space follows the ways.
+/// The program for packets out of the ordinary.
 #[map]
-static PEERS_V4: HashMap<[u8; 4], Peer> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
-/// Fellow backends over IPv6.
-#[map]
-static PEERS_V6: HashMap<[u8; 16], Peer> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
-/// VIPs, where there are many.
-#[map]
-static VIPS_V4: HashMap<[u8; 4], u8> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
-/// VIPs, where there are many.
-#[map]
-static VIPS_V6: HashMap<[u8; 16], u8> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
-/// Directors, where there are many.
-#[map]
-static DIRECTORS_V4: LpmTrie<[u8; 4], u8> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
-/// Directors, where there are many.
-#[map]
-static DIRECTORS_V6: LpmTrie<[u8; 16], u8> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+static GENERAL: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 // What outlives generations.
 
 #[map]
-static COUNTERS: PerCpuArray<RedirectCounters> = PerCpuArray::with_max_entries(1, 0);
+static COUNTERS: PerCpuArray<RedirectCounters> =
+    PerCpuArray::with_max_entries(REDIRECT_COUNTERS, 0);
 
-/// A frame whose end may lie beyond what can be read here.
-struct Received<'a> {
+/// A frame whose end may lie beyond what can be read here (jumbo frames). All headers are in the
+/// first buffer.
+struct Received {
     linear: XdpFrame,
-    ctx: &'a XdpContext,
+    /// Bytes in all buffers.
+    whole: usize,
 }
 
-impl Frame for Received<'_> {
+impl Frame for Received {
     #[inline(always)]
     fn read<T: Wire>(&self, offset: usize) -> Option<T> {
         self.linear.read(offset)
+    }
+
+    #[inline(always)]
+    fn window<const N: usize>(&self) -> Option<&[u8; N]> {
+        self.linear.window()
     }
 
     #[inline(always)]
@@ -99,13 +88,11 @@ impl Frame for Received<'_> {
 
     #[inline(always)]
     fn holds(&self, bytes: usize) -> bool {
-        // Only a frame in several buffers needs to ask the kernel.
-        // SAFETY: the context is this program's own.
-        bytes <= self.linear.len() || bytes as u64 <= unsafe { bpf_xdp_get_buff_len(self.ctx.ctx) }
+        bytes <= self.whole
     }
 }
 
-impl Nested for Received<'_> {
+impl Nested for Received {
     type Rest<'a>
         = XdpFrame
     where
@@ -117,145 +104,72 @@ impl Nested for Received<'_> {
     }
 }
 
-/// This machine, as its maps and its kernel know it.
-struct ThisHost<'a> {
-    ctx: &'a XdpContext,
-}
-
-#[inline(always)]
-fn bytes_4(low: u64) -> [u8; 4] {
-    (low as u32).to_le_bytes()
-}
-
-#[inline(always)]
-fn bytes_16([high, low]: [u64; 2]) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&high.to_le_bytes());
-    bytes[8..].copy_from_slice(&low.to_le_bytes());
-    bytes
-}
-
-#[inline(always)]
-fn has(flag: u64) -> bool {
-    setting!(flags) & flag != 0
-}
-
-#[inline(always)]
-fn is_vip<A: Address>(address: &A) -> bool {
-    let [high, low] = address.words();
-    let few = if A::FAMILY == 4 {
-        !has(Settings::NO_VIPS_V4) && (0..FEW).any(|i| setting!(vips_v4[i]) == low)
-    } else {
-        !has(Settings::NO_VIPS_V6)
-            && (0..FEW).any(|i| setting!(vips_v6[i][1]) == low && setting!(vips_v6[i][0]) == high)
-    };
-    if few || !has(Settings::MANY_VIPS) {
-        return few;
-    }
-    if A::FAMILY == 4 {
-        VIPS_V4.get_ptr(&bytes_4(low)).is_some()
-    } else {
-        VIPS_V6.get_ptr(&bytes_16([high, low])).is_some()
-    }
-}
-
-impl Host for ThisHost<'_> {
-    #[inline(always)]
-    fn gives_second_chance(&self) -> bool {
-        has(Settings::SECOND_CHANCE)
-    }
-
-    #[inline(always)]
-    fn passes_strangers(&self) -> bool {
-        has(Settings::PASS_STRANGERS)
-    }
-
-    #[inline(always)]
-    fn is_own<A: Address>(&self, address: &A) -> bool {
-        let [high, low] = address.words();
-        if A::FAMILY == 4 {
-            !has(Settings::NO_OWN_V4) && (0..FEW).any(|i| setting!(own_v4[i]) == low)
-        } else {
-            !has(Settings::NO_OWN_V6)
-                && (0..FEW).any(|i| setting!(own_v6[i][1]) == low && setting!(own_v6[i][0]) == high)
-        }
-    }
-
-    #[inline(always)]
-    fn may_send<A: Address>(&self, source: &A) -> bool {
-        let [high, low] = source.words();
-        let director = if A::FAMILY == 4 {
-            !has(Settings::NO_DIRECTORS_V4)
-                && (0..FEW)
-                    .any(|i| low & setting!(directors_v4[i][1]) == setting!(directors_v4[i][0]))
-        } else {
-            !has(Settings::NO_DIRECTORS_V6)
-                && (0..FEW).any(|i| {
-                    low & setting!(directors_v6[i][3]) == setting!(directors_v6[i][1])
-                        && high & setting!(directors_v6[i][2]) == setting!(directors_v6[i][0])
-                })
-        };
-        if director || self.peer(source).is_some() {
-            return true;
-        }
-        if !has(Settings::MANY_DIRECTORS) {
-            return false;
-        }
-        if A::FAMILY == 4 {
-            DIRECTORS_V4.get(Words::<2>::new().of_ipv4(low as u32)).is_some()
-        } else {
-            DIRECTORS_V6.get(Words::<5>::new().of_ipv6([high, low])).is_some()
-        }
-    }
-
-    #[inline(always)]
-    fn is_vip<A: Address>(&self, address: &A) -> bool {
-        is_vip(address)
-    }
-
-    #[inline(always)]
-    fn owner<A: Address>(&self, flow: &Flow<A>, ack: Option<Ack>) -> Owner {
-        sockets::owner(self.ctx, flow, ack)
-    }
-
-    #[inline(always)]
-    fn peer<A: Address>(&self, address: &A) -> Option<Peer> {
-        let words = address.words();
-        let peer = if A::FAMILY == 4 {
-            PEERS_V4.get_ptr(&bytes_4(words[1]))
-        } else {
-            PEERS_V6.get_ptr(&bytes_16(words))
-        };
-        // SAFETY: user space replaces values whole (the kernel swaps the element under RCU) and
-        // never removes one from a running generation.
-        peer.map(|peer| unsafe { *peer })
-    }
-}
-
-// The frame may lie in several buffers (jumbo frames); all headers are in the first.
+/// Ordinary packets.
 #[xdp(frags)]
 fn glb_redirect(ctx: XdpContext) -> u32 {
     trace::begin(&ctx);
-    let received = Received { linear: XdpFrame::new(&ctx), ctx: &ctx };
-    let bytes = received.len() as u64;
-    let (verdict, reason) = match decide(&received, &ThisHost { ctx: &ctx }) {
-        Verdict::Leave(reason) => (leave(reason), reason),
-        Verdict::Take(take) => match strip(&ctx, &take) {
-            Some(verdict) => (verdict, take.reason),
-            None => (xdp_action::XDP_DROP, Reason::Refused),
-        },
-        Verdict::Send(forward) => match send(&ctx, &forward) {
-            Some(verdict) => (verdict, forward.reason),
-            None => (xdp_action::XDP_DROP, Reason::Refused),
-        },
+    let frame = XdpFrame::new(&ctx);
+    let bytes = frame.len() as u64;
+    let Some(decision) = fast::decide(&frame, &ThisHost { ctx: &ctx }) else {
+        // SAFETY: a tail call; it comes back only if the slot is empty, which user space never lets
+        // be.
+        unsafe { GENERAL.tail_call(&ctx, 0) };
+        return count(&ctx, xdp_action::XDP_DROP, Reason::Refused, NO_VIP, bytes);
     };
-    if let Some(counters) = COUNTERS.get_ptr_mut(0) {
+    finish(&ctx, &decision, 0, bytes)
+}
+
+/// All others: with VLAN tags, in several buffers, with options or extension headers, marked by ECN,
+/// ICMP, broken ones.
+#[xdp(frags)]
+fn glb_redirect_general(ctx: XdpContext) -> u32 {
+    // SAFETY: the context is this program's own.
+    let whole = unsafe { bpf_xdp_get_buff_len(ctx.ctx) };
+    let frame = XdpFrame::new(&ctx);
+    let tag_bytes = tag_bytes(tags(&frame));
+    let Some(linear) = frame.rest(tag_bytes) else {
+        return count(&ctx, xdp_action::XDP_PASS, Reason::NotTunnel, NO_VIP, whole);
+    };
+    let frame = Received { linear, whole: whole as usize - tag_bytes };
+    let decision = decide(&frame, &ThisHost { ctx: &ctx });
+    finish(&ctx, &decision, tag_bytes, whole)
+}
+
+/// Does what was decided, and counts it.
+#[inline(always)]
+fn finish(ctx: &XdpContext, decision: &Decision, tag_bytes: usize, bytes: u64) -> u32 {
+    let Decision { reason, vip, .. } = *decision;
+    let done = match decision.verdict {
+        Verdict::Leave => Some(leave(reason)),
+        Verdict::Take => strip(ctx, &decision.take, tag_bytes),
+        Verdict::Send => send(ctx, &decision.forward, tag_bytes),
+    };
+    match done {
+        Some(verdict) => count(ctx, verdict, reason, vip, bytes),
+        None => count(ctx, xdp_action::XDP_DROP, Reason::Refused, vip, bytes),
+    }
+}
+
+/// `TAG` × `tags`, of which the verifier knows no more than that: it would otherwise go through all
+/// that follows once for each number of tags.
+#[inline(always)]
+fn tag_bytes(tags: usize) -> usize {
+    /// Not constant, for the verifier, since it can be written to.
+    static mut TAG_BYTES: [usize; 4] = [0, TAG, 2 * TAG, 2 * TAG];
+    // SAFETY: an index of 3 at most; nobody writes.
+    unsafe { (&raw const TAG_BYTES[tags & 3]).read_volatile() & (3 * TAG) }
+}
+
+/// Counts a packet that comes to this end, and shows it to whoever watches.
+#[inline(always)]
+fn count(ctx: &XdpContext, verdict: u32, reason: Reason, vip: u32, bytes: u64) -> u32 {
+    if let Some(counters) = COUNTERS.get_ptr_mut(vip) {
         // SAFETY: the pointer is to this CPU's own counters, which live as long as the map.
         let counter = unsafe { &mut (*counters).by_reason[reason as usize] };
         counter.packets += 1;
         counter.bytes += bytes;
     }
-    trace::end(&ctx, verdict, reason as u8, 0);
+    trace::end(ctx, verdict, reason as u8, vip);
     verdict
 }
 
@@ -267,28 +181,64 @@ fn leave(reason: Reason) -> u32 {
     }
 }
 
-/// Cuts the tunnel's headers out, from behind the Ethernet header.
+/// Cuts the tunnel's headers out, from behind the Ethernet header and its tags: the kernel gets the
+/// inner packet on the VLAN that the tunnel came by.
 #[inline(always)]
-fn strip(ctx: &XdpContext, take: &Take) -> Option<u32> {
-    let ethernet = XdpFrame::new(ctx).read::<EthernetHeader>(0)?;
-    // SAFETY: the context is this program's own; the frame's pointers are made anew below.
+fn strip(ctx: &XdpContext, take: &Take, tag_bytes: usize) -> Option<u32> {
+    // What stands in front is written where it will be first, before the cut: no pointer has to be
+    // made anew then. It is far enough away not to overlap.
+    let frame = XdpFrame::new(ctx);
+    let (macs, more_macs) = (frame.read::<u64>(0)?, frame.read::<u32>(8)?);
+    let mut start = frame.rest(take.strip)?;
+    if tag_bytes > 0 {
+        let (first, second) = (frame.read::<u32>(12)?, frame.read::<u32>(16)?);
+        if tag_bytes > TAG && !start.write(16, second) || !start.write(12, first) {
+            return None;
+        }
+    }
+    let mut inner = start.rest(tag_bytes)?;
+    if !take.mark(&mut inner)
+        || !inner.write(12, take.ethertype as u16)
+        || !start.write(8, more_macs)
+        || !start.write(0, macs)
+    {
+        return None;
+    }
+    // SAFETY: the context is this program's own; no pointer is used any more.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, take.strip as i32) } != 0 {
         return None;
     }
-    let ethernet = EthernetHeader { ethertype: take.ethertype, ..ethernet };
-    let mut frame = XdpFrame::new(ctx);
-    (frame.write(0, ethernet) && take.mark(&mut frame)).then_some(xdp_action::XDP_PASS)
+    Some(xdp_action::XDP_PASS)
 }
 
 /// Readdresses the packet to the next hop and sends it there.
 #[inline(always)]
-fn send(ctx: &XdpContext, forward: &Forward) -> Option<u32> {
-    if !forward.write(&mut XdpFrame::new(ctx)) {
-        return None;
-    }
+fn send(ctx: &XdpContext, forward: &Forward, tag_bytes: usize) -> Option<u32> {
     // SAFETY: the context is this program's own.
     let arrived_on = unsafe { (*ctx.ctx).ingress_ifindex };
-    if forward.peer.interface == arrived_on {
+    let back = forward.peer.interface == arrived_on;
+    // A way of a VLAN has one tag. Otherwise tags belong to where the packet came from. Tags stand
+    // before the EtherType, which need not move when they are cut or put there.
+    let tags_out = match forward.peer.tag {
+        0 if back => tag_bytes,
+        0 => 0,
+        _ => TAG,
+    };
+    if tags_out != tag_bytes {
+        let cut = tag_bytes as i32 - tags_out as i32;
+        // SAFETY: the context is this program's own; pointers are made anew below.
+        if unsafe { bpf_xdp_adjust_head(ctx.ctx, cut) } != 0 {
+            return None;
+        }
+    }
+    let mut frame = XdpFrame::new(ctx);
+    if !forward.write_outer(&mut frame.rest(tags_out)?)
+        || (forward.peer.tag != 0 && !frame.write(12, forward.peer.tag))
+        || !forward.write_macs(&mut frame)
+    {
+        return None;
+    }
+    if back {
         return Some(xdp_action::XDP_TX);
     }
     // SAFETY: a plain helper call; an interface that is gone makes it an aborted packet.

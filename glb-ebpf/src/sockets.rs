@@ -20,44 +20,17 @@ const CURRENT_NETNS: u64 = -1i64 as u64;
 /// `TCP_LISTEN` of the kernel's tcp_states.h.
 const LISTEN: u32 = 10;
 
-/// The kernel's `struct bpf_sock_tuple` for one family: addresses, then ports, network order.
-#[repr(C, align(8))]
-struct Tuple<const N: usize> {
-    source: [u8; N],
-    destination: [u8; N],
-    source_port: u16,
-    destination_port: u16,
-}
-
 /// Whose flow it is.
 #[inline(always)]
 pub(crate) fn owner<A: Address>(ctx: &XdpContext, flow: &Flow<A>, ack: Option<Ack>) -> Owner {
-    let source_port = flow.source_port.to_be();
-    let destination_port = flow.destination_port.to_be();
+    // The kernel's `struct bpf_sock_tuple` in words: addresses, then ports, network order.
+    let ports = ports(flow);
     let ([_, source], [_, destination]) = (flow.source.words(), flow.destination.words());
     let socket = if A::FAMILY == 4 {
-        look_up(
-            ctx,
-            Tuple {
-                source: (source as u32).to_le_bytes(),
-                destination: (destination as u32).to_le_bytes(),
-                source_port,
-                destination_port,
-            },
-            // Two addresses, two ports.
-            12,
-        )
+        look_up::<_, 12>(ctx, [join(source as u32, destination as u32), ports.into()])
     } else {
-        look_up(
-            ctx,
-            Tuple {
-                source: crate::bytes_16(flow.source.words()),
-                destination: crate::bytes_16(flow.destination.words()),
-                source_port,
-                destination_port,
-            },
-            36,
-        )
+        let ([a, b], [c, d]) = (flow.source.words(), flow.destination.words());
+        look_up::<_, 36>(ctx, [a, b, c, d, ports.into()])
     };
     if socket.is_null() {
         return Owner::Nobody;
@@ -76,11 +49,18 @@ pub(crate) fn owner<A: Address>(ctx: &XdpContext, flow: &Flow<A>, ack: Option<Ac
     owner
 }
 
+/// Source and destination port as they lie on the wire.
 #[inline(always)]
-fn look_up<const N: usize>(ctx: &XdpContext, mut tuple: Tuple<N>, size: u32) -> *mut bpf_sock {
+fn ports<A: Address>(flow: &Flow<A>) -> u32 {
+    u32::from(flow.source_port.to_be()) | u32::from(flow.destination_port.to_be()) << 16
+}
+
+#[inline(always)]
+fn look_up<Tuple, const LEN: usize>(ctx: &XdpContext, mut tuple: Tuple) -> *mut bpf_sock {
+    const { assert!(LEN <= size_of::<Tuple>()) };
     let tuple: *mut bpf_sock_tuple = from_mut(&mut tuple).cast();
-    // SAFETY: the tuple is `size` bytes long, which is what tells the kernel its family.
-    unsafe { bpf_skc_lookup_tcp(ctx.ctx.cast(), tuple, size, CURRENT_NETNS, 0) }
+    // SAFETY: the tuple is that long, which is what tells the kernel its family.
+    unsafe { bpf_skc_lookup_tcp(ctx.ctx.cast(), tuple, LEN as u32, CURRENT_NETNS, 0) }
 }
 
 /// Whether the segment returns a cookie that the listener's kernel has made.
@@ -90,13 +70,10 @@ fn is_cookie<A: Address>(listener: *mut bpf_sock, flow: &Flow<A>, ack: Ack) -> b
     // other: made here, they cost less than two copies out of the packet by the kernel. Made of
     // words of eight bytes, since the verifier wants the stack written at aligned places, and the
     // compiler would join smaller fields without a look at where they lie.
-    let ports = join(
-        u32::from(flow.source_port.to_be()) | u32::from(flow.destination_port.to_be()) << 16,
-        u32::from_ne_bytes(ack.sequence),
-    );
+    let ports = join(ports(flow), ack.sequence);
     // A header of five words, ACK.
     let flags = u32::from_ne_bytes([0x50, tcp::ACK, 0, 0]);
-    let tcp = [ports, join(u32::from_ne_bytes(ack.acknowledgement), flags), 0];
+    let tcp = [ports, join(ack.acknowledgement, flags), 0];
     if A::FAMILY == 4 {
         let ([_, source], [_, destination]) = (flow.source.words(), flow.destination.words());
         check::<_, 20>(listener, [0x45, join(0, source as u32), destination], tcp)

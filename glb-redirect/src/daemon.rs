@@ -17,8 +17,9 @@ use tracing::{debug, error, info, warn};
 use crate::{
     config::{Config, ConfigError},
     connections::{self, Watch},
-    generation::Generation,
-    image::{self, Image, TooManyAddresses},
+    counters::{CountersError, Slots},
+    generation::{COUNTERS_FOLDER, Generation},
+    image::{self, Image},
     machine::{Changes, Machine, MachineError},
     self_test::{self, SelfTestError},
     vip::{self, VipError},
@@ -44,9 +45,9 @@ pub(crate) enum Error {
     #[error(transparent)]
     Machine(#[from] MachineError),
     #[error(transparent)]
-    TooManyAddresses(#[from] TooManyAddresses),
-    #[error(transparent)]
     Vips(#[from] VipError),
+    #[error(transparent)]
+    Counters(#[from] CountersError),
     #[error(transparent)]
     Pins(#[from] PinFolderError),
     #[error(transparent)]
@@ -275,7 +276,7 @@ async fn put_vips(config: &Config) -> Result<BTreeSet<IpAddr>, Error> {
 
 fn image(config: &Config, machine: &Machine) -> Result<Image, Error> {
     let own = &machine.own;
-    let mut image = Image::new(config, own)?;
+    let mut image = Image::new(config, own);
     if let Some(mss) = &config.mss {
         let limits = image::mss_limits(mss, config, machine.mtu);
         (image.settings.mss_v4, image.settings.mss_v6) = (limits.v4.into(), limits.v6.into());
@@ -339,8 +340,11 @@ async fn build(
     let folder = generations::folder(pins, number);
     pins.make(&folder)?;
     let attempt = || -> Result<Generation, Error> {
-        let mut generation = Generation::load(image, Some(pins))?;
-        enter(&mut generation, image, &snapshot);
+        pins.make(&pins.join(COUNTERS_FOLDER))?;
+        let mut image = image.clone();
+        image.count_apart(Slots::open_or_create(pins)?.assign(&config.vips)?);
+        let mut generation = Generation::load(&image, Some(pins))?;
+        enter(&mut generation, &image, &snapshot);
         generation.pin(&folder)?;
         generations::swap(generation.program()?, &config.interfaces, pins)?;
         Ok(generation)

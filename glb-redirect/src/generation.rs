@@ -1,49 +1,51 @@
 //! A generation of the backend's program: loaded, filled and pinned; attached by the daemon.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    path::Path,
-};
+use std::{io, net::IpAddr, path::Path};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, Pod,
     maps::{
-        HashMap as BpfHashMap, MapData,
+        Map, MapData, ProgramArray,
         lpm_trie::{Key, LpmTrie},
     },
     programs::{SchedClassifier, Xdp},
 };
 use glb_common::{
-    layout::Plain as _,
-    second_chance::layout::{Peer, RedirectCounters},
-    trace::Settings,
+    layout::Plain,
+    second_chance::layout::{Known, Peer, REDIRECT_COUNTERS, RedirectCounters, Settings},
+    trace::Settings as TraceSettings,
 };
 use glb_host::{
     bpffs::PinFolder,
     explain::trace,
     generations,
     load::{LoadError, check_counters},
+    mapped::MappedArray,
 };
 use ipnet::IpNet;
 
-use crate::image::Image;
+use crate::{image::Image, known::PerfectHash};
 
 /// The program's name in the object.
 const PROGRAM: &str = "glb_redirect";
+/// The one that it hands packets out of the ordinary to.
+const GENERAL: &str = "glb_redirect_general";
 /// The name of the tc program.
 const CLAMP: &str = "glb_mss_clamp";
 
 /// Folder of what outlives generations, below the pin folder.
 pub(crate) const COUNTERS_FOLDER: &str = "counters";
-/// The counters by reason.
-pub(crate) const COUNTERS: &str = "counters/reasons";
+/// The counters by VIP and reason.
+pub(crate) const COUNTERS: &str = "counters/packets";
+/// SYN-ACKs whose MSS was lowered.
+pub(crate) const CLAMPED: &str = "counters/clamped";
 
 /// A generation in the kernel.
 #[derive(Debug)]
 pub struct Generation {
     ebpf: Ebpf,
-    peers: BTreeMap<IpAddr, Peer>,
+    known: MappedArray<Known>,
+    hash: PerfectHash,
 }
 
 impl Generation {
@@ -69,56 +71,62 @@ impl Generation {
         pins: Option<&PinFolder>,
         object: &'static [u8],
     ) -> Result<Self, LoadError> {
-        let count = |length: usize| length.max(1) as u32;
-        let of = |addresses: &BTreeSet<IpAddr>, v4: bool| {
-            count(addresses.iter().filter(|address| address.is_ipv4() == v4).count())
+        let hash = PerfectHash::new(&image.known);
+        let (displacements, elements) = (hash.displacements.len(), hash.elements.len());
+        let settings = Settings {
+            seed: hash.seed,
+            displacement_mask: displacements as u32 - 1,
+            known_mask: elements as u32 - 1,
+            ..image.settings
         };
         let nets = |v4: bool| {
-            count(
-                image.many_directors.iter().filter(|net| matches!(net, IpNet::V4(_)) == v4).count(),
-            )
+            let of_family = image.many_nets.iter().filter(|net| matches!(net, IpNet::V4(_)) == v4);
+            of_family.count().max(1) as u32
         };
         let mut loader = EbpfLoader::new();
         loader
-            .override_global("SETTINGS", image.settings.as_bytes(), true)
-            .map_max_entries("PEERS_V4", of(&image.peers, true))
-            .map_max_entries("PEERS_V6", of(&image.peers, false))
-            .map_max_entries("VIPS_V4", of(&image.many_vips, true))
-            .map_max_entries("VIPS_V6", of(&image.many_vips, false))
+            .override_global("SETTINGS", settings.as_bytes(), true)
+            .map_max_entries("DISPLACEMENTS", displacements as u32)
+            .map_max_entries("KNOWN", elements as u32)
             .map_max_entries("DIRECTORS_V4", nets(true))
             .map_max_entries("DIRECTORS_V6", nets(false));
         if let Some(pins) = pins {
-            let counters = pins.join(COUNTERS);
             pins.make(&pins.join(COUNTERS_FOLDER))?;
-            check_counters(&counters, size_of::<RedirectCounters>(), 1)?;
-            loader.map_pin_path("COUNTERS", counters);
+            for (name, path, size, entries) in [
+                ("COUNTERS", COUNTERS, size_of::<RedirectCounters>(), REDIRECT_COUNTERS),
+                ("CLAMPED", CLAMPED, size_of::<u64>(), 1),
+            ] {
+                let path = pins.join(path);
+                check_counters(&path, size, entries)?;
+                loader.map_pin_path(name, path);
+            }
         }
         loader.map_max_entries(trace::EVENTS, trace::EVENTS_BYTES);
-        let ebpf = loader.load(object)?;
-        let mut generation = Self { ebpf, peers: BTreeMap::new() };
-        let program = generation.program()?;
-        glb_host::load::undisturbed(|| program.load()).map_err(EbpfError::ProgramError)?;
-        for address in &image.peers {
-            generation.enter_peer(*address, Peer::default())?;
-        }
-        for vip in &image.many_vips {
-            match vip {
-                IpAddr::V4(vip) => insert(&mut generation.ebpf, "VIPS_V4", &vip.octets(), &[1u8]),
-                IpAddr::V6(vip) => insert(&mut generation.ebpf, "VIPS_V6", &vip.octets(), &[1u8]),
-            }?;
-        }
-        for net in &image.many_directors {
+        let mut ebpf = loader.load(object)?;
+        mapped(&ebpf, "DISPLACEMENTS", displacements)?
+            .fill(&hash.displacements)
+            .map_err(|error| LoadError::map("fill", "DISPLACEMENTS", error))?;
+        let known = mapped(&ebpf, "KNOWN", elements)?;
+        known.fill(&hash.elements).map_err(|error| LoadError::map("fill", "KNOWN", error))?;
+        for net in &image.many_nets {
             let bits = u32::from(net.prefix_len());
             match net.network() {
-                IpAddr::V4(net) => {
-                    insert_prefix(&mut generation.ebpf, "DIRECTORS_V4", bits, net.octets())
-                }
-                IpAddr::V6(net) => {
-                    insert_prefix(&mut generation.ebpf, "DIRECTORS_V6", bits, net.octets())
-                }
+                IpAddr::V4(net) => insert_prefix(&mut ebpf, "DIRECTORS_V4", bits, net.octets()),
+                IpAddr::V6(net) => insert_prefix(&mut ebpf, "DIRECTORS_V6", bits, net.octets()),
             }?;
         }
-        Ok(generation)
+        for name in [PROGRAM, GENERAL] {
+            let program = xdp(&mut ebpf, name)?;
+            glb_host::load::undisturbed(|| program.load()).map_err(EbpfError::ProgramError)?;
+        }
+        let general = xdp(&mut ebpf, GENERAL)?.fd().map_err(EbpfError::ProgramError)?;
+        let general =
+            general.try_clone().map_err(|error| LoadError::map("open", GENERAL, error))?;
+        let slots = ebpf.map_mut("GENERAL").ok_or_else(|| LoadError::missing("GENERAL"))?;
+        ProgramArray::try_from(slots)
+            .and_then(|mut slots| slots.set(0, &general, 0))
+            .map_err(|error| LoadError::map("fill", "GENERAL", error))?;
+        Ok(Self { ebpf, known, hash })
     }
 
     /// Pins the program and every map that is the generation's own in `folder`.
@@ -129,7 +137,7 @@ impl Generation {
         for (name, map) in self.ebpf.maps() {
             // Those that outlive generations are pinned elsewhere already. Sections of the object
             // (".rodata") are no names for files, and the program keeps them alive.
-            if name == "COUNTERS" || name.starts_with('.') {
+            if matches!(name, "COUNTERS" | "CLAMPED") || name.starts_with('.') {
                 continue;
             }
             map.pin(folder.join(name.to_lowercase()))
@@ -146,11 +154,7 @@ impl Generation {
     /// # Errors
     /// Only if the object has none.
     pub fn program(&mut self) -> Result<&mut Xdp, LoadError> {
-        self.ebpf
-            .program_mut(PROGRAM)
-            .ok_or_else(|| LoadError::missing(PROGRAM))?
-            .try_into()
-            .map_err(|error| LoadError::from(EbpfError::ProgramError(error)))
+        xdp(&mut self.ebpf, PROGRAM)
     }
 
     /// The tc program that lowers the MSS of SYN-ACKs, loaded.
@@ -171,7 +175,7 @@ impl Generation {
     ///
     /// # Errors
     /// When it is not such a program.
-    pub fn show(&mut self, settings: &Settings) -> Result<(), LoadError> {
+    pub fn show(&mut self, settings: &TraceSettings) -> Result<(), LoadError> {
         trace::configure(&mut self.ebpf, settings)
     }
 
@@ -187,31 +191,32 @@ impl Generation {
     ///
     /// # Errors
     /// When the kernel says no.
-    pub fn enter_peer(&mut self, address: IpAddr, peer: Peer) -> Result<bool, LoadError> {
-        if self.peers.get(&address) == Some(&peer) {
+    pub fn enter_peer(&mut self, address: IpAddr, way: Peer) -> Result<bool, LoadError> {
+        let odd = |error| LoadError::map("fill", "KNOWN", error);
+        let unknown = || odd(io::Error::new(io::ErrorKind::NotFound, address.to_string()));
+        let place = *self.hash.places.get(&address).ok_or_else(unknown)?;
+        let element = self.hash.elements.get_mut(place).ok_or_else(unknown)?;
+        if element.way == way {
             return Ok(false);
         }
-        let mut value = [0u8; size_of::<Peer>()];
-        value.copy_from_slice(peer.as_bytes());
-        match address {
-            IpAddr::V4(address) => insert(&mut self.ebpf, "PEERS_V4", &address.octets(), &value),
-            IpAddr::V6(address) => insert(&mut self.ebpf, "PEERS_V6", &address.octets(), &value),
-        }?;
-        self.peers.insert(address, peer);
+        element.way = way;
+        self.known.update(place, element).map_err(odd)?;
         Ok(true)
     }
 }
 
-fn insert<K: Pod, V: Pod>(
-    ebpf: &mut Ebpf,
-    name: &str,
-    key: &K,
-    value: &V,
-) -> Result<(), LoadError> {
-    let map = ebpf.map_mut(name).ok_or_else(|| LoadError::missing(name))?;
-    BpfHashMap::<&mut MapData, K, V>::try_from(map)
-        .and_then(|mut map| map.insert(key, value, 0))
-        .map_err(|error| LoadError::map("fill", name, error))
+fn xdp<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp, LoadError> {
+    ebpf.program_mut(name)
+        .ok_or_else(|| LoadError::missing(name))?
+        .try_into()
+        .map_err(|error| LoadError::from(EbpfError::ProgramError(error)))
+}
+
+/// An array of the object, in this process's memory.
+fn mapped<T: Plain>(ebpf: &Ebpf, name: &str, entries: usize) -> Result<MappedArray<T>, LoadError> {
+    let map = ebpf.map(name).ok_or_else(|| LoadError::missing(name))?;
+    let Map::Array(data) = map else { return Err(LoadError::missing(name)) };
+    MappedArray::new(data.fd(), entries).map_err(|error| LoadError::map("map", name, error))
 }
 
 fn insert_prefix<K: Pod>(

@@ -10,6 +10,7 @@ mod daemon;
 pub mod doctor;
 pub mod generation;
 pub mod image;
+mod known;
 mod machine;
 mod own;
 pub mod replay;

@@ -15,7 +15,7 @@ use glb_common::{
     hash::Address,
     parse::Flow,
     reason::Action,
-    second_chance::{Ack, Host, Owner, Verdict, decide, layout::Peer},
+    second_chance::{Ack, Decision, Hop, Host, NO_VIP, Owner, Verdict, decide, layout::Peer},
 };
 use glb_host::load::LoadError;
 
@@ -131,16 +131,20 @@ impl Host for Known<'_> {
             || self.config.directors.iter().any(|net| net.contains(&source))
     }
 
-    fn is_vip<A: Address>(&self, address: &A) -> bool {
-        self.config.vips.contains(&ip_of(address))
+    fn vip<A: Address>(&self, address: &A) -> Option<u32> {
+        self.config.vips.contains(&ip_of(address)).then_some(NO_VIP)
     }
 
     fn owner<A: Address>(&self, _flow: &Flow<A>, _ack: Option<Ack>) -> Owner {
         Owner::Nobody
     }
 
-    fn peer<A: Address>(&self, address: &A) -> Option<Peer> {
-        self.peers.contains(&ip_of(address)).then_some(self.way)
+    fn hop<A: Address>(&self, address: &A) -> Hop {
+        match ip_of(address) {
+            own if self.own.contains(&own) => Hop::Own,
+            peer if self.peers.contains(&peer) => Hop::Peer(self.way),
+            _ => Hop::Unknown,
+        }
     }
 }
 
@@ -150,17 +154,16 @@ fn reference(host: &Known<'_>, packet: &[u8]) -> (u32, Vec<u8>, &'static str) {
     const XDP_PASS: u32 = 2;
     const XDP_TX: u32 = 3;
     let mut frame = packet.to_vec();
-    let verdict = decide(&packet, host);
+    let Decision { verdict, reason, take, forward, .. } = decide(&packet, host);
     let written = match verdict {
-        Verdict::Leave(_) => true,
-        Verdict::Take(take) => {
+        Verdict::Leave => true,
+        Verdict::Take => {
             frame.drain(14..14 + take.strip);
-            frame[12..14].copy_from_slice(&take.ethertype);
+            frame[12..14].copy_from_slice(&take.ethertype.to_le_bytes()[..2]);
             take.mark(&mut frame[..])
         }
-        Verdict::Send(forward) => forward.write(&mut frame[..]),
+        Verdict::Send => forward.write(&mut frame[..]),
     };
-    let reason = verdict.reason();
     let number = match reason.action() {
         _ if !written => XDP_DROP,
         Action::Pass | Action::Take => XDP_PASS,

@@ -43,7 +43,7 @@ fn generation(vips: u8) -> (Generation, Configured) {
         .collect();
     let text = format!("interfaces = [\"e0\"]\nvips = {list:?}\ndirectors = [\"10.0.2.10\"]\n");
     let config = Config::parse(&text, Path::new("x")).unwrap();
-    let mut image = Image::new(&config, &BTreeSet::new()).unwrap();
+    let mut image = Image::new(&config, &BTreeSet::new());
     (image.settings.mss_v4, image.settings.mss_v6) = (LIMITS.v4.into(), LIMITS.v6.into());
     (Generation::load(&image, None).unwrap(), Configured(config.vips))
 }

@@ -53,7 +53,7 @@ fn replay_for(host: &FakeHost) -> Replay {
         mss: None,
     };
     let own = host.own.iter().copied().collect();
-    let image = Image::new(&config, &own).unwrap();
+    let image = Image::new(&config, &own);
     let way = |(address, peer): (&IpAddr, &Peer)| {
         let bytes: Vec<u8> = peer.macs.iter().flat_map(|word| word.to_ne_bytes()).collect();
         let hop = NextHop {

@@ -8,7 +8,7 @@ mod support;
 use std::{collections::BTreeSet, net::IpAddr, path::Path};
 
 use common::in_namespace;
-use glb_common::second_chance::layout::{FEW, Settings, word_v4};
+use glb_common::second_chance::layout::{FEW, Known, Settings};
 use glb_redirect::{
     config::Config,
     image::Image,
@@ -37,28 +37,35 @@ fn what_is_right_passes() {
             [(1, ""), (20, ""), (1, "second_chance = false"), (1, "strangers = \"pass\"")]
         {
             let config = config(vips, more);
-            let image = Image::new(&config, &own()).unwrap();
+            let image = Image::new(&config, &own());
             let packets = self_test::run(&config, &own(), &image).unwrap();
             assert!(packets >= 20, "{packets} packets");
         }
     });
 }
 
+fn forget(image: &mut Image, address: &str) {
+    assert!(image.known.remove(&support::ip(address)).is_some());
+}
+
 #[test]
 fn what_is_wrong_is_told() {
-    type Break = fn(&mut Settings);
-    const BREAKS: [(&str, Break); 5] = [
-        ("another VIP", |s| s.vips_v4 = [word_v4([203, 0, 113, 99]); FEW]),
-        ("another own address", |s| s.own_v4 = [word_v4([10, 0, 2, 99]); FEW]),
-        ("no second chance", |s| s.flags &= !Settings::SECOND_CHANCE),
-        ("strangers passed", |s| s.flags |= Settings::PASS_STRANGERS),
-        ("everybody may send", |s| s.directors_v4 = [[0, 0]; FEW]),
+    type Break = fn(&mut Image);
+    const BREAKS: [(&str, Break); 6] = [
+        ("another VIP", |image| forget(image, "203.0.113.10")),
+        ("another own address", |image| forget(image, "10.0.2.21")),
+        ("a VIP that is a peer", |image| {
+            image.known.get_mut(&support::ip("2001:db8::10")).unwrap().roles = Known::PEER;
+        }),
+        ("no second chance", |image| image.settings.flags &= !Settings::SECOND_CHANCE),
+        ("strangers passed", |image| image.settings.flags |= Settings::PASS_STRANGERS),
+        ("everybody may send", |image| image.settings.nets_v4 = [[0, 0]; FEW]),
     ];
     in_namespace(|_| {
         let config = config(1, "");
         for (what, spoil) in BREAKS {
-            let mut image = Image::new(&config, &own()).unwrap();
-            spoil(&mut image.settings);
+            let mut image = Image::new(&config, &own());
+            spoil(&mut image);
             match self_test::run(&config, &own(), &image) {
                 Err(SelfTestError::Differs { packet, .. }) => assert!(!packet.is_empty()),
                 other => panic!("{what}: {other:?}"),

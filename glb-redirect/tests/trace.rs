@@ -53,7 +53,7 @@ impl Traced {
             mss: None,
         };
         let own: BTreeSet<_> = host.own.iter().copied().collect();
-        let image = Image::new(&config, &own).unwrap();
+        let image = Image::new(&config, &own);
         let mut generation = Generation::load_traced(&image, None).unwrap();
         for (address, peer) in &host.peers {
             generation.enter_peer(*address, *peer).unwrap();

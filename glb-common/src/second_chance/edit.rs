@@ -8,40 +8,43 @@ use super::{
 use crate::{
     checksum::replace,
     frame::{Frame, FrameMut},
-    hash::{Address as _, V4, V6},
+    hash::{V4, V6},
     parse::IP_OFFSET,
     wire::{ethernet, ipv4::Ipv4Header, protocol},
 };
 
 /// How a packet is taken: [`Self::strip`] bytes are cut out behind the Ethernet header, whose
 /// EtherType becomes [`Self::ethertype`], then [`Self::mark`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Take {
-    /// Why.
-    pub reason: Reason,
     /// Bytes from the Ethernet header to the inner packet.
     pub strip: usize,
-    /// EtherType of the inner packet.
-    pub ethertype: [u8; 2],
+    /// EtherType of the inner packet, as it lies on the wire, in a little-endian word.
+    pub ethertype: u32,
     /// What congestion in the tunnel means for the inner packet.
-    pub ecn: Option<EcnMark>,
+    pub ecn: EcnMark,
 }
 
-/// New bytes for the inner header's ECN field (RFC 6040).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EcnMark {
-    /// IPv4: the TOS byte and the header checksum.
-    V4 {
-        /// The whole byte.
-        tos: u8,
-        /// The checksum that goes with it.
-        checksum: u16,
-    },
-    /// IPv6: the second byte, which holds the low half of the traffic class.
-    V6 {
-        /// The whole byte.
-        class_flow: u8,
-    },
+/// New bytes for the inner header's ECN field (RFC 6040), in one number: smaller fields are copied on
+/// a BPF program's stack by words that the verifier finds misaligned. 0 for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EcnMark(u32);
+
+impl EcnMark {
+    const NEW: u32 = 1 << 31;
+    const V4: u32 = 1 << 30;
+
+    /// The TOS byte and the header checksum that goes with it.
+    #[inline(always)]
+    const fn v4(tos: u8, checksum: u16) -> Self {
+        Self(Self::NEW | Self::V4 | (tos as u32) << 16 | checksum as u32)
+    }
+
+    /// The second byte, which holds the low half of the traffic class.
+    #[inline(always)]
+    const fn v6(class_flow: u8) -> Self {
+        Self(Self::NEW | (class_flow as u32) << 16)
+    }
 }
 
 impl Take {
@@ -49,42 +52,40 @@ impl Take {
     #[inline(always)]
     #[must_use]
     pub fn mark<F: FrameMut + ?Sized>(&self, frame: &mut F) -> bool {
-        match self.ecn {
-            None => true,
-            Some(EcnMark::V4 { tos, checksum }) => {
-                frame.write(IP_OFFSET + 1, tos)
-                    && frame.write(IP_OFFSET + 10, checksum.to_be_bytes())
-            }
-            Some(EcnMark::V6 { class_flow }) => frame.write(IP_OFFSET + 1, class_flow),
-        }
+        let EcnMark(mark) = self.ecn;
+        mark & EcnMark::NEW == 0
+            || frame.write(IP_OFFSET + 1, (mark >> 16) as u8)
+                && (mark & EcnMark::V4 == 0
+                    || frame.write(IP_OFFSET + 10, (mark as u16).to_be_bytes()))
     }
 }
 
 /// How a packet is taken that is to be.
 #[inline(always)]
-pub(super) fn take<R: Frame>(tunnel: &Tunnel<R>, reason: Reason) -> Result<Take, Reason> {
+pub(super) fn take<R: Frame>(tunnel: &Tunnel<R>) -> Result<Take, Reason> {
     let strip = tunnel.inner_offset - IP_OFFSET;
     let ethertype =
         if tunnel.inner_protocol == protocol::IPV4 { ethernet::IPV4 } else { ethernet::IPV6 };
+    let ethertype = u16::from_le_bytes(ethertype).into();
     // Most tunnels' packets carry no mark at all: nothing of the inner header is read then.
-    let ecn = if tunnel.ecn & 1 == 0 { None } else { ecn_mark(tunnel)? };
-    Ok(Take { reason, strip, ethertype, ecn })
+    let ecn = if tunnel.ecn & 1 == 0 { EcnMark::default() } else { ecn_mark(tunnel)? };
+    Ok(Take { strip, ethertype, ecn })
 }
 
 #[inline(always)]
-fn ecn_mark<R: Frame>(tunnel: &Tunnel<R>) -> Result<Option<EcnMark>, Reason> {
+fn ecn_mark<R: Frame>(tunnel: &Tunnel<R>) -> Result<EcnMark, Reason> {
     if tunnel.inner_protocol == protocol::IPV4 {
         let Some(ip) = tunnel.inner.read::<Ipv4Header>(0) else {
             return Err(Reason::InnerMalformed);
         };
-        let Some(ecn) = merged(tunnel.ecn, ip.tos & 3)? else { return Ok(None) };
-        let tos = ip.tos & !3 | ecn;
-        let checksum = replace(u16::from_be_bytes(ip.checksum), ip.tos as u32, tos as u32);
-        Ok(Some(EcnMark::V4 { tos, checksum }))
+        let Some(ecn) = merged(tunnel.ecn, ip.tos & 3)? else { return Ok(EcnMark::default()) };
+        let byte = ip.tos & !3 | ecn;
+        let checksum = replace(u16::from_be_bytes(ip.checksum), ip.tos as u32, byte as u32);
+        Ok(EcnMark::v4(byte, checksum))
     } else {
         let Some(byte) = tunnel.inner.read::<u8>(1) else { return Err(Reason::InnerMalformed) };
-        let Some(ecn) = merged(tunnel.ecn, byte >> 4 & 3)? else { return Ok(None) };
-        Ok(Some(EcnMark::V6 { class_flow: byte & !0x30 | ecn << 4 }))
+        let Some(ecn) = merged(tunnel.ecn, byte >> 4 & 3)? else { return Ok(EcnMark::default()) };
+        Ok(EcnMark::v6(byte & !0x30 | ecn << 4))
     }
 }
 
@@ -104,77 +105,71 @@ const fn merged(outer: u8, inner: u8) -> Result<Option<u8>, Reason> {
 }
 
 /// How a packet is sent to the next hop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Forward {
-    /// Why.
-    pub reason: Reason,
     /// The way to the next hop.
     pub peer: Peer,
     /// The outer headers' new fields.
     pub outer: Readdressed,
 }
 
-/// The fields of the outer headers that change on the way to the next hop. Numbers, not bytes:
-/// what the compiler cannot keep in registers must lie aligned on a BPF program's stack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Readdressed {
-    /// Over IPv4.
-    V4 {
-        /// Header checksum.
-        checksum: u16,
-        /// The old destination.
-        source: V4,
-        /// The hop.
-        destination: V4,
-        /// UDP checksum.
-        udp_checksum: u16,
-        /// Index of the hop after this.
-        next_hop: u8,
-    },
-    /// Over IPv6.
-    V6 {
-        /// The old destination.
-        source: V6,
-        /// The hop.
-        destination: V6,
-        /// UDP checksum.
-        udp_checksum: u16,
-        /// Index of the hop after this.
-        next_hop: u8,
-    },
+/// The fields of the outer headers that change on the way to the next hop. Numbers, not bytes, as
+/// they lie on the wire in little-endian words: what the compiler cannot keep in registers must lie
+/// aligned on a BPF program's stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Readdressed {
+    /// 1 over IPv6, 0 over IPv4.
+    pub is_v6: u32,
+    /// IPv6: the old destination, which is the source now, then the hop. IPv4: both in the first
+    /// word.
+    pub addresses: [u64; 4],
+    /// IPv4's header checksum.
+    pub checksum: u32,
+    /// UDP checksum.
+    pub udp_checksum: u32,
+    /// Index of the hop after this.
+    pub next_hop: u32,
 }
 
 impl Forward {
-    /// Rewrites the frame; says whether everything lay inside.
+    /// Rewrites all of a frame's headers but Ethernet's; says whether everything lay inside.
     #[inline(always)]
     #[must_use]
-    pub fn write<F: FrameMut + ?Sized>(&self, frame: &mut F) -> bool {
+    pub fn write_outer<F: FrameMut + ?Sized>(&self, frame: &mut F) -> bool {
         /// Of the checksum, from the GUE header back.
         const UDP_CHECKSUM: usize = 2;
         /// Of the index in the GUE header.
         const NEXT_HOP: usize = 6;
-        let addressed = match self.outer {
-            Readdressed::V4 { checksum, source, destination, udp_checksum, next_hop } => {
-                frame.write(IP_OFFSET + 10, checksum.to_be_bytes())
-                    && frame.write(IP_OFFSET + 12, source.bytes())
-                    && frame.write(IP_OFFSET + 16, destination.bytes())
-                    && frame.write(V4::GUE_OFFSET - UDP_CHECKSUM, udp_checksum.to_be_bytes())
-                    && frame.write(V4::GUE_OFFSET + NEXT_HOP, next_hop)
-            }
-            Readdressed::V6 { source, destination, udp_checksum, next_hop } => {
-                let ([a, b], [c, d]) = (source.words(), destination.words());
-                frame.write(IP_OFFSET + 8, a.to_le_bytes())
-                    && frame.write(IP_OFFSET + 16, b.to_le_bytes())
-                    && frame.write(IP_OFFSET + 24, c.to_le_bytes())
-                    && frame.write(IP_OFFSET + 32, d.to_le_bytes())
-                    && frame.write(V6::GUE_OFFSET - UDP_CHECKSUM, udp_checksum.to_be_bytes())
-                    && frame.write(V6::GUE_OFFSET + NEXT_HOP, next_hop)
-            }
-        };
+        let Readdressed { is_v6, addresses: [a, b, c, d], .. } = self.outer;
+        let Readdressed { checksum, udp_checksum, next_hop, .. } = self.outer;
+        // The last first: what lies before it lies inside then.
+        if is_v6 != 0 {
+            frame.write(V6::GUE_OFFSET + NEXT_HOP, next_hop as u8)
+                && frame.write(V6::GUE_OFFSET - UDP_CHECKSUM, (udp_checksum as u16).to_le())
+                && frame.write(IP_OFFSET + 8, a.to_le())
+                && frame.write(IP_OFFSET + 16, b.to_le())
+                && frame.write(IP_OFFSET + 24, c.to_le())
+                && frame.write(IP_OFFSET + 32, d.to_le())
+        } else {
+            frame.write(V4::GUE_OFFSET + NEXT_HOP, next_hop as u8)
+                && frame.write(V4::GUE_OFFSET - UDP_CHECKSUM, (udp_checksum as u16).to_le())
+                && frame.write(IP_OFFSET + 12, a.to_le())
+                && frame.write(IP_OFFSET + 10, (checksum as u16).to_le())
+        }
+    }
+
+    /// Writes the Ethernet header's two addresses.
+    #[inline(always)]
+    #[must_use]
+    pub fn write_macs<F: FrameMut + ?Sized>(&self, frame: &mut F) -> bool {
         let [a, b, c] = self.peer.macs;
-        addressed
-            && frame.write(0, a.to_ne_bytes())
-            && frame.write(4, b.to_ne_bytes())
-            && frame.write(8, c.to_ne_bytes())
+        frame.write(8, c) && frame.write(4, b) && frame.write(0, a)
+    }
+
+    /// Both, for a frame without tags.
+    #[inline(always)]
+    #[must_use]
+    pub fn write<F: FrameMut + ?Sized>(&self, frame: &mut F) -> bool {
+        self.write_outer(frame) && self.write_macs(frame)
     }
 }

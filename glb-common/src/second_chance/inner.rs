@@ -1,14 +1,14 @@
 //! The inner packet: is it ours to take?
 
-use super::{Ack, Host, Owner, Reason, outer::Tunnel};
+use super::{Ack, Host, NO_VIP, Owner, Reason, outer::Tunnel};
 use crate::{
-    frame::{Frame as _, Nested},
+    frame::{Frame as _, MAX_OFFSET, Nested},
     hash::{Address, V4, V6},
     parse::Flow,
     wire::{
         icmp::{self, IcmpHeader},
         ipv4::Ipv4Header,
-        ipv6::Ipv6Header,
+        ipv6::{DESTINATION_OPTIONS, ExtensionHeader, FRAGMENT, HOP_BY_HOP, Ipv6Header, ROUTING},
         protocol,
         tcp::{self, TcpHeader},
         udp::UdpHeader,
@@ -31,7 +31,11 @@ struct Payload<R> {
 
 /// Asks about an inner IPv4 packet.
 #[inline(always)]
-pub(super) fn ask_v4<R: Nested, H: Host>(host: &H, tunnel: &Tunnel<R>) -> Result<Answer, Reason> {
+pub(super) fn ask_v4<R: Nested, H: Host>(
+    host: &H,
+    tunnel: &Tunnel<R>,
+    vip: &mut u32,
+) -> Result<Answer, Reason> {
     let Some(ip) = tunnel.inner.read::<Ipv4Header>(0) else { return Err(Reason::InnerMalformed) };
     let (header_len, total) = (ip.header_len(), ip.total_length());
     if ip.version() != 4 {
@@ -41,11 +45,7 @@ pub(super) fn ask_v4<R: Nested, H: Host>(host: &H, tunnel: &Tunnel<R>) -> Result
         return Err(Reason::InnerMalformed);
     }
     let (source, destination) = (V4::new(ip.source), V4::new(ip.destination));
-    // GLB's health checker pings the backend's own address through the tunnel.
-    let is_check = ip.protocol == protocol::ICMP && host.is_own(&destination);
-    if !host.is_vip(&destination) && !is_check {
-        return Err(Reason::NotVip);
-    }
+    *vip = served(host, &destination, ip.protocol == protocol::ICMP)?;
     if ip.is_later_fragment() {
         return Ok(Answer::Take(Reason::TakenFragment));
     }
@@ -70,7 +70,11 @@ pub(super) fn ask_v4<R: Nested, H: Host>(host: &H, tunnel: &Tunnel<R>) -> Result
 
 /// Asks about an inner IPv6 packet.
 #[inline(always)]
-pub(super) fn ask_v6<R: Nested, H: Host>(host: &H, tunnel: &Tunnel<R>) -> Result<Answer, Reason> {
+pub(super) fn ask_v6<R: Nested, H: Host>(
+    host: &H,
+    tunnel: &Tunnel<R>,
+    vip: &mut u32,
+) -> Result<Answer, Reason> {
     let Some(ip) = tunnel.inner.read::<Ipv6Header>(0) else { return Err(Reason::InnerMalformed) };
     let total = ip.total_length();
     if ip.version() != 6 {
@@ -80,13 +84,15 @@ pub(super) fn ask_v6<R: Nested, H: Host>(host: &H, tunnel: &Tunnel<R>) -> Result
         return Err(Reason::InnerMalformed);
     }
     let (source, destination) = (V6::new(ip.source), V6::new(ip.destination));
-    let is_check = ip.next_header == protocol::ICMPV6 && host.is_own(&destination);
-    if !host.is_vip(&destination) && !is_check {
-        return Err(Reason::NotVip);
-    }
-    let Some(rest) = tunnel.inner.rest(Ipv6Header::LEN) else { return Err(Reason::InnerMalformed) };
-    let payload = Payload { rest, length: total - Ipv6Header::LEN };
-    match ip.next_header {
+    *vip = served(host, &destination, ip.next_header == protocol::ICMPV6)?;
+    let (next_header, offset) = match walk(&tunnel.inner, ip.next_header, total)? {
+        Walked::Payload(next_header, offset) => (next_header, offset),
+        Walked::LaterFragment => return Ok(Answer::Take(Reason::TakenFragment)),
+    };
+    let Some(length) = total.checked_sub(offset) else { return Err(Reason::InnerMalformed) };
+    let Some(rest) = tunnel.inner.rest(offset) else { return Err(Reason::InnerMalformed) };
+    let payload = Payload { rest, length };
+    match next_header {
         protocol::TCP => segment(host, &payload, source, destination),
         protocol::ICMPV6 => {
             if message(&payload)?.kind == icmp::V6_PACKET_TOO_BIG {
@@ -99,6 +105,56 @@ pub(super) fn ask_v6<R: Nested, H: Host>(host: &H, tunnel: &Tunnel<R>) -> Result
         protocol::UDP => Err(Reason::InnerMalformed),
         _ => Err(Reason::UnknownTransport),
     }
+}
+
+/// The number of the counters of a packet to this address.
+#[inline(always)]
+fn served<H: Host, A: Address>(host: &H, destination: &A, is_icmp: bool) -> Result<u32, Reason> {
+    match host.vip(destination) {
+        Some(vip) => Ok(vip),
+        // GLB's health checker pings the backend's own address through the tunnel.
+        None if is_icmp && host.is_own(destination) => Ok(NO_VIP),
+        None => Err(Reason::NotVip),
+    }
+}
+
+/// Extension headers that are walked over at most.
+const MAX_EXTENSION_HEADERS: usize = 4;
+
+/// What follows an IPv6 header's extension headers.
+enum Walked {
+    /// This protocol, so far into the packet.
+    Payload(u8, usize),
+    LaterFragment,
+}
+
+/// Walks over the extension headers of a packet of `total` bytes.
+#[inline(always)]
+fn walk<R: Nested>(inner: &R, mut kind: u8, total: usize) -> Result<Walked, Reason> {
+    let mut offset = Ipv6Header::LEN;
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        if !matches!(kind, HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | FRAGMENT) {
+            break;
+        }
+        if offset > MAX_OFFSET {
+            return Err(Reason::UnknownTransport);
+        }
+        if offset + ExtensionHeader::LEN > total {
+            return Err(Reason::InnerMalformed);
+        }
+        let header = inner.rest(offset).and_then(|rest| rest.read::<ExtensionHeader>(0));
+        let Some(header) = header else { return Err(Reason::InnerMalformed) };
+        if kind == FRAGMENT && header.is_later_fragment() {
+            return Ok(Walked::LaterFragment);
+        }
+        offset += header.len(kind);
+        kind = header.next_header;
+    }
+    if offset > MAX_OFFSET {
+        return Err(Reason::UnknownTransport);
+    }
+    // One header too many ends as a transport that nobody knows.
+    Ok(Walked::Payload(kind, offset))
 }
 
 #[inline(always)]
@@ -125,7 +181,10 @@ fn segment<R: Nested, H: Host, A: Address>(
         protocol: protocol::TCP,
     };
     let may_carry_cookie = tcp.flags & (tcp::ACK | tcp::RST) == tcp::ACK;
-    let ack = Ack { sequence: tcp.sequence, acknowledgement: tcp.acknowledgement };
+    let ack = Ack {
+        sequence: u32::from_ne_bytes(tcp.sequence),
+        acknowledgement: u32::from_ne_bytes(tcp.acknowledgement),
+    };
     Ok(match host.owner(&flow, may_carry_cookie.then_some(ack)) {
         Owner::Here => Answer::Take(Reason::TakenEstablished),
         Owner::Cookie => Answer::Take(Reason::TakenCookie),

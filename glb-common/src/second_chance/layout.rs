@@ -13,46 +13,115 @@ pub struct Peer {
     /// The Ethernet header's two addresses, as they lie on the wire, in native words: the MAC of
     /// the next machine on the way, then that of the outgoing interface.
     pub macs: [u32; 3],
-    /// Index of the outgoing interface; 0 while the way is not known.
+    /// Index of the outgoing interface; 0 while the way is not known. Never a VLAN's: its packets
+    /// leave by the interface below it.
     pub interface: u32,
+    /// The VLAN tag that packets leave with, as it lies on the wire, in a native word; 0 for none
+    /// of our own.
+    pub tag: u32,
+    /// Zero.
+    pub padding: u32,
 }
 
 impl Peer {
-    /// The way out by `interface`, from `own_mac` to `mac`.
+    /// The way out by `interface`, from `own_mac` to `mac`, without a tag.
     #[must_use]
     pub fn new(mac: [u8; 6], own_mac: [u8; 6], interface: u32) -> Self {
         let [a, b, c, d, e, f] = mac;
         let [g, h, i, j, k, l] = own_mac;
         let macs = [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes);
-        Self { macs, interface }
+        Self { macs, interface, ..Self::default() }
     }
 }
 
-/// Addresses that [`Settings`] holds of each kind; where there are more, a map is asked as well.
-pub const FEW: usize = 8;
+/// What this machine knows of one address: an element of a perfect hash (hash and displace) of all
+/// addresses that it knows. One that is not there is a stranger's.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// [`Address::words`].
+    pub address: [u64; 2],
+    /// The address's family (4 or 6) and the roles below; 0 for an empty element.
+    pub roles: u32,
+    /// Of a VIP: which element of the counters is its own.
+    pub counters: u32,
+    /// Of a peer: the way there.
+    pub way: Peer,
+    /// Zero.
+    pub padding: [u64; 2],
+}
+
+impl Known {
+    /// The tunnel may end here.
+    pub const OWN: u32 = 1 << 8;
+    /// We serve it.
+    pub const VIP: u32 = 1 << 9;
+    /// It may send into the tunnel.
+    pub const SENDER: u32 = 1 << 10;
+    /// It may be sent to.
+    pub const PEER: u32 = 1 << 11;
+
+    /// The hash of an address.
+    #[inline(always)]
+    #[must_use]
+    pub fn hash<A: Address>(seed: u64, address: &A) -> u64 {
+        // Odd constants with well-mixed bits (the golden ratio, and one of SplitMix64's).
+        let [high, low] = address.words();
+        let mut hash = (seed ^ low).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        if A::FAMILY != 4 {
+            hash ^= (hash >> 32) ^ high;
+            hash = hash.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        }
+        hash ^ (hash >> 32)
+    }
+
+    /// The index of a hash's displacement.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bucket(hash: u64, displacement_mask: u32) -> u32 {
+        hash as u32 & displacement_mask
+    }
+
+    /// The element that a displacement leads to.
+    #[inline(always)]
+    #[must_use]
+    pub const fn place(hash: u64, displacement: u32, mask: u32) -> u32 {
+        (hash.wrapping_mul(displacement as u64 | 1) >> 40) as u32 & mask
+    }
+
+    /// Whether this is what is known of `address`.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_of<A: Address>(&self, address: &A) -> bool {
+        let [high, low] = address.words();
+        let family = u32::from(A::FAMILY);
+        // The high word of an IPv4 address is the same for all of them.
+        self.address[1] == low
+            && (A::FAMILY == 4 || self.address[0] == high)
+            && self.roles & 0xff == family
+    }
+}
+
+/// Networks of directors that [`Settings`] holds; where there are more, a map is asked.
+pub const FEW: usize = 4;
 
 /// What is constant for one generation of the backend's program; its read-only data.
-///
-/// A handful of addresses is compared in less time than one map look-up takes. Addresses are
-/// [`Address::words`] (IPv4: the second word alone); slots that are not used repeat the first, and
-/// the `MANY_*` and `NO_*` flags say whether a kind is elsewhere or not at all.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// The flags below.
     pub flags: u64,
-    /// Where the tunnel may end.
-    pub own_v4: [u64; FEW],
-    /// Where the tunnel may end.
-    pub own_v6: [[u64; 2]; FEW],
-    /// The addresses that we serve.
-    pub vips_v4: [u64; FEW],
-    /// The addresses that we serve.
-    pub vips_v6: [[u64; 2]; FEW],
-    /// Directors: addresses and the masks that belong to them.
-    pub directors_v4: [[u64; 2]; FEW],
-    /// Directors: addresses, then masks.
-    pub directors_v6: [[u64; 4]; FEW],
+    /// Seed of the perfect hash of known addresses.
+    pub seed: u64,
+    /// Number of displacements less one; their number is a power of two.
+    pub displacement_mask: u32,
+    /// Number of elements less one; their number is a power of two.
+    pub known_mask: u32,
+    /// Networks of directors, and the masks that belong to them ([`Address::words`], the second
+    /// alone). Those that are not used repeat the first.
+    pub nets_v4: [[u64; 2]; FEW],
+    /// The same for IPv6: both words of the network, both of the mask.
+    pub nets_v6: [[u64; 4]; FEW],
     /// The largest MSS that a client may be told over IPv4 ([`crate::mss::Limits`]); 0 leaves it.
     pub mss_v4: u32,
     /// The same over IPv6.
@@ -64,22 +133,12 @@ impl Settings {
     pub const SECOND_CHANCE: u64 = 1;
     /// Strangers' packets are left to the kernel.
     pub const PASS_STRANGERS: u64 = 1 << 1;
-    /// There are more VIPs than fit: the map holds them all.
-    pub const MANY_VIPS: u64 = 1 << 2;
-    /// There are more directors than fit: the map holds them all.
-    pub const MANY_DIRECTORS: u64 = 1 << 3;
-    /// No own IPv4 address.
-    pub const NO_OWN_V4: u64 = 1 << 4;
-    /// No own IPv6 address.
-    pub const NO_OWN_V6: u64 = 1 << 5;
-    /// No IPv4 VIP here.
-    pub const NO_VIPS_V4: u64 = 1 << 6;
-    /// No IPv6 VIP here.
-    pub const NO_VIPS_V6: u64 = 1 << 7;
-    /// No IPv4 director here.
-    pub const NO_DIRECTORS_V4: u64 = 1 << 8;
-    /// No IPv6 director here.
-    pub const NO_DIRECTORS_V6: u64 = 1 << 9;
+    /// There are IPv4 networks of directors, not single addresses alone.
+    pub const NETS_V4: u64 = 1 << 2;
+    /// There are IPv6 networks of directors.
+    pub const NETS_V6: u64 = 1 << 3;
+    /// There are more networks than fit here: the maps hold them all.
+    pub const MANY_NETS: u64 = 1 << 4;
 
     /// Whether all of these flags are set.
     #[must_use]
@@ -88,14 +147,12 @@ impl Settings {
     }
 
     /// Puts up to [`FEW`] items into `slots`, the first again where there are fewer, and sets
-    /// `none` where there are none. Items beyond are left out: the caller has set a `MANY_*` flag.
-    pub fn fill<T: Copy>(flags: &mut u64, none: u64, slots: &mut [T; FEW], items: &[T]) {
-        match items.first() {
-            None => *flags |= none,
-            Some(first) => {
-                for (index, slot) in slots.iter_mut().enumerate() {
-                    *slot = items.get(index).copied().unwrap_or(*first);
-                }
+    /// `some` where there are any. Items beyond are left out: the caller has set `MANY_NETS`.
+    pub fn fill<T: Copy>(flags: &mut u64, some: u64, slots: &mut [T; FEW], items: &[T]) {
+        if let Some(first) = items.first() {
+            *flags |= some;
+            for (index, slot) in slots.iter_mut().enumerate() {
+                *slot = items.get(index).copied().unwrap_or(*first);
             }
         }
     }
@@ -113,7 +170,10 @@ pub fn words_v6(address: [u8; 16]) -> [u64; 2] {
     crate::hash::V6::new(address).words()
 }
 
-/// The backend's counters, one for each reason.
+/// Sets of the backend's counters: the first for packets that are for no VIP, and one for each VIP.
+pub const REDIRECT_COUNTERS: u32 = 256;
+
+/// A set of the backend's counters, one for each reason.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RedirectCounters {
@@ -128,13 +188,16 @@ impl Default for RedirectCounters {
 }
 
 const _: () = {
-    assert!(size_of::<Peer>() == 16);
-    assert!(size_of::<Settings>() == 16 + FEW * (8 + 16 + 8 + 16 + 16 + 32));
+    assert!(size_of::<Peer>() == 24);
+    assert!(size_of::<Known>() == 64);
+    assert!(size_of::<Settings>() == 32 + FEW * (16 + 32));
     assert!(size_of::<RedirectCounters>() == 16 * MAX_REDIRECT_REASONS);
 };
 
 // SAFETY: numbers and arrays of numbers; the sizes asserted above leave no padding.
 unsafe impl Plain for Peer {}
+// SAFETY: as above.
+unsafe impl Plain for Known {}
 // SAFETY: as above.
 unsafe impl Plain for Settings {}
 // SAFETY: as above.

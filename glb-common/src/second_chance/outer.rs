@@ -2,8 +2,8 @@
 
 use super::{Host, Reason, edit::Readdressed};
 use crate::{
-    checksum::{sum_4, sum_16},
-    frame::{Frame, Nested, Wire},
+    checksum::replace,
+    frame::{Frame, Nested, u16_at, u32_at, u64_at},
     hash::{Address, V4, V6},
     parse::IP_OFFSET,
     wire::{
@@ -45,10 +45,11 @@ pub(super) trait Outer: Address {
     const GUE_OFFSET: usize = IP_OFFSET + Self::HEADER_LEN + UdpHeader::LEN;
     /// Where the list of hops starts in the frame.
     const HOPS_OFFSET: usize = Self::GUE_OFFSET + GueHeader::LEN;
-    /// The address on the wire.
-    type Bytes: Wire;
+    /// Length of an address in the list.
+    const HOP_LEN: usize;
 
-    fn from_bytes(bytes: Self::Bytes) -> Self;
+    /// The address that a frame starts with.
+    fn read<F: Frame>(frame: &F) -> Option<Self>;
 
     /// The outer headers' fields after the packet was readdressed to `hop`.
     fn readdress<F: Frame>(frame: &F, next_hop: u8, hop: Self) -> Option<Readdressed>;
@@ -57,25 +58,26 @@ pub(super) trait Outer: Address {
 impl Outer for V4 {
     const PRIVATE_TYPE: u16 = 0;
     const HEADER_LEN: usize = Ipv4Header::LEN;
-    type Bytes = [u8; 4];
+    const HOP_LEN: usize = 4;
 
     #[inline(always)]
-    fn from_bytes(bytes: [u8; 4]) -> Self {
-        Self::new(bytes)
+    fn read<F: Frame>(frame: &F) -> Option<Self> {
+        frame.window::<4>().map(|bytes| Self::new(u32_at(bytes, 0).to_le_bytes()))
     }
 
     #[inline(always)]
     fn readdress<F: Frame>(frame: &F, next_hop: u8, hop: Self) -> Option<Readdressed> {
-        let ip = frame.read::<Ipv4Header>(IP_OFFSET)?;
-        let udp = frame.read::<UdpHeader>(Self::GUE_OFFSET - UdpHeader::LEN)?;
+        let head = frame.window::<{ Self::HOPS_OFFSET }>()?;
+        let (source, destination) = (u32_at(head, IP_OFFSET + 12), u32_at(head, IP_OFFSET + 16));
+        let [_, hop] = hop.words();
         // The old destination becomes the source: only the old source leaves the sum.
-        let (old, new) = (sum_4(ip.source), sum_4(hop.bytes()));
-        Some(Readdressed::V4 {
-            checksum: replace(ip.checksum, old, new),
-            source: Self::new(ip.destination),
-            destination: hop,
-            udp_checksum: replace_udp(udp.checksum, old, new),
-            next_hop: next_hop + 1,
+        let (old, new) = (sum_32(source), sum_32(hop as u32));
+        Some(Readdressed {
+            checksum: replace(u16_at(head, IP_OFFSET + 10), old, new).into(),
+            addresses: [u64::from(destination) | hop << 32, 0, 0, 0],
+            udp_checksum: replace_udp(u16_at(head, Self::GUE_OFFSET - 2), old, new).into(),
+            next_hop: u32::from(next_hop) + 1,
+            is_v6: 0,
         })
     }
 }
@@ -83,38 +85,49 @@ impl Outer for V4 {
 impl Outer for V6 {
     const PRIVATE_TYPE: u16 = 1;
     const HEADER_LEN: usize = Ipv6Header::LEN;
-    type Bytes = [u8; 16];
+    const HOP_LEN: usize = 16;
 
     #[inline(always)]
-    fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self::new(bytes)
+    fn read<F: Frame>(frame: &F) -> Option<Self> {
+        frame.window::<16>().map(|bytes| Self::from_words([u64_at(bytes, 0), u64_at(bytes, 8)]))
     }
 
     #[inline(always)]
     fn readdress<F: Frame>(frame: &F, next_hop: u8, hop: Self) -> Option<Readdressed> {
-        let ip = frame.read::<Ipv6Header>(IP_OFFSET)?;
-        let udp = frame.read::<UdpHeader>(Self::GUE_OFFSET - UdpHeader::LEN)?;
-        let (old, new) = (sum_16(ip.source), sum_16(hop.bytes()));
-        Some(Readdressed::V6 {
-            source: Self::new(ip.destination),
-            destination: hop,
-            udp_checksum: replace_udp(udp.checksum, old, new),
-            next_hop: next_hop + 1,
+        let head = frame.window::<{ Self::HOPS_OFFSET }>()?;
+        let source = [u64_at(head, IP_OFFSET + 8), u64_at(head, IP_OFFSET + 16)];
+        let destination = [u64_at(head, IP_OFFSET + 24), u64_at(head, IP_OFFSET + 32)];
+        let hop = hop.words();
+        let (old, new) = (sum_128(source), sum_128(hop));
+        Some(Readdressed {
+            addresses: [destination[0], destination[1], hop[0], hop[1]],
+            udp_checksum: replace_udp(u16_at(head, Self::GUE_OFFSET - 2), old, new).into(),
+            next_hop: u32::from(next_hop) + 1,
+            is_v6: 1,
+            checksum: 0,
         })
     }
 }
 
+// The Internet checksum's words may be added in either byte order, as long as it is one (RFC 1071):
+// here it is that of the words as they are loaded.
+
 #[inline(always)]
-fn replace(checksum: [u8; 2], old: u32, new: u32) -> u16 {
-    crate::checksum::replace(u16::from_be_bytes(checksum), old, new)
+const fn sum_32(word: u32) -> u32 {
+    (word & 0xffff) + (word >> 16)
+}
+
+#[inline(always)]
+const fn sum_128([a, b]: [u64; 2]) -> u32 {
+    sum_32(a as u32) + sum_32((a >> 32) as u32) + sum_32(b as u32) + sum_32((b >> 32) as u32)
 }
 
 /// The UDP checksum after the addresses' sum and the next hop's index changed. None stays none.
 #[inline(always)]
-fn replace_udp(checksum: [u8; 2], old: u32, new: u32) -> u16 {
-    // The index is the high byte of its word.
-    const NEXT_HOP_PLUS_ONE: u32 = 0x0100;
-    if checksum == [0; 2] {
+fn replace_udp(checksum: u16, old: u32, new: u32) -> u16 {
+    // The index is the first byte of its word, so in a little-endian word the low one.
+    const NEXT_HOP_PLUS_ONE: u32 = 1;
+    if checksum == 0 {
         return 0;
     }
     match replace(checksum, old, new + NEXT_HOP_PLUS_ONE) {
@@ -211,7 +224,7 @@ fn open_gue<F: Nested, A: Outer>(
     if gue.private_type != A::PRIVATE_TYPE.to_be_bytes() {
         return Err(Reason::BadPrivateType);
     }
-    let words_per_hop = size_of::<A::Bytes>() / 4;
+    let words_per_hop = A::HOP_LEN / 4;
     let hlen = gue.hlen() as usize;
     if hlen != 1 + words_per_hop * gue.hop_count as usize {
         return Err(Reason::BadHeaderLength);

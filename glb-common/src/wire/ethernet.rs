@@ -22,3 +22,10 @@ pub const IPV6: [u8; 2] = [0x86, 0xdd];
 pub const VLAN: [u8; 2] = [0x81, 0x00];
 /// EtherType of an 802.1ad service tag, the outer one of two (QinQ).
 pub const SERVICE_VLAN: [u8; 2] = [0x88, 0xa8];
+
+/// Whether a VLAN tag (802.1Q, or 802.1ad) starts with this.
+#[inline(always)]
+#[must_use]
+pub const fn is_tag(ethertype: [u8; 2]) -> bool {
+    matches!(ethertype, VLAN | SERVICE_VLAN)
+}

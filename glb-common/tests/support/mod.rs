@@ -14,7 +14,9 @@ use glb_common::{
     hash::Address,
     parse::Flow,
     reason::{Action, RedirectReason as Reason},
-    second_chance::{Ack, Host, Owner, Verdict, decide, layout::Peer},
+    second_chance::{
+        Ack, Decision, Hop, Host, NO_VIP, Owner, TAG, Verdict, decide, fast, layout::Peer, tags,
+    },
 };
 
 /// A machine that knows what it is told.
@@ -78,8 +80,8 @@ impl Host for FakeHost {
             || self.senders.iter().any(|network| covers(*network, source))
     }
 
-    fn is_vip<A: Address>(&self, address: &A) -> bool {
-        self.vips.contains(&ip_of(address))
+    fn vip<A: Address>(&self, address: &A) -> Option<u32> {
+        self.vips.contains(&ip_of(address)).then_some(NO_VIP)
     }
 
     fn owner<A: Address>(&self, flow: &Flow<A>, ack: Option<Ack>) -> Owner {
@@ -96,8 +98,13 @@ impl Host for FakeHost {
         }
     }
 
-    fn peer<A: Address>(&self, address: &A) -> Option<Peer> {
-        self.peers.get(&ip_of(address)).copied()
+    fn hop<A: Address>(&self, address: &A) -> Hop {
+        let address = ip_of(address);
+        match self.peers.get(&address) {
+            _ if self.own.contains(&address) => Hop::Own,
+            Some(peer) => Hop::Peer(*peer),
+            None => Hop::Unknown,
+        }
     }
 }
 
@@ -116,6 +123,9 @@ pub const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// MAC of whoever sends to it.
 pub const SENDER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
+/// The interface that frames come in by.
+pub const TEST_INTERFACE: u32 = 1;
+
 /// What comes out of a decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -127,20 +137,41 @@ pub struct Outcome {
 
 /// Decides about a frame and does what was decided.
 pub fn run(host: &FakeHost, received: &[u8]) -> Outcome {
-    let mut frame = received.to_vec();
-    let verdict = decide(&received, host);
+    let tag_bytes = TAG * tags(&received);
+    let mut start = received[..received.len().min(12 + tag_bytes)].to_vec();
+    let mut rest = received.to_vec();
+    rest.drain(..tag_bytes.min(received.len()));
+    let decision = decide(&&rest[..], host);
+    let Decision { verdict, reason, take, forward, .. } = decision;
+    // The quick decision is the same, or none.
+    if let Some(quick) = fast::decide(&received, host) {
+        assert_eq!(quick, decision, "the quick decision, of {received:02x?}");
+    }
     match verdict {
-        Verdict::Leave(_) => {}
-        Verdict::Take(take) => {
-            frame.drain(14..14 + take.strip);
-            frame[12..14].copy_from_slice(&take.ethertype);
-            assert!(take.mark(&mut frame[..]), "the mark lies outside the frame");
+        Verdict::Leave => {}
+        Verdict::Take => {
+            rest.drain(14..14 + take.strip);
+            rest[12..14].copy_from_slice(&take.ethertype.to_le_bytes()[..2]);
+            assert!(take.mark(&mut rest[..]), "the mark lies outside the frame");
         }
-        Verdict::Send(forward) => {
-            assert!(forward.write(&mut frame[..]), "an edit lies outside the frame");
+        Verdict::Send => {
+            assert!(forward.write_outer(&mut rest[..]), "an edit lies outside the frame");
+            assert!(forward.write_macs(&mut start[..]), "an edit lies outside the frame");
+            if forward.peer.interface != TEST_INTERFACE || forward.peer.tag != 0 {
+                start.truncate(12);
+            }
+            if forward.peer.tag != 0 {
+                start.extend(forward.peer.tag.to_ne_bytes());
+            }
         }
     }
-    let reason = verdict.reason();
+    // The pieces together again: MAC addresses and tags, then what follows.
+    let frame = if rest.len() < 12 {
+        received.to_vec()
+    } else {
+        start.extend_from_slice(&rest[12..]);
+        start
+    };
     Outcome { reason, action: reason.action(), frame }
 }
 

@@ -16,7 +16,7 @@ pub(super) fn execute(file: &Path, args: &ReplayArgs, output: Output) -> anyhow:
         say("note: this machine has no address that the tunnel can end at, so nothing is for us; \
              `addresses` in the configuration names the backend's");
     }
-    let image = Image::new(&config, &own)?;
+    let image = Image::new(&config, &own);
     let ways = args.find_ways(image.peers.clone(), &config.interfaces, None);
     let found = super::runtime()?.block_on(ways)?;
     found.say_what_is_made_up();

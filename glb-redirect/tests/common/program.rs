@@ -24,7 +24,7 @@ const XDP_TX: u32 = 3;
 const XDP_REDIRECT: u32 = 4;
 
 /// The interface that a test run's packets come in by: the loopback's.
-pub const TEST_INTERFACE: u32 = 1;
+pub use crate::support::TEST_INTERFACE;
 
 /// The program, set up for a machine.
 pub struct Program {
@@ -54,10 +54,10 @@ impl Program {
             mss: None,
         };
         let own: BTreeSet<IpAddr> = host.own.iter().copied().collect();
-        let image = Image::new(&config, &own).unwrap();
+        let image = Image::new(&config, &own);
         let mut generation =
             Generation::load(&image, None).unwrap_or_else(|error| panic!("{error}"));
-        for (address, peer) in &host.peers {
+        for (address, peer) in host.peers.iter().filter(|(address, _)| !own.contains(address)) {
             generation.enter_peer(*address, *peer).unwrap();
         }
         // Each test run of a program that is attached nowhere waits for RCU, which takes
