@@ -8,13 +8,14 @@ use glb_common::{
     hash::{HashFields, flow_hash},
     layout::{TABLE_SLOTS, TableInfo},
     parse::parse,
-    reason::{DirectorReason as Reason, MAX_REASONS},
+    reason::{Action, DirectorReason as Reason, MAX_REASONS},
     steer::View as _,
 };
 use glb_host::{
     explain::{
         Decision, Headers, Way,
         replay::{Found, Part, Program, Ran, ReplayError, test_run},
+        wanted::ReasonName,
     },
     load::LoadError,
 };
@@ -197,6 +198,24 @@ impl Program for Replay {
         Ok(Ran { decision, to, frame: out })
     }
 }
+
+/// Every reason with the name of its verdict, in the order of their numbers.
+pub static REASONS: [ReasonName; Reason::ALL.len()] = {
+    let mut names = [("", ""); Reason::ALL.len()];
+    let mut index = 0;
+    while index < names.len() {
+        let reason = Reason::ALL[index];
+        let verdict = match reason.action() {
+            Action::Pass | Action::Take => "passed",
+            Action::Send => "sent",
+            Action::Answer => "answered",
+            Action::Drop => "dropped",
+        };
+        names[index] = (reason.name(), verdict);
+        index += 1;
+    }
+    names
+};
 
 /// What a verdict is called.
 #[must_use]

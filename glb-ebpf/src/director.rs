@@ -35,6 +35,7 @@ use glb_common::{
 
 mod frame;
 mod prefix_key;
+mod trace;
 use frame::XdpFrame;
 use prefix_key::Words;
 
@@ -215,6 +216,7 @@ fn go_on(ctx: &XdpContext, part: u32) -> u32 {
 #[xdp(frags)]
 #[inline(always)]
 fn glb_director(ctx: XdpContext) -> u32 {
+    trace::begin(&ctx);
     let frame = XdpFrame::new(&ctx);
     let sent = match fast::ethertype(&frame) {
         Some(fast::IPV4) => fast::recognise_v4(&Maps, &frame)
@@ -248,25 +250,29 @@ fn send_fast<A: Address>(ctx: &XdpContext, bound: &fast::Bound<'_>) -> Attempt {
         unsafe { bpf_xdp_adjust_head(ctx.ctx, fast::GROWTH as i32) };
         return Attempt::NotSure;
     };
-    Attempt::Sent(leave(ctx, backend, received))
+    let table_slot =
+        trace::number(|| TABLES.get(bound.slot.table).map_or(0, |table| table.counter_slot));
+    Attempt::Sent(leave(ctx, backend, received, table_slot))
 }
 
 /// Counts a frame that is sent to `backend`, and sends it. That its table has encapsulated one more is
 /// not counted again: user space adds up the table's backends.
 #[inline(always)]
-fn leave(ctx: &XdpContext, backend: &Backend, received: u64) -> u32 {
+fn leave(ctx: &XdpContext, backend: &Backend, received: u64, table_slot: u32) -> u32 {
     if let Some(counter) = BACKEND_COUNTERS.get_ptr_mut(u32::from(backend.counter_slot)) {
         // SAFETY: the pointer is to this CPU's own counter, which lives as long as the map.
         count(unsafe { &mut *counter }, received);
     }
     // SAFETY: the context is this program's own.
     let arrived_on = unsafe { (*ctx.ctx).ingress_ifindex };
-    if backend.interface == arrived_on {
+    let verdict = if backend.interface == arrived_on {
         xdp_action::XDP_TX
     } else {
         // SAFETY: a plain helper call; an interface that is gone makes it an aborted packet.
         unsafe { bpf_redirect(backend.interface, 0) as u32 }
-    }
+    };
+    trace::end(ctx, verdict, Reason::Encapsulated as u8, table_slot);
+    verdict
 }
 
 /// Counts a frame that is not sent, and gives the verdict on it.
@@ -278,7 +284,10 @@ fn finish(ctx: &XdpContext, reason: Reason, counter_slot: u32) -> u32 {
 #[inline(always)]
 fn finish_numbered(ctx: &XdpContext, reason: u8, counter_slot: u32) -> u32 {
     count_table(counter_slot, reason, whole_length(ctx));
-    if PASSES >> reason & 1 != 0 { xdp_action::XDP_PASS } else { xdp_action::XDP_DROP }
+    let verdict =
+        if PASSES >> reason & 1 != 0 { xdp_action::XDP_PASS } else { xdp_action::XDP_DROP };
+    trace::end(ctx, verdict, reason, counter_slot);
+    verdict
 }
 
 /// First part of the general program: what the frame is about.
@@ -332,7 +341,7 @@ fn send_general(ctx: &XdpContext, packet: &Packet, hops: &mut Hops) -> Result<u3
     if !encap::write(&mut XdpFrame::new(ctx), &Maps, &send, packet, hops, total) {
         return Err(refuse(Reason::Inconsistent));
     }
-    Ok(leave(ctx, send.backend, received))
+    Ok(leave(ctx, send.backend, received, send.counter_slot))
 }
 
 /// Third part: makes of a packet that is too big the answer to it.
@@ -346,9 +355,12 @@ fn answer(ctx: XdpContext) -> u32 {
     let tags = &work.packet.tags;
     if may_answer() && become_answer(&ctx, work.packet.flow.family, tags, work.inner_mtu as u16) {
         count_table(work.counter_slot, Reason::TooBig as u8, received);
+        trace::end(&ctx, xdp_action::XDP_TX, Reason::TooBig as u8, work.counter_slot);
         xdp_action::XDP_TX
     } else {
-        count_table(work.counter_slot, Reason::TooBigUnanswered as u8, received);
+        let reason = Reason::TooBigUnanswered as u8;
+        count_table(work.counter_slot, reason, received);
+        trace::end(&ctx, xdp_action::XDP_DROP, reason, work.counter_slot);
         xdp_action::XDP_DROP
     }
 }

@@ -15,6 +15,13 @@ mod hooks {
     /// What became of it, and why.
     #[inline(always)]
     pub(crate) fn end(_ctx: &XdpContext, _verdict: u32, _reason: u8, _slot: u32) {}
+
+    /// A number that only these functions want to know.
+    #[allow(dead_code, reason = "only the director needs it")]
+    #[inline(always)]
+    pub(crate) fn number(_of: impl FnOnce() -> u32) -> u32 {
+        0
+    }
 }
 
 #[cfg(feature = "trace")]
@@ -144,6 +151,13 @@ mod hooks {
         }
     }
 
+    /// A number that only these functions want to know.
+    #[allow(dead_code, reason = "only the director needs it")]
+    #[inline(always)]
+    pub(crate) fn number(of: impl FnOnce() -> u32) -> u32 {
+        of()
+    }
+
     /// The frame's length, parts that cannot be read directly included.
     #[inline(always)]
     fn length(ctx: &XdpContext) -> u32 {
@@ -175,4 +189,5 @@ mod hooks {
     }
 }
 
-pub(crate) use hooks::{begin, end};
+#[allow(unused_imports, reason = "only the director needs all")]
+pub(crate) use hooks::{begin, end, number};

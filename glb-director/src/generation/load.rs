@@ -10,12 +10,16 @@ use aya::{
     },
     programs::Xdp,
 };
-use glb_common::layout::{
-    BACKEND_SLOTS, Backend, Config, Counter, Ipv6Way, Plain, PrefixEntry, ReasonCounters,
-    TABLE_SLOTS, TableInfo,
+use glb_common::{
+    layout::{
+        BACKEND_SLOTS, Backend, Config, Counter, Ipv6Way, Plain, PrefixEntry, ReasonCounters,
+        TABLE_SLOTS, TableInfo,
+    },
+    trace::Settings,
 };
 use glb_host::{
     bpffs::PinFolder,
+    explain::trace,
     generations,
     load::{LoadError, check_counters},
     mapped::MappedArray,
@@ -35,6 +39,8 @@ const PARTS: [&str; 3] = ["general", "steer_packet", "answer"];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
     config: Config,
+    /// Whether it is the program that shows its decisions.
+    shows: bool,
     /// By the maps' names.
     room: Vec<(&'static str, u32)>,
 }
@@ -55,7 +61,14 @@ impl Shape {
             ("IPV6_WAYS", image.ipv6_ways.len()),
         ];
         let room = room.map(|(name, length)| (name, length.max(1) as u32)).to_vec();
-        Self { config: image.config, room }
+        Self { config: image.config, shows: false, room }
+    }
+
+    /// The same, of the program that shows its decisions.
+    #[must_use]
+    pub fn showing(mut self) -> Self {
+        self.shows = true;
+        self
     }
 
     /// The same with room for some more of what is small: what is loaded ahead fits longer.
@@ -72,6 +85,7 @@ impl Shape {
     /// Whether an image of this shape has room in that one.
     fn fits(&self, other: &Self) -> bool {
         self.config == other.config
+            && self.shows == other.shows
             && self.room.iter().zip(&other.room).all(|(need, room)| need.1 <= room.1)
     }
 
@@ -122,9 +136,15 @@ impl Shell {
         for (name, room) in &shape.room {
             loader.map_max_entries(name, *room);
         }
+        let object = if shape.shows {
+            loader.map_max_entries(trace::EVENTS, trace::EVENTS_BYTES);
+            glb_host::DIRECTOR_TRACE_OBJECT
+        } else {
+            glb_host::DIRECTOR_OBJECT
+        };
         let mut ebpf = loader
             .override_global("CONFIG", shape.config.as_bytes(), true)
-            .load(glb_host::DIRECTOR_OBJECT)
+            .load(object)
             .map_err(LoadError::from)?;
         load_programs(&mut ebpf)?;
         Ok(Self { shape, ebpf })
@@ -213,6 +233,14 @@ impl Generation {
     pub fn counters(&self) -> Result<[&Map; 2], LoadError> {
         let map = |name| self.ebpf.map(name).ok_or_else(|| LoadError::missing(name));
         Ok([map("TABLE_COUNTERS")?, map("BACKEND_COUNTERS")?])
+    }
+
+    /// Tells a program that shows its decisions which are wanted; at first it shows none.
+    ///
+    /// # Errors
+    /// When it is not such a program.
+    pub fn show(&mut self, settings: &Settings) -> Result<(), LoadError> {
+        trace::configure(&mut self.ebpf, settings)
     }
 
     /// The loaded program.
