@@ -9,7 +9,9 @@ use std::{
 use glb_host::{
     config_file::{self, FileError},
     control::{Control, RawControl},
+    xdp_link::Mode,
 };
+use glb_table::plan;
 use serde::Deserialize;
 
 use crate::image::Options;
@@ -30,6 +32,71 @@ struct Raw {
     metrics: Option<SocketAddr>,
     #[serde(default)]
     control: RawControl,
+    state: Option<PathBuf>,
+    #[serde(default)]
+    on_unsafe: OnUnsafe,
+    #[serde(default)]
+    flow_age: Age,
+    #[serde(default)]
+    on_stop: OnStop,
+    #[serde(default)]
+    mode: AttachMode,
+}
+
+/// What is done with a change that can break flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUnsafe {
+    /// It is made, and said.
+    #[default]
+    Warn,
+    /// It is not made.
+    Refuse,
+}
+
+/// What SIGTERM leaves behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnStop {
+    /// The program, which goes on forwarding.
+    #[default]
+    Stay,
+    /// Nothing.
+    Detach,
+}
+
+/// How the program is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttachMode {
+    /// By the driver.
+    #[default]
+    Native,
+    /// By the kernel, after it has made its own form of each packet.
+    Generic,
+}
+
+impl From<AttachMode> for Mode {
+    fn from(mode: AttachMode) -> Self {
+        match mode {
+            AttachMode::Native => Self::Native,
+            AttachMode::Generic => Self::Generic,
+        }
+    }
+}
+
+/// `"36h"`, or a number of seconds.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a time such as \"36h\", \"2d\" or a number of seconds")]
+enum Age {
+    Seconds(u64),
+    Words(String),
+}
+
+impl Default for Age {
+    fn default() -> Self {
+        Self::Seconds(plan::FLOW_AGE)
+    }
 }
 
 fn yes() -> bool {
@@ -60,6 +127,16 @@ fn default_pin() -> PathBuf {
     PathBuf::from("/sys/fs/bpf/glb-director")
 }
 
+/// One for each pin folder, so that two directors on one machine have two.
+fn default_state(pin: &Path) -> PathBuf {
+    let folder = PathBuf::from("/var/lib/glb-director");
+    if pin == default_pin() {
+        return folder;
+    }
+    let name = pin.to_string_lossy().trim_matches('/').replace('/', "-");
+    folder.join(format!("at-{name}"))
+}
+
 /// What is meant: every value has been checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -77,6 +154,16 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// The control channel.
     pub control: Control,
+    /// Folder on a disk for what has to outlive the daemon and cannot be pinned.
+    pub state: PathBuf,
+    /// What is done with a change that can break flows.
+    pub on_unsafe: OnUnsafe,
+    /// How long a flow lives at most, in seconds.
+    pub flow_age: u64,
+    /// What SIGTERM leaves behind.
+    pub on_stop: OnStop,
+    /// How the program is attached.
+    pub mode: Mode,
 }
 
 /// Why a configuration cannot be used.
@@ -148,8 +235,25 @@ impl Config {
             Ok(control) => control,
             Err((key, value, fix)) => return wrong(key, value, fix),
         };
+        let flow_age = match &raw.flow_age {
+            Age::Seconds(seconds) => Some(*seconds),
+            Age::Words(words) => plan::parse_duration(words),
+        };
+        let Some(flow_age) = flow_age.filter(|age| *age > 0) else {
+            let value = format!("{:?}", raw.flow_age);
+            return wrong("flow_age", value, "give a time such as \"36h\" or \"2d\"");
+        };
+        let state = match raw.state {
+            Some(state) => folder.join(state),
+            None => default_state(&raw.pin),
+        };
         Ok(Self {
             path: path.to_owned(),
+            state,
+            on_unsafe: raw.on_unsafe,
+            flow_age,
+            on_stop: raw.on_stop,
+            mode: raw.mode.into(),
             table: folder.join(raw.table),
             interfaces: raw.interfaces,
             pin: raw.pin,
@@ -187,6 +291,10 @@ mod tests {
     fn paths_are_meant_from_the_files_folder() {
         let config = parse(GOOD).unwrap();
         assert_eq!(config.table, Path::new("/etc/glb/t.toml"));
+        assert_eq!(config.state, Path::new("/var/lib/glb-director"));
+        let other = parse(&format!("{GOOD}pin = \"/bpf/two\"\nflow_age = \"36h\"\n")).unwrap();
+        assert_eq!(other.state, Path::new("/var/lib/glb-director/at-bpf-two"));
+        assert_eq!((config.flow_age, other.flow_age), (86_400, 36 * 3_600));
         assert_eq!(config.pin, Path::new("/sys/fs/bpf/glb-director"));
         assert_eq!(config.control.place.path, Path::new("/run/glb-director/control.sock"));
         let config = parse(&format!("{GOOD}control.socket = \"c.sock\"\n")).unwrap();
@@ -209,6 +317,14 @@ mod tests {
                 vec!["outer_source_ipv4", "0.0.0.0"],
             ),
             ("interfaces = [\"a\"]\ntable = \"t\"\nouter_source_ipv4 = \"x\"", vec!["line 3"]),
+            (
+                "interfaces = [\"a\"]\ntable = \"t\"\nflow_age = \"1w\"",
+                vec!["flow_age", "1w", "36h"],
+            ),
+            ("interfaces = [\"a\"]\ntable = \"t\"\nflow_age = 0", vec!["flow_age", "36h"]),
+            ("interfaces = [\"a\"]\ntable = \"t\"\non_unsafe = \"die\"", vec!["line 3", "refuse"]),
+            ("interfaces = [\"a\"]\ntable = \"t\"\non_stop = \"x\"", vec!["line 3", "detach"]),
+            ("interfaces = [\"a\"]\ntable = \"t\"\nmode = \"skb\"", vec!["line 3", "generic"]),
             ("interfaces = [\"a\"]\ntable = \"t\"\ncontrol.mode = \"0x1\"", vec!["0x1", "0660"]),
             ("interfaces = [\"a\"]\ntable = \"t\"\ncontrol.sokcet = \"x\"", vec!["sokcet"]),
         ] {

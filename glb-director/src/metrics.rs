@@ -135,6 +135,11 @@ fn reloads(registry: &mut Registry, snapshot: &Snapshot) {
     reloads.get_or_create(&Outcome { result: "ok" }).inc_by(snapshot.reloads);
     reloads.get_or_create(&Outcome { result: "failed" }).inc_by(snapshot.failed_reloads);
     registry.register("reloads", "Tables loaded anew, by result", reloads);
+    let unsafe_changes = Family::<Outcome, Counter>::default();
+    unsafe_changes.get_or_create(&Outcome { result: "made" }).inc_by(snapshot.unsafe_changes);
+    unsafe_changes.get_or_create(&Outcome { result: "refused" }).inc_by(snapshot.refused_changes);
+    let help = "Changes that could break established flows, by what was done with them";
+    registry.register("unsafe_changes", help, unsafe_changes);
     let reloading = u64::from(snapshot.phase == Phase::Reloading);
     registry.register("reloading", "Whether a reload is under way", gauge(reloading));
     let last = snapshot.last_reload.as_ref();

@@ -10,7 +10,10 @@ use glb_host::service;
 use glb_table::{Digest, TableSet};
 use serde::{Deserialize, Serialize};
 
-use crate::observe::{self, Ways};
+use crate::{
+    daemon::Done,
+    observe::{self, Ways},
+};
 
 /// What the daemon is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +39,8 @@ pub struct Reload {
     pub took: Duration,
     /// Why it failed, if it did.
     pub error: Option<String>,
+    /// What it did, if it did not fail.
+    pub done: Option<Done>,
 }
 
 /// What is in force.
@@ -79,6 +84,10 @@ pub struct Snapshot {
     pub failed_reloads: u64,
     /// The last of them.
     pub last_reload: Option<Reload>,
+    /// Changes that could break flows, and were made.
+    pub unsafe_changes: u64,
+    /// Changes that could break flows, and were refused for that.
+    pub refused_changes: u64,
 }
 
 /// The place where the snapshot is kept.
@@ -139,20 +148,38 @@ impl State {
 
     /// A reload has ended, well or not. If a generation came into force by it, that has been said
     /// before.
-    pub fn reloaded(&self, took: Duration, error: Option<String>) {
-        let failed = error.is_some();
+    pub fn reloaded(&self, took: Duration, result: Result<Done, String>) {
+        let failed = result.is_err();
         self.change(|snapshot| {
             snapshot.phase = Phase::Running;
-            match error {
-                None => snapshot.reloads += 1,
-                Some(_) => snapshot.failed_reloads += 1,
+            match &result {
+                Ok(done) => {
+                    snapshot.reloads += 1;
+                    snapshot.unsafe_changes += u64::from(!done.warning.is_empty());
+                }
+                Err(_) => snapshot.failed_reloads += 1,
             }
-            snapshot.last_reload = Some(Reload { at: SystemTime::now(), took, error });
+            let (error, done) = (result.as_ref().err().cloned(), result.ok());
+            snapshot.last_reload = Some(Reload { at: SystemTime::now(), took, error, done });
         });
+        self.say(if failed { "; the last reload failed" } else { "" });
+    }
+
+    fn say(&self, after: &str) {
         let snapshot = self.snapshot();
         let number = snapshot.in_force.as_ref().map_or(0, |running| running.generation);
-        let after = if failed { "; the last reload failed" } else { "" };
         service::ready(&format!("generation {number} is in force{after}"));
+    }
+
+    /// There was nothing to reload.
+    pub fn nothing_to_do(&self) {
+        self.change(|snapshot| snapshot.phase = Phase::Running);
+        self.say("");
+    }
+
+    /// A change was refused because it could break flows; that it failed is said beside.
+    pub fn refused(&self) {
+        self.change(|snapshot| snapshot.refused_changes += 1);
     }
 
     /// The daemon ends.

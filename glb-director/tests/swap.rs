@@ -5,12 +5,13 @@ mod common;
 
 use std::{process::Command, thread};
 
+use aya::programs::Xdp;
 use common::{image_of, private_pins};
 use glb_director::generation::{Generation, self_test::TEST_INTERFACE};
 use glb_host::{
     bpffs::PinFolder,
-    generations::{current_program, detach_all_but, link_pin, swap},
-    xdp_link::{AttachError, program_behind},
+    generations::{self, SwapError, current_program, detach_all_but, link_pin},
+    xdp_link::{AttachError, Mode, program_behind},
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -54,6 +55,10 @@ fn generation(number: u64, pins: &PinFolder) -> Generation {
 
 fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(ToString::to_string).collect()
+}
+
+fn swap(program: &mut Xdp, interfaces: &[String], pins: &PinFolder) -> Result<(), SwapError> {
+    generations::swap(program, interfaces, pins, Mode::Native)
 }
 
 fn on(pins: &PinFolder, interface: &str) -> Option<u32> {
@@ -112,13 +117,7 @@ fn a_link_of_another_namespace_is_not_taken_for_ours() {
         network();
         let mut second = generation(2, &pins);
         let refused = swap(second.program().unwrap(), &names(&["a"]), &pins).unwrap_err();
-        assert!(
-            matches!(
-                refused,
-                glb_host::generations::SwapError::Attach(AttachError::Elsewhere { .. })
-            ),
-            "{refused}"
-        );
+        assert!(matches!(refused, SwapError::Attach(AttachError::Elsewhere { .. })), "{refused}");
         assert_eq!(on(&pins, "a"), before);
     });
 }

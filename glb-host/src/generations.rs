@@ -12,7 +12,7 @@ use aya_obj::programs::XdpAttachType;
 
 use crate::{
     bpffs::{PinFolder, PinFolderError},
-    xdp_link::{self, AttachError, Attached},
+    xdp_link::{self, AttachError, Attached, Mode},
 };
 
 /// Folder with a folder for each generation.
@@ -67,32 +67,61 @@ pub fn link_name(interface: &str) -> String {
 }
 
 /// Puts `program` behind the link of every interface. If one says no, those before it get back
-/// what they ran: the previous generation, or nothing.
+/// what they ran: the previous generation, or nothing. An interface that is gone is passed over if
+/// something runs on others: it must not keep them from a new table.
 ///
 /// # Errors
 /// The first interface's error.
-pub fn swap(program: &mut Xdp, interfaces: &[String], pins: &PinFolder) -> Result<(), SwapError> {
+pub fn swap(
+    program: &mut Xdp,
+    interfaces: &[String],
+    pins: &PinFolder,
+    mode: Mode,
+) -> Result<(), SwapError> {
     pins.make(&pins.join(LINKS))?;
     let previous = current_program(interfaces, pins)?;
+    let is_there = |interface: &&String| xdp_link::interface_index(interface).is_ok();
+    let some = previous.is_some() && interfaces.iter().any(|interface| is_there(&interface));
     let mut done: Vec<(&String, Attached)> = Vec::new();
-    for interface in interfaces {
-        match xdp_link::attach(program, interface, &link_pin(pins, interface)) {
-            Ok(attached) => done.push((interface, attached)),
-            Err(error) => {
-                put_back(&done, previous, pins);
-                return Err(error.into());
-            }
+    for (index, interface) in interfaces.iter().enumerate() {
+        if some && !is_there(&interface) {
+            tracing::warn!(%interface, "is not there; it is attached to when it comes back");
+            continue;
+        }
+        let pin = link_pin(pins, interface);
+        let attached = fault("swap", index, &pin)
+            .and_then(|()| xdp_link::attach(program, interface, &pin, mode))
+            .and_then(|attached| {
+                done.push((interface, attached));
+                fault("swapped", index, &pin)
+            });
+        if let Err(error) = attached {
+            put_back(&done, previous, pins, mode);
+            return Err(error.into());
         }
     }
     Ok(())
 }
 
-fn put_back(done: &[(&String, Attached)], mut previous: Option<(u64, Xdp)>, pins: &PinFolder) {
+fn fault(place: &str, index: usize, pin: &Path) -> Result<(), AttachError> {
+    crate::fault::point(&format!("{place} {index}")).map_err(|source| AttachError::Pin {
+        action: "update",
+        path: pin.to_owned(),
+        source: source.into(),
+    })
+}
+
+fn put_back(
+    done: &[(&String, Attached)],
+    mut previous: Option<(u64, Xdp)>,
+    pins: &PinFolder,
+    mode: Mode,
+) {
     for (interface, attached) in done {
         let pin = link_pin(pins, interface);
         let result = match (attached, &mut previous) {
             (Attached::Replaced, Some((_, program))) => {
-                xdp_link::attach(program, interface, &pin).map(|_| ())
+                xdp_link::attach(program, interface, &pin, mode).map(|_| ())
             }
             (Attached::Replaced, None) | (Attached::New, _) => xdp_link::detach(&pin).map(|_| ()),
         };
@@ -100,6 +129,36 @@ fn put_back(done: &[(&String, Attached)], mut previous: Option<(u64, Xdp)>, pins
             tracing::error!(%interface, %error, "the interface could not be put back as it was");
         }
     }
+}
+
+/// Interfaces of this network namespace that do not run what they should: they were away, or were
+/// made anew.
+///
+/// # Errors
+/// When a pin cannot be read.
+pub fn unattached(interfaces: &[String], pins: &PinFolder) -> Result<Vec<String>, AttachError> {
+    let mut found = Vec::new();
+    for interface in interfaces {
+        if xdp_link::interface_index(interface).is_ok()
+            && !xdp_link::holds(&link_pin(pins, interface), interface)?
+        {
+            found.push(interface.clone());
+        }
+    }
+    Ok(found)
+}
+
+/// The generation of this number, if its program is pinned.
+///
+/// # Errors
+/// When the pin cannot be read.
+pub fn pinned_program(pins: &PinFolder, number: u64) -> Result<Option<Xdp>, SwapError> {
+    let path = program_pin(&folder(pins, number));
+    if !path.exists() {
+        return Ok(None);
+    }
+    let program = Xdp::from_pin(&path, XdpAttachType::Interface);
+    program.map(Some).map_err(|source| SwapError::Generation { path, source })
 }
 
 /// The generation that runs on the interfaces now, by its pinned program; nothing if none does.
@@ -115,12 +174,9 @@ pub fn current_program(
         running.extend(xdp_link::program_behind(&link_pin(pins, interface))?);
     }
     for number in numbers(pins).into_iter().rev() {
+        let Some(program) = pinned_program(pins, number)? else { continue };
         let path = program_pin(&folder(pins, number));
-        if !path.exists() {
-            continue;
-        }
-        let error = |source| SwapError::Generation { path: path.clone(), source };
-        let program = Xdp::from_pin(&path, XdpAttachType::Interface).map_err(error)?;
+        let error = |source| SwapError::Generation { path, source };
         if running.contains(&program.info().map_err(error)?.id()) {
             return Ok(Some((number, program)));
         }

@@ -87,6 +87,28 @@ impl<T: Plain> MappedArray<T> {
         Ok(())
     }
 
+    /// Whether an element that nobody changes holds this value.
+    #[must_use]
+    pub fn holds(&self, index: usize, value: &T) -> bool {
+        if self.check(index).is_err() {
+            return false;
+        }
+        // SAFETY: the element lies inside the mapping, and lives as long as it.
+        let found =
+            unsafe { std::slice::from_raw_parts(self.element(index).cast::<u8>(), size_of::<T>()) };
+        found == value.as_bytes()
+    }
+
+    /// One element.
+    ///
+    /// # Errors
+    /// When there is no such element.
+    pub fn get(&self, index: usize) -> io::Result<T> {
+        self.check(index)?;
+        // SAFETY: the element lies inside the mapping; T is plain bytes, of which any are valid.
+        Ok(unsafe { std::ptr::read_volatile(self.element(index)) })
+    }
+
     fn element(&self, index: usize) -> *mut T {
         self.memory.as_mut_ptr().wrapping_add(index * Self::STRIDE).cast()
     }

@@ -29,21 +29,24 @@ pub enum AttachError {
     #[error(
         "interface {interface} already has an XDP program{}.\n  \
          Look at it:    ip -details link show dev {interface}; bpftool link list\n  \
-         Take it off:   with the program that owns it (for another director: `glb-director detach`); \
-         what was attached without a link also by `ip link set dev {interface} xdp off`.",
-        program.map(|id| format!(" (id {id})")).unwrap_or_default()
+         Take it off:   {}",
+        in_words(program, name.as_deref()),
+        way_out(interface, name.as_deref())
     )]
     Occupied {
         /// As configured.
         interface: String,
         /// The other program's id.
         program: Option<u32>,
+        /// Its name, where the kernel tells it (CAP_SYS_ADMIN).
+        name: Option<String>,
     },
     /// The driver cannot do native XDP, or not now.
     #[error(
         "the driver of {interface} refuses native XDP: {source}.\n  \
          Look at the kernel's log (dmesg) for the driver's reason; an MTU above one page and too \
-         many queues are the common ones."
+         many queues are the common ones. A driver without native XDP can be used with \
+         `mode = \"generic\"`, which is several times slower."
     )]
     NoNativeXdp {
         /// As configured.
@@ -115,6 +118,44 @@ pub enum AttachError {
     },
 }
 
+/// libxdp's own program, which calls those that it was given one after the other.
+const DISPATCHER: &str = "xdp_dispatcher";
+
+fn in_words(program: &Option<u32>, name: Option<&str>) -> String {
+    match (program, name) {
+        (Some(id), Some(DISPATCHER)) => format!(": libxdp's dispatcher (`{DISPATCHER}`, id {id})"),
+        (Some(id), Some(name)) => format!(": `{name}` (id {id})"),
+        (Some(id), None) => format!(" (id {id})"),
+        (None, _) => String::new(),
+    }
+}
+
+fn way_out(interface: &str, name: Option<&str>) -> String {
+    if name == Some(DISPATCHER) {
+        return format!(
+            "`xdp-loader status {interface}` lists what it runs, `xdp-loader unload {interface} \
+             --all` takes it off. This program does not run below a dispatcher: it has to have the \
+             interface to itself."
+        );
+    }
+    format!(
+        "with the program that owns it (for another director: `glb-director detach`); what was \
+         attached without a link also by `ip link set dev {interface} xdp off`."
+    )
+}
+
+/// The name of a program, if the kernel tells it.
+fn program_name(id: u32) -> Option<String> {
+    let mut programs = aya::programs::loaded_programs().filter_map(Result::ok);
+    let found = programs.find(|program| program.id() == id)?;
+    found.name_as_str().filter(|name| !name.is_empty()).map(ToOwned::to_owned)
+}
+
+fn occupied(interface: String, index: u32) -> AttachError {
+    let program = sys::attached_xdp(index).ok().and_then(|(_, id)| id);
+    AttachError::Occupied { interface, program, name: program.and_then(program_name) }
+}
+
 /// What [`attach`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attached {
@@ -144,6 +185,37 @@ pub enum Mode {
     Native,
     /// By the kernel, once it has made its own form of a packet.
     Generic,
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        })
+    }
+}
+
+impl From<Mode> for XdpMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Native => Self::Driver,
+            Mode::Generic => Self::Skb,
+        }
+    }
+}
+
+/// Whether what is pinned at `pin` holds the interface of this name as it is now: false when that is
+/// gone, or was made anew.
+///
+/// # Errors
+/// When the pin cannot be read.
+pub fn holds(pin: &Path, interface: &str) -> Result<bool, AttachError> {
+    let Ok(index) = interface_index(interface) else { return Ok(false) };
+    let Some(link) = open(pin)? else { return Ok(false) };
+    let info =
+        sys::xdp_link_info(link.as_fd_ref()).map_err(|error| pin_error("read", pin, error))?;
+    Ok(info.interface == index)
 }
 
 /// The XDP program on an interface of this network namespace, whoever attached it.
@@ -180,14 +252,29 @@ pub fn interface_name(index: u32) -> String {
         .unwrap_or_else(|| format!("#{index}"))
 }
 
-/// Puts `program` on `interface`, in native mode: behind the link that is pinned at `pin` if that
-/// one still belongs to the interface, else behind a new link that is then pinned there.
+/// Puts `program` on `interface`: behind the link that is pinned at `pin` if that one still belongs to
+/// the interface, else behind a new link in this mode that is then pinned there.
 ///
 /// # Errors
 /// When the kernel says no. What ran before still runs then.
-pub fn attach(program: &mut Xdp, interface: &str, pin: &Path) -> Result<Attached, AttachError> {
+pub fn attach(
+    program: &mut Xdp,
+    interface: &str,
+    pin: &Path,
+    mode: Mode,
+) -> Result<Attached, AttachError> {
     let index = interface_index(interface)?;
     if let Some(link) = adopt(pin, interface, index)? {
+        // A link keeps its mode, and between two links there would be a gap.
+        if let Some((found, _)) = attached(interface)?
+            && found != mode
+        {
+            tracing::warn!(
+                %interface,
+                "attached in {found} mode and not in {mode} mode as configured; `detach` and a new \
+                 start change that, with a gap in between"
+            );
+        }
         let other = |source| AttachError::Other { interface: interface.to_owned(), source };
         let link = XdpLink::try_from(link).map_err(|error| pin_error("adopt", pin, error))?;
         let id = program.attach_to_link(link).map_err(other)?;
@@ -196,7 +283,7 @@ pub fn attach(program: &mut Xdp, interface: &str, pin: &Path) -> Result<Attached
         return Ok(Attached::Replaced);
     }
     let id = program
-        .attach_to_if_index(index, XdpMode::Driver)
+        .attach_to_if_index(index, mode.into())
         .map_err(|error| explain(error, interface, index))?;
     let link = program
         .take_link(id)
@@ -204,6 +291,7 @@ pub fn attach(program: &mut Xdp, interface: &str, pin: &Path) -> Result<Attached
     // aya falls back to netlink where links are missing; such an attachment would die with us.
     let link = FdLink::try_from(link)
         .map_err(|_not_a_link| AttachError::NoLinks { interface: interface.to_owned() })?;
+    crate::fault::point("attached").map_err(|error| pin_error("make", pin, error))?;
     let pinned = link.pin(pin).map_err(|error| pin_error("make", pin, error))?;
     drop(pinned);
     Ok(Attached::New)
@@ -289,10 +377,7 @@ fn explain(error: ProgramError, interface: &str, index: u32) -> AttachError {
     // The kernel's ENOTSUPP is not one of libc's.
     const ENOTSUPP: i32 = 524;
     match errno {
-        libc::EBUSY | libc::EEXIST => AttachError::Occupied {
-            interface,
-            program: sys::attached_xdp(index).ok().and_then(|(_, id)| id),
-        },
+        libc::EBUSY | libc::EEXIST => occupied(interface, index),
         libc::EOPNOTSUPP | ENOTSUPP | libc::ERANGE | libc::ENOSPC => {
             AttachError::NoNativeXdp { interface, source }
         }

@@ -346,7 +346,12 @@ async fn build(
         let mut generation = Generation::load(&image, Some(pins))?;
         enter(&mut generation, &image, &snapshot);
         generation.pin(&folder)?;
-        generations::swap(generation.program()?, &config.interfaces, pins)?;
+        generations::swap(
+            generation.program()?,
+            &config.interfaces,
+            pins,
+            glb_host::xdp_link::Mode::Native,
+        )?;
         Ok(generation)
     };
     attempt()

@@ -37,7 +37,7 @@ pub use glb_common::hash::HashFields;
 pub use key::Key;
 pub use model::{
     Backend, Bind, MAX_BACKENDS, MAX_BINDS, MAX_FILE, MAX_HOPS, MAX_NAME, MAX_TABLES, Order, Proto,
-    ROWS, State, Table, TableSet, load, parse_bytes,
+    ROWS, State, Table, TableSet, load, parse_bytes, read_bytes,
 };
 pub use problem::{LoadError, Problem, render};
 pub use rank::Ranks;

@@ -244,6 +244,14 @@ impl Table {
 /// # Errors
 /// The file cannot be read, or something in it is wrong: then every problem is in the error.
 pub fn load(path: &Path) -> Result<TableSet, LoadError> {
+    parse_bytes(path, Form::of(path), &read_bytes(path)?)
+}
+
+/// Reads a table file's bytes, and does not wait for a pipe.
+///
+/// # Errors
+/// It cannot be read, is no regular file, or is longer than [`MAX_FILE`].
+pub fn read_bytes(path: &Path) -> Result<Vec<u8>, LoadError> {
     let io = |source| LoadError::Io { path: PathBuf::from(path), source };
     // Asked before it is opened: opening a pipe would wait for a writer.
     let found = std::fs::metadata(path).map_err(io)?;
@@ -256,8 +264,7 @@ pub fn load(path: &Path) -> Result<TableSet, LoadError> {
         let message = format!("the file has {length} bytes; a table file may have {MAX_FILE}");
         return Err(io(std::io::Error::new(std::io::ErrorKind::FileTooLarge, message)));
     }
-    let bytes = std::fs::read(path).map_err(io)?;
-    parse_bytes(path, Form::of(path), &bytes)
+    std::fs::read(path).map_err(io)
 }
 
 /// Reads a table from bytes that were read from `path`, or are to be written there.

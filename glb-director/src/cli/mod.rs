@@ -12,7 +12,7 @@ mod status;
 mod table;
 mod top;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{net::IpAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use glb_host::{
@@ -51,9 +51,10 @@ enum LogForm {
 enum Command {
     /// Attach, and keep tables and next hops in force until a signal comes.
     ///
-    /// SIGHUP loads the table file anew; if anything is wrong with it, the running one stays.
-    /// SIGTERM ends the daemon and leaves the pinned program forwarding, so that the daemon can be
-    /// restarted or upgraded at any moment.
+    /// A changed table file is loaded by itself, and SIGHUP loads it too; if anything is wrong with
+    /// it, the running one stays. SIGTERM ends the daemon and leaves the pinned program forwarding
+    /// (unless `on_stop` says otherwise), so that the daemon can be restarted or upgraded at any
+    /// moment.
     Run(ConfigFile),
     /// Show how the running daemon is.
     Status(Asking),
@@ -81,6 +82,20 @@ enum Command {
         /// that.
         #[arg(long)]
         force: bool,
+    },
+    /// Bring the previous generation back into force, program and table as they were.
+    ///
+    /// Once more leads forth again. The table file stays as it is: it is loaded again by `reload` or
+    /// SIGHUP, and by itself once it is changed.
+    Rollback(Asking),
+    /// Tell the running daemon that backends hold no flows any more, so that taking them out is no
+    /// risk. `glb-redirect wait --until-drained` on the backend finds out.
+    Drained {
+        /// Their addresses.
+        #[arg(required = true)]
+        backends: Vec<IpAddr>,
+        #[command(flatten)]
+        asking: Asking,
     },
     /// Take the director off its interfaces and remove everything it pinned, counters too.
     Detach(ConfigFile),
@@ -190,6 +205,10 @@ impl Cli {
             Command::Show { what, asking } => exit::coded(show::execute(&asking, what)),
             Command::Top { asking, options } => exit::coded(top::execute(&asking, &options)),
             Command::Reload { asking, force } => exit::coded(reload::execute(&asking, force)),
+            Command::Rollback(asking) => exit::coded(reload::rollback(&asking)),
+            Command::Drained { backends, asking } => {
+                exit::coded(reload::drained(&asking, backends))
+            }
             Command::Detach(file) => done(detach::execute(&file.config)),
             Command::Counters { config, output } => done(counters::execute(&config.config, output)),
             Command::Replay { config, args, output } => {

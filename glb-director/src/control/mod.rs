@@ -3,7 +3,7 @@
 
 mod status;
 
-use std::{io, sync::Arc};
+use std::{io, net::IpAddr, sync::Arc};
 
 use glb_host::{
     bpffs::PinFolder,
@@ -41,12 +41,19 @@ pub enum Command {
     Binds,
     /// What is pinned; a list of [`GenerationView`](crate::observe::GenerationView).
     Generations,
-    /// Bring the table file into force, and say how that went.
+    /// Bring the table file into force, and say how that went: [`Done`](crate::daemon::Done).
     Reload {
         /// Even if nothing has changed, or the change can break flows and the configuration
         /// forbids that.
         #[serde(default)]
         force: bool,
+    },
+    /// Bring the previous generation back into force; [`Done`](crate::daemon::Done).
+    Rollback,
+    /// These backends are known to hold no flows any more; answered with a text.
+    Drained {
+        /// Who.
+        backends: Vec<IpAddr>,
     },
 }
 
@@ -59,7 +66,7 @@ impl control::Command for Command {
             | Self::Backends
             | Self::Binds
             | Self::Generations => false,
-            Self::Reload { .. } => true,
+            Self::Reload { .. } | Self::Rollback | Self::Drained { .. } => true,
         }
     }
 }
@@ -112,7 +119,7 @@ pub fn open(
         Command::Backends => call.answer.done(counted(&observer, Observer::backends)),
         Command::Binds => call.answer.done(Ok(observer.binds())),
         Command::Generations => call.answer.done(Ok(observer.generations())),
-        Command::Reload { .. } => {
+        Command::Reload { .. } | Command::Rollback | Command::Drained { .. } => {
             if let Err(mpsc::error::TrySendError::Full(call)) = to_loop.try_send(call) {
                 let text = "the daemon has not come to earlier requests yet; ask again in a moment";
                 call.answer.done(Err::<(), _>(Refusal::new(Kind::Busy, text)));

@@ -1,237 +1,291 @@
-//! What the daemon does: builds generations and keeps next hops fresh.
+//! What the daemon does when something has happened.
 
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    sync::{Arc, Once},
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use glb_host::{
-    bpffs::{PinFolder, PinLock},
-    generations,
-    next_hop::{NextHops, Snapshot},
-    permission, xdp_link,
-};
+use glb_host::{bpffs::PinLock, generations, next_hop::Snapshot, xdp_link};
 use glb_table::TableSet;
 use tracing::{error, info, warn};
 
-use super::Error;
-use crate::{
-    config::Config,
-    control,
-    counters::{self, Identities},
-    generation::{self, Generation},
-    image::Image,
-    state::State,
+use super::{
+    Error,
+    making::{Made, Making, say},
+    safety,
+    source::Source,
+    steps::{Done, Steps},
+    store::Sum,
+    triggers::Trigger,
 };
-
-/// How long a new generation waits for the answers of backends that were never asked for before.
-const NEXT_HOP_PATIENCE: Duration = Duration::from_secs(2);
+use crate::config::{Config, OnUnsafe};
 
 /// What the daemon holds while it runs.
 pub(super) struct Director<'c> {
-    pub(super) config: &'c Config,
-    pub(super) pins: PinFolder,
+    pub(super) making: Making<'c>,
     #[expect(dead_code, reason = "held for its effect")]
-    lock: PinLock,
-    identities: Identities,
-    pub(super) next_hops: NextHops,
-    pub(super) generation: Generation,
-    pub(super) tables: Arc<TableSet>,
+    pub(super) lock: PinLock,
+    pub(super) current: Made,
+    pub(super) previous: Previous,
+    /// The table file that was looked at last, loaded or not: it is not looked at twice by itself.
+    pub(super) seen: Option<Sum>,
+    /// Interfaces that could not be attached to, so that it is said once.
+    pub(super) away: BTreeSet<String>,
 }
 
-impl<'c> Director<'c> {
-    /// The first generation of this process, in force.
-    pub(super) async fn start(
-        config: &'c Config,
-        state: &Arc<State>,
-    ) -> Result<(Self, control::Channel), Error> {
-        let tables = load_tables(config)?;
-        for interface in &config.interfaces {
-            xdp_link::interface_index(interface)?;
-        }
-        let pins = PinFolder::create(&config.pin, crate::OWNER)?;
-        let lock = pins.lock()?;
-        let channel = match control::open(config, state, &pins) {
-            Ok(channel) => channel,
-            Err(error) => {
-                remove_if_unused(&pins);
-                return Err(error.into());
-            }
-        };
-        match Self::bring_up(config, &tables, &pins, state).await {
-            Ok((identities, next_hops, generation)) => {
-                let tables = Arc::new(tables);
-                let director =
-                    Self { config, pins, lock, identities, next_hops, generation, tables };
-                Ok((director, channel))
-            }
-            Err(error) => {
-                remove_if_unused(&pins);
-                Err(error)
-            }
+/// The way back.
+pub(super) enum Previous {
+    /// There is none.
+    None,
+    /// A predecessor pinned it.
+    Pinned(u64),
+    /// This process made it, or has taken it over.
+    Here(Box<Made>),
+}
+
+impl Previous {
+    pub(super) fn number(&self) -> Option<u64> {
+        match self {
+            Self::None => None,
+            Self::Pinned(number) => Some(*number),
+            Self::Here(made) => Some(made.generation.number),
         }
     }
+}
 
-    /// The first generation of this process, in force.
-    async fn bring_up(
-        config: &Config,
-        tables: &TableSet,
-        pins: &PinFolder,
-        state: &State,
-    ) -> Result<(Identities, NextHops, Generation), Error> {
-        pins.make(&pins.join(counters::pins::FOLDER))?;
-        let mut identities = Identities::open_or_create(pins)?;
-        let next_hops = NextHops::start(targets(tables)).await?;
-        state.follow(next_hops.subscribe());
-        let previous = generations::current_program(&config.interfaces, pins)?;
-        let previous = previous.map(|(number, _program)| number);
-        // What a killed predecessor loaded and never swapped in.
-        let number = generations::remove_stale(pins, &previous.into_iter().collect::<Vec<_>>())?;
-        if let Some(generation) = previous {
-            info!(generation, "adopting what a former director left running");
-        }
-        let generation =
-            build(config, tables, None, &mut identities, &next_hops, number, pins).await?;
-        settle(&generation, previous, pins);
-        // Left by a configuration that named more interfaces: nobody would keep their tables fresh.
-        match generations::detach_all_but(pins, &config.interfaces) {
-            Ok(names) if names.is_empty() => {}
-            Ok(names) => info!(interfaces = names.join(","), "detached: no longer configured"),
-            Err(error) => warn!(%error, "an interface that is no longer configured stays attached"),
-        }
-        Ok((identities, next_hops, generation))
+impl Director<'_> {
+    pub(super) fn config(&self) -> &Config {
+        self.making.config
     }
 
-    /// Loads the table file anew and swaps it in.
-    pub(super) async fn reload(&mut self) -> Result<(), Error> {
-        let tables = load_tables(self.config)?;
-        let wanted = targets(&tables);
-        let running = self.generation.image.owners.iter().map(|owner| owner.address);
-        self.next_hops.set_targets(wanted.iter().copied().chain(running));
-        let number = self.generation.number + 1;
-        let built = build(
-            self.config,
-            &tables,
-            Some(&self.generation.image),
-            &mut self.identities,
-            &self.next_hops,
-            number,
-            &self.pins,
-        )
-        .await;
-        let previous = match built {
-            Ok(generation) => std::mem::replace(&mut self.generation, generation).number,
+    pub(super) fn number(&self) -> u64 {
+        self.current.generation.number
+    }
+
+    pub(super) fn tables(&self) -> Arc<TableSet> {
+        Arc::clone(&self.current.tables)
+    }
+
+    /// Looks at the table file and brings it into force; nothing if it is the one that was looked at
+    /// last and nobody asked.
+    pub(super) async fn reload(
+        &mut self,
+        trigger: Trigger,
+        force: bool,
+    ) -> Result<Option<Done>, Error> {
+        let mut steps = Steps::begin();
+        let source = Source::read(&self.config().table)?;
+        steps.done("read");
+        if trigger == Trigger::Changed && self.seen == Some(source.sum) {
+            return Ok(None);
+        }
+        self.seen = Some(source.sum);
+        if source.sum == self.current.sum && !force {
+            self.keep_attached();
+            self.making.store.keep_rolled_back(None);
+            let generation = self.number();
+            info!(generation, "this table is in force already");
+            return Ok(Some(Done { generation, ..Done::default() }));
+        }
+        let tables = source.parse()?;
+        steps.done("parse");
+        let built = self.making.builder.build(&tables);
+        steps.done("rows");
+        let judgement = self.making.safety.judge(&self.current.built, &built);
+        steps.done("plan");
+        let warning = safety::in_words(&judgement);
+        if !judgement.safe {
+            if self.config().on_unsafe == OnUnsafe::Refuse && !force {
+                return Err(Error::Unsafe { risk: warning });
+            }
+            warn!(at_risk = safety::worst(&judgement), "this change can break flows:\n{warning}");
+        }
+        let made = self.making.bring(&source, tables, built, Some(&self.current), &mut steps).await;
+        let made = match made {
+            Ok(made) => made,
             Err(error) => {
-                let running = self.generation.image.owners.iter().map(|owner| owner.address);
-                self.next_hops.set_targets(running);
+                self.making.next_hops.set_targets(self.current.addresses());
                 return Err(error);
             }
         };
-        self.next_hops.set_targets(wanted);
-        self.tables = Arc::new(tables);
-        settle(&self.generation, Some(previous), &self.pins);
-        Ok(())
+        let done = Done {
+            at_risk: safety::worst(&judgement),
+            warning,
+            ..steps.end(made.generation.number)
+        };
+        say(&made, done.milliseconds);
+        let previous = std::mem::replace(&mut self.current, made);
+        self.previous = Previous::Here(Box::new(previous));
+        self.making.store.keep_rolled_back(None);
+        self.making.settle(&self.current, self.previous.number());
+        Ok(Some(done))
+    }
+
+    /// Puts the previous generation back into force, program and maps as they were.
+    pub(super) async fn rollback(&mut self) -> Result<Done, Error> {
+        let mut steps = Steps::begin();
+        let mut previous = match std::mem::replace(&mut self.previous, Previous::None) {
+            Previous::Here(made) => made,
+            Previous::None => return Err(Error::NoPrevious),
+            Previous::Pinned(number) => match self.find(number) {
+                Ok(made) => Box::new(made),
+                Err(Error::OtherRelease { .. } | Error::NotAdopted(_)) => {
+                    return self.build_again(number, steps).await;
+                }
+                Err(error) => {
+                    self.previous = Previous::Pinned(number);
+                    return Err(error);
+                }
+            },
+        };
+        steps.done("find");
+        let judgement = self.making.safety.judge(&self.current.built, &previous.built);
+        let warning = safety::in_words(&judgement);
+        steps.done("plan");
+        // Nobody has followed its next hops while it was not in force.
+        let all =
+            previous.addresses().union(&self.current.addresses()).copied().collect::<Vec<_>>();
+        self.making.next_hops.set_targets(all);
+        previous.generation.image.inherit_ways(&self.current.generation.image);
+        let snapshot = self.making.next_hops.snapshot();
+        drop(previous.generation.image.resolve(&snapshot, &self.making.config.options));
+        let entered = previous.generation.enter(&previous.generation.image);
+        let swapped = entered
+            .map_err(|error| glb_host::load::LoadError::map("fill", "BACKENDS", error).into())
+            .and_then(|()| self.making.attach(&mut previous.generation));
+        if let Err(error) = swapped {
+            self.previous = Previous::Here(previous);
+            return Err(error);
+        }
+        steps.done("swap");
+        let undone = std::mem::replace(&mut self.current, *previous);
+        self.previous = Previous::Here(Box::new(undone));
+        let done = Done {
+            at_risk: safety::worst(&judgement),
+            warning,
+            ..steps.end(self.current.generation.number)
+        };
+        self.rolled_back(&done);
+        Ok(done)
+    }
+
+    /// Says so, and remembers what the table file now says: it is not to be loaded by itself.
+    fn rolled_back(&mut self, done: &Done) {
+        if !done.warning.is_empty() {
+            warn!(at_risk = done.at_risk, "going back can break flows:\n{}", done.warning);
+        }
+        say(&self.current, done.milliseconds);
+        let file = Source::read(&self.config().table).ok().map(|source| source.sum);
+        let sum = file.or(self.seen);
+        self.seen = sum;
+        self.making.store.keep_rolled_back(sum);
+        self.making.settle(&self.current, self.previous.number());
+        warn!(
+            generation = self.number(),
+            "rolled back; the table file as it is now is loaded only by `reload` or SIGHUP, and by \
+             itself once it is changed"
+        );
+    }
+
+    fn find(&mut self, number: u64) -> Result<Made, Error> {
+        let record = self.making.store.record(number).ok_or(Error::NoPrevious)?;
+        self.making.adopt(&record)
+    }
+
+    /// The previous generation's table, with this release's program: that of another release cannot
+    /// be kept fresh.
+    async fn build_again(&mut self, number: u64, mut steps: Steps) -> Result<Done, Error> {
+        let record = self.making.store.record(number).ok_or(Error::NoPrevious)?;
+        warn!(
+            generation = number,
+            "was made by another release or configuration; its table is loaded with this one's program"
+        );
+        let source = Source::of(&record);
+        let tables = source.parse()?;
+        let built = self.making.builder.build(&tables);
+        let judgement = self.making.safety.judge(&self.current.built, &built);
+        let made =
+            self.making.bring(&source, tables, built, Some(&self.current), &mut steps).await?;
+        let done = Done {
+            at_risk: safety::worst(&judgement),
+            warning: safety::in_words(&judgement),
+            ..steps.end(made.generation.number)
+        };
+        let undone = std::mem::replace(&mut self.current, made);
+        self.previous = Previous::Here(Box::new(undone));
+        self.rolled_back(&done);
+        Ok(done)
+    }
+
+    /// Backends are known to hold no flows.
+    pub(super) fn drained(&mut self, backends: &[IpAddr]) -> Result<String, Error> {
+        let known = self.current.addresses();
+        for backend in backends {
+            let is_known = known.contains(backend) || self.making.safety.rows_held(*backend) > 0;
+            if !is_known {
+                return Err(Error::NoBackend {
+                    backend: *backend,
+                    known: known.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", "),
+                });
+            }
+        }
+        let mut lines = Vec::new();
+        for backend in backends {
+            let forgotten = self.making.safety.drained(*backend, &mut self.making.store);
+            let first = self.making.safety.rows_held(*backend);
+            info!(%backend, forgotten, first, "declared drained");
+            let still = if first == 0 {
+                String::new()
+            } else {
+                format!("; it is the first hop of {first} rows, whose flows come to it now")
+            };
+            lines.push(format!(
+                "{backend}: {forgotten} rows are no longer remembered for its flows{still}"
+            ));
+        }
+        Ok(lines.join("\n"))
     }
 
     /// Enters changed next hops into the running generation.
     pub(super) fn follow(&mut self, snapshot: &Arc<Snapshot>) {
-        let changed = self.generation.image.resolve(snapshot, &self.config.options);
+        let generation = &mut self.current.generation;
+        let changed = generation.image.resolve(snapshot, &self.making.config.options);
         for index in changed {
-            let owner = &self.generation.image.owners[index];
-            match self.generation.enter_backend(index) {
+            let owner = &generation.image.owners[index];
+            match generation.enter_backend(index) {
                 Ok(()) => info!(backend = %owner.address, "next hop entered"),
                 Err(error) => error!(backend = %owner.address, %error, "next hop not entered"),
             }
         }
     }
-}
 
-/// Of a director that never forwarded nothing stays.
-fn remove_if_unused(pins: &PinFolder) {
-    if let Err(error) = generations::remove_if_detached(pins) {
-        warn!("{error}");
-    }
-}
-
-/// After a swap: the generations before the previous one go. The new one is in force whether or not
-/// they do.
-fn settle(generation: &Generation, previous: Option<u64>, pins: &PinFolder) {
-    let keep: Vec<u64> = previous.into_iter().chain([generation.number]).collect();
-    if let Err(error) = generations::remove_stale(pins, &keep) {
-        warn!(%error, "an old generation is left behind");
-    }
-    info!(
-        generation = generation.number,
-        tables = generation.image.tables.len(),
-        backends = generation.image.backends.len(),
-        "in force"
-    );
-}
-
-fn load_tables(config: &Config) -> Result<TableSet, Error> {
-    let tables = glb_table::load(&config.table).map_err(Error::Table)?;
-    // Said once: it is the same at every reload.
-    static SAID: Once = Once::new();
-    if let Some(mode) = permission::readable_by_everybody(&config.table) {
-        let path = config.table.display();
-        SAID.call_once(|| {
-            warn!(
-                "{path} holds hash keys and can be read by everybody on this machine (mode \
-                 {mode:o}); `chmod o-r {path}` ends that, the daemon's user or group must keep it"
-            );
-        });
-    }
-    if !tables.warnings.is_empty() {
-        warn!("{}", glb_table::render(&tables.warnings, false).trim_end());
-    }
-    Ok(tables)
-}
-
-fn targets(tables: &TableSet) -> BTreeSet<IpAddr> {
-    tables.tables.iter().flat_map(|table| &table.backends).map(|backend| backend.address).collect()
-}
-
-/// Builds, loads, tests and swaps in a generation. `running` is what it takes the place of.
-async fn build(
-    config: &Config,
-    tables: &TableSet,
-    running: Option<&Image>,
-    identities: &mut Identities,
-    next_hops: &NextHops,
-    number: u64,
-    pins: &PinFolder,
-) -> Result<Generation, Error> {
-    identities.assign(tables)?;
-    let wanted = targets(tables);
-    // A backend that has been followed already will not answer sooner for being waited for: a dead
-    // one must not hold up the table that takes it out.
-    let is_new = |address| !running.is_some_and(|r| r.owners.iter().any(|o| o.address == address));
-    let patience =
-        if wanted.iter().copied().any(is_new) { NEXT_HOP_PATIENCE } else { Duration::ZERO };
-    let snapshot = next_hops.settled(patience).await;
-    for address in wanted {
-        if let Some(Err(reason)) = snapshot.get(&address) {
-            warn!(backend = %address, "no way to this backend yet: {reason}");
+    /// Attaches to interfaces that were away and are there (again).
+    pub(super) fn keep_attached(&mut self) {
+        let Making { config, pins, .. } = &self.making;
+        for interface in &config.interfaces {
+            if xdp_link::interface_index(interface).is_err() && self.away.insert(interface.clone())
+            {
+                warn!(%interface, "is gone; it is attached to when it comes back");
+            }
         }
-    }
-    let mut image = Image::new(tables, identities, &snapshot, &config.options)?;
-    if let Some(running) = running {
-        image.inherit_ways(running);
-    }
-    let mut generation = Generation::load(image, number, pins)?;
-    let swapped =
-        generation::self_test::run(&mut generation).map_err(Error::from).and_then(|packets| {
-            info!(generation = number, packets, "self-test passed");
-            let program = generation.program()?;
-            generations::swap(program, &config.interfaces, pins).map_err(Error::from)
-        });
-    match swapped {
-        Ok(()) => Ok(generation),
-        Err(error) => {
-            generation.discard(pins);
-            Err(error)
+        let missing = match generations::unattached(&config.interfaces, pins) {
+            Ok(missing) => missing,
+            Err(error) => return warn!(%error, "cannot see what is attached"),
+        };
+        for interface in missing {
+            let attached =
+                self.current.generation.program().map_err(Error::from).and_then(|program| {
+                    let pin = generations::link_pin(pins, &interface);
+                    Ok(xdp_link::attach(program, &interface, &pin, config.mode)?)
+                });
+            match attached {
+                Ok(_) => {
+                    self.away.remove(&interface);
+                    info!(%interface, generation = self.current.generation.number, "attached");
+                }
+                Err(error) => {
+                    if self.away.insert(format!("{interface}: {error}")) {
+                        error!(%interface, "cannot be attached to:\n{error}");
+                    }
+                }
+            }
         }
     }
 }

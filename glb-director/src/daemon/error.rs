@@ -1,6 +1,6 @@
 //! Why the daemon does not start, or a table is not taken.
 
-use std::io;
+use std::{io, net::IpAddr};
 
 use glb_host::{
     bpffs::PinFolderError, generations::SwapError, load::LoadError, metrics::MetricsError,
@@ -8,7 +8,9 @@ use glb_host::{
 };
 
 use crate::{
-    control::ControlError, counters::CountersError, generation::self_test::SelfTestError,
+    control::ControlError,
+    counters::CountersError,
+    generation::{NotAdopted, self_test::SelfTestError},
     image::ImageError,
 };
 
@@ -48,6 +50,42 @@ pub enum Error {
     /// The control channel.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// A change that can break flows, and must not.
+    #[error(
+        "this change can break flows, and `on_unsafe = \"refuse\"`:\n{risk}\n  \
+         Wait until the backends hold none of them any more (`glb-director drained BACKEND` says so, \
+         `flow_age` bounds it), or make the change all the same: `glb-director reload --force`."
+    )]
+    Unsafe {
+        /// What can be lost.
+        risk: String,
+    },
+    /// There is no way back.
+    #[error(
+        "there is no previous generation: it is kept from one change to the next, and this director \
+         has not changed its table since it was started for the first time (or `state` was lost)"
+    )]
+    NoPrevious,
+    /// A pinned generation is not this release's.
+    #[error("generation {number} was made by another release or under another configuration")]
+    OtherRelease {
+        /// Its number.
+        number: u64,
+    },
+    /// A pinned generation is not what it should be.
+    #[error("a pinned generation cannot be taken over as it is: {0}")]
+    NotAdopted(#[from] NotAdopted),
+    /// A backend that nobody knows.
+    #[error("no table has a backend {backend}, and none is remembered; the backends are {known}")]
+    NoBackend {
+        /// Who was named.
+        backend: IpAddr,
+        /// Who there is.
+        known: String,
+    },
+    /// A test wanted it.
+    #[error("{0}")]
+    Fault(io::Error),
     /// Signals.
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),

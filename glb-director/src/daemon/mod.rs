@@ -2,6 +2,13 @@
 
 mod director;
 mod error;
+mod making;
+mod safety;
+mod source;
+mod spare;
+mod start;
+mod steps;
+mod store;
 mod table_file;
 mod triggers;
 
@@ -9,19 +16,28 @@ use std::{sync::Arc, time::Instant};
 
 use director::Director;
 pub use error::Error;
-use glb_host::{control::Refusal, metrics, service::Watchdog};
+use glb_host::{
+    control::Refusal, generations, link_events::LinkEvents, metrics, service::Watchdog,
+};
+pub use steps::Done;
 use table_file::TableFile;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info};
-use triggers::Triggers;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Duration, MissedTickBehavior, interval},
+};
+use tracing::{error, info, warn};
+use triggers::{Trigger, Triggers};
 
 use crate::{
-    config::Config,
-    control::{self, Status},
+    config::{Config, OnStop},
+    control::Command,
     metrics::Metered,
     observe::Observer,
     state::State,
 };
+
+/// How often the interfaces are looked at without having been told of a change.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Runs until a signal ends it. The program stays attached and forwards.
 ///
@@ -43,17 +59,20 @@ pub async fn run(config: &Config) -> Result<(), Error> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    state.in_force(director.generation.number, Arc::clone(&director.tables));
+    state.in_force(director.number(), director.tables());
     if let Some(listener) = listener {
-        let observer = Observer::new(&state, &director.pins, &config.interfaces);
+        let observer = Observer::new(&state, &director.making.pins, &config.interfaces);
         metrics::serve(listener, Metered { observer })?;
     }
-    info!(
-        generation = director.generation.number,
-        interfaces = config.interfaces.join(","),
-        "ready"
-    );
-    let mut next_hops = director.next_hops.subscribe();
+    info!(generation = director.number(), interfaces = config.interfaces.join(","), "ready");
+    let links = LinkEvents::open();
+    if let Err(error) = &links {
+        warn!(%error, "interfaces that come back are noticed after some seconds");
+    }
+    let links = links.ok();
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut next_hops = director.making.next_hops.subscribe();
     let mut watchdog = Watchdog::from_environment();
     loop {
         tokio::select! {
@@ -65,17 +84,25 @@ pub async fn run(config: &Config) -> Result<(), Error> {
                 let snapshot = next_hops.borrow_and_update().clone();
                 director.follow(&snapshot);
             }
-            _ = triggers.next() => {
+            trigger = triggers.next() => {
                 // What went wrong has been logged.
-                drop(reload(&mut director, &state).await);
+                drop(reload(&mut director, &state, trigger, false).await);
                 triggers.done();
             }
             Some(call) = channel.calls.recv() => match call.command {
-                control::Command::Reload { .. } => {
-                    let result = reload(&mut director, &state).await;
-                    let observer = Observer::new(&state, &director.pins, &config.interfaces);
-                    call.answer
-                        .done(result.map(|()| Status::of(&observer)).map_err(Refusal::failed));
+                Command::Reload { force } => {
+                    let result = reload(&mut director, &state, Trigger::Asked, force).await;
+                    call.answer.done(result.map_err(Refusal::failed));
+                    triggers.done();
+                }
+                Command::Rollback => {
+                    let result = rollback(&mut director, &state).await;
+                    call.answer.done(result.map_err(Refusal::failed));
+                    triggers.done();
+                }
+                Command::Drained { ref backends } => {
+                    let result = director.drained(backends);
+                    call.answer.done(result.map_err(Refusal::failed));
                 }
                 // The control channel answers these by itself.
                 other => {
@@ -84,34 +111,102 @@ pub async fn run(config: &Config) -> Result<(), Error> {
                 }
             },
             () = watchdog.turn() => {}
+            () = something_about(links.as_ref()) => director.keep_attached(),
+            _ = look.tick() => director.keep_attached(),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
     state.ending();
-    info!(
-        "ended; the pinned program goes on forwarding (`glb-director detach --config {}` ends that)",
-        config.path.display()
-    );
+    director.making.spare.discard();
+    match config.on_stop {
+        OnStop::Stay => info!(
+            "ended; the pinned program goes on forwarding (`glb-director detach --config {}` ends that)",
+            config.path.display()
+        ),
+        OnStop::Detach => {
+            let pins = &director.making.pins;
+            let names = generations::detach_all_but(pins, &[])?;
+            pins.remove_all()?;
+            info!(interfaces = names.join(","), "ended and detached (`on_stop = \"detach\"`)");
+        }
+    }
     Ok(())
 }
 
-/// Loads the table file anew, and tells everybody how that went.
-async fn reload(director: &mut Director<'_>, state: &State) -> Result<(), String> {
+/// Waits until the kernel tells of some interface.
+async fn something_about(links: Option<&LinkEvents>) {
+    let told = match links {
+        Some(links) => links.changed().await,
+        None => std::future::pending().await,
+    };
+    if let Err(error) = told {
+        warn!(%error, "interfaces that come back are noticed after some seconds");
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Brings the table file into force, and tells everybody how that went.
+async fn reload(
+    director: &mut Director<'_>,
+    state: &State,
+    trigger: Trigger,
+    force: bool,
+) -> Result<Done, String> {
     state.reloading();
     let begun = Instant::now();
-    let result = director.reload().await;
-    let number = director.generation.number;
+    let number = director.number();
+    let result = director.reload(trigger, force).await;
     if let Err(error) = &result {
         error!(
-            table = %director.config.table.display(),
+            table = %director.config().table.display(),
             running_generation = number,
             "the table was not loaded, the running one stays:\n{error}"
         );
-    } else {
-        state.in_force(number, Arc::clone(&director.tables));
     }
-    let result = result.map_err(|error| error.to_string());
-    state.reloaded(begun.elapsed(), result.clone().err());
-    result
+    tell(director, state, number, begun, result)
+}
+
+/// Brings the previous generation back into force, and tells everybody how that went.
+async fn rollback(director: &mut Director<'_>, state: &State) -> Result<Done, String> {
+    state.reloading();
+    let begun = Instant::now();
+    let number = director.number();
+    let result = director.rollback().await.map(Some);
+    if let Err(error) = &result {
+        error!(running_generation = number, "not rolled back, the running one stays:\n{error}");
+    }
+    tell(director, state, number, begun, result)
+}
+
+fn tell(
+    director: &Director<'_>,
+    state: &State,
+    before: u64,
+    begun: Instant,
+    result: Result<Option<Done>, Error>,
+) -> Result<Done, String> {
+    let number = director.number();
+    if number != before {
+        state.in_force(number, director.tables());
+    }
+    let nothing = Done { generation: number, ..Done::default() };
+    match result {
+        Ok(None) => {
+            state.nothing_to_do();
+            Ok(nothing)
+        }
+        Ok(Some(done)) => {
+            state.reloaded(begun.elapsed(), Ok(done.clone()));
+            Ok(done)
+        }
+        Err(error) => {
+            if matches!(error, Error::Unsafe { .. }) {
+                state.refused();
+            }
+            let error = error.to_string();
+            state.reloaded(begun.elapsed(), Err(error.clone()));
+            Err(error)
+        }
+    }
 }

@@ -1,11 +1,14 @@
 //! Loading a generation: program and maps into the kernel, nothing attached yet.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{
-        Map, MapData, ProgramArray,
+        Map, MapData, MapError, MapType, ProgramArray,
         lpm_trie::{Key, LpmTrie},
     },
     programs::Xdp,
@@ -83,7 +86,8 @@ impl Shape {
     }
 
     /// Whether an image of this shape has room in that one.
-    fn fits(&self, other: &Self) -> bool {
+    #[must_use]
+    pub fn fits(&self, other: &Self) -> bool {
         self.config == other.config
             && self.shows == other.shows
             && self.room.iter().zip(&other.room).all(|(need, room)| need.1 <= room.1)
@@ -110,10 +114,29 @@ pub struct Generation {
     pub number: u64,
     /// What it was made from.
     pub image: Image,
-    ebpf: Ebpf,
+    objects: Objects,
     backends: MappedArray<Backend>,
     ipv6_ways: MappedArray<Ipv6Way>,
     tables: MappedArray<TableInfo>,
+}
+
+/// What of a generation is held by descriptors.
+#[derive(Debug)]
+enum Objects {
+    /// All that was loaded.
+    Loaded(Box<Ebpf>),
+    /// The program that a predecessor pinned; the rest is pinned too, and held by the program.
+    Adopted(Box<Xdp>),
+}
+
+/// Why a pinned generation cannot be taken over as it is.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {why}", path.display())]
+pub struct NotAdopted {
+    /// The pin.
+    path: PathBuf,
+    /// What is wrong with it.
+    why: String,
 }
 
 impl Shell {
@@ -170,7 +193,8 @@ impl Shell {
         let tables = fill(&ebpf, &shape, "TABLES", &image.tables)?;
         let backends = fill(&ebpf, &shape, "BACKENDS", &image.backends)?;
         let ipv6_ways = fill(&ebpf, &shape, "IPV6_WAYS", &image.ipv6_ways)?;
-        Ok(Generation { number, image, ebpf, backends, ipv6_ways, tables })
+        let objects = Objects::Loaded(Box::new(ebpf));
+        Ok(Generation { number, image, objects, backends, ipv6_ways, tables })
     }
 }
 
@@ -194,6 +218,43 @@ impl Generation {
         Shell::load(Shape::of(&image), None)?.fill(image, 0)
     }
 
+    /// Takes over what a predecessor pinned as generation `number`, if it is what would be made of
+    /// `image`. Ways to backends that only the pinned map knows are entered into the image.
+    ///
+    /// # Errors
+    /// When it is something else, or cannot be read.
+    pub fn adopt(mut image: Image, number: u64, pins: &PinFolder) -> Result<Self, NotAdopted> {
+        let folder = generations::folder(pins, number);
+        let program = match generations::pinned_program(pins, number) {
+            Ok(Some(program)) => program,
+            Ok(None) => return Err(not_adopted(&folder, "no program is pinned there")),
+            Err(error) => return Err(not_adopted(&folder, error)),
+        };
+        same(&folder, "DISPLACEMENTS", &image.displacements)?;
+        same(&folder, "BINDS", &image.binds)?;
+        same(&folder, "SEGMENTS", &image.segments)?;
+        let tables = same(&folder, "TABLES", &image.tables)?;
+        let (path, rows) = open_pinned(&folder, "ROWS", image.rows.len())?;
+        for (index, expected) in image.rows.iter().enumerate() {
+            if !rows.holds(index, &**expected) {
+                return Err(not_adopted(&path, "it holds other rows"));
+            }
+        }
+        let (path, backends) = open_pinned::<Backend>(&folder, "BACKENDS", image.backends.len())?;
+        let ways = image.ipv6_ways.len();
+        let (_, ipv6_ways) = open_pinned::<Ipv6Way>(&folder, "IPV6_WAYS", ways)?;
+        let error = |error: io::Error| not_adopted(&path, error);
+        for index in 0..image.backends.len() {
+            let beside =
+                if index < ways { Some(ipv6_ways.get(index).map_err(error)?) } else { None };
+            image.inherit_entry(index, backends.get(index).map_err(error)?, beside);
+        }
+        let objects = Objects::Adopted(Box::new(program));
+        let adopted = Self { number, image, objects, backends, ipv6_ways, tables };
+        adopted.enter(&adopted.image).map_err(error)?;
+        Ok(adopted)
+    }
+
     /// Pins program and maps below `pins`.
     ///
     /// # Errors
@@ -211,7 +272,8 @@ impl Generation {
 
     /// Pins the program and every map that is the generation's own.
     fn pin(&self, folder: &Path) -> Result<(), LoadError> {
-        for (name, map) in self.ebpf.maps() {
+        let Objects::Loaded(ebpf) = &self.objects else { return Ok(()) };
+        for (name, map) in ebpf.maps() {
             // Those that outlive generations are pinned elsewhere already. Sections of the object
             // (".rodata") are no names for files, and the program keeps them alive.
             if name.ends_with("_COUNTERS") || name.starts_with('.') {
@@ -220,7 +282,7 @@ impl Generation {
             map.pin(folder.join(name.to_lowercase()))
                 .map_err(|e| LoadError::map("pin", name, e))?;
         }
-        let program = self.ebpf.program(PROGRAM).ok_or_else(|| LoadError::missing(PROGRAM))?;
+        let program = ebpf.program(PROGRAM).ok_or_else(|| LoadError::missing(PROGRAM))?;
         let fd = program.fd().map_err(|error| LoadError::map("open", PROGRAM, error))?;
         glb_host::pin(fd, &generations::program_pin(folder))
             .map_err(|e| LoadError::map("pin", PROGRAM, e))
@@ -231,7 +293,11 @@ impl Generation {
     /// # Errors
     /// Only if the object has none.
     pub fn counters(&self) -> Result<[&Map; 2], LoadError> {
-        let map = |name| self.ebpf.map(name).ok_or_else(|| LoadError::missing(name));
+        let map = |name| match &self.objects {
+            Objects::Loaded(ebpf) => ebpf.map(name).ok_or_else(|| LoadError::missing(name)),
+            // Those of all generations are pinned in one place.
+            Objects::Adopted(_) => Err(LoadError::missing(name)),
+        };
         Ok([map("TABLE_COUNTERS")?, map("BACKEND_COUNTERS")?])
     }
 
@@ -240,7 +306,11 @@ impl Generation {
     /// # Errors
     /// When it is not such a program.
     pub fn show(&mut self, settings: &Settings) -> Result<(), LoadError> {
-        trace::configure(&mut self.ebpf, settings)
+        match &mut self.objects {
+            Objects::Loaded(ebpf) => trace::configure(ebpf, settings),
+            // What is adopted is what forwards, which never shows any.
+            Objects::Adopted(_) => Err(LoadError::missing(trace::EVENTS)),
+        }
     }
 
     /// The loaded program.
@@ -248,7 +318,10 @@ impl Generation {
     /// # Errors
     /// Only if the object has none.
     pub fn program(&mut self) -> Result<&mut Xdp, LoadError> {
-        program_mut(&mut self.ebpf, PROGRAM)
+        match &mut self.objects {
+            Objects::Loaded(ebpf) => program_mut(ebpf, PROGRAM),
+            Objects::Adopted(program) => Ok(program),
+        }
     }
 
     /// Enters other values for tables and backends (of the same number) into the running maps,
@@ -288,6 +361,37 @@ impl Generation {
         }
         self.backends.update(index, backend)
     }
+}
+
+fn not_adopted(path: &Path, why: impl std::fmt::Display) -> NotAdopted {
+    NotAdopted { path: path.to_owned(), why: why.to_string() }
+}
+
+/// The pinned array, if it holds these values.
+fn same<T: Plain>(folder: &Path, name: &str, values: &[T]) -> Result<MappedArray<T>, NotAdopted> {
+    let (path, array) = open_pinned(folder, name, values.len())?;
+    let is_same = values.iter().enumerate().all(|(index, value)| array.holds(index, value));
+    if is_same { Ok(array) } else { Err(not_adopted(&path, "it holds something else")) }
+}
+
+/// The pinned array, if it has the form that this release gives it.
+fn open_pinned<T: Plain>(
+    folder: &Path,
+    name: &str,
+    entries: usize,
+) -> Result<(PathBuf, MappedArray<T>), NotAdopted> {
+    let path = folder.join(name.to_lowercase());
+    let error = |error: MapError| not_adopted(&path, error);
+    let data = MapData::from_pin(&path).map_err(error)?;
+    let info = data.info().map_err(error)?;
+    let kind = info.map_type().map_err(error)?;
+    let (value, room) = (info.value_size() as usize, info.max_entries() as usize);
+    if !matches!(kind, MapType::Array) || value != size_of::<T>() || room < entries {
+        let found = format!("it is {kind:?} of {room} × {value} bytes, as another release made it");
+        return Err(not_adopted(&path, found));
+    }
+    let array = MappedArray::new(data.fd(), room).map_err(|error| not_adopted(&path, error))?;
+    Ok((path, array))
 }
 
 /// Loads all programs and lets the general one's parts find each other.

@@ -4,4 +4,4 @@
 mod load;
 pub mod self_test;
 
-pub use load::{Generation, Shape, Shell};
+pub use load::{Generation, NotAdopted, Shape, Shell};

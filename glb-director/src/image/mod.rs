@@ -329,6 +329,21 @@ impl Image {
         }
     }
 
+    /// Takes over the way that a predecessor knew to a backend, from its map's entry.
+    pub fn inherit_entry(&mut self, index: usize, found: Backend, beside: Option<Ipv6Way>) {
+        let Some(backend) = self.backends.get_mut(index) else { return };
+        if backend.is_resolved()
+            || !found.is_resolved()
+            || (found.address, found.counter_slot) != (backend.address, backend.counter_slot)
+        {
+            return;
+        }
+        *backend = found;
+        if let (Some(entry), Some(beside)) = (self.ipv6_ways.get_mut(index), beside) {
+            *entry = beside;
+        }
+    }
+
     /// The same image with every backend resolved to one made-up next hop and counted in the
     /// self-test's slots.
     #[must_use]

@@ -351,7 +351,7 @@ impl Daemon {
 pub fn director_config(interface: &str, pin: &Path) -> String {
     format!(
         "table = \"table.toml\"\ninterfaces = [\"{interface}\"]\npin = \"{}\"\n\
-         control.socket = \"control.sock\"\n",
+         control.socket = \"control.sock\"\nstate = \"state\"\n",
         pin.display()
     )
 }

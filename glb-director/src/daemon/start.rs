@@ -1,0 +1,223 @@
+//! The beginning: what runs already is taken over, or the first generation is made.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use glb_host::{bpffs::PinFolder, generations, next_hop::NextHops, xdp_link};
+use glb_table::{Builder, TableSet};
+use tracing::{error, info, warn};
+
+use super::{
+    Error,
+    director::{Director, Previous},
+    making::{Made, Making, release, say, targets},
+    safety::{self, Safety},
+    source::Source,
+    spare::Spare,
+    steps::Steps,
+    store::{Record, Store},
+};
+use crate::{
+    config::{Config, OnUnsafe},
+    control,
+    counters::{self, Identities},
+    state::State,
+};
+
+/// Of a director that never forwarded nothing stays, however its start ended.
+struct Unfinished<'p>(Option<&'p PinFolder>);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some(pins) = self.0
+            && let Err(error) = generations::remove_if_detached(pins)
+        {
+            warn!("{error}");
+        }
+    }
+}
+
+impl<'c> Director<'c> {
+    /// The first generation of this process, in force.
+    pub(super) async fn start(
+        config: &'c Config,
+        state: &Arc<State>,
+    ) -> Result<(Self, control::Channel), Error> {
+        let file = Source::read(&config.table).and_then(|source| Ok((source.parse()?, source)));
+        if !config.pin.is_dir() {
+            // Nothing runs: before anything is made, the table is in order.
+            if let Err(error) = file {
+                return Err(error);
+            }
+            for interface in &config.interfaces {
+                xdp_link::interface_index(interface)?;
+            }
+        }
+        let pins = PinFolder::create(&config.pin, crate::OWNER)?;
+        let lock = pins.lock()?;
+        let mut unfinished = Unfinished(Some(&pins));
+        let channel = control::open(config, state, &pins)?;
+        let begun = Self::begin(config, file, &pins, state).await?;
+        unfinished.0 = None;
+        drop(unfinished);
+        let Begun { making, current, previous, seen } = begun;
+        let mut director = Self { making, lock, current, previous, seen, away: BTreeSet::new() };
+        director.making.settle(&director.current, director.previous.number());
+        director.keep_attached();
+        // Left by a configuration that named more interfaces: nobody would keep their tables fresh.
+        match generations::detach_all_but(&pins, &config.interfaces) {
+            Ok(names) if names.is_empty() => {}
+            Ok(names) => info!(interfaces = names.join(","), "detached: no longer configured"),
+            Err(error) => warn!(%error, "an interface that is no longer configured stays attached"),
+        }
+        Ok((director, channel))
+    }
+
+    async fn begin(
+        config: &'c Config,
+        file: Result<(TableSet, Source), Error>,
+        pins: &PinFolder,
+        state: &State,
+    ) -> Result<Begun<'c>, Error> {
+        let store = Store::open(&config.state, &config.pin);
+        let running = generations::current_program(&config.interfaces, pins)?;
+        let running = running.map(|(number, _program)| number);
+        if running.is_none() {
+            for interface in &config.interfaces {
+                xdp_link::interface_index(interface)?;
+            }
+        }
+        let previous = previous(&store, running);
+        let record = running.and_then(|number| store.record(number));
+        if let Some(generation) = running {
+            info!(generation, "adopting what a former director left running");
+        }
+        let seen = file.as_ref().ok().map(|(_, source)| source.sum);
+        let wanted = wanted(config, file, &store, record.as_ref())?;
+
+        pins.make(&pins.join(counters::pins::FOLDER))?;
+        let identities = Identities::open_or_create(pins)?;
+        let next_hops = NextHops::start(targets(&wanted.tables)).await?;
+        state.follow(next_hops.subscribe());
+        // What a killed predecessor loaded and never swapped in.
+        let keep: Vec<u64> = running.into_iter().chain(previous).collect();
+        let next_number = generations::remove_stale(pins, &keep)?;
+        let safety = Safety::open(&store, config.flow_age);
+        let mut making = Making {
+            config,
+            pins: pins.clone(),
+            identities,
+            next_hops,
+            builder: Builder::default(),
+            safety,
+            store,
+            spare: Spare::default(),
+            next_number,
+            release: release(config),
+        };
+        let adopted = record.as_ref().map(|record| making.adopt(record));
+        let (made, previous) = match adopted {
+            Some(Ok(made)) => Self::take_over(&mut making, made, wanted, previous).await?,
+            other => {
+                if let Some(Err(error)) = other {
+                    info!("what runs is replaced: {error}");
+                }
+                let mut steps = Steps::begin();
+                let built = making.builder.build(&wanted.tables);
+                let Wanted { source, tables } = wanted;
+                let made = making.bring(&source, tables, built, None, &mut steps).await?;
+                say(&made, steps.end(made.generation.number).milliseconds);
+                (made, running.map_or(Previous::None, Previous::Pinned))
+            }
+        };
+        Ok(Begun { making, current: made, previous, seen })
+    }
+
+    /// What runs is this release's: it stays if its table is the one that is wanted.
+    async fn take_over(
+        making: &mut Making<'c>,
+        made: Made,
+        wanted: Wanted,
+        previous: Option<u64>,
+    ) -> Result<(Made, Previous), Error> {
+        let Wanted { source, tables } = wanted;
+        let stays = previous.map_or(Previous::None, Previous::Pinned);
+        if source.sum == made.sum {
+            say(&made, 0.0);
+            return Ok((made, stays));
+        }
+        let mut steps = Steps::begin();
+        let built = making.builder.build(&tables);
+        let judgement = making.safety.judge(&made.built, &built);
+        if !judgement.safe {
+            let risk = safety::in_words(&judgement);
+            if making.config.on_unsafe == OnUnsafe::Refuse {
+                let error = Error::Unsafe { risk };
+                error!("the table file is not loaded, what runs stays:\n{error}");
+                say(&made, 0.0);
+                return Ok((made, stays));
+            }
+            warn!(at_risk = safety::worst(&judgement), "this change can break flows:\n{risk}");
+        }
+        let new = making.bring(&source, tables, built, Some(&made), &mut steps).await?;
+        say(&new, steps.end(new.generation.number).milliseconds);
+        Ok((new, Previous::Here(Box::new(made))))
+    }
+}
+
+struct Begun<'c> {
+    making: Making<'c>,
+    current: Made,
+    previous: Previous,
+    seen: Option<super::store::Sum>,
+}
+
+/// What is to be in force.
+struct Wanted {
+    source: Source,
+    tables: TableSet,
+}
+
+/// The table file's tables; or those that run, if the file was rolled back, or is not in order.
+fn wanted(
+    config: &Config,
+    file: Result<(TableSet, Source), Error>,
+    store: &Store,
+    record: Option<&Record>,
+) -> Result<Wanted, Error> {
+    let rolled_back = store.rolled_back();
+    let error = match file {
+        Ok((tables, source)) => {
+            if rolled_back != Some(source.sum) || record.is_none() {
+                return Ok(Wanted { source, tables });
+            }
+            warn!(
+                table = %config.table.display(),
+                "was rolled back and has not been changed since: what runs stays; `reload` loads it"
+            );
+            None
+        }
+        Err(error) => Some(error),
+    };
+    match (record, error) {
+        (Some(record), error) => {
+            if let Some(error) = error {
+                error!(
+                    table = %config.table.display(),
+                    "the table was not loaded, what runs stays:\n{error}"
+                );
+            }
+            let source = Source::of(record);
+            let tables = source.parse()?;
+            Ok(Wanted { source, tables })
+        }
+        (None, Some(error)) => Err(error),
+        (None, None) => Err(Error::NoPrevious),
+    }
+}
+
+/// The way back from the generation that runs. A process that died between a swap and its last step
+/// has not said that the one before is the way back now.
+fn previous(store: &Store, running: Option<u64>) -> Option<u64> {
+    let (current, previous) = store.pair()?;
+    if Some(current) == running { previous } else { Some(current) }
+}

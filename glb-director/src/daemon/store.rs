@@ -1,0 +1,267 @@
+//! What the daemon keeps on disk: the tables of the pinned generations, who may hold flows, and that
+//! a table was rolled back. Without a disk it goes on and says so; what is damaged is said and left.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use glb_host::fault;
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+/// A file's contents, by its SHA-256.
+pub(super) type Sum = [u8; 32];
+
+/// A generation, as it was when it came into force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    /// Its number.
+    pub(super) number: u64,
+    /// The table file that it was made from, for messages and for its form.
+    pub(super) path: PathBuf,
+    /// What stood in it. With keys: nobody else may read it.
+    pub(super) text: String,
+    /// Which program it was made with, and from which configuration.
+    pub(super) release: String,
+}
+
+/// The folder. Every file in it is replaced as a whole.
+#[derive(Debug)]
+pub(super) struct Store {
+    folder: PathBuf,
+    is_well: bool,
+}
+
+impl Store {
+    /// Opens the folder for the daemon that pins at `pin`.
+    pub(super) fn open(folder: &Path, pin: &Path) -> Self {
+        let mut store = Self { folder: folder.to_owned(), is_well: true };
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        let owner = folder.join("pin");
+        let opened = made.and_then(|()| match fs::read_to_string(&owner) {
+            Ok(other) if Path::new(other.trim_end()) != pin => Err(io::Error::other(format!(
+                "it belongs to a director with `pin = \"{}\"`; give each one a `state` of its own",
+                other.trim_end()
+            ))),
+            Ok(_) => Ok(()),
+            Err(_) => write(&owner, format!("{}\n", pin.display()).as_bytes()),
+        });
+        store.tell("open", opened);
+        store
+    }
+
+    /// Says once that the disk fails, and once that it does no more.
+    fn tell(&mut self, what: &str, result: io::Result<()>) {
+        match result {
+            Err(error) if self.is_well => {
+                self.is_well = false;
+                warn!(
+                    folder = %self.folder.display(), %error,
+                    "cannot {what} the state folder: forwarding is not touched by that, but \
+                     who may hold flows, and what `rollback` leads to, will not outlive this process"
+                );
+            }
+            Ok(()) if !self.is_well && what != "open" => {
+                self.is_well = true;
+                info!(folder = %self.folder.display(), "the state folder is in order again");
+            }
+            _ => {}
+        }
+    }
+
+    fn put(&mut self, name: &str, bytes: &[u8]) {
+        let result = fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.folder)
+            .and_then(|()| write(&self.folder.join(name), bytes));
+        self.tell("write to", result);
+    }
+
+    fn get(&self, name: &str) -> Option<Vec<u8>> {
+        let path = self.folder.join(name);
+        match fs::read(&path) {
+            Ok(bytes) => Some(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                warn!(file = %path.display(), %error, "cannot be read; it is passed over");
+                None
+            }
+        }
+    }
+
+    fn remove(&self, name: &str) {
+        let path = self.folder.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                warn!(file = %path.display(), %error, "cannot be removed");
+            }
+            _ => {}
+        }
+    }
+
+    /// Keeps a generation's table.
+    pub(super) fn keep(&mut self, record: &Record) {
+        let bytes = serde_json::to_vec(record).unwrap_or_default();
+        self.put(&name(record.number), &bytes);
+    }
+
+    /// The table of a generation, if it was kept.
+    pub(super) fn record(&self, number: u64) -> Option<Record> {
+        let bytes = self.get(&name(number))?;
+        match serde_json::from_slice::<Record>(&bytes) {
+            Ok(record) if record.number == number => Some(record),
+            _ => {
+                let file = self.folder.join(name(number));
+                warn!(file = %file.display(), "is damaged; it is passed over");
+                None
+            }
+        }
+    }
+
+    /// Forgets all generations but these.
+    pub(super) fn forget_all_but(&self, numbers: &[u64]) {
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let file = entry.file_name();
+            let Some(file) = file.to_str() else { continue };
+            let of = file.strip_prefix("generation-").and_then(|rest| rest.strip_suffix(".json"));
+            let number = of.and_then(|number| number.parse().ok());
+            let left_over = file.ends_with(".new");
+            if left_over || number.is_some_and(|number| !numbers.contains(&number)) {
+                self.remove(file);
+            }
+        }
+    }
+
+    /// Keeps who may hold flows.
+    pub(super) fn keep_holders(&mut self, bytes: &[u8]) {
+        self.put("holders", bytes);
+    }
+
+    /// Who may hold flows, as kept last.
+    pub(super) fn holders(&self) -> Option<Vec<u8>> {
+        self.get("holders")
+    }
+
+    /// Where the holders are, for messages.
+    pub(super) fn holders_file(&self) -> PathBuf {
+        self.folder.join("holders")
+    }
+
+    /// Keeps which generation is in force, and which one is the way back.
+    pub(super) fn keep_pair(&mut self, current: u64, previous: Option<u64>) {
+        let bytes = serde_json::to_vec(&(current, previous)).unwrap_or_default();
+        self.put("in-force", &bytes);
+    }
+
+    /// Which generation was in force, and which one the way back.
+    pub(super) fn pair(&self) -> Option<(u64, Option<u64>)> {
+        serde_json::from_slice(&self.get("in-force")?).ok()
+    }
+
+    /// Keeps which table file was rolled back.
+    pub(super) fn keep_rolled_back(&mut self, sum: Option<Sum>) {
+        match sum {
+            Some(sum) => self.put("rolled-back", glb_table::hex(&sum).as_bytes()),
+            None => self.remove("rolled-back"),
+        }
+    }
+
+    /// Which table file was rolled back.
+    pub(super) fn rolled_back(&self) -> Option<Sum> {
+        let bytes = self.get("rolled-back")?;
+        let text = std::str::from_utf8(&bytes).ok()?;
+        let digits = |at: usize| u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok();
+        let sum: Option<Vec<u8>> = (0..32).map(digits).collect();
+        sum?.try_into().ok()
+    }
+}
+
+fn name(number: u64) -> String {
+    format!("generation-{number}.json")
+}
+
+/// A new file in the old one's place. After a crash of the machine it may be the old one: what is
+/// kept here is only needed with the machine's flows, and a sync costs more than all the rest.
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            fault::point("store")
+        })
+        .and_then(|()| fs::rename(&new, path));
+    if written.is_err() {
+        // The first error says more.
+        fs::remove_file(&new).ok();
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    fn record(number: u64) -> Record {
+        let text = format!("table {number}");
+        Record { number, path: "/etc/glb/table.toml".into(), text, release: "r".into() }
+    }
+
+    #[test]
+    fn what_is_kept_is_found_again_and_nobody_else_reads_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().join("deep/state");
+        let mut store = Store::open(&at, Path::new("/pin"));
+        for number in [1, 2, 11] {
+            store.keep(&record(number));
+        }
+        store.keep_holders(b"holders");
+        store.keep_rolled_back(Some([0xa5; 32]));
+        let mut store = Store::open(&at, Path::new("/pin"));
+        assert_eq!(store.record(2), Some(record(2)));
+        assert_eq!((store.record(3), store.holders()), (None, Some(b"holders".to_vec())));
+        assert_eq!(store.rolled_back(), Some([0xa5; 32]));
+        store.keep_rolled_back(None);
+        assert_eq!(store.rolled_back(), None);
+        store.forget_all_but(&[11]);
+        assert_eq!((store.record(2), store.record(11)), (None, Some(record(11))));
+        assert_eq!(fs::metadata(&at).unwrap().mode() & 0o777, 0o700);
+        let file = at.join("generation-11.json");
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
+        // Damage is survived.
+        fs::write(&file, "{\"number\": 11").unwrap();
+        fs::write(at.join("rolled-back"), "a5").unwrap();
+        assert_eq!((store.record(11), store.rolled_back()), (None, None));
+    }
+
+    #[test]
+    fn without_a_disk_it_goes_on() {
+        let mut store = Store::open(Path::new("/proc/no/such/folder"), Path::new("/pin"));
+        store.keep(&record(1));
+        assert!(!store.is_well);
+        assert_eq!(store.record(1), None);
+        // And is in order again when the disk is.
+        let folder = tempfile::tempdir().unwrap();
+        store.folder = folder.path().to_owned();
+        store.keep(&record(1));
+        assert!(store.is_well);
+    }
+
+    #[test]
+    fn two_directors_do_not_share_one() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(Store::open(folder.path(), Path::new("/pin/a")).is_well);
+        assert!(!Store::open(folder.path(), Path::new("/pin/b")).is_well);
+        assert!(Store::open(folder.path(), Path::new("/pin/a")).is_well);
+    }
+}

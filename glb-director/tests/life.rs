@@ -1,0 +1,171 @@
+//! The daemon's life: reloads, rollbacks, restarts and what they leave. Needs root.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::fs;
+
+use common::live::{alone, files_below, table};
+use nix::sys::signal::Signal;
+
+const ALL: [(u8, &str); 3] = [(11, "active"), (12, "active"), (13, "active")];
+const DRAINED: [(u8, &str); 3] = [(11, "draining"), (12, "active"), (13, "active")];
+const OUT: [(u8, &str); 3] = [(11, "inactive"), (12, "active"), (13, "active")];
+
+#[test]
+fn a_changed_file_comes_into_force_by_itself_and_a_burst_is_one() {
+    alone(|site| {
+        site.write(&table("t", 80, &ALL));
+        let mut daemon = site.start();
+        site.settles_at(&[1]);
+        site.write(&table("t", 80, &DRAINED));
+        daemon.says("generation=2", 0);
+        // Again and again, and signals among them.
+        let from = daemon.log().len();
+        for round in 0..30 {
+            site.write(&table("t", 80, if round % 2 == 0 { &ALL } else { &DRAINED }));
+            daemon.signal(Signal::SIGHUP);
+        }
+        site.write(&table("t", 80, &ALL));
+        daemon.says("generation=3", from);
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let reloads = daemon.log()[from..].matches("in force").count();
+        assert!(reloads <= 3, "{reloads} reloads:\n{}", daemon.log());
+        site.settles_at(&[2, 3]);
+
+        // What is there already is not made again, unless it has to be.
+        let done = site.json("reload", &[]);
+        assert_eq!(
+            (done["generation"].as_u64(), done["changed"].as_bool()),
+            (Some(3), Some(false))
+        );
+        let done = site.json("reload", &["--force"]);
+        assert_eq!((done["generation"].as_u64(), done["changed"].as_bool()), (Some(4), Some(true)));
+        let steps = done["steps"].as_array().unwrap();
+        assert!(steps.len() > 8 && steps.iter().all(|step| step[1].as_f64().unwrap() >= 0.0));
+
+        // Nonsense changes nothing, and is said where it was asked.
+        site.write("nonsense");
+        let (well, text) = site.run("reload", &[]);
+        assert!(!well && text.contains("table.toml"), "{text}");
+        site.settles_at(&[3, 4]);
+        // The same file touched is not complained of again.
+        let from = daemon.log().len();
+        fs::File::open(site.table_file())
+            .unwrap()
+            .set_modified(std::time::SystemTime::now())
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(!daemon.log()[from..].contains("ERROR"), "{}", daemon.log());
+    });
+}
+
+#[test]
+fn a_restart_takes_over_what_runs_and_keeps_the_way_back() {
+    alone(|site| {
+        site.write(&table("t", 80, &ALL));
+        let mut daemon = site.start();
+        site.write(&table("t", 80, &DRAINED));
+        daemon.says("generation=2", 0);
+        let running = site.running();
+        assert!(running[0].is_some() && running[0] == running[1]);
+        assert!(daemon.end(Signal::SIGTERM).success());
+        assert_eq!(site.running(), running);
+
+        let mut daemon = site.start();
+        assert_eq!((site.running(), site.pinned()), (running, vec![1, 2]), "{}", daemon.log());
+        let done = site.json("rollback", &[]);
+        assert_eq!(done["generation"].as_u64(), Some(1), "{}", daemon.log());
+        assert_ne!(site.running(), running);
+        // Killed, it still knows, and does not load the file that was rolled back.
+        daemon.signal(Signal::SIGKILL);
+        daemon.ended();
+        let mut daemon = site.start();
+        daemon.says("was rolled back", 0);
+        let status = site.json("status", &[]);
+        assert_eq!(status["generation"].as_u64(), Some(1), "{status}");
+        // Once more leads forth.
+        assert_eq!(site.json("rollback", &[])["generation"].as_u64(), Some(2));
+        assert_eq!(site.running(), running);
+        assert_eq!(site.json("rollback", &[])["generation"].as_u64(), Some(1));
+        // Asked for, the file is loaded; and changed, by itself.
+        assert_eq!(site.json("reload", &[])["generation"].as_u64(), Some(3));
+        assert_eq!(site.json("rollback", &[])["generation"].as_u64(), Some(1));
+        site.write(&table("t", 80, &OUT));
+        daemon.says("generation=4", 0);
+        site.settles_at(&[1, 4]);
+        assert!(daemon.end(Signal::SIGTERM).success());
+
+        // A file that went bad while nobody looked.
+        site.write("nonsense");
+        let mut daemon = site.start();
+        daemon.says("what runs stays", 0);
+        assert_eq!(site.json("status", &[])["generation"].as_u64(), Some(4));
+        site.write(&table("t", 80, &ALL));
+        daemon.says("generation=5", 0);
+        assert!(daemon.end(Signal::SIGTERM).success());
+        assert!(site.run("detach", &[]).0);
+        assert!(!site.pins.exists());
+    });
+}
+
+#[test]
+fn what_can_break_flows_is_said_or_refused_and_can_be_forced() {
+    alone(|site| {
+        site.write(&table("t", 80, &ALL));
+        let mut daemon = site.start();
+        site.write(&table("t", 80, &OUT));
+        daemon.says("can break flows", 0);
+        let done = &site.json("status", &[])["last_reload"];
+        assert!(done["error"].is_null(), "{done}");
+        assert!(daemon.log().contains("10.0.1.11"), "{}", daemon.log());
+        assert!(daemon.end(Signal::SIGTERM).success());
+
+        site.configure("on_unsafe = \"refuse\"\n");
+        site.write(&table("t", 80, &ALL));
+        let mut daemon = site.start();
+        // Drained first, it is no risk to take it out; but nobody said yet that it is empty.
+        site.write(&table("t", 80, &DRAINED));
+        daemon.says("generation=4", 0);
+        site.write(&table("t", 80, &OUT));
+        daemon.says("on_unsafe", 0);
+        let (well, text) = site.run("reload", &[]);
+        assert!(!well && text.contains("--force") && text.contains("10.0.1.11"), "{text}");
+        // A restart does not forget it, and does not take the file.
+        assert!(daemon.end(Signal::SIGTERM).success());
+        let mut daemon = site.start();
+        daemon.says("what runs stays", 0);
+        let (well, text) = site.run("drained", &["10.0.1.99"]);
+        assert!(!well && text.contains("10.0.1.12"), "{text}");
+        let (well, text) = site.run("drained", &["10.0.1.11"]);
+        assert!(well && text.contains("10.0.1.11"), "{text}");
+        let done = site.json("reload", &[]);
+        assert_eq!(done["at_risk"].as_f64(), Some(0.0), "{done}");
+        // What was not drained, by force.
+        site.write(&table("t", 80, &ALL[..2]));
+        daemon.says("on_unsafe", daemon.log().len());
+        let done = site.json("reload", &["--force"]);
+        assert!(done["at_risk"].as_f64().unwrap() > 0.3, "{done}");
+        // The memory is damaged: said, and survived.
+        assert!(daemon.end(Signal::SIGTERM).success());
+        let holders = site.at("state/holders");
+        let bytes = fs::read(&holders).unwrap();
+        fs::write(&holders, &bytes[..bytes.len() / 2]).unwrap();
+        let mut daemon = site.start();
+        daemon.says("is not known any more", 0);
+        assert!(files_below(&site.at("state")).iter().all(|file| !file.ends_with(".new")));
+    });
+}
+
+#[test]
+fn sigterm_detaches_if_it_is_told_to() {
+    alone(|site| {
+        site.configure("on_stop = \"detach\"\n");
+        site.write(&table("t", 80, &ALL));
+        let mut daemon = site.start();
+        assert!(site.running()[0].is_some());
+        assert!(daemon.end(Signal::SIGTERM).success());
+        assert!(!site.pins.exists(), "{:?}", files_below(&site.pins));
+        assert!(daemon.log().contains("ended and detached"), "{}", daemon.log());
+    });
+}

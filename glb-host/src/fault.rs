@@ -1,0 +1,33 @@
+//! Places at which tests end a daemon or make a step fail, to see what then becomes of it. They
+//! exist in debug builds only: a release has nothing of this in it.
+
+use std::io;
+
+/// Names the file that says what is to happen, for instance `kill swapped 0` or `fail swap 1`.
+#[cfg(debug_assertions)]
+pub const VARIABLE: &str = "GLB_FAULT_FILE";
+
+/// Passes the place of this name: dies there, fails there, or does nothing.
+///
+/// # Errors
+/// When a test wants it.
+pub fn point(name: &str) -> io::Result<()> {
+    #[cfg(debug_assertions)]
+    if let Some(file) = std::env::var_os(VARIABLE) {
+        let wish = std::fs::read_to_string(file).unwrap_or_default();
+        match wish.trim().split_once(' ') {
+            Some(("kill", wanted)) if wanted == name => {
+                nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).ok();
+            }
+            Some(("fail", wanted)) if wanted == name => {
+                return Err(io::Error::other(format!("a test wants `{name}` to fail")));
+            }
+            Some(("wait", wanted)) if wanted == name => {
+                std::thread::sleep(std::time::Duration::from_secs(1));
+            }
+            _ => {}
+        }
+    }
+    let _ = name;
+    Ok(())
+}
