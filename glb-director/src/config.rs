@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use glb_host::{
@@ -30,6 +31,8 @@ struct Raw {
     #[serde(default = "yes")]
     forward_echo: bool,
     metrics: Option<SocketAddr>,
+    statsd: Option<SocketAddr>,
+    statsd_interval: Option<u16>,
     #[serde(default)]
     control: RawControl,
     state: Option<PathBuf>,
@@ -152,6 +155,8 @@ pub struct Config {
     pub options: Options,
     /// Where Prometheus may ask for metrics; nowhere if it is left out.
     pub metrics: Option<SocketAddr>,
+    /// Where statsd is told, under GLB's names, and how often; nowhere if it is left out.
+    pub statsd: Option<(SocketAddr, Duration)>,
     /// The control channel.
     pub control: Control,
     /// Folder on a disk for what has to outlive the daemon and cannot be pinned.
@@ -230,6 +235,10 @@ impl Config {
             let value = source.to_string();
             return wrong("outer_source_ipv4", value, "give one of this director's own addresses");
         }
+        let interval = raw.statsd_interval.unwrap_or(10);
+        if interval == 0 {
+            return wrong("statsd_interval", "0".into(), "give 1 second or more; GLB's is 10");
+        }
         let folder = path.parent().unwrap_or(Path::new(""));
         let control = match raw.control.check(folder, "/run/glb-director/control.sock") {
             Ok(control) => control,
@@ -267,6 +276,7 @@ impl Config {
                 ..Options::default()
             },
             metrics: raw.metrics,
+            statsd: raw.statsd.map(|address| (address, Duration::from_secs(interval.into()))),
             control,
         })
     }
@@ -310,6 +320,8 @@ mod tests {
             ("interfaces = [\"a\"]\ntable = \"t\"\npin = \"x\"", vec!["pin", "\"x\"", "absolute"]),
             ("interfaces = [\"a\"]\ntable = \"t\"\ntabel = 1", vec!["tabel", "line 3"]),
             ("interfaces = [\"a\"]", vec!["table"]),
+            ("interface = [\"a\"]\ntable = \"t\"", vec!["line 1", "did you mean `interfaces`?"]),
+            ("interfaces = [\"a\"]\ntable = \"t\"\nstatsd_interval = 0", vec!["1 second"]),
             ("interfaces = [\"a\"]\ntable = \"t\"\nouter_tos = 256", vec!["line 3", "0 to 255"]),
             ("interfaces = [\"a\"]\ntable = \"t\"\nouter_tos = \"cpy\"", vec!["line 3", "copy"]),
             (

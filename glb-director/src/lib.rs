@@ -7,12 +7,14 @@ pub mod control;
 pub mod counters;
 pub mod daemon;
 pub mod generation;
+pub mod glb_config;
 pub mod image;
 pub mod metrics;
 pub mod observe;
 pub mod reference;
 pub mod replay;
 pub mod state;
+pub mod statsd;
 
 /// Whose pins are whose: this program's name, which marks its pin folder.
 pub const OWNER: &str = "glb-director";

@@ -62,7 +62,7 @@ pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, FileErro
             path: path.to_owned(),
             line: before.matches('\n').count() + 1,
             column: before.get(start..).unwrap_or_default().chars().count() + 1,
-            message: error.message().trim_end().to_owned(),
+            message: with_nearest(error.message().trim_end()),
             snippet: if may_hold_a_secret(line) {
                 String::new()
             } else {
@@ -70,6 +70,36 @@ pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, FileErro
             },
         }
     })
+}
+
+/// A message about an unknown name, with the known one that is most like it.
+fn with_nearest(message: &str) -> String {
+    let nearest = || {
+        let rest = message.strip_prefix("unknown ")?;
+        let (_, rest) = rest.split_once('`')?;
+        let (unknown, rest) = rest.split_once('`')?;
+        // What is expected stands between backticks, one name or several.
+        let known = rest.split('`').skip(1).step_by(2);
+        nearest(unknown, known)
+    };
+    match nearest() {
+        Some(name) => format!("{message}; did you mean `{name}`?"),
+        None => message.to_owned(),
+    }
+}
+
+/// The known name that is most like this one, if one is.
+#[must_use]
+pub fn nearest<'k>(unknown: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+    let lower = unknown.to_lowercase();
+    // A third of the letters may be wrong, and two of a short word.
+    let limit = (unknown.chars().count() / 3).max(2);
+    known
+        .into_iter()
+        .map(|name| (strsim::osa_distance(name, &lower), name))
+        .filter(|(distance, _)| *distance <= limit)
+        .min()
+        .map(|(_, name)| name)
 }
 
 /// A table's keys are 32 hex digits.
@@ -117,9 +147,26 @@ mod tests {
     #[test]
     fn errors_say_where_and_show_the_line() {
         let text = error("# one\nnumbr = 1\n");
-        for words in ["/etc/x.toml, line 2, column 1", "numbr", "`number`", "\n  numbr = 1"] {
+        let near = "did you mean `number`?";
+        for words in ["/etc/x.toml, line 2, column 1", "numbr", near, "\n  numbr = 1"] {
             assert!(text.contains(words), "{words:?} is missing in: {text}");
         }
+    }
+
+    #[test]
+    fn the_nearest_name_is_near() {
+        let known = ["interfaces", "metrics", "outer_source_ipv4", "pin"];
+        for (unknown, name) in [
+            ("interface", Some("interfaces")),
+            ("Metrics", Some("metrics")),
+            ("outer_source", None),
+            ("outer_sorce_ipv4", Some("outer_source_ipv4")),
+            ("pni", Some("pin")),
+            ("colour", None),
+        ] {
+            assert_eq!(nearest(unknown, known), name, "{unknown}");
+        }
+        assert_eq!(with_nearest("unknown field `colour`, expected `x` or `y`").find("mean"), None);
     }
 
     #[test]

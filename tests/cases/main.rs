@@ -3,6 +3,7 @@
 mod backend;
 mod backend_follows;
 mod backend_vips;
+mod config;
 mod control;
 mod director;
 mod drain;

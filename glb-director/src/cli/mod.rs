@@ -1,6 +1,7 @@
 //! The command line, one file for each command.
 
 mod columns;
+mod config;
 mod counters;
 mod detach;
 mod exit;
@@ -126,6 +127,21 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
+    /// Check this director's configuration, or make one of GLB's.
+    Config {
+        #[command(subcommand)]
+        command: config::Command,
+        /// How to print the answer.
+        #[arg(short, long, value_enum, default_value_t, global = true)]
+        output: Output,
+    },
+    /// Print the completions of this command for a shell.
+    ///
+    /// For instance: glb-director completions bash > /etc/bash_completion.d/glb-director
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
     /// Look at forwarding tables, change them, and see what a change will do.
     Table {
         #[command(subcommand)]
@@ -213,6 +229,13 @@ impl Cli {
             Command::Counters { config, output } => done(counters::execute(&config.config, output)),
             Command::Replay { config, args, output } => {
                 done(replay::execute(&config.config, &args, output))
+            }
+            Command::Config { command, output } => config::execute(command, output),
+            Command::Completions { shell } => {
+                let mut command = <Self as clap::CommandFactory>::command();
+                let mut text = Vec::new();
+                clap_complete::generate(shell, &mut command, "glb-director", &mut text);
+                done(std::io::Write::write_all(&mut std::io::stdout(), &text).map_err(Into::into))
             }
             Command::Table { command, output } => done(command.execute(output)),
         }

@@ -86,6 +86,9 @@ pub enum Error {
     /// A test wanted it.
     #[error("{0}")]
     Fault(io::Error),
+    /// Statsd.
+    #[error(transparent)]
+    Statsd(#[from] crate::statsd::StatsdError),
     /// Signals.
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),

@@ -34,6 +34,7 @@ use crate::{
     metrics::Metered,
     observe::Observer,
     state::State,
+    statsd,
 };
 
 /// How often the interfaces are looked at without having been told of a change.
@@ -63,6 +64,10 @@ pub async fn run(config: &Config) -> Result<(), Error> {
     if let Some(listener) = listener {
         let observer = Observer::new(&state, &director.making.pins, &config.interfaces);
         metrics::serve(listener, Metered { observer })?;
+    }
+    if let Some((address, interval)) = config.statsd {
+        let observer = Observer::new(&state, &director.making.pins, &config.interfaces);
+        statsd::serve(address, interval, observer)?;
     }
     info!(generation = director.number(), interfaces = config.interfaces.join(","), "ready");
     let links = LinkEvents::open();
