@@ -65,7 +65,7 @@ impl Harness {
     /// The same for tunnelled packets, whose outer headers are made anew each time.
     pub(crate) fn tunnel(workload: Workload, packet: Vec<u8>) -> anyhow::Result<Self> {
         let mut harness = Self::new(workload, packet)?;
-        for name in ["rearm_tunnel", "floor_strip"] {
+        for name in ["rearm_tunnel", "floor_strip", "look_up"] {
             xdp(&mut harness.ebpf, name)?.load()?;
         }
         let outer: [u8; OUTER_LEN] =

@@ -115,6 +115,8 @@ struct Figure {
     p10_ns: f64,
     median_ns: f64,
     floor_p10_ns: f64,
+    /// What the kernel's socket look-up costs alone; nothing for packets that need none.
+    look_up_p10_ns: Option<f64>,
     /// Ratio to the floor's 10th percentile.
     p10_ratio: f64,
 }
@@ -195,11 +197,12 @@ fn measure(
         (harness.own("nothing")?, XDP_TX),
         (harness.own("floor_strip")?, XDP_PASS),
         (generation.program()?.fd()?.try_clone()?, case.verdict),
+        (harness.own("look_up")?, XDP_TX),
     ];
     let before = packets(generation, case.reason)?;
-    let (mut floor, mut net) = (Vec::new(), Vec::new());
+    let (mut floor, mut net, mut look_up) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..arguments.rounds + 1 {
-        let mut times = [0.0; 3];
+        let mut times = [0.0; 4];
         for turn in 0..programs.len() {
             let index = (turn + round) % programs.len();
             let (program, verdict) = &programs[index];
@@ -209,6 +212,7 @@ fn measure(
         if round > 0 {
             floor.push(times[1] - times[0]);
             net.push(times[2] - times[0]);
+            look_up.push(times[3] - times[0]);
         }
     }
     // Every packet went the way that the case is about.
@@ -218,7 +222,9 @@ fn measure(
     let floor_p10_ns = quantile(&mut floor, 0.1);
     let (p10_ns, median_ns) = (quantile(&mut net, 0.1), quantile(&mut net, 0.5));
     let p10_ratio = p10_ns / floor_p10_ns;
-    Ok(Figure { path: case.name, flows: case.flows, p10_ns, median_ns, floor_p10_ns, p10_ratio })
+    let look_up_p10_ns = (case.flags != SYN).then(|| quantile(&mut look_up, 0.1));
+    let (path, flows) = (case.name, case.flows);
+    Ok(Figure { path, flows, p10_ns, median_ns, floor_p10_ns, look_up_p10_ns, p10_ratio })
 }
 
 fn packets(generation: &Generation, reason: &str) -> anyhow::Result<u64> {
@@ -228,19 +234,20 @@ fn packets(generation: &Generation, reason: &str) -> anyhow::Result<u64> {
 
 fn show(figures: &[Figure]) -> String {
     let mut text = format!(
-        "{:<25} {:>8} {:>8} {:>8} {:>9} {:>9}\n",
-        "path", "flows", "p10 ns", "median", "floor ns", "p10 ×floor"
+        "{:<25} {:>8} {:>8} {:>8} {:>9} {:>10} {:>11}\n",
+        "path", "flows", "p10 ns", "median", "floor ns", "look-up ns", "p10 ×floor"
     );
     for figure in figures {
         // Writing to a string does not fail.
         let _written = writeln!(
             text,
-            "{:<25} {:>8} {:>8.1} {:>8.1} {:>9.1} {:>9.2}",
+            "{:<25} {:>8} {:>8.1} {:>8.1} {:>9.1} {:>10} {:>11.2}",
             figure.path,
             figure.flows,
             figure.p10_ns,
             figure.median_ns,
             figure.floor_p10_ns,
+            figure.look_up_p10_ns.map_or_else(|| "-".to_owned(), |ns| format!("{ns:.1}")),
             figure.p10_ratio
         );
     }

@@ -75,6 +75,9 @@ pub trait FrameMut: Frame {
     #[must_use]
     fn write<T: Wire>(&mut self, offset: usize, value: T) -> bool;
 
+    /// As [`Frame::window`], to be written to.
+    fn window_mut<const N: usize>(&mut self) -> Option<&mut [u8; N]>;
+
     /// As `write`, for `?`.
     #[inline(always)]
     fn put<T: Wire>(&mut self, offset: usize, value: T) -> Option<()> {
@@ -102,25 +105,50 @@ pub trait FrameMut: Frame {
     }
 }
 
-/// The little-endian number at `at` of a window. Where `at` is a constant this is one load.
+/// A number at any address.
+#[repr(C, packed)]
+#[derive(Clone, Copy)]
+struct Unaligned<T>(T);
+
+/// The number at `at` of a window, with one load: the compiler would otherwise make several small
+/// ones of those whose bits are looked at apart.
+#[inline(always)]
+fn load<T: Wire, const N: usize>(window: &[u8; N], at: usize) -> T {
+    assert!(at + size_of::<T>() <= N, "a window is as large as what is read from it");
+    let place = window.as_ptr().wrapping_add(at).cast::<Unaligned<T>>();
+    // SAFETY: inside the window by the check above; T is plain bytes, and `Unaligned` makes no
+    // demand on the address.
+    unsafe { place.read_volatile() }.0
+}
+
+/// The little-endian number at `at` of a window.
+///
+/// # Panics
+/// When it does not lie inside; with a constant `at` the compiler finds out.
 #[inline(always)]
 #[must_use]
 pub fn u16_at<const N: usize>(window: &[u8; N], at: usize) -> u16 {
-    u16::from_le_bytes([window[at], window[at + 1]])
+    load(window, at)
 }
 
 /// As [`u16_at`].
+///
+/// # Panics
+/// As there.
 #[inline(always)]
 #[must_use]
 pub fn u32_at<const N: usize>(window: &[u8; N], at: usize) -> u32 {
-    u32::from_le_bytes([window[at], window[at + 1], window[at + 2], window[at + 3]])
+    load(window, at)
 }
 
 /// As [`u16_at`].
+///
+/// # Panics
+/// As there.
 #[inline(always)]
 #[must_use]
 pub fn u64_at<const N: usize>(window: &[u8; N], at: usize) -> u64 {
-    u64::from(u32_at(window, at)) | u64::from(u32_at(window, at + 4)) << 32
+    load(window, at)
 }
 
 impl Frame for [u8] {
@@ -166,7 +194,22 @@ impl Nested for &[u8] {
     }
 }
 
+/// Puts a number at `at` of a window, as it lies in this machine's memory.
+///
+/// # Panics
+/// When it would not lie inside; with a constant `at` the compiler finds out.
+#[inline(always)]
+pub fn put_at<T: Wire, const N: usize>(window: &mut [u8; N], at: usize, value: T) {
+    assert!(at + size_of::<T>() <= N, "a window is as large as what is written to it");
+    // SAFETY: inside the window by the check above; T is plain bytes.
+    unsafe { window.as_mut_ptr().add(at).cast::<T>().write_unaligned(value) };
+}
+
 impl FrameMut for [u8] {
+    fn window_mut<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        self.first_chunk_mut()
+    }
+
     fn write<T: Wire>(&mut self, offset: usize, value: T) -> bool {
         let Some(end) = offset.checked_add(size_of::<T>()) else { return false };
         let Some(bytes) = self.get_mut(offset..end) else { return false };

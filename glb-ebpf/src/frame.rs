@@ -119,6 +119,13 @@ impl Nested for XdpFrame {
 
 impl FrameMut for XdpFrame {
     #[inline(always)]
+    fn window_mut<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        // SAFETY: inside the packet by the check; bytes have no alignment. The caller has this
+        // frame for itself.
+        self.at::<[u8; N]>(0).map(|place| unsafe { &mut *place })
+    }
+
+    #[inline(always)]
     fn write<T: Wire>(&mut self, offset: usize, value: T) -> bool {
         let Some(place) = self.at::<T>(offset) else { return false };
         // SAFETY: inside the packet by the check above; T is plain bytes.

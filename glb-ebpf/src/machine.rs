@@ -61,6 +61,23 @@ fn known<A: Address>(address: &A) -> Option<&'static Known> {
 /// The number of a VIP's counters.
 #[inline(always)]
 pub(crate) fn vip<A: Address>(address: &A) -> Option<u32> {
+    let [high, low] = address.words();
+    if A::FAMILY == 4 {
+        for i in 0..FEW {
+            if has(Settings::VIPS_V4) && setting!(vips_v4[i][0]) == low {
+                return Some(setting!(vips_v4[i][1]) as u32);
+            }
+        }
+    } else {
+        for i in 0..FEW {
+            if has(Settings::VIPS_V6)
+                && setting!(vips_v6[i][1]) == low
+                && setting!(vips_v6[i][0]) == high
+            {
+                return Some(setting!(vips_v6[i][2]) as u32);
+            }
+        }
+    }
     let known = known(address)?;
     (known.roles & Known::VIP != 0).then_some(known.counters)
 }
@@ -104,11 +121,33 @@ impl Host for ThisHost<'_> {
 
     #[inline(always)]
     fn is_own<A: Address>(&self, address: &A) -> bool {
+        let [high, low] = address.words();
+        let few = if A::FAMILY == 4 {
+            has(Settings::OWN_V4) && (0..FEW).any(|i| setting!(own_v4[i]) == low)
+        } else {
+            has(Settings::OWN_V6)
+                && (0..FEW).any(|i| setting!(own_v6[i][1]) == low && setting!(own_v6[i][0]) == high)
+        };
+        if few {
+            return true;
+        }
         known(address).is_some_and(|known| known.roles & Known::OWN != 0)
     }
 
     #[inline(always)]
     fn may_send<A: Address>(&self, source: &A) -> bool {
+        let [high, low] = source.words();
+        let few = if A::FAMILY == 4 {
+            has(Settings::SENDERS_V4) && (0..FEW).any(|i| setting!(senders_v4[i]) == low)
+        } else {
+            has(Settings::SENDERS_V6)
+                && (0..FEW).any(|i| {
+                    setting!(senders_v6[i][1]) == low && setting!(senders_v6[i][0]) == high
+                })
+        };
+        if few {
+            return true;
+        }
         known(source).is_some_and(|known| known.roles & Known::SENDER != 0)
             || in_directors_net(source)
     }

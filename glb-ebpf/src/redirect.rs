@@ -17,7 +17,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use glb_common::{
-    frame::{Frame, FrameMut as _, Nested, Wire},
+    frame::{Frame, FrameMut as _, Nested, Wire, put_at, u32_at, u64_at},
     reason::{Action, RedirectReason as Reason},
     second_chance::{
         Decision, Forward, NO_VIP, TAG, Take, Verdict, decide, fast,
@@ -188,21 +188,30 @@ fn strip(ctx: &XdpContext, take: &Take, tag_bytes: usize) -> Option<u32> {
     // What stands in front is written where it will be first, before the cut: no pointer has to be
     // made anew then. It is far enough away not to overlap.
     let frame = XdpFrame::new(ctx);
-    let (macs, more_macs) = (frame.read::<u64>(0)?, frame.read::<u32>(8)?);
+    let head = frame.window::<20>()?;
+    let (macs, more_macs) = (u64_at(head, 0), u32_at(head, 8));
     let mut start = frame.rest(take.strip)?;
-    if tag_bytes > 0 {
-        let (first, second) = (frame.read::<u32>(12)?, frame.read::<u32>(16)?);
-        if tag_bytes > TAG && !start.write(16, second) || !start.write(12, first) {
+    if tag_bytes == 0 {
+        if !take.mark(&mut start) {
             return None;
         }
-    }
-    let mut inner = start.rest(tag_bytes)?;
-    if !take.mark(&mut inner)
-        || !inner.write(12, take.ethertype as u16)
-        || !start.write(8, more_macs)
-        || !start.write(0, macs)
-    {
-        return None;
+        let first = start.window_mut::<14>()?;
+        put_at(first, 0, macs);
+        put_at(first, 8, more_macs);
+        put_at(first, 12, take.ethertype as u16);
+    } else {
+        let (one, two) = (u32_at(head, 12), u32_at(head, 16));
+        let mut inner = start.rest(tag_bytes)?;
+        if !take.mark(&mut inner) || !inner.write(12, take.ethertype as u16) {
+            return None;
+        }
+        let first = start.window_mut::<20>()?;
+        put_at(first, 0, macs);
+        put_at(first, 8, more_macs);
+        put_at(first, 12, one);
+        if tag_bytes > TAG {
+            put_at(first, 16, two);
+        }
     }
     // SAFETY: the context is this program's own; no pointer is used any more.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, take.strip as i32) } != 0 {

@@ -12,7 +12,7 @@ use aya::{
 };
 use glb_common::{
     layout::Plain,
-    second_chance::layout::{Known, Peer, REDIRECT_COUNTERS, RedirectCounters, Settings},
+    second_chance::layout::{Known, Peer, REDIRECT_COUNTERS, RedirectCounters},
     trace::Settings as TraceSettings,
 };
 use glb_host::{
@@ -73,12 +73,7 @@ impl Generation {
     ) -> Result<Self, LoadError> {
         let hash = PerfectHash::new(&image.known);
         let (displacements, elements) = (hash.displacements.len(), hash.elements.len());
-        let settings = Settings {
-            seed: hash.seed,
-            displacement_mask: displacements as u32 - 1,
-            known_mask: elements as u32 - 1,
-            ..image.settings
-        };
+        let settings = image.settings(hash.seed, displacements as u32 - 1, elements as u32 - 1);
         let nets = |v4: bool| {
             let of_family = image.many_nets.iter().filter(|net| matches!(net, IpNet::V4(_)) == v4);
             of_family.count().max(1) as u32

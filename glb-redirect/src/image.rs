@@ -16,7 +16,7 @@ use crate::config::{Config, Mss, Strangers};
 /// The constants and the contents of the maps of one generation.
 #[derive(Clone, Debug, Default)]
 pub struct Image {
-    /// Read-only data, but for what concerns the perfect hash of known addresses.
+    /// Read-only data, but for what follows from `known`.
     pub settings: Settings,
     /// What is known of each address; ways are entered later.
     pub known: BTreeMap<IpAddr, Known>,
@@ -71,6 +71,39 @@ impl Image {
         Self { settings, known, peers, many_nets: if many_nets { nets } else { Vec::new() } }
     }
 
+    /// The read-only data for a perfect hash with this seed and these masks.
+    pub(crate) fn settings(&self, seed: u64, displacement_mask: u32, known_mask: u32) -> Settings {
+        let mut flags = self.settings.flags;
+        let mut settings = Settings { seed, displacement_mask, known_mask, ..self.settings };
+        let of = |role, v4: bool| {
+            let known = self.known.iter().filter(move |(_, known)| known.roles & role == role);
+            known.filter(move |(address, _)| address.is_ipv4() == v4)
+        };
+        // Of those who may send, directors send most.
+        let director = |&(_, known): &(&IpAddr, &Known)| known.roles & Known::PEER == 0;
+        let v4 = |role| of(role, true).map(|(address, known)| (words(*address)[1], known));
+        let v6 = |role| of(role, false).map(|(address, known)| (words(*address), known));
+        let s = &mut settings;
+        let own: Vec<_> = v4(Known::OWN).map(|(word, _)| word).collect();
+        Settings::fill(&mut flags, Settings::OWN_V4, &mut s.own_v4, &own);
+        let own: Vec<_> = v6(Known::OWN).map(|(words, _)| words).collect();
+        Settings::fill(&mut flags, Settings::OWN_V6, &mut s.own_v6, &own);
+        let senders = of(Known::SENDER, true).filter(director);
+        let senders: Vec<_> = senders.map(|(address, _)| words(*address)[1]).collect();
+        Settings::fill(&mut flags, Settings::SENDERS_V4, &mut s.senders_v4, &senders);
+        let senders = of(Known::SENDER, false).filter(director);
+        let senders: Vec<_> = senders.map(|(address, _)| words(*address)).collect();
+        Settings::fill(&mut flags, Settings::SENDERS_V6, &mut s.senders_v6, &senders);
+        let vips: Vec<_> =
+            v4(Known::VIP).map(|(word, known)| [word, known.counters.into()]).collect();
+        Settings::fill(&mut flags, Settings::VIPS_V4, &mut s.vips_v4, &vips);
+        let vips: Vec<_> =
+            v6(Known::VIP).map(|([a, b], known)| [a, b, known.counters.into()]).collect();
+        Settings::fill(&mut flags, Settings::VIPS_V6, &mut s.vips_v6, &vips);
+        settings.flags = flags;
+        settings
+    }
+
     /// Has packets of these VIPs counted in sets of counters of their own.
     pub fn count_apart(&mut self, slots: &BTreeMap<IpAddr, u32>) {
         for (vip, slot) in slots {
@@ -78,6 +111,13 @@ impl Image {
                 known.counters = *slot;
             }
         }
+    }
+}
+
+fn words(address: IpAddr) -> [u64; 2] {
+    match address {
+        IpAddr::V4(address) => [0, word_v4(address.octets())],
+        IpAddr::V6(address) => words_v6(address.octets()),
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     checksum::replace,
-    frame::{Frame, FrameMut},
+    frame::{Frame, FrameMut, put_at},
     hash::{V4, V6},
     parse::IP_OFFSET,
     wire::{ethernet, ipv4::Ipv4Header, protocol},
@@ -142,20 +142,24 @@ impl Forward {
         const NEXT_HOP: usize = 6;
         let Readdressed { is_v6, addresses: [a, b, c, d], .. } = self.outer;
         let Readdressed { checksum, udp_checksum, next_hop, .. } = self.outer;
-        // The last first: what lies before it lies inside then.
         if is_v6 != 0 {
-            frame.write(V6::GUE_OFFSET + NEXT_HOP, next_hop as u8)
-                && frame.write(V6::GUE_OFFSET - UDP_CHECKSUM, (udp_checksum as u16).to_le())
-                && frame.write(IP_OFFSET + 8, a.to_le())
-                && frame.write(IP_OFFSET + 16, b.to_le())
-                && frame.write(IP_OFFSET + 24, c.to_le())
-                && frame.write(IP_OFFSET + 32, d.to_le())
+            const HEAD: usize = V6::GUE_OFFSET + NEXT_HOP + 1;
+            let Some(head) = frame.window_mut::<HEAD>() else { return false };
+            put_at(head, IP_OFFSET + 8, a.to_le());
+            put_at(head, IP_OFFSET + 16, b.to_le());
+            put_at(head, IP_OFFSET + 24, c.to_le());
+            put_at(head, IP_OFFSET + 32, d.to_le());
+            put_at(head, V6::GUE_OFFSET - UDP_CHECKSUM, (udp_checksum as u16).to_le());
+            put_at(head, V6::GUE_OFFSET + NEXT_HOP, next_hop as u8);
         } else {
-            frame.write(V4::GUE_OFFSET + NEXT_HOP, next_hop as u8)
-                && frame.write(V4::GUE_OFFSET - UDP_CHECKSUM, (udp_checksum as u16).to_le())
-                && frame.write(IP_OFFSET + 12, a.to_le())
-                && frame.write(IP_OFFSET + 10, (checksum as u16).to_le())
+            const HEAD: usize = V4::GUE_OFFSET + NEXT_HOP + 1;
+            let Some(head) = frame.window_mut::<HEAD>() else { return false };
+            put_at(head, IP_OFFSET + 10, (checksum as u16).to_le());
+            put_at(head, IP_OFFSET + 12, a.to_le());
+            put_at(head, V4::GUE_OFFSET - UDP_CHECKSUM, (udp_checksum as u16).to_le());
+            put_at(head, V4::GUE_OFFSET + NEXT_HOP, next_hop as u8);
         }
+        true
     }
 
     /// Writes the Ethernet header's two addresses.
@@ -163,7 +167,11 @@ impl Forward {
     #[must_use]
     pub fn write_macs<F: FrameMut + ?Sized>(&self, frame: &mut F) -> bool {
         let [a, b, c] = self.peer.macs;
-        frame.write(8, c) && frame.write(4, b) && frame.write(0, a)
+        let Some(head) = frame.window_mut::<12>() else { return false };
+        put_at(head, 0, a);
+        put_at(head, 4, b);
+        put_at(head, 8, c);
+        true
     }
 
     /// Both, for a frame without tags.

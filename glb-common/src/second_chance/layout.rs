@@ -102,10 +102,14 @@ impl Known {
     }
 }
 
-/// Networks of directors that [`Settings`] holds; where there are more, a map is asked.
+/// Addresses and networks of each kind that [`Settings`] holds; the others are in maps.
 pub const FEW: usize = 4;
 
 /// What is constant for one generation of the backend's program; its read-only data.
+///
+/// A handful of addresses is compared in less time than one look-up takes. Addresses are
+/// [`Address::words`] (IPv4: the second word alone); places that are not used repeat the first, and
+/// the flags say whether there are any at all.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -117,10 +121,21 @@ pub struct Settings {
     pub displacement_mask: u32,
     /// Number of elements less one; their number is a power of two.
     pub known_mask: u32,
-    /// Networks of directors, and the masks that belong to them ([`Address::words`], the second
-    /// alone). Those that are not used repeat the first.
+    /// Where the tunnel may end.
+    pub own_v4: [u64; FEW],
+    /// Where the tunnel may end.
+    pub own_v6: [[u64; 2]; FEW],
+    /// Directors.
+    pub senders_v4: [u64; FEW],
+    /// Directors.
+    pub senders_v6: [[u64; 2]; FEW],
+    /// VIPs, and the numbers of their counters.
+    pub vips_v4: [[u64; 2]; FEW],
+    /// VIPs, and the numbers of their counters.
+    pub vips_v6: [[u64; 3]; FEW],
+    /// Networks of directors, and the masks that belong to them.
     pub nets_v4: [[u64; 2]; FEW],
-    /// The same for IPv6: both words of the network, both of the mask.
+    /// Networks of directors: two words of address, two of mask.
     pub nets_v6: [[u64; 4]; FEW],
     /// The largest MSS that a client may be told over IPv4 ([`crate::mss::Limits`]); 0 leaves it.
     pub mss_v4: u32,
@@ -139,6 +154,18 @@ impl Settings {
     pub const NETS_V6: u64 = 1 << 3;
     /// There are more networks than fit here: the maps hold them all.
     pub const MANY_NETS: u64 = 1 << 4;
+    /// There are own IPv4 addresses.
+    pub const OWN_V4: u64 = 1 << 5;
+    /// There are own IPv6 addresses.
+    pub const OWN_V6: u64 = 1 << 6;
+    /// There are IPv4 directors.
+    pub const SENDERS_V4: u64 = 1 << 7;
+    /// There are IPv6 directors.
+    pub const SENDERS_V6: u64 = 1 << 8;
+    /// There are IPv4 VIPs.
+    pub const VIPS_V4: u64 = 1 << 9;
+    /// There are IPv6 VIPs.
+    pub const VIPS_V6: u64 = 1 << 10;
 
     /// Whether all of these flags are set.
     #[must_use]
@@ -147,7 +174,7 @@ impl Settings {
     }
 
     /// Puts up to [`FEW`] items into `slots`, the first again where there are fewer, and sets
-    /// `some` where there are any. Items beyond are left out: the caller has set `MANY_NETS`.
+    /// `some` where there are any. Items beyond are left out: maps hold them.
     pub fn fill<T: Copy>(flags: &mut u64, some: u64, slots: &mut [T; FEW], items: &[T]) {
         if let Some(first) = items.first() {
             *flags |= some;
@@ -190,7 +217,7 @@ impl Default for RedirectCounters {
 const _: () = {
     assert!(size_of::<Peer>() == 24);
     assert!(size_of::<Known>() == 64);
-    assert!(size_of::<Settings>() == 32 + FEW * (16 + 32));
+    assert!(size_of::<Settings>() == 32 + FEW * (8 + 16 + 8 + 16 + 16 + 24 + 16 + 32));
     assert!(size_of::<RedirectCounters>() == 16 * MAX_REDIRECT_REASONS);
 };
 
