@@ -150,12 +150,7 @@ impl Replay {
 
     /// How a frame that is sent leaves, and to which backends.
     fn way(&self, verdict: u32, frame: &[u8], decision: &mut Decision) {
-        let hex: Vec<String> = frame.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-        let mut way = Way {
-            interface: Some(self.found.interface.clone()),
-            mac: Some(hex.join(":")),
-            made_up: false,
-        };
+        let mut way = Way::of(Some(self.found.interface.clone()), frame, false);
         if let Some(tunnel) = Headers::of(frame).tunnel {
             way.made_up = self.found.made_up.contains(&tunnel.destination);
             if let (XDP_REDIRECT, Some(Ok(hop))) =

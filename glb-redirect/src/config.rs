@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use glb_host::control::{Control, RawControl};
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -35,6 +36,8 @@ struct Raw {
     #[serde(default = "two")]
     hops: u8,
     reply_interfaces: Option<Vec<String>>,
+    #[serde(default)]
+    control: RawControl,
 }
 
 fn two() -> u8 {
@@ -85,6 +88,8 @@ pub struct Config {
     pub vips_on_lo: bool,
     /// How the MSS of SYN-ACKs is lowered; nothing if it is not.
     pub mss: Option<Mss>,
+    /// The control channel.
+    pub control: Control,
 }
 
 /// What the MSS that clients are told depends on.
@@ -207,6 +212,9 @@ impl Config {
             hops: raw.hops,
             interfaces: reply_interfaces,
         });
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let control = raw.control.check(folder, "/run/glb-redirect/control.sock");
+        let control = control.map_err(|(key, value, fix)| wrong(key, &value, fix))?;
         let mut directors = BTreeSet::new();
         for text in &raw.directors {
             let fix = "give an IP address or a network in CIDR notation";
@@ -225,6 +233,7 @@ impl Config {
             strangers: raw.strangers,
             vips_on_lo: raw.vips_on_lo,
             mss,
+            control,
         })
     }
 }
@@ -317,6 +326,7 @@ mod tests {
             ("\"eth0\"]", "\"eth0\"]\nhops = 9", ["`hops`: 9", "1 to 4"]),
             ("\"eth0\"]", "\"eth0\"]\ntunnel_mtu = 100", ["tunnel_mtu", "100"]),
             ("\"eth0\"]", "\"eth0\"]\nreply_interfaces = []", ["reply_interfaces", "[]"]),
+            ("\"eth0\"]", "\"eth0\"]\ncontrol.mode = \"9\"", ["`control.mode`: \"9\"", "octal"]),
             ("\"eth0\"]", "\"eth0\"]\nstrangers = \"x\"", ["line 2", "strangers"]),
         ] {
             let error = parse(&GOOD.replacen(from, to, 1)).unwrap_err();

@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeSet, io, net::IpAddr, time::Duration};
 
-use glb_common::second_chance::layout::Peer;
+use glb_common::{second_chance::layout::Peer, trace::Settings as TraceSettings};
 use glb_host::{
     bpffs::{PinFolder, PinFolderError, PinLock},
+    control::{Call, Refusal},
+    explain::trace::{self, Over, Session, Showing},
     generations::{self, SwapError},
     load::LoadError,
     next_hop::{NextHop, NextHops, OpenError, Snapshot},
@@ -17,10 +19,12 @@ use tracing::{debug, error, info, warn};
 use crate::{
     config::{Config, ConfigError},
     connections::{self, Watch},
+    control::{self, ControlError},
     counters::{CountersError, Slots},
     generation::{COUNTERS_FOLDER, Generation},
     image::{self, Image},
     machine::{Changes, Machine, MachineError},
+    replay::REASONS,
     self_test::{self, SelfTestError},
     vip::{self, VipError},
 };
@@ -66,6 +70,8 @@ pub(crate) enum Error {
     Signals(io::Error),
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
+    #[error(transparent)]
+    Control(#[from] ControlError),
 }
 
 /// Runs until a signal ends it. The program stays attached and works.
@@ -77,6 +83,7 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
 
     // Before anything is looked at: no change is missed.
     let mut changes = Changes::follow().map_err(Error::Changes)?;
+    let mut channel = control::open(&config.control)?;
     let mut backend = Backend::start(config).await?;
     info!(generation = backend.number, interfaces = backend.config.interfaces.join(","), "ready");
     let mut next_hops = backend.next_hops.subscribe();
@@ -91,6 +98,10 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
                 enter(&mut backend.generation, &backend.image, &snapshot);
             }
             () = changes.next() => backend.follow().await,
+            Some(call) = channel.calls.recv() => backend.begin_to_show(call).await,
+            why = trace::over(backend.watcher.as_ref().map(|(session, _)| session)) => {
+                backend.end_showing(why).await;
+            }
             _ = hangup.recv() => {
                 if let Err(error) = backend.reload().await {
                     error!(
@@ -103,6 +114,7 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
             _ = interrupt.recv() => break,
         }
     }
+    backend.end_showing(Over::Ending).await;
     info!(
         "ended; the pinned program goes on working (`glb-redirect detach --config {}` ends that)",
         backend.config.path.display()
@@ -122,6 +134,8 @@ struct Backend {
     image: Image,
     generation: Generation,
     number: u64,
+    /// Who watches, and what he wants to see.
+    watcher: Option<(Session, TraceSettings)>,
 }
 
 /// A generation in force, and what it was made of.
@@ -156,6 +170,7 @@ impl Backend {
                     image,
                     generation,
                     number,
+                    watcher: None,
                 };
                 backend.tidy()?;
                 Ok(backend)
@@ -183,7 +198,8 @@ impl Backend {
                 info!(generation, "adopting what a former daemon left running");
             }
             let number = generations::remove_stale(pins, &keep)?;
-            let generation = build(config, &machine, &image, &next_hops, number, pins).await?;
+            let generation =
+                build(config, &machine, &image, &next_hops, number, pins, None).await?;
             Ok((next_hops, number, generation))
         };
         match first.await {
@@ -232,7 +248,9 @@ impl Backend {
         let both: BTreeSet<IpAddr> = self.image.peers.union(&image.peers).copied().collect();
         self.next_hops.set_targets(both);
         let number = self.number + 1;
-        let built = build(&config, &machine, &image, &self.next_hops, number, &self.pins).await;
+        let settings = self.watcher.as_ref().map(|(_, settings)| settings);
+        let built =
+            build(&config, &machine, &image, &self.next_hops, number, &self.pins, settings).await;
         let generation = match built {
             Ok(generation) => generation,
             Err(error) => {
@@ -252,6 +270,60 @@ impl Backend {
             vip::remove_own(&gone).await?;
         }
         info!(generation = number, "in force");
+        if let Some((session, _)) = &self.watcher {
+            session.show(&self.showing());
+        }
+        Ok(())
+    }
+
+    /// Has the program show its decisions, or tells who asked why not.
+    async fn begin_to_show(&mut self, call: Call<control::Command>) {
+        let control::Command::Trace { wanted } = call.command.clone();
+        let running = self.watcher.as_ref().map(|(session, _)| session);
+        let Some(session) = Session::open(call, wanted, running) else { return };
+        let settings = match session.request.settings(&REASONS, None) {
+            Ok(settings) => settings,
+            Err(refusal) => return session.end(Err(refusal)),
+        };
+        match self.exchange(Some(&settings)).await {
+            Ok(()) => {
+                info!(pid = session.pid(), generation = self.number, "decisions are shown");
+                session.show(&self.showing());
+                self.watcher = Some((session, settings));
+            }
+            Err(error) => {
+                error!("decisions cannot be shown, the plain program stays:\n{error}");
+                session.end(Err(Refusal::failed(error)));
+            }
+        }
+    }
+
+    /// Brings the plain program back.
+    async fn end_showing(&mut self, why: Over) {
+        let Some((session, _)) = self.watcher.take() else { return };
+        match self.exchange(None).await {
+            Ok(()) => info!(generation = self.number, ?why, "decisions are no longer shown"),
+            // It forwards as well as the plain one, and the next change replaces it.
+            Err(error) => error!("the program that shows its decisions stays:\n{error}"),
+        }
+        session.end(Ok(why));
+    }
+
+    fn showing(&self) -> Showing {
+        let folder = generations::folder(&self.pins, self.number);
+        Showing { generation: self.number, folder }
+    }
+
+    /// Swaps in the other build of the program, for what is in force.
+    async fn exchange(&mut self, settings: Option<&TraceSettings>) -> Result<(), Error> {
+        let number = self.number + 1;
+        let (config, machine, image) = (&self.config, &self.machine, &self.image);
+        let (next_hops, pins) = (&self.next_hops, &self.pins);
+        self.generation = build(config, machine, image, next_hops, number, pins, settings).await?;
+        self.number = number;
+        if let Err(error) = self.tidy() {
+            warn!("{error}");
+        }
         Ok(())
     }
 
@@ -328,8 +400,10 @@ async fn build(
     next_hops: &NextHops,
     number: u64,
     pins: &PinFolder,
+    shows: Option<&TraceSettings>,
 ) -> Result<Generation, Error> {
-    let packets = self_test::run(config, &machine.own, image)?;
+    let test = if shows.is_some() { self_test::run_traced } else { self_test::run };
+    let packets = test(config, &machine.own, image)?;
     debug!(packets, "self-test passed");
     let snapshot = next_hops.settled(NEXT_HOP_PATIENCE).await;
     for peer in &image.peers {
@@ -343,7 +417,14 @@ async fn build(
         pins.make(&pins.join(COUNTERS_FOLDER))?;
         let mut image = image.clone();
         image.count_apart(Slots::open_or_create(pins)?.assign(&config.vips)?);
-        let mut generation = Generation::load(&image, Some(pins))?;
+        let mut generation = match shows {
+            None => Generation::load(&image, Some(pins))?,
+            Some(settings) => {
+                let mut generation = Generation::load_traced(&image, Some(pins))?;
+                generation.show(settings)?;
+                generation
+            }
+        };
         enter(&mut generation, &image, &snapshot);
         generation.pin(&folder)?;
         generations::swap(

@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod config;
 pub mod connections;
+pub mod control;
 pub mod counters;
 mod daemon;
 pub mod doctor;
@@ -15,6 +16,7 @@ mod machine;
 mod own;
 pub mod replay;
 pub mod self_test;
+pub mod trace;
 mod vip;
 
 /// Whose pins are whose: this program's name, which marks its pin folder.

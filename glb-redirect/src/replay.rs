@@ -67,16 +67,12 @@ impl Replay {
     /// How a frame that is sent on leaves, and to which backends.
     fn way(&self, verdict: u32, frame: &[u8], decision: &mut Decision) {
         let Some(tunnel) = Headers::of(frame).tunnel else { return };
-        let mac: Vec<String> = frame.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
         let interface = match (verdict, self.found.ways.get(&tunnel.destination)) {
             (XDP_REDIRECT, Some(Ok(way))) => self.found.name_of(way.interface),
             _ => self.found.interface.clone(),
         };
-        decision.way = Some(Way {
-            interface: Some(interface),
-            mac: Some(mac.join(":")),
-            made_up: self.found.made_up.contains(&tunnel.destination),
-        });
+        let made_up = self.found.made_up.contains(&tunnel.destination);
+        decision.way = Some(Way::of(Some(interface), frame, made_up));
         decision.hops = hops_left(tunnel);
     }
 }

@@ -64,7 +64,27 @@ pub enum SelfTestError {
 /// # Errors
 /// When an answer is wrong, or none could be had.
 pub fn run(config: &Config, own: &BTreeSet<IpAddr>, image: &Image) -> Result<usize, SelfTestError> {
-    let mut generation = Generation::load(image, None)?;
+    try_out(config, own, image, Generation::load(image, None)?)
+}
+
+/// As [`run`], with the program that shows its decisions.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_traced(
+    config: &Config,
+    own: &BTreeSet<IpAddr>,
+    image: &Image,
+) -> Result<usize, SelfTestError> {
+    try_out(config, own, image, Generation::load_traced(image, None)?)
+}
+
+fn try_out(
+    config: &Config,
+    own: &BTreeSet<IpAddr>,
+    image: &Image,
+    mut generation: Generation,
+) -> Result<usize, SelfTestError> {
     let way = Peer::new([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 1], TEST_INTERFACE);
     for peer in &image.peers {
         generation.enter_peer(*peer, way)?;

@@ -51,6 +51,7 @@ fn replay_for(host: &FakeHost) -> Replay {
         strangers: if host.passes_strangers { Strangers::Pass } else { Strangers::Drop },
         vips_on_lo: false,
         mss: None,
+        control: glb_host::control::RawControl::default().check("".as_ref(), "unused").unwrap(),
     };
     let own = host.own.iter().copied().collect();
     let image = Image::new(&config, &own);

@@ -51,6 +51,7 @@ impl Traced {
             strangers: Strangers::Drop,
             vips_on_lo: false,
             mss: None,
+            control: glb_host::control::RawControl::default().check("".as_ref(), "unused").unwrap(),
         };
         let own: BTreeSet<_> = host.own.iter().copied().collect();
         let image = Image::new(&config, &own);

@@ -16,3 +16,4 @@ mod seen;
 mod service;
 mod services;
 mod support;
+mod trace;

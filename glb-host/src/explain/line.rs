@@ -24,6 +24,15 @@ pub struct Way {
     pub made_up: bool,
 }
 
+impl Way {
+    /// The way of this frame, which is on it.
+    #[must_use]
+    pub fn of(interface: Option<String>, frame: &[u8], made_up: bool) -> Self {
+        let mac: Vec<String> = frame.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        Self { interface, mac: Some(mac.join(":")), made_up }
+    }
+}
+
 /// What a program did with a frame, and why.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Decision {

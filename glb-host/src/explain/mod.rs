@@ -5,6 +5,7 @@ mod packet;
 pub mod replay;
 pub mod trace;
 pub mod wanted;
+pub mod watch;
 
 pub use line::{Decision, Lines, Way, print_line, say};
 pub use packet::{End, Headers, Tunnel};

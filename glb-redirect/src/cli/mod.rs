@@ -6,12 +6,22 @@ mod detach;
 mod doctor;
 mod replay;
 mod run;
+mod trace;
 mod wait;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use glb_host::explain::replay::ReplayArgs;
+use glb_host::{
+    control::Client,
+    duration::duration,
+    explain::{
+        replay::ReplayArgs,
+        watch::{CaptureArgs, WatchArgs},
+    },
+};
+
+use crate::config::Config;
 
 /// The backend's side of an L4 load balancer: takes tunnelled packets that belong to this machine's
 /// connections, and sends the others to the next backend in their list.
@@ -95,6 +105,41 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
+    /// Show the running daemon's decisions as they are taken: a line for each packet.
+    ///
+    /// Nothing of it is in the program that normally runs. While somebody watches, the daemon swaps
+    /// in another build of it, and the plain one again when the watcher ends, is killed, or the time
+    /// is up; not a packet is lost. Packets cost more meanwhile. One can watch at a time. Ends with a
+    /// summary on stderr.
+    ///
+    ///   glb-redirect trace 198.51.100.7 port 443
+    ///   glb-redirect trace verdict dropped
+    ///   glb-redirect trace reason forwarded --sample 100 -o json
+    #[command(verbatim_doc_comment)]
+    Trace {
+        #[command(flatten)]
+        asking: Asking,
+        #[command(flatten)]
+        args: WatchArgs,
+        /// How to print them: a line for each packet, in words or as JSON.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Write packets to a file as they come and as they leave, each with what was decided and why.
+    ///
+    /// For Wireshark: packets as they came are of the interface "received", others of "sent" and
+    /// "kernel"; each has a comment (`frame.comment contains "not_vip"`). Works as `trace` does.
+    ///
+    ///   glb-redirect capture -w out.pcapng -n 1000 198.51.100.7
+    #[command(verbatim_doc_comment)]
+    Capture {
+        #[command(flatten)]
+        asking: Asking,
+        #[command(flatten)]
+        capture: CaptureArgs,
+        #[command(flatten)]
+        args: WatchArgs,
+    },
     /// Wait until no client has a live connection left on this machine.
     ///
     /// Progress goes to stderr. Ends with 0 when drained, 3 when time is up, 1 on an error and 2
@@ -114,28 +159,32 @@ enum Command {
     },
 }
 
-/// Seconds, or a number with a unit: 500ms, 90s, 15m, 2h, 1d.
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a time such as 500ms, 90s, 15m, 2h or 1d");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let milliseconds = match unit {
-        "ms" => 1,
-        "" | "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(wrong()),
-    };
-    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(wrong)
-}
-
 #[derive(Args, Debug)]
 struct ConfigFile {
     /// The configuration file (TOML).
     #[arg(short, long, value_name = "FILE", default_value = "/etc/glb/redirect.toml")]
     config: PathBuf,
+}
+
+/// What commands need that ask the running daemon.
+#[derive(Args, Debug)]
+struct Asking {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// The daemon's control socket; the one that the configuration names if it is left out.
+    #[arg(short, long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+impl Asking {
+    /// A connection to the daemon.
+    fn connect(&self) -> anyhow::Result<Client> {
+        let socket = match &self.socket {
+            Some(socket) => socket.clone(),
+            None => Config::load(&self.config.config)?.control.place.path,
+        };
+        Ok(Client::connect(&socket)?)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -163,6 +212,10 @@ impl Cli {
             Command::Replay { config, args, output } => {
                 replay::execute(&config.config, &args, output)
             }
+            Command::Trace { asking, args, output } => {
+                trace::trace(&asking, &args, matches!(output, Output::Json))
+            }
+            Command::Capture { asking, capture, args } => trace::capture(&asking, &args, &capture),
             Command::Doctor { config, output } => return doctor::execute(&config.config, output),
             Command::Wait { config, until_drained: _, timeout, quiet } => {
                 return wait::until_drained(&config.config, timeout, quiet);
@@ -189,15 +242,5 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory as _;
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn durations() {
-        for (text, milliseconds) in [("0", 0), ("500ms", 500), ("90s", 90_000), ("2h", 7_200_000)] {
-            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
-        }
-        for text in ["", "s", "-1s", "1.5s", "1 s", "1w", "18446744073709551615d"] {
-            assert!(duration(text).is_err(), "{text}");
-        }
     }
 }

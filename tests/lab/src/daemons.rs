@@ -181,7 +181,7 @@ impl Daemon {
         let vips = [Family::V4, Family::V6].map(|family| vip(family).to_string());
         let mut config = format!(
             "interfaces = [\"{INTERFACE}\"]\npin = \"{}\"\nvips = {}\ndirectors = {}\n\
-             backends = {}\n",
+             backends = {}\ncontrol.socket = \"control.sock\"\n",
             pin.display(),
             list(vips.to_vec()),
             list(lab.plan().director_nodes().map(|node| format!("{}/32", node.v4())).collect()),

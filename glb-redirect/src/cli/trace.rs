@@ -1,0 +1,19 @@
+//! `glb-redirect trace` and `glb-redirect capture`
+
+use glb_host::explain::watch::{self, CaptureArgs, WatchArgs};
+
+use super::Asking;
+use crate::{replay::REASONS, trace::FromFrames};
+
+pub(super) fn trace(asking: &Asking, args: &WatchArgs, is_json: bool) -> anyhow::Result<()> {
+    Ok(watch::trace(args, asking.connect()?, &REASONS, &mut FromFrames, is_json)?)
+}
+
+pub(super) fn capture(
+    asking: &Asking,
+    args: &WatchArgs,
+    capture: &CaptureArgs,
+) -> anyhow::Result<()> {
+    let name = "glb-redirect capture";
+    Ok(watch::capture(name, args, capture, asking.connect()?, &REASONS, &mut FromFrames)?)
+}

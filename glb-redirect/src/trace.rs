@@ -1,0 +1,45 @@
+//! Decisions of the running backend in words.
+
+use glb_common::reason::RedirectReason as Reason;
+use glb_host::{
+    explain::{
+        Decision, Headers, Way,
+        trace::{Showing, Shown},
+        watch::Decoder,
+    },
+    load::LoadError,
+    xdp_link,
+};
+
+use crate::replay::{hops_left, verdict_name};
+
+/// All that is needed stands in the frames.
+#[derive(Debug, Default)]
+pub struct FromFrames;
+
+impl Decoder for FromFrames {
+    fn turn_to(&mut self, _showing: &Showing) -> Result<(), LoadError> {
+        Ok(())
+    }
+
+    fn decide(&self, shown: &Shown) -> Decision {
+        let event = &shown.event;
+        let reason = Reason::from_number(event.reason as u8);
+        let mut decision = Decision {
+            time: shown.time,
+            interface: Some(xdp_link::interface_name(event.interface)),
+            length: event.received,
+            verdict: verdict_name(event.verdict, reason),
+            reason: Some(reason.name()),
+            ..Decision::default()
+        };
+        decision.describe(Headers::of(&shown.before));
+        if let (Some(after), "sent") = (&shown.after, decision.verdict)
+            && let Some(tunnel) = Headers::of(after).tunnel
+        {
+            decision.hops = hops_left(tunnel);
+            decision.way = Some(Way::of(None, after, false));
+        }
+        decision
+    }
+}

@@ -1,0 +1,242 @@
+//! Watching live decisions, with traffic, and with watchers that end in every way.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use glb_host::capture_file::{CaptureReader, Captured};
+use glb_lab::{Daemon, Fleet, Plan, client, command, interrupt, vip};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use crate::support::{ask, build, everybody_answers};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn fleet(name: &str) -> Result<Fleet> {
+    build()?;
+    Fleet::up(Plan { backends: 2, ..Plan::new(name) }, 1, true)
+}
+
+/// A `trace` or `capture` that runs. It is ended when this is dropped.
+struct Watcher {
+    child: Child,
+    out: Option<ChildStdout>,
+    errors: Receiver<String>,
+    said: String,
+}
+
+impl Watcher {
+    /// Starts it, and waits until it watches.
+    fn start(fleet: &Fleet, daemon: &Daemon, words: &[&str]) -> Result<Self> {
+        let mut watcher = Self::spawn(fleet, daemon, words)?;
+        watcher.says("watching generation")?;
+        Ok(watcher)
+    }
+
+    fn spawn(fleet: &Fleet, daemon: &Daemon, words: &[&str]) -> Result<Self> {
+        let mut command: Command = daemon.command(&fleet.lab, words[0])?;
+        command.args(&words[1..]).stdin(Stdio::null());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let (tell, errors) = channel();
+        let stderr = child.stderr.take().context("no stderr")?;
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if tell.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let out = child.stdout.take();
+        Ok(Self { child, out, errors, said: String::new() })
+    }
+
+    /// Waits until it says this.
+    fn says(&mut self, words: &str) -> Result<()> {
+        while !self.said.contains(words) {
+            match self.errors.recv_timeout(PATIENCE) {
+                Ok(line) => self.said += &format!("{line}\n"),
+                Err(error) => bail!("{words:?} was not said ({error}), but: {}", self.said),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for its end; every line of its output.
+    fn lines(&mut self) -> Result<Vec<String>> {
+        let out = self.out.take().context("read already")?;
+        let lines = BufReader::new(out).lines().collect::<Result<Vec<_>, _>>()?;
+        let status =
+            interrupt::wait("the watcher's end", PATIENCE, || Ok(self.child.try_wait()?))?;
+        while let Ok(line) = self.errors.recv_timeout(Duration::from_secs(1)) {
+            self.said += &format!("{line}\n");
+        }
+        ensure!(status.success(), "it ended with {status}: {}", self.said);
+        Ok(lines)
+    }
+
+    fn json(&mut self) -> Result<Vec<Value>> {
+        self.lines()?.iter().map(|line| Ok(serde_json::from_str(line)?)).collect()
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Waits until the daemon has the plain program back.
+fn is_plain(daemon: &mut Daemon, times: usize) -> Result<()> {
+    interrupt::wait("the plain program", PATIENCE, || {
+        let log = daemon.process()?.log()?;
+        Ok((log.matches("decisions are no longer shown").count() >= times).then_some(()))
+    })
+}
+
+/// Asks once from each of some clients, so that the daemons have something to decide.
+fn traffic(fleet: &Fleet) -> Result<()> {
+    for number in 100..110 {
+        ask(&fleet.lab, glb_lab::Family::V4, number)?;
+    }
+    Ok(())
+}
+
+fn packets(path: &Path) -> Result<Vec<Captured>> {
+    let mut reader = CaptureReader::open(path)?;
+    std::iter::from_fn(|| reader.next_packet().transpose()).map(|packet| Ok(packet?)).collect()
+}
+
+#[test]
+fn a_backends_decisions_are_seen_and_filtered() -> Result<()> {
+    let mut fleet = fleet("glb-t-rtrace")?;
+    let daemon = &fleet.redirects[0];
+    let client = client(glb_lab::Family::V4, 103).to_string();
+    let mut all =
+        Watcher::start(&fleet, daemon, &["trace", "-o", "json", "-n", "20", "port", "80"])?;
+    while all.child.try_wait()?.is_none() {
+        traffic(&fleet)?;
+    }
+    let lines = all.json()?;
+    ensure!(lines.len() == 20, "{lines:?}");
+    let count = |reason: &str| lines.iter().filter(|line| line["reason"] == reason).count();
+    ensure!(count("taken_syn") > 0 && count("taken_established") > 0, "{lines:?}");
+    for line in &lines {
+        let tunnel = &line["tunnel"]["destination"];
+        ensure!(*tunnel == daemon.node().v4().to_string() && line["interface"] == "eth0", "{line}");
+    }
+    is_plain(&mut fleet.redirects[0], 1)?;
+
+    // One client only, at whichever backend it lands, and nothing of the others.
+    let words = ["trace", "-o", "json", "--time", "4s", &client, "port", "80"];
+    let mut watchers: Vec<Watcher> = fleet
+        .redirects
+        .iter()
+        .map(|daemon| Watcher::start(&fleet, daemon, &words))
+        .collect::<Result<_>>()?;
+    traffic(&fleet)?;
+    let mut seen = Vec::new();
+    for watcher in &mut watchers {
+        seen.extend(watcher.json()?);
+    }
+    ensure!(!seen.is_empty() && seen.iter().all(|line| line["source"] == *client), "{seen:?}");
+    // The time was up, and nobody had to end it.
+    is_plain(&mut fleet.redirects[0], 2)?;
+    everybody_answers(&fleet.lab)
+}
+
+#[test]
+fn a_watcher_of_a_backend_may_end_in_any_way() -> Result<()> {
+    let mut fleet = fleet("glb-t-rwatch")?;
+    let watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace"])?;
+    // One at a time, and the second is told of the first.
+    let mut second = fleet.redirects[0].command(&fleet.lab, "trace")?;
+    let refused = command::finish(&mut second)?;
+    let text = String::from_utf8_lossy(&refused.stderr);
+    let pid = format!("process {}", watcher.child.id());
+    ensure!(!refused.status.success() && text.contains(&pid), "{text}");
+
+    traffic(&fleet)?;
+    watcher.signal(Signal::SIGKILL)?;
+    is_plain(&mut fleet.redirects[0], 1)?;
+
+    // It ends with a summary when it is asked to.
+    let mut watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace"])?;
+    traffic(&fleet)?;
+    watcher.signal(Signal::SIGINT)?;
+    let lines = watcher.lines()?;
+    ensure!(watcher.said.contains("packets: "), "{}", watcher.said);
+    ensure!(lines.iter().any(|line| line.contains("taken_syn")), "{lines:?}");
+    is_plain(&mut fleet.redirects[0], 2)?;
+
+    // It hangs: the daemon ends it all the same.
+    let watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace", "--time", "2s"])?;
+    watcher.signal(Signal::SIGSTOP)?;
+    is_plain(&mut fleet.redirects[0], 3)?;
+    drop(watcher);
+
+    // The configuration changes meanwhile: it goes on with the new generation.
+    let mut watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace", "-o", "json"])?;
+    let daemon = &mut fleet.redirects[0];
+    let config = fs::read_to_string(daemon.config())?;
+    fs::write(daemon.config(), config + "strangers = \"pass\"\n")?;
+    let from = daemon.process()?.log()?.len();
+    daemon.process()?.signal(Signal::SIGHUP)?;
+    daemon.process()?.wait_for_log("in force", from, PATIENCE)?;
+    traffic(&fleet)?;
+    watcher.signal(Signal::SIGTERM)?;
+    ensure!(!watcher.json()?.is_empty(), "nothing was seen after the change");
+    is_plain(&mut fleet.redirects[0], 4)?;
+
+    // The daemon ends: it leaves the plain program behind, and says so.
+    let mut watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace"])?;
+    let daemon = &mut fleet.redirects[0];
+    let from = daemon.process()?.log()?.len();
+    daemon.process()?.signal(Signal::SIGTERM)?;
+    daemon.process()?.wait_for_log("no longer shown", from, PATIENCE)?;
+    interrupt::wait("the watcher's end", PATIENCE, || Ok(watcher.child.try_wait()?))?;
+    everybody_answers(&fleet.lab)
+}
+
+#[test]
+fn a_backend_captures_what_comes_and_what_the_kernel_gets() -> Result<()> {
+    let fleet = fleet("glb-t-rcapture")?;
+    let daemon = &fleet.redirects[0];
+    let file = daemon.config().with_file_name("out.pcapng");
+    let path = file.to_str().context("an odd path")?;
+    let words = ["capture", "-w", path, "-n", "10", "verdict", "taken"];
+    let mut watcher = Watcher::start(&fleet, daemon, &words)?;
+    while watcher.child.try_wait()?.is_none() {
+        traffic(&fleet)?;
+    }
+    watcher.lines()?;
+    ensure!(watcher.said.contains("10 packets in"), "{}", watcher.said);
+    let packets = packets(&file)?;
+    ensure!(packets.len() == 20, "{}", packets.len());
+    let vip = vip(glb_lab::Family::V4).to_string();
+    for pair in packets.chunks(2) {
+        let [before, after] = pair else { bail!("an odd number of packets") };
+        // 40 bytes of tunnel are gone, and the rest is the same.
+        ensure!(before.data[54..] == after.data[14..] && before.time == after.time);
+        let destination = after.data[30..34].iter().map(ToString::to_string).collect::<Vec<_>>();
+        ensure!(destination.join(".") == vip, "{destination:?}");
+    }
+    let bytes = fs::read(&file)?;
+    ensure!(bytes.windows(17).any(|window| window == b"taken (taken_syn)"));
+    Ok(())
+}
