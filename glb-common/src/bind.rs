@@ -55,10 +55,11 @@ pub const fn slot(hash: u64, displacement: u32, bind_mask: u32) -> u32 {
 /// The slot of the bind of this one address, protocol and port.
 #[inline(always)]
 pub fn exact<V: View + ?Sized>(view: &V, address: [u64; 2], tail: u32) -> Option<&BindSlot> {
-    let config = view.config();
-    let hash = hash(config.bind_seed, address, tail);
-    let displacement = view.displacement(bucket(hash, config.displacement_mask))?;
-    let found = view.bind(slot(hash, displacement, config.bind_mask))?;
+    let hash = hash(view.config(|config| &config.bind_seed), address, tail);
+    let mask = view.config(|config| &config.displacement_mask);
+    let displacement = view.displacement(bucket(hash, mask))?;
+    let mask = view.config(|config| &config.bind_mask);
+    let found = view.bind(slot(hash, displacement, mask))?;
     (found.tail == tail && found.address == address).then_some(found)
 }
 
@@ -69,7 +70,7 @@ pub fn find<V: View + ?Sized>(view: &V, flow: &FiveTuple) -> Option<u32> {
     if let Some(found) = exact(view, flow.destination, tail) {
         return Some(found.table);
     }
-    if view.config().has_port_ranges == 0 && flow.destination_port != 0 {
+    if view.config(|config| &config.has_port_ranges) == 0 && flow.destination_port != 0 {
         return None;
     }
     let prefix = view.prefix(flow.family, flow.destination)?;

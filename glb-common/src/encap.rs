@@ -3,7 +3,7 @@
 use crate::{
     checksum::{fold, sum_4},
     frame::FrameMut,
-    layout::{Backend, Config, Hops, KEEP_TAGS},
+    layout::{Backend, Hops, KEEP_TAGS},
     parse::{MAX_TAGGED, Packet, Tags},
     steer::{Send, View},
     wire::{
@@ -144,15 +144,16 @@ pub(crate) const fn inner_protocol(family: u8) -> u8 {
 /// The tags of what is sent.
 #[inline(always)]
 #[must_use]
-pub fn tags_to_send(config: &Config, received: &Tags) -> Tags {
-    if config.tags == KEEP_TAGS {
+pub fn tags_to_send<V: View + ?Sized>(view: &V, received: &Tags) -> Tags {
+    let count = view.config(|config| &config.tags);
+    if count == KEEP_TAGS {
         return *received;
     }
     // Priority and drop eligibility: the high four bits of the third byte.
     const PRIORITY: u32 = 0x00f0_0000;
     let priority = if received.count == 0 { 0 } else { received.words[0] & PRIORITY };
-    let [outer, inner] = config.tag_words;
-    Tags { words: [outer | priority, inner | priority], count: config.tags }
+    let [outer, inner] = view.config(|config| &config.tag_words);
+    Tags { words: [outer | priority, inner | priority], count }
 }
 
 /// Length of the outer IP packet; nothing if IP cannot say it.
@@ -188,7 +189,7 @@ pub fn write<F: FrameMut + ?Sized, V: View + ?Sized>(
     if frame.read::<[u8; MAX_TAGGED]>(0).is_none() {
         return false;
     }
-    let tags = tags_to_send(&view.config(), &packet.tags);
+    let tags = tags_to_send(view, &packet.tags);
     let shift = tags.len();
     let inner = inner_protocol(packet.flow.family);
     let patch =

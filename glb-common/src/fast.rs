@@ -14,7 +14,7 @@ use crate::{
     layout::{Backend, BindSlot, NO_HOP, NO_ROWS},
     parse::IP_OFFSET,
     siphash::SipHash24,
-    steer::{View, source_port},
+    steer::{self, View, source_port},
     wire::{ethernet, protocol, tcp::TcpHeader, udp::UdpHeader},
 };
 
@@ -137,9 +137,8 @@ pub fn send<'v, V: View + ?Sized, F: FrameMut + ?Sized, A: Address>(
     if total > backend.mtu as u32 {
         return None;
     }
-    let config = view.config();
     let patch = Patch {
-        tos: (tos & config.tos_mask) | config.tos_value,
+        tos: steer::tos(view, tos),
         total: total as u16,
         source_port: source_port(hash, port.swap_bytes()),
         inner: inner_protocol(A::FAMILY),

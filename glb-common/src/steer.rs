@@ -13,8 +13,8 @@ use crate::{
 
 /// A generation's tables, in the kernel's maps or in plain memory.
 pub trait View {
-    /// The constants.
-    fn config(&self) -> Config;
+    /// One of the constants.
+    fn config<T: Copy>(&self, field: impl Fn(&Config) -> &T) -> T;
     /// One displacement of the perfect hash of binds.
     fn displacement(&self, index: u32) -> Option<u32>;
     /// One slot of the exact binds.
@@ -100,6 +100,12 @@ pub(crate) const fn source_port(hash: u64, hint: u16) -> u16 {
     0x8000 | ((hash as u16 ^ hint) & 0x7fff)
 }
 
+/// Outer TOS or traffic class for a packet with this one.
+#[inline(always)]
+pub(crate) fn tos<V: View + ?Sized>(view: &V, tos: u8) -> u8 {
+    (tos & view.config(|config| &config.tos_mask)) | view.config(|config| &config.tos_value)
+}
+
 /// Where a packet goes; its further hops are listed in `hops`, which is empty before.
 ///
 /// # Errors
@@ -121,7 +127,6 @@ pub fn steer<'v, V: View + ?Sized>(
     let refuse = |reason| Refusal::new(reason, table.counter_slot);
     let inconsistent = || refuse(Reason::Inconsistent);
 
-    let config = view.config();
     let hash = hash_of(table.key, table.hash_fields, &packet.flow).ok_or_else(inconsistent)?;
     let row = view.row(table.rows, hash as u16).ok_or_else(inconsistent)?;
     let backend = view.backend(row.first).ok_or_else(inconsistent)?;
@@ -138,7 +143,7 @@ pub fn steer<'v, V: View + ?Sized>(
         first: row.first,
         is_v6,
         source_port: source_port(hash, packet.flow_hint),
-        tos: (packet.tos & config.tos_mask) | config.tos_value,
+        tos: tos(view, packet.tos),
         fragmentable: None,
         counter_slot: table.counter_slot,
     };
@@ -146,7 +151,8 @@ pub fn steer<'v, V: View + ?Sized>(
     let total = packet.ip_length as u32 + overhead;
     if total > backend.mtu as u32 {
         let may_fragment = packet.oversize == Oversize::Fragment;
-        if may_fragment && config.may_fragment != 0 && !is_v6 && total <= backend.link_mtu as u32 {
+        let may_fragment = may_fragment && view.config(|config| &config.may_fragment) != 0;
+        if may_fragment && !is_v6 && total <= backend.link_mtu as u32 {
             // Its own identification keeps the fragments of one sender's packets apart, the hash
             // those of different senders. 0 would be as good as any.
             send.fragmentable = Some(packet.identification ^ (hash >> 16) as u16);

@@ -98,7 +98,7 @@ fn encapsulate(
 ) -> Result<Expected, Refusal> {
     let refuse = |reason| Refusal::new(reason, send.counter_slot);
     let total = encap::outer_length(send, packet, hops).ok_or(refuse(Reason::TooLong))?;
-    let sent = encap::tags_to_send(&view.config(), &packet.tags);
+    let sent = encap::tags_to_send(view, &packet.tags);
     let mut out = vec![0; encap::growth(send, hops.len(), &packet.tags, &sent)];
     out.extend_from_slice(frame);
     if !encap::write(&mut out[..], view, send, packet, hops, total) {

@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use glb_common::{
     fast,
-    frame::{Frame as _, FrameMut as _},
+    frame::FrameMut as _,
     wire::ethernet::EthernetHeader,
 };
 

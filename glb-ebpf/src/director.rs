@@ -6,8 +6,6 @@
 #![no_std]
 #![no_main]
 
-use core::mem::size_of;
-
 use aya_ebpf::{
     Global,
     bindings::{BPF_F_MMAPABLE, xdp_action},
@@ -113,8 +111,13 @@ struct Maps;
 
 impl View for Maps {
     #[inline(always)]
-    fn config(&self) -> Config {
-        CONFIG.load()
+    fn config<T: Copy>(&self, field: impl Fn(&Config) -> &T) -> T {
+        // SAFETY: the struct that user space put there, of which one field is read. Volatile: to the
+        // compiler it is a constant that it knows.
+        unsafe {
+            let config = &*(&raw const CONFIG).cast::<Config>();
+            (&raw const *field(config)).read_volatile()
+        }
     }
 
     #[inline(always)]
@@ -332,7 +335,7 @@ fn send_general(ctx: &XdpContext, packet: &Packet, hops: &mut Hops) -> Result<u3
     let refuse = |reason| Refusal::new(reason, send.counter_slot);
     let received = whole_length(ctx);
     let total = encap::outer_length(&send, packet, hops).ok_or(refuse(Reason::TooLong))?;
-    let tags = encap::tags_to_send(&Maps.config(), &packet.tags);
+    let tags = encap::tags_to_send(&Maps, &packet.tags);
     let growth = encap::growth(&send, hops.len(), &packet.tags, &tags) as i32;
     // SAFETY: the context is this program's own; the frame's pointers are made anew below.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -growth) } != 0 {

@@ -407,8 +407,8 @@ fn element(rows: &Rows, base: usize, first: usize) -> Arc<TableRows> {
 }
 
 impl View for Image {
-    fn config(&self) -> Config {
-        self.config
+    fn config<T: Copy>(&self, field: impl Fn(&Config) -> &T) -> T {
+        *field(&self.config)
     }
 
     fn displacement(&self, index: u32) -> Option<u32> {
