@@ -2,11 +2,12 @@
 
 use std::{
     collections::HashSet,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use glb_common::parse::MAX_TAGS;
 use glb_host::{
     config_file::{self, FileError},
     control::{Control, RawControl},
@@ -26,8 +27,16 @@ struct Raw {
     #[serde(default = "default_pin")]
     pin: PathBuf,
     outer_source_ipv4: Option<Ipv4Addr>,
+    outer_source_ipv6: Option<Ipv6Addr>,
+    gateway_mac: Option<String>,
     #[serde(default)]
     outer_tos: Tos,
+    #[serde(default)]
+    vlan: Vlan,
+    #[serde(default)]
+    may_fragment: MayFragment,
+    #[serde(default = "answers_per_second")]
+    answers_per_second: u32,
     #[serde(default = "yes")]
     forward_echo: bool,
     metrics: Option<SocketAddr>,
@@ -102,6 +111,49 @@ impl Default for Age {
     }
 }
 
+fn answers_per_second() -> u32 {
+    Options::default().answers_per_second
+}
+
+/// What becomes of an IPv4 packet that is too big and that its sender allows to be fragmented.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum MayFragment {
+    /// It is dropped and counted.
+    #[default]
+    Drop,
+    /// It travels in a tunnel packet that routers may fragment.
+    Tunnel,
+}
+
+/// `"keep"`, or the identifiers of the tags to send.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "\"keep\", or a list of at most two VLAN identifiers (1 to 4094)")]
+enum Vlan {
+    Tags(Vec<u16>),
+    Word(VlanWord),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum VlanWord {
+    Keep,
+}
+
+impl Default for Vlan {
+    fn default() -> Self {
+        Self::Word(VlanWord::Keep)
+    }
+}
+
+/// Six bytes in hex with colons between.
+fn mac(text: &str) -> Option<[u8; 6]> {
+    let bytes = text
+        .split(':')
+        .map(|byte| (byte.len() == 2).then(|| u8::from_str_radix(byte, 16).ok()).flatten());
+    bytes.collect::<Option<Vec<u8>>>()?.try_into().ok()
+}
+
 fn yes() -> bool {
     true
 }
@@ -153,6 +205,8 @@ pub struct Config {
     pub pin: PathBuf,
     /// What concerns the packet path.
     pub options: Options,
+    /// Everyone's next hop; without one, the kernel's routes and neighbours say it.
+    pub gateway_mac: Option<[u8; 6]>,
     /// Where Prometheus may ask for metrics; nowhere if it is left out.
     pub metrics: Option<SocketAddr>,
     /// Where statsd is told, under GLB's names, and how often; nowhere if it is left out.
@@ -235,6 +289,32 @@ impl Config {
             let value = source.to_string();
             return wrong("outer_source_ipv4", value, "give one of this director's own addresses");
         }
+        if let Some(source) = raw.outer_source_ipv6
+            && (source.is_unspecified() || source.is_multicast())
+        {
+            let value = source.to_string();
+            return wrong("outer_source_ipv6", value, "give one of this director's own addresses");
+        }
+        let gateway_mac = match &raw.gateway_mac {
+            None => None,
+            Some(text) => match mac(text).filter(|mac| mac[0] & 1 == 0 && *mac != [0; 6]) {
+                Some(mac) => Some(mac),
+                None => {
+                    let fix = "give a machine's MAC address, such as \"02:00:5e:10:00:01\"";
+                    return wrong("gateway_mac", format!("{text:?}"), fix);
+                }
+            },
+        };
+        let vlan = match raw.vlan {
+            Vlan::Word(VlanWord::Keep) => None,
+            Vlan::Tags(tags) => {
+                if tags.len() > MAX_TAGS || tags.iter().any(|tag| !(1..=4094).contains(tag)) {
+                    let fix = "give at most two VLAN identifiers, from 1 to 4094";
+                    return wrong("vlan", format!("{tags:?}"), fix);
+                }
+                Some(tags)
+            }
+        };
         let interval = raw.statsd_interval.unwrap_or(10);
         if interval == 0 {
             return wrong("statsd_interval", "0".into(), "give 1 second or more; GLB's is 10");
@@ -268,13 +348,17 @@ impl Config {
             pin: raw.pin,
             options: Options {
                 outer_source: raw.outer_source_ipv4,
+                outer_source_ipv6: raw.outer_source_ipv6,
                 outer_tos: match raw.outer_tos {
                     Tos::Fixed(tos) => Some(tos),
                     Tos::Word(TosWord::Copy) => None,
                 },
                 forward_echo: raw.forward_echo,
-                ..Options::default()
+                answers_per_second: raw.answers_per_second,
+                fragment_tunnel: raw.may_fragment == MayFragment::Tunnel,
+                vlan,
             },
+            gateway_mac,
             metrics: raw.metrics,
             statsd: raw.statsd.map(|address| (address, Duration::from_secs(interval.into()))),
             control,
@@ -327,6 +411,21 @@ mod tests {
             (
                 "interfaces = [\"a\"]\ntable = \"t\"\nouter_source_ipv4 = \"0.0.0.0\"",
                 vec!["outer_source_ipv4", "0.0.0.0"],
+            ),
+            (
+                "interfaces = [\"a\"]\ntable = \"t\"\nouter_source_ipv6 = \"::\"",
+                vec!["outer_source_ipv6", "::"],
+            ),
+            (
+                "interfaces = [\"a\"]\ntable = \"t\"\ngateway_mac = \"01:00:00:00:00:01\"",
+                vec!["gateway_mac", "02:00:5e"],
+            ),
+            ("interfaces = [\"a\"]\ntable = \"t\"\nvlan = [0]", vec!["vlan", "[0]", "4094"]),
+            ("interfaces = [\"a\"]\ntable = \"t\"\nvlan = [1, 2, 3]", vec!["vlan", "at most two"]),
+            ("interfaces = [\"a\"]\ntable = \"t\"\nvlan = \"kep\"", vec!["line 3", "keep"]),
+            (
+                "interfaces = [\"a\"]\ntable = \"t\"\nmay_fragment = \"yes\"",
+                vec!["line 3", "tunnel"],
             ),
             ("interfaces = [\"a\"]\ntable = \"t\"\nouter_source_ipv4 = \"x\"", vec!["line 3"]),
             (

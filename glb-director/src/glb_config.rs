@@ -88,7 +88,7 @@ impl Imported {
                 "outbound_gateway_mac" => self.note(format!(
                     "outbound_gateway_mac = {value}: not needed. The kernel's routes and neighbours \
                      say where to send, for each backend, and are followed: `ip route get BACKEND` \
-                     must lead to that gateway"
+                     must lead to that gateway (or set `gateway_mac`)"
                 )),
                 "outbound_src_ip" => {
                     let address = value.as_str().and_then(|text| text.parse().ok());

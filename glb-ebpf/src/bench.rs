@@ -13,11 +13,7 @@ use aya_ebpf::{
     maps::{Array, ProgramArray},
     programs::XdpContext,
 };
-use glb_common::{
-    fast,
-    frame::FrameMut as _,
-    wire::ethernet::EthernetHeader,
-};
+use glb_common::{fast, frame::FrameMut as _, wire::ethernet::EthernetHeader};
 
 mod frame;
 use frame::XdpFrame;

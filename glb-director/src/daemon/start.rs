@@ -96,7 +96,7 @@ impl<'c> Director<'c> {
 
         pins.make(&pins.join(counters::pins::FOLDER))?;
         let identities = Identities::open_or_create(pins)?;
-        let next_hops = NextHops::start(targets(&wanted.tables)).await?;
+        let next_hops = NextHops::start_behind(config.gateway_mac, targets(&wanted.tables)).await?;
         state.follow(next_hops.subscribe());
         // What a killed predecessor loaded and never swapped in.
         let keep: Vec<u64> = running.into_iter().chain(previous).collect();

@@ -241,7 +241,7 @@ impl Image {
             ..tags(options.vlan.as_deref())
         };
         // With tags to write, no packet is a plain one.
-        if self.config.tags == KEEP_TAGS {
+        if matches!(self.config.tags, KEEP_TAGS | 0) {
             for slot in self.binds.iter_mut().filter(|slot| slot.tail != 0) {
                 make_plain(slot, &self.tables[slot.table as usize]);
             }

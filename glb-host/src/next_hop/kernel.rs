@@ -39,6 +39,8 @@ pub struct OpenError(#[from] io::Error);
 /// A connection for questions.
 pub(super) struct Netlink {
     handle: Handle,
+    /// The MAC of whoever stands next, if it is configured and not to be asked for.
+    gateway: Option<[u8; 6]>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -64,9 +66,14 @@ impl From<Refused> for Unresolved {
 }
 
 impl Netlink {
-    pub(super) fn open() -> Result<Self, OpenError> {
+    pub(super) fn open(gateway: Option<[u8; 6]>) -> Result<Self, OpenError> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
-        Ok(Self { handle, task: tokio::spawn(connection) })
+        Ok(Self { handle, gateway, task: tokio::spawn(connection) })
+    }
+
+    /// The same with a socket of its own.
+    pub(super) fn reopen(&self) -> Result<Self, OpenError> {
+        Self::open(self.gateway)
     }
 
     /// Has the kernel resolve a neighbour, or confirm one that it knows.
@@ -142,6 +149,9 @@ impl Kernel for Netlink {
         interface: u32,
         address: IpAddr,
     ) -> Result<Option<Neighbour>, Unresolved> {
+        if self.gateway.is_some() {
+            return Ok(Some(Neighbour { mac: self.gateway, settled: true }));
+        }
         let message = neighbour_message(interface, address);
         match self.request(RouteNetlinkMessage::GetNeighbour(message), 0).await {
             Ok(Some(RouteNetlinkMessage::NewNeighbour(message))) => {

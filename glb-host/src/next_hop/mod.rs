@@ -98,7 +98,19 @@ impl NextHops {
     /// # Errors
     /// When netlink cannot be opened or does not answer.
     pub async fn start(targets: impl IntoIterator<Item = IpAddr>) -> Result<Self, OpenError> {
-        let kernel = kernel::Netlink::open()?;
+        Self::start_behind(None, targets).await
+    }
+
+    /// As [`Self::start`]. With a `gateway`, that is everyone's next hop and nobody is asked for a MAC;
+    /// interface, source address and MTU are still those of the kernel's routes.
+    ///
+    /// # Errors
+    /// When netlink cannot be opened or does not answer.
+    pub async fn start_behind(
+        gateway: Option<[u8; 6]>,
+        targets: impl IntoIterator<Item = IpAddr>,
+    ) -> Result<Self, OpenError> {
+        let kernel = kernel::Netlink::open(gateway)?;
         let events = kernel::Events::open()?;
         let (targets, targets_seen) = tokio::sync::watch::channel(targets.into_iter().collect());
         let (publish, snapshots) = tokio::sync::watch::channel(Arc::default());

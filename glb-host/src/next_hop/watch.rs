@@ -100,7 +100,7 @@ impl Watcher {
                     None => {
                         tracing::warn!("netlink closed its side; it is opened again");
                         sleep(REOPEN).await;
-                        match (Netlink::open(), Events::open()) {
+                        match (self.kernel.reopen(), Events::open()) {
                             (Ok(kernel), Ok(again)) => (self.kernel, events) = (kernel, again),
                             (Err(error), _) | (_, Err(error)) => {
                                 tracing::error!(%error, "cannot open netlink");
