@@ -3,6 +3,7 @@
 mod harness;
 mod packet;
 mod redirect;
+mod reload;
 mod table;
 
 use clap::{Parser, Subcommand};
@@ -23,6 +24,9 @@ enum Command {
     /// The backend's packet path: ns for each packet on top of an empty program, and the ratio to
     /// the floor (the outer headers are cut off and nothing else).
     Redirect(redirect::Arguments),
+    /// The director's reload: from a changed table file to the new generation in force, and what each
+    /// step costs.
+    Reload(reload::Arguments),
     /// Building tables: milliseconds, and ratios to GLB's own tool.
     Table(table::Arguments),
 }
@@ -31,6 +35,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Packet(arguments) => packet::run(&arguments),
         Command::Redirect(arguments) => redirect::run(&arguments),
+        Command::Reload(arguments) => reload::run(&arguments),
         Command::Table(arguments) => table::run(&arguments),
     }
 }

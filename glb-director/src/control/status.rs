@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    daemon::Done,
     observe::{InterfaceView, Observer, epoch},
     state::Phase,
 };
@@ -47,6 +48,9 @@ pub struct LastReload {
     pub seconds: f64,
     /// Why it failed, if it did.
     pub error: Option<String>,
+    /// What it did, if it did not.
+    #[serde(default)]
+    pub done: Option<Done>,
 }
 
 /// Something that is not as it should be.
@@ -114,6 +118,7 @@ impl Status {
                 at: epoch(reload.at),
                 seconds: reload.took.as_secs_f64(),
                 error: reload.error.clone(),
+                done: reload.done.clone(),
             }),
         }
     }

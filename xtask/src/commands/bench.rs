@@ -1,4 +1,4 @@
-//! `./x bench`: what the packet path and the tables cost.
+//! `./x bench`: what the packet path, the tables and a reload cost.
 
 use std::ffi::OsString;
 
@@ -9,8 +9,8 @@ use crate::{commands::setup, needs::Purpose, process};
 /// Measures what the packet path costs, as ratios to a floor measured in the same run, and what
 /// tables cost, as ratios to GLB's own tool.
 ///
-/// `./x bench packet --help`, `./x bench redirect --help` and `./x bench table --help` list what
-/// can be varied. Performance is measured here and nowhere in the tests.
+/// `./x bench packet --help`, and the same for `redirect`, `reload` and `table`, list what can be
+/// varied. Performance is measured here and nowhere in the tests.
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Arguments {

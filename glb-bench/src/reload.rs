@@ -1,0 +1,227 @@
+//! `bench reload`: from a changed table file to the new generation in force, and what each step costs.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    io::Write as _,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Args;
+use glb_director::{
+    config::Config,
+    control::{Command as Ask, Status},
+    daemon,
+};
+use glb_host::{
+    bpffs::PinFolder, control::Client, generations::link_pin, xdp_link::program_behind,
+};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::harness::quantile;
+
+/// Options of `bench reload`.
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// Backends of the table.
+    #[arg(long, default_value_t = 256)]
+    backends: u32,
+    /// Other tables beside it, which do not change.
+    #[arg(long, default_value_t = 0)]
+    beside: u32,
+    /// Interfaces.
+    #[arg(long, default_value_t = 1)]
+    interfaces: u32,
+    /// Changes of each kind.
+    #[arg(long, default_value_t = 21)]
+    rounds: usize,
+    /// Pause between changes, in milliseconds; without one, no program is ready ahead.
+    #[arg(long, default_value_t = 700)]
+    pause: u64,
+}
+
+/// What is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// The state of a backend.
+    State,
+    /// One backend more, or one less.
+    Member,
+    /// A bind, which the program's constants depend on: none that is ready ahead fits.
+    Bind,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    ensure!((2..=1000).contains(&arguments.backends), "2 to 1000 backends, please");
+    // Before the private file system hides the place.
+    let folder = PathBuf::from(format!("/var/tmp/glb-bench-{}", std::process::id()));
+    fs::create_dir_all(&folder)?;
+    let result = measure(arguments, &folder);
+    fs::remove_dir_all(&folder)?;
+    result
+}
+
+fn measure(arguments: &Arguments, folder: &Path) -> anyhow::Result<()> {
+    let pins = PinFolder::private().context("cannot mount (are you root?)")?;
+    let pins = pins.path().with_file_name("director");
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    network(arguments)?;
+    let names: Vec<String> = (0..arguments.interfaces).map(|n| format!("\"v{n}\"")).collect();
+    let config = format!(
+        "table = \"table.toml\"\ninterfaces = [{}]\npin = \"{}\"\nstate = \"state\"\n\
+         control.socket = \"c.sock\"\n",
+        names.join(", "),
+        pins.display()
+    );
+    fs::write(folder.join("director.toml"), config)?;
+    let mut site = Site { arguments, folder, drained: 0, more: false, port: 80 };
+    site.write()?;
+    let config = Config::load(&folder.join("director.toml"))?;
+    // It goes with this process.
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let ended = runtime.map(|runtime| runtime.block_on(daemon::run(&config)));
+        eprintln!("the daemon ended: {ended:?}");
+    });
+    let begun = Instant::now();
+    while site.status().is_err() {
+        ensure!(begun.elapsed() < Duration::from_secs(60), "the daemon does not come up");
+        thread::sleep(Duration::from_millis(50));
+    }
+    while site.status()?.generation.is_none() {
+        thread::sleep(Duration::from_millis(10));
+    }
+    let folder = PinFolder::open(&pins, glb_director::OWNER)?.context("nothing is pinned")?;
+    let link = link_pin(&folder, &format!("v{}", arguments.interfaces - 1));
+    println!(
+        "from the file's change to the generation in force, ms; {} backends, {} tables beside, {} \
+         interface(s)",
+        arguments.backends, arguments.beside, arguments.interfaces
+    );
+    for (kind, name) in [
+        (Kind::State, "a state changes"),
+        (Kind::Member, "a backend comes or goes"),
+        (Kind::Bind, "a bind changes (nothing is ready ahead)"),
+    ] {
+        site.kind(kind, name, &link)?;
+    }
+    println!("memory of this process: {}", resident()?);
+    Ok(())
+}
+
+struct Site<'a> {
+    arguments: &'a Arguments,
+    folder: &'a Path,
+    drained: u32,
+    more: bool,
+    port: u16,
+}
+
+impl Site<'_> {
+    fn kind(&mut self, kind: Kind, name: &str, link: &Path) -> anyhow::Result<()> {
+        let (mut totals, mut steps) = (Vec::new(), BTreeMap::<(usize, String), Vec<f64>>::new());
+        for _ in 0..self.arguments.rounds {
+            thread::sleep(Duration::from_millis(self.arguments.pause));
+            match kind {
+                Kind::State => self.drained = (self.drained + 1) % self.arguments.backends,
+                Kind::Member => self.more = !self.more,
+                Kind::Bind => self.port += 1,
+            }
+            let before = program_behind(link)?;
+            let begun = Instant::now();
+            self.write()?;
+            while program_behind(link)? == before {
+                ensure!(begun.elapsed() < Duration::from_secs(20), "it does not come into force");
+                thread::sleep(Duration::from_micros(200));
+            }
+            totals.push(begun.elapsed().as_secs_f64() * 1e3);
+            thread::sleep(Duration::from_millis(50));
+            let Some(done) = self.status()?.last_reload.and_then(|reload| reload.done) else {
+                bail!("the reload is not told of");
+            };
+            for (place, (step, took)) in done.steps.into_iter().enumerate() {
+                steps.entry((place, step)).or_default().push(took);
+            }
+        }
+        let mut line = String::new();
+        for ((_, step), took) in &mut steps {
+            write!(line, " {step} {:.1}", quantile(took, 0.5))?;
+        }
+        println!(
+            "{name:<42} median {:6.1}  p90 {:6.1}  worst {:6.1}\n    medians of the steps:{line}",
+            quantile(&mut totals.clone(), 0.5),
+            quantile(&mut totals.clone(), 0.9),
+            quantile(&mut totals, 1.0),
+        );
+        Ok(())
+    }
+
+    fn status(&self) -> anyhow::Result<Status> {
+        let client = Client::connect(&self.folder.join("c.sock"))?;
+        Ok(client.ask(&Ask::Status, Duration::from_secs(10))?)
+    }
+
+    /// Replaces the table file.
+    fn write(&self) -> anyhow::Result<()> {
+        let mut text = String::new();
+        let head = "hash_key = \"5b1f8a1e6f0c43d2a7e94c0d1b2a3f48\"\n\
+                    seed = \"d17b6f20c39e4855b0a1427e8cf3690b\"\n";
+        for table in 0..=self.arguments.beside {
+            let port = if table == 0 { self.port } else { 10_000 + table as u16 };
+            let count = self.arguments.backends + u32::from(table == 0 && self.more);
+            write!(
+                text,
+                "[[tables]]\nname = \"t{table}\"\n{head}\n[[tables.binds]]\nip = \"198.51.100.1\"\n\
+                 proto = \"tcp\"\nport = {port}\n"
+            )?;
+            for number in 0..count {
+                let state =
+                    if table == 0 && number == self.drained { "draining" } else { "active" };
+                write!(
+                    text,
+                    "[[tables.backends]]\nip = \"{}\"\nstate = \"{state}\"\nhealthy = true\n",
+                    address(number)
+                )?;
+            }
+        }
+        fs::write(self.folder.join("table.new"), text)?;
+        Ok(fs::rename(self.folder.join("table.new"), self.folder.join("table.toml"))?)
+    }
+}
+
+fn address(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(0x0a00_0100 + number)
+}
+
+/// Interfaces with neighbours that need not be asked for.
+fn network(arguments: &Arguments) -> anyhow::Result<()> {
+    let mut lines = String::new();
+    for number in 0..arguments.interfaces {
+        writeln!(lines, "link add name v{number} type veth peer name p{number}")?;
+        writeln!(lines, "link set dev v{number} up\nlink set dev p{number} up")?;
+    }
+    writeln!(lines, "address add 10.0.0.1/16 dev v0")?;
+    for number in 0..=arguments.backends {
+        let address = address(number);
+        writeln!(
+            lines,
+            "neighbour replace {address} lladdr 02:00:00:00:00:02 dev v0 nud permanent"
+        )?;
+    }
+    let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn()?;
+    ip.stdin.take().context("no way to ip")?.write_all(lines.as_bytes())?;
+    ensure!(ip.wait()?.success(), "`ip -batch -` failed");
+    Ok(())
+}
+
+fn resident() -> anyhow::Result<String> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    Ok(line.context("no VmRSS")?.trim().to_owned())
+}
