@@ -27,6 +27,12 @@ enum Command {
     /// The director's reload: from a changed table file to the new generation in force, and what each
     /// step costs.
     Reload(reload::Arguments),
+    /// The director that `reload` measures.
+    #[command(hide = true)]
+    Director {
+        /// Its configuration.
+        config: std::path::PathBuf,
+    },
     /// Building tables: milliseconds, and ratios to GLB's own tool.
     Table(table::Arguments),
 }
@@ -36,6 +42,7 @@ fn main() -> anyhow::Result<()> {
         Command::Packet(arguments) => packet::run(&arguments),
         Command::Redirect(arguments) => redirect::run(&arguments),
         Command::Reload(arguments) => reload::run(&arguments),
+        Command::Director { config } => reload::director(&config),
         Command::Table(arguments) => table::run(&arguments),
     }
 }

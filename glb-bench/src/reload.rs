@@ -7,7 +7,7 @@ use std::{
     io::Write as _,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -82,16 +82,17 @@ fn measure(arguments: &Arguments, folder: &Path) -> anyhow::Result<()> {
     fs::write(folder.join("director.toml"), config)?;
     let mut site = Site { arguments, folder, drained: 0, more: false, port: 80 };
     site.write()?;
-    let config = Config::load(&folder.join("director.toml"))?;
-    // It goes with this process.
-    thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let ended = runtime.map(|runtime| runtime.block_on(daemon::run(&config)));
-        eprintln!("the daemon ended: {ended:?}");
-    });
+    // A process of its own, as a director is: this program once more.
+    let mut daemon = Daemon(
+        Command::new(std::env::current_exe()?)
+            .arg("director")
+            .arg(folder.join("director.toml"))
+            .spawn()?,
+    );
     let begun = Instant::now();
     while site.status().is_err() {
         ensure!(begun.elapsed() < Duration::from_secs(60), "the daemon does not come up");
+        ensure!(daemon.0.try_wait()?.is_none(), "the daemon ended");
         thread::sleep(Duration::from_millis(50));
     }
     while site.status()?.generation.is_none() {
@@ -111,8 +112,25 @@ fn measure(arguments: &Arguments, folder: &Path) -> anyhow::Result<()> {
     ] {
         site.kind(kind, name, &link)?;
     }
-    println!("memory of this process: {}", resident()?);
+    println!("memory of the daemon: {}", resident(daemon.0.id())?);
     Ok(())
+}
+
+/// Ends with this.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// The director that is measured.
+pub(crate) fn director(config: &Path) -> anyhow::Result<()> {
+    let config = Config::load(config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(daemon::run(&config))?)
 }
 
 struct Site<'a> {
@@ -220,8 +238,8 @@ fn network(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn resident() -> anyhow::Result<String> {
-    let status = fs::read_to_string("/proc/self/status")?;
+fn resident(process: u32) -> anyhow::Result<String> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     Ok(line.context("no VmRSS")?.trim().to_owned())
 }

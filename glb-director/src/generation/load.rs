@@ -79,7 +79,7 @@ impl Shape {
     pub fn with_room(mut self) -> Self {
         for (name, room) in &mut self.room {
             if !matches!(*name, "TABLES" | "ROWS") {
-                *room = room.next_multiple_of(64);
+                *room = (*room + 16).next_multiple_of(64);
             }
         }
         self
