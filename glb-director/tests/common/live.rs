@@ -66,6 +66,12 @@ impl Site {
         for interface in [name, &peer] {
             ip(&format!("link set dev {interface} up"));
         }
+        // Without a program there, nothing that XDP sends arrives.
+        let ports = self.pins.with_file_name("ports");
+        fs::create_dir_all(&ports).unwrap();
+        let pin = ports.join(&peer);
+        drop(fs::remove_file(&pin));
+        glb_lab::link::attach_pass(&peer, &pin).unwrap();
         ip(&format!("address add 10.0.{network}.1/24 dev {name}"));
         for host in 11..19 {
             ip(&format!(

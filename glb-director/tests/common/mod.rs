@@ -4,6 +4,7 @@
 
 pub(crate) mod generate;
 pub(crate) mod live;
+pub(crate) mod traffic;
 
 use std::{
     collections::HashMap,
