@@ -252,6 +252,12 @@ impl Identities {
         result.map_err(|source| self.error(source))
     }
 
+    /// Every table with its slot.
+    pub fn tables(&self) -> impl Iterator<Item = (u32, String)> {
+        let tables = self.slots.iter().filter(|(key, _)| family(key) == 0);
+        tables.map(|(key, slot)| (*slot, name(key)))
+    }
+
     fn error(&self, source: MapError) -> CountersError {
         CountersError::Map { folder: self.folder.clone(), source: Box::new(source) }
     }

@@ -15,6 +15,7 @@ pub mod reference;
 pub mod replay;
 pub mod state;
 pub mod statsd;
+pub mod trace;
 
 /// Whose pins are whose: this program's name, which marks its pin folder.
 pub const OWNER: &str = "glb-director";

@@ -19,6 +19,8 @@ use crate::{
 const GENERATIONS: &str = "generations";
 /// Folder with a link for each interface.
 const LINKS: &str = "links";
+/// Folder with a folder for the program that shows a generation's decisions.
+const LENSES: &str = "lenses";
 /// A generation's program.
 const PROGRAM: &str = "program";
 
@@ -51,6 +53,18 @@ pub fn folder(pins: &PinFolder, number: u64) -> PathBuf {
 #[must_use]
 pub fn program_pin(folder: &Path) -> PathBuf {
     folder.join(PROGRAM)
+}
+
+/// Where programs are pinned that stand before a generation's own and show its decisions.
+#[must_use]
+pub fn lenses(pins: &PinFolder) -> PathBuf {
+    pins.join(LENSES)
+}
+
+/// Where the one is pinned that shows the decisions of generation `number`.
+#[must_use]
+pub fn lens_folder(pins: &PinFolder, number: u64) -> PathBuf {
+    lenses(pins).join(number.to_string())
 }
 
 /// Where an interface's link is pinned.
@@ -153,7 +167,11 @@ pub fn unattached(interfaces: &[String], pins: &PinFolder) -> Result<Vec<String>
 /// # Errors
 /// When the pin cannot be read.
 pub fn pinned_program(pins: &PinFolder, number: u64) -> Result<Option<Xdp>, SwapError> {
-    let path = program_pin(&folder(pins, number));
+    pinned_below(&folder(pins, number))
+}
+
+fn pinned_below(folder: &Path) -> Result<Option<Xdp>, SwapError> {
+    let path = program_pin(folder);
     if !path.exists() {
         return Ok(None);
     }
@@ -175,13 +193,20 @@ pub fn current_program(
     }
     for number in numbers(pins).into_iter().rev() {
         let Some(program) = pinned_program(pins, number)? else { continue };
-        let path = program_pin(&folder(pins, number));
-        let error = |source| SwapError::Generation { path, source };
-        if running.contains(&program.info().map_err(error)?.id()) {
+        let id = program_id(&program, &folder(pins, number))?;
+        // What shows its decisions runs in its stead, with its maps.
+        let lens = lens_folder(pins, number);
+        let shown = pinned_below(&lens)?.map(|program| program_id(&program, &lens)).transpose()?;
+        if running.contains(&id) || shown.is_some_and(|id| running.contains(&id)) {
             return Ok(Some((number, program)));
         }
     }
     Ok(None)
+}
+
+fn program_id(program: &Xdp, folder: &Path) -> Result<u32, SwapError> {
+    let error = |source| SwapError::Generation { path: program_pin(folder), source };
+    Ok(program.info().map_err(error)?.id())
 }
 
 /// Numbers of the pinned generations, in order.

@@ -17,3 +17,5 @@ mod service;
 mod services;
 mod support;
 mod trace;
+mod trace_director;
+mod watcher;

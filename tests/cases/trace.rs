@@ -1,125 +1,19 @@
 //! Watching live decisions, with traffic, and with watchers that end in every way.
 
-use std::{
-    fs,
-    io::{BufRead as _, BufReader},
-    path::Path,
-    process::{Child, ChildStdout, Command, Stdio},
-    sync::mpsc::{Receiver, channel},
-    thread,
-    time::Duration,
-};
+use std::fs;
 
 use anyhow::{Context, Result, bail, ensure};
-use glb_host::capture_file::{CaptureReader, Captured};
-use glb_lab::{Daemon, Fleet, Plan, client, command, interrupt, vip};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+use glb_lab::{Fleet, Plan, client, command, interrupt, vip};
+use nix::sys::signal::Signal;
+
+use crate::{
+    support::{build, everybody_answers},
+    watcher::{PATIENCE, Watcher, is_plain, packets, traffic},
 };
-use serde_json::Value;
-
-use crate::support::{ask, build, everybody_answers};
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 fn fleet(name: &str) -> Result<Fleet> {
     build()?;
     Fleet::up(Plan { backends: 2, ..Plan::new(name) }, 1, true)
-}
-
-/// A `trace` or `capture` that runs. It is ended when this is dropped.
-struct Watcher {
-    child: Child,
-    out: Option<ChildStdout>,
-    errors: Receiver<String>,
-    said: String,
-}
-
-impl Watcher {
-    /// Starts it, and waits until it watches.
-    fn start(fleet: &Fleet, daemon: &Daemon, words: &[&str]) -> Result<Self> {
-        let mut watcher = Self::spawn(fleet, daemon, words)?;
-        watcher.says("watching generation")?;
-        Ok(watcher)
-    }
-
-    fn spawn(fleet: &Fleet, daemon: &Daemon, words: &[&str]) -> Result<Self> {
-        let mut command: Command = daemon.command(&fleet.lab, words[0])?;
-        command.args(&words[1..]).stdin(Stdio::null());
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        let (tell, errors) = channel();
-        let stderr = child.stderr.take().context("no stderr")?;
-        thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if tell.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        let out = child.stdout.take();
-        Ok(Self { child, out, errors, said: String::new() })
-    }
-
-    /// Waits until it says this.
-    fn says(&mut self, words: &str) -> Result<()> {
-        while !self.said.contains(words) {
-            match self.errors.recv_timeout(PATIENCE) {
-                Ok(line) => self.said += &format!("{line}\n"),
-                Err(error) => bail!("{words:?} was not said ({error}), but: {}", self.said),
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits for its end; every line of its output.
-    fn lines(&mut self) -> Result<Vec<String>> {
-        let out = self.out.take().context("read already")?;
-        let lines = BufReader::new(out).lines().collect::<Result<Vec<_>, _>>()?;
-        let status =
-            interrupt::wait("the watcher's end", PATIENCE, || Ok(self.child.try_wait()?))?;
-        while let Ok(line) = self.errors.recv_timeout(Duration::from_secs(1)) {
-            self.said += &format!("{line}\n");
-        }
-        ensure!(status.success(), "it ended with {status}: {}", self.said);
-        Ok(lines)
-    }
-
-    fn json(&mut self) -> Result<Vec<Value>> {
-        self.lines()?.iter().map(|line| Ok(serde_json::from_str(line)?)).collect()
-    }
-
-    fn signal(&self, signal: Signal) -> Result<()> {
-        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
-    }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-/// Waits until the daemon has the plain program back.
-fn is_plain(daemon: &mut Daemon, times: usize) -> Result<()> {
-    interrupt::wait("the plain program", PATIENCE, || {
-        let log = daemon.process()?.log()?;
-        Ok((log.matches("decisions are no longer shown").count() >= times).then_some(()))
-    })
-}
-
-/// Asks once from each of some clients, so that the daemons have something to decide.
-fn traffic(fleet: &Fleet) -> Result<()> {
-    for number in 100..110 {
-        ask(&fleet.lab, glb_lab::Family::V4, number)?;
-    }
-    Ok(())
-}
-
-fn packets(path: &Path) -> Result<Vec<Captured>> {
-    let mut reader = CaptureReader::open(path)?;
-    std::iter::from_fn(|| reader.next_packet().transpose()).map(|packet| Ok(packet?)).collect()
 }
 
 #[test]

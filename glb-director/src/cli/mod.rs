@@ -12,13 +12,17 @@ mod show;
 mod status;
 mod table;
 mod top;
+mod trace;
 
 use std::{net::IpAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use glb_host::{
     control::Client,
-    explain::replay::ReplayArgs,
+    explain::{
+        replay::ReplayArgs,
+        watch::{CaptureArgs, WatchArgs},
+    },
     program::{Log, LogFormat},
 };
 
@@ -142,6 +146,42 @@ enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Show the running director's decisions as they are taken: a line for each packet.
+    ///
+    /// Nothing of it is in the program that normally runs. While somebody watches, the daemon swaps
+    /// in another build of it, and the plain one again when the watcher ends, is killed, or the time
+    /// is up; not a packet is lost. Packets cost more meanwhile. One can watch at a time. Ends with a
+    /// summary on stderr. Needs root.
+    ///
+    ///   glb-director trace 198.51.100.7 port 443
+    ///   glb-director trace verdict dropped
+    ///   glb-director trace table web reason encapsulated --sample 100 -o json
+    #[command(verbatim_doc_comment)]
+    Trace {
+        #[command(flatten)]
+        watching: Watching,
+        #[command(flatten)]
+        args: WatchArgs,
+        /// How to print them: a line for each packet, in words or as JSON.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Write packets to a file as they come and as they leave, each with what was decided and why.
+    ///
+    /// For Wireshark: packets as they came are of the interface "received", others of "sent"; each
+    /// has a comment (`frame.comment contains "no_bind"`). Works as `trace` does. Needs root.
+    ///
+    ///   glb-director capture -w out.pcapng -n 1000 198.51.100.7
+    ///   glb-director capture -w - verdict dropped | wireshark -k -i -
+    #[command(verbatim_doc_comment)]
+    Capture {
+        #[command(flatten)]
+        watching: Watching,
+        #[command(flatten)]
+        capture: CaptureArgs,
+        #[command(flatten)]
+        args: WatchArgs,
+    },
     /// Look at forwarding tables, change them, and see what a change will do.
     Table {
         #[command(subcommand)]
@@ -181,12 +221,33 @@ struct Asking {
 impl Asking {
     /// A connection to the daemon.
     fn connect(&self) -> anyhow::Result<Client> {
-        let socket = match &self.socket {
-            Some(socket) => socket.clone(),
-            None => Config::load(&self.config.config)?.control.place.path,
-        };
-        Ok(Client::connect(&socket)?)
+        connect(self.socket.as_ref(), &self.config)
     }
+}
+
+/// What commands need that watch the running daemon.
+#[derive(Args, Debug)]
+struct Watching {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// The daemon's control socket; the one that the configuration names if it is left out.
+    #[arg(short, long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+impl Watching {
+    /// A connection to the daemon.
+    fn connect(&self) -> anyhow::Result<Client> {
+        connect(self.socket.as_ref(), &self.config)
+    }
+}
+
+fn connect(socket: Option<&PathBuf>, config: &ConfigFile) -> anyhow::Result<Client> {
+    let socket = match socket {
+        Some(socket) => socket.clone(),
+        None => Config::load(&config.config)?.control.place.path,
+    };
+    Ok(Client::connect(&socket)?)
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -229,6 +290,12 @@ impl Cli {
             Command::Counters { config, output } => done(counters::execute(&config.config, output)),
             Command::Replay { config, args, output } => {
                 done(replay::execute(&config.config, &args, output))
+            }
+            Command::Trace { watching, args, output } => {
+                exit::coded(trace::trace(&watching, &args, matches!(output, Output::Json)))
+            }
+            Command::Capture { watching, capture, args } => {
+                exit::coded(trace::capture(&watching, &args, &capture))
             }
             Command::Config { command, output } => config::execute(command, output),
             Command::Completions { shell } => {

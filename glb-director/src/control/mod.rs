@@ -8,6 +8,7 @@ use std::{io, net::IpAddr, sync::Arc};
 use glb_host::{
     bpffs::PinFolder,
     control::{self, Access, Call, Kind, NoGroup, Refusal, Server, Socket, SocketError},
+    explain::trace,
     privilege::{self, PrivilegeError},
 };
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,13 @@ pub enum Command {
         /// Who.
         backends: Vec<IpAddr>,
     },
+    /// Show decisions until the connection is closed or the time is up; answered with
+    /// [`trace::Showing`] each time that they are shown in another place, and at last with
+    /// [`trace::Over`].
+    Trace {
+        /// Which, and how many.
+        wanted: trace::Request,
+    },
 }
 
 impl control::Command for Command {
@@ -66,7 +74,9 @@ impl control::Command for Command {
             | Self::Backends
             | Self::Binds
             | Self::Generations => false,
-            Self::Reload { .. } | Self::Rollback | Self::Drained { .. } => true,
+            Self::Reload { .. } | Self::Rollback | Self::Drained { .. } | Self::Trace { .. } => {
+                true
+            }
         }
     }
 }
@@ -119,7 +129,10 @@ pub fn open(
         Command::Backends => call.answer.done(counted(&observer, Observer::backends)),
         Command::Binds => call.answer.done(Ok(observer.binds())),
         Command::Generations => call.answer.done(Ok(observer.generations())),
-        Command::Reload { .. } | Command::Rollback | Command::Drained { .. } => {
+        Command::Reload { .. }
+        | Command::Rollback
+        | Command::Drained { .. }
+        | Command::Trace { .. } => {
             if let Err(mpsc::error::TrySendError::Full(call)) = to_loop.try_send(call) {
                 let text = "the daemon has not come to earlier requests yet; ask again in a moment";
                 call.answer.done(Err::<(), _>(Refusal::new(Kind::Busy, text)));

@@ -14,6 +14,7 @@ use super::{
     steps::{Done, Steps},
     store::Sum,
     triggers::Trigger,
+    watch::Watcher,
 };
 use crate::config::{Config, OnUnsafe};
 
@@ -28,6 +29,7 @@ pub(super) struct Director<'c> {
     pub(super) seen: Option<Sum>,
     /// Interfaces that could not be attached to, so that it is said once.
     pub(super) away: BTreeSet<String>,
+    pub(super) watcher: Option<Watcher>,
 }
 
 /// The way back.

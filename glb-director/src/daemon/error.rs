@@ -10,7 +10,7 @@ use glb_host::{
 use crate::{
     control::ControlError,
     counters::CountersError,
-    generation::{NotAdopted, self_test::SelfTestError},
+    generation::{LensError, NotAdopted, self_test::SelfTestError},
     image::ImageError,
 };
 
@@ -38,6 +38,9 @@ pub enum Error {
     /// Self-test.
     #[error(transparent)]
     SelfTest(#[from] SelfTestError),
+    /// The program that shows its decisions.
+    #[error(transparent)]
+    Lens(#[from] LensError),
     /// Swapping.
     #[error(transparent)]
     Swap(#[from] SwapError),

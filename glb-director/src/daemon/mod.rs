@@ -11,13 +11,19 @@ mod steps;
 mod store;
 mod table_file;
 mod triggers;
+mod watch;
 
 use std::{sync::Arc, time::Instant};
 
 use director::Director;
 pub use error::Error;
 use glb_host::{
-    control::Refusal, generations, link_events::LinkEvents, metrics, service::Watchdog,
+    control::Refusal,
+    explain::trace::{self, Over},
+    generations,
+    link_events::LinkEvents,
+    metrics,
+    service::Watchdog,
 };
 pub use steps::Done;
 use table_file::TableFile;
@@ -109,12 +115,16 @@ pub async fn run(config: &Config) -> Result<(), Error> {
                     let result = director.drained(backends);
                     call.answer.done(result.map_err(Refusal::failed));
                 }
+                Command::Trace { .. } => director.begin_to_show(call),
                 // The control channel answers these by itself.
                 other => {
                     let text = format!("the daemon's loop does not answer {other:?}");
                     call.answer.done(Err::<(), _>(Refusal::failed(text)));
                 }
             },
+            why = trace::over(director.watcher.as_ref().map(|watcher| &watcher.session)) => {
+                director.end_showing(why);
+            }
             () = watchdog.turn() => {}
             () = something_about(links.as_ref()) => director.keep_attached(),
             _ = look.tick() => director.keep_attached(),
@@ -123,6 +133,7 @@ pub async fn run(config: &Config) -> Result<(), Error> {
         }
     }
     state.ending();
+    director.end_showing(Over::Ending);
     director.making.spare.discard();
     match config.on_stop {
         OnStop::Stay => info!(
@@ -161,7 +172,9 @@ async fn reload(
     state.reloading();
     let begun = Instant::now();
     let number = director.number();
+    director.look_away();
     let result = director.reload(trigger, force).await;
+    director.look_on();
     if let Err(error) = &result {
         error!(
             table = %director.config().table.display(),
@@ -177,7 +190,9 @@ async fn rollback(director: &mut Director<'_>, state: &State) -> Result<Done, St
     state.reloading();
     let begun = Instant::now();
     let number = director.number();
+    director.look_away();
     let result = director.rollback().await.map(Some);
+    director.look_on();
     if let Err(error) = &result {
         error!(running_generation = number, "not rolled back, the running one stays:\n{error}");
     }

@@ -60,7 +60,12 @@ impl<'c> Director<'c> {
         unfinished.0 = None;
         drop(unfinished);
         let Begun { making, current, previous, seen } = begun;
-        let mut director = Self { making, lock, current, previous, seen, away: BTreeSet::new() };
+        let away = BTreeSet::new();
+        let mut director = Self { making, lock, current, previous, seen, away, watcher: None };
+        if generations::lenses(&pins).exists() {
+            // Left by a predecessor that was killed while somebody watched.
+            director.plain_again();
+        }
         director.making.settle(&director.current, director.previous.number());
         director.keep_attached();
         // Left by a configuration that named more interfaces: nobody would keep their tables fresh.

@@ -32,10 +32,23 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use crate::{counters, image::Image};
 
 /// The program's name in the object.
-const PROGRAM: &str = "glb_director";
+pub(super) const PROGRAM: &str = "glb_director";
 
 /// The parts of the general program, in the order of the program array that it calls them from.
 const PARTS: [&str; 3] = ["general", "steer_packet", "answer"];
+
+/// What makes a generation's tables.
+const MAPS: [&str; 9] = [
+    "DISPLACEMENTS",
+    "BINDS",
+    "PREFIXES_V4",
+    "PREFIXES_V6",
+    "SEGMENTS",
+    "TABLES",
+    "ROWS",
+    "BACKENDS",
+    "IPV6_WAYS",
+];
 
 /// What the kernel is told when a program is loaded and cannot be changed afterwards: its constants,
 /// and how many entries its maps have room for.
@@ -52,19 +65,25 @@ impl Shape {
     /// The shape that `image` needs, and no more.
     #[must_use]
     pub fn of(image: &Image) -> Self {
-        let room = [
-            ("DISPLACEMENTS", image.displacements.len()),
-            ("BINDS", image.binds.len()),
-            ("PREFIXES_V4", image.prefixes_v4.len()),
-            ("PREFIXES_V6", image.prefixes_v6.len()),
-            ("SEGMENTS", image.segments.len()),
-            ("TABLES", image.tables.len()),
-            ("ROWS", image.rows.len()),
-            ("BACKENDS", image.backends.len()),
-            ("IPV6_WAYS", image.ipv6_ways.len()),
+        let lengths = [
+            image.displacements.len(),
+            image.binds.len(),
+            image.prefixes_v4.len(),
+            image.prefixes_v6.len(),
+            image.segments.len(),
+            image.tables.len(),
+            image.rows.len(),
+            image.backends.len(),
+            image.ipv6_ways.len(),
         ];
-        let room = room.map(|(name, length)| (name, length.max(1) as u32)).to_vec();
+        let lengths = lengths.map(|length| length.max(1) as u32);
+        let room = MAPS.into_iter().zip(lengths).collect();
         Self { config: image.config, shows: false, room }
+    }
+
+    /// Names of the maps that make a generation's tables.
+    pub(super) fn maps() -> &'static [&'static str] {
+        &MAPS
     }
 
     /// The same, of the program that shows its decisions.
@@ -395,7 +414,7 @@ fn open_pinned<T: Plain>(
 }
 
 /// Loads all programs and lets the general one's parts find each other.
-fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+pub(super) fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     let mut parts = Vec::new();
     for name in [PROGRAM].iter().chain(&PARTS) {
         let program = program_mut(ebpf, name)?;
@@ -412,7 +431,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     Ok(())
 }
 
-fn program_mut<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp, LoadError> {
+pub(super) fn program_mut<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp, LoadError> {
     ebpf.program_mut(name)
         .ok_or_else(|| LoadError::missing(name))?
         .try_into()

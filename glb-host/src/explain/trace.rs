@@ -35,6 +35,9 @@ pub const EVENTS_BYTES: u32 = 4 << 20;
 const SETTINGS: &str = "TRACE_SETTINGS";
 const TALLY: &str = "TRACE_TALLY";
 
+/// The maps that those who watch open by their pins.
+pub const PINNED: [&str; 2] = [EVENTS, TALLY];
+
 /// Nobody watches longer than this without asking again.
 pub const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 

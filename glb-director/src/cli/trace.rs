@@ -1,0 +1,47 @@
+//! `glb-director trace` and `glb-director capture`
+
+use std::process::ExitCode;
+
+use glb_host::{
+    bpffs::PinFolder,
+    explain::watch::{self, CaptureArgs, WatchArgs, WatchError},
+};
+
+use super::Watching;
+use crate::{config::Config, counters::CountersError, replay::REASONS, trace::FromPins};
+
+pub(super) fn trace(
+    watching: &Watching,
+    args: &WatchArgs,
+    is_json: bool,
+) -> anyhow::Result<ExitCode> {
+    let client = watching.connect()?;
+    done(watch::trace(args, client, &REASONS, &mut decoder(watching)?, is_json))
+}
+
+pub(super) fn capture(
+    watching: &Watching,
+    args: &WatchArgs,
+    capture: &CaptureArgs,
+) -> anyhow::Result<ExitCode> {
+    let client = watching.connect()?;
+    let name = "glb-director capture";
+    done(watch::capture(name, args, capture, client, &REASONS, &mut decoder(watching)?))
+}
+
+/// What the daemon says decides about the exit code.
+fn done(result: Result<(), WatchError>) -> anyhow::Result<ExitCode> {
+    match result {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(WatchError::Client(error)) => Err(error.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn decoder(watching: &Watching) -> anyhow::Result<FromPins> {
+    let config = Config::load(&watching.config.config)?;
+    let Some(pins) = PinFolder::open(&config.pin, crate::OWNER)? else {
+        return Err(CountersError::Missing { folder: config.pin }.into());
+    };
+    Ok(FromPins::new(pins))
+}

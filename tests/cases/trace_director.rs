@@ -1,0 +1,148 @@
+//! Watching a director's live decisions.
+
+use std::{fs, net::IpAddr};
+
+use anyhow::{Context, Result, bail, ensure};
+use glb_lab::{Family, Fleet, Plan, State, client, command, interrupt, vip};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::{
+    support::{ask_everybody, build, everybody_answers},
+    watcher::{PATIENCE, Watcher, is_plain, packets, traffic},
+};
+
+fn fleet(name: &str) -> Result<Fleet> {
+    build()?;
+    Fleet::up(Plan { backends: 2, ..Plan::new(name) }, 1, true)
+}
+
+/// The row and hops by `glb-director table lookup`, which hashes by itself.
+fn looked_up(fleet: &Fleet, source: &str) -> Result<Value> {
+    let director = &fleet.directors[0];
+    let mut lookup = fleet.lab.netns(director.node())?.command(glb_lab::Program::Director.path()?);
+    lookup.args(["table", "lookup", "-o", "json"]);
+    lookup.arg(director.config().with_file_name("table.toml"));
+    lookup.args([source, &format!("{}:80", vip(Family::V4))]);
+    Ok(serde_json::from_str(&command::output(&mut lookup)?)?)
+}
+
+#[test]
+fn a_directors_decisions_name_table_row_and_hops() -> Result<()> {
+    let mut fleet = fleet("glb-t-dtrace")?;
+    let daemon = &fleet.directors[0];
+    let source = client(Family::V4, 103).to_string();
+    let words = ["trace", "-o", "json", "-n", "3", &source, "port", "80"];
+    let mut watcher = Watcher::start(&fleet, daemon, &words)?;
+    while watcher.child.try_wait()?.is_none() {
+        traffic(&fleet)?;
+    }
+    let lines = watcher.json()?;
+    ensure!(lines.len() == 3, "{lines:?}");
+    let expected = looked_up(&fleet, &source)?;
+    for line in &lines {
+        ensure!(line["source"] == *source && line["verdict"] == "sent", "{line}");
+        ensure!(line["reason"] == "encapsulated" && line["table"].is_string(), "{line}");
+        ensure!(line["row"] == expected["main"]["row"], "{line} and {expected}");
+        let hops: Vec<&Value> = expected["hops"]
+            .as_array()
+            .context("no hops")?
+            .iter()
+            .map(|hop| &hop["address"])
+            .collect();
+        let shown: Vec<&Value> = line["hops"].as_array().context("no hops")?.iter().collect();
+        ensure!(shown == hops, "{line} and {expected}");
+    }
+    is_plain(&mut fleet.directors[0], 1)?;
+    // The generation in force is the one that was, and the way back is none.
+    let mut status = fleet.directors[0].command(&fleet.lab, "status")?;
+    let text = command::output(status.args(["-o", "json"]))?;
+    let status: Value = serde_json::from_str(&text)?;
+    ensure!(status["generation"] == 1, "{text}");
+    ensure!(!fleet.lab.bpf().join("director1/lenses").exists(), "what showed decisions is pinned");
+
+    let mut refused = fleet.directors[0].command(&fleet.lab, "trace")?;
+    let refused = command::finish(refused.args(["table", "nobody"]))?;
+    let text = String::from_utf8_lossy(&refused.stderr);
+    ensure!(!refused.status.success() && text.contains("no table \"nobody\""), "{text}");
+    everybody_answers(&fleet.lab)
+}
+
+#[test]
+fn a_watcher_of_a_director_may_end_in_any_way() -> Result<()> {
+    let mut fleet = fleet("glb-t-dwatch")?;
+    let mut watcher = Watcher::start(&fleet, &fleet.directors[0], &["trace"])?;
+    traffic(&fleet)?;
+    watcher.signal(Signal::SIGKILL)?;
+    is_plain(&mut fleet.directors[0], 1)?;
+    drop(watcher);
+
+    // The table changes meanwhile: it goes on with the new generation, with its rows.
+    watcher = Watcher::start(&fleet, &fleet.directors[0], &["trace", "-o", "json", "port", "80"])?;
+    let node = fleet.redirects[0].node();
+    fleet.table.set_state(node, State::Draining);
+    fleet.reload()?;
+    let log = |fleet: &mut Fleet| fleet.directors[0].process()?.log();
+    interrupt::wait("the new generation's decisions", PATIENCE, || {
+        Ok((log(&mut fleet)?.matches("decisions are shown").count() == 3).then_some(()))
+    })?;
+    for _ in 0..3 {
+        traffic(&fleet)?;
+    }
+    watcher.signal(Signal::SIGTERM)?;
+    let lines = watcher.json()?;
+    let other = fleet.redirects[1].node().v4();
+    let last = lines.last().context("nothing was seen")?;
+    ensure!(last["hops"][0] == IpAddr::from(other).to_string(), "{last}");
+    is_plain(&mut fleet.directors[0], 2)?;
+
+    // The daemon is killed meanwhile: what it left goes on forwarding, and its successor takes it
+    // over and brings the plain program back.
+    let mut watcher = Watcher::start(&fleet, &fleet.directors[0], &["trace"])?;
+    fleet.directors[0].end(Signal::SIGKILL)?;
+    interrupt::wait("the watcher's end", PATIENCE, || Ok(watcher.child.try_wait()?))?;
+    ask_everybody(&fleet.lab)?;
+    let lenses = fleet.lab.bpf().join("director1/lenses");
+    ensure!(lenses.exists(), "this test tests nothing");
+    fleet.directors[0].start(&fleet.lab)?;
+    let text = log(&mut fleet)?;
+    ensure!(text.contains("adopting what a former director left running"), "{text}");
+    ensure!(!lenses.exists(), "what showed decisions is still pinned");
+    let mut status = fleet.directors[0].command(&fleet.lab, "status")?;
+    let text = command::output(status.args(["-o", "json"]))?;
+    ensure!(serde_json::from_str::<Value>(&text)?["generation"] == 2, "{text}");
+    ask_everybody(&fleet.lab)
+}
+
+#[test]
+fn a_director_captures_what_comes_and_what_is_sent() -> Result<()> {
+    let mut fleet = fleet("glb-t-dcapture")?;
+    let daemon = &fleet.directors[0];
+    let file = daemon.config().with_file_name("out.pcapng");
+    let path = file.to_str().context("an odd path")?;
+    let words = ["capture", "-w", path, "-n", "10", "--snap", "200", "verdict", "sent", "tcp"];
+    let before = daemon.director_counters(&fleet.lab)?.packets("encapsulated");
+    let mut watcher = Watcher::start(&fleet, daemon, &words)?;
+    while watcher.child.try_wait()?.is_none() {
+        traffic(&fleet)?;
+    }
+    watcher.lines()?;
+    let packets = packets(&file)?;
+    ensure!(packets.len() == 20, "{}", packets.len());
+    for pair in packets.chunks(2) {
+        let [before, after] = pair else { bail!("an odd number of packets") };
+        ensure!(before.data.len() <= 200 && after.data.len() <= 200);
+        let growth = (after.length - before.length) as usize;
+        // What was sent carries what came, unchanged, behind the outer headers.
+        let common = (after.data.len() - growth).min(before.data.len()) - 14;
+        ensure!(after.data[14 + growth..][..common] == before.data[14..][..common]);
+        ensure!(after.data[36..38] == [0x4c, 0x43], "not the tunnel's port");
+    }
+    let bytes = fs::read(&file)?;
+    ensure!(bytes.windows(19).any(|window| window == b"sent (encapsulated)"));
+    is_plain(&mut fleet.directors[0], 1)?;
+    // What was shown was counted, once each.
+    let after = fleet.directors[0].director_counters(&fleet.lab)?.packets("encapsulated");
+    ensure!(after >= before + 10, "{before} {after}");
+    everybody_answers(&fleet.lab)
+}
