@@ -11,6 +11,7 @@ use glb_common::parse::MAX_TAGS;
 use glb_host::{
     config_file::{self, FileError},
     control::{Control, RawControl},
+    doctor::has_address,
     xdp_link::Mode,
 };
 use glb_table::plan;
@@ -252,6 +253,20 @@ impl Config {
     /// When it cannot be read or says something wrong.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         Self::check(config_file::read(path)?, path)
+    }
+
+    /// What the machine says against a value that could be right elsewhere.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let source = self.options.outer_source.filter(|s| !has_address((*s).into()));
+        let foreign = source.map(|source| {
+            format!(
+                "`outer_source_ipv4 = \"{source}\"` is not an address of this machine: backends may \
+                 refuse its packets, and errors about them go elsewhere; give one of its own, or \
+                 leave it out"
+            )
+        });
+        foreign.into_iter().collect()
     }
 
     fn check(raw: Raw, path: &Path) -> Result<Self, ConfigError> {

@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod counters;
 pub mod daemon;
+pub mod doctor;
 pub mod generation;
 pub mod glb_config;
 pub mod image;

@@ -139,6 +139,20 @@ impl PinFolder {
         Ok(folder)
     }
 
+    /// Whether `create` would find no fault with the folder; makes nothing.
+    ///
+    /// # Errors
+    /// As [`PinFolder::create`].
+    pub fn check(path: &Path, owner: &str) -> Result<(), PinFolderError> {
+        let existing = path
+            .ancestors()
+            .find(|folder| folder.is_dir())
+            .map_or_else(|| PathBuf::from("/"), Path::to_path_buf);
+        Self::check_name(path, &existing, owner)?;
+        Self::check_file_system(path, &existing)?;
+        if existing == path { Self { path: existing }.check_owner(owner, true) } else { Ok(()) }
+    }
+
     /// The folder, if it is there.
     ///
     /// # Errors

@@ -5,7 +5,9 @@ pub mod bpffs;
 pub mod capture_file;
 pub mod config_file;
 pub mod control;
+pub mod doctor;
 pub mod duration;
+pub mod ethtool;
 pub mod explain;
 pub mod fault;
 pub mod generations;
@@ -20,6 +22,7 @@ pub mod program;
 pub mod service;
 mod sys;
 pub mod tcx_link;
+pub mod wire;
 pub mod xdp_link;
 
 /// The director's BPF object, an ELF file.

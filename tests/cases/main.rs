@@ -6,6 +6,7 @@ mod backend_vips;
 mod config;
 mod control;
 mod director;
+mod director_doctor;
 mod drain;
 mod health;
 mod lab;

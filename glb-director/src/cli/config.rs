@@ -63,20 +63,15 @@ fn check(file: &Path, output: Output) -> anyhow::Result<ExitCode> {
     let config = Config::load(file)?;
     let tables = glb_table::load(&config.table)
         .map_err(|error| anyhow::anyhow!("{}", error.render(false).trim_end().to_owned()))?;
-    let mut warnings = Vec::new();
+    let mut warnings = config.warnings();
     if !tables.warnings.is_empty() {
         warnings.push(glb_table::render(&tables.warnings, false).trim_end().to_owned());
     }
-    for path in [&config.path, &config.table] {
-        // The configuration holds no key, unless one was written into the wrong file.
-        if path == &config.table
-            && let Some(mode) = glb_host::permission::readable_by_everybody(path)
-        {
-            let path = path.display();
-            warnings.push(format!(
-                "{path} holds hash keys and can be read by everybody (mode {mode:o}): chmod o-r {path}"
-            ));
-        }
+    if let Some(mode) = glb_host::permission::readable_by_everybody(&config.table) {
+        let path = config.table.display();
+        warnings.push(format!(
+            "{path} holds hash keys and can be read by everybody (mode {mode:o}): chmod o-r {path}"
+        ));
     }
     let checked = Checked {
         tables: tables.tables.len(),

@@ -4,6 +4,7 @@ mod columns;
 mod config;
 mod counters;
 mod detach;
+mod doctor;
 mod exit;
 mod reload;
 mod replay;
@@ -137,6 +138,18 @@ enum Command {
         command: config::Command,
         /// How to print the answer.
         #[arg(short, long, value_enum, default_value_t, global = true)]
+        output: Output,
+    },
+    /// Look for what is wrong with this machine for a director, and say how to mend it.
+    Doctor {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Send a real packet through the attached program to each backend, and report who answers.
+        /// They are counted like any other.
+        #[arg(long)]
+        probe: bool,
+        /// How to print the findings.
+        #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
     /// Print the completions of this command for a shell.
@@ -298,6 +311,9 @@ impl Cli {
                 exit::coded(trace::capture(&watching, &args, &capture))
             }
             Command::Config { command, output } => config::execute(command, output),
+            Command::Doctor { config, probe, output } => {
+                doctor::execute(&config.config, probe, output)
+            }
             Command::Completions { shell } => {
                 let mut command = <Self as clap::CommandFactory>::command();
                 let mut text = Vec::new();

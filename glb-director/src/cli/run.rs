@@ -8,6 +8,9 @@ use crate::{config::Config, daemon};
 
 pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
     let config = Config::load(file)?;
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
     glb_host::permission::check()?;
     glb_host::privilege::begin()?;
     let runtime = tokio::runtime::Builder::new_current_thread()

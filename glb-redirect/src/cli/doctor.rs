@@ -2,11 +2,10 @@
 
 use std::{path::Path, process::ExitCode};
 
+use glb_host::doctor::{has_problem, text};
+
 use super::Output;
-use crate::{
-    config::Config,
-    doctor::{Finding, Level, examine},
-};
+use crate::{config::Config, doctor::examine};
 
 /// What the command ends with when something is wrong; 1 is an error and 2 a wrong command line.
 const PROBLEMS: u8 = 3;
@@ -17,28 +16,5 @@ pub(super) fn execute(file: &Path, output: Output) -> anyhow::Result<ExitCode> {
         Output::Table => print!("{}", text(&findings)),
         Output::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
     }
-    let bad = findings.iter().any(|finding| finding.level == Level::Problem);
-    Ok(if bad { ExitCode::from(PROBLEMS) } else { ExitCode::SUCCESS })
-}
-
-fn text(findings: &[Finding]) -> String {
-    let mut text = String::new();
-    for finding in findings {
-        let mark = match finding.level {
-            Level::Ok => "ok     ",
-            Level::Warning => "warning",
-            Level::Problem => "PROBLEM",
-        };
-        text += &format!("{mark}  {}: {}\n", finding.check, finding.found);
-        if let Some(remedy) = &finding.remedy {
-            text += &format!("         -> {remedy}\n");
-        }
-    }
-    let problems = findings.iter().filter(|finding| finding.level == Level::Problem).count();
-    text += &match problems {
-        0 => "no problem found\n".to_owned(),
-        1 => "1 problem\n".to_owned(),
-        n => format!("{n} problems\n"),
-    };
-    text
+    Ok(if has_problem(&findings) { ExitCode::from(PROBLEMS) } else { ExitCode::SUCCESS })
 }

@@ -2,8 +2,10 @@
 
 use std::{collections::BTreeSet, fs, net::IpAddr};
 
+pub(super) use glb_host::doctor::setting;
 use glb_host::{
     bpffs::PinFolder,
+    doctor::stricter,
     generations,
     xdp_link::{self, Mode},
 };
@@ -29,11 +31,6 @@ pub(super) fn addresses() -> Vec<Local> {
         Local { interface: entry.interface_name, up, address: v4.or(v6) }
     })
     .collect()
-}
-
-/// A kernel setting of this thread's network namespace; nothing if this kernel lacks it.
-pub(super) fn setting(name: &str) -> Option<i64> {
-    fs::read_to_string(format!("/proc/sys/net/{name}")).ok()?.trim().parse().ok()
 }
 
 /// Whether our program is on each interface, and how.
@@ -157,12 +154,6 @@ pub(super) fn duplicates(config: &Config) -> Vec<Finding> {
         ))
     };
     table.lines().filter_map(bad).collect()
-}
-
-/// The kernel's rule for these: the stricter of `all` and the interface's own.
-fn stricter(name: &str, interface: &str) -> Option<i64> {
-    let of = |interface: &str| setting(&format!("ipv4/conf/{interface}/{name}"));
-    Some(of("all")?.max(of(interface)?))
 }
 
 /// Clients' packets come in by an interface that the route to them may not leave by.

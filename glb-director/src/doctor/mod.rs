@@ -1,0 +1,129 @@
+//! What is wrong with this machine for a director, each with its remedy.
+
+mod kernel;
+mod link;
+mod network;
+pub mod probe;
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+
+pub use glb_host::doctor::Finding;
+use glb_host::{
+    bpffs::PinFolder,
+    control::Client,
+    next_hop::{NextHops, Snapshot, Unresolved},
+    permission,
+};
+use glb_table::TableSet;
+
+use crate::{
+    config::Config,
+    control::{Command, Status},
+};
+
+/// How long backends may take to answer ARP or neighbour discovery.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Looks at this machine, in this thread's network namespace; sends nothing but ARP requests and
+/// neighbour solicitations.
+pub async fn examine(config: &Config) -> Vec<Finding> {
+    let mut findings = kernel::examine();
+    findings.push(pins(config));
+    findings.extend(daemon(config));
+    findings.extend(link::examine(config));
+    match glb_table::load(&config.table) {
+        Ok(tables) => {
+            findings.push(keys(config));
+            findings.extend(network::settings(config, &tables));
+            match ways(config, &tables).await {
+                Ok(ways) => findings.extend(network::ways(config, &tables, &ways)),
+                Err(error) => {
+                    let remedy = "Without netlink a director cannot work.";
+                    findings.push(Finding::problem("netlink", error, remedy));
+                }
+            }
+        }
+        Err(error) => findings.push(Finding::problem(
+            "table",
+            error.render(false).trim_end(),
+            format!("Mend {}; the running table stays in force.", config.table.display()),
+        )),
+    }
+    findings
+}
+
+/// Every address that is asked for: backends, VIPs, and the configured source.
+async fn ways(config: &Config, tables: &TableSet) -> Result<Arc<Snapshot>, String> {
+    let all: BTreeSet<IpAddr> = backends(tables)
+        .chain(network::vips(tables))
+        .chain(config.options.outer_source.map(IpAddr::from))
+        .collect();
+    let next_hops = NextHops::start(all).await.map_err(|error| error.to_string())?;
+    let mut changes = next_hops.subscribe();
+    let wanted: Vec<IpAddr> = backends(tables).collect();
+    // Only the backends' neighbours matter; a VIP has none that answers.
+    let settled = changes.wait_for(|snapshot| {
+        let known = |address| matches!(snapshot.get(address), Some(Ok(_) | Err(Unresolved::Local)));
+        wanted.iter().all(known)
+    });
+    drop(tokio::time::timeout(PATIENCE, settled).await);
+    Ok(next_hops.snapshot())
+}
+
+fn backends(tables: &TableSet) -> impl Iterator<Item = IpAddr> {
+    let all = tables.tables.iter().flat_map(|table| &table.backends);
+    all.filter(|backend| backend.is_usable()).map(|backend| backend.address)
+}
+
+/// Whether pins can live where they are to.
+fn pins(config: &Config) -> Finding {
+    const CHECK: &str = "pin_folder";
+    match PinFolder::check(&config.pin, crate::OWNER) {
+        Ok(()) => Finding::ok(CHECK, config.pin.display().to_string()),
+        Err(error) => {
+            let text = error.to_string();
+            let (found, remedy) = text.split_once('\n').unwrap_or((&text, "See above."));
+            Finding::problem(CHECK, found, remedy.trim())
+        }
+    }
+}
+
+/// Whether the daemon runs and is content.
+fn daemon(config: &Config) -> Vec<Finding> {
+    const CHECK: &str = "daemon";
+    let asked = Client::connect(&config.control.place.path)
+        .and_then(|client| client.ask::<Status>(&Command::Status, Duration::from_secs(5)));
+    let run = format!("glb-director run --config {}", config.path.display());
+    match asked {
+        Err(error) => vec![Finding::warning(
+            CHECK,
+            error.to_string().lines().next().unwrap_or_default(),
+            format!("Start it: {run}"),
+        )],
+        Ok(status) if status.problems.is_empty() => {
+            let number = status.generation.unwrap_or_default();
+            vec![Finding::ok(CHECK, format!("generation {number} is in force"))]
+        }
+        Ok(status) => status
+            .problems
+            .into_iter()
+            .map(|problem| {
+                let found = format!("{}: {}", problem.name, problem.message);
+                Finding::problem(CHECK, found, "See `glb-director status`.")
+            })
+            .collect(),
+    }
+}
+
+fn keys(config: &Config) -> Finding {
+    const CHECK: &str = "keys";
+    let path = config.table.display();
+    match permission::readable_by_everybody(&config.table) {
+        Some(mode) => Finding::warning(
+            CHECK,
+            format!("{path} holds hash keys and everybody can read it (mode {mode:o})"),
+            format!("chmod o-r {path}"),
+        ),
+        None => Finding::ok(CHECK, format!("{path} is not for everybody")),
+    }
+}

@@ -1,0 +1,227 @@
+//! Addresses, routes, neighbours and the settings of the network.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use glb_host::{
+    doctor::{setting, stricter},
+    next_hop::{Snapshot, Unresolved, interface_name},
+};
+use glb_table::{Table, TableSet};
+
+use super::{Finding, backends};
+use crate::config::Config;
+
+/// A client's full-sized packet.
+const CLIENTS: u32 = 1500;
+
+/// Binds of one address; of wider ones each address would have to be asked for.
+pub(super) fn vips(tables: &TableSet) -> impl Iterator<Item = IpAddr> {
+    let binds = tables.tables.iter().flat_map(|table| &table.binds);
+    binds
+        .filter(|bind| bind.prefix.prefix_len() == bind.prefix.max_prefix_len())
+        .map(|bind| bind.prefix.addr())
+}
+
+/// What a kernel does with packets that are left to it.
+pub(super) fn settings(config: &Config, tables: &TableSet) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for name in &config.interfaces {
+        findings.extend(stricter("rp_filter", name).map(|value| rp_filter(name, value)));
+    }
+    if let Some(value) = setting("ipv4/ip_forward") {
+        findings.push(ip_forward(value));
+    }
+    let count = backends(tables).collect::<BTreeSet<_>>().len() as i64;
+    if let Some(limit) = setting("ipv4/neigh/default/gc_thresh3") {
+        findings.push(neighbour_room(count, limit));
+    }
+    findings
+}
+
+fn rp_filter(name: &str, value: i64) -> Finding {
+    const CHECK: &str = "rp_filter";
+    if value != 1 {
+        return Finding::ok(CHECK, format!("not strict on {name}"));
+    }
+    Finding::warning(
+        CHECK,
+        format!(
+            "rp_filter is strict on {name}: what is left to this kernel (a probe's answer, a ping) is \
+             dropped if the way back leaves by another interface"
+        ),
+        format!(
+            "sysctl -w net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{name}.rp_filter=2   (loose)"
+        ),
+    )
+}
+
+fn ip_forward(value: i64) -> Finding {
+    const CHECK: &str = "ip_forward";
+    if value == 0 {
+        return Finding::ok(CHECK, "off");
+    }
+    Finding::warning(
+        CHECK,
+        "ip_forward is on: a VIP's packet that no bind names goes back to the router, which sends it \
+         here again, until its TTL is used up",
+        "sysctl -w net.ipv4.ip_forward=0   (or a blackhole route for each VIP)",
+    )
+}
+
+fn neighbour_room(backends: i64, limit: i64) -> Finding {
+    const CHECK: &str = "neighbour_table";
+    if backends * 2 < limit {
+        return Finding::ok(CHECK, format!("room for {limit} neighbours"));
+    }
+    Finding::warning(
+        CHECK,
+        format!("{backends} backends, and the kernel keeps {limit} neighbours at most"),
+        format!("sysctl -w net.ipv4.neigh.default.gc_thresh3={}", backends * 4),
+    )
+}
+
+/// What depends on the ways to backends and VIPs.
+pub(super) fn ways(config: &Config, tables: &TableSet, ways: &Snapshot) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    findings.extend(outer_source(config, ways));
+    findings.extend(local_vips(tables, ways));
+    findings.extend(neighbours(tables, ways));
+    findings.extend(mtu(tables, ways));
+    findings
+}
+
+fn outer_source(config: &Config, ways: &Snapshot) -> Option<Finding> {
+    const CHECK: &str = "outer_source";
+    let source = config.options.outer_source?;
+    Some(match ways.get(&source.into()) {
+        Some(Err(Unresolved::Local)) => Finding::ok(CHECK, format!("{source} is this machine's")),
+        _ => Finding::problem(
+            CHECK,
+            format!(
+                "`outer_source_ipv4 = \"{source}\"` is not an address of this machine: backends may \
+                 refuse its packets, and errors about them go elsewhere"
+            ),
+            "Give one of its own addresses (`ip -brief address`), or leave it out.",
+        ),
+    })
+}
+
+fn local_vips(tables: &TableSet, ways: &Snapshot) -> Vec<Finding> {
+    const CHECK: &str = "vip";
+    let vips: BTreeSet<IpAddr> = vips(tables).collect();
+    let is_local = |vip: &&IpAddr| matches!(ways.get(*vip), Some(Err(Unresolved::Local)));
+    let local: Vec<&IpAddr> = vips.iter().filter(is_local).collect();
+    if local.is_empty() {
+        return vec![Finding::ok(CHECK, format!("none of {} is an address here", vips.len()))];
+    }
+    let one = |vip: &&IpAddr| {
+        Finding::problem(
+            CHECK,
+            format!(
+                "{vip} is an address of this machine: its kernel answers what is left to it, and so \
+                 resets live connections"
+            ),
+            format!("ip address del {vip} dev …   (route it to this machine instead)"),
+        )
+    };
+    local.iter().map(one).collect()
+}
+
+fn neighbours(tables: &TableSet, ways: &Snapshot) -> Vec<Finding> {
+    const CHECK: &str = "way";
+    let all: BTreeSet<IpAddr> = backends(tables).collect();
+    let mut findings = Vec::new();
+    for address in &all {
+        let (why, remedy) = match ways.get(address) {
+            Some(Ok(_)) => continue,
+            Some(Err(why)) => {
+                let remedy = match why {
+                    Unresolved::NoRoute(_) => format!("ip route get {address}; add a route."),
+                    Unresolved::Local => {
+                        "A director cannot be its own backend: give the backend's own address."
+                            .into()
+                    }
+                    Unresolved::LinkDown { interface } => {
+                        let name = interface_name(*interface);
+                        format!("ip link set {} up", name.unwrap_or_else(|| "…".into()))
+                    }
+                    Unresolved::NoAnswer { address, .. } => {
+                        format!("Is it up, and on this segment? ip neigh show {address}")
+                    }
+                    Unresolved::NotEthernet { .. } | Unresolved::Kernel(_) => {
+                        format!("Look at `ip route get {address}`.")
+                    }
+                };
+                (why.to_string(), remedy)
+            }
+            None => ("the kernel was not asked in time".to_owned(), "Try again.".to_owned()),
+        };
+        let found = format!("no way to backend {address}: {why}");
+        findings.push(Finding::problem(CHECK, found, remedy));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(CHECK, format!("to each of {} backends", all.len())));
+    }
+    findings
+}
+
+/// Bytes before a packet in the tunnel of this table.
+fn overhead(table: &Table) -> u32 {
+    let listed = u32::from(table.hops).min(table.usable() as u32).saturating_sub(1);
+    let listed = if table.has_alternative() { 2 * listed + 1 } else { listed };
+    let v6 = table.backends.iter().any(|backend| backend.address.is_ipv6());
+    if v6 { 56 + 16 * listed } else { 36 + 4 * listed }
+}
+
+fn mtu(tables: &TableSet, ways: &Snapshot) -> Vec<Finding> {
+    const CHECK: &str = "mtu";
+    // The worst of each interface, and what it needs.
+    let mut worst: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
+    for table in &tables.tables {
+        let needed = CLIENTS + overhead(table);
+        for backend in &table.backends {
+            if let Some(Ok(hop)) = ways.get(&backend.address) {
+                let entry = worst.entry(hop.interface).or_insert((hop.mtu, needed));
+                *entry = (entry.0.min(hop.mtu), entry.1.max(needed));
+            }
+        }
+    }
+    let one = |(interface, (mtu, needed)): (u32, (u32, u32))| {
+        let name = interface_name(interface).unwrap_or_else(|| format!("interface {interface}"));
+        if mtu >= needed {
+            return Finding::ok(CHECK, format!("{mtu} on {name}: room for a full-sized packet"));
+        }
+        Finding::warning(
+            CHECK,
+            format!(
+                "{mtu} on {name}, and a client's full-sized packet in the tunnel needs {needed}: \
+                 clients are told to send smaller ones, and those that are not reached hang"
+            ),
+            format!(
+                "ip link set {name} mtu {needed}, on all machines between here and the backends; or \
+                 `mss_clamp = true` on the backends"
+            ),
+        )
+    };
+    worst.into_iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use glb_host::doctor::Level;
+
+    use super::*;
+
+    #[test]
+    fn settings_that_hurt_are_found() {
+        assert_eq!(rp_filter("e", 1).level, Level::Warning);
+        assert_eq!(rp_filter("e", 2).level, Level::Ok);
+        assert_eq!(ip_forward(1).level, Level::Warning);
+        assert_eq!(ip_forward(0).level, Level::Ok);
+        assert_eq!(neighbour_room(600, 1024).level, Level::Warning);
+        assert_eq!(neighbour_room(100, 1024).level, Level::Ok);
+    }
+}

@@ -1,0 +1,378 @@
+//! Real packets through the attached program to each backend.
+//!
+//! For each table and family, SYNs from made-up clients go through the attached program itself
+//! (`BPF_PROG_TEST_RUN`), until each backend has been chosen as first hop once. What the program made
+//! of it, its outer headers to the bit, is then sent to the backend with one change: the client is
+//! this machine. So the backend's answer comes back here: through the tunnel, from the VIP, by the
+//! backend's own way to its clients. Whoever answers is named; the kernel resets the connection that
+//! nobody here has begun. The packets are counted like any others.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    mem::MaybeUninit,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use aya::programs::Xdp;
+use glb_common::checksum::{fold, sum_4, sum_16};
+use glb_host::{
+    bpffs::PinFolder,
+    generations,
+    next_hop::{NextHops, Snapshot},
+    wire,
+};
+use glb_table::{Proto, Table, TableSet};
+use serde::Serialize;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::{config::Config, generation::self_test};
+
+/// How long a backend may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Clients that are tried for each backend: that one of so many is never chosen is as good as
+/// impossible, whatever its share.
+const TRIES: u32 = 400;
+
+/// What became of a probe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Probed {
+    /// Name of the table.
+    pub table: String,
+    /// The VIP and port that were asked.
+    pub vip: String,
+    /// The backend that the packet was sent to.
+    pub backend: IpAddr,
+    /// Whether something answered, and what.
+    pub outcome: Outcome,
+}
+
+/// What became of a probe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The service answered, after so many microseconds.
+    Answered {
+        /// From sending to hearing.
+        microseconds: u64,
+    },
+    /// The backend's kernel refused: nothing listens on the VIP's port.
+    Refused,
+    /// Nothing was heard.
+    Silent,
+    /// The program never chose it; it stands first in no row, as a draining one does.
+    NeverFirst,
+    /// It could not be asked.
+    NotAsked {
+        /// Why not.
+        why: String,
+    },
+}
+
+/// Why nothing can be probed.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// Nothing is attached.
+    #[error("no program of this director is attached: start it first")]
+    NotAttached,
+    /// Pins.
+    #[error(transparent)]
+    Pins(#[from] glb_host::bpffs::PinFolderError),
+    /// The attached program.
+    #[error(transparent)]
+    Generation(#[from] generations::SwapError),
+    /// Netlink.
+    #[error(transparent)]
+    NextHops(#[from] glb_host::next_hop::OpenError),
+    /// Sockets.
+    #[error("cannot {what}: {source}; it needs root, or CAP_NET_RAW")]
+    Socket {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The program cannot be run.
+    #[error("the attached program cannot be run on a packet of ours: {0}")]
+    Run(aya::programs::ProgramError),
+}
+
+/// A probe on its way.
+struct Sent {
+    index: usize,
+    vip: (IpAddr, u16),
+    port: u16,
+    at: Instant,
+}
+
+/// Probes each usable backend of each table over each family of VIP that it has.
+///
+/// # Errors
+/// When there is no program, or no permission.
+pub async fn run(config: &Config, tables: &TableSet) -> Result<Vec<Probed>, ProbeError> {
+    let pins = PinFolder::open(&config.pin, crate::OWNER)?.ok_or(ProbeError::NotAttached)?;
+    let (_, program) =
+        generations::current_program(&config.interfaces, &pins)?.ok_or(ProbeError::NotAttached)?;
+    let addresses: BTreeSet<IpAddr> = super::backends(tables).collect();
+    let next_hops = NextHops::start(addresses).await?;
+    let ways = next_hops.settled(PATIENCE).await;
+    let ears = Ears::open()?;
+    let mut probed = Vec::new();
+    let mut sent = Vec::new();
+    // Ports of this process's own, so that an answer can be told from any other.
+    let mut port = 20_000 + (std::process::id() as u16 % 20_000);
+    for table in &tables.tables {
+        for vip in asked(table) {
+            for backend in choose(&program, table, vip)? {
+                port = port.wrapping_add(1).max(1024);
+                let (address, outcome) = match backend {
+                    (address, None) => (address, Outcome::NeverFirst),
+                    (address, Some(chosen)) => match send(&chosen, address, vip, port, &ways) {
+                        Ok(()) => {
+                            let (index, at) = (probed.len(), Instant::now());
+                            sent.push(Sent { index, vip, port, at });
+                            (address, Outcome::Silent)
+                        }
+                        Err(why) => (address, Outcome::NotAsked { why }),
+                    },
+                };
+                let vip = std::net::SocketAddr::new(vip.0, vip.1).to_string();
+                probed.push(Probed { table: table.name.clone(), vip, backend: address, outcome });
+            }
+        }
+    }
+    ears.hear(&sent, &mut probed);
+    Ok(probed)
+}
+
+/// The first TCP bind of each family, its first address and port.
+fn asked(table: &Table) -> Vec<(IpAddr, u16)> {
+    let mut found: Vec<(IpAddr, u16)> = Vec::new();
+    for bind in table.binds.iter().filter(|bind| bind.proto == Proto::Tcp) {
+        let address = bind.prefix.addr();
+        if !found.iter().any(|(other, _)| other.is_ipv4() == address.is_ipv4()) {
+            found.push((address, *bind.ports.start()));
+        }
+    }
+    found
+}
+
+/// What the program made of a client's packet.
+struct Chosen {
+    /// Everything before the inner packet.
+    outer: Vec<u8>,
+}
+
+/// For each usable backend what the program makes of a packet that it sends there.
+fn choose(
+    program: &Xdp,
+    table: &Table,
+    vip: (IpAddr, u16),
+) -> Result<Vec<(IpAddr, Option<Chosen>)>, ProbeError> {
+    let usable = table.backends.iter().filter(|backend| backend.is_usable());
+    let mut found: BTreeMap<IpAddr, Option<Chosen>> =
+        usable.map(|backend| (backend.address, None)).collect();
+    let tries = TRIES * found.len() as u32;
+    for number in 0..tries {
+        if found.values().all(Option::is_some) {
+            break;
+        }
+        let inner = syn((client(vip.0, number), 1024 + (number % 60_000) as u16), vip);
+        let mut frame = ethernet([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2], vip.0);
+        frame.extend(&inner);
+        let (_, out) = self_test::test_run(program, &frame).map_err(ProbeError::Run)?;
+        // Left alone or dropped, it is no longer than it was.
+        let Some(length) = out.len().checked_sub(inner.len()).filter(|l| *l > 34) else { continue };
+        if out[length..] != inner[..] {
+            continue;
+        }
+        let Some(to) = destination(&out) else { continue };
+        if let Some(chosen @ None) = found.get_mut(&to) {
+            *chosen = Some(Chosen { outer: out[..length].to_vec() });
+        }
+    }
+    Ok(found.into_iter().collect())
+}
+
+/// A made-up client of the VIP's family, from ranges for benchmarks and documentation.
+fn client(vip: IpAddr, number: u32) -> IpAddr {
+    if vip.is_ipv4() {
+        Ipv4Addr::from(0xc612_0000 | (number & 0x1_ffff)).into()
+    } else {
+        Ipv6Addr::from(0x2001_0db8_ffff_0000_0000_0000_0000_0000 | u128::from(number)).into()
+    }
+}
+
+/// The outer destination of a frame.
+fn destination(frame: &[u8]) -> Option<IpAddr> {
+    match frame.get(12..14)? {
+        [0x08, 0x00] => Some(<[u8; 4]>::try_from(frame.get(30..34)?).ok()?.into()),
+        [0x86, 0xdd] => Some(<[u8; 16]>::try_from(frame.get(38..54)?).ok()?.into()),
+        _ => None,
+    }
+}
+
+fn ethernet(to: [u8; 6], from: [u8; 6], inner: IpAddr) -> Vec<u8> {
+    let kind = if inner.is_ipv4() { [0x08, 0x00] } else { [0x86, 0xdd] };
+    [&to[..], &from, &kind].concat()
+}
+
+/// An IP packet with a SYN.
+fn syn(from: (IpAddr, u16), to: (IpAddr, u16)) -> Vec<u8> {
+    let mut tcp = Vec::from(from.1.to_be_bytes());
+    tcp.extend(to.1.to_be_bytes());
+    tcp.extend([0x67, 0x6c, 0x62, 0x70, 0, 0, 0, 0, 0x50, 0x02, 0x20, 0, 0, 0, 0, 0]);
+    let length = tcp.len() as u16;
+    let (mut packet, sum) = match (from.0, to.0) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let mut ip = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0];
+            ip[2..4].copy_from_slice(&(20 + length).to_be_bytes());
+            ip.extend(from.octets());
+            ip.extend(to.octets());
+            let check = !fold(words(&ip));
+            ip[10..12].copy_from_slice(&check.to_be_bytes());
+            (ip, sum_4(from.octets()) + sum_4(to.octets()))
+        }
+        (from, to) => {
+            let octets = |address: IpAddr| match address {
+                IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+                IpAddr::V6(address) => address.octets(),
+            };
+            let mut ip = vec![0x60, 0, 0, 0, 0, 0, 6, 64];
+            ip[4..6].copy_from_slice(&length.to_be_bytes());
+            ip.extend(octets(from));
+            ip.extend(octets(to));
+            (ip, sum_16(octets(from)) + sum_16(octets(to)))
+        }
+    };
+    let pseudo = 6 + u32::from(length);
+    let check = !fold(sum + pseudo + words(&tcp));
+    tcp[16..18].copy_from_slice(&check.to_be_bytes());
+    packet.extend(tcp);
+    packet
+}
+
+/// The sum of an even number of bytes as 16-bit words.
+fn words(bytes: &[u8]) -> u32 {
+    bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum()
+}
+
+/// Sends what the program made, with this machine as client.
+fn send(
+    chosen: &Chosen,
+    backend: IpAddr,
+    vip: (IpAddr, u16),
+    port: u16,
+    ways: &Snapshot,
+) -> Result<(), String> {
+    let way = match ways.get(&backend) {
+        Some(Ok(way)) => way,
+        Some(Err(why)) => return Err(why.to_string()),
+        None => return Err("the kernel was not asked in time".into()),
+    };
+    let own = own_address(vip).map_err(|error| format!("no address to be answered at: {error}"))?;
+    if own == vip.0 {
+        return Err("this machine has the VIP itself".into());
+    }
+    let mut frame = chosen.outer.clone();
+    frame.extend(syn((own, port), vip));
+    wire::send_frame(way.interface, &frame).map_err(|error| error.to_string())
+}
+
+/// The address that this machine would ask the VIP from; nothing is sent.
+fn own_address(vip: (IpAddr, u16)) -> io::Result<IpAddr> {
+    let any: IpAddr = match vip.0 {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(vip)?;
+    Ok(socket.local_addr()?.ip())
+}
+
+/// Raw sockets that hear every TCP segment to this machine.
+struct Ears {
+    sockets: Vec<(Socket, bool)>,
+}
+
+impl Ears {
+    fn open() -> Result<Self, ProbeError> {
+        let error = |source| ProbeError::Socket { what: "open a raw socket", source };
+        let open = |domain| {
+            let socket = Socket::new(domain, Type::RAW, Some(Protocol::TCP))?;
+            socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+            Ok(socket)
+        };
+        let mut sockets = vec![(open(Domain::IPV4).map_err(error)?, true)];
+        // A machine without IPv6 has no VIPs of it.
+        sockets.extend(open(Domain::IPV6).ok().map(|socket| (socket, false)));
+        Ok(Self { sockets })
+    }
+
+    fn hear(&self, sent: &[Sent], probed: &mut [Probed]) {
+        let begun = Instant::now();
+        let mut waiting: BTreeSet<usize> = sent.iter().map(|sent| sent.index).collect();
+        let mut buffer = [MaybeUninit::<u8>::uninit(); 2048];
+        while !waiting.is_empty() && begun.elapsed() < PATIENCE {
+            for (socket, v4) in &self.sockets {
+                let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
+                // SAFETY: the kernel has written the first `length` bytes.
+                let bytes: Vec<u8> =
+                    buffer[..length].iter().map(|byte| unsafe { byte.assume_init() }).collect();
+                // Only an IPv4 raw socket gives the IP header too.
+                let header = if *v4 {
+                    usize::from(bytes.first().copied().unwrap_or(0) & 0xf) * 4
+                } else {
+                    0
+                };
+                let Some(tcp) = bytes.get(header..header + 20) else { continue };
+                let Some(from) = from.as_socket() else { continue };
+                let ports =
+                    (u16::from_be_bytes([tcp[0], tcp[1]]), u16::from_be_bytes([tcp[2], tcp[3]]));
+                let of = sent
+                    .iter()
+                    .find(|sent| (sent.vip, sent.port) == ((from.ip(), ports.0), ports.1));
+                let Some(of) = of else { continue };
+                const SYN: u8 = 0x02;
+                const RST: u8 = 0x04;
+                let microseconds = of.at.elapsed().as_micros() as u64;
+                probed[of.index].outcome = match tcp[13] {
+                    flags if flags & RST != 0 => Outcome::Refused,
+                    flags if flags & SYN != 0 => Outcome::Answered { microseconds },
+                    _ => continue,
+                };
+                waiting.remove(&of.index);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_syn_holds_before_an_independent_parser() {
+        for (from, to) in [("10.0.0.1", "203.0.113.10"), ("2001:db8::1", "2001:db8::10")] {
+            let packet = syn((from.parse().unwrap(), 4711), (to.parse().unwrap(), 80));
+            let sliced = etherparse::SlicedPacket::from_ip(&packet).unwrap();
+            let Some(etherparse::TransportSlice::Tcp(tcp)) = sliced.transport else {
+                panic!("no TCP in {packet:02x?}")
+            };
+            assert!(tcp.syn() && !tcp.ack() && tcp.destination_port() == 80);
+            let sum = match sliced.net.unwrap() {
+                etherparse::NetSlice::Ipv4(ip) => {
+                    let header = ip.header().to_header();
+                    assert_eq!(header.calc_header_checksum(), header.header_checksum);
+                    tcp.to_header().calc_checksum_ipv4(&header, &[]).unwrap()
+                }
+                etherparse::NetSlice::Ipv6(ip) => {
+                    tcp.to_header().calc_checksum_ipv6(&ip.header().to_header(), &[]).unwrap()
+                }
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(sum, tcp.checksum());
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What `ethtool` shows, by its ioctl: driver, queues and offloads of an interface of this thread's
+//! network namespace (`/sys` would show those of another).
+
+use std::{io, os::fd::AsRawFd as _};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+const GDRVINFO: u32 = 0x03;
+const GCHANNELS: u32 = 0x3c;
+const GSSET_INFO: u32 = 0x37;
+const GSTRINGS: u32 = 0x1b;
+const GFEATURES: u32 = 0x3a;
+/// ETH_SS_FEATURES.
+const FEATURES: u32 = 4;
+/// ETH_GSTRING_LEN.
+const NAME: usize = 32;
+
+/// Queues of an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Channels {
+    /// Receive queues in use, those that send too included.
+    pub receive: u32,
+    /// As many as there can be.
+    pub most: u32,
+    /// Whether queues receive and send, so that `ethtool -L` wants `combined`.
+    pub combined: bool,
+}
+
+/// One command's buffer, 32-bit words that begin with the command.
+fn ask(interface: &str, buffer: &mut [u32]) -> io::Result<()> {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: all-zero bytes are a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if interface.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    request.ifr_ifru.ifru_data = buffer.as_mut_ptr().cast();
+    // SAFETY: the kernel reads the command from the buffer and writes what that command's struct
+    // holds, for which each caller has made room.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn bytes(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// Name of an interface's driver.
+///
+/// # Errors
+/// When there is no such interface, or its driver does not tell.
+pub fn driver(interface: &str) -> io::Result<String> {
+    // struct ethtool_drvinfo: 196 bytes, the driver's name after the command.
+    let mut buffer = [0; 49];
+    buffer[0] = GDRVINFO;
+    ask(interface, &mut buffer)?;
+    Ok(text(&bytes(&buffer[1..9])))
+}
+
+/// An interface's queues.
+///
+/// # Errors
+/// When there is no such interface, or its driver does not tell.
+pub fn channels(interface: &str) -> io::Result<Channels> {
+    // struct ethtool_channels: the most of rx, tx, other and combined, then those in use.
+    let mut buffer = [0; 9];
+    buffer[0] = GCHANNELS;
+    ask(interface, &mut buffer)?;
+    let [_, most_rx, _, _, most_combined, rx, _, _, combined] = buffer;
+    Ok(Channels {
+        receive: rx + combined,
+        most: most_rx.max(most_combined),
+        combined: most_combined > 0,
+    })
+}
+
+/// Names of an interface's offloads that are on, as `ethtool -k` knows them.
+///
+/// # Errors
+/// When there is no such interface, or the kernel does not tell.
+pub fn offloads(interface: &str) -> io::Result<Vec<String>> {
+    // struct ethtool_sset_info, with one number after it.
+    let mut info = [0; 5];
+    info[0] = GSSET_INFO;
+    info[2] = 1 << FEATURES;
+    ask(interface, &mut info)?;
+    let count = (info[4] as usize).min(1_024);
+    let mut names = vec![0; 3 + count * NAME / 4];
+    (names[0], names[1], names[2]) = (GSTRINGS, FEATURES, count as u32);
+    ask(interface, &mut names)?;
+    let names = bytes(&names[3..]);
+    // Blocks of 32 features: available, requested, active, never changed.
+    let blocks = count.div_ceil(32);
+    let mut states = vec![0; 2 + blocks * 4];
+    (states[0], states[1]) = (GFEATURES, blocks as u32);
+    ask(interface, &mut states)?;
+    let is_on = |index: &usize| states[2 + index / 32 * 4 + 2] & (1 << (index % 32)) != 0;
+    let on = (0..count).filter(is_on).map(|index| text(&names[index * NAME..][..NAME]));
+    Ok(on.filter(|name| !name.is_empty()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_tells_of_its_offloads() {
+        let on = offloads("lo").unwrap();
+        assert!(on.iter().any(|name| name == "loopback"), "{on:?}");
+        assert!(offloads("no-such").is_err() && channels("lo").is_err());
+        assert!(driver("an-interface-name-that-is-too-long").is_err());
+    }
+}
