@@ -405,6 +405,109 @@ fn too_big_packets_are_answered_with_what_fits() {
 }
 
 #[test]
+fn frames_of_several_buffers() {
+    alone(|| {
+        let pins = private_pins();
+        let tables = tables();
+        let mut next_hops = common::gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
+        for way in next_hops.values_mut().flatten() {
+            (way.mtu, way.link_mtu) = (12_000, 16_000);
+        }
+        for options in matrix() {
+            let image =
+                Image::new(&tables, &common::Fixed::new(&tables), &next_hops, &options).unwrap();
+            let mut generation = load(&image, 1, &pins);
+            let program = generation.program().unwrap();
+            let mut sent = 0;
+            // From what one buffer holds to more than the way does.
+            for length in (3_000..=14_000).step_by(97) {
+                for is_v6 in [false, true] {
+                    let mut packet = long_packet(is_v6, length);
+                    compare(program, &image, &packet).unwrap_or_else(|error| panic!("{error}"));
+                    let answer = reference::direct(&image, &packet);
+                    sent += u32::from(answer.reason == Reason::Encapsulated);
+                    // The same in a tunnel of IPv6, tagged, padded, and with a length that lies.
+                    packet[if is_v6 { 53 } else { 33 }] = 4;
+                    compare(program, &image, &packet).unwrap_or_else(|error| panic!("{error}"));
+                    packet.splice(12..12, [0x81, 0, 0, 9]);
+                    compare(program, &image, &packet).unwrap_or_else(|error| panic!("{error}"));
+                    packet.extend([0; 9]);
+                    compare(program, &image, &packet).unwrap_or_else(|error| panic!("{error}"));
+                    packet.truncate(packet.len() - 10);
+                    compare(program, &image, &packet).unwrap_or_else(|error| panic!("{error}"));
+                }
+            }
+            assert!(sent > 150, "{sent}");
+            generation.discard(&pins);
+        }
+    });
+}
+
+#[test]
+fn fifty_thousand_binds_and_as_many_ranges_as_one_likes() {
+    use std::fmt::Write as _;
+    alone(|| {
+        let pins = private_pins();
+        let mut text = String::new();
+        for table in 0..50u32 {
+            writeln!(
+                text,
+                "[[tables]]\nname = \"t{table}\"\nhash_key = \"{table:032x}\"\n\
+                 seed = \"{table:032x}\"\n\
+                 backends = [{{ ip = \"10.0.0.{table}\", state = \"active\", healthy = true }}]\n\
+                 binds = ["
+            )
+            .unwrap();
+            for index in 0..1_000u32 {
+                let (high, low) = (index >> 8, index & 255);
+                writeln!(
+                    text,
+                    "{{ ip = \"20.{table}.{high}.{low}\", proto = \"tcp\", port = 80 }},"
+                )
+                .unwrap();
+            }
+            for index in 0..60u32 {
+                let (first, last) = (index * 1_000 + 1, index * 1_000 + 900);
+                writeln!(
+                    text,
+                    "{{ ip = \"30.{table}.{index}.0/24\", proto = \"udp\", port_start = {first}, \
+                     port_end = {last} }},"
+                )
+                .unwrap();
+            }
+            text.push_str("]\n");
+        }
+        let tables = common::tables(&text, Form::Toml);
+        let image = image_of(&tables, TEST_INTERFACE);
+        assert_eq!(image.binds.iter().filter(|slot| slot.tail != 0).count(), 50_000);
+        let mut generation = load(&image, 1, &pins);
+        let program = generation.program().unwrap();
+        let mut packet = long_packet(false, 60);
+        let mut sent = 0;
+        for index in (0..50_000u32).step_by(61) {
+            let (table, address) = (index / 1_000, index % 1_000);
+            let (high, low) = ((address >> 8) as u8, address as u8);
+            // Each bind, and its neighbour among the ranges or beside them.
+            for (first, protocol, port) in [(20, 6, 80), (30, 17, (address % 60) as u16 * 1_001)] {
+                packet[30..34].copy_from_slice(&[first, table as u8, high, low]);
+                if first == 30 {
+                    packet[32] = (address % 60) as u8;
+                }
+                packet[23] = protocol;
+                packet[36..38].copy_from_slice(&port.to_be_bytes());
+                compare(program, &image, &packet).unwrap_or_else(|error| panic!("{error}"));
+                let answer = reference::direct(&image, &packet);
+                sent += u32::from(answer.reason == Reason::Encapsulated);
+                if protocol == 6 {
+                    assert_eq!(answer.counter_slot, 2 + table);
+                }
+            }
+        }
+        assert!(sent > 1_500, "{sent}");
+    });
+}
+
+#[test]
 fn answers_are_rationed() {
     alone(|| {
         let pins = private_pins();
