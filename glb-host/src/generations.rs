@@ -162,6 +162,25 @@ pub fn unattached(interfaces: &[String], pins: &PinFolder) -> Result<Vec<String>
     Ok(found)
 }
 
+/// Whether every interface that is there runs this program: a predecessor that was killed during a
+/// swap has left some with the old one.
+///
+/// # Errors
+/// When a pin cannot be read.
+pub fn runs_everywhere(
+    program: u32,
+    interfaces: &[String],
+    pins: &PinFolder,
+) -> Result<bool, AttachError> {
+    for interface in interfaces {
+        let behind = xdp_link::program_behind(&link_pin(pins, interface))?;
+        if xdp_link::interface_index(interface).is_ok() && behind != Some(program) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// The generation of this number, if its program is pinned.
 ///
 /// # Errors

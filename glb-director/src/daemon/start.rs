@@ -140,13 +140,18 @@ impl<'c> Director<'c> {
     /// What runs is this release's: it stays if its table is the one that is wanted.
     async fn take_over(
         making: &mut Making<'c>,
-        made: Made,
+        mut made: Made,
         wanted: Wanted,
         previous: Option<u64>,
     ) -> Result<(Made, Previous), Error> {
         let Wanted { source, tables } = wanted;
         let stays = previous.map_or(Previous::None, Previous::Pinned);
         if source.sum == made.sum {
+            let program = made.generation.id()?;
+            let Config { interfaces, .. } = making.config;
+            if !generations::runs_everywhere(program, interfaces, &making.pins)? {
+                making.attach(&mut made.generation)?;
+            }
             say(&made, 0.0);
             return Ok((made, stays));
         }

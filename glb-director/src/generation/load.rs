@@ -343,6 +343,15 @@ impl Generation {
         }
     }
 
+    /// The kernel's number for the program.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn id(&mut self) -> Result<u32, LoadError> {
+        let info = self.program()?.info();
+        Ok(info.map_err(|error| LoadError::map("look at", PROGRAM, error))?.id())
+    }
+
     /// Enters other values for tables and backends (of the same number) into the running maps,
     /// word by word: the self-test's made-up ones, and the real ones after it.
     ///
