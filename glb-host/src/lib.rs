@@ -22,6 +22,7 @@ pub mod program;
 pub mod service;
 mod sys;
 pub mod tcx_link;
+pub mod watched_file;
 pub mod wire;
 pub mod xdp_link;
 

@@ -3,12 +3,15 @@
 use std::{
     collections::{BTreeSet, HashSet},
     fmt::Display,
-    fs, io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
-use glb_host::control::{Control, RawControl};
+use glb_host::{
+    config_file::{self, FileError},
+    control::{Control, RawControl},
+};
+use glb_table::TableSet;
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -23,6 +26,7 @@ struct Raw {
     directors: Vec<String>,
     #[serde(default)]
     backends: Vec<IpAddr>,
+    table: Option<PathBuf>,
     addresses: Option<Vec<IpAddr>>,
     #[serde(default = "yes")]
     second_chance: bool,
@@ -33,16 +37,15 @@ struct Raw {
     #[serde(default = "yes")]
     mss_clamp: bool,
     tunnel_mtu: Option<u32>,
-    #[serde(default = "two")]
-    hops: u8,
+    hops: Option<u8>,
     reply_interfaces: Option<Vec<String>>,
     #[serde(default)]
     control: RawControl,
+    metrics: Option<SocketAddr>,
 }
 
-fn two() -> u8 {
-    2
-}
+/// Hops of a table's rows, if nobody says how many.
+const USUAL_HOPS: u8 = 2;
 
 fn default_pin() -> PathBuf {
     PathBuf::from("/sys/fs/bpf/glb-redirect")
@@ -64,7 +67,7 @@ pub enum Strangers {
 }
 
 /// What is meant: every value has been checked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The file itself.
     pub path: PathBuf,
@@ -76,8 +79,13 @@ pub struct Config {
     pub vips: BTreeSet<IpAddr>,
     /// Who may send into the tunnel, besides the fellow backends.
     pub directors: BTreeSet<IpNet>,
-    /// Fellow backends: may send, and may be sent to. This machine may be among them.
+    /// Fellow backends: may send, and may be sent to. This machine may be among them. Those of the
+    /// table are among them.
     pub backends: BTreeSet<IpAddr>,
+    /// The directors' table, if fellow backends are read from it.
+    pub table: Option<FromTable>,
+    /// Where Prometheus may ask for metrics; nowhere if it is left out.
+    pub metrics: Option<SocketAddr>,
     /// Where the tunnel may end; without it, any address of this machine that is no VIP.
     pub addresses: Option<BTreeSet<IpAddr>>,
     /// Whether packets that are not ours are sent on.
@@ -90,6 +98,17 @@ pub struct Config {
     pub mss: Option<Mss>,
     /// The control channel.
     pub control: Control,
+}
+
+/// A table file, and what the configuration itself says beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FromTable {
+    /// The file; a relative path is meant from the configuration's folder.
+    pub path: PathBuf,
+    /// Fellow backends that are there in any case.
+    backends: BTreeSet<IpAddr>,
+    /// Hops as the configuration has them, which then counts.
+    hops: Option<u8>,
 }
 
 /// What the MSS that clients are told depends on.
@@ -116,21 +135,21 @@ impl Mss {
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file could not be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
+    /// The file could not be read, is not TOML, or a field is wrong.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The table file cannot be used.
+    #[error("{}", .0.render(false).trim_end())]
+    Table(glb_table::LoadError),
+    /// A backend of the table makes no sense here.
+    #[error("{}: backend {address}: {fix}", path.display())]
+    Backend {
+        /// The table file.
         path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The file is not TOML, or a field is wrong.
-    #[error("{}: {source}", path.display())]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Where and what.
-        source: Box<toml::de::Error>,
+        /// The backend.
+        address: IpAddr,
+        /// What would be right.
+        fix: &'static str,
     },
     /// A value makes no sense.
     #[error("{}: `{key}`: {value}: {fix}", path.display())]
@@ -147,25 +166,58 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads and checks a configuration file.
+    /// Reads and checks a configuration file, and the table that it names.
     ///
     /// # Errors
-    /// When it cannot be read or says something wrong.
+    /// When one of them cannot be read or says something wrong.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, path)
+        Self::check(config_file::read(path)?, path)?.with_table()
     }
 
-    /// Checks a configuration; `path` is for error messages.
+    /// Checks a configuration; `path` is for error messages. A table that it names is not read.
     ///
     /// # Errors
     /// When it says something wrong.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let raw: Raw = toml::from_str(text).map_err(|source| ConfigError::Syntax {
-            path: path.to_owned(),
-            source: Box::new(source),
-        })?;
+        Self::check(config_file::parse(text, path)?, path)
+    }
+
+    /// The same configuration with the table as it is now.
+    ///
+    /// # Errors
+    /// When the table cannot be read or says something wrong.
+    pub fn with_table(&self) -> Result<Self, ConfigError> {
+        let Some(table) = &self.table else { return Ok(self.clone()) };
+        let tables = glb_table::load(&table.path).map_err(ConfigError::Table)?;
+        self.knowing(&tables)
+    }
+
+    /// The same configuration with the backends of these tables.
+    fn knowing(&self, tables: &TableSet) -> Result<Self, ConfigError> {
+        let mut config = self.clone();
+        let Some(table) = &self.table else { return Ok(config) };
+        config.backends.clone_from(&table.backends);
+        // Whatever their state: one that is inactive may hold connections, and may be active again
+        // before this file is.
+        for backend in tables.tables.iter().flat_map(|table| &table.backends) {
+            let address = backend.address;
+            if self.vips.contains(&address) {
+                let fix = "this is a VIP here; backends are reached by addresses of their own";
+                return Err(ConfigError::Backend { path: table.path.clone(), address, fix });
+            }
+            config.backends.insert(address);
+        }
+        if let (Some(mss), None) = (&mut config.mss, table.hops) {
+            let hops = |table: &glb_table::Table| {
+                // The old row's hops follow the new row's.
+                if table.has_alternative() { 2 * table.hops } else { table.hops }
+            };
+            mss.hops = tables.tables.iter().map(hops).max().unwrap_or(USUAL_HOPS);
+        }
+        Ok(config)
+    }
+
+    fn check(raw: Raw, path: &Path) -> Result<Self, ConfigError> {
         let wrong = |key, value: &dyn Display, fix| ConfigError::Value {
             path: path.to_owned(),
             key,
@@ -200,16 +252,16 @@ impl Config {
         let reply_interfaces = raw.reply_interfaces.unwrap_or_else(|| raw.interfaces.clone());
         check_interfaces(&reply_interfaces)
             .map_err(|(name, fix)| wrong("reply_interfaces", &name, fix))?;
-        if !(1..=8).contains(&raw.hops) {
+        if let Some(hops) = raw.hops.filter(|hops| !(1..=8).contains(hops)) {
             let fix = "a table has 1 to 4 hops, or up to 8 with an alternative: 2 is the usual";
-            return Err(wrong("hops", &raw.hops, fix));
+            return Err(wrong("hops", &hops, fix));
         }
         if let Some(mtu) = raw.tunnel_mtu.filter(|mtu| !(576..=65_535).contains(mtu)) {
             return Err(wrong("tunnel_mtu", &mtu, "give the MTU in bytes, such as 1500"));
         }
         let mss = raw.mss_clamp.then_some(Mss {
             tunnel_mtu: raw.tunnel_mtu,
-            hops: raw.hops,
+            hops: raw.hops.unwrap_or(USUAL_HOPS),
             interfaces: reply_interfaces,
         });
         let folder = path.parent().unwrap_or(Path::new(""));
@@ -221,8 +273,15 @@ impl Config {
             let net = network(text).ok_or_else(|| wrong("directors", text, fix))?;
             directors.insert(net);
         }
+        let table = raw.table.map(|table| FromTable {
+            path: folder.join(table),
+            backends: backends.clone(),
+            hops: raw.hops,
+        });
         Ok(Self {
             path: path.to_owned(),
+            table,
+            metrics: raw.metrics,
             interfaces: raw.interfaces,
             pin: raw.pin,
             vips,
@@ -320,6 +379,8 @@ mod tests {
             ("\"203.0.113.10\"", "\"0.0.0.0\"", ["vips", "0.0.0.0"]),
             ("\"203.0.113.10\"", "\"2001:db8::10\"", ["vips", "once"]),
             ("\"203.0.113.10\"", "\"203.0.113\"", ["line 2", "IP address"]),
+            ("vips", "seed = \"0f\"\nvips", ["seed", "line 2"]),
+            ("vips", "metrics = \"9100\"\nvips", ["metrics", "line 2"]),
             ("\"10.0.2.21\"", "\"203.0.113.10\"", ["backends", "VIP"]),
             ("backends", "bakends", ["bakends", "line 4"]),
             ("\"eth0\"]", "\"eth0\"]\npin = \"x\"", ["pin", "absolute"]),
@@ -334,5 +395,51 @@ mod tests {
                 assert!(error.contains(word), "{word:?} is missing in: {error}");
             }
         }
+    }
+
+    #[test]
+    fn fellow_backends_and_hops_come_from_the_table() {
+        let folder = std::env::temp_dir().join(format!("glb-redirect-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let table = |backends: &str| {
+            let key = "00".repeat(16);
+            let text = format!(
+                "[[tables]]\nname = \"t\"\nhash_key = \"{key}\"\nseed = \"{key}\"\nhops = 3\n\
+                 binds = [{{ ip = \"203.0.113.10\", proto = \"tcp\", port = 80 }}]\n\
+                 backends = [{backends}]\n"
+            );
+            std::fs::write(folder.join("tables.toml"), text).unwrap();
+        };
+        let backend = |ip: &str, state: &str| {
+            format!("{{ ip = \"{ip}\", state = \"{state}\", healthy = true }},")
+        };
+        let text = format!("{GOOD}table = \"tables.toml\"\n");
+        let config = Config::parse(&text, &folder.join("redirect.toml")).unwrap();
+        let mine: BTreeSet<IpAddr> = ["10.0.2.21".parse().unwrap()].into();
+        assert_eq!(config.backends, mine);
+        table(&(backend("10.0.2.31", "active") + &backend("10.0.2.32", "inactive")));
+        let with = config.with_table().unwrap();
+        let all = ["10.0.2.21", "10.0.2.31", "10.0.2.32"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        assert_eq!(with.backends, all.into());
+        assert_eq!(with.mss.as_ref().unwrap().hops, 3);
+        // What a table no longer names is gone; what the configuration names is not.
+        table(&backend("10.0.2.33", "active"));
+        let all = ["10.0.2.21", "10.0.2.33"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        assert_eq!(with.with_table().unwrap().backends, all.into());
+        // The configuration's own number of hops counts.
+        let own = Config::parse(&(text + "hops = 2\n"), &folder.join("redirect.toml")).unwrap();
+        assert_eq!(own.with_table().unwrap().mss.unwrap().hops, 2);
+        for (backends, words) in [
+            (backend("203.0.113.10", "active"), ["tables.toml", "203.0.113.10", "VIP"]),
+            ("x".to_owned(), ["tables.toml:7", "TOML", "backends"]),
+        ] {
+            table(&backends);
+            let error = with.with_table().unwrap_err().to_string();
+            for word in words {
+                assert!(error.contains(word), "{word:?} is missing in: {error}");
+            }
+            assert!(!error.contains("0000"), "a key is shown: {error}");
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

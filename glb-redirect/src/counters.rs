@@ -63,6 +63,22 @@ pub struct Report {
     pub clamped_syn_acks: u64,
 }
 
+impl Report {
+    /// Packets of which it was not found out for which VIP they are, by reason.
+    #[must_use]
+    pub fn of_no_vip(&self) -> Reasons {
+        let mut left = self.reasons.clone();
+        for (reason, count) in self.vips.values().flatten() {
+            if let Some(all) = left.get_mut(reason) {
+                all.packets = all.packets.saturating_sub(count.packets);
+                all.bytes = all.bytes.saturating_sub(count.bytes);
+            }
+        }
+        left.retain(|_, count| *count != Count::default());
+        left
+    }
+}
+
 /// One CPU's counters, as the kernel lays them out.
 type Values = [[u64; 2]; MAX_REDIRECT_REASONS];
 

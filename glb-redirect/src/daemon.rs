@@ -1,6 +1,6 @@
 //! The running backend: builds generations, keeps the ways to peers fresh, answers signals.
 
-use std::{collections::BTreeSet, io, net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use glb_common::{second_chance::layout::Peer, trace::Settings as TraceSettings};
 use glb_host::{
@@ -9,8 +9,10 @@ use glb_host::{
     explain::trace::{self, Over, Session, Showing},
     generations::{self, SwapError},
     load::LoadError,
+    metrics::{self, MetricsError},
     next_hop::{NextHop, NextHops, OpenError, Snapshot},
     tcx_link,
+    watched_file::WatchedFile,
     xdp_link::{self, AttachError},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,6 +26,7 @@ use crate::{
     generation::{COUNTERS_FOLDER, Generation},
     image::{self, Image},
     machine::{Changes, Machine, MachineError},
+    metrics::{Metered, Metrics},
     replay::REASONS,
     self_test::{self, SelfTestError},
     vip::{self, VipError},
@@ -40,12 +43,10 @@ pub(crate) const CLAMPS: &str = "clamps";
 pub(crate) enum Error {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error(
-        "`pin` was changed from {} to {}: restart the daemon to move it",
-        from.display(),
-        to.display()
-    )]
-    PinMoved { from: std::path::PathBuf, to: std::path::PathBuf },
+    #[error("`{key}` was changed from {from} to {to}: restart the daemon to move it")]
+    Moved { key: &'static str, from: String, to: String },
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     #[error(transparent)]
     Machine(#[from] MachineError),
     #[error(transparent)]
@@ -81,10 +82,16 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
 
+    // Before anything is attached: a port that is in use is found while nothing has changed.
+    let listener = config.metrics.map(metrics::bind).transpose()?;
     // Before anything is looked at: no change is missed.
     let mut changes = Changes::follow().map_err(Error::Changes)?;
     let mut channel = control::open(&config.control)?;
+    let mut table = Table::watch(&config);
     let mut backend = Backend::start(config).await?;
+    if let Some(listener) = listener {
+        metrics::serve(listener, backend.metered())?;
+    }
     info!(generation = backend.number, interfaces = backend.config.interfaces.join(","), "ready");
     let mut next_hops = backend.next_hops.subscribe();
     loop {
@@ -95,19 +102,27 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
                     std::future::pending::<()>().await;
                 }
                 let snapshot = next_hops.borrow_and_update().clone();
-                enter(&mut backend.generation, &backend.image, &snapshot);
+                backend.enter(&snapshot);
             }
             () = changes.next() => backend.follow().await,
             Some(call) = channel.calls.recv() => backend.begin_to_show(call).await,
             why = trace::over(backend.watcher.as_ref().map(|(session, _)| session)) => {
                 backend.end_showing(why).await;
             }
+            () = table.changed() => backend.table_changed().await,
             _ = hangup.recv() => {
-                if let Err(error) = backend.reload().await {
-                    error!(
-                        running_generation = backend.number,
-                        "the configuration was not loaded, the running one stays:\n{error}"
-                    );
+                match backend.reload().await {
+                    Ok(()) => {
+                        table.follow(&backend.config);
+                        backend.metrics.reloaded(true);
+                    }
+                    Err(error) => {
+                        backend.metrics.reloaded(false);
+                        error!(
+                            running_generation = backend.number,
+                            "the configuration was not loaded, the running one stays:\n{error}"
+                        );
+                    }
                 }
             }
             _ = terminate.recv() => break,
@@ -122,8 +137,38 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
     Ok(())
 }
 
+/// The table file that fellow backends are read from, if there is one.
+struct Table(Option<(PathBuf, WatchedFile)>);
+
+impl Table {
+    fn watch(config: &Config) -> Self {
+        Self(config.table.as_ref().map(|table| {
+            let path = table.path.clone();
+            let file = WatchedFile::watch(&path);
+            (path, file)
+        }))
+    }
+
+    /// Watches the file that the configuration names now.
+    fn follow(&mut self, config: &Config) {
+        let watched = self.0.as_ref().map(|(path, _)| path);
+        if watched != config.table.as_ref().map(|table| &table.path) {
+            *self = Self::watch(config);
+        }
+    }
+
+    /// Returns when the file is another one. Nothing is lost if it is given up half-way.
+    async fn changed(&mut self) {
+        match &mut self.0 {
+            Some((_, file)) => file.changed().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 struct Backend {
     config: Config,
+    metrics: Arc<Metrics>,
     pins: PinFolder,
     _lock: PinLock,
     next_hops: NextHops,
@@ -161,6 +206,7 @@ impl Backend {
                     .map_err(Error::Thread)?;
                 let backend = Self {
                     config,
+                    metrics: Arc::default(),
                     pins,
                     _lock: lock,
                     next_hops,
@@ -173,6 +219,7 @@ impl Backend {
                     watcher: None,
                 };
                 backend.tidy()?;
+                backend.tell();
                 Ok(backend)
             }
             Err(error) => {
@@ -216,10 +263,57 @@ impl Backend {
     /// Reads the configuration anew and puts it in force, whole or not at all.
     async fn reload(&mut self) -> Result<(), Error> {
         let config = Config::load(&self.config.path)?;
-        if config.pin != self.config.pin {
-            return Err(Error::PinMoved { from: self.config.pin.clone(), to: config.pin });
+        let pin = |config: &Config| config.pin.display().to_string();
+        let metrics = |config: &Config| {
+            config.metrics.map_or_else(|| "nowhere".to_owned(), |address| address.to_string())
+        };
+        for (key, from, to) in [
+            ("pin", pin(&self.config), pin(&config)),
+            ("metrics", metrics(&self.config), metrics(&config)),
+        ] {
+            if from != to {
+                return Err(Error::Moved { key, from, to });
+            }
         }
         self.apply(config).await
+    }
+
+    /// Reads the table anew. Most of its changes are none to a backend: states, health, weights.
+    async fn table_changed(&mut self) {
+        let result = match self.config.with_table() {
+            Ok(config) if config == self.config => {
+                return debug!("the table has changed, its backends and hops have not");
+            }
+            Ok(config) => {
+                info!("the table's backends or hops have changed");
+                self.apply(config).await
+            }
+            Err(error) => Err(error.into()),
+        };
+        self.metrics.reloaded(result.is_ok());
+        if let Err(error) = result {
+            error!(
+                running_generation = self.number,
+                "the table was not taken, the backends known so far stay:\n{error}"
+            );
+        }
+    }
+
+    /// Enters the ways to all peers into the running generation.
+    fn enter(&mut self, snapshot: &Snapshot) {
+        enter(&mut self.generation, &self.image, snapshot);
+        self.tell();
+    }
+
+    /// Tells the metrics how things are.
+    fn tell(&self) {
+        self.metrics.in_force(self.number);
+        self.metrics.peers(self.image.peers.len(), self.generation.unresolved_peers());
+    }
+
+    fn metered(&self) -> Metered {
+        let (pins, connections) = (self.pins.clone(), self.connections.clone());
+        Metered { pins, connections, metrics: Arc::clone(&self.metrics) }
     }
 
     /// Has the program know the machine as it is now, if that is another than it was.
@@ -266,6 +360,7 @@ impl Backend {
         self.next_hops.set_targets(self.image.peers.iter().copied());
         self.connections.set_vips(self.config.vips.clone());
         self.tidy()?;
+        self.tell();
         if removes_vips {
             vip::remove_own(&gone).await?;
         }

@@ -182,6 +182,13 @@ impl Generation {
         self.ebpf.map("COUNTERS").ok_or_else(|| LoadError::missing("COUNTERS"))
     }
 
+    /// To how many fellow backends no way is known.
+    #[must_use]
+    pub fn unresolved_peers(&self) -> usize {
+        let peers = self.hash.elements.iter().filter(|known| known.roles & Known::PEER != 0);
+        peers.filter(|known| known.way.interface == 0).count()
+    }
+
     /// Enters the way to a fellow backend; says whether it is another one than before.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ pub mod generation;
 pub mod image;
 mod known;
 mod machine;
+mod metrics;
 mod own;
 pub mod replay;
 pub mod self_test;

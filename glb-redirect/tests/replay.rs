@@ -46,6 +46,8 @@ fn replay_for(host: &FakeHost) -> Replay {
         vips: host.vips.iter().copied().collect(),
         directors: host.senders.iter().map(|(ip, bits)| (*ip, *bits)).map(net).collect(),
         backends: host.peers.keys().copied().collect(),
+        table: None,
+        metrics: None,
         addresses: None,
         second_chance: !host.no_second_chance,
         strangers: if host.passes_strangers { Strangers::Pass } else { Strangers::Drop },

@@ -46,6 +46,8 @@ impl Traced {
             vips: host.vips.iter().copied().collect(),
             directors: host.senders.iter().map(net).collect(),
             backends: host.peers.keys().copied().collect(),
+            table: None,
+            metrics: None,
             addresses: None,
             second_chance: true,
             strangers: Strangers::Drop,

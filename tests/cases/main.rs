@@ -2,6 +2,7 @@
 
 mod backend;
 mod backend_follows;
+mod backend_table;
 mod backend_vips;
 mod config;
 mod control;

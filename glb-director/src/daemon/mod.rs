@@ -9,7 +9,6 @@ mod spare;
 mod start;
 mod steps;
 mod store;
-mod table_file;
 mod triggers;
 mod watch;
 
@@ -24,9 +23,9 @@ use glb_host::{
     link_events::LinkEvents,
     metrics,
     service::Watchdog,
+    watched_file::WatchedFile,
 };
 pub use steps::Done;
-use table_file::TableFile;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Duration, MissedTickBehavior, interval},
@@ -60,7 +59,7 @@ pub async fn run(config: &Config) -> Result<(), Error> {
     // Before anything is attached: a port that is in use is found while nothing has changed.
     let listener = config.metrics.map(metrics::bind).transpose()?;
     // Before the table is read, so that no change falls in between.
-    let mut triggers = Triggers::new(hangup, TableFile::watch(&config.table));
+    let mut triggers = Triggers::new(hangup, WatchedFile::watch(&config.table));
     let (mut director, mut channel) = tokio::select! {
         started = Director::start(config, &state) => started?,
         _ = terminate.recv() => return Ok(()),

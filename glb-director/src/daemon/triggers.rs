@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::table_file::TableFile;
+use glb_host::watched_file::WatchedFile;
 
 /// A burst is over when nothing more has come for so long.
 const QUIET: Duration = Duration::from_millis(4);
@@ -29,7 +29,7 @@ pub(super) enum Trigger {
 /// Waits for triggers.
 pub(super) struct Triggers {
     hangup: Signal,
-    file: TableFile,
+    file: WatchedFile,
     pending: Option<Pending>,
     not_before: Instant,
 }
@@ -42,7 +42,7 @@ struct Pending {
 }
 
 impl Triggers {
-    pub(super) fn new(hangup: Signal, file: TableFile) -> Self {
+    pub(super) fn new(hangup: Signal, file: WatchedFile) -> Self {
         Self { hangup, file, pending: None, not_before: Instant::now() }
     }
 
@@ -93,7 +93,7 @@ mod tests {
         let path = folder.path().join("table.toml");
         std::fs::write(&path, "1").unwrap();
         let hangup = signal(SignalKind::hangup()).unwrap();
-        let mut triggers = Triggers::new(hangup, TableFile::watch(&path));
+        let mut triggers = Triggers::new(hangup, WatchedFile::watch(&path));
         for round in 0..20 {
             std::fs::write(&path, "x".repeat(round)).unwrap();
         }

@@ -23,7 +23,7 @@ impl Default for RawControl {
 }
 
 /// What is meant by it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Control {
     /// Where the socket is, and who may connect.
     pub place: Place,

@@ -24,13 +24,25 @@ pub(super) fn execute(file: &Path, output: Output) -> anyhow::Result<()> {
 }
 
 fn table(report: &Report) -> String {
-    let mut rows = vec![["reason".to_owned(), "packets".into(), "bytes".into()]];
-    rows.extend(report.reasons.iter().map(|(reason, count)| {
-        [(*reason).to_owned(), count.packets.to_string(), count.bytes.to_string()]
-    }));
+    let mut rows = vec![["VIP".to_owned(), "reason".into(), "packets".into(), "bytes".into()]];
+    let none = report.of_no_vip();
+    let vips = report.vips.iter().map(|(vip, reasons)| (vip.to_string(), reasons));
+    for (vip, reasons) in std::iter::once(("-".to_owned(), &none)).chain(vips) {
+        for (reason, count) in reasons {
+            let (packets, bytes) = (count.packets.to_string(), count.bytes.to_string());
+            rows.push([vip.clone(), (*reason).to_owned(), packets, bytes]);
+        }
+    }
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let (a, b, c) = (width(0), width(1), width(2));
-    rows.iter()
-        .map(|[reason, packets, bytes]| format!("{reason:<a$}  {packets:>b$}  {bytes:>c$}\n"))
-        .collect()
+    let (a, b, c, d) = (width(0), width(1), width(2), width(3));
+    let mut text: String = rows
+        .iter()
+        .map(|[vip, reason, packets, bytes]| {
+            format!("{vip:<a$}  {reason:<b$}  {packets:>c$}  {bytes:>d$}\n")
+        })
+        .collect();
+    if report.clamped_syn_acks > 0 {
+        text += &format!("SYN-ACKs whose MSS was lowered: {}\n", report.clamped_syn_acks);
+    }
+    text
 }

@@ -47,6 +47,8 @@ impl Program {
                 .map(|(ip, bits)| IpNet::new(*ip, *bits).unwrap())
                 .collect(),
             backends: host.peers.keys().copied().collect(),
+            table: None,
+            metrics: None,
             addresses: None,
             second_chance: !host.no_second_chance,
             strangers: if host.passes_strangers { Strangers::Pass } else { Strangers::Drop },

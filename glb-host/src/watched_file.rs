@@ -1,4 +1,4 @@
-//! Noticing that the table file has changed, however it was written: over the old one, in its place
+//! Noticing that a file (the table) has changed, however it was written: over the old one, in its place
 //! by a rename, or by a symbolic link that leads elsewhere.
 //!
 //! inotify tells at once that something happened in one of the folders on the way to the file; what
@@ -54,6 +54,7 @@ fn identity(path: &Path) -> Option<Identity> {
     })
 }
 
+#[derive(Debug)]
 struct Kernel(Inotify);
 
 impl AsFd for Kernel {
@@ -69,7 +70,8 @@ impl AsRawFd for Kernel {
 }
 
 /// Watches one file.
-pub(super) struct TableFile {
+#[derive(Debug)]
+pub struct WatchedFile {
     path: PathBuf,
     kernel: Option<AsyncFd<Kernel>>,
     watches: Vec<Watch>,
@@ -81,9 +83,9 @@ pub(super) struct TableFile {
     next_look: Instant,
 }
 
-impl TableFile {
+impl WatchedFile {
     /// Starts watching; the file as it is now is known.
-    pub(super) fn watch(path: &Path) -> Self {
+    pub fn watch(path: &Path) -> Self {
         let kernel = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)
             .map_err(io::Error::from)
             .and_then(|kernel| {
@@ -95,7 +97,7 @@ impl TableFile {
         let kernel = match kernel {
             Ok(kernel) => Some(kernel),
             Err(error) => {
-                warn!(%error, "no inotify: changes of the table file are noticed after some seconds");
+                warn!(%error, "no inotify: changes of the file are noticed after some seconds");
                 None
             }
         };
@@ -112,7 +114,7 @@ impl TableFile {
     }
 
     /// Waits until the file is another one than it was, and whole. Can be dropped and called again.
-    pub(super) async fn changed(&mut self) {
+    pub async fn changed(&mut self) {
         loop {
             let told = match &self.kernel {
                 Some(kernel) => {
@@ -179,7 +181,7 @@ impl TableFile {
                 Err(Errno::ENOENT | Errno::ENOTDIR) => {}
                 Err(error) => warn!(
                     folder = %folder.display(), %error,
-                    "cannot be watched; changes of the table file are noticed after some seconds"
+                    "cannot be watched; changes of the file are noticed after some seconds"
                 ),
             }
         }
@@ -193,6 +195,7 @@ impl TableFile {
 }
 
 /// A folder, and the names in it that lead to the file. Two paths to one folder have one descriptor.
+#[derive(Debug)]
 struct Watch {
     folder: PathBuf,
     names: BTreeSet<OsString>,
@@ -257,7 +260,7 @@ mod tests {
 
     use super::*;
 
-    async fn is_told(file: &mut TableFile) -> bool {
+    async fn is_told(file: &mut WatchedFile) -> bool {
         // Less than the time after which it would be looked at anyway.
         tokio::time::timeout(Duration::from_millis(700), file.changed()).await.is_ok()
     }
@@ -268,7 +271,7 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         let path = at("table.toml");
         fs::write(&path, "1").unwrap();
-        let mut file = TableFile::watch(&path);
+        let mut file = WatchedFile::watch(&path);
         assert!(!is_told(&mut file).await);
 
         // In its place.
@@ -308,7 +311,7 @@ mod tests {
         }
         symlink("v1", at("data")).unwrap();
         symlink("data/table.toml", at("table.toml")).unwrap();
-        let mut file = TableFile::watch(&at("table.toml"));
+        let mut file = WatchedFile::watch(&at("table.toml"));
         for version in ["v2", "v3", "v1"] {
             symlink(version, at("new")).unwrap();
             fs::rename(at("new"), at("data")).unwrap();
@@ -324,7 +327,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("table.toml");
         fs::write(&path, "1").unwrap();
-        let mut file = TableFile::watch(&path);
+        let mut file = WatchedFile::watch(&path);
         let mut open = fs::File::create(&path).unwrap();
         open.write_all(b"half").unwrap();
         fs::write(folder.path().join(".table.toml.swp"), "x").unwrap();
@@ -346,7 +349,7 @@ mod tests {
         let path = inner.join("table.toml");
         fs::create_dir(&inner).unwrap();
         fs::write(&path, "1").unwrap();
-        let mut file = TableFile::watch(&path);
+        let mut file = WatchedFile::watch(&path);
         fs::remove_dir_all(&inner).unwrap();
         fs::create_dir(&inner).unwrap();
         fs::write(&path, "22").unwrap();
