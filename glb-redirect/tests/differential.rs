@@ -19,7 +19,7 @@ use common::{in_namespace, program::Program, tcp::Client};
 use glb_common::reason::RedirectReason as Reason;
 use support::{
     FakeHost, backend, ip,
-    packet::{Gue, Segment, gue, gue_v6, icmp, ip_packet, segment, too_big},
+    packet::{Gue, Segment, extended, gue, gue_v6, icmp, ip_packet, segment, tagged, too_big},
     peer, socket,
 };
 
@@ -117,14 +117,22 @@ impl Generator {
         match self.random.below(20) {
             0..12 => {
                 let segment = Segment {
-                    data: self.random.choose(&[0, 0, 1, 64, 1400]),
+                    data: if self.random.once_in(20) {
+                        self.random.choose(&[3_380, 3_400, 3_420, 5_000, 9_000])
+                    } else {
+                        self.random.choose(&[0, 0, 1, 64, 1400])
+                    },
                     ecn: self.random.byte() & 3,
                     ..segment(client, vip, 0)
                 };
                 let flags =
                     self.random.choose(&[0x10, 0x10, 0x10, 0x18, 0x11, 0x04, 0x02, 0x12, 0, 0xff]);
                 let packet = Segment { flags, ..segment }.packet();
-                if !v6 && self.random.once_in(4) { self.with_options(packet) } else { packet }
+                match (v6, self.random.once_in(4)) {
+                    (_, false) => packet,
+                    (false, true) => self.with_options(packet),
+                    (true, true) => self.with_extension_headers(&packet),
+                }
             }
             12..15 => {
                 let error = too_big(router, client, vip);
@@ -169,6 +177,27 @@ impl Generator {
                 packet
             }
         }
+    }
+
+    /// An IPv6 packet with extension headers, not all of which are in order.
+    fn with_extension_headers(&mut self, packet: &[u8]) -> Vec<u8> {
+        let count = 1 + self.random.below(5);
+        let headers: Vec<(u8, Vec<u8>)> = (0..count)
+            .map(|_| {
+                let kind = self.random.choose(&[0, 0, 43, 44, 60, 60, 51]);
+                let units = if kind == 44 { 0 } else { self.random.choose(&[0, 1, 2, 9, 60, 150]) };
+                let mut rest = vec![0; 7 + 8 * units];
+                rest[0] = units as u8;
+                if kind == 44 && self.random.once_in(2) {
+                    rest[2] = self.random.byte();
+                }
+                if self.random.once_in(10) {
+                    rest[0] = self.random.byte();
+                }
+                (kind, rest)
+            })
+            .collect();
+        extended(packet, &headers)
     }
 
     /// An IPv4 packet with options in its header.
@@ -245,6 +274,13 @@ impl Generator {
                     _ => self.random.choose(&[0, 1, 0x7f, 0x80, 0xff]),
                 };
             }
+        }
+        if self.random.once_in(8) {
+            let count = 1 + self.random.below(3);
+            let tags: Vec<u32> = (0..count)
+                .map(|_| self.random.choose(&[0x8100_0064, 0x8100_0000, 0x88a8_0065, 0x0800_4500]))
+                .collect();
+            frame = tagged(&frame, &tags);
         }
         if self.random.once_in(12) {
             // The kernel makes no test run of less than an Ethernet header.

@@ -222,3 +222,25 @@ pub fn ethernet(packet: &[u8]) -> Vec<u8> {
     frame.extend(packet);
     frame
 }
+
+/// A frame with VLAN tags (EtherType, then priority and VLAN) behind its MAC addresses.
+pub fn tagged(frame: &[u8], tags: &[u32]) -> Vec<u8> {
+    let tags: Vec<u8> = tags.iter().flat_map(|tag| tag.to_be_bytes()).collect();
+    [&frame[..12], &tags, &frame[12..]].concat()
+}
+
+/// An IPv6 packet with extension headers: of each its number and what follows the number of the next
+/// one in it.
+pub fn extended(packet: &[u8], headers: &[(u8, Vec<u8>)]) -> Vec<u8> {
+    let mut next = packet[6];
+    let mut chain = Vec::new();
+    for (kind, rest) in headers.iter().rev() {
+        chain.splice(0..0, [&[next], &rest[..]].concat());
+        next = *kind;
+    }
+    let length = (packet.len() - 40 + chain.len()) as u16;
+    let mut packet = [&packet[..40], &chain, &packet[40..]].concat();
+    packet[4..6].copy_from_slice(&length.to_be_bytes());
+    packet[6] = next;
+    packet
+}

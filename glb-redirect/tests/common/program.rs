@@ -7,7 +7,10 @@ use std::{
 };
 
 use aya::programs::{TestRun as _, TestRunOptions, XdpMode};
-use glb_common::reason::Action;
+use glb_common::{
+    reason::Action,
+    second_chance::{TAG, tags},
+};
 use glb_redirect::{
     config::{Config, Strangers},
     counters,
@@ -111,10 +114,12 @@ impl Program {
     }
 
     fn sends_back(&self, frame: &[u8]) -> bool {
-        let hop = if frame[12] == 8 {
-            IpAddr::from(<[u8; 4]>::try_from(&frame[30..34]).unwrap())
+        let tag_bytes = TAG * tags(&frame);
+        let ip = &frame[14 + tag_bytes..];
+        let hop = if ip[0] >> 4 == 4 {
+            IpAddr::from(<[u8; 4]>::try_from(&ip[16..20]).unwrap())
         } else {
-            IpAddr::from(<[u8; 16]>::try_from(&frame[38..54]).unwrap())
+            IpAddr::from(<[u8; 16]>::try_from(&ip[24..40]).unwrap())
         };
         self.host.peers[&hop].interface == TEST_INTERFACE
     }
@@ -125,6 +130,12 @@ impl Program {
         let counted: BTreeMap<_, _> =
             report.reasons.iter().map(|(reason, count)| (*reason, count.packets)).collect();
         assert_eq!(counted, self.counted, "{what}: counters (left: the program's)");
+    }
+
+    /// Bytes that were counted for one reason.
+    pub fn bytes(&self, reason: glb_common::reason::RedirectReason) -> u64 {
+        let report = counters::sum(self.generation.counters().unwrap()).unwrap();
+        report.reasons.get(reason.name()).map_or(0, |count| count.bytes)
     }
 
     /// Both comparisons, for one frame.
