@@ -87,8 +87,23 @@ pub enum LoadError {
     #[error(transparent)]
     Folder(#[from] PinFolderError),
     /// Anything else.
-    #[error("cannot load the program: {0}")]
+    #[error("cannot load the program: {}", chain(.0))]
     Other(Box<EbpfError>),
+}
+
+/// An error with its causes: the library's own texts leave out the kernel's answer.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        cause = error.source();
+    }
+    text
 }
 
 impl LoadError {

@@ -40,6 +40,17 @@ pub fn readable_by_everybody(path: &Path) -> Option<u32> {
     (mode & 0o004 != 0).then_some(mode)
 }
 
+/// Lets this process have as many descriptors as it may: each table's maps, each client and each pinned
+/// object takes one, and the usual 1,024 are for programs that know no better.
+pub fn raise_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 fn missing(status: &str) -> Vec<&'static str> {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let Some(Ok(effective)) = effective.map(|hex| u64::from_str_radix(hex.trim(), 16)) else {

@@ -4,6 +4,7 @@ mod backend;
 mod backend_follows;
 mod backend_table;
 mod backend_vips;
+mod bad_days;
 mod config;
 mod control;
 mod director;

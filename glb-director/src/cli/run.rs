@@ -13,6 +13,7 @@ pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
     }
     glb_host::permission::check()?;
     glb_host::privilege::begin()?;
+    glb_host::permission::raise_descriptors();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

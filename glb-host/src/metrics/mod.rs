@@ -10,6 +10,7 @@ use std::{
     hash::Hash,
     io,
     net::{SocketAddr, TcpListener},
+    pin::pin,
     sync::Arc,
     thread,
     time::Duration,
@@ -33,8 +34,16 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use tokio::sync::Semaphore;
+
 /// How long a client may take to send a request's head.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How many clients are served at once.
+const AT_ONCE: usize = 32;
+
+/// How long one connection is kept; who wants more connects again.
+const LIFE: Duration = Duration::from_secs(60);
 
 /// What makes the metrics as they stand now; asked for each request.
 pub trait Source: Send + Sync + 'static {
@@ -99,7 +108,10 @@ async fn accept(listener: TcpListener, source: Arc<impl Source>) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "metrics are not served"),
     };
+    let places = Arc::new(Semaphore::new(AT_ONCE));
     loop {
+        // Who finds no place waits outside: the descriptors are the daemon's too.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -111,6 +123,7 @@ async fn accept(listener: TcpListener, source: Arc<impl Source>) {
         };
         let source = Arc::clone(&source);
         tokio::spawn(async move {
+            let _place = place;
             let service = service_fn(move |request| {
                 let response = answer(&request, &*source);
                 async move { Ok::<_, Infallible>(response) }
@@ -119,7 +132,16 @@ async fn accept(listener: TcpListener, source: Arc<impl Source>) {
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE)
                 .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = served.await {
+            let mut served = pin!(served);
+            let result = tokio::select! {
+                result = served.as_mut() => result,
+                () = tokio::time::sleep(LIFE) => {
+                    // The answer under way is still given; one that nobody reads is not waited for.
+                    served.as_mut().graceful_shutdown();
+                    tokio::time::timeout(PATIENCE, served).await.unwrap_or(Ok(()))
+                }
+            };
+            if let Err(error) = result {
                 tracing::debug!(%error, "a client of the metrics went away");
             }
         });
