@@ -21,4 +21,5 @@ mod services;
 mod support;
 mod trace;
 mod trace_director;
+mod tunnel;
 mod watcher;
