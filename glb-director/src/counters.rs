@@ -11,10 +11,14 @@ use std::{
 
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use glb_common::{
-    layout::{BACKEND_SLOTS, TABLE_SLOTS},
+    layout::{BACKEND_SLOTS, Counter, ReasonCounters, TABLE_SLOTS},
     reason::{Action, DirectorReason, MAX_REASONS},
 };
-use glb_host::bpffs::PinFolder;
+use glb_host::{
+    bpffs::PinFolder,
+    counter_map::{self, Shape},
+    load::LoadError,
+};
 use glb_table::TableSet;
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +82,58 @@ pub enum CountersError {
         /// How many can be counted.
         room: u32,
     },
+}
+
+/// What a former release pinned in another shape is put aside, and what it has counted goes on here as
+/// far as it fits; `in_use` are the maps of the program in force. Says what was done, for people.
+///
+/// # Errors
+/// When the kernel says no.
+pub fn renew(pins: &PinFolder, in_use: &[u32]) -> Result<Vec<String>, LoadError> {
+    let shapes = [
+        (pins::TABLES, Shape { value: size_of::<ReasonCounters>() as u32, entries: TABLE_SLOTS }),
+        (pins::BACKENDS, Shape { value: size_of::<Counter>() as u32, entries: BACKEND_SLOTS }),
+    ];
+    let mut said = Vec::new();
+    for (name, shape) in shapes {
+        let path = pins.join(name);
+        counter_map::settle(&path, in_use).map_err(|error| LoadError::map("find", name, error))?;
+        if let Some(found) = counter_map::renew(&path, shape)? {
+            said.push(format!(
+                "{name} was pinned by another release ({found}); what it has counted is taken over as \
+                 far as it fits"
+            ));
+        }
+    }
+    let identities = pins.join(pins::IDENTITIES);
+    if identities.exists() && Identities::open(pins).is_err() {
+        // Nobody can say whose the counts are.
+        for name in [pins::TABLES, pins::BACKENDS, pins::IDENTITIES] {
+            let path = pins.join(name);
+            counter_map::keep_new(&path)
+                .and_then(|()| match std::fs::remove_file(&path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+                    _ => Ok(()),
+                })
+                .map_err(|error| LoadError::map("remove", name, error))?;
+        }
+        said.push(
+            "who is counted where was pinned by another release in a form that this one does not \
+             know: all counters begin at 0"
+                .to_owned(),
+        );
+    }
+    Ok(said)
+}
+
+/// The program that counts in the new maps is in force: the old ones go.
+///
+/// # Errors
+/// When a pin cannot be removed.
+pub fn renewed(pins: &PinFolder) -> std::io::Result<()> {
+    [pins::TABLES, pins::BACKENDS]
+        .iter()
+        .try_for_each(|name| counter_map::keep_new(&pins.join(name)))
 }
 
 /// The pinned mapping from identities to slots.

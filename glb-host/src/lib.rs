@@ -5,6 +5,7 @@ pub mod bpffs;
 pub mod capture_file;
 pub mod config_file;
 pub mod control;
+pub mod counter_map;
 pub mod doctor;
 pub mod duration;
 pub mod ethtool;

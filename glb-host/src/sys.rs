@@ -10,6 +10,9 @@ use std::{
     path::Path,
 };
 
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -58,6 +61,51 @@ fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long>
         libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>())
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+#[repr(C)]
+struct CreateMap {
+    kind: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct Element {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Makes a per-CPU array.
+pub(crate) fn per_cpu_array(value: u32, entries: u32) -> io::Result<OwnedFd> {
+    const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
+    let mut attributes =
+        CreateMap { kind: BPF_MAP_TYPE_PERCPU_ARRAY, key: 4, value, entries, flags: 0 };
+    let fd = bpf(BPF_MAP_CREATE, &mut attributes)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Reads an array's element; `value` has the length that the kernel writes, for each CPU rounded up
+/// to 8 bytes.
+pub(crate) fn map_lookup(map: BorrowedFd<'_>, key: u32, value: &mut [u8]) -> io::Result<()> {
+    element(BPF_MAP_LOOKUP_ELEM, map, key, value.as_mut_ptr() as u64)
+}
+
+/// Writes an array's element; `value` as in [`map_lookup`].
+pub(crate) fn map_update(map: BorrowedFd<'_>, key: u32, value: &[u8]) -> io::Result<()> {
+    element(BPF_MAP_UPDATE_ELEM, map, key, value.as_ptr() as u64)
+}
+
+fn element(command: libc::c_long, map: BorrowedFd<'_>, key: u32, value: u64) -> io::Result<()> {
+    let key = std::ptr::from_ref(&key) as u64;
+    let mut attributes = Element { map: map.as_raw_fd() as u32, padding: 0, key, value, flags: 0 };
+    bpf(command, &mut attributes).map(|_| ())
 }
 
 /// Pins `object` (a program, map or link) at `path`.

@@ -2,10 +2,12 @@
 //! atomically ever after, adopted by whoever finds the pin.
 
 use std::{
+    collections::BTreeMap,
     ffi::CString,
     fs, io,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use aya::programs::{
@@ -144,16 +146,42 @@ fn way_out(interface: &str, name: Option<&str>) -> String {
     )
 }
 
-/// The name of a program, if the kernel tells it.
-fn program_name(id: u32) -> Option<String> {
+/// Names of programs that were found on interfaces while this process still might ask for them.
+static NAMES: Mutex<BTreeMap<u32, String>> = Mutex::new(BTreeMap::new());
+
+/// Remembers the names of the programs on these interfaces: asking for them takes CAP_SYS_ADMIN, which
+/// a daemon gives up before it attaches.
+pub fn remember_programs(interfaces: &[String]) {
+    for interface in interfaces {
+        let found = interface_index(interface).ok().and_then(|index| sys::attached_xdp(index).ok());
+        if let Some((_, Some(id))) = found
+            && let Some(name) = ask_name(id)
+        {
+            NAMES.lock().unwrap_or_else(PoisonError::into_inner).insert(id, name);
+        }
+    }
+}
+
+fn ask_name(id: u32) -> Option<String> {
     let mut programs = aya::programs::loaded_programs().filter_map(Result::ok);
     let found = programs.find(|program| program.id() == id)?;
     found.name_as_str().filter(|name| !name.is_empty()).map(ToOwned::to_owned)
 }
 
+/// The name of a program on an interface, as far as it can be known.
+fn program_name(id: u32, index: u32) -> Option<String> {
+    let known = NAMES.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
+    // Where libxdp pins its dispatchers.
+    let dispatcher = format!("/sys/fs/bpf/xdp/dispatch-{index}-{id}");
+    known
+        .or_else(|| ask_name(id))
+        .or_else(|| Path::new(&dispatcher).exists().then(|| DISPATCHER.to_owned()))
+}
+
 fn occupied(interface: String, index: u32) -> AttachError {
     let program = sys::attached_xdp(index).ok().and_then(|(_, id)| id);
-    AttachError::Occupied { interface, program, name: program.and_then(program_name) }
+    let name = program.and_then(|id| program_name(id, index));
+    AttachError::Occupied { interface, program, name }
 }
 
 /// What [`attach`] did.

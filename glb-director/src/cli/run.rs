@@ -12,6 +12,8 @@ pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
         tracing::warn!("{warning}");
     }
     glb_host::permission::check()?;
+    // As long as this process may ask for them.
+    glb_host::xdp_link::remember_programs(&config.interfaces);
     glb_host::privilege::begin()?;
     glb_host::permission::raise_descriptors();
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use glb_host::{bpffs::PinFolder, generations, next_hop::NextHops, xdp_link};
+use glb_host::{
+    bpffs::PinFolder,
+    generations,
+    next_hop::NextHops,
+    xdp_link::{self, Mode},
+};
 use glb_table::{Builder, TableSet};
 use tracing::{error, info, warn};
 
@@ -52,6 +57,12 @@ impl<'c> Director<'c> {
                 xdp_link::interface_index(interface)?;
             }
         }
+        if config.mode == Mode::Generic {
+            warn!(
+                "mode = \"generic\": the kernel makes its own form of each packet first, which is \
+                 several times slower than native XDP; use it only where the driver has no native XDP"
+            );
+        }
         let pins = PinFolder::create(&config.pin, crate::OWNER)?;
         let lock = pins.lock()?;
         let mut unfinished = Unfinished(Some(&pins));
@@ -68,6 +79,9 @@ impl<'c> Director<'c> {
         }
         director.making.settle(&director.current, director.previous.number());
         director.keep_attached();
+        if let Err(error) = counters::renewed(&pins) {
+            warn!(%error, "counters of a former release are left behind");
+        }
         // Left by a configuration that named more interfaces: nobody would keep their tables fresh.
         match generations::detach_all_but(&pins, &config.interfaces) {
             Ok(names) if names.is_empty() => {}
@@ -85,6 +99,8 @@ impl<'c> Director<'c> {
     ) -> Result<Begun<'c>, Error> {
         let store = Store::open(&config.state, &config.pin);
         let running = generations::current_program(&config.interfaces, pins)?;
+        let in_use =
+            running.as_ref().and_then(|(_, program)| program.info().ok()?.map_ids().ok()?);
         let running = running.map(|(number, _program)| number);
         if running.is_none() {
             for interface in &config.interfaces {
@@ -100,6 +116,8 @@ impl<'c> Director<'c> {
         let wanted = wanted(config, file, &store, record.as_ref())?;
 
         pins.make(&pins.join(counters::pins::FOLDER))?;
+        let renewed = counters::renew(pins, &in_use.unwrap_or_default())?;
+        renewed.iter().for_each(|said| warn!("{said}"));
         let identities = Identities::open_or_create(pins)?;
         let next_hops = NextHops::start_behind(config.gateway_mac, targets(&wanted.tables)).await?;
         state.follow(next_hops.subscribe());
@@ -119,6 +137,8 @@ impl<'c> Director<'c> {
             next_number,
             release: release(config),
         };
+        // What runs counts where it was loaded to: new counters need a new program.
+        let record = record.filter(|_| renewed.is_empty());
         let adopted = record.as_ref().map(|record| making.adopt(record));
         let (made, previous) = match adopted {
             Some(Ok(made)) => Self::take_over(&mut making, made, wanted, previous).await?,

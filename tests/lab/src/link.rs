@@ -72,9 +72,20 @@ const PASS: [u64; 2] = [0x0000_0002_0000_00b7, 0x0000_0000_0000_0095];
 /// # Errors
 /// Names the step that the kernel refused.
 pub fn attach_pass(interface: &str, pin: &Path) -> Result<()> {
+    attach_pass_as(interface, pin, "pass")
+}
+
+/// As [`attach_pass`], under another name of at most 15 bytes.
+///
+/// # Errors
+/// Names the step that the kernel refused.
+pub fn attach_pass_as(interface: &str, pin: &Path, called: &str) -> Result<()> {
     let index = if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
     let mut name = [0; 16];
-    name[..4].copy_from_slice(b"pass");
+    let called = called.as_bytes();
+    name.get_mut(..called.len().min(15))
+        .unwrap_or_default()
+        .copy_from_slice(&called[..called.len().min(15)]);
     let load = ProgLoad {
         prog_type: BPF_PROG_TYPE_XDP,
         insn_cnt: 2,
