@@ -203,6 +203,27 @@ fn what_is_left_to_the_kernel_is_written_with_its_reason() {
     assert!(file.windows(comment.len()).any(|window| window == comment));
 }
 
+/// In and out through pipes: on standard output is the capture and nothing else.
+#[test]
+fn captures_go_through_pipes() {
+    let golden = golden();
+    let frame = hex(golden["vectors"][0]["input"].as_str().unwrap());
+    let folder = folder(&[captured(1, frame)]);
+    let output = Command::new("sh")
+        .current_dir(folder.path())
+        .arg("-c")
+        .arg(format!(
+            "cat in.pcapng | {} replay --config director.toml --next-hops made-up - -w -",
+            env!("CARGO_BIN_EXE_glb-director")
+        ))
+        .output()
+        .unwrap();
+    fs::write(folder.path().join("out.pcapng"), &output.stdout).unwrap();
+    let packets = all_packets(&folder.path().join("out.pcapng"));
+    assert_eq!(packets.len(), 1, "{output:?}");
+    assert!(text(&output.stderr).contains("1 packet: 1 sent (encapsulated)"), "{output:?}");
+}
+
 #[test]
 fn what_cannot_be_replayed_is_named() {
     let folder = folder(&[captured(1, vec![0; 60])]);

@@ -24,7 +24,7 @@ use pcap_file::{
 };
 
 /// Stands for standard input or output on a command line.
-const STREAM: &str = "-";
+pub const STREAM: &str = "-";
 /// The first bytes of a pcapng file.
 const PCAPNG_MAGIC: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
 /// The first bytes of a pcap file, as a big-endian number: in either byte order, with microseconds or

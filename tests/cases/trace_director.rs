@@ -146,3 +146,42 @@ fn a_director_captures_what_comes_and_what_is_sent() -> Result<()> {
     ensure!(after >= before + 10, "{before} {after}");
     everybody_answers(&fleet.lab)
 }
+
+/// What was captured live is replayed beside the running director: the same decisions, and nothing of
+/// it is counted.
+#[test]
+fn a_capture_is_replayed_beside_the_running_director() -> Result<()> {
+    let fleet = fleet("glb-t-replay")?;
+    let daemon = &fleet.directors[0];
+    let file = daemon.config().with_file_name("live.pcapng");
+    let path = file.to_str().context("an odd path")?;
+    let words = ["capture", "-w", path, "-n", "6", "verdict", "sent", "tcp"];
+    let mut watcher = Watcher::start(&fleet, daemon, &words)?;
+    while watcher.child.try_wait()?.is_none() {
+        traffic(&fleet)?;
+    }
+    let live = packets(&file)?;
+    let before = daemon.director_counters(&fleet.lab)?;
+    let pins = glb_lab::files_below(&fleet.lab.bpf())?;
+    let out = daemon.config().with_file_name("again.pcapng");
+    let mut replay = daemon.command(&fleet.lab, "replay")?;
+    replay.arg(&file).args(["-o", "json", "--include", "sent", "-w"]).arg(&out);
+    let text = command::output(&mut replay)?;
+    let again = packets(&out)?;
+    let lines: Vec<Value> =
+        text.lines().map(serde_json::from_str).collect::<Result<_, serde_json::Error>>()?;
+    ensure!(lines.len() == live.len() && again.len() == live.len() / 2, "{text}");
+    for (index, pair) in live.chunks(2).enumerate() {
+        let [_, sent] = pair else { bail!("an odd number of packets") };
+        // To the byte, MAC addresses too: the ways are the kernel's.
+        ensure!(again[index].data == sent.data, "packet {index}");
+        ensure!(lines[2 * index]["way"]["made_up"] == false, "{}", lines[2 * index]);
+        ensure!(lines[2 * index]["reason"] == "encapsulated", "{}", lines[2 * index]);
+        // What a director sent is for no VIP.
+        ensure!(lines[2 * index + 1]["reason"] == "no_bind", "{}", lines[2 * index + 1]);
+    }
+    let after = daemon.director_counters(&fleet.lab)?;
+    ensure!(after.packets("encapsulated") == before.packets("encapsulated"));
+    ensure!(glb_lab::files_below(&fleet.lab.bpf())? == pins, "something was pinned");
+    Ok(())
+}

@@ -160,12 +160,16 @@ impl Lines {
         Self { is_json, ..Self::default() }
     }
 
+    /// Counts a decision.
+    pub fn count(&mut self, decision: &Decision) {
+        *self.counts.entry((decision.verdict, decision.reason)).or_default() += 1;
+    }
+
     /// Prints a decision. Says whether anybody still reads.
     ///
     /// # Errors
     /// When the output cannot be written.
     pub fn print(&mut self, decision: &Decision) -> io::Result<bool> {
-        *self.counts.entry((decision.verdict, decision.reason)).or_default() += 1;
         let line = if self.is_json {
             serde_json::to_string(decision).map_err(io::Error::other)?
         } else {

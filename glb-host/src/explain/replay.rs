@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 
 use super::{Decision, Lines};
 use crate::{
-    capture_file::{CaptureError, CaptureReader, CaptureWriter, Captured},
+    capture_file::{CaptureError, CaptureReader, CaptureWriter, Captured, STREAM},
     next_hop::{NextHop, NextHops, OpenError, Snapshot},
     xdp_link,
 };
@@ -161,7 +161,12 @@ impl Found {
     /// Says to stderr which ways are made up.
     pub fn say_what_is_made_up(&self) {
         if !self.made_up.is_empty() {
-            let list: Vec<String> = self.made_up.iter().map(ToString::to_string).collect();
+            const SHOWN: usize = 8;
+            let shown = self.made_up.iter().take(SHOWN).map(ToString::to_string);
+            let mut list: Vec<String> = shown.collect();
+            if self.made_up.len() > SHOWN {
+                list.push(format!("{} more", self.made_up.len() - SHOWN));
+            }
             super::say(&format!(
                 "note: this machine knows no way to {}: MAC addresses and the MTU on the way there \
                  are made up (--next-hops kernel leaves them unresolved)",
@@ -231,6 +236,8 @@ impl ReplayArgs {
         let create = |path| CaptureWriter::create(path, name, &interfaces, Some(&reader));
         let mut writer = self.write.as_deref().map(create).transpose()?;
         let mut lines = Lines::new(is_json);
+        // Both would go to standard output: the capture has the same words in its comments.
+        let prints = self.write.as_deref() != Some(Path::new(STREAM));
         while let Some(packet) = reader.next_packet()? {
             let mut ran = run(program, &packet)?;
             ran.decision.packet = Some(packet.number);
@@ -239,7 +246,8 @@ impl ReplayArgs {
             if let Some(writer) = &mut writer {
                 self.write_parts(writer, &packet, &ran)?;
             }
-            if !lines.print(&ran.decision).map_err(ReplayError::Output)? {
+            lines.count(&ran.decision);
+            if prints && !lines.print(&ran.decision).map_err(ReplayError::Output)? {
                 break;
             }
         }

@@ -117,6 +117,7 @@ pub fn trace(
 ) -> Result<(), WatchError> {
     let mut lines = Lines::new(is_json);
     watch(args, HEADERS, client, reasons, decoder, &mut |decision, _| {
+        lines.count(decision);
         lines
             .print(decision)
             .map_err(|source| WatchError::Io { action: "cannot write to standard output", source })

@@ -1,0 +1,137 @@
+//! Hostile frames through both packet paths, as pure functions: no panic, no read or write outside,
+//! the quick answer is the whole one's, what is sent holds what came, and a backend understands what
+//! a director sends.
+#![no_main]
+
+#[path = "../../glb-director/src/reference.rs"]
+#[allow(dead_code, reason = "shared with the director")]
+mod reference;
+#[path = "../../glb-common/tests/support/mod.rs"]
+mod support;
+mod tables;
+
+use std::sync::LazyLock;
+
+use glb_common::{
+    ends,
+    encap::overhead,
+    fast,
+    hash::{V4, V6},
+    reason::{Action, DirectorReason, RedirectReason},
+    trace::Filter,
+};
+use libfuzzer_sys::fuzz_target;
+use reference::Verdict;
+use support::{FakeHost, backend, packet::{gue, gue_v6}, socket};
+use tables::Tables;
+
+static TABLES: LazyLock<[Tables; 4]> = LazyLock::new(|| [0, 1, 2, 3].map(Tables::new));
+static HOSTS: LazyLock<[FakeHost; 2]> = LazyLock::new(|| {
+    let mut host = backend();
+    for port in 0..64 {
+        let client = socket(&format!("198.51.100.7:{}", 40_000 + port));
+        host.flows.insert((client, socket("203.0.113.10:80")));
+        host.cookies.insert((client, socket("203.0.113.10:443")));
+    }
+    let quiet = FakeHost { no_second_chance: true, passes_strangers: true, ..host.clone() };
+    [host, quiet]
+});
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((&choice, frame)) = bytes.split_first() else { return };
+    let tables = &TABLES[usize::from(choice & 3)];
+    let host = &HOSTS[usize::from(choice >> 2 & 1)];
+    direct(tables, host, frame);
+    let outcome = support::run(host, frame);
+    look(frame, outcome.reason as u32);
+    // The same bytes as what is inside a tunnel that is in order.
+    if choice & 8 != 0 && frame.len() > 14 {
+        let inner = frame[14..].to_vec();
+        if inner[0] >> 4 != 4 && inner[0] >> 4 != 6 {
+            return;
+        }
+        let tunnelled = if choice & 16 == 0 { gue(inner) } else { gue_v6(inner) }.frame();
+        let outcome = support::run(host, &tunnelled);
+        assert!(
+            !matches!(
+                outcome.reason,
+                RedirectReason::OuterMalformed | RedirectReason::BadHeaderLength | RedirectReason::BadVersion
+            ),
+            "{outcome:?}"
+        );
+        if outcome.action == Action::Send {
+            assert_eq!(outcome.frame.len(), tunnelled.len());
+        }
+    }
+});
+
+fn direct(tables: &Tables, host: &FakeHost, frame: &[u8]) {
+    let expected = reference::direct(tables, frame);
+    if let Some(quick) = quick(tables, frame) {
+        assert_eq!(expected.reason, DirectorReason::Encapsulated);
+        let Verdict::Send { frame: whole, .. } = &expected.verdict else { panic!("{expected:?}") };
+        assert_eq!(*whole, quick, "the quick answer");
+    }
+    match expected.verdict {
+        Verdict::Send { frame: sent, .. } => {
+            // At the end stands what came, from the IP header on.
+            let inner = frame.len() - 22.min(frame.len());
+            assert!(sent.len() > frame.len() && sent[sent.len() - inner..] == frame[frame.len() - inner..]);
+            let outcome = support::run(host, &sent);
+            assert!(
+                !matches!(
+                    outcome.reason,
+                    RedirectReason::OuterMalformed
+                        | RedirectReason::OuterFragment
+                        | RedirectReason::BadVersion
+                        | RedirectReason::ControlMessage
+                        | RedirectReason::BadFlags
+                        | RedirectReason::BadPrivateType
+                        | RedirectReason::BadHeaderLength
+                        | RedirectReason::BadInnerProtocol
+                ),
+                "a backend does not understand a director: {outcome:?} of {sent:02x?}"
+            );
+        }
+        Verdict::Answer { frame: answer } => {
+            assert!(answer.len() < 1300);
+            // It is about itself that it would be sent, if it came back: never answered again.
+            let again = reference::direct(tables, &answer);
+            assert_ne!(again.reason, DirectorReason::TooBig);
+        }
+        Verdict::Pass | Verdict::Drop => {}
+    }
+    look(frame, expected.reason as u32);
+}
+
+/// What the fast program sends.
+fn quick(tables: &Tables, frame: &[u8]) -> Option<Vec<u8>> {
+    let room = vec![0; overhead(false, 1)];
+    let mut grown = [&room[..], frame].concat();
+    match fast::ethertype(frame)? {
+        fast::IPV4 => {
+            let bound = fast::recognise_v4(tables, frame)?;
+            fast::send::<_, _, V4>(tables, &mut grown[..], &bound)?;
+        }
+        fast::IPV6 => {
+            let bound = fast::recognise_v6(tables, frame)?;
+            fast::send::<_, _, V6>(tables, &mut grown[..], &bound)?;
+        }
+        _ => return None,
+    }
+    Some(grown)
+}
+
+/// Who watches reads it too.
+fn look(frame: &[u8], reason: u32) {
+    let filter = Filter { ports: [80, 443], protocol: 6, ..Filter::default() };
+    let mut layers = 0;
+    ends::visit(frame, |ends| {
+        layers += 1;
+        filter.wants_ends(ends) && filter.wants_decision(reason, 1)
+    });
+    assert!(layers <= ends::MAX_LAYERS);
+    ends::tunnel(frame).map(|(_, header, start)| (header, start)).inspect(|(_, start)| {
+        assert!(*start <= frame.len());
+    });
+}
