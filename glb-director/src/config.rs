@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -258,15 +258,18 @@ impl Config {
     /// What the machine says against a value that could be right elsewhere.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        let source = self.options.outer_source.filter(|s| !has_address((*s).into()));
-        let foreign = source.map(|source| {
+        let v4 = self.options.outer_source.map(IpAddr::from);
+        let v6 = self.options.outer_source_ipv6.map(IpAddr::from);
+        let foreign = v4.into_iter().chain(v6).filter(|source| !has_address(*source));
+        let warning = |source: IpAddr| {
+            let family = if source.is_ipv4() { "ipv4" } else { "ipv6" };
             format!(
-                "`outer_source_ipv4 = \"{source}\"` is not an address of this machine: backends may \
-                 refuse its packets, and errors about them go elsewhere; give one of its own, or \
+                "`outer_source_{family} = \"{source}\"` is not an address of this machine: backends \
+                 may refuse its packets, and errors about them go elsewhere; give one of its own, or \
                  leave it out"
             )
-        });
-        foreign.into_iter().collect()
+        };
+        foreign.map(warning).collect()
     }
 
     fn check(raw: Raw, path: &Path) -> Result<Self, ConfigError> {

@@ -13,6 +13,7 @@ pub struct Imported {
     table: Option<PathBuf>,
     outer_source: Option<Ipv4Addr>,
     forward_echo: Option<bool>,
+    gateway: Option<String>,
     statsd_port: Option<u16>,
     hash_fields: Option<Vec<&'static str>>,
     alt_hash_fields: Option<Vec<&'static str>>,
@@ -85,16 +86,24 @@ impl Imported {
         let Value::Object(config) = value else { return Err(GlbConfigError::NotAnObject) };
         for (key, value) in &config {
             match key.as_str() {
-                "outbound_gateway_mac" => self.note(format!(
-                    "outbound_gateway_mac = {value}: not needed. The kernel's routes and neighbours \
-                     say where to send, for each backend, and are followed: `ip route get BACKEND` \
-                     must lead to that gateway (or set `gateway_mac`)"
-                )),
+                "outbound_gateway_mac" => {
+                    let is_mac = |text: &&str| {
+                        let bytes: Vec<&str> = text.split(':').collect();
+                        bytes.len() == 6 && bytes.iter().all(|b| u8::from_str_radix(b, 16).is_ok())
+                    };
+                    let mac = value.as_str().filter(is_mac);
+                    let mac = mac.ok_or_else(|| wrong(key, value, "a MAC address"))?;
+                    self.gateway = Some(mac.to_owned());
+                    self.note(format!(
+                        "outbound_gateway_mac = {value}: kept as gateway_mac. Without that line the \
+                         kernel's routes and neighbours say where to send, for each backend, and are \
+                         followed when they change"
+                    ));
+                }
                 "outbound_src_ip" => {
                     let address = value.as_str().and_then(|text| text.parse().ok());
-                    self.outer_source = Some(address.ok_or_else(|| {
-                        wrong(key, value, "an IPv4 address")
-                    })?);
+                    self.outer_source =
+                        Some(address.ok_or_else(|| wrong(key, value, "an IPv4 address"))?);
                 }
                 "forward_icmp_ping_responses" => {
                     let on = value.as_bool();
@@ -262,6 +271,9 @@ impl Imported {
         if let Some(source) = self.outer_source {
             let _infallible = writeln!(text, "outer_source_ipv4 = \"{source}\"");
         }
+        if let Some(gateway) = &self.gateway {
+            let _infallible = writeln!(text, "gateway_mac = {}", toml_text(gateway));
+        }
         text.push_str("# GLB sends 0; \"copy\" would carry DSCP and ECN outward.\nouter_tos = 0\n");
         if let Some(forward) = self.forward_echo {
             let _infallible = writeln!(text, "forward_echo = {forward}");
@@ -340,6 +352,7 @@ mod tests {
             "table = \"/etc/glb/forwarding_table.json\"\n",
             "interfaces = [\"eth0\"]\n",
             "outer_source_ipv4 = \"1.2.3.4\"\n",
+            "gateway_mac = \"00:11:22:33:44:55\"\n",
             "outer_tos = 0\n",
             "forward_echo = true\n",
             "statsd = \"127.0.0.1:28125\"\n",
@@ -390,6 +403,7 @@ mod tests {
             ("{", "not JSON"),
             ("[]", "not a JSON object"),
             ("{\"outbound_src_ip\": \"::1\"}", "an IPv4 address"),
+            ("{\"outbound_gateway_mac\": \"00:11:22:33:44\"}", "a MAC address"),
             ("{\"hash_fields\": {}}", "at least one"),
             ("{\"statsd_port\": 70000}", "a port"),
             ("{\"forward_icmp_ping_responses\": 1}", "true or false"),

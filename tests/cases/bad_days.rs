@@ -229,3 +229,49 @@ fn a_table_that_vanishes_or_may_not_be_read() -> Result<()> {
     fs::write(&table, &text)?;
     fleet.reload()
 }
+
+#[test]
+fn six_started_at_once_are_one_in_the_end() -> Result<()> {
+    let mut fleet = fleet("glb-t-six")?;
+    fleet.director()?.end(Signal::SIGKILL)?;
+    let start = |number: u32| {
+        let mut run = fleet.directors[0].command(&fleet.lab, "run")?;
+        fleet.lab.spawn(DIRECTOR, &format!("of-six-{number}"), &mut run)
+    };
+    let mut six = (0..6).map(start).collect::<Result<Vec<_>>>()?;
+    let begun = Instant::now();
+    loop {
+        let mut living = Vec::new();
+        for (number, process) in six.iter_mut().enumerate() {
+            match process.ended()? {
+                None => living.push(number),
+                Some(status) => ensure!(status.code() == Some(1), "{status}: {}", process.log()?),
+            }
+        }
+        ensure!(!living.is_empty(), "all six gave up");
+        if let [one] = living[..] {
+            six[one].wait_for_log("ready", 0, Duration::from_secs(30))?;
+            break;
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(30), "{living:?} live");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let status = command::output(&mut fleet.directors[0].command(&fleet.lab, "status")?)?;
+    ensure!(status.contains("none"), "{status}");
+    everybody_answers(&fleet.lab)
+}
+
+#[test]
+fn a_daemon_that_hangs_is_said_to() -> Result<()> {
+    let mut fleet = fleet("glb-t-hangs")?;
+    fleet.director()?.process()?.signal(Signal::SIGSTOP)?;
+    let begun = Instant::now();
+    let output = command::finish(&mut fleet.directors[0].command(&fleet.lab, "status")?)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(3) && said.contains("does not answer"), "{said}");
+    ensure!(begun.elapsed() < Duration::from_secs(30));
+    // Packets do not need it.
+    everybody_answers(&fleet.lab)?;
+    fleet.director()?.process()?.signal(Signal::SIGCONT)?;
+    command::run(&mut fleet.directors[0].command(&fleet.lab, "status")?)
+}

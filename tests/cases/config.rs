@@ -113,7 +113,7 @@ fn glbs_files_are_imported_and_run() -> Result<()> {
     let mut import = lab.netns(DIRECTOR)?.command(&program);
     let output = command::finish(import.args(["config", "import", "--defaults"]).arg(&defaults))?;
     let notes = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success() && notes.contains("outbound_gateway_mac"), "{notes}");
+    ensure!(output.status.success() && notes.contains("gateway_mac"), "{notes}");
     let text = String::from_utf8(output.stdout)?;
     ensure!(text.contains("forward_echo = false") && text.contains("127.0.0.1:28125"), "{text}");
     let pin = lab.bpf().join("imported");
@@ -123,6 +123,27 @@ fn glbs_files_are_imported_and_run() -> Result<()> {
     let mut run = lab.netns(DIRECTOR)?.command(&program);
     let mut process = lab.spawn(DIRECTOR, "imported", run.args(["run", "-c"]).arg(&file))?;
     process.wait_for_log("ready", 0, Duration::from_secs(30))
+}
+
+#[test]
+fn completions_are_for_each_shell() -> Result<()> {
+    build()?;
+    let program = Program::Director.path()?;
+    for shell in ["bash", "zsh", "fish"] {
+        let mut command = std::process::Command::new(&program);
+        let text = command::output(command.args(["completions", shell]))?;
+        for word in ["status", "rollback", "doctor", "log-format"] {
+            ensure!(text.contains(word), "{shell}: no {word}");
+        }
+        if shell == "bash" {
+            let file = std::env::temp_dir().join(format!("glb-completions-{}", std::process::id()));
+            fs::write(&file, text)?;
+            let result = command::run(std::process::Command::new("bash").arg("-n").arg(&file));
+            fs::remove_file(&file)?;
+            result?;
+        }
+    }
+    Ok(())
 }
 
 #[test]

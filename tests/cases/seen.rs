@@ -263,3 +263,41 @@ fn what_a_scrape_costs() -> Result<()> {
     ensure!(spent < 50.0, "{spent} ms");
     Ok(())
 }
+
+#[test]
+fn no_key_and_no_seed_is_ever_shown() -> Result<()> {
+    let mut fleet = fleet("glb-t-keys")?;
+    let table = fleet.table.toml()?;
+    // A key in a wrong place, and one that is broken.
+    fleet.director()?.reload_refused(&table.replace("hash_key", "hash_kye"))?;
+    fleet.director()?.reload_refused(&table.replace("3f48\"", "3fzz\""))?;
+    let mut shown = vec![("log", fleet.director()?.process()?.log()?)];
+    for words in [
+        &["status", "-o", "json"][..],
+        &["show", "tables", "-o", "json"],
+        &["show", "backends", "-o", "json"],
+        &["show", "generations", "-o", "json"],
+        &["counters", "-o", "json"],
+        &["doctor", "-o", "json"],
+        &["reload"],
+    ] {
+        let mut command = fleet.directors[0].command(&fleet.lab, words[0])?;
+        let output = command::finish(command.args(&words[1..]))?;
+        let text = [output.stdout, output.stderr].concat();
+        ensure!(!text.is_empty(), "{words:?} says nothing");
+        shown.push((words[0], String::from_utf8_lossy(&text).into_owned()));
+    }
+    shown.push(("metrics", get(&fleet.lab, METRICS, "/metrics")?));
+    let config = fs::read_to_string(fleet.directors[0].config())?;
+    fs::write(fleet.directors[0].config(), format!("{table}\n{config}"))?;
+    let mut check = fleet.lab.netns(DIRECTOR)?.command(glb_lab::Program::Director.path()?);
+    check.args(["config", "check", "-c"]).arg(fleet.directors[0].config());
+    let output = command::finish(&mut check)?;
+    shown.push(("config check", String::from_utf8_lossy(&output.stderr).into_owned()));
+    for (name, text) in shown {
+        for key in ["5b1f8a1e6f0c43d2", "d17b6f20c39e4855"] {
+            ensure!(!text.to_lowercase().contains(key), "{name} shows a key: {text}");
+        }
+    }
+    Ok(())
+}

@@ -54,11 +54,10 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
 
 /// Every address that is asked for: backends, VIPs, and the configured source.
 async fn ways(config: &Config, tables: &TableSet) -> Result<Arc<Snapshot>, String> {
-    let all: BTreeSet<IpAddr> = backends(tables)
-        .chain(network::vips(tables))
-        .chain(config.options.outer_source.map(IpAddr::from))
-        .collect();
-    let next_hops = NextHops::start(all).await.map_err(|error| error.to_string())?;
+    let all: BTreeSet<IpAddr> =
+        backends(tables).chain(network::vips(tables)).chain(network::sources(config)).collect();
+    let next_hops =
+        NextHops::start_behind(config.gateway_mac, all).await.map_err(|error| error.to_string())?;
     let mut changes = next_hops.subscribe();
     let wanted: Vec<IpAddr> = backends(tables).collect();
     // Only the backends' neighbours matter; a VIP has none that answers.

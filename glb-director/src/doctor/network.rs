@@ -86,27 +86,33 @@ fn neighbour_room(backends: i64, limit: i64) -> Finding {
 /// What depends on the ways to backends and VIPs.
 pub(super) fn ways(config: &Config, tables: &TableSet, ways: &Snapshot) -> Vec<Finding> {
     let mut findings = Vec::new();
-    findings.extend(outer_source(config, ways));
+    findings.extend(sources(config).map(|source| outer_source(source, ways)));
     findings.extend(local_vips(tables, ways));
     findings.extend(neighbours(tables, ways));
     findings.extend(mtu(tables, ways));
     findings
 }
 
-fn outer_source(config: &Config, ways: &Snapshot) -> Option<Finding> {
+/// The configured source addresses of the tunnel.
+pub(super) fn sources(config: &Config) -> impl Iterator<Item = IpAddr> {
+    let v4 = config.options.outer_source.map(IpAddr::from);
+    v4.into_iter().chain(config.options.outer_source_ipv6.map(IpAddr::from))
+}
+
+fn outer_source(source: IpAddr, ways: &Snapshot) -> Finding {
     const CHECK: &str = "outer_source";
-    let source = config.options.outer_source?;
-    Some(match ways.get(&source.into()) {
-        Some(Err(Unresolved::Local)) => Finding::ok(CHECK, format!("{source} is this machine's")),
-        _ => Finding::problem(
-            CHECK,
-            format!(
-                "`outer_source_ipv4 = \"{source}\"` is not an address of this machine: backends may \
-                 refuse its packets, and errors about them go elsewhere"
-            ),
-            "Give one of its own addresses (`ip -brief address`), or leave it out.",
+    if let Some(Err(Unresolved::Local)) = ways.get(&source) {
+        return Finding::ok(CHECK, format!("{source} is this machine's"));
+    }
+    let family = if source.is_ipv4() { "ipv4" } else { "ipv6" };
+    Finding::problem(
+        CHECK,
+        format!(
+            "`outer_source_{family} = \"{source}\"` is not an address of this machine: backends may \
+             refuse its packets, and errors about them go elsewhere"
         ),
-    })
+        "Give one of its own addresses (`ip -brief address`), or leave it out.",
+    )
 }
 
 fn local_vips(tables: &TableSet, ways: &Snapshot) -> Vec<Finding> {

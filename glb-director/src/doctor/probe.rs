@@ -115,7 +115,7 @@ pub async fn run(config: &Config, tables: &TableSet) -> Result<Vec<Probed>, Prob
     let (_, program) =
         generations::current_program(&config.interfaces, &pins)?.ok_or(ProbeError::NotAttached)?;
     let addresses: BTreeSet<IpAddr> = super::backends(tables).collect();
-    let next_hops = NextHops::start(addresses).await?;
+    let next_hops = NextHops::start_behind(config.gateway_mac, addresses).await?;
     let ways = next_hops.settled(PATIENCE).await;
     let ears = Ears::open()?;
     let mut probed = Vec::new();
