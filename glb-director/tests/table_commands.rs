@@ -199,3 +199,24 @@ fn set_changes_one_word_of_the_file() {
     assert!(text.contains("no backend of table") && text.contains("as it was"), "{text}");
     assert_eq!(fs::read(at.join("t.toml")).unwrap(), before);
 }
+
+#[test]
+fn changes_made_at_once_are_all_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let backends: String = (1..=16)
+        .map(|host| format!("{{ ip = \"10.0.3.{host}\", state = \"active\", healthy = true }},\n"))
+        .collect();
+    let head = TABLE.split("[[tables.backends]]").next().unwrap();
+    fs::write(folder.path().join("t.toml"), format!("{head}backends = [\n{backends}]\n")).unwrap();
+    std::thread::scope(|scope| {
+        for host in 1..=16 {
+            let path = folder.path();
+            scope.spawn(move || {
+                let backend = format!("10.0.3.{host}");
+                ok(path, &["set", "t.toml", &backend, "--state", "draining"]);
+            });
+        }
+    });
+    let text = fs::read_to_string(folder.path().join("t.toml")).unwrap();
+    assert_eq!(text.matches("draining").count(), 16, "{text}");
+}

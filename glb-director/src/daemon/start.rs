@@ -97,7 +97,7 @@ impl<'c> Director<'c> {
         pins: &PinFolder,
         state: &State,
     ) -> Result<Begun<'c>, Error> {
-        let store = Store::open(&config.state, &config.pin);
+        let mut store = Store::open(&config.state, &config.pin);
         let running = generations::current_program(&config.interfaces, pins)?;
         let in_use =
             running.as_ref().and_then(|(_, program)| program.info().ok()?.map_ids().ok()?);
@@ -113,7 +113,7 @@ impl<'c> Director<'c> {
             info!(generation, "adopting what a former director left running");
         }
         let seen = file.as_ref().ok().map(|(_, source)| source.sum);
-        let wanted = wanted(config, file, &store, record.as_ref())?;
+        let wanted = wanted(config, file, &mut store, record.as_ref())?;
 
         pins.make(&pins.join(counters::pins::FOLDER))?;
         let renewed = counters::renew(pins, &in_use.unwrap_or_default())?;
@@ -211,13 +211,14 @@ struct Wanted {
 fn wanted(
     config: &Config,
     file: Result<(TableSet, Source), Error>,
-    store: &Store,
+    store: &mut Store,
     record: Option<&Record>,
 ) -> Result<Wanted, Error> {
     let rolled_back = store.rolled_back();
     let error = match file {
         Ok((tables, source)) => {
             if rolled_back != Some(source.sum) || record.is_none() {
+                store.keep_rolled_back(None);
                 return Ok(Wanted { source, tables });
             }
             warn!(

@@ -1,8 +1,9 @@
 //! `glb-director table set`
 
 use std::{
-    fs,
+    fs::{self, File},
     net::IpAddr,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -13,6 +14,7 @@ use glb_table::{
     edit::{self, Change, EditError},
     write,
 };
+use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 
 use super::print;
@@ -57,11 +59,33 @@ struct Done<'p> {
     changes: Vec<Change>,
 }
 
+/// Takes the file for this process. Whoever waits for it finds another file in its place afterwards,
+/// and waits for that one.
+fn lock(file: &Path) -> anyhow::Result<Option<Flock<File>>> {
+    loop {
+        // What is wrong with the file is said when it is read.
+        let Ok(found) = fs::metadata(file) else { return Ok(None) };
+        if !found.is_file() {
+            return Ok(None);
+        }
+        let Ok(open) = File::open(file) else { return Ok(None) };
+        let lock = Flock::lock(open, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| anyhow!("cannot lock {}: {errno}", file.display()))?;
+        let id = |found: &fs::Metadata| (found.dev(), found.ino());
+        let held = lock.metadata()?;
+        if fs::metadata(file).is_ok_and(|now| id(&now) == id(&held)) {
+            return Ok(Some(lock));
+        }
+    }
+}
+
 pub(super) fn execute(arguments: &Arguments, output: Output) -> anyhow::Result<()> {
     let file = &arguments.file;
     let read = || {
         fs::read_to_string(file).map_err(|error| anyhow!("cannot read {}: {error}", file.display()))
     };
+    // Held until the end: two changes made at once are made one after the other.
+    let _lock = lock(file)?;
     let old = read()?;
     let edited = edit::set_state(
         file,
