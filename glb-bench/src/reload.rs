@@ -6,6 +6,7 @@ use std::{
     fs,
     io::Write as _,
     net::Ipv4Addr,
+    os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -13,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
+use aya::maps::MapData;
 use clap::Args;
 use glb_director::{
     config::Config,
@@ -20,7 +22,10 @@ use glb_director::{
     daemon,
 };
 use glb_host::{
-    bpffs::PinFolder, control::Client, generations::link_pin, xdp_link::program_behind,
+    bpffs::PinFolder,
+    control::Client,
+    generations::{self, link_pin},
+    xdp_link::program_behind,
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -113,6 +118,10 @@ fn measure(arguments: &Arguments, folder: &Path) -> anyhow::Result<()> {
         site.kind(kind, name, &link)?;
     }
     println!("memory of the daemon: {}", resident(daemon.0.id())?);
+    for number in generations::numbers(&folder) {
+        let kilobytes = pinned_memory(&generations::folder(&folder, number))? / 1024;
+        println!("maps of generation {number}, in the kernel: {kilobytes} kB");
+    }
     Ok(())
 }
 
@@ -236,6 +245,22 @@ fn network(arguments: &Arguments) -> anyhow::Result<()> {
     ip.stdin.take().context("no way to ip")?.write_all(lines.as_bytes())?;
     ensure!(ip.wait()?.success(), "`ip -batch -` failed");
     Ok(())
+}
+
+/// What the kernel charges for the maps that are pinned in a folder, in bytes.
+fn pinned_memory(folder: &Path) -> anyhow::Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path == generations::program_pin(folder) {
+            continue;
+        }
+        let open = MapData::from_pin(&path)?.fd().as_fd().try_clone_to_owned()?;
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", open.as_raw_fd()))?;
+        let memory = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+        sum += memory.context("no memlock")?.trim().parse::<u64>()?;
+    }
+    Ok(sum)
 }
 
 fn resident(process: u32) -> anyhow::Result<String> {
