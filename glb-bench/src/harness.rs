@@ -17,6 +17,8 @@ use nix::time::{ClockId, clock_gettime};
 
 /// The verdict that sends a packet back.
 pub(crate) const XDP_TX: u32 = 3;
+/// The verdict that sends it by another interface.
+pub(crate) const XDP_REDIRECT: u32 = 4;
 /// The verdict that leaves it to the kernel.
 pub(crate) const XDP_PASS: u32 = 2;
 
@@ -46,13 +48,19 @@ pub(crate) struct Harness {
 }
 
 impl Harness {
-    pub(crate) fn new(workload: Workload, packet: Vec<u8>) -> anyhow::Result<Self> {
+    /// The surroundings for `packet`; `outer` is what the director's floor writes.
+    pub(crate) fn new(
+        workload: Workload,
+        packet: Vec<u8>,
+        outer: [u64; 7],
+    ) -> anyhow::Result<Self> {
         ensure!(packet.len() == workload.length as usize, "the packet has another length");
         let mask = workload.flows - 1;
         let mut ebpf = EbpfLoader::new()
             .override_global("LENGTH", &u64::from(workload.length), true)
             .override_global("IS_V6", &u32::from(workload.is_v6), true)
             .override_global("FLOW_MASK", &mask, true)
+            .override_global("OUTER_WORDS", &outer, true)
             .load(glb_host::BENCH_OBJECT)
             .context("cannot load the benchmark's programs (are you root?)")?;
         for name in ["rearm", "rearm_linear", "nothing", "floor"] {
@@ -64,7 +72,7 @@ impl Harness {
 
     /// The same for tunnelled packets, whose outer headers are made anew each time.
     pub(crate) fn tunnel(workload: Workload, packet: Vec<u8>) -> anyhow::Result<Self> {
-        let mut harness = Self::new(workload, packet)?;
+        let mut harness = Self::new(workload, packet, [0; 7])?;
         for name in ["rearm_tunnel", "floor_strip", "look_up"] {
             xdp(&mut harness.ebpf, name)?.load()?;
         }

@@ -1,9 +1,11 @@
 //! `bench packet`: the director's packet path.
 
+mod live;
+
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
 };
 
@@ -11,13 +13,16 @@ use anyhow::Context as _;
 use aya::programs::ProgramFd;
 use clap::Args;
 use glb_director::{
-    generation::{Generation, self_test::TEST_INTERFACE},
+    generation::{
+        Generation,
+        self_test::{TEST_INTERFACE, test_run},
+    },
     image::{CounterSlots, Image, Options, Owner},
 };
 use glb_host::{bpffs::PinFolder, next_hop::NextHop};
 use serde::Serialize;
 
-use crate::harness::{Harness, Workload, XDP_TX, quantile};
+use crate::harness::{Harness, Workload, XDP_REDIRECT, XDP_TX, quantile};
 
 /// Options of `bench packet`.
 #[derive(Args, Debug)]
@@ -40,6 +45,9 @@ pub(crate) struct Arguments {
     /// A further program to measure beside: NAME=OBJECT:PROGRAM. It must send the packet.
     #[arg(long, value_name = "NAME=OBJECT:PROGRAM")]
     also: Vec<String>,
+    /// Leave out what is measured with live frames.
+    #[arg(long)]
+    no_live: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -71,28 +79,75 @@ const KINDS: [(&str, u32, bool); 3] =
     [("v4 64 B", 64, false), ("v4 1400 B", 1400, false), ("v6 ACK", 74, true)];
 const FLOWS: [u64; 4] = [1, 4_096, 65_536, 1 << 20];
 
+/// A director to measure.
+struct Setup {
+    name: &'static str,
+    table: String,
+}
+
+impl Setup {
+    /// The default configuration.
+    fn plain(arguments: &Arguments) -> Self {
+        let table = table(arguments.binds, "port = 80", arguments.backends, "10.1.", "");
+        Self { name: "director", table }
+    }
+
+    /// What may make a difference: more of everything, and what the general program sees to.
+    fn others() -> Vec<Self> {
+        let of = |name, table| Self { name, table };
+        let range = "port_start = 80, port_end = 90";
+        let fields = r#"hash_fields = ["src_addr", "dst_addr", "src_port", "dst_port"]"#;
+        vec![
+            of("2 backends", table(2, "port = 80", 2, "10.1.", "")),
+            of("256 backends", table(2, "port = 80", 256, "10.1.", "")),
+            of("100 binds", table(100, "port = 80", 16, "10.1.", "")),
+            of("10,000 binds", table(10_000, "port = 80", 16, "10.1.", "")),
+            of("port ranges", table(2, range, 16, "10.1.", "")),
+            of("all fields", table(2, "port = 80", 16, "10.1.", fields)),
+            of("four hops", table(2, "port = 80", 16, "10.1.", "hops = 4")),
+            of("IPv6 backends", table(2, "port = 80", 16, "2001:db8:1::", "")),
+        ]
+    }
+
+    fn load(&self, number: u64, interface: u32, pins: &PinFolder) -> anyhow::Result<Generation> {
+        let path = Path::new("bench.toml");
+        let tables = glb_table::parse_bytes(path, glb_table::Form::Toml, self.table.as_bytes())
+            .map_err(|error| anyhow::anyhow!("{}", error.render(false)))?;
+        let hop = |to: IpAddr| NextHop {
+            interface,
+            own_mac: [2, 0, 0, 0, 0, 1],
+            mac: [2, 0, 0, 0, 0, 2],
+            source: Some(if to.is_ipv4() {
+                IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))
+            } else {
+                IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))
+            }),
+            mtu: 1600,
+            link_mtu: 1600,
+        };
+        let backends = tables.tables[0].backends.iter();
+        let next_hops = backends.map(|b| (b.address, Ok(hop(b.address)))).collect();
+        let image = Image::new(&tables, &Slots, &next_hops, &Options::default())?;
+        Ok(Generation::load(image, number, pins)?)
+    }
+}
+
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let pins = PinFolder::private().context("cannot mount a BPF file system (are you root?)")?;
-    let tables = glb_table::parse_bytes(
-        Path::new("bench.toml"),
-        glb_table::Form::Toml,
-        table(arguments.binds, arguments.backends).as_bytes(),
-    )
-    .map_err(|error| anyhow::anyhow!("{}", error.render(false)))?;
-    let hop = NextHop {
-        interface: TEST_INTERFACE,
-        own_mac: [2, 0, 0, 0, 0, 1],
-        mac: [2, 0, 0, 0, 0, 2],
-        source: Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))),
-        mtu: 1600,
-        link_mtu: 1600,
-    };
-    let next_hops = tables.tables[0].backends.iter().map(|b| (b.address, Ok(hop))).collect();
-    let image = Image::new(&tables, &Slots, &next_hops, &Options::default())?;
-    let mut generation = Generation::load(image, 1, &pins)?;
-    let mut programs: Vec<(String, ProgramFd)> =
-        vec![("director".into(), generation.program()?.fd()?.try_clone()?)];
-    let mut sizes = vec![size("director", &generation.program()?.info()?)];
+    let mut generations = Vec::new();
+    let mut programs = Vec::new();
+    for (number, setup) in
+        std::iter::once(Setup::plain(arguments)).chain(Setup::others()).enumerate()
+    {
+        let mut generation = setup.load(number as u64, TEST_INTERFACE, &pins)?;
+        programs.push((setup.name.to_owned(), generation.program()?.fd()?.try_clone()?));
+        generations.push(generation);
+    }
+    let setups = programs.split_off(1);
+    let mut sizes = generations[0]
+        .programs()
+        .map(|(name, info)| info.map(|info| size(name, &info)))
+        .collect::<Result<Vec<_>, _>>()?;
     let mut others = Vec::new();
     for also in &arguments.also {
         let (name, mut ebpf, program) = load_other(also)?;
@@ -108,28 +163,50 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
     let mut figures = Vec::new();
     for (name, length, is_v6) in KINDS {
+        if !name.contains(&arguments.only) {
+            continue;
+        }
         for flows in FLOWS {
             let workload = Workload { name, length, is_v6, flows };
-            if name.contains(&arguments.only) {
-                figures.extend(measure(workload, &programs, arguments)?);
-            }
+            let outer = outer(&packet(workload), &mut generations[0])?;
+            figures.extend(measure(workload, outer, &programs, arguments)?);
         }
     }
+    let mut variants = Vec::new();
+    for (name, length, is_v6) in [KINDS[0], KINDS[2]] {
+        if name.contains(&arguments.only) {
+            let workload = Workload { name, length, is_v6, flows: 65_536 };
+            let outer = outer(&packet(workload), &mut generations[0])?;
+            variants.extend(measure(workload, outer, &setups, arguments)?);
+        }
+    }
+    let live = if arguments.no_live { Vec::new() } else { live::measure(arguments, &pins)? };
     if arguments.json {
-        let all = serde_json::json!({ "figures": figures, "programs": sizes });
+        let all = serde_json::json!({
+            "figures": figures, "setups": variants, "live": live, "programs": sizes,
+        });
         println!("{}", serde_json::to_string_pretty(&all)?);
     } else {
-        print!("{}", show(&figures, &sizes));
+        print!("{}", show(&figures));
+        println!("\nOther configurations (the last four are the general program's):");
+        print!("{}", show(&variants));
+        if !live.is_empty() {
+            println!("\nLive frames of 80 bytes on a pair of veth, one core, back and forth:");
+            print!("{}", live::show(&live));
+        }
+        println!();
+        print!("{}", show_sizes(&sizes));
     }
     Ok(())
 }
 
 fn measure(
     workload: Workload,
+    outer: [u64; 7],
     programs: &[(String, ProgramFd)],
     arguments: &Arguments,
 ) -> anyhow::Result<Vec<Figure>> {
-    let mut harness = Harness::new(workload, packet(workload))?;
+    let mut harness = Harness::new(workload, packet(workload), outer)?;
     let mut all: Vec<(String, ProgramFd)> =
         vec![("nothing".into(), harness.own("nothing")?), ("floor".into(), harness.own("floor")?)];
     for (name, program) in programs {
@@ -170,16 +247,31 @@ fn measure(
     Ok(figures)
 }
 
-fn show(figures: &[Figure], sizes: &[Size]) -> String {
+/// What the floor writes: the director's own answer, as words.
+fn outer(packet: &[u8], generation: &mut Generation) -> anyhow::Result<[u64; 7]> {
+    let (verdict, out) = test_run(generation.program()?, packet)?;
+    // Another interface than the test run's own is redirected to.
+    anyhow::ensure!(
+        matches!(verdict, XDP_TX | XDP_REDIRECT),
+        "the director's verdict is {verdict}"
+    );
+    let mut words = [0; 7];
+    for (word, bytes) in words.iter_mut().zip(out.as_chunks::<8>().0) {
+        *word = u64::from_le_bytes(*bytes);
+    }
+    Ok(words)
+}
+
+fn show(figures: &[Figure]) -> String {
     let mut text = format!(
-        "{:<10} {:>9}  {:<10} {:>8} {:>8} {:>9} {:>9}\n",
+        "{:<10} {:>9}  {:<14} {:>8} {:>8} {:>10} {:>9}\n",
         "packet", "flows", "program", "p10 ns", "median", "p10 ×floor", "median ×"
     );
     for figure in figures {
         // Writing to a string does not fail.
         let _written = writeln!(
             text,
-            "{:<10} {:>9}  {:<10} {:>8.1} {:>8.1} {:>9.2} {:>9.2}",
+            "{:<10} {:>9}  {:<14} {:>8.1} {:>8.1} {:>10.2} {:>9.2}",
             figure.workload,
             figure.flows,
             figure.program,
@@ -189,6 +281,11 @@ fn show(figures: &[Figure], sizes: &[Size]) -> String {
             figure.median_ratio
         );
     }
+    text
+}
+
+fn show_sizes(sizes: &[Size]) -> String {
+    let mut text = String::new();
     for size in sizes {
         let number = |value: Option<u32>| value.map_or("?".into(), |value| value.to_string());
         let _written = writeln!(
@@ -232,27 +329,33 @@ impl CounterSlots for Slots {
     }
 
     fn backend(&self, owner: &Owner) -> u32 {
-        let IpAddr::V4(address) = owner.address else { return 0 };
-        u32::from(address) & 0xffff
+        match owner.address {
+            IpAddr::V4(address) => u32::from(address) & 0xffff,
+            IpAddr::V6(address) => u128::from(address) as u32 & 0xffff,
+        }
     }
 }
 
-fn table(binds: u32, backends: u32) -> String {
-    let mut text =
+fn table(binds: u32, ports: &str, backends: u32, prefix: &str, more: &str) -> String {
+    let mut text = format!(
         "[[tables]]\nname = \"bench\"\nhash_key = \"12345678901234561234567890123456\"\n\
-                    seed = \"34567890123456783456789012345678\"\nbinds = [\n"
-            .to_owned();
+         seed = \"34567890123456783456789012345678\"\n{more}\nbinds = [\n"
+    );
     for index in 0..binds.div_ceil(2).max(1) {
         let (high, low) = (index >> 8, index & 255);
         let _written = writeln!(
             text,
-            "{{ ip = \"192.0.{high}.{low}\", proto = \"tcp\", port = 80 }},\n\
-             {{ ip = \"2001:db8::{index:x}\", proto = \"tcp\", port = 80 }},"
+            "{{ ip = \"192.0.{high}.{low}\", proto = \"tcp\", {ports} }},\n\
+             {{ ip = \"2001:db8::{index:x}\", proto = \"tcp\", {ports} }},"
         );
     }
     text.push_str("]\nbackends = [\n");
-    for index in 0..backends {
-        let address = Ipv4Addr::from(0x0a01_0001 + index);
+    for index in 1..=backends {
+        let address = if prefix.contains(':') {
+            format!("{prefix}{index:x}")
+        } else {
+            format!("{prefix}{}.{}", index >> 8, index & 255)
+        };
         let _written =
             writeln!(text, "{{ ip = \"{address}\", state = \"active\", healthy = true }},");
     }

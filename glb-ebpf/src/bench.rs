@@ -10,7 +10,7 @@ use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, bpf_sock_tuple, xdp_action},
     helpers::{bpf_sk_release, bpf_skc_lookup_tcp, bpf_xdp_adjust_head},
     macros::{map, xdp},
-    maps::{Array, ProgramArray},
+    maps::{Array, PerCpuArray, ProgramArray},
     programs::XdpContext,
 };
 use glb_common::{fast, frame::FrameMut as _, wire::ethernet::EthernetHeader};
@@ -61,6 +61,20 @@ fn rearm_linear(ctx: XdpContext) -> u32 {
     xdp_action::XDP_ABORTED
 }
 
+/// The number of the next packet's flow.
+#[inline(always)]
+fn next_flow() -> Option<u64> {
+    let state = STATE.get_ptr_mut(0)?;
+    // SAFETY: a live element of the map; test runs do not overlap.
+    unsafe {
+        // Knuth's constants for MMIX.
+        *state = (*state)
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        Some((*state >> 32) & FLOW_MASK.load())
+    }
+}
+
 #[inline(always)]
 fn rearm_packet(ctx: &XdpContext) -> bool {
     // The compiler must not find out that half of the difference is enough: the verifier allows no
@@ -72,15 +86,7 @@ fn rearm_packet(ctx: &XdpContext) -> bool {
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, growth as i32) } != 0 {
         return false;
     }
-    let Some(state) = STATE.get_ptr_mut(0) else { return false };
-    // SAFETY: a live element of the map; test runs do not overlap.
-    let flow = unsafe {
-        // Knuth's constants for MMIX.
-        *state = (*state)
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (*state >> 32) & FLOW_MASK.load()
-    };
+    let Some(flow) = next_flow() else { return false };
     let mut frame = XdpFrame::new(ctx);
     let (ethertype, address, port) =
         if IS_V6.load() == 0 { ([8, 0], 26, 34) } else { ([0x86, 0xdd], 34, 54) };
@@ -108,16 +114,8 @@ fn rearm_tunnel(ctx: XdpContext) -> u32 {
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(missing as i32)) } != 0 {
         return xdp_action::XDP_ABORTED;
     }
-    let (Some(state), Some(outer)) = (STATE.get_ptr_mut(0), OUTER.get(0)) else {
+    let (Some(flow), Some(outer)) = (next_flow(), OUTER.get(0)) else {
         return xdp_action::XDP_ABORTED;
-    };
-    // SAFETY: a live element of the map; test runs do not overlap.
-    let flow = unsafe {
-        // Knuth's constants for MMIX.
-        *state = (*state)
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (*state >> 32) & FLOW_MASK.load()
     };
     let mut frame = XdpFrame::new(&ctx);
     let (address, port) = if IS_V6.load() == 0 {
@@ -217,6 +215,49 @@ fn floor(ctx: XdpContext) -> u32 {
         Some(()) => xdp_action::XDP_TX,
         None => xdp_action::XDP_ABORTED,
     }
+}
+
+/// The frame that `generate` sends, whole, as little-endian words.
+#[map]
+static FRAME: Array<[u64; FRAME_WORDS]> = Array::with_max_entries(1, 0);
+/// Words of that frame.
+const FRAME_WORDS: usize = 10;
+/// Frames that have come back.
+#[map]
+static RETURNED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Sends a frame of the next flow. Live frames are used again as the programs left them, so every byte
+/// is written.
+#[xdp(frags)]
+fn generate(ctx: XdpContext) -> u32 {
+    let (Some(frame), Some(flow)) = (FRAME.get(0), next_flow()) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    let (start, end) = (ctx.data(), ctx.data_end());
+    if start + 8 * FRAME_WORDS > end {
+        return xdp_action::XDP_ABORTED;
+    }
+    let (address, port) = if IS_V6.load() == 0 { (26, 34) } else { (34, 54) };
+    // SAFETY: inside the frame by the check above.
+    unsafe {
+        for (index, word) in frame.iter().enumerate() {
+            (start as *mut u64).add(index).write_unaligned(*word);
+        }
+        let address = (start + address) as *mut u32;
+        address.write_unaligned((0x0a00_0000 + flow as u32).to_be());
+        ((start + port) as *mut u16).write_unaligned((flow as u16 | 1024).to_be());
+    }
+    xdp_action::XDP_TX
+}
+
+/// Counts what comes back, and ends it.
+#[xdp(frags)]
+fn sink(_ctx: XdpContext) -> u32 {
+    if let Some(count) = RETURNED.get_ptr_mut(0) {
+        // SAFETY: this CPU's own element.
+        unsafe { *count += 1 };
+    }
+    xdp_action::XDP_DROP
 }
 
 #[panic_handler]

@@ -11,7 +11,7 @@ use aya::{
         Map, MapData, MapError, MapType, ProgramArray,
         lpm_trie::{Key, LpmTrie},
     },
-    programs::Xdp,
+    programs::{ProgramError, ProgramInfo, Xdp},
 };
 use glb_common::{
     layout::{
@@ -350,6 +350,20 @@ impl Generation {
     pub fn id(&mut self) -> Result<u32, LoadError> {
         let info = self.program()?.info();
         Ok(info.map_err(|error| LoadError::map("look at", PROGRAM, error))?.id())
+    }
+
+    /// What the kernel says of each program that was loaded: the one to attach, and the general one's
+    /// parts. Nothing for a generation that was adopted.
+    pub fn programs(
+        &self,
+    ) -> impl Iterator<Item = (&'static str, Result<ProgramInfo, ProgramError>)> {
+        let loaded = match &self.objects {
+            Objects::Loaded(ebpf) => Some(ebpf),
+            Objects::Adopted(_) => None,
+        };
+        [PROGRAM].into_iter().chain(PARTS).filter_map(move |name| {
+            Some((name, <&Xdp>::try_from(loaded?.program(name)?).and_then(Xdp::info)))
+        })
     }
 
     /// Enters other values for tables and backends (of the same number) into the running maps,
