@@ -5,6 +5,7 @@ mod packet;
 mod redirect;
 mod reload;
 mod table;
+mod tunnel;
 
 use clap::{Parser, Subcommand};
 
@@ -33,6 +34,8 @@ enum Command {
         /// Its configuration.
         config: std::path::PathBuf,
     },
+    /// One connection's throughput through the tunnel, and its ratio to the same connection without.
+    Tunnel(tunnel::Arguments),
     /// Building tables: milliseconds, and ratios to GLB's own tool.
     Table(table::Arguments),
 }
@@ -44,5 +47,6 @@ fn main() -> anyhow::Result<()> {
         Command::Reload(arguments) => reload::run(&arguments),
         Command::Director { config } => reload::director(&config),
         Command::Table(arguments) => table::run(&arguments),
+        Command::Tunnel(arguments) => tunnel::run(&arguments),
     }
 }

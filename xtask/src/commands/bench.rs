@@ -9,7 +9,7 @@ use crate::{commands::setup, needs::Purpose, process};
 /// Measures what the packet path costs, as ratios to a floor measured in the same run, and what
 /// tables cost, as ratios to GLB's own tool.
 ///
-/// `./x bench packet --help`, and the same for `redirect`, `reload` and `table`, list what can be
+/// `./x bench packet --help`, and the same for `redirect`, `reload`, `table` and `tunnel`, list what can be
 /// varied. Performance is measured here and nowhere in the tests.
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
