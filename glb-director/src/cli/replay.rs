@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use anyhow::Context as _;
-use glb_host::explain::replay::ReplayArgs;
+use glb_host::explain::replay::{Fixed, ReplayArgs};
 
 use super::Output;
 use crate::{config::Config, replay::Replay};
@@ -23,7 +23,8 @@ pub(super) fn execute(file: &Path, args: &ReplayArgs, output: Output) -> anyhow:
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    let ways = args.find_ways(backends, &config.interfaces, config.options.outer_source);
+    let fixed = Fixed { source_v4: config.options.outer_source, gateway: config.gateway_mac };
+    let ways = args.find_ways(backends, &config.interfaces, fixed);
     let found = runtime.block_on(ways)?;
     found.say_what_is_made_up();
     let mut replay = Replay::load(&tables, &config.options, found)?;

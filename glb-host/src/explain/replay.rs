@@ -134,6 +134,15 @@ pub fn test_run(program: &Xdp, frame: &[u8]) -> Result<(u32, Vec<u8>), ProgramEr
     Ok((result.return_value, out))
 }
 
+/// What the configuration says of all ways.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fixed {
+    /// Where they start.
+    pub source_v4: Option<Ipv4Addr>,
+    /// Everyone's next hop.
+    pub gateway: Option<[u8; 6]>,
+}
+
 /// The ways to backends for a replay.
 #[derive(Debug, Default)]
 pub struct Found {
@@ -177,8 +186,7 @@ impl Found {
 }
 
 impl ReplayArgs {
-    /// The ways to `targets`, by a packet that came by one of the `configured` interfaces. `source_v4`
-    /// is where a made-up way starts.
+    /// The ways to `targets`, of a packet that came by one of the `configured` interfaces.
     ///
     /// # Errors
     /// When netlink cannot be asked.
@@ -186,7 +194,7 @@ impl ReplayArgs {
         &self,
         targets: BTreeSet<IpAddr>,
         configured: &[String],
-        source_v4: Option<Ipv4Addr>,
+        fixed: Fixed,
     ) -> Result<Found, OpenError> {
         let interface = self.interface.as_ref().or(configured.first()).cloned().unwrap_or_default();
         let index = xdp_link::interface_index(&interface).ok();
@@ -194,7 +202,7 @@ impl ReplayArgs {
         let known = if self.next_hops == Ways::MadeUp {
             Snapshot::default()
         } else {
-            let next_hops = NextHops::start(targets.iter().copied()).await?;
+            let next_hops = NextHops::start_behind(fixed.gateway, targets.iter().copied()).await?;
             Snapshot::clone(&*next_hops.settled(PATIENCE).await)
         };
         let mut found = Found { interface, ..Found::default() };
@@ -208,7 +216,7 @@ impl ReplayArgs {
                 Some(Err(reason)) if self.next_hops == Ways::Kernel => Err(reason.clone()),
                 Some(Err(_)) | None => {
                     found.made_up.insert(target);
-                    Ok(made_up(target, mtu, source_v4))
+                    Ok(made_up(target, mtu, fixed))
                 }
             };
             found.ways.insert(target, way);
@@ -304,11 +312,11 @@ fn run(program: &mut impl Program, packet: &Captured) -> Result<Ran, ReplayError
 
 /// A way that nobody has checked, out by where the packet came from: what tells it apart is the MAC,
 /// made of the target's address.
-fn made_up(target: IpAddr, mtu: u32, source_v4: Option<Ipv4Addr>) -> NextHop {
+fn made_up(target: IpAddr, mtu: u32, fixed: Fixed) -> NextHop {
     let ([a, b, c, d], source): (_, IpAddr) = match target {
         IpAddr::V4(v4) => {
             // From RFC 5737: nobody's.
-            (v4.octets(), source_v4.unwrap_or(Ipv4Addr::new(192, 0, 2, 1)).into())
+            (v4.octets(), fixed.source_v4.unwrap_or(Ipv4Addr::new(192, 0, 2, 1)).into())
         }
         IpAddr::V6(v6) => {
             let [.., a, b, c, d] = v6.octets();
@@ -318,7 +326,7 @@ fn made_up(target: IpAddr, mtu: u32, source_v4: Option<Ipv4Addr>) -> NextHop {
     NextHop {
         interface: TEST_INTERFACE,
         own_mac: [2, 0, 0, 0, 0, 1],
-        mac: [2, 0, a, b, c, d],
+        mac: fixed.gateway.unwrap_or([2, 0, a, b, c, d]),
         source: Some(source),
         mtu,
         link_mtu: mtu,

@@ -140,6 +140,14 @@ enum Command {
         #[command(flatten)]
         args: WatchArgs,
     },
+    /// Print the completions of this command for a shell.
+    ///
+    /// For instance: glb-redirect completions bash > /etc/bash_completion.d/glb-redirect
+    Completions {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
     /// Wait until no client has a live connection left on this machine.
     ///
     /// Progress goes to stderr. Ends with 0 when drained, 3 when time is up, 1 on an error and 2
@@ -216,6 +224,12 @@ impl Cli {
                 trace::trace(&asking, &args, matches!(output, Output::Json))
             }
             Command::Capture { asking, capture, args } => trace::capture(&asking, &args, &capture),
+            Command::Completions { shell } => {
+                let mut command = <Self as clap::CommandFactory>::command();
+                let mut text = Vec::new();
+                clap_complete::generate(shell, &mut command, "glb-redirect", &mut text);
+                std::io::Write::write_all(&mut std::io::stdout(), &text).map_err(Into::into)
+            }
             Command::Doctor { config, output } => return doctor::execute(&config.config, output),
             Command::Wait { config, until_drained: _, timeout, quiet } => {
                 return wait::until_drained(&config.config, timeout, quiet);

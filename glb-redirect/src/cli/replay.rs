@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use glb_host::explain::{replay::ReplayArgs, say};
+use glb_host::explain::{
+    replay::{Fixed, ReplayArgs},
+    say,
+};
 
 use super::Output;
 use crate::{config::Config, image::Image, own, replay::Replay};
@@ -17,7 +20,7 @@ pub(super) fn execute(file: &Path, args: &ReplayArgs, output: Output) -> anyhow:
              `addresses` in the configuration names the backend's");
     }
     let image = Image::new(&config, &own);
-    let ways = args.find_ways(image.peers.clone(), &config.interfaces, None);
+    let ways = args.find_ways(image.peers.clone(), &config.interfaces, Fixed::default());
     let found = super::runtime()?.block_on(ways)?;
     found.say_what_is_made_up();
     let mut replay = Replay::load(&image, found)?;
