@@ -117,14 +117,13 @@ impl Decision {
             parts.push(format!("to {}", hops.join(", then ")));
         }
         if let Some(Way { interface, mac, made_up }) = &self.way {
-            let mut way = String::new();
-            if let Some(interface) = interface {
-                way += &format!("by {interface}");
+            let mark = if *made_up { ", made up" } else { "" };
+            match (interface, mac) {
+                (Some(interface), Some(mac)) => parts.push(format!("by {interface} ({mac}{mark})")),
+                (Some(interface), None) => parts.push(format!("by {interface}")),
+                (None, Some(mac)) => parts.push(format!("next MAC {mac}{mark}")),
+                (None, None) => {}
             }
-            if let Some(mac) = mac {
-                way += &format!(" ({mac}{})", if *made_up { ", made up" } else { "" });
-            }
-            parts.push(way.trim_start().to_owned());
         }
         parts.extend(self.note.clone());
         parts.join(", ")

@@ -137,13 +137,17 @@ fn hop(bytes: &[u8]) -> Option<IpAddr> {
 
 impl fmt::Display for Headers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(Tunnel { source, destination, .. }) = &self.tunnel {
+            write!(f, "gue {source} > {destination}")?;
+            if self.packet.is_some() {
+                write!(f, ": ")?;
+            }
+        }
         match (&self.packet, &self.quoted) {
             (Some(packet), Some(quoted)) => write!(f, "{packet} about {quoted}"),
             (Some(packet), None) => write!(f, "{packet}"),
-            (None, _) => match &self.tunnel {
-                Some(tunnel) => write!(f, "gue {} > {}", tunnel.source, tunnel.destination),
-                None => write!(f, "not IP"),
-            },
+            (None, _) if self.tunnel.is_some() => Ok(()),
+            (None, _) => write!(f, "not IP"),
         }
     }
 }
@@ -168,7 +172,10 @@ mod tests {
     fn a_tunnel_and_what_is_in_it() {
         let frame = tunnelled();
         let headers = Headers::of(&frame);
-        assert_eq!(headers.to_string(), "tcp 198.51.100.7:5000 > 203.0.113.1:443");
+        assert_eq!(
+            headers.to_string(),
+            "gue 10.0.0.1 > 10.0.0.2: tcp 198.51.100.7:5000 > 203.0.113.1:443"
+        );
         let tunnel = headers.tunnel.unwrap();
         assert_eq!(tunnel.source, IpAddr::from([10, 0, 0, 1]));
         assert_eq!(tunnel.destination, IpAddr::from([10, 0, 0, 2]));
