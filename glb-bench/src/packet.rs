@@ -67,8 +67,9 @@ struct Figure {
     median_ratio: f64,
 }
 
+/// How large a loaded program is.
 #[derive(Debug, Serialize)]
-struct Size {
+pub(crate) struct Size {
     program: String,
     translated_instructions: Option<u32>,
     jited_bytes: u32,
@@ -284,7 +285,7 @@ fn show(figures: &[Figure]) -> String {
     text
 }
 
-fn show_sizes(sizes: &[Size]) -> String {
+pub(crate) fn show_sizes(sizes: &[Size]) -> String {
     let mut text = String::new();
     for size in sizes {
         let number = |value: Option<u32>| value.map_or("?".into(), |value| value.to_string());
@@ -300,7 +301,7 @@ fn show_sizes(sizes: &[Size]) -> String {
     text
 }
 
-fn size(name: &str, info: &aya::programs::ProgramInfo) -> Size {
+pub(crate) fn size(name: &str, info: &aya::programs::ProgramInfo) -> Size {
     Size {
         program: name.into(),
         translated_instructions: info.size_translated().map(|bytes| bytes / 8),

@@ -19,7 +19,10 @@ use nix::{
     sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket},
 };
 
-use crate::harness::{Harness, OUTER_LEN, Workload, XDP_PASS, XDP_TX, quantile};
+use crate::{
+    harness::{Harness, OUTER_LEN, Workload, XDP_PASS, XDP_TX, quantile},
+    packet,
+};
 
 /// Options of `bench redirect`.
 #[derive(Args, Debug)]
@@ -164,6 +167,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string_pretty(&figures)?);
     } else {
         print!("{}", show(&figures));
+        let sizes = generation.infos()?.map(|(name, info)| packet::size(name, &info));
+        print!("{}", packet::show_sizes(&sizes));
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use aya::{
         Map, MapData, ProgramArray,
         lpm_trie::{Key, LpmTrie},
     },
-    programs::{SchedClassifier, Xdp},
+    programs::{ProgramInfo, SchedClassifier, Xdp},
 };
 use glb_common::{
     layout::Plain,
@@ -150,6 +150,19 @@ impl Generation {
     /// Only if the object has none.
     pub fn program(&mut self) -> Result<&mut Xdp, LoadError> {
         xdp(&mut self.ebpf, PROGRAM)
+    }
+
+    /// What the kernel says of the two XDP programs: the one for ordinary packets, and the general
+    /// one.
+    ///
+    /// # Errors
+    /// When the kernel says no.
+    pub fn infos(&mut self) -> Result<[(&'static str, ProgramInfo); 2], LoadError> {
+        let mut info = |name| {
+            let info = xdp(&mut self.ebpf, name)?.info().map_err(EbpfError::ProgramError)?;
+            Ok::<_, LoadError>((name, info))
+        };
+        Ok([info(PROGRAM)?, info(GENERAL)?])
     }
 
     /// The tc program that lowers the MSS of SYN-ACKs, loaded.

@@ -156,6 +156,55 @@ fn programs_on_the_interface() {
     });
 }
 
+/// A BPF file system of this test's own, gone with it.
+struct BpfFs(std::path::PathBuf);
+
+impl BpfFs {
+    fn new() -> Self {
+        let folder = std::env::temp_dir().join(format!("glb-redirect-bpf-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("bpf"), &folder, Some("bpf"), flags, None::<&str>).unwrap();
+        Self(folder)
+    }
+}
+
+impl Drop for BpfFs {
+    fn drop(&mut self) {
+        let unmounted = nix::mount::umount(&self.0);
+        let removed = std::fs::remove_dir(&self.0);
+        // A test that fails already is not to be aborted.
+        if !std::thread::panicking() {
+            unmounted.unwrap();
+            removed.unwrap();
+        }
+    }
+}
+
+#[test]
+fn native_and_generic_mode() {
+    use glb_host::{bpffs::PinFolder, generations, xdp_link::Mode};
+    in_namespace(|_| {
+        machine();
+        let bpf = BpfFs::new();
+        let text =
+            CONFIG.replace("/sys/fs/bpf/glb-test-no-such", bpf.0.join("pins").to_str().unwrap());
+        let config = config(&text);
+        let image = glb_redirect::image::Image::new(&config, &Default::default());
+        for (mode, level, words) in
+            [(Mode::Native, Level::Ok, "native"), (Mode::Generic, Level::Warning, "generic mode")]
+        {
+            let pins = PinFolder::create(&config.pin, glb_redirect::OWNER).unwrap();
+            let mut generation = glb_redirect::generation::Generation::load(&image, None).unwrap();
+            let program = generation.program().unwrap();
+            generations::swap(program, &config.interfaces, &pins, mode).unwrap();
+            expect(&look_with(&text, "program"), level, &[words, "e0"]);
+            generations::detach_all_but(&pins, &[]).unwrap();
+            pins.remove_all().unwrap();
+        }
+    });
+}
+
 #[test]
 fn rules_of_a_firewall() {
     if Command::new("nft").arg("--version").stdout(Stdio::null()).status().is_err() {
