@@ -141,6 +141,43 @@ fn killed_at_any_place_of_a_start_the_next_one_starts() {
 }
 
 #[test]
+fn killed_at_any_place_of_a_rollback_one_of_the_two_stays() {
+    alone(|site| {
+        for place in ["store", "swap 0", "swapped 0", "swap 1", "swapped 1", "in force", "settled"]
+        {
+            site.fault("");
+            site.write(&old());
+            let mut daemon = site.start();
+            site.write(&new());
+            daemon.says("generation=2", 0);
+            site.settles_at(&[1, 2]);
+            let traffic = Traffic::start("a", 1);
+            site.fault(&format!("kill {place}"));
+            let (well, said) = site.run("rollback", &[]);
+            assert!(!well, "{place}: {said}");
+            assert!(daemon.ended().code().is_none(), "{place}: it was not killed");
+            site.fault("");
+            let mut daemon = site.start();
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            whole(&traffic.stop());
+            let pinned = tidy(&site, &daemon, place);
+            assert_eq!(pinned, [1, 2], "{place}: {}", daemon.log());
+            // From whichever there is, the way leads to the other one and back.
+            let status = site.json("status", &[]);
+            let first = status["generation"].as_u64().unwrap();
+            assert_eq!(
+                site.json("rollback", &[])["generation"].as_u64(),
+                Some(3 - first),
+                "{place}"
+            );
+            assert_eq!(site.json("rollback", &[])["generation"].as_u64(), Some(first), "{place}");
+            assert!(daemon.end(Signal::SIGTERM).success());
+            gone(&site);
+        }
+    });
+}
+
+#[test]
 fn a_step_that_fails_leaves_everything_as_it_was_on_all_interfaces() {
     alone(|site| {
         site.write(&old());

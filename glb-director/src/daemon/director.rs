@@ -149,11 +149,16 @@ impl Director<'_> {
         let snapshot = self.making.next_hops.snapshot();
         drop(previous.generation.image.resolve(&snapshot, &self.making.config.options));
         let entered = previous.generation.enter(&previous.generation.image);
+        // Before the swap: a successor that finds the old one in force must not load the file.
+        let before = self.making.store.rolled_back();
+        let file = self.file();
+        self.making.store.keep_rolled_back(file);
         let swapped = entered
             .map_err(|error| glb_host::load::LoadError::map("fill", "BACKENDS", error).into())
             .and_then(|()| self.making.attach(&mut previous.generation));
         if let Err(error) = swapped {
             self.previous = Previous::Here(previous);
+            self.making.store.keep_rolled_back(before);
             return Err(error);
         }
         steps.done("swap");
@@ -174,16 +179,20 @@ impl Director<'_> {
             warn!(at_risk = done.at_risk, "going back can break flows:\n{}", done.warning);
         }
         say(&self.current, done.milliseconds);
-        let file = Source::read(&self.config().table).ok().map(|source| source.sum);
-        let sum = file.or(self.seen);
-        self.seen = sum;
-        self.making.store.keep_rolled_back(sum);
+        self.seen = self.file();
+        self.making.store.keep_rolled_back(self.seen);
         self.making.settle(&self.current, self.previous.number());
         warn!(
             generation = self.number(),
             "rolled back; the table file as it is now is loaded only by `reload` or SIGHUP, and by \
              itself once it is changed"
         );
+    }
+
+    /// What the table file says now, or said when it was looked at last.
+    fn file(&self) -> Option<Sum> {
+        let file = Source::read(&self.config().table).ok().map(|source| source.sum);
+        file.or(self.seen)
     }
 
     fn find(&mut self, number: u64) -> Result<Made, Error> {
