@@ -19,6 +19,7 @@ pub mod replay;
 pub mod self_test;
 pub mod trace;
 mod vip;
+mod vlan;
 
 /// Whose pins are whose: this program's name, which marks its pin folder.
 pub const OWNER: &str = "glb-redirect";
