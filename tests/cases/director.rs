@@ -1,9 +1,18 @@
 //! The director's life: killed, ended, fed nonsense, detached.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::ErrorKind,
+    net::{SocketAddr, UdpSocket},
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
-use glb_lab::{Family, GitClone, Lock, Node, Requests, State, files_below};
+use glb_lab::{
+    Family, Fleet, GitClone, Lock, Node, Requests, State, client, command, files_below, http, vip,
+};
 use nix::sys::signal::Signal;
 
 use crate::support::{ask, ends_well, everybody_answers, fleet, has_program, reaches};
@@ -58,6 +67,104 @@ fn sigterm_leaves_it_forwarding_and_detach_takes_it_off() -> Result<()> {
 
     fleet.directors[0].start(&fleet.lab)?;
     everybody_answers(&fleet.lab)
+}
+
+/// What the client's kernel was told by RST or ICMP in the course of `work`.
+fn told(fleet: &Fleet, work: impl FnOnce() -> Result<()>) -> Result<Vec<String>> {
+    let read = || {
+        fleet.lab.netns(Node::Client)?.run(|| {
+            let mut counters = BTreeMap::new();
+            let text = fs::read_to_string("/proc/thread-self/net/snmp")?;
+            let mut lines = text.lines();
+            while let (Some(names), Some(values)) = (lines.next(), lines.next()) {
+                for (name, value) in names.split(' ').zip(values.split(' ')).skip(1) {
+                    counters.insert(name.to_owned(), value.parse::<i64>()?);
+                }
+            }
+            for line in fs::read_to_string("/proc/thread-self/net/snmp6")?.lines() {
+                let mut words = line.split_whitespace();
+                if let (Some(name), Some(value)) = (words.next(), words.next()) {
+                    counters.insert(name.to_owned(), value.parse()?);
+                }
+            }
+            Ok(counters)
+        })
+    };
+    let before = read()?;
+    work()?;
+    // Refused connections are failed attempts that no time-out explains.
+    let telling =
+        ["InDestUnreachs", "InTimeExcds", "InRedirects", "Icmp6InDestUnreachs", "Icmp6InTimeExcds"];
+    let after = read()?;
+    let changed = telling.into_iter().filter(|name| before.get(*name) != after.get(*name));
+    Ok(changed.map(str::to_owned).collect())
+}
+
+/// Everything that a director leaves to its kernel, and what that would answer if a VIP were its own.
+fn nobody_answers(fleet: &Fleet) -> Result<()> {
+    let told = told(fleet, || {
+        for family in [Family::V4, Family::V6] {
+            fleet.lab.netns(Node::Client)?.run(|| {
+                // A port that nobody binds: no RST.
+                let to = SocketAddr::new(vip(family), 81);
+                let refused = http::connect(client(family, 1), to, Duration::from_millis(700));
+                let kind = refused.err().map(|error| error.kind());
+                ensure!(kind == Some(ErrorKind::TimedOut), "{family:?}: {kind:?}");
+                // UDP: no "port unreachable", which the next call would report.
+                let socket = UdpSocket::bind((client(family, 1), 0))?;
+                socket.connect(SocketAddr::new(vip(family), 81))?;
+                socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+                for _ in 0..2 {
+                    socket.send(b"anybody there?")?;
+                    let kind = socket.recv(&mut [0]).err().map(|error| error.kind());
+                    ensure!(kind == Some(ErrorKind::WouldBlock), "{family:?}: {kind:?}");
+                }
+                Ok(())
+            })?;
+        }
+        // Later fragments that no table can claim, and whatever else has no port.
+        fleet.lab.netns(Node::Client)?.run(|| {
+            command::run(
+                Command::new("ping")
+                    .args(["-q", "-c", "2", "-i", "0.2", "-W", "1", "-s", "4000"])
+                    .arg("-I")
+                    .arg(client(Family::V4, 1).to_string())
+                    .arg(vip(Family::V4).to_string()),
+            )
+            .ok();
+            Ok(())
+        })
+    })?;
+    ensure!(told.is_empty(), "the client was told: {told:?}");
+    Ok(())
+}
+
+#[test]
+fn a_directors_kernel_never_answers_for_a_vip() -> Result<()> {
+    let mut fleet = fleet("glb-t-mute")?;
+    let node = Node::Director(1);
+    nobody_answers(&fleet)?;
+    // A director that is a router too: the VIPs are routes there that lead nowhere.
+    fleet
+        .lab
+        .netns(node)?
+        .sysctl(&[("net.ipv4.conf.all.forwarding", "1"), ("net.ipv6.conf.all.forwarding", "1")])?;
+    for family in [Family::V4, Family::V6] {
+        fleet.lab.netns(node)?.ip(&format!("route add blackhole {}", vip(family)))?;
+    }
+    nobody_answers(&fleet)?;
+    everybody_answers(&fleet.lab)?;
+    // Stopped and taken off: still nobody.
+    ensure!(fleet.director()?.end(Signal::SIGTERM)?.success());
+    fleet.directors[0].detach(&fleet.lab)?;
+    nobody_answers(&fleet)?;
+    fleet.directors[0].start(&fleet.lab)?;
+    everybody_answers(&fleet.lab)?;
+    // What would be seen if a VIP were an address here.
+    fleet.lab.netns(node)?.ip(&format!("address add {} dev lo", vip(Family::V4)))?;
+    let answered = nobody_answers(&fleet);
+    ensure!(answered.is_err(), "a refusal goes unnoticed");
+    Ok(())
 }
 
 #[test]
