@@ -2,11 +2,11 @@
 
 use anyhow::{Result, ensure};
 use glb_lab::{
-    Family, Lock,
+    Family, Fleet, GitClone, Lock, Plan, State,
     demo::{self, Options, Outcome},
 };
 
-use crate::support::build;
+use crate::support::{build, ends_well, everybody_answers, reaches};
 
 /// The demo, shorter. One at a time: two would share the two cores of a small machine.
 fn short(name: &str) -> Result<(Options, Lock)> {
@@ -36,6 +36,31 @@ fn a_clone_survives_the_drain_of_its_backend_over_ipv6() -> Result<()> {
     let (options, _lock) = short("glb-t-drain6")?;
     let outcome = play(&Options { family: Family::V6, ..options })?;
     ensure!(outcome.held(), "{}", outcome.failures());
+    Ok(())
+}
+
+/// Backends with IPv6 addresses: the tunnel is IPv6, and so are the hops that it lists.
+#[test]
+fn a_clone_survives_the_drain_of_its_backend_in_a_tunnel_of_ipv6() -> Result<()> {
+    build()?;
+    let _lock = Lock::wait("timing")?;
+    let plan = Plan { client_mbit: Some(40), tunnel: Family::V6, ..Plan::new("glb-t-tunnel6") };
+    let mut fleet = Fleet::up(plan, 24, true)?;
+    everybody_answers(&fleet.lab)?;
+    for family in [Family::V4, Family::V6] {
+        let copy = format!("copy-{family:?}");
+        let mut clone = GitClone::start(&fleet.lab, family, "big.git", &copy)?;
+        reaches(&mut clone, 15)?;
+        let (serving, _) = clone.served_by(&fleet.lab)?[0];
+        let before = fleet.counters()?;
+        fleet.table.set_state(serving, State::Draining);
+        fleet.reload()?;
+        ends_well(&mut clone, &fleet)?;
+        let after = fleet.counters()?;
+        ensure!(after.all_forwarded() > before.all_forwarded() + 100, "{before:?} {after:?}");
+        fleet.table.set_state(serving, State::Active);
+        fleet.reload()?;
+    }
     Ok(())
 }
 

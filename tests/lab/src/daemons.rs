@@ -106,8 +106,8 @@ impl DirectorCounters {
     /// Packets sent to this backend as first hop.
     #[must_use]
     pub fn sent_to(&self, node: Node) -> u64 {
-        let address = node.v4().to_string();
-        let backends = self.backends.iter().filter(|backend| backend.address == address);
+        let addresses = [node.v4().to_string(), node.v6().to_string()];
+        let backends = self.backends.iter().filter(|backend| addresses.contains(&backend.address));
         backends.map(|backend| backend.count.packets).sum()
     }
 
@@ -178,14 +178,15 @@ impl Daemon {
     pub fn redirect(lab: &Lab, node: Node, second_chance: bool) -> Result<Self> {
         let pin = lab.bpf().join(node.to_string());
         let list = |nodes: Vec<String>| format!("[\"{}\"]", nodes.join("\", \""));
+        let both = |node: Node| [node.v4().to_string(), node.v6().to_string()];
         let vips = [Family::V4, Family::V6].map(|family| vip(family).to_string());
         let mut config = format!(
             "interfaces = [\"{INTERFACE}\"]\npin = \"{}\"\nvips = {}\ndirectors = {}\n\
              backends = {}\ncontrol.socket = \"control.sock\"\n",
             pin.display(),
             list(vips.to_vec()),
-            list(lab.plan().director_nodes().map(|node| format!("{}/32", node.v4())).collect()),
-            list(lab.plan().backend_nodes().map(|node| node.v4().to_string()).collect()),
+            list(lab.plan().director_nodes().flat_map(both).collect()),
+            list(lab.plan().backend_nodes().flat_map(both).collect()),
         );
         if !second_chance {
             writeln!(config, "second_chance = false")?;

@@ -72,6 +72,15 @@ impl Node {
         Ipv4Addr::new(10, 0, 2, self.host())
     }
 
+    /// The node's address of this family.
+    #[must_use]
+    pub fn address(self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.v4().into(),
+            Family::V6 => self.v6().into(),
+        }
+    }
+
     /// The node's IPv6 address in the data centre, 2001:db8:2::/64, with the digits of the other.
     #[must_use]
     pub fn v6(self) -> Ipv6Addr {
@@ -94,6 +103,8 @@ pub struct Plan {
     pub client_mbit: Option<u32>,
     /// MTU of the data centre's links. 1600 has room for a full-sized packet in a tunnel.
     pub data_centre_mtu: u32,
+    /// Addresses that backends have in the table, and so the family of the tunnel.
+    pub tunnel: Family,
 }
 
 impl Plan {
@@ -106,6 +117,7 @@ impl Plan {
             backends: 3,
             client_mbit: None,
             data_centre_mtu: 1600,
+            tunnel: Family::V4,
         }
     }
 

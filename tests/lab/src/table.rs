@@ -3,11 +3,7 @@
 //! The daemons read tables by their own crate; this one only writes them, so that what a test
 //! feeds a daemon does not depend on the daemon's idea of it.
 
-use std::{
-    fs,
-    net::{IpAddr, Ipv4Addr},
-    path::Path,
-};
+use std::{fs, net::IpAddr, path::Path};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -52,7 +48,7 @@ struct Bind {
 
 #[derive(Clone, Debug, Serialize)]
 struct Backend {
-    ip: Ipv4Addr,
+    ip: IpAddr,
     state: State,
     healthy: bool,
 }
@@ -62,7 +58,11 @@ impl TableFile {
     #[must_use]
     pub fn new(plan: &Plan) -> Self {
         let bind = |family| Bind { ip: vip(family), proto: "tcp", port: 80 };
-        let backend = |node: Node| Backend { ip: node.v4(), state: State::Active, healthy: true };
+        let backend = |node: Node| Backend {
+            ip: node.address(plan.tunnel),
+            state: State::Active,
+            healthy: true,
+        };
         Self {
             tables: [Table {
                 name: "git",
@@ -77,7 +77,7 @@ impl TableFile {
     /// Changes a backend's state.
     pub fn set_state(&mut self, node: Node, state: State) {
         for backend in self.tables.iter_mut().flat_map(|table| &mut table.backends) {
-            if backend.ip == node.v4() {
+            if backend.ip == node.v4() || backend.ip == node.v6() {
                 backend.state = state;
             }
         }
