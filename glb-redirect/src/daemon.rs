@@ -345,6 +345,13 @@ impl Backend {
     /// Has the program show its decisions, or tells who asked why not.
     async fn begin_to_show(&mut self, call: Call<control::Command>) {
         let control::Command::Trace { wanted } = call.command.clone();
+        if wanted.wanted.table.is_some() {
+            let text = "a backend has no tables: leave out `table NAME`";
+            return call.answer.done(Err::<(), _>(Refusal::failed(text)));
+        }
+        if self.watcher.as_ref().is_some_and(|(session, _)| session.is_gone()) {
+            self.end_showing(Over::Gone).await;
+        }
         let running = self.watcher.as_ref().map(|(session, _)| session);
         let Some(session) = Session::open(call, wanted, running) else { return };
         let settings = match session.request.settings(&REASONS, None) {

@@ -37,7 +37,7 @@ fn a_backends_decisions_are_seen_and_filtered() -> Result<()> {
     is_plain(&mut fleet.redirects[0], 1)?;
 
     // One client only, at whichever backend it lands, and nothing of the others.
-    let words = ["trace", "-o", "json", "--time", "4s", &client, "port", "80"];
+    let words = ["trace", "-o", "json", &client, "port", "80"];
     let mut watchers: Vec<Watcher> = fleet
         .redirects
         .iter()
@@ -46,10 +46,10 @@ fn a_backends_decisions_are_seen_and_filtered() -> Result<()> {
     traffic(&fleet)?;
     let mut seen = Vec::new();
     for watcher in &mut watchers {
+        watcher.signal(Signal::SIGINT)?;
         seen.extend(watcher.json()?);
     }
     ensure!(!seen.is_empty() && seen.iter().all(|line| line["source"] == *client), "{seen:?}");
-    // The time was up, and nobody had to end it.
     is_plain(&mut fleet.redirects[0], 2)?;
     everybody_answers(&fleet.lab)
 }
@@ -130,6 +130,17 @@ fn a_backend_captures_what_comes_and_what_the_kernel_gets() -> Result<()> {
         let destination = after.data[30..34].iter().map(ToString::to_string).collect::<Vec<_>>();
         ensure!(destination.join(".") == vip, "{destination:?}");
     }
+    // A disk that is full ends it, with the reason, and the plain program comes back.
+    let mut full = Watcher::spawn(&fleet, daemon, &["capture", "-w", "/dev/full", "-n", "20"])?;
+    interrupt::wait("the end of the capture", PATIENCE, || {
+        traffic(&fleet)?;
+        Ok(full.child.try_wait()?)
+    })?;
+    full.says("cannot write /dev/full")?;
+    let mut table = daemon.command(&fleet.lab, "trace")?;
+    let refused = command::finish(table.args(["table", "git"]))?;
+    let text = String::from_utf8_lossy(&refused.stderr);
+    ensure!(!refused.status.success() && text.contains("has no tables"), "{text}");
     let bytes = fs::read(&file)?;
     ensure!(bytes.windows(17).any(|window| window == b"taken (taken_syn)"));
     Ok(())

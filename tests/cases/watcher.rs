@@ -38,7 +38,7 @@ impl Watcher {
         Ok(watcher)
     }
 
-    fn spawn(fleet: &Fleet, daemon: &Daemon, words: &[&str]) -> Result<Self> {
+    pub(crate) fn spawn(fleet: &Fleet, daemon: &Daemon, words: &[&str]) -> Result<Self> {
         let mut command: Command = daemon.command(&fleet.lab, words[0])?;
         command.args(&words[1..]).stdin(Stdio::null());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
@@ -56,7 +56,7 @@ impl Watcher {
     }
 
     /// Waits until it says this.
-    fn says(&mut self, words: &str) -> Result<()> {
+    pub(crate) fn says(&mut self, words: &str) -> Result<()> {
         while !self.said.contains(words) {
             match self.errors.recv_timeout(PATIENCE) {
                 Ok(line) => self.said += &format!("{line}\n"),

@@ -29,6 +29,9 @@ impl Director<'_> {
     /// Has the program show its decisions, or tells who asked why not.
     pub(super) fn begin_to_show(&mut self, call: Call<Command>) {
         let Command::Trace { wanted } = call.command.clone() else { return };
+        if self.watcher.as_ref().is_some_and(|watcher| watcher.session.is_gone()) {
+            self.end_showing(Over::Gone);
+        }
         let running = self.watcher.as_ref().map(|watcher| &watcher.session);
         let Some(session) = Session::open(call, wanted, running) else { return };
         let settings = match self.settings(&session) {

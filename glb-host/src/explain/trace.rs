@@ -135,6 +135,12 @@ impl Session {
         self.answer.done(result);
     }
 
+    /// Whether the watcher has gone, though nobody has noticed yet.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.answer.is_gone()
+    }
+
     /// For the log.
     #[must_use]
     pub fn pid(&self) -> i32 {
