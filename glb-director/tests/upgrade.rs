@@ -220,6 +220,12 @@ fn native_mode_is_required_unless_generic_is_asked_for() {
         assert!(daemon.log().contains("several times slower"), "{}", daemon.log());
         assert!(matches!(attached("br").unwrap(), Some((Mode::Generic, _))));
         assert!(daemon.end(Signal::SIGTERM).success());
+        // What runs keeps its mode, and that is said.
+        site.configure("interfaces = [\"br\"]");
+        let mut daemon = site.start();
+        assert!(daemon.log().contains("in generic mode and not in native"), "{}", daemon.log());
+        assert!(matches!(attached("br").unwrap(), Some((Mode::Generic, _))));
+        assert!(daemon.end(Signal::SIGTERM).success());
         assert!(site.run("detach", &[]).0);
     });
 }

@@ -233,6 +233,20 @@ impl From<Mode> for XdpMode {
     }
 }
 
+/// Says so if an interface's program runs in another mode: a link keeps its mode, and between two links
+/// there would be a gap.
+pub fn warn_of_mode(interface: &str, mode: Mode) {
+    if let Ok(Some((found, _))) = attached(interface)
+        && found != mode
+    {
+        tracing::warn!(
+            %interface,
+            "attached in {found} mode and not in {mode} mode as configured; `detach` and a new start \
+             change that, with a gap in between"
+        );
+    }
+}
+
 /// Whether what is pinned at `pin` holds the interface of this name as it is now: false when that is
 /// gone, or was made anew.
 ///
@@ -293,16 +307,6 @@ pub fn attach(
 ) -> Result<Attached, AttachError> {
     let index = interface_index(interface)?;
     if let Some(link) = adopt(pin, interface, index)? {
-        // A link keeps its mode, and between two links there would be a gap.
-        if let Some((found, _)) = attached(interface)?
-            && found != mode
-        {
-            tracing::warn!(
-                %interface,
-                "attached in {found} mode and not in {mode} mode as configured; `detach` and a new \
-                 start change that, with a gap in between"
-            );
-        }
         let other = |source| AttachError::Other { interface: interface.to_owned(), source };
         let link = XdpLink::try_from(link).map_err(|error| pin_error("adopt", pin, error))?;
         let id = program.attach_to_link(link).map_err(other)?;

@@ -267,6 +267,12 @@ impl Director<'_> {
         }
     }
 
+    /// What is done now and then, and at the end.
+    pub(super) fn keep_up(&mut self) {
+        let Making { safety, store, .. } = &mut self.making;
+        safety.flush(store);
+    }
+
     /// Attaches to interfaces that were away and are there (again).
     pub(super) fn keep_attached(&mut self) {
         let Making { config, pins, .. } = &self.making;

@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// How often the interfaces are looked at without having been told of a change.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Runs until a signal ends it. The program stays attached and forwards.
 ///
@@ -126,13 +126,17 @@ pub async fn run(config: &Config) -> Result<(), Error> {
             }
             () = watchdog.turn() => {}
             () = something_about(links.as_ref()) => director.keep_attached(),
-            _ = look.tick() => director.keep_attached(),
+            _ = look.tick() => {
+                director.keep_attached();
+                director.keep_up();
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
     state.ending();
     director.end_showing(Over::Ending);
+    director.keep_up();
     director.making.spare.discard();
     match config.on_stop {
         OnStop::Stay => info!(

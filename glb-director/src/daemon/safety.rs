@@ -4,7 +4,7 @@
 use std::{
     fs,
     net::IpAddr,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use glb_table::{
@@ -26,7 +26,15 @@ pub(super) struct Safety {
     memory: Memory,
     /// Until when time has passed in the memory, by the clock that no one sets.
     until: Duration,
+    /// Not kept yet, since it was kept only a moment ago.
+    is_due: bool,
+    /// When it is kept again at the earliest.
+    not_before: Instant,
 }
+
+/// Keeping the memory of hundreds of tables takes a while: at most this part of the time is spent on
+/// it.
+const SHARE: u32 = 10;
 
 /// When the memory was kept: by the clock that goes on through sleep and is never set, as long as it
 /// is the same machine's same life; else by the calendar.
@@ -78,7 +86,7 @@ impl Safety {
             }
         });
         let memory = kept.unwrap_or_else(|| Memory::new(flow_age));
-        Self { memory, until: since_boot() }
+        Self { memory, until: since_boot(), is_due: false, not_before: Instant::now() }
     }
 
     fn pass(&mut self) {
@@ -115,11 +123,24 @@ impl Safety {
         self.memory.rows_held(backend)
     }
 
-    fn keep(&self, store: &mut Store) {
+    fn keep(&mut self, store: &mut Store) {
+        self.is_due = true;
+        if Instant::now() >= self.not_before {
+            self.flush(store);
+        }
+    }
+
+    /// Keeps what has not been kept.
+    pub(super) fn flush(&mut self, store: &mut Store) {
+        if !std::mem::take(&mut self.is_due) {
+            return;
+        }
+        let begun = Instant::now();
         let mut bytes = serde_json::to_vec(&Kept::now()).unwrap_or_default();
         bytes.push(b'\n');
         bytes.extend(self.memory.to_bytes());
         store.keep_holders(&bytes);
+        self.not_before = Instant::now() + SHARE * begun.elapsed();
     }
 }
 

@@ -79,6 +79,9 @@ impl<'c> Director<'c> {
         }
         director.making.settle(&director.current, director.previous.number());
         director.keep_attached();
+        for interface in &config.interfaces {
+            xdp_link::warn_of_mode(interface, config.mode);
+        }
         if let Err(error) = counters::renewed(&pins) {
             warn!(%error, "counters of a former release are left behind");
         }
