@@ -1,11 +1,6 @@
 //! The backend's XDP programs: maps, socket look-ups and edits. Every decision is in glb-common.
 #![no_std]
 #![no_main]
-#![expect(
-    clippy::needless_borrows_for_generic_args,
-    reason = "a key that is moved is copied on the stack, at times by words that the verifier \
-              finds misaligned"
-)]
 
 use core::mem::MaybeUninit;
 
