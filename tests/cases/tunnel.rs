@@ -421,7 +421,9 @@ fn traffic_flows_while_the_program_is_replaced_and_the_daemon_is_killed() -> Res
     let mut sent = 0;
     let mut talk = |lab: &Lab, times: u64, what: &str| -> Result<()> {
         for _ in 0..times {
-            echo(lab, &mut wire, Family::V4, Way::Summed, &mut connection, what)?;
+            // By the program for ordinary packets, and by the general one.
+            let way = if sent % 2 == 0 { Way::Summed } else { Way::Tagged };
+            echo(lab, &mut wire, Family::V4, way, &mut connection, what)?;
             sent += 1;
         }
         Ok(())
