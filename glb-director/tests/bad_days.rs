@@ -146,3 +146,30 @@ fn what_netlink_did_not_tell_is_asked_for() {
         assert!(daemon.end(Signal::SIGTERM).success());
     });
 }
+
+#[test]
+fn a_full_disk_is_said_and_in_nobodys_way() {
+    alone(|site| {
+        site.write(&table("t", 80, &ALL));
+        let state = site.at("state");
+        fs::create_dir(&state).unwrap();
+        let none: Option<&str> = None;
+        mount(Some("tmpfs"), &state, Some("tmpfs"), MsFlags::empty(), Some("size=16k")).unwrap();
+        let mut daemon = site.start();
+        daemon.says("No space left on device", 0);
+        let traffic = Traffic::start("a", 1);
+        site.write(&table("t", 80, &DRAINED));
+        daemon.says("generation=2", 0);
+        let seen = traffic.stop();
+        assert_eq!(seen.sent, seen.back);
+        // What could not be kept whole is not there in part.
+        assert!(!state.join("holders").exists() && !state.join("holders.new").exists());
+        // Room again.
+        mount(none, &state, none, MsFlags::MS_REMOUNT, Some("size=64m")).unwrap();
+        site.write(&table("t", 80, &ALL));
+        daemon.says("in order again", 0);
+        assert!(daemon.end(Signal::SIGTERM).success());
+        assert!(state.join("holders").exists());
+        nix::mount::umount(&state).unwrap();
+    });
+}
