@@ -129,7 +129,11 @@ impl Director<'_> {
             Previous::Pinned(number) => match self.find(number) {
                 Ok(made) => Box::new(made),
                 Err(Error::OtherRelease { .. } | Error::NotAdopted(_)) => {
-                    return self.build_again(number, steps).await;
+                    let done = self.build_again(number, steps).await;
+                    if done.is_err() {
+                        self.previous = Previous::Pinned(number);
+                    }
+                    return done;
                 }
                 Err(error) => {
                     self.previous = Previous::Pinned(number);
