@@ -196,7 +196,12 @@ fn screen(rates: &Rates, height: usize) -> String {
         format!("{title:<22} {what:<30} {:>9} {:>9} {:>6}", "packets/s", "bits/s", "share")
     };
     let share = |part: f64, all: f64| {
-        if all > 0.0 { format!("{:.1} %", part * 100.0 / all) } else { String::new() }
+        // The widest is "99.9 %": six characters are left of a line.
+        match part * 100.0 / all {
+            _ if all <= 0.0 => String::new(),
+            percent if percent >= 99.95 => "100 %".to_owned(),
+            percent => format!("{percent:.1} %"),
+        }
     };
     let all = rates.all.packets_per_second;
     let mut lines = vec![head("TABLE", ""), line("(everything)", "", &rates.all, "")];
@@ -254,7 +259,10 @@ mod tests {
         let count =
             |packets: u64| Count { packets: packets * factor, bytes: packets * factor * 100 };
         let mut report = Report::default();
-        report.reasons.insert("no_bind".into(), count(50));
+        // Nothing besides one table is all there is.
+        if tables != 1 {
+            report.reasons.insert("no_bind".into(), count(50));
+        }
         for number in 0..tables {
             let name = format!("a-table-with-quite-a-long-name-{number}");
             let reasons = [("encapsulated".to_owned(), count(100))].into();
@@ -293,6 +301,7 @@ mod tests {
                 assert!(line.chars().count() <= 80, "{} columns: {line}", line.chars().count());
             }
             assert_eq!(text.contains("more"), tables == 50, "{text}");
+            assert_eq!(text.contains(" 100 %"), tables == 1, "{text}");
         }
     }
 

@@ -12,6 +12,7 @@ use std::{
     io,
     mem::MaybeUninit,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
+    os::fd::AsRawFd as _,
     time::{Duration, Instant},
 };
 
@@ -119,30 +120,36 @@ pub async fn run(config: &Config, tables: &TableSet) -> Result<Vec<Probed>, Prob
     let ways = next_hops.settled(PATIENCE).await;
     let ears = Ears::open()?;
     let mut probed = Vec::new();
-    let mut sent = Vec::new();
+    let mut frames = Vec::new();
     // Ports of this process's own, so that an answer can be told from any other.
     let mut port = 20_000 + (std::process::id() as u16 % 20_000);
     for table in &tables.tables {
         for vip in asked(table) {
-            for backend in choose(&program, table, vip)? {
+            for (backend, chosen) in choose(&program, table, vip)? {
                 port = port.wrapping_add(1).max(1024);
-                let (address, outcome) = match backend {
-                    (address, None) => (address, Outcome::NeverFirst),
-                    (address, Some(chosen)) => match send(&chosen, address, vip, port, &ways) {
-                        Ok(()) => {
-                            let (index, at) = (probed.len(), Instant::now());
-                            sent.push(Sent { index, vip, port, at });
-                            (address, Outcome::Silent)
-                        }
-                        Err(why) => (address, Outcome::NotAsked { why }),
-                    },
+                let outcome = match chosen.map(|chosen| frame(&chosen, backend, vip, port, &ways)) {
+                    None => Outcome::NeverFirst,
+                    Some(Err(why)) => Outcome::NotAsked { why },
+                    Some(Ok((interface, frame))) => {
+                        frames.push((probed.len(), vip, port, interface, frame));
+                        Outcome::Silent
+                    }
                 };
                 let vip = std::net::SocketAddr::new(vip.0, vip.1).to_string();
-                probed.push(Probed { table: table.name.clone(), vip, backend: address, outcome });
+                probed.push(Probed { table: table.name.clone(), vip, backend, outcome });
             }
         }
     }
-    ears.hear(&sent, &mut probed);
+    // All at once, for the answers' times to be the network's.
+    let mut sent = Vec::new();
+    for (index, vip, port, interface, frame) in frames {
+        match wire::send_frame(interface, &frame) {
+            Ok(()) => sent.push(Sent { index, vip, port, at: Instant::now() }),
+            Err(error) => probed[index].outcome = Outcome::NotAsked { why: error.to_string() },
+        }
+        ears.hear(&sent, &mut probed, Duration::ZERO);
+    }
+    ears.hear(&sent, &mut probed, PATIENCE);
     Ok(probed)
 }
 
@@ -258,14 +265,14 @@ fn words(bytes: &[u8]) -> u32 {
     bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum()
 }
 
-/// Sends what the program made, with this machine as client.
-fn send(
+/// What the program made, with this machine as client, and the interface to send it by.
+fn frame(
     chosen: &Chosen,
     backend: IpAddr,
     vip: (IpAddr, u16),
     port: u16,
     ways: &Snapshot,
-) -> Result<(), String> {
+) -> Result<(u32, Vec<u8>), String> {
     let way = match ways.get(&backend) {
         Some(Ok(way)) => way,
         Some(Err(why)) => return Err(why.to_string()),
@@ -277,7 +284,7 @@ fn send(
     }
     let mut frame = chosen.outer.clone();
     frame.extend(syn((own, port), vip));
-    wire::send_frame(way.interface, &frame).map_err(|error| error.to_string())
+    Ok((way.interface, frame))
 }
 
 /// The address that this machine would ask the VIP from; nothing is sent.
@@ -301,7 +308,7 @@ impl Ears {
         let error = |source| ProbeError::Socket { what: "open a raw socket", source };
         let open = |domain| {
             let socket = Socket::new(domain, Type::RAW, Some(Protocol::TCP))?;
-            socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+            socket.set_nonblocking(true)?;
             Ok(socket)
         };
         let mut sockets = vec![(open(Domain::IPV4).map_err(error)?, true)];
@@ -310,42 +317,60 @@ impl Ears {
         Ok(Self { sockets })
     }
 
-    fn hear(&self, sent: &[Sent], probed: &mut [Probed]) {
+    /// Hears until every probe on its way has been answered, or for so long.
+    fn hear(&self, sent: &[Sent], probed: &mut [Probed], patience: Duration) {
         let begun = Instant::now();
-        let mut waiting: BTreeSet<usize> = sent.iter().map(|sent| sent.index).collect();
-        let mut buffer = [MaybeUninit::<u8>::uninit(); 2048];
-        while !waiting.is_empty() && begun.elapsed() < PATIENCE {
+        loop {
             for (socket, v4) in &self.sockets {
-                let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
-                // SAFETY: the kernel has written the first `length` bytes.
-                let bytes: Vec<u8> =
-                    buffer[..length].iter().map(|byte| unsafe { byte.assume_init() }).collect();
-                // Only an IPv4 raw socket gives the IP header too.
-                let header = if *v4 {
-                    usize::from(bytes.first().copied().unwrap_or(0) & 0xf) * 4
-                } else {
-                    0
-                };
-                let Some(tcp) = bytes.get(header..header + 20) else { continue };
-                let Some(from) = from.as_socket() else { continue };
-                let ports =
-                    (u16::from_be_bytes([tcp[0], tcp[1]]), u16::from_be_bytes([tcp[2], tcp[3]]));
-                let of = sent
-                    .iter()
-                    .find(|sent| (sent.vip, sent.port) == ((from.ip(), ports.0), ports.1));
-                let Some(of) = of else { continue };
-                const SYN: u8 = 0x02;
-                const RST: u8 = 0x04;
-                let microseconds = of.at.elapsed().as_micros() as u64;
-                probed[of.index].outcome = match tcp[13] {
-                    flags if flags & RST != 0 => Outcome::Refused,
-                    flags if flags & SYN != 0 => Outcome::Answered { microseconds },
-                    _ => continue,
-                };
-                waiting.remove(&of.index);
+                while hear_one(socket, *v4, sent, probed) {}
             }
+            let waits = sent.iter().any(|sent| probed[sent.index].outcome == Outcome::Silent);
+            if !waits || begun.elapsed() >= patience {
+                return;
+            }
+            let mut polled: Vec<libc::pollfd> = self
+                .sockets
+                .iter()
+                .map(|(socket, _)| libc::pollfd {
+                    fd: socket.as_raw_fd(),
+                    events: libc::POLLIN,
+                    revents: 0,
+                })
+                .collect();
+            // SAFETY: as many descriptors as the number says, and they outlive the call.
+            unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, 50) };
         }
     }
+}
+
+/// Takes one segment from a socket; says whether there was one.
+fn hear_one(socket: &Socket, v4: bool, sent: &[Sent], probed: &mut [Probed]) -> bool {
+    const SYN: u8 = 0x02;
+    const RST: u8 = 0x04;
+    let mut buffer = [MaybeUninit::<u8>::uninit(); 2048];
+    let Ok((length, from)) = socket.recv_from(&mut buffer) else { return false };
+    // SAFETY: the kernel has written the first `length` bytes.
+    let bytes: Vec<u8> =
+        buffer[..length].iter().map(|byte| unsafe { byte.assume_init() }).collect();
+    // Only an IPv4 raw socket gives the IP header too.
+    let header = if v4 { usize::from(bytes.first().copied().unwrap_or(0) & 0xf) * 4 } else { 0 };
+    let (Some(tcp), Some(from)) = (bytes.get(header..header + 20), from.as_socket()) else {
+        return true;
+    };
+    let (theirs, own) =
+        (u16::from_be_bytes([tcp[0], tcp[1]]), u16::from_be_bytes([tcp[2], tcp[3]]));
+    let of = sent.iter().find(|sent| (sent.vip, sent.port) == ((from.ip(), theirs), own));
+    if let Some(of) = of.filter(|of| probed[of.index].outcome == Outcome::Silent) {
+        let microseconds = of.at.elapsed().as_micros() as u64;
+        match tcp[13] {
+            flags if flags & RST != 0 => probed[of.index].outcome = Outcome::Refused,
+            flags if flags & SYN != 0 => {
+                probed[of.index].outcome = Outcome::Answered { microseconds };
+            }
+            _ => {}
+        }
+    }
+    true
 }
 
 #[cfg(test)]
