@@ -101,6 +101,14 @@ fn uploads_through_a_data_centre_of_1500_bytes() -> Result<()> {
     // Nothing was ever too big for the tunnel.
     ensure!(too_big(&director, &lab)? == 0, "{:?}", director.director_counters(&lab)?);
 
+    // Each of these connections was told less, over both families; restarts did not forget it.
+    let clamped = || -> Result<u64> {
+        let of = |daemon: &Daemon| Ok(daemon.redirect_counters(&lab)?.clamped_syn_acks);
+        redirects.iter().map(of).sum()
+    };
+    let connections = 2 * (4 + 4 + 2 + 2);
+    ensure!(clamped()? >= connections, "{} of {connections} SYN-ACKs", clamped()?);
+
     // Without it, full-sized packets come: the test could have failed. (The director answers them
     // with what fits, which helps clients whose networks let such answers through.)
     for daemon in &mut redirects {

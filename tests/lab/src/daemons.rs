@@ -126,6 +126,10 @@ impl DirectorCounters {
 pub struct RedirectCounters {
     /// By reason.
     pub reasons: BTreeMap<String, Count>,
+    /// By VIP and reason.
+    pub vips: BTreeMap<std::net::IpAddr, BTreeMap<String, Count>>,
+    /// SYN-ACKs whose MSS was lowered.
+    pub clamped_syn_acks: u64,
 }
 
 impl RedirectCounters {
