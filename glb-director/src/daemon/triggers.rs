@@ -99,7 +99,13 @@ mod tests {
         }
         let pid = nix::unistd::getpid();
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
-        assert_eq!(triggers.next().await, Trigger::Asked);
+        let mut first = triggers.next().await;
+        if first == Trigger::Changed {
+            // On a loaded machine the signal comes when the burst of changes is over already.
+            triggers.done();
+            first = triggers.next().await;
+        }
+        assert_eq!(first, Trigger::Asked);
         triggers.done();
         let more = tokio::time::timeout(Duration::from_millis(500), triggers.next()).await;
         assert!(more.is_err(), "{more:?}");
