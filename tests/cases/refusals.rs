@@ -119,6 +119,8 @@ fn two_daemons_with_one_pin_folder() -> Result<()> {
         let (mut first, node) = daemon(&lab, program)?;
         first.start(&lab)?;
         let (mut second, _) = daemon(&lab, program)?;
+        // Else its control socket would be what is found to be taken.
+        change_config(&second, "control.sock\"", "second.sock\"")?;
         let pins = lab.bpf().join(node.to_string()).display().to_string();
         names(&refusal(&lab, &mut second)?, &[&pins])?;
         ensure!(has_program(&lab, node)?, "the second took the first one's program off");
