@@ -239,7 +239,10 @@ fn somebody_elses_program_is_named_and_a_dispatcher_is_recognised() {
             ("xdp_dispatcher", vec!["libxdp's dispatcher", "xdp-loader unload b"]),
         ] {
             let others = site.pins.with_file_name("others");
-            glb_lab::link::attach_pass_as("b", &others, name).unwrap();
+            // The one before goes a moment after its pin.
+            wait("the interface is free", || {
+                glb_lab::link::attach_pass_as("b", &others, name).is_ok()
+            });
             let mut daemon = site.spawn();
             assert_eq!(daemon.ended().code(), Some(1));
             let log = daemon.log();

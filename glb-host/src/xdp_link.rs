@@ -314,9 +314,20 @@ pub fn attach(
         drop(program.take_link(id).map_err(other)?);
         return Ok(Attached::Replaced);
     }
-    let id = program
-        .attach_to_if_index(index, mode.into())
-        .map_err(|error| explain(error, interface, index))?;
+    // A link whose pin was removed a moment ago goes a moment later.
+    let mut tries = 0;
+    let id = loop {
+        match program.attach_to_if_index(index, mode.into()) {
+            Ok(id) => break id,
+            Err(ProgramError::SyscallError(call))
+                if tries < 10 && call.io_error.raw_os_error() == Some(libc::EBUSY) =>
+            {
+                tries += 1;
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            Err(error) => return Err(explain(error, interface, index)),
+        }
+    };
     let link = program
         .take_link(id)
         .map_err(|source| AttachError::Other { interface: interface.to_owned(), source })?;

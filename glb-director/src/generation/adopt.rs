@@ -1,0 +1,93 @@
+//! Taking over a generation that a predecessor pinned.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use aya::maps::{MapData, MapError, MapType};
+use glb_common::layout::{Backend, Ipv6Way, Plain};
+use glb_host::{bpffs::PinFolder, generations, mapped::MappedArray};
+
+use super::load::{Generation, Objects};
+use crate::image::Image;
+
+/// Why a pinned generation cannot be taken over as it is.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {why}", path.display())]
+pub struct NotAdopted {
+    /// The pin.
+    path: PathBuf,
+    /// What is wrong with it.
+    why: String,
+}
+
+impl Generation {
+    /// Takes over what a predecessor pinned as generation `number`, if it is what would be made of
+    /// `image`. Ways to backends that only the pinned map knows are entered into the image.
+    ///
+    /// # Errors
+    /// When it is something else, or cannot be read.
+    pub fn adopt(mut image: Image, number: u64, pins: &PinFolder) -> Result<Self, NotAdopted> {
+        let folder = generations::folder(pins, number);
+        let program = match generations::pinned_program(pins, number) {
+            Ok(Some(program)) => program,
+            Ok(None) => return Err(not_adopted(&folder, "no program is pinned there")),
+            Err(error) => return Err(not_adopted(&folder, error)),
+        };
+        same(&folder, "DISPLACEMENTS", &image.displacements)?;
+        same(&folder, "BINDS", &image.binds)?;
+        same(&folder, "SEGMENTS", &image.segments)?;
+        let tables = same(&folder, "TABLES", &image.tables)?;
+        let (path, rows) = open_pinned(&folder, "ROWS", image.rows.len())?;
+        for (index, expected) in image.rows.iter().enumerate() {
+            if !rows.holds(index, &**expected) {
+                return Err(not_adopted(&path, "it holds other rows"));
+            }
+        }
+        let (path, backends) = open_pinned::<Backend>(&folder, "BACKENDS", image.backends.len())?;
+        let ways = image.ipv6_ways.len();
+        let (_, ipv6_ways) = open_pinned::<Ipv6Way>(&folder, "IPV6_WAYS", ways)?;
+        let error = |error: io::Error| not_adopted(&path, error);
+        for index in 0..image.backends.len() {
+            let beside =
+                if index < ways { Some(ipv6_ways.get(index).map_err(error)?) } else { None };
+            image.inherit_entry(index, backends.get(index).map_err(error)?, beside);
+        }
+        let objects = Objects::Adopted(Box::new(program));
+        let adopted = Self { number, image, objects, backends, ipv6_ways, tables };
+        adopted.enter(&adopted.image).map_err(error)?;
+        Ok(adopted)
+    }
+}
+
+fn not_adopted(path: &Path, why: impl std::fmt::Display) -> NotAdopted {
+    NotAdopted { path: path.to_owned(), why: why.to_string() }
+}
+
+/// The pinned array, if it holds these values.
+fn same<T: Plain>(folder: &Path, name: &str, values: &[T]) -> Result<MappedArray<T>, NotAdopted> {
+    let (path, array) = open_pinned(folder, name, values.len())?;
+    let is_same = values.iter().enumerate().all(|(index, value)| array.holds(index, value));
+    if is_same { Ok(array) } else { Err(not_adopted(&path, "it holds something else")) }
+}
+
+/// The pinned array, if it has the form that this release gives it.
+fn open_pinned<T: Plain>(
+    folder: &Path,
+    name: &str,
+    entries: usize,
+) -> Result<(PathBuf, MappedArray<T>), NotAdopted> {
+    let path = folder.join(name.to_lowercase());
+    let error = |error: MapError| not_adopted(&path, error);
+    let data = MapData::from_pin(&path).map_err(error)?;
+    let info = data.info().map_err(error)?;
+    let kind = info.map_type().map_err(error)?;
+    let (value, room) = (info.value_size() as usize, info.max_entries() as usize);
+    if !matches!(kind, MapType::Array) || value != size_of::<T>() || room < entries {
+        let found = format!("it is {kind:?} of {room} × {value} bytes, as another release made it");
+        return Err(not_adopted(&path, found));
+    }
+    let array = MappedArray::new(data.fd(), room).map_err(|error| not_adopted(&path, error))?;
+    Ok((path, array))
+}
