@@ -19,6 +19,9 @@ use crate::{
 /// The interface index that a test run's packets seem to come from: the loopback's.
 pub const TEST_INTERFACE: u32 = 1;
 
+/// The MTU of the made-up way to every backend.
+pub(crate) const TEST_MTU: u16 = 1_500;
+
 /// At most this many binds are tried, spread over all of them.
 const BINDS: usize = 64;
 /// Clients for each bind.
@@ -150,13 +153,37 @@ fn packets(image: &Image) -> Vec<Vec<u8>> {
                 .map(move |segment| (address, (segment.last >> 16) as u8, segment.last as u16))
         })
         .take(BINDS);
-    exact
+    let mut packets: Vec<Vec<u8>> = exact
         .chain(ranges)
         .filter(|(_, protocol, _)| matches!(*protocol, protocol::TCP | protocol::UDP))
         .flat_map(|(address, protocol, port)| {
             (0..CLIENTS).map(move |client| packet(address, protocol, port, client))
         })
-        .collect()
+        .collect();
+    // Each bind once through the general program too, and one packet through the part that answers
+    // what is too big: one, because answers are rationed.
+    let too_big = packets.first().map(|packet| lengthened(packet));
+    let tagged: Vec<_> = packets.iter().step_by(CLIENTS as usize).map(|p| tagged(p)).collect();
+    packets.extend(tagged);
+    packets.extend(too_big);
+    packets
+}
+
+/// The packet with an 802.1Q tag.
+fn tagged(packet: &[u8]) -> Vec<u8> {
+    let mut tagged = packet.to_vec();
+    tagged.splice(12..12, ethernet::VLAN.into_iter().chain([0, 1]));
+    tagged
+}
+
+/// The packet with more payload than any tunnel has room for.
+fn lengthened(packet: &[u8]) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    let is_v4 = packet[12..14] == ethernet::IPV4;
+    packet.resize(14 + usize::from(TEST_MTU) + 1, 0);
+    let (at, length) = if is_v4 { (16, TEST_MTU + 1) } else { (18, TEST_MTU + 1 - 40) };
+    packet[at..at + 2].copy_from_slice(&length.to_be_bytes());
+    packet
 }
 
 fn address_of(slot: &BindSlot) -> IpAddr {

@@ -354,8 +354,8 @@ impl Image {
             own_mac: [2, 0, 0, 0, 0, 1],
             mac: [2, 0, 0, 0, 0, 2],
             source: None,
-            mtu: 1500,
-            link_mtu: 1500,
+            mtu: u32::from(crate::generation::self_test::TEST_MTU),
+            link_mtu: u32::from(crate::generation::self_test::TEST_MTU),
         };
         let options = Options {
             outer_source: Some(Ipv4Addr::LOCALHOST),
