@@ -106,6 +106,18 @@ pub enum Oversize {
     Silent,
 }
 
+impl Oversize {
+    /// The same where nobody may be told.
+    #[inline(always)]
+    #[must_use]
+    const fn silent(self) -> Self {
+        match self {
+            Self::Tell => Self::Silent,
+            other => other,
+        }
+    }
+}
+
 /// 802.1Q tags between the MAC addresses and the EtherType.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -240,7 +252,7 @@ pub fn parse_v6<F: Frame + ?Sized>(frame: &F, start: usize) -> Result<Packet, Re
     if ip.version() != 6 || !frame.holds(start + total) {
         return Err(Reason::Malformed);
     }
-    let mut payload = Payload { offset: start + Ipv6Header::LEN, length: total - Ipv6Header::LEN };
+    let payload = Payload { offset: start + Ipv6Header::LEN, length: total - Ipv6Header::LEN };
     let packet = Packet {
         flow: FiveTuple::new(V6::new(ip.source), V6::new(ip.destination), ip.next_header),
         // At most 65,575; what is beyond 65,535 is refused when it is encapsulated.
@@ -249,24 +261,9 @@ pub fn parse_v6<F: Frame + ?Sized>(frame: &F, start: usize) -> Result<Packet, Re
         ..Packet::default()
     };
     let of = |protocol| Packet { flow: FiveTuple { protocol, ..packet.flow }, ..packet };
-    let mut next = ip.next_header;
-    for _ in 0..MAX_EXTENSIONS {
-        if !matches!(
-            next,
-            ipv6::HOP_BY_HOP | ipv6::ROUTING | ipv6::FRAGMENT | ipv6::DESTINATION_OPTIONS
-        ) {
-            break;
-        }
-        let Some(extension) = frame.read::<ExtensionHeader>(payload.offset) else {
-            return Err(Reason::Malformed);
-        };
-        let length = extension.len(next);
-        payload.length = payload.length.checked_sub(length).ok_or(Reason::Malformed)?;
-        payload.offset += length;
-        if next == ipv6::FRAGMENT && extension.is_later_fragment() {
-            return fragment(of(extension.next_header));
-        }
-        next = extension.next_header;
+    let Behind { next, payload, is_later_fragment } = behind(frame, ip.next_header, payload)?;
+    if is_later_fragment {
+        return fragment(of(next));
     }
     match next {
         protocol::TCP | protocol::UDP => transport(frame, payload, of(next)),
@@ -287,6 +284,42 @@ pub fn parse_v6<F: Frame + ?Sized>(frame: &F, start: usize) -> Result<Packet, Re
     }
 }
 
+/// What follows IPv6's extension headers.
+struct Behind {
+    next: u8,
+    payload: Payload,
+    is_later_fragment: bool,
+}
+
+/// Walks over the extension headers that an IPv6 payload begins with.
+#[inline(always)]
+fn behind<F: Frame + ?Sized>(
+    frame: &F,
+    mut next: u8,
+    mut payload: Payload,
+) -> Result<Behind, Reason> {
+    for _ in 0..MAX_EXTENSIONS {
+        if !matches!(
+            next,
+            ipv6::HOP_BY_HOP | ipv6::ROUTING | ipv6::FRAGMENT | ipv6::DESTINATION_OPTIONS
+        ) {
+            break;
+        }
+        let Some(extension) = frame.read::<ExtensionHeader>(payload.offset) else {
+            return Err(Reason::Malformed);
+        };
+        let length = extension.len(next);
+        payload.length = payload.length.checked_sub(length).ok_or(Reason::Malformed)?;
+        payload.offset += length;
+        let is_later_fragment = next == ipv6::FRAGMENT && extension.is_later_fragment();
+        next = extension.next_header;
+        if is_later_fragment {
+            return Ok(Behind { next, payload, is_later_fragment });
+        }
+    }
+    Ok(Behind { next, payload, is_later_fragment: false })
+}
+
 /// What follows the IP header.
 #[derive(Clone, Copy)]
 struct Payload {
@@ -294,13 +327,11 @@ struct Payload {
     length: usize,
 }
 
-/// A fragment other than the first: what it is about is told by its addresses alone.
+/// A fragment other than the first: what it is about is told by its addresses alone. (Of ICMP, only
+/// pings are ever so long, and their first fragment too goes by its addresses.)
 #[inline(always)]
 fn fragment(packet: Packet) -> Result<Packet, Reason> {
-    if packet.flow.protocol != protocol::TCP && packet.flow.protocol != protocol::UDP {
-        return Err(Reason::LaterFragment);
-    }
-    Ok(Packet { is_later_fragment: true, oversize: Oversize::Silent, ..packet })
+    Ok(Packet { is_later_fragment: true, oversize: packet.oversize.silent(), ..packet })
 }
 
 #[inline(always)]
@@ -317,6 +348,10 @@ fn transport<F: Frame + ?Sized>(
     let Some([source_port, destination_port]) = ports(frame, payload.offset) else {
         return Err(Reason::Malformed);
     };
+    // Nobody can bind port 0, under which the binds keep what has no port.
+    if destination_port == 0 {
+        return Err(Reason::NoBind);
+    }
     let flow = FiveTuple { source_port, destination_port, ..packet.flow };
     Ok(Packet { flow, flow_hint: source_port, ..packet })
 }
@@ -368,11 +403,21 @@ fn quoted_v6<F: Frame + ?Sized>(
 ) -> Result<Packet, Reason> {
     let start = payload.offset + IcmpHeader::LEN;
     let Some(ip) = frame.read::<Ipv6Header>(start) else { return Err(Reason::Malformed) };
-    if ip.version() != 6 || payload.length < IcmpHeader::LEN + Ipv6Header::LEN + UdpHeader::LEN {
+    const HEADERS: usize = IcmpHeader::LEN + Ipv6Header::LEN;
+    if ip.version() != 6 || payload.length < HEADERS + UdpHeader::LEN {
         return Err(Reason::Malformed);
     }
-    let quoted = FiveTuple::new(V6::new(ip.source), V6::new(ip.destination), ip.next_header);
-    reversed(frame, start + Ipv6Header::LEN, quoted, packet)
+    let length = payload.length - HEADERS;
+    let payload = Payload { offset: start + Ipv6Header::LEN, length };
+    let Behind { next, payload, is_later_fragment } = behind(frame, ip.next_header, payload)?;
+    if is_later_fragment {
+        return Err(Reason::LaterFragment);
+    }
+    if payload.length < UdpHeader::LEN {
+        return Err(Reason::Malformed);
+    }
+    let quoted = FiveTuple::new(V6::new(ip.source), V6::new(ip.destination), next);
+    reversed(frame, payload.offset, quoted, packet)
 }
 
 #[inline(always)]
@@ -398,8 +443,11 @@ fn reversed<F: Frame + ?Sized>(
         destination_port: quoted_source_port,
         ..quoted
     };
+    if quoted_source_port == 0 {
+        return Err(Reason::NoBind);
+    }
     let flow_hint = quoted_destination_port;
-    Ok(Packet { flow, flow_hint, oversize: Oversize::Silent, ..packet })
+    Ok(Packet { flow, flow_hint, oversize: packet.oversize.silent(), ..packet })
 }
 
 const _: () = assert!(size_of::<FiveTuple>() == 40 && size_of::<Packet>() == 64);

@@ -62,7 +62,7 @@ const _: () = {
 };
 
 /// The answer to an IPv4 frame with these tags, which is to be cut to its first [`V4_QUOTE`] bytes
-/// from the IP header on; nothing if it is shorter.
+/// from the IP header on; nothing if it is shorter, or if nobody may be told (RFC 1122, 3.2.2).
 #[inline(always)]
 pub fn answer_v4<F: Summed + ?Sized>(
     frame: &F,
@@ -72,6 +72,10 @@ pub fn answer_v4<F: Summed + ?Sized>(
     let ethernet = back(frame, ethernet::IPV4)?;
     let start = IP_OFFSET + tags.len();
     let received = frame.read::<Ipv4Header>(start)?;
+    // This network, loopback, multicast, reserved, broadcast: no single machine.
+    if matches!(received.source[0], 0 | 127 | 224..) {
+        return None;
+    }
     let quoted = frame.sum::<V4_QUOTE>(start)? as u32;
     const TOTAL: u16 = (V4_GROWTH + V4_QUOTE) as u16;
     const TOS: u8 = 0xc0; // Internetwork control (RFC 1812, 4.3.2.5).
@@ -116,6 +120,11 @@ pub fn answer_v6<F: Summed + ?Sized>(
     let ethernet = back(frame, ethernet::IPV6)?;
     let start = IP_OFFSET + tags.len();
     let received = frame.read::<Ipv6Header>(start)?;
+    // Multicast, unspecified, loopback: no single machine (RFC 4443, 2.4).
+    let [.., high, _] = frame.read::<[u64; 3]>(start)?;
+    if received.source[0] == 0xff || high == 0 {
+        return None;
+    }
     let quoted = frame.sum::<HALF>(start)? as u32 + frame.sum::<HALF>(start + HALF)? as u32;
     let (source, destination) = (received.destination, received.source);
     let pseudo = sum_16(source) + sum_16(destination) + LENGTH as u32 + protocol::ICMPV6 as u32;
@@ -142,6 +151,10 @@ pub fn answer_v6<F: Summed + ?Sized>(
 #[inline(always)]
 fn back<F: Frame + ?Sized>(frame: &F, ethertype: [u8; 2]) -> Option<EthernetHeader> {
     let EthernetHeader { destination, source, .. } = frame.read(0)?;
+    // What was sent to a group is answered by nobody, and nothing is ever sent by one.
+    if (destination[0] | source[0]) & 1 != 0 {
+        return None;
+    }
     Some(EthernetHeader { destination: source, source: destination, ethertype })
 }
 

@@ -247,6 +247,15 @@ passes("foreign_error_v6", "The same in IPv6",
        eth(v6(VIP6, 58, icmp(2, 0, v6(CLIENT6, 6, tcp(80, 40000), src=ip("2001:db8::99"))), src=router6)), "foreign_icmp_error")
 passes("error_about_icmp", "An error about a ping", eth(v4(VIP4, 1, icmp(3, 1, v4(CLIENT4, 1, icmp(0, 0, b""), src=ip(VIP4))), src=router4)), "other_icmp")
 passes("error_about_fragment", "An error about a later fragment: no ports", eth(v4(VIP4, 1, icmp(3, 1, v4(CLIENT4, 6, tcp(80, 40000)[:8], src=ip(VIP4), frag=5)), src=router4)), "later_fragment")
+for kind, name in ((60, "destination options"), (0, "hop-by-hop options")):
+    forwards("quoted_extension_%d" % kind, "An ICMPv6 error about a packet with %s" % name,
+             eth(v6(VIP6, 58, icmp(2, 0, v6(CLIENT6, kind, bytes([6, 0, 1, 4, 0, 0, 0, 0]) + tcp(80, 40000), src=ip(VIP6))), src=router6)), "plain", FLOW6)
+quoted6 = lambda nxt, off, data: v6(CLIENT6, 44, struct.pack(">BBHI", nxt, 0, off, 77) + data, src=ip(VIP6))
+forwards("quoted_first_fragment", "An ICMPv6 error about a first fragment: a large answer of a backend's, say",
+         eth(v6(VIP6, 58, icmp(2, 0, quoted6(17, 1, udp(53, 5353))), src=router6)), "plain", (CLIENT6, ip(VIP6), 5353, 53))
+passes("quoted_later_fragment", "An ICMPv6 error about a later fragment: no ports", eth(v6(VIP6, 58, icmp(2, 0, quoted6(17, 0x28, b"x" * 24)), src=router6)), "later_fragment")
+passes("quoted_extension_cut", "An ICMPv6 error that quotes nothing behind an extension header", eth(v6(VIP6, 58, icmp(2, 0, quoted6(6, 1, b"")), src=router6)), "malformed")
+passes("quoted_no_port", "An error about port 0, which no bind can name", eth(v4(VIP4, 1, icmp(3, 3, v4(CLIENT4, 6, tcp(0, 40000)[:8], src=ip(VIP4))), src=router4)), "no_bind")
 passes("error_cut", "An error that quotes fewer than 8 bytes", eth(v4(VIP4, 1, icmp(3, 4, quote4[:24]), src=router4)), "malformed")
 
 echo4, echo6 = icmp(8, 0, b"ping"), icmp(128, 0, b"ping")
@@ -268,8 +277,14 @@ forwards("later_fragment_v6", "A later fragment in IPv6", eth(v6(VIP6, 44, frag6
 passes("fragment_ports_hashed", "A later fragment of a table that hashes ports", eth(v4("203.0.113.14", 6, b"x" * 24, frag=5)), "later_fragment")
 passes("fragment_two_tables", "A later fragment to an address that two tables bind", eth(v4("198.51.100.200", 6, b"x" * 24, frag=5)), "later_fragment")
 passes("fragment_unbound", "A later fragment to nobody's address", eth(v4("203.0.113.99", 6, b"x" * 24, frag=5)), "later_fragment")
+forwards("ping_fragment", "A later fragment of a ping: to the same backend as the first",
+         eth(v4(VIP4, 1, b"x" * 24, frag=5)), "plain", (CLIENT4, ip(VIP4), 0, 0), hint=0)
+forwards("ping_fragment_v6", "The same in IPv6", eth(v6(VIP6, 44, frag6(58, 0x28) + b"x" * 24)), "plain", (CLIENT6, ip(VIP6), 0, 0), hint=0)
+passes("ping_fragment_kernel", "The same where pings are left to the kernel", eth(v4(VIP4, 1, b"x" * 24, frag=5)), "later_fragment", forward_echo=False)
 
 # Binds.
+passes("port_0_tcp", "Port 0 is nobody's: fragments, which have no port, stand under it", eth(v4(VIP4, 6, tcp(40000, 0))), "no_bind")
+passes("port_0_udp", "The same over UDP and IPv6", eth(v6(VIP6, 17, udp(40000, 0))), "no_bind")
 passes("other_port", "A port that is not bound", eth(v4(VIP4, 6, tcp(40000, 81))), "no_bind")
 passes("other_protocol_bound", "UDP to a port that is bound for TCP", eth(v4(VIP4, 17, udp(40000, 80))), "no_bind")
 passes("other_address", "An address that is not bound", eth(v4("203.0.113.99", 6, tcp(40000, 80))), "no_bind")
@@ -340,7 +355,19 @@ case("too_big_many_hops", "The MTU that is told is less what this table's hops t
 case("too_big_error", "An ICMP error that is too big: nobody is told",
      eth(v4(VIP4, 1, icmp(3, 4, quote4 + b"x" * 1600), src=router4)), "dropped", "too_big_unanswered", "plain")
 case("too_big_fragment", "A later fragment that is too big: nobody is told",
-     eth(v4(VIP4, 6, b"x" * 1600, frag=5)), "dropped", "too_big_unanswered", "plain")
+     eth(v4(VIP4, 6, b"x" * 1600, frag=0x4005)), "dropped", "too_big_unanswered", "plain")
+for name, source in (("0", "0.0.0.0"), ("loopback", "127.0.0.1"), ("multicast", "224.0.0.1"), ("broadcast", "255.255.255.255")):
+    case("too_big_from_" + name, "From an address that is no single machine's: nobody is told (RFC 1122)",
+         eth(v4(VIP4, 6, tcp(40000, 80, b"x" * 1521), src=ip(source))), "dropped", "too_big_unanswered", "plain")
+for name, source in (("unspecified", "::"), ("loopback", "::1"), ("multicast", "ff02::1")):
+    case("too_big_v6_from_" + name, "The same in IPv6 (RFC 4443)",
+         eth(v6(VIP6, 6, tcp(40000, 80, b"x" * 1501), src=ip(source))), "dropped", "too_big_unanswered", "plain")
+case("too_big_to_all", "Sent to every machine on the link: nobody is told, and no frame leaves from the broadcast MAC",
+     b"\xff" * 6 + big[6:], "dropped", "too_big_unanswered", "plain")
+part = eth(v4(VIP4, 6, b"x" * 1600, frag=5))
+case("too_big_fragment_without_df", "A later fragment without DF that does not fit", part, "dropped", "too_big_may_fragment", "plain")
+forwards("fragment_without_df_tunnelled", "The same, sent in a tunnel packet without DF as the first one is", part, "plain",
+         (CLIENT4, ip(VIP4), 0, 0), hint=0, options=dict(may_fragment=True), df=False)
 loose = eth(v4(VIP4, 6, tcp(40000, 80, b"x" * 1540), frag=0))
 case("too_big_without_df", "IPv4 without DF that does not fit", loose, "dropped", "too_big_may_fragment", "plain")
 forwards("without_df_tunnelled", "The same, sent in a tunnel packet without DF as configured", loose, "plain", FLOW4,
