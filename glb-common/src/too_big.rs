@@ -181,3 +181,21 @@ pub fn write<F: FrameMut + ?Sized, I: Wire>(frame: &mut F, tags: &Tags, answer: 
     }
     written
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_asked_for_less_than_ipv6_must_carry() {
+        let mut frame = [0; IP_OFFSET + V6_QUOTE];
+        frame[IP_OFFSET + 8] = 0x20;
+        let told = |mtu| {
+            answer_v6(&frame[..], &Tags::default(), mtu).map(|a| u32::from_be_bytes(a.icmp.rest))
+        };
+        assert_eq!(
+            [told(1_279), told(1_280), told(1_500)],
+            [Some(1_280), Some(1_280), Some(1_500)]
+        );
+    }
+}

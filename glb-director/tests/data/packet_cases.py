@@ -263,6 +263,7 @@ forwards("echo_v4", "A ping goes to the row of its addresses", eth(v4(VIP4, 1, e
 forwards("echo_v6", "The same in IPv6", eth(v6(VIP6, 58, echo6)), "plain", (CLIENT6, ip(VIP6), 0, 0), hint=0xBCDE)
 passes("echo_kernel", "A ping that is left to the kernel as configured", eth(v4(VIP4, 1, echo4)), "no_bind", forward_echo=False)
 passes("echo_reply", "A ping's answer", eth(v4(VIP4, 1, icmp(0, 0, b"ping"))), "other_icmp")
+passes("echo_code", "An echo request with a code that no ping has", eth(v4(VIP4, 1, icmp(8, 1, b"ping"))), "other_icmp")
 passes("redirect_v4", "An ICMP redirect", eth(v4(VIP4, 1, icmp(5, 1, quote4))), "other_icmp")
 passes("neighbour_solicitation", "Neighbour discovery", eth(v6("ff02::1:ff00:10", 58, icmp(135, 0, ip(VIP6)))), "other_icmp")
 passes("router_advertisement", "A router's advertisement", eth(v6("ff02::1", 58, icmp(134, 0, bytes(8)))), "other_icmp")
@@ -271,6 +272,8 @@ passes("router_advertisement", "A router's advertisement", eth(v6("ff02::1", 58,
 forwards("first_fragment", "A first fragment has ports", eth(v4(VIP4, 6, tcp(40000, 80), frag=0x2000)), "plain", FLOW4)
 forwards("later_fragment", "A later fragment of a table that hashes addresses: to the same backend",
          eth(v4(VIP4, 6, b"x" * 24, frag=0x2005)), "plain", (CLIENT4, ip(VIP4), 0, 0), hint=0)
+forwards("far_fragment", "The same, far behind the first: only the offset's highest bit is set",
+         eth(v4(VIP4, 6, b"x" * 24, frag=0x1000)), "plain", (CLIENT4, ip(VIP4), 0, 0), hint=0)
 frag6 = lambda nxt, off: struct.pack(">BBHI", nxt, 0, off, 77)
 forwards("first_fragment_v6", "A first fragment in IPv6", eth(v6(VIP6, 44, frag6(6, 1) + tcp(40000, 80))), "plain", FLOW6)
 forwards("later_fragment_v6", "A later fragment in IPv6", eth(v6(VIP6, 44, frag6(6, 0x28) + b"x" * 24)), "plain", (CLIENT6, ip(VIP6), 0, 0), hint=0)
@@ -372,6 +375,9 @@ loose = eth(v4(VIP4, 6, tcp(40000, 80, b"x" * 1540), frag=0))
 case("too_big_without_df", "IPv4 without DF that does not fit", loose, "dropped", "too_big_may_fragment", "plain")
 forwards("without_df_tunnelled", "The same, sent in a tunnel packet without DF as configured", loose, "plain", FLOW4,
          options=dict(may_fragment=True), df=False)
+widest = lambda extra: eth(v4(VIP4, 6, tcp(40000, 80, b"x" * (LINK_MTU - 80 + extra)), frag=0))
+forwards("without_df_widest", "As long as fits the outgoing interface", widest(0), "plain", FLOW4, options=dict(may_fragment=True), df=False)
+case("without_df_too_wide", "One byte more than the outgoing interface takes", widest(1), "dropped", "too_big_may_fragment", "plain", may_fragment=True)
 forwards("without_df_fits", "IPv4 without DF that fits: the tunnel packet has DF as always",
          eth(v4(VIP4, 6, tcp(40000, 80), frag=0)), "plain", FLOW4, options=dict(may_fragment=True))
 
