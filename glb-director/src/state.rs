@@ -171,6 +171,20 @@ impl State {
         service::ready(&format!("generation {number} is in force{after}"));
     }
 
+    /// The table file was not taken at the start: what a predecessor left running stays.
+    pub fn not_taken(&self, error: String) {
+        self.change(|snapshot| {
+            snapshot.failed_reloads += 1;
+            let (at, took) = (SystemTime::now(), Duration::ZERO);
+            snapshot.last_reload = Some(Reload { at, took, error: Some(error), done: None });
+        });
+    }
+
+    /// A change that can break flows was made.
+    pub fn took_a_risk(&self) {
+        self.change(|snapshot| snapshot.unsafe_changes += 1);
+    }
+
     /// There was nothing to reload.
     pub fn nothing_to_do(&self) {
         self.change(|snapshot| snapshot.phase = Phase::Running);

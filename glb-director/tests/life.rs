@@ -3,9 +3,12 @@
 
 mod common;
 
-use std::fs;
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
-use common::live::{alone, files_below, table};
+use common::live::{Daemon, PATIENCE, Site, alone, files_below, table};
 use nix::sys::signal::Signal;
 
 const ALL: [(u8, &str); 3] = [(11, "active"), (12, "active"), (13, "active")];
@@ -100,9 +103,17 @@ fn a_restart_takes_over_what_runs_and_keeps_the_way_back() {
         site.write("nonsense");
         let mut daemon = site.start();
         daemon.says("what runs stays", 0);
-        assert_eq!(site.json("status", &[])["generation"].as_u64(), Some(4));
+        let status = site.json("status", &[]);
+        assert_eq!(status["generation"].as_u64(), Some(4));
+        // Whoever only looks at the status learns of it.
+        assert_eq!(problems(&status), ["reload_failed"], "{status}");
         site.write(&table("t", 80, &ALL));
         daemon.says("generation=5", 0);
+        let begun = Instant::now();
+        while !problems(&site.json("status", &[])).is_empty() {
+            assert!(begun.elapsed() < PATIENCE, "{}", daemon.log());
+            thread::sleep(Duration::from_millis(20));
+        }
         assert!(daemon.end(Signal::SIGTERM).success());
         assert!(site.run("detach", &[]).0);
         assert!(!site.pins.exists());
@@ -155,6 +166,76 @@ fn what_can_break_flows_is_said_or_refused_and_can_be_forced() {
         daemon.says("is not known any more", 0);
         assert!(files_below(&site.at("state")).iter().all(|file| !file.ends_with(".new")));
     });
+}
+
+#[test]
+fn what_can_break_flows_is_refused_too_when_the_program_is_another() {
+    alone(|site| {
+        site.write(&table("t", 80, &ALL));
+        let mut daemon = site.start();
+        assert!(daemon.end(Signal::SIGTERM).success());
+        // As after an upgrade: what runs cannot be taken over, and the table has changed meanwhile.
+        site.configure("on_unsafe = \"refuse\"\nouter_tos = 0\n");
+        site.write(&table("t", 80, &ALL[..2]));
+        let mut daemon = site.start();
+        daemon.says("another release", 0);
+        let status = site.json("status", &[]);
+        assert_eq!(problems(&status), ["reload_failed"], "{status}");
+        let error = status["last_reload"]["error"].as_str().unwrap();
+        assert!(error.contains("10.0.1.13") && error.contains("--force"), "{error}");
+        assert_eq!(status["generation"].as_u64(), Some(2), "{status}");
+        let backends = site.json("show", &["backends"]);
+        assert_eq!(backends.as_array().unwrap().len(), 3, "{backends}");
+        // It is made when it is forced, and when it is allowed.
+        site.json("reload", &["--force"]);
+        assert_eq!(site.json("show", &["backends"]).as_array().unwrap().len(), 2);
+        assert!(daemon.end(Signal::SIGTERM).success());
+        site.configure("");
+        site.write(&table("t", 80, &ALL[..1]));
+        let mut daemon = site.start();
+        daemon.says("can break flows", 0);
+        assert_eq!(site.json("show", &["backends"]).as_array().unwrap().len(), 1);
+        assert!(daemon.end(Signal::SIGTERM).success());
+    });
+}
+
+/// The table file cannot be read for a while.
+fn vanishes_and_is_back(site: &Site, daemon: &Daemon) {
+    let (file, aside) = (site.table_file(), site.at("aside"));
+    fs::rename(&file, &aside).unwrap();
+    fs::create_dir(&file).unwrap();
+    let (well, text) = site.run("reload", &[]);
+    assert!(!well && text.contains("not a regular file"), "{text}");
+    assert_eq!(problems(&site.json("status", &[])), ["reload_failed"]);
+    fs::remove_dir(&file).unwrap();
+    fs::rename(&aside, &file).unwrap();
+    let begun = Instant::now();
+    while !problems(&site.json("status", &[])).is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "{}", daemon.log());
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_table_file_that_can_be_read_again_is_no_problem_any_more() {
+    alone(|site| {
+        site.write(&table("t", 80, &ALL));
+        let mut daemon = site.start();
+        vanishes_and_is_back(&site, &daemon);
+        // What was rolled back is not loaded for that.
+        site.write(&table("t", 80, &DRAINED));
+        daemon.says("generation=2", 0);
+        assert_eq!(site.json("rollback", &[])["generation"].as_u64(), Some(1));
+        vanishes_and_is_back(&site, &daemon);
+        assert_eq!(site.json("status", &[])["generation"].as_u64(), Some(1));
+        assert!(daemon.end(Signal::SIGTERM).success());
+    });
+}
+
+/// Names of what is not as it should be.
+fn problems(status: &serde_json::Value) -> Vec<&str> {
+    let problems = status["problems"].as_array().unwrap();
+    problems.iter().map(|problem| problem["name"].as_str().unwrap()).collect()
 }
 
 #[test]

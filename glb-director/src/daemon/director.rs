@@ -27,6 +27,8 @@ pub(super) struct Director<'c> {
     pub(super) previous: Previous,
     /// The table file that was looked at last, loaded or not: it is not looked at twice by itself.
     pub(super) seen: Option<Sum>,
+    /// It could not be read when it was looked at last.
+    pub(super) is_unread: bool,
     /// Interfaces that could not be attached to, so that it is said once.
     pub(super) away: BTreeSet<String>,
     pub(super) watcher: Option<Watcher>,
@@ -73,10 +75,20 @@ impl Director<'_> {
         force: bool,
     ) -> Result<Option<Done>, Error> {
         let mut steps = Steps::begin();
-        let source = Source::read(&self.config().table)?;
+        let source = Source::read(&self.config().table).inspect_err(|_| self.is_unread = true)?;
         steps.done("read");
+        let is_back = std::mem::take(&mut self.is_unread);
         if trigger == Trigger::Changed && self.seen == Some(source.sum) {
-            return Ok(None);
+            if !is_back {
+                return Ok(None);
+            }
+            // What was wrong with it is over, unless it had been refused before: it is tried again.
+            let rolled_back = self.making.store.rolled_back();
+            if source.sum == self.current.sum || rolled_back == Some(source.sum) {
+                let generation = self.number();
+                info!(generation, "the table file can be read again, and nothing has changed");
+                return Ok(Some(Done { generation, ..Done::default() }));
+            }
         }
         self.seen = Some(source.sum);
         if source.sum == self.current.sum && !force {

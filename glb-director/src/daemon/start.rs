@@ -8,7 +8,7 @@ use glb_host::{
     next_hop::NextHops,
     xdp_link::{self, Mode},
 };
-use glb_table::{Builder, TableSet};
+use glb_table::{Builder, Built, TableSet};
 use tracing::{error, info, warn};
 
 use super::{
@@ -72,7 +72,8 @@ impl<'c> Director<'c> {
         drop(unfinished);
         let Begun { making, current, previous, seen } = begun;
         let away = BTreeSet::new();
-        let mut director = Self { making, lock, current, previous, seen, away, watcher: None };
+        let mut director =
+            Self { making, lock, current, previous, seen, is_unread: false, away, watcher: None };
         if generations::lenses(&pins).exists() {
             // Left by a predecessor that was killed while somebody watched.
             director.plain_again();
@@ -116,7 +117,7 @@ impl<'c> Director<'c> {
             info!(generation, "adopting what a former director left running");
         }
         let seen = file.as_ref().ok().map(|(_, source)| source.sum);
-        let wanted = wanted(config, file, &mut store, record.as_ref())?;
+        let wanted = wanted(config, file, &mut store, record.as_ref(), state)?;
 
         pins.make(&pins.join(counters::pins::FOLDER))?;
         let renewed = counters::renew(pins, &in_use.unwrap_or_default())?;
@@ -141,17 +142,21 @@ impl<'c> Director<'c> {
             release: release(config),
         };
         // What runs counts where it was loaded to: new counters need a new program.
-        let record = record.filter(|_| renewed.is_empty());
-        let adopted = record.as_ref().map(|record| making.adopt(record));
+        let usable = record.as_ref().filter(|_| renewed.is_empty());
+        let adopted = usable.map(|record| making.adopt(record));
         let (made, previous) = match adopted {
-            Some(Ok(made)) => Self::take_over(&mut making, made, wanted, previous).await?,
+            Some(Ok(made)) => Self::take_over(&mut making, made, wanted, previous, state).await?,
             other => {
                 if let Some(Err(error)) = other {
                     info!("what runs is replaced: {error}");
                 }
                 let mut steps = Steps::begin();
-                let built = making.builder.build(&wanted.tables);
+                let wanted = match &record {
+                    Some(record) => weighed(&mut making, wanted, record, state),
+                    None => wanted,
+                };
                 let Wanted { source, tables } = wanted;
+                let built = making.builder.build(&tables);
                 let made = making.bring(&source, tables, built, None, &mut steps).await?;
                 say(&made, steps.end(made.generation.number).milliseconds);
                 (made, running.map_or(Previous::None, Previous::Pinned))
@@ -166,6 +171,7 @@ impl<'c> Director<'c> {
         mut made: Made,
         wanted: Wanted,
         previous: Option<u64>,
+        state: &State,
     ) -> Result<(Made, Previous), Error> {
         let Wanted { source, tables } = wanted;
         let stays = previous.map_or(Previous::None, Previous::Pinned);
@@ -180,16 +186,9 @@ impl<'c> Director<'c> {
         }
         let mut steps = Steps::begin();
         let built = making.builder.build(&tables);
-        let judgement = making.safety.judge(&made.built, &built);
-        if !judgement.safe {
-            let risk = safety::in_words(&judgement);
-            if making.config.on_unsafe == OnUnsafe::Refuse {
-                let error = Error::Unsafe { risk };
-                error!("the table file is not loaded, what runs stays:\n{error}");
-                say(&made, 0.0);
-                return Ok((made, stays));
-            }
-            warn!(at_risk = safety::worst(&judgement), "this change can break flows:\n{risk}");
+        if !is_allowed(making, &made.built, &built, state) {
+            say(&made, 0.0);
+            return Ok((made, stays));
         }
         let new = making.bring(&source, tables, built, Some(&made), &mut steps).await?;
         say(&new, steps.end(new.generation.number).milliseconds);
@@ -204,6 +203,47 @@ struct Begun<'c> {
     seen: Option<super::store::Sum>,
 }
 
+/// Whether a change from what runs to the file's tables may be made. Said, and counted, if it can break
+/// flows.
+fn is_allowed(making: &mut Making<'_>, before: &[Built], built: &[Built], state: &State) -> bool {
+    let judgement = making.safety.judge(before, built);
+    if judgement.safe {
+        return true;
+    }
+    let risk = safety::in_words(&judgement);
+    if making.config.on_unsafe == OnUnsafe::Refuse {
+        let error = Error::Unsafe { risk };
+        error!("the table file is not loaded, what runs stays:\n{error}");
+        state.refused();
+        state.not_taken(error.to_string());
+        return false;
+    }
+    warn!(at_risk = safety::worst(&judgement), "this change can break flows:\n{risk}");
+    state.took_a_risk();
+    true
+}
+
+/// What is wanted, or what runs if that change must not be made: its program is replaced in either
+/// case, but not its table.
+fn weighed(making: &mut Making<'_>, wanted: Wanted, record: &Record, state: &State) -> Wanted {
+    let source = Source::of(record);
+    if source.sum == wanted.source.sum {
+        return wanted;
+    }
+    let tables = match source.parse() {
+        Ok(tables) => tables,
+        Err(error) => {
+            warn!(
+                "what this change does to flows is not known, what runs cannot be read:\n{error}"
+            );
+            return wanted;
+        }
+    };
+    let before = making.builder.build(&tables);
+    let built = making.builder.build(&wanted.tables);
+    if is_allowed(making, &before, &built, state) { wanted } else { Wanted { source, tables } }
+}
+
 /// What is to be in force.
 struct Wanted {
     source: Source,
@@ -216,6 +256,7 @@ fn wanted(
     file: Result<(TableSet, Source), Error>,
     store: &mut Store,
     record: Option<&Record>,
+    state: &State,
 ) -> Result<Wanted, Error> {
     let rolled_back = store.rolled_back();
     let error = match file {
@@ -239,6 +280,7 @@ fn wanted(
                     table = %config.table.display(),
                     "the table was not loaded, what runs stays:\n{error}"
                 );
+                state.not_taken(error.to_string());
             }
             let source = Source::of(record);
             let tables = source.parse()?;

@@ -33,19 +33,24 @@ pub(super) struct Record {
 pub(super) struct Store {
     folder: PathBuf,
     is_well: bool,
+    /// It is another director's: nothing is read there, and nothing written.
+    is_foreign: bool,
 }
 
 impl Store {
     /// Opens the folder for the daemon that pins at `pin`.
     pub(super) fn open(folder: &Path, pin: &Path) -> Self {
-        let mut store = Self { folder: folder.to_owned(), is_well: true };
+        let mut store = Self { folder: folder.to_owned(), is_well: true, is_foreign: false };
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
         let owner = folder.join("pin");
         let opened = made.and_then(|()| match fs::read_to_string(&owner) {
-            Ok(other) if Path::new(other.trim_end()) != pin => Err(io::Error::other(format!(
-                "it belongs to a director with `pin = \"{}\"`; give each one a `state` of its own",
-                other.trim_end()
-            ))),
+            Ok(other) if Path::new(other.trim_end()) != pin => {
+                store.is_foreign = true;
+                Err(io::Error::other(format!(
+                    "it belongs to a director with `pin = \"{}\"`; give each one a `state` of its own",
+                    other.trim_end()
+                )))
+            }
             Ok(_) => Ok(()),
             Err(_) => write(&owner, format!("{}\n", pin.display()).as_bytes()),
         });
@@ -73,6 +78,9 @@ impl Store {
     }
 
     fn put(&mut self, name: &str, bytes: &[u8]) {
+        if self.is_foreign {
+            return;
+        }
         let result = fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -82,6 +90,9 @@ impl Store {
     }
 
     fn get(&self, name: &str) -> Option<Vec<u8>> {
+        if self.is_foreign {
+            return None;
+        }
         let path = self.folder.join(name);
         match fs::read(&path) {
             Ok(bytes) => Some(bytes),
@@ -94,6 +105,9 @@ impl Store {
     }
 
     fn remove(&self, name: &str) {
+        if self.is_foreign {
+            return;
+        }
         let path = self.folder.join(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -261,7 +275,18 @@ mod tests {
     fn two_directors_do_not_share_one() {
         let folder = tempfile::tempdir().unwrap();
         assert!(Store::open(folder.path(), Path::new("/pin/a")).is_well);
-        assert!(!Store::open(folder.path(), Path::new("/pin/b")).is_well);
+        let mut first = Store::open(folder.path(), Path::new("/pin/a"));
+        first.keep(&record(1));
+        first.keep_pair(1, None);
+        let mut second = Store::open(folder.path(), Path::new("/pin/b"));
+        assert!(!second.is_well);
+        // What it does harms the other one's nowhere, and it does not take the other one's for its own.
+        assert_eq!((second.record(1), second.pair()), (None, None));
+        second.keep(&Record { text: "another's".into(), ..record(1) });
+        second.keep_pair(7, None);
+        second.forget_all_but(&[7]);
+        assert!(!second.is_well);
+        assert_eq!((first.record(1), first.pair()), (Some(record(1)), Some((1, None))));
         assert!(Store::open(folder.path(), Path::new("/pin/a")).is_well);
     }
 }
