@@ -167,7 +167,7 @@ fn a_full_disk_is_said_and_in_nobodys_way() {
         // Room again.
         mount(none, &state, none, MsFlags::MS_REMOUNT, Some("size=64m")).unwrap();
         site.write(&table("t", 80, &ALL));
-        daemon.says("in order again", 0);
+        daemon.says("generation=3", 0);
         assert!(daemon.end(Signal::SIGTERM).success());
         assert!(state.join("holders").exists());
         nix::mount::umount(&state).unwrap();

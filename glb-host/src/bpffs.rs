@@ -270,8 +270,10 @@ impl PinFolder {
         unshare(CloneFlags::CLONE_NEWNS)?;
         let none: Option<&str> = None;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-        let folder = std::env::temp_dir();
-        mount(Some("bpf"), &folder, Some("bpf"), MsFlags::empty(), none)?;
+        // Where BPF file systems are mounted: over any other place, something that is needed might
+        // be hidden (a checkout below /tmp, say).
+        let folder = Path::new("/sys/fs/bpf");
+        mount(Some("bpf"), folder, Some("bpf"), MsFlags::empty(), none)?;
         Self::create(&folder.join("pins"), "tests").map_err(io::Error::other)
     }
 
