@@ -141,7 +141,7 @@ fn way_out(interface: &str, name: Option<&str>) -> String {
         );
     }
     format!(
-        "with the program that owns it (for another director: `glb-director detach`); what was \
+        "with the program that owns it (`glb-director detach`, or `glb-redirect detach` on a backend); what was \
          attached without a link also by `ip link set dev {interface} xdp off`."
     )
 }

@@ -269,8 +269,7 @@ impl Config {
         let control = control.map_err(|(key, value, fix)| wrong(key, &value, fix))?;
         let mut directors = BTreeSet::new();
         for text in &raw.directors {
-            let fix = "give an IP address or a network in CIDR notation";
-            let net = network(text).ok_or_else(|| wrong("directors", text, fix))?;
+            let net = network(text).map_err(|fix| wrong("directors", text, fix))?;
             directors.insert(net);
         }
         let table = raw.table.map(|table| FromTable {
@@ -337,9 +336,24 @@ fn addresses(listed: Vec<IpAddr>) -> Result<BTreeSet<IpAddr>, (IpAddr, &'static 
     Ok(set)
 }
 
-fn network(text: &str) -> Option<IpNet> {
-    let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()?;
-    Some(net.trunc())
+fn network(text: &str) -> Result<IpNet, &'static str> {
+    let net = text
+        .parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_| "give an IP address or a network in CIDR notation")?;
+    if net.addr() != net.network() {
+        return Err("host bits are set: give the network, or the address without a prefix length");
+    }
+    let address = net.addr();
+    // Of an IPv4 packet, the program knows the address as such and not as it is mapped.
+    if matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()) {
+        return Err("give the IPv4 address as such, without ::ffff:");
+    }
+    let one = net.prefix_len() == net.max_prefix_len();
+    if address.is_multicast() || address.is_loopback() || (one && address.is_unspecified()) {
+        return Err("no packet from elsewhere has such a source");
+    }
+    Ok(net)
 }
 
 #[cfg(test)]
@@ -375,6 +389,10 @@ mod tests {
             ("\"eth0\"", "\"eth0\", \"eth0\"", ["\"eth0\"", "once"]),
             ("\"eth0\"", "\"../x\"", ["\"../x\"", "not an interface name"]),
             ("\"10.0.2.10/32\"", "\"10.0.2.10/33\"", ["directors", "10.0.2.10/33"]),
+            ("\"10.0.2.10/32\"", "\"10.0.2.10/8\"", ["directors", "10.0.2.10/8"]),
+            ("\"10.0.2.10/32\"", "\"::ffff:10.0.2.10\"", ["directors", "without ::ffff:"]),
+            ("\"10.0.2.10/32\"", "\"0.0.0.0\"", ["`directors`: 0.0.0.0", "such a source"]),
+            ("\"10.0.2.10/32\"", "\"224.0.0.0/4\"", ["224.0.0.0/4", "such a source"]),
             ("\"10.0.2.10/32\", \"fd00::1\"", "", ["directors", "[]"]),
             ("\"203.0.113.10\"", "\"0.0.0.0\"", ["vips", "0.0.0.0"]),
             ("\"203.0.113.10\"", "\"2001:db8::10\"", ["vips", "once"]),

@@ -208,3 +208,47 @@ fn the_commands_tell_and_wait() {
         assert!(said.contains("drained"), "{said}");
     });
 }
+
+#[test]
+fn a_namespace_without_the_vips_is_not_drained() {
+    let file = File::new("glb-redirect-elsewhere");
+    let elsewhere = |arguments: &[&str]| {
+        let command = file.command(arguments);
+        let mut unshare = Command::new("unshare");
+        unshare.arg("--net").arg(command.get_program()).args(command.get_args());
+        unshare.output().unwrap()
+    };
+    let output = elsewhere(&["wait", "--until-drained", "--timeout", "20s"]);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    for word in ["203.0.113.10", "network namespace", "nsenter"] {
+        assert!(told.contains(word), "{word:?} is missing in: {told}");
+    }
+    let output = elsewhere(&["connections", "-o", "json"]);
+    assert!(output.status.success(), "{output:?}");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.starts_with("note: ") && told.contains("203.0.113.10"), "{told}");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error_and_a_reader_who_has_gone_is_none() {
+    in_namespace(|_| {
+        let file = File::new("glb-redirect-output");
+        let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+        for arguments in [&["wait", "--until-drained", "--quiet", "0"][..], &["doctor"]] {
+            let output = file.command(arguments).stdout(full()).output().unwrap();
+            let told = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{arguments:?}: {told}");
+            assert!(told.contains("standard output: No space left"), "{arguments:?}: {told}");
+
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            let output = file.command(arguments).stdout(writer).output().unwrap();
+            let told = String::from_utf8(output.stderr).unwrap();
+            assert!(matches!(output.status.code(), Some(0 | 3)), "{arguments:?}: {told}");
+        }
+        // Whether anybody reads how it goes does not matter.
+        let wait = ["wait", "--until-drained"];
+        assert!(file.command(&wait).stderr(full()).status().unwrap().success());
+    });
+}

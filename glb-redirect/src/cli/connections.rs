@@ -7,10 +7,12 @@ use std::{
     time::Duration,
 };
 
+use glb_host::explain::say;
+
 use super::Output;
 use crate::{
     config::Config,
-    connections::{Ages, OfVip, PIN, Survey, survey},
+    connections::{Ages, OfVip, PIN, Survey, any_is_here, none_is_here, survey},
 };
 
 pub(super) fn execute(
@@ -22,8 +24,13 @@ pub(super) fn execute(
     let config = Config::load(file)?;
     let mut ages = Ages::read(&config.pin.join(PIN));
     let mut out = io::stdout().lock();
+    let mut noted = false;
     loop {
         let survey = survey(&config.vips, &mut ages)?;
+        if !noted && survey.live == 0 && !any_is_here(&config.vips) {
+            noted = true;
+            say(&format!("note: {}", none_is_here(&config.vips)));
+        }
         let written = match output {
             Output::Table => out.write_all(table(&survey).as_bytes()),
             // One line each, so that a reader of the stream sees where one ends.

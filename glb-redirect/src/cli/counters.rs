@@ -17,10 +17,9 @@ pub(super) fn execute(file: &Path, output: Output) -> anyhow::Result<()> {
     };
     let report = counters::read(&pins)?;
     match output {
-        Output::Table => print!("{}", table(&report)),
-        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Output::Table => super::print(&table(&report)),
+        Output::Json => super::print(&serde_json::to_string_pretty(&report)?),
     }
-    Ok(())
 }
 
 fn table(report: &Report) -> String {

@@ -13,8 +13,8 @@ const PROBLEMS: u8 = 3;
 pub(super) fn execute(file: &Path, output: Output) -> anyhow::Result<ExitCode> {
     let findings = examine(&Config::load(file)?);
     match output {
-        Output::Table => print!("{}", text(&findings)),
-        Output::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
+        Output::Table => super::print(&text(&findings))?,
+        Output::Json => super::print(&serde_json::to_string_pretty(&findings)?)?,
     }
     Ok(if has_problem(&findings) { ExitCode::from(PROBLEMS) } else { ExitCode::SUCCESS })
 }

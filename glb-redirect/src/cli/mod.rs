@@ -16,6 +16,7 @@ use glb_host::{
     control::Client,
     duration::duration,
     explain::{
+        print_line,
         replay::ReplayArgs,
         watch::{CaptureArgs, WatchArgs},
     },
@@ -237,6 +238,12 @@ impl Cli {
         }
         .map(|()| ExitCode::SUCCESS)
     }
+}
+
+/// Prints to standard output. Whoever has seen enough may close it.
+fn print(text: &str) -> anyhow::Result<()> {
+    use anyhow::Context as _;
+    print_line(text.trim_end()).map(drop).context("cannot write to standard output")
 }
 
 /// The asynchronous runtime: one thread, since a network namespace belongs to a thread.

@@ -7,10 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use glb_host::explain::say;
+
 use super::connections::age;
 use crate::{
     config::Config,
-    connections::{Ages, PIN, Survey, survey},
+    connections::{Ages, PIN, Survey, any_is_here, none_is_here, survey},
 };
 
 /// What the command ends with when time is up; 1 is an error and 2 a wrong command line.
@@ -31,21 +33,28 @@ pub(super) fn until_drained(
     let start = Instant::now();
     let mut told: Option<(usize, Instant)> = None;
     let mut empty_since = None;
+    let mut seen = false;
     loop {
         let survey = survey(&config.vips, &mut ages)?;
         let now = Instant::now();
         if survey.live == 0 {
+            // Nothing is seen in another namespace than the service's, which is not drained by that.
+            if !seen && !any_is_here(&config.vips) {
+                return Err(anyhow::Error::msg(none_is_here(&config.vips)));
+            }
             // A client between two attempts to connect looks like none for a moment.
             let since = *empty_since.get_or_insert(now);
             if now - since >= quiet {
-                println!("drained: no live connection after {}", age((now - start).as_secs_f64()));
+                let after = age((now - start).as_secs_f64());
+                super::print(&format!("drained: no live connection after {after}"))?;
                 return Ok(ExitCode::SUCCESS);
             }
         } else {
-            empty_since = None;
+            (seen, empty_since) = (true, None);
         }
         if timeout.is_some_and(|timeout| now - start >= timeout) {
-            eprintln!("not drained after {}: {}", age((now - start).as_secs_f64()), left(&survey));
+            let after = age((now - start).as_secs_f64());
+            say(&format!("not drained after {after}: {}", left(&survey)));
             return Ok(ExitCode::from(TIMED_OUT));
         }
         let tell = told.is_none_or(|(live, at)| {
@@ -53,7 +62,7 @@ pub(super) fn until_drained(
             now - at >= pause
         });
         if tell {
-            eprintln!("{}", left(&survey));
+            say(&left(&survey));
             told = Some((survey.live, now));
         }
         sleep(EVERY);

@@ -7,7 +7,7 @@ mod watch;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::IpAddr,
+    net::{IpAddr, UdpSocket},
     time::Duration,
 };
 
@@ -42,6 +42,31 @@ pub struct Survey {
     pub oldest_seconds: Option<f64>,
     /// By VIP; each has an entry.
     pub vips: BTreeMap<IpAddr, OfVip>,
+}
+
+/// Whether one of these VIPs is an address of this thread's network namespace. A route may make it
+/// one, too, so the kernel is asked by what it lets a socket do.
+pub(crate) fn any_is_here(vips: &BTreeSet<IpAddr>) -> bool {
+    // A namespace that never had an IPv4 address lets a socket be bound to any; but it leads nowhere.
+    let ask = |vip: &IpAddr| UdpSocket::bind((*vip, 0))?.connect((*vip, 9));
+    vips.iter().any(|vip| match ask(vip) {
+        Ok(()) => true,
+        Err(error) => !matches!(
+            error.kind(),
+            io::ErrorKind::AddrNotAvailable | io::ErrorKind::NetworkUnreachable
+        ),
+    })
+}
+
+/// What is said where [`any_is_here`] is not so and no connection is seen.
+pub(crate) fn none_is_here(vips: &BTreeSet<IpAddr>) -> String {
+    let vips: Vec<String> = vips.iter().map(ToString::to_string).collect();
+    format!(
+        "none of `vips` ({}) is an address of this network namespace: connections to them cannot be \
+         seen from here.\n  Ask where the service and `glb-redirect run` are (ip netns exec, nsenter \
+         --net), and with their configuration.",
+        vips.join(", ")
+    )
 }
 
 /// The connections of clients to these VIPs in this thread's network namespace.
