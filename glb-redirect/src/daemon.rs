@@ -43,7 +43,7 @@ pub(crate) const CLAMPS: &str = "clamps";
 pub(crate) enum Error {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("`{key}` was changed from {from} to {to}: restart the daemon to move it")]
+    #[error("`{key}` was changed from {from} to {to}: restart the daemon to have it so")]
     Moved { key: &'static str, from: String, to: String },
     #[error(transparent)]
     Metrics(#[from] MetricsError),
@@ -134,6 +134,29 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
         "ended; the pinned program goes on working (`glb-redirect detach --config {}` ends that)",
         backend.config.path.display()
     );
+    Ok(())
+}
+
+/// Refuses a change of what is settled when the daemon starts.
+fn not_moved(running: &Config, wanted: &Config) -> Result<(), Error> {
+    let settled = |config: &Config| {
+        let place = &config.control.place;
+        let group = |name: &Option<String>| name.clone().unwrap_or_else(|| "none".to_owned());
+        let metrics = config.metrics.map_or_else(|| "nowhere".to_owned(), |at| at.to_string());
+        [
+            ("pin", config.pin.display().to_string()),
+            ("metrics", metrics),
+            ("control.socket", place.path.display().to_string()),
+            ("control.mode", format!("{:04o}", place.mode)),
+            ("control.group", group(&place.group)),
+            ("control.operators", group(&config.control.operators)),
+        ]
+    };
+    for ((key, from), (_, to)) in settled(running).into_iter().zip(settled(wanted)) {
+        if from != to {
+            return Err(Error::Moved { key, from, to });
+        }
+    }
     Ok(())
 }
 
@@ -234,18 +257,7 @@ impl Backend {
     /// Reads the configuration anew and puts it in force, whole or not at all.
     async fn reload(&mut self) -> Result<(), Error> {
         let config = Config::load(&self.config.path)?;
-        let pin = |config: &Config| config.pin.display().to_string();
-        let metrics = |config: &Config| {
-            config.metrics.map_or_else(|| "nowhere".to_owned(), |address| address.to_string())
-        };
-        for (key, from, to) in [
-            ("pin", pin(&self.config), pin(&config)),
-            ("metrics", metrics(&self.config), metrics(&config)),
-        ] {
-            if from != to {
-                return Err(Error::Moved { key, from, to });
-            }
-        }
+        not_moved(&self.config, &config)?;
         self.apply(config).await
     }
 
@@ -409,5 +421,38 @@ impl Backend {
         let keep = [self.number, self.number.wrapping_sub(1)];
         generations::remove_stale(&self.pins, &keep)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn what_is_settled_at_the_start_is_not_moved() {
+        let config = |more: &str| {
+            let text = format!(
+                "interfaces = [\"eth0\"]\nvips = [\"203.0.113.10\"]\n\
+                 directors = [\"10.0.2.10\"]\n{more}\n"
+            );
+            Config::parse(&text, Path::new("/etc/glb/redirect.toml")).unwrap()
+        };
+        let running = config("");
+        not_moved(&running, &config("strangers = \"pass\"")).unwrap();
+        for (more, key, value) in [
+            ("pin = \"/sys/fs/bpf/x\"", "`pin`", "to /sys/fs/bpf/x"),
+            ("metrics = \"10.0.2.21:9101\"", "`metrics`", "from nowhere to 10.0.2.21:9101"),
+            ("control.socket = \"/run/x.sock\"", "`control.socket`", "to /run/x.sock"),
+            ("control.mode = \"0600\"", "`control.mode`", "from 0660 to 0600"),
+            ("control.group = \"adm\"", "`control.group`", "from none to adm"),
+            ("control.operators = \"adm\"", "`control.operators`", "from none to adm"),
+        ] {
+            let error = not_moved(&running, &config(more)).unwrap_err().to_string();
+            for word in [key, value, "restart the daemon"] {
+                assert!(error.contains(word), "{word:?} is missing in: {error}");
+            }
+        }
     }
 }
