@@ -165,6 +165,12 @@ fn what_can_break_flows_is_said_or_refused_and_can_be_forced() {
         let mut daemon = site.start();
         daemon.says("is not known any more", 0);
         assert!(files_below(&site.at("state")).iter().all(|file| !file.ends_with(".new")));
+        // All of it is lost: said too, and nothing else.
+        assert!(daemon.end(Signal::SIGTERM).success());
+        fs::remove_dir_all(site.at("state")).unwrap();
+        let mut daemon = site.start();
+        daemon.says("does not say which table runs", 0);
+        assert!(daemon.end(Signal::SIGTERM).success());
     });
 }
 

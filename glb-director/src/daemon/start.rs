@@ -115,6 +115,13 @@ impl<'c> Director<'c> {
         let record = running.and_then(|number| store.record(number));
         if let Some(generation) = running {
             info!(generation, "adopting what a former director left running");
+            if record.is_none() {
+                warn!(
+                    folder = %config.state.display(),
+                    "the state folder does not say which table runs: what runs is replaced by the \
+                     table file, what that does to flows is not known, and there is no way back"
+                );
+            }
         }
         let seen = file.as_ref().ok().map(|(_, source)| source.sum);
         let wanted = wanted(config, file, &mut store, record.as_ref(), state)?;
