@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use glb_common::{
-    hash::{HashFields, flow_hash},
-    parse::{Packet, parse},
+    hash::{HashFields, V4, flow_hash},
+    parse::{FiveTuple, Packet, parse},
+    reason::DirectorReason as Reason,
 };
 use serde_json::Value;
 
@@ -40,6 +41,20 @@ fn check(name: &str, key: [u64; 2], packet: &Packet, vectors: &Value) -> usize {
     vectors.len()
 }
 
+/// The IPv4 packet in `frame` without options, as `parse` would see it if port 0 could be bound.
+fn zeroes(frame: &[u8]) -> Packet {
+    let address = |at: usize| V4::new(frame[at..at + 4].try_into().unwrap());
+    let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+    let (source_port, destination_port) = (port(34), port(36));
+    let flow = FiveTuple::new(address(26), address(30), frame[23]);
+    Packet {
+        flow: FiveTuple { source_port, destination_port, ..flow },
+        ip_length: port(16),
+        flow_hint: source_port,
+        ..Packet::default()
+    }
+}
+
 #[test]
 fn every_vector_of_every_packet() {
     let golden: Value = serde_json::from_str(include_str!("data/hash_vectors.json")).unwrap();
@@ -50,7 +65,13 @@ fn every_vector_of_every_packet() {
         let word = |half: &[u8]| u64::from_le_bytes(half.try_into().unwrap());
         let key = [word(&key[..8]), word(&key[8..])];
         let frame = hex(case["packet"].as_str().unwrap());
-        let packet = parse(&frame[..]).unwrap_or_else(|reason| panic!("{name}: {reason:?}"));
+        let packet = match parse(&frame[..]) {
+            Ok(packet) => packet,
+            // Everything in this vector is 0, its ports too: no such packet is forwarded, but the
+            // hash must be right.
+            Err(Reason::NoBind) if name == "v4_zero_addr" => zeroes(&frame),
+            Err(reason) => panic!("{name}: {reason:?}"),
+        };
         assert_eq!(u64::from(packet.ip_length), case["ip_total_length"].as_u64().unwrap());
         checked += check(name, key, &packet, &case["vectors"]);
     }
