@@ -278,14 +278,6 @@ fn set_up(lab: &Lab) -> Result<(Wire, Vec<Daemon>)> {
     let mut daemons = Vec::new();
     for node in [FIRST, SECOND] {
         let mut daemon = Daemon::redirect(lab, node, true)?;
-        let config = fs::read_to_string(daemon.config())?;
-        let config = config
-            .replace("directors = [", &format!("directors = [\"{}\", ", DIRECTOR.v6()))
-            .replace(
-                "backends = [",
-                &format!("backends = [\"{}\", \"{}\", ", FIRST.v6(), SECOND.v6()),
-            );
-        fs::write(daemon.config(), config)?;
         daemon.start(lab)?;
         daemons.push(daemon);
         lab.netns(node)?.ip(&format!(
