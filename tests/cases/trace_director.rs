@@ -162,6 +162,12 @@ fn a_capture_is_replayed_beside_the_running_director() -> Result<()> {
     }
     let live = packets(&file)?;
     let before = daemon.director_counters(&fleet.lab)?;
+    // What the capture had pinned goes a moment after it has ended.
+    interrupt::wait("the end of what captured", std::time::Duration::from_secs(30), || {
+        let pins = glb_lab::files_below(&fleet.lab.bpf())?;
+        let is_lens = |pin: &std::path::PathBuf| pin.iter().any(|part| part == "lenses");
+        Ok((!pins.iter().any(is_lens)).then_some(()))
+    })?;
     let pins = glb_lab::files_below(&fleet.lab.bpf())?;
     let out = daemon.config().with_file_name("again.pcapng");
     let mut replay = daemon.command(&fleet.lab, "replay")?;
