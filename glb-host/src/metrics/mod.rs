@@ -1,5 +1,6 @@
 //! Metrics for Prometheus, over HTTP, in a thread of their own: they answer while a reload runs.
 
+mod crowd;
 mod process;
 mod text;
 
@@ -10,6 +11,7 @@ use std::{
     hash::Hash,
     io,
     net::{SocketAddr, TcpListener},
+    os::fd::AsRawFd as _,
     pin::pin,
     sync::Arc,
     thread,
@@ -34,13 +36,13 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use tokio::sync::Semaphore;
+use self::crowd::{Crowd, Place};
 
 /// How long a client may take to send a request's head.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How many clients are served at once.
-const AT_ONCE: usize = 32;
+/// How many wait in the kernel to be served.
+const WAITING: i32 = 1024;
 
 /// How long one connection is kept; who wants more connects again.
 const LIFE: Duration = Duration::from_secs(60);
@@ -83,6 +85,11 @@ pub enum MetricsError {
 pub fn bind(address: SocketAddr) -> Result<TcpListener, MetricsError> {
     let error = |source| MetricsError::Bind { address, source };
     let listener = TcpListener::bind(address).map_err(error)?;
+    // The standard library's queue is shorter than the crowd may be.
+    // SAFETY: a descriptor that lives through the call.
+    if unsafe { libc::listen(listener.as_raw_fd(), WAITING) } != 0 {
+        return Err(error(io::Error::last_os_error()));
+    }
     listener.set_nonblocking(true).map_err(error)?;
     Ok(listener)
 }
@@ -108,12 +115,10 @@ async fn accept(listener: TcpListener, source: Arc<impl Source>) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "metrics are not served"),
     };
-    let places = Arc::new(Semaphore::new(AT_ONCE));
-    loop {
-        // Who finds no place waits outside: the descriptors are the daemon's too.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+    let crowd = Arc::new(Crowd::default());
+    for number in 0.. {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, mostly: a pause lets some go.
                 tracing::warn!(%error, "a client of the metrics was not accepted");
@@ -121,10 +126,12 @@ async fn accept(listener: TcpListener, source: Arc<impl Source>) {
                 continue;
             }
         };
+        // Whoever comes meanwhile waits in the kernel: the descriptors are the daemon's too.
+        let place = crowd.place(number, peer.ip()).await;
         let source = Arc::clone(&source);
-        tokio::spawn(async move {
-            let _place = place;
+        let task = tokio::spawn(async move {
             let service = service_fn(move |request| {
+                place.asked();
                 let response = answer(&request, &*source);
                 async move { Ok::<_, Infallible>(response) }
             });
@@ -145,6 +152,7 @@ async fn accept(listener: TcpListener, source: Arc<impl Source>) {
                 tracing::debug!(%error, "a client of the metrics went away");
             }
         });
+        Place::served_by(&crowd, number, task.abort_handle());
     }
 }
 

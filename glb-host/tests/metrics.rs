@@ -1,0 +1,94 @@
+//! The metrics under clients that want no metrics.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::{
+    error::Error,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use glb_host::metrics::{self, Source, gauge};
+use prometheus_client::registry::Registry;
+
+struct One;
+
+impl Source for One {
+    fn register(&self, registry: &mut Registry) -> Result<(), Box<dyn Error>> {
+        registry.register("one", "One", gauge(1));
+        Ok(())
+    }
+
+    fn prefix(&self) -> &'static str {
+        "test"
+    }
+}
+
+/// How many hold connections.
+const CROWD: u8 = 160;
+
+/// One who connects, says `words`, and comes again whenever he is sent away.
+fn hang(address: SocketAddr, words: &[u8], enough: &AtomicBool, came: &AtomicU64) {
+    while !enough.load(Ordering::Relaxed) {
+        let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else {
+            continue;
+        };
+        came.fetch_add(1, Ordering::Relaxed);
+        stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        stream.write_all(words).ok();
+        let mut byte = [0];
+        while !enough.load(Ordering::Relaxed) {
+            match stream.read(&mut byte) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                // An answer is read as slowly as can be.
+                Ok(1) => thread::sleep(Duration::from_millis(100)),
+                _ => break,
+            }
+        }
+    }
+}
+
+/// Scrapes as Prometheus does, with a new connection each time and ten seconds of patience.
+fn scrape(address: SocketAddr) -> Result<Duration, String> {
+    let begun = Instant::now();
+    let patience = Duration::from_secs(10);
+    let words = |error: std::io::Error| format!("{error} after {:.1?}", begun.elapsed());
+    let mut stream = TcpStream::connect_timeout(&address, patience).map_err(words)?;
+    stream.set_read_timeout(Some(patience)).map_err(words)?;
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .map_err(words)?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).map_err(words)?;
+    if text.contains("test_one 1") { Ok(begun.elapsed()) } else { Err(text) }
+}
+
+#[test]
+fn a_scrape_gets_through_a_crowd_that_asks_nothing_or_does_not_read() {
+    let listener = metrics::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.local_addr().unwrap();
+    metrics::serve(listener, One).unwrap();
+    let (enough, came) = (AtomicBool::new(false), AtomicU64::new(0));
+    let slowest = thread::scope(|scope| {
+        for number in 0..CROWD {
+            let words: &[u8] = match number % 3 {
+                0 => b"",
+                1 => b"GET /met",
+                _ => b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+            };
+            let (enough, came) = (&enough, &came);
+            scope.spawn(move || hang(address, words, enough, came));
+        }
+        while came.load(Ordering::Relaxed) < u64::from(CROWD) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        // From the crowd's own address, where it is hardest.
+        let slowest: Result<Vec<Duration>, String> = (0..10).map(|_| scrape(address)).collect();
+        enough.store(true, Ordering::Relaxed);
+        slowest
+    });
+    println!("{} connections; scrapes took {slowest:.2?}", came.load(Ordering::Relaxed));
+    slowest.unwrap();
+}
