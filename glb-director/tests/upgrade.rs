@@ -271,7 +271,7 @@ fn of_two_that_start_at_once_one_runs() {
         both[other].says("ready", 0);
         assert!(site.running()[0].is_some());
         let log = both[0].log();
-        assert!(log.contains("another process holds") || log.contains("holds it"), "{log}");
+        assert!(log.contains("holds this folder") || log.contains("holds it"), "{log}");
         assert!(both[other].end(Signal::SIGTERM).success());
         assert!(site.pinned() == [1], "{:?}", site.pinned());
     });

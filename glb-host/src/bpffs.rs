@@ -5,7 +5,7 @@ use std::{
     fs, io,
     os::{
         fd::{AsRawFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     },
     path::{Component, Path, PathBuf},
 };
@@ -76,7 +76,7 @@ pub enum PinFolderError {
     },
     /// Another daemon works with this folder.
     #[error(
-        "`pin = \"{}\"`: another process holds this folder.\n  \
+        "`pin = \"{}\"`: {owner} holds this folder.\n  \
          A daemon that runs there has to be stopped first (the pinned program goes on forwarding); \
          a second daemon needs a folder of its own.",
         folder.display()
@@ -84,6 +84,8 @@ pub enum PinFolderError {
     Locked {
         /// As configured.
         folder: PathBuf,
+        /// Who, as far as the kernel says.
+        owner: String,
     },
 }
 
@@ -105,6 +107,9 @@ fn hint(source: &io::Error, folder: &Path) -> String {
         _ => String::new(),
     }
 }
+
+/// Nobody but the owner may open the folder: whoever can open it can lock it.
+const MODE: u32 = 0o700;
 
 /// A folder on a BPF file system that belongs to one program. A mark inside says to which: what is
 /// in a folder without it is somebody else's and is never touched.
@@ -134,9 +139,29 @@ impl PinFolder {
         if existing == path {
             folder.check_owner(owner, true)?;
         }
-        folder.make(path)?;
+        if let Some(above) = path.parent() {
+            folder.make(above)?;
+        }
+        match fs::DirBuilder::new().mode(MODE).create(path) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(folder.error("make", path, source));
+            }
+            _ => {}
+        }
+        folder.close()?;
         folder.make(&folder.mark(owner))?;
         Ok(folder)
+    }
+
+    /// Closes a folder to strangers that was made by somebody else, or by a former release.
+    fn close(&self) -> Result<(), PinFolderError> {
+        let found =
+            fs::metadata(&self.path).map_err(|source| self.error("look at", &self.path, source))?;
+        if found.mode() & 0o7777 == MODE {
+            return Ok(());
+        }
+        fs::set_permissions(&self.path, fs::Permissions::from_mode(MODE))
+            .map_err(|source| self.error("set the mode of", &self.path, source))
     }
 
     /// Whether `create` would find no fault with the folder; makes nothing.
@@ -311,8 +336,10 @@ impl PinFolder {
                 tracing::debug!(folder = %self.path.display(), fd = lock.as_raw_fd(), "pin folder locked");
                 Ok(PinLock(lock))
             }
-            Err((_, Errno::EWOULDBLOCK)) => {
-                Err(PinFolderError::Locked { folder: self.path.clone() })
+            Err((folder, Errno::EWOULDBLOCK)) => {
+                drop(folder);
+                let owner = lock_owner(&self.path);
+                Err(PinFolderError::Locked { folder: self.path.clone(), owner })
             }
             Err((_, errno)) => Err(self.error("lock", &self.path, errno.into())),
         }
@@ -333,6 +360,22 @@ impl PinFolder {
     fn error(&self, action: &'static str, path: &Path, source: io::Error) -> PinFolderError {
         PinFolderError::Io { folder: self.path.clone(), action, path: path.to_owned(), source }
     }
+}
+
+/// Who holds the lock of this folder, in words. The kernel says so to whoever lives in the same process
+/// namespace.
+fn lock_owner(folder: &Path) -> String {
+    let ours = fs::metadata(folder).map(|found| format!(":{}", found.ino()));
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let holder = ours.ok().and_then(|ours| {
+        // "1: FLOCK  ADVISORY  WRITE 4711 00:1f:23 0 EOF"
+        let mut lines = locks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let line = lines.find(|line| {
+            line.get(1) == Some(&"FLOCK") && line.get(5).is_some_and(|file| file.ends_with(&ours))
+        })?;
+        line.get(4).filter(|id| **id != "0").map(|id| (*id).to_owned())
+    });
+    crate::process_in_words(&holder.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -374,6 +417,23 @@ mod tests {
             PinFolder::create(own.path(), "me").unwrap();
             PinFolder::open(own.path(), "me").unwrap().unwrap().remove_all().unwrap();
             assert!(PinFolder::open(own.path(), "me").unwrap().is_none());
+        });
+    }
+
+    #[test]
+    fn strangers_cannot_lock_it() {
+        beside(|root| {
+            let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+            let folder = PinFolder::create(&root.join("new"), "me").unwrap();
+            assert_eq!(mode(folder.path()), 0o700);
+            // Of a former release, or of an administrator who meant well.
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+            let folder = PinFolder::create(folder.path(), "me").unwrap();
+            assert_eq!(mode(folder.path()), 0o700);
+            let _lock = folder.lock().unwrap();
+            let error = folder.lock().unwrap_err().to_string();
+            let id = format!("process {} (", std::process::id());
+            assert!(error.contains(&id), "{error}");
         });
     }
 

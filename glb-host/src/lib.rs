@@ -55,6 +55,17 @@ pub fn pin(object: &impl std::os::fd::AsFd, path: &std::path::Path) -> std::io::
     sys::pin(object.as_fd(), path)
 }
 
+/// A process in words, by its id as text; empty if that is not known.
+pub(crate) fn process_in_words(id: &str) -> String {
+    if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_digit()) {
+        return "another process".into();
+    }
+    match std::fs::read_to_string(format!("/proc/{id}/comm")) {
+        Ok(name) => format!("process {id} ({})", name.trim()),
+        Err(_) => format!("process {id}"),
+    }
+}
+
 /// An error with those of its causes that it does not name itself.
 #[must_use]
 pub fn with_causes(error: &anyhow::Error) -> String {

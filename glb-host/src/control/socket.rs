@@ -208,21 +208,11 @@ fn lock(path: &Path) -> Result<Flock<File>, SocketError> {
                 .ok();
             Ok(lock)
         }
-        Err((_, Errno::EWOULDBLOCK)) => {
-            Err(SocketError::Taken { path: path.to_owned(), owner: process(owner.trim()) })
-        }
+        Err((_, Errno::EWOULDBLOCK)) => Err(SocketError::Taken {
+            path: path.to_owned(),
+            owner: crate::process_in_words(owner.trim()),
+        }),
         Err((_, errno)) => Err(error("lock", errno.into())),
-    }
-}
-
-/// A process in words, by its id.
-fn process(id: &str) -> String {
-    if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_digit()) {
-        return "another process".into();
-    }
-    match fs::read_to_string(format!("/proc/{id}/comm")) {
-        Ok(name) => format!("process {id} ({})", name.trim()),
-        Err(_) => format!("process {id}"),
     }
 }
 
