@@ -117,6 +117,7 @@ fn a_restart_takes_over_what_runs_and_keeps_the_way_back() {
         assert!(daemon.end(Signal::SIGTERM).success());
         assert!(site.run("detach", &[]).0);
         assert!(!site.pins.exists());
+        holders_only(&site);
     });
 }
 
@@ -244,6 +245,27 @@ fn problems(status: &serde_json::Value) -> Vec<&str> {
     problems.iter().map(|problem| problem["name"].as_str().unwrap()).collect()
 }
 
+/// Tables, and so keys, are not kept of what is not there any more.
+fn holders_only(site: &Site) {
+    let state = site.at("state");
+    assert_eq!(files_below(&state), [state.join("holders"), state.join("pin")]);
+}
+
+#[test]
+fn where_there_is_no_way_back_nothing_has_failed() {
+    alone(|site| {
+        site.write(&table("t", 80, &ALL));
+        let mut daemon = site.start();
+        let (well, text) = site.run("rollback", &[]);
+        assert!(!well && text.contains("no previous generation"), "{text}");
+        let status = site.json("status", &[]);
+        assert_eq!(status["failed_reloads"].as_u64(), Some(0), "{status}");
+        assert!(problems(&status).is_empty(), "{status}");
+        assert_eq!(status["phase"], "running", "{status}");
+        assert!(daemon.end(Signal::SIGTERM).success());
+    });
+}
+
 #[test]
 fn sigterm_detaches_if_it_is_told_to() {
     alone(|site| {
@@ -254,5 +276,6 @@ fn sigterm_detaches_if_it_is_told_to() {
         assert!(daemon.end(Signal::SIGTERM).success());
         assert!(!site.pins.exists(), "{:?}", files_below(&site.pins));
         assert!(daemon.log().contains("ended and detached"), "{}", daemon.log());
+        holders_only(&site);
     });
 }

@@ -287,6 +287,7 @@ impl Director<'_> {
     pub(super) fn keep_up(&mut self) {
         let Making { safety, store, .. } = &mut self.making;
         safety.flush(store);
+        store.retry();
     }
 
     /// Attaches to interfaces that were away and are there (again).
@@ -303,11 +304,15 @@ impl Director<'_> {
             Err(error) => return warn!(%error, "cannot see what is attached"),
         };
         for interface in missing {
-            let attached =
-                self.current.generation.program().map_err(Error::from).and_then(|program| {
-                    let pin = generations::link_pin(pins, &interface);
-                    Ok(xdp_link::attach(program, &interface, &pin, config.mode)?)
-                });
+            // Whoever watches sees this interface's packets too.
+            let program = match self.watcher.as_mut().and_then(Watcher::lens) {
+                Some(lens) => lens.program(),
+                None => self.current.generation.program(),
+            };
+            let attached = program.map_err(Error::from).and_then(|program| {
+                let pin = generations::link_pin(pins, &interface);
+                Ok(xdp_link::attach(program, &interface, &pin, config.mode)?)
+            });
             match attached {
                 Ok(_) => {
                     self.away.remove(&interface);

@@ -147,10 +147,19 @@ pub async fn run(config: &Config) -> Result<(), Error> {
             let pins = &director.making.pins;
             let names = generations::detach_all_but(pins, &[])?;
             pins.remove_all()?;
+            director.making.store.detached();
             info!(interfaces = names.join(","), "ended and detached (`on_stop = \"detach\"`)");
         }
     }
     Ok(())
+}
+
+/// Nothing of this director is attached or pinned any more: its state folder forgets the tables, which
+/// hold keys. Who may hold flows stays.
+pub fn detached(config: &Config) {
+    if config.state.is_dir() {
+        store::Store::open(&config.state, &config.pin).detached();
+    }
 }
 
 /// Waits until the kernel tells of some interface.
@@ -222,6 +231,11 @@ fn tell(
         Ok(Some(done)) => {
             state.reloaded(begun.elapsed(), Ok(done.clone()));
             Ok(done)
+        }
+        // Nothing was tried, so nothing failed.
+        Err(error @ Error::NoPrevious) => {
+            state.nothing_to_do();
+            Err(error.to_string())
         }
         Err(error) => {
             if matches!(error, Error::Unsafe { .. }) {

@@ -139,7 +139,7 @@ impl Safety {
         let mut bytes = serde_json::to_vec(&Kept::now()).unwrap_or_default();
         bytes.push(b'\n');
         bytes.extend(self.memory.to_bytes());
-        store.keep_holders(&bytes);
+        store.keep_holders(bytes);
         self.not_before = Instant::now() + SHARE * begun.elapsed();
     }
 }

@@ -2,6 +2,7 @@
 //! a table was rolled back. Without a disk it goes on and says so; what is damaged is said and left.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -32,52 +33,54 @@ pub(super) struct Record {
 #[derive(Debug)]
 pub(super) struct Store {
     folder: PathBuf,
+    /// What the folder says of whose it is.
+    owner: String,
+    /// What could not be written yet, by the files' names.
+    owed: BTreeMap<String, Vec<u8>>,
     is_well: bool,
     /// It is another director's: nothing is read there, and nothing written.
     is_foreign: bool,
 }
 
+/// Holds the owner.
+const OWNER: &str = "pin";
+
 impl Store {
     /// Opens the folder for the daemon that pins at `pin`.
     pub(super) fn open(folder: &Path, pin: &Path) -> Self {
-        let mut store = Self { folder: folder.to_owned(), is_well: true, is_foreign: false };
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        let owner = folder.join("pin");
-        let opened = made.and_then(|()| match fs::read_to_string(&owner) {
-            Ok(other) if Path::new(other.trim_end()) != pin => {
+        let mut store = Self {
+            folder: folder.to_owned(),
+            owner: format!("{}\n", pin.display()),
+            owed: BTreeMap::new(),
+            is_well: true,
+            is_foreign: false,
+        };
+        match fs::read_to_string(folder.join(OWNER)) {
+            Ok(other) if other != store.owner => {
                 store.is_foreign = true;
-                Err(io::Error::other(format!(
+                store.is_ill(&io::Error::other(format!(
                     "it belongs to a director with `pin = \"{}\"`; give each one a `state` of its own",
                     other.trim_end()
-                )))
+                )));
             }
-            Ok(_) => Ok(()),
-            Err(_) => write(&owner, format!("{}\n", pin.display()).as_bytes()),
-        });
-        store.tell("open", opened);
+            Ok(_) => {}
+            Err(_) => store.put(OWNER, store.owner.clone().into_bytes()),
+        }
         store
     }
 
-    /// Says once that the disk fails, and once that it does no more.
-    fn tell(&mut self, what: &str, result: io::Result<()>) {
-        match result {
-            Err(error) if self.is_well => {
-                self.is_well = false;
-                warn!(
-                    folder = %self.folder.display(), %error,
-                    "cannot {what} the state folder: forwarding is not touched by that, but \
-                     who may hold flows, and what `rollback` leads to, will not outlive this process"
-                );
-            }
-            Ok(()) if !self.is_well && what != "open" => {
-                self.is_well = true;
-                info!(folder = %self.folder.display(), "the state folder is in order again");
-            }
-            _ => {}
+    /// Says once that the disk fails.
+    fn is_ill(&mut self, error: &io::Error) {
+        if std::mem::replace(&mut self.is_well, false) {
+            warn!(
+                folder = %self.folder.display(), %error,
+                "cannot write to the state folder: forwarding is not touched by that, but who may hold \
+                 flows, and what `rollback` leads to, will not outlive this process; it is tried again"
+            );
         }
     }
 
-    fn put(&mut self, name: &str, bytes: &[u8]) {
+    fn put(&mut self, name: &str, bytes: Vec<u8>) {
         if self.is_foreign {
             return;
         }
@@ -85,8 +88,37 @@ impl Store {
             .recursive(true)
             .mode(0o700)
             .create(&self.folder)
-            .and_then(|()| write(&self.folder.join(name), bytes));
-        self.tell("write to", result);
+            .and_then(|()| write(&self.folder.join(name), &bytes));
+        match result {
+            Ok(()) => {
+                self.owed.remove(name);
+                // Of a full disk some of what is small still finds room: all must be there.
+                if self.owed.is_empty() && !std::mem::replace(&mut self.is_well, true) {
+                    info!(folder = %self.folder.display(), "the state folder is in order again");
+                }
+            }
+            Err(error) => {
+                self.owed.insert(name.to_owned(), bytes);
+                self.is_ill(&error);
+            }
+        }
+    }
+
+    /// Tries again what could not be written.
+    pub(super) fn retry(&mut self) {
+        if self.is_well || self.is_foreign {
+            return;
+        }
+        if self.owed.is_empty() {
+            // What was owed is not wanted any more; whether the disk is well again is to be seen.
+            self.owed.insert(OWNER.to_owned(), self.owner.clone().into_bytes());
+        }
+        while let Some((name, bytes)) = self.owed.pop_first() {
+            self.put(&name, bytes);
+            if self.owed.contains_key(&name) {
+                break;
+            }
+        }
     }
 
     fn get(&self, name: &str) -> Option<Vec<u8>> {
@@ -104,10 +136,11 @@ impl Store {
         }
     }
 
-    fn remove(&self, name: &str) {
+    fn remove(&mut self, name: &str) {
         if self.is_foreign {
             return;
         }
+        self.owed.remove(name);
         let path = self.folder.join(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -120,7 +153,7 @@ impl Store {
     /// Keeps a generation's table.
     pub(super) fn keep(&mut self, record: &Record) {
         let bytes = serde_json::to_vec(record).unwrap_or_default();
-        self.put(&name(record.number), &bytes);
+        self.put(&name(record.number), bytes);
     }
 
     /// The table of a generation, if it was kept.
@@ -137,21 +170,32 @@ impl Store {
     }
 
     /// Forgets all generations but these.
-    pub(super) fn forget_all_but(&self, numbers: &[u64]) {
-        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            let file = entry.file_name();
-            let Some(file) = file.to_str() else { continue };
+    pub(super) fn forget_all_but(&mut self, numbers: &[u64]) {
+        let is_stale = |file: &str| {
             let of = file.strip_prefix("generation-").and_then(|rest| rest.strip_suffix(".json"));
             let number = of.and_then(|number| number.parse().ok());
-            let left_over = file.ends_with(".new");
-            if left_over || number.is_some_and(|number| !numbers.contains(&number)) {
+            file.ends_with(".new") || number.is_some_and(|number| !numbers.contains(&number))
+        };
+        self.owed.retain(|file, _| !is_stale(file));
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            if let Some(file) = entry.file_name().to_str()
+                && is_stale(file)
+            {
                 self.remove(file);
             }
         }
     }
 
+    /// Nothing is pinned any more: forgets what was kept of it, which holds keys. Who may hold flows is
+    /// kept.
+    pub(super) fn detached(&mut self) {
+        self.forget_all_but(&[]);
+        self.remove("in-force");
+        self.remove("rolled-back");
+    }
+
     /// Keeps who may hold flows.
-    pub(super) fn keep_holders(&mut self, bytes: &[u8]) {
+    pub(super) fn keep_holders(&mut self, bytes: Vec<u8>) {
         self.put("holders", bytes);
     }
 
@@ -168,7 +212,7 @@ impl Store {
     /// Keeps which generation is in force, and which one is the way back.
     pub(super) fn keep_pair(&mut self, current: u64, previous: Option<u64>) {
         let bytes = serde_json::to_vec(&(current, previous)).unwrap_or_default();
-        self.put("in-force", &bytes);
+        self.put("in-force", bytes);
     }
 
     /// Which generation was in force, and which one the way back.
@@ -179,7 +223,7 @@ impl Store {
     /// Keeps which table file was rolled back.
     pub(super) fn keep_rolled_back(&mut self, sum: Option<Sum>) {
         match sum {
-            Some(sum) => self.put("rolled-back", glb_table::hex(&sum).as_bytes()),
+            Some(sum) => self.put("rolled-back", glb_table::hex(&sum).into_bytes()),
             None => self.remove("rolled-back"),
         }
     }
@@ -239,7 +283,7 @@ mod tests {
         for number in [1, 2, 11] {
             store.keep(&record(number));
         }
-        store.keep_holders(b"holders");
+        store.keep_holders(b"holders".to_vec());
         store.keep_rolled_back(Some([0xa5; 32]));
         let mut store = Store::open(&at, Path::new("/pin"));
         assert_eq!(store.record(2), Some(record(2)));
@@ -256,6 +300,14 @@ mod tests {
         fs::write(&file, "{\"number\": 11").unwrap();
         fs::write(at.join("rolled-back"), "a5").unwrap();
         assert_eq!((store.record(11), store.rolled_back()), (None, None));
+        // Detached: what holds keys goes, and who may hold flows stays.
+        store.keep(&record(11));
+        store.keep_pair(11, None);
+        store.detached();
+        let mut left: Vec<_> =
+            fs::read_dir(&at).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["holders", "pin"]);
     }
 
     #[test]
@@ -267,8 +319,37 @@ mod tests {
         // And is in order again when the disk is.
         let folder = tempfile::tempdir().unwrap();
         store.folder = folder.path().to_owned();
-        store.keep(&record(1));
+        store.retry();
+        assert!(store.is_well && store.owed.is_empty());
+        assert_eq!(store.record(1), Some(record(1)));
+    }
+
+    #[test]
+    fn a_disk_is_in_order_when_all_is_there_that_should_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path(), Path::new("/pin"));
+        // A folder in its place: this one file cannot be written.
+        fs::create_dir(folder.path().join("holders")).unwrap();
+        store.keep_holders(b"many".to_vec());
+        assert!(!store.is_well);
+        for number in 1..4 {
+            store.keep(&record(number));
+            store.keep_pair(number, None);
+            store.retry();
+            assert!(!store.is_well);
+        }
+        fs::remove_dir(folder.path().join("holders")).unwrap();
+        store.retry();
         assert!(store.is_well);
+        assert_eq!(store.holders(), Some(b"many".to_vec()));
+        // What is not wanted any more is not owed either.
+        fs::create_dir(folder.path().join("generation-9.json")).unwrap();
+        store.keep(&record(9));
+        assert!(!store.is_well);
+        fs::remove_dir(folder.path().join("generation-9.json")).unwrap();
+        store.forget_all_but(&[1]);
+        store.retry();
+        assert!(store.is_well && store.record(9).is_none());
     }
 
     #[test]

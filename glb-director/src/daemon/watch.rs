@@ -25,6 +25,13 @@ pub(super) struct Watcher {
     lens: Option<Lens>,
 }
 
+impl Watcher {
+    /// The program that stands before the generation in force now.
+    pub(super) fn lens(&mut self) -> Option<&mut Lens> {
+        self.lens.as_mut()
+    }
+}
+
 impl Director<'_> {
     /// Has the program show its decisions, or tells who asked why not.
     pub(super) fn begin_to_show(&mut self, call: Call<Command>) {
