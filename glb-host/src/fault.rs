@@ -14,7 +14,7 @@ pub const VARIABLE: &str = "GLB_FAULT_FILE";
 pub fn point(name: &str) -> io::Result<()> {
     #[cfg(debug_assertions)]
     if let Some(file) = std::env::var_os(VARIABLE) {
-        let wish = std::fs::read_to_string(file).unwrap_or_default();
+        let wish = std::fs::read_to_string(&file).unwrap_or_default();
         match wish.trim().split_once(' ') {
             Some(("kill", wanted)) if wanted == name => {
                 nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).ok();
@@ -24,6 +24,12 @@ pub fn point(name: &str) -> io::Result<()> {
             }
             Some(("wait", wanted)) if wanted == name => {
                 std::thread::sleep(std::time::Duration::from_secs(1));
+            }
+            // As long as the test wants.
+            Some(("hold", wanted)) if wanted == name => {
+                while std::fs::read_to_string(&file).is_ok_and(|now| now == wish) {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
             }
             _ => {}
         }

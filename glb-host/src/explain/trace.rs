@@ -80,6 +80,17 @@ pub struct Showing {
     pub folder: PathBuf,
 }
 
+impl Showing {
+    /// Whether the daemon has turned away from it, as far as its pins say: they are gone, and the
+    /// daemon's others are not.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        let is_there = |path: &Path| path.try_exists().ok();
+        let pins = self.folder.ancestors().nth(2);
+        is_there(&self.folder) == Some(false) && pins.and_then(is_there) == Some(true)
+    }
+}
+
 /// Why nothing is shown any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -26,6 +26,7 @@ use crate::{
     capture_file::{CaptureError, CaptureWriter, Captured},
     control::{Answers, Client, ClientError},
     duration::duration,
+    fault,
     load::LoadError,
 };
 
@@ -217,8 +218,21 @@ fn watch(
     let mut left = args.count.unwrap_or(u64::MAX);
     let mut sum = Tally::default();
     loop {
-        decoder.turn_to(&showing)?;
-        let mut events = Events::open(&showing.folder)?;
+        fault::point("showing").map_err(|source| WatchError::Io { action: "a test", source })?;
+        let opened = decoder.turn_to(&showing).and_then(|()| Events::open(&showing.folder));
+        let mut events = match opened {
+            Ok(events) => events,
+            Err(error) => match instead(&answers, &showing, &stop).ok_or(error)? {
+                Told::Showing(next) => {
+                    showing = next;
+                    continue;
+                }
+                Told::Over(result) => {
+                    say_sum(&sum);
+                    return result.map_err(Into::into);
+                }
+            },
+        };
         let mut told = None;
         let next = loop {
             // Asked before the buffer is emptied: what was decided before the daemon turned to
@@ -264,6 +278,25 @@ fn watch(
                 say_tally(&sum, &events);
                 return Ok(());
             }
+        }
+    }
+}
+
+/// What the daemon says next, if it had turned away from `showing` before that could be opened; nothing
+/// if it has not, so that something else is wrong with it.
+fn instead(answers: &Receiver<Told>, showing: &Showing, stop: &AtomicBool) -> Option<Told> {
+    let mut looks = 0;
+    loop {
+        match answers.recv_timeout(LOOK_AGAIN) {
+            Ok(told) => return Some(told),
+            Err(RecvTimeoutError::Disconnected) => return Some(Told::Over(Ok(()))),
+            Err(RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => {
+                return Some(Told::Over(Ok(())));
+            }
+            // It is about to say where it shows them next, or that it does no more.
+            Err(RecvTimeoutError::Timeout) if showing.is_over() => {}
+            Err(RecvTimeoutError::Timeout) if looks < 10 => looks += 1,
+            Err(RecvTimeoutError::Timeout) => return None,
         }
     }
 }
@@ -315,6 +348,10 @@ fn add(sum: &mut Tally, events: &Events) {
 fn say_tally(sum: &Tally, events: &Events) {
     let mut sum = *sum;
     add(&mut sum, events);
+    say_sum(&sum);
+}
+
+fn say_sum(sum: &Tally) {
     let mut left_out = Vec::new();
     for (count, why) in [
         (sum.not_in_sample, "not in the sample"),
