@@ -1,6 +1,9 @@
-//! What the packet path costs, as ratios to a floor that is measured in the same run.
+//! What the packet path costs, as ratios to a floor that is measured in the same run; and what the
+//! daemons take.
 
+mod failover;
 mod harness;
+mod health;
 mod packet;
 mod redirect;
 mod reload;
@@ -36,6 +39,10 @@ enum Command {
     },
     /// One connection's throughput through the tunnel, and its ratio to the same connection without.
     Tunnel(tunnel::Arguments),
+    /// The health checker: from a backend's death to the new generation in force at the director.
+    Failover(failover::Arguments),
+    /// The health checker: its share of a core and its memory for many targets.
+    Health(health::Arguments),
     /// Building tables: milliseconds, and ratios to GLB's own tool.
     Table(table::Arguments),
 }
@@ -46,6 +53,8 @@ fn main() -> anyhow::Result<()> {
         Command::Redirect(arguments) => redirect::run(&arguments),
         Command::Reload(arguments) => reload::run(&arguments),
         Command::Director { config } => reload::director(&config),
+        Command::Failover(arguments) => failover::run(&arguments),
+        Command::Health(arguments) => health::run(&arguments),
         Command::Table(arguments) => table::run(&arguments),
         Command::Tunnel(arguments) => tunnel::run(&arguments),
     }

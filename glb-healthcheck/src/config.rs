@@ -1,12 +1,16 @@
 //! The health checker's configuration file.
 
 use std::{
-    fs, io,
+    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use glb_host::{
+    config_file::{self, FileError},
+    control::{self, RawControl},
+};
 use glb_table::Form;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
@@ -20,6 +24,7 @@ struct Raw {
     source: PathBuf,
     checked: PathBuf,
     reload_command: Option<String>,
+    director: Option<PathBuf>,
     #[serde(default = "ten_seconds")]
     reload_timeout_ms: u64,
     #[serde(default)]
@@ -29,13 +34,40 @@ struct Raw {
     forgive_ms: Option<u64>,
     settle_ms: Option<u64>,
     write_gap_ms: Option<u64>,
-    control: Option<Vec<String>>,
-    control_interval_ms: Option<u64>,
-    control_timeout_ms: Option<u64>,
+    control_targets: Option<Vec<String>>,
+    control_target_interval_ms: Option<u64>,
+    control_target_timeout_ms: Option<u64>,
     mass_percent: Option<u8>,
     min_healthy: Option<Json>,
-    socket: Option<PathBuf>,
-    listen: Option<SocketAddr>,
+    #[serde(default)]
+    control: RawControl,
+    metrics: Option<SocketAddr>,
+}
+
+impl Raw {
+    /// These files, and nothing else said.
+    fn of(source: PathBuf, checked: PathBuf) -> Self {
+        Self {
+            source,
+            checked,
+            reload_command: None,
+            director: None,
+            reload_timeout_ms: ten_seconds(),
+            defaults: Map::new(),
+            hold_down_ms: None,
+            hold_down_max_ms: None,
+            forgive_ms: None,
+            settle_ms: None,
+            write_gap_ms: None,
+            control_targets: None,
+            control_target_interval_ms: None,
+            control_target_timeout_ms: None,
+            mass_percent: None,
+            min_healthy: None,
+            control: RawControl::default(),
+            metrics: None,
+        }
+    }
 }
 
 fn ten_seconds() -> u64 {
@@ -64,25 +96,34 @@ pub struct Config {
     pub source: PathBuf,
     /// The table with what is found, for the director.
     pub checked: PathBuf,
-    /// Run by `/bin/sh -c` after each write.
-    pub reload_command: Option<String>,
-    /// How long it may take.
+    /// How the director is told of a write; by nothing if it watches the file itself.
+    pub tell: Option<Tell>,
+    /// How long that may take.
     pub reload_timeout: Duration,
     /// The pace of checks that say nothing else.
     pub defaults: Pace,
     /// Hold-down, cut-off and writing.
     pub options: Options,
     /// Who tells whether this checker is connected.
-    pub control: ControlConfig,
-    /// Where `status` asks.
-    pub socket: PathBuf,
+    pub control_targets: ControlTargets,
+    /// The socket where `status` asks.
+    pub control: control::Control,
     /// Where metrics and status are told over HTTP, if anywhere.
-    pub listen: Option<SocketAddr>,
+    pub metrics: Option<SocketAddr>,
+}
+
+/// How the director is told that there is a new table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tell {
+    /// A command, run by `/bin/sh -c`.
+    Command(String),
+    /// The director is asked at its control socket to reload.
+    Director(PathBuf),
 }
 
 /// Who tells whether this checker is connected, and how often it is asked.
 #[derive(Clone, Debug)]
-pub struct ControlConfig {
+pub struct ControlTargets {
     /// Named ones; None for the default gateways.
     pub targets: Option<Vec<Control>>,
     /// From one probe to the next.
@@ -94,22 +135,9 @@ pub struct ControlConfig {
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file could not be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The file is not TOML, or a field is wrong.
-    #[error("{}: {source}", path.display())]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Where and what.
-        source: Box<toml::de::Error>,
-    },
+    /// The file could not be read, is not TOML, or a field is wrong.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The file is JSON but not GLB's.
     #[error(
         "{}: {source}; GLB's file is {{\"forwarding_table\": {{\"src\": …, \"dst\": …}}, \"reload_command\": …}}",
@@ -141,9 +169,7 @@ impl Config {
     /// # Errors
     /// When it cannot be read or says something wrong.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, path)
+        Self::parse(&config_file::text(path)?, path)
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
@@ -151,30 +177,13 @@ impl Config {
             let glb: Glb = serde_json::from_str(text)
                 .map_err(|source| ConfigError::Glb { path: path.to_owned(), source })?;
             Raw {
-                source: glb.forwarding_table.src,
-                checked: glb.forwarding_table.dst,
                 reload_command: glb.reload_command,
-                reload_timeout_ms: ten_seconds(),
-                defaults: Map::new(),
-                hold_down_ms: None,
-                hold_down_max_ms: None,
-                forgive_ms: None,
-                settle_ms: None,
-                write_gap_ms: None,
-                control: None,
-                control_interval_ms: None,
-                control_timeout_ms: None,
-                mass_percent: None,
-                min_healthy: None,
-                socket: None,
                 // Where GLB's checker tells its results.
-                listen: Some(SocketAddr::from(([127, 0, 0, 1], 19520))),
+                metrics: Some(SocketAddr::from(([127, 0, 0, 1], 19520))),
+                ..Raw::of(glb.forwarding_table.src, glb.forwarding_table.dst)
             }
         } else {
-            toml::from_str(text).map_err(|source| ConfigError::Syntax {
-                path: path.to_owned(),
-                source: Box::new(source),
-            })?
+            config_file::parse(text, path)?
         };
         Self::check(raw, path)
     }
@@ -202,6 +211,15 @@ impl Config {
             let fix = "give a command, or leave the key out";
             return Err(wrong("reload_command", format!("{command:?}"), fix));
         }
+        let tell = match (raw.reload_command, raw.director) {
+            (Some(_), Some(socket)) => {
+                let fix = "there is a `reload_command` too: keep one of them";
+                return Err(wrong("director", format!("{:?}", socket.display().to_string()), fix));
+            }
+            (Some(command), None) => Some(Tell::Command(command)),
+            (None, Some(socket)) => Some(Tell::Director(folder.join(socket))),
+            (None, None) => None,
+        };
         let mut defaults = Pace::default();
         defaults.refine(&raw.defaults).map_err(|(key, problem)| {
             let value = raw.defaults.get(&key).map(ToString::to_string).unwrap_or_default();
@@ -236,18 +254,20 @@ impl Config {
             options.floor =
                 floor(given).ok_or_else(|| wrong("min_healthy", given.to_string(), help))?;
         }
-        let control = ControlConfig {
-            targets: match &raw.control {
+        let control_targets = ControlTargets {
+            targets: match &raw.control_targets {
                 None => None,
                 Some(names) => Some(controls(names).map_err(|name| {
                     let help = "give addresses (\"10.0.0.1\"), addresses with a port \
                                 (\"10.0.0.1:22\"), or leave the key out for the gateway";
-                    wrong("control", format!("{name:?}"), help)
+                    wrong("control_targets", format!("{name:?}"), help)
                 })?),
             },
-            interval: Duration::from_millis(raw.control_interval_ms.unwrap_or(250).max(10)),
-            timeout: Duration::from_millis(raw.control_timeout_ms.unwrap_or(400).max(1)),
+            interval: Duration::from_millis(raw.control_target_interval_ms.unwrap_or(250).max(10)),
+            timeout: Duration::from_millis(raw.control_target_timeout_ms.unwrap_or(400).max(1)),
         };
+        let control = raw.control.check(folder, "/run/glb-healthcheck/control.sock");
+        let control = control.map_err(|(key, value, fix)| wrong(key, value, fix))?;
         if options.hold_max < options.hold {
             let value = options.hold_max.as_millis().to_string();
             return Err(wrong("hold_down_max_ms", value, "must not be below hold_down_ms"));
@@ -256,18 +276,16 @@ impl Config {
             path: path.to_owned(),
             source,
             checked,
-            reload_command: raw.reload_command,
+            tell,
             reload_timeout: Duration::from_millis(raw.reload_timeout_ms),
             defaults,
             options,
+            control_targets,
             control,
-            socket: folder.join(raw.socket.unwrap_or_else(|| DEFAULT_SOCKET.into())),
-            listen: raw.listen,
+            metrics: raw.metrics,
         })
     }
 }
-
-const DEFAULT_SOCKET: &str = "/run/glb-healthcheck.sock";
 
 fn floor(given: &Json) -> Option<Floor> {
     match given {
@@ -323,7 +341,8 @@ mod tests {
             "dst": "/etc/glb/forwarding_table.checked.json"}, "reload_command": "true"}"#;
         let config = parse(text).unwrap();
         assert_eq!(config.source, Path::new("/etc/glb/forwarding_table.src.json"));
-        assert_eq!(config.reload_command.as_deref(), Some("true"));
+        assert_eq!(config.tell, Some(Tell::Command("true".into())));
+        assert_eq!(config.metrics, Some("127.0.0.1:19520".parse().unwrap()));
         assert_eq!(config.defaults, Pace::default());
     }
 
@@ -343,7 +362,18 @@ mod tests {
                 "source = \"t\"\nchecked = \"c\"\n[defaults]\nrize = 1",
                 vec!["defaults.rize = 1", "known are"],
             ),
-            ("source = \"t\"\nchecked = \"c\"\ncontrol = [\"x\"]", vec!["control", "\"x\""]),
+            (
+                "source = \"t\"\nchecked = \"c\"\ncontrol_targets = [\"x\"]",
+                vec!["control_targets", "\"x\""],
+            ),
+            (
+                "source = \"t\"\nchecked = \"c\"\ndirector = \"d\"\nreload_command = \"r\"",
+                vec!["director = \"d\"", "keep one"],
+            ),
+            (
+                "source = \"t\"\nchecked = \"c\"\nchekced = \"c\"",
+                vec!["line 3", "did you mean `checked`"],
+            ),
             ("source = \"t\"\nchecked = \"c\"\nmin_healthy = \"3\"", vec!["min_healthy", "30%"]),
             ("source = \"t\"\nchecked = \"c\"\nmass_percent = 0", vec!["mass_percent = 0"]),
             ("{\"forwarding_table\": {}}", vec!["healthcheck.toml", "src"]),

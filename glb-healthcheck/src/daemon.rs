@@ -9,11 +9,14 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use glb_host::{
+    metrics::{self, MetricsError},
+    service::{self, Watchdog},
+};
 use glb_table::checked::Finding;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::LocalSet,
     time::{Instant, sleep_until},
 };
@@ -21,14 +24,15 @@ use tracing::{error, info, warn};
 
 use crate::{
     Moment,
+    channel::{self, ChannelError, Command, Question},
     check::{Pace, Target},
     config::Config,
     engine::{Decision, Engine, Event, Job, Known, Source, Transition},
     judge::Standing,
-    metrics::Metrics,
+    metrics::{Metered, Metrics},
     probe::{self, EchoError, Outcome, Tools, ToolsError},
     publish::{Publisher, SharedRecord},
-    status::{self, Question, Snapshot, StatusError},
+    status::Snapshot,
     wanted::{self, WantedError},
 };
 
@@ -50,14 +54,17 @@ pub enum Error {
         source: ToolsError,
     },
     /// Control targets.
-    #[error("`control`: {0}")]
+    #[error("`control_targets`: {0}")]
     Control(EchoError),
     /// Signals.
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),
-    /// The status.
+    /// The control channel.
     #[error(transparent)]
-    Status(#[from] StatusError),
+    Channel(#[from] ChannelError),
+    /// The port of the metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
 }
 
 /// A source and what its probes need.
@@ -108,13 +115,18 @@ async fn watch_over(config: &Config) -> Result<(), Error> {
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
 
+    // What is in use already is found before anything is asked of anybody.
+    let listener = config.metrics.map(metrics::bind).transpose()?;
+    let (questions, mut asked) = mpsc::channel(channel::WAITING);
+    let _server = channel::open(&config.control, questions.clone())?;
     let Loaded { source, tools } = load(&config.source, &config.defaults, None).await?;
-    raise_file_limit();
-    let (questions, mut asked) = mpsc::channel(16);
-    status::serve(&config.socket, config.listen, questions).await?;
+    let metrics = Metrics::default();
+    if let Some(listener) = listener {
+        metrics::serve(listener, Metered { metrics: metrics.clone(), questions })?;
+    }
     let (results, mut done) = mpsc::unbounded_channel();
     let began = Instant::now();
-    let controls = control::start(&config.control, &results, began)?;
+    let controls = control::start(&config.control_targets, &results, began)?;
     let engine = Engine::new(
         config.options.clone(),
         source,
@@ -126,35 +138,26 @@ async fn watch_over(config: &Config) -> Result<(), Error> {
     let record = SharedRecord::default();
     let publisher = Publisher {
         checked: config.checked.clone(),
-        command: config.reload_command.clone(),
+        tell: config.tell.clone(),
         timeout: config.reload_timeout,
         record: record.clone(),
     };
     let (decisions, newest) = watch::channel(None);
-    let publishing = tokio::task::spawn_local(publisher.run(newest));
-    let mut checker = Checker {
-        began,
-        engine,
-        tools,
-        results,
-        metrics: Metrics::default(),
-        record,
-        controls: controls.names,
-    };
+    let (published, mut is_published) = oneshot::channel();
+    let publishing = tokio::task::spawn_local(publisher.run(newest, published));
+    let mut checker =
+        Checker { began, engine, tools, results, metrics, record, controls: controls.names };
     info!(
         targets = checker.engine.targets().count(),
         source = %config.source.display(),
         checked = %config.checked.display(),
         "checking"
     );
+    service::status("checking each target for the first time");
+    let mut watchdog = Watchdog::from_environment();
     let mut ready = false;
     loop {
         if let Some(decision) = checker.turn() {
-            if !ready {
-                ready = true;
-                let targets = checker.engine.targets().count();
-                info!(targets, "ready: each target has been checked");
-            }
             decisions.send_replace(Some(Arc::new(decision)));
         }
         let wake = checker.engine.wake().map_or(Duration::from_secs(3600), |at| at);
@@ -166,15 +169,24 @@ async fn watch_over(config: &Config) -> Result<(), Error> {
                 }
             }
             () = sleep_until(began + wake) => {}
+            result = &mut is_published, if !ready => {
+                ready = true;
+                if result.is_ok() {
+                    let targets = checker.engine.targets().count();
+                    info!(targets, "ready: each target has been checked, the table is written");
+                    service::ready(&format!("checking {targets} targets"));
+                }
+            }
             Some(question) = asked.recv() => checker.tell(question),
             _ = hangup.recv() => checker.reload(config).await,
+            () = watchdog.turn() => {}
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
+    service::stopping();
     // What was not begun is left to the next start, which finds the file as it is.
     publishing.abort();
-    drop(std::fs::remove_file(&config.socket));
     info!("ended; the checked table stays as it is");
     Ok(())
 }
@@ -232,6 +244,7 @@ impl Checker {
     }
 
     async fn reload(&mut self, config: &Config) {
+        service::reloading("reading the source table anew");
         match load(&config.source, &config.defaults, Some(&self.tools)).await {
             Ok(loaded) => {
                 self.tools = loaded.tools;
@@ -239,19 +252,26 @@ impl Checker {
                 self.engine.reload(loaded.source, now);
                 let (targets, new) = (self.engine.targets().count(), self.engine.pending());
                 info!(targets, new, "source table loaded anew");
+                service::ready(&format!("checking {targets} targets"));
             }
             Err(problem) => {
                 error!("the source table was not loaded, the running one stays:\n{problem}");
+                service::ready("the last reload failed; the targets known before are checked");
             }
         }
     }
 
     fn tell(&self, question: Question) {
         let snapshot = Snapshot::take(&self.engine, &self.record.get(), &self.controls, self.now());
-        // Who asked may have gone.
         match question {
-            Question::Status(answer) => drop(answer.send(snapshot)),
-            Question::Metrics(answer) => drop(answer.send(self.metrics.text(&snapshot))),
+            Question::Call(call) => match call.command {
+                // Of thousands of targets it is much to write down: elsewhere.
+                Command::Status => {
+                    tokio::task::spawn_blocking(|| call.answer.done(Ok(snapshot)));
+                }
+            },
+            // Who asked may have gone.
+            Question::Snapshot(answer) => drop(answer.try_send(snapshot)),
         }
     }
 }
@@ -307,16 +327,6 @@ fn known(checked: &Path) -> Known {
             warn!("the old checked table says nothing: {}", problem.render(false).trim_end());
             Known::new()
         }
-    }
-}
-
-/// Each probe under way takes a descriptor.
-fn raise_file_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
-        if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
-    });
-    if let Err(problem) = raised {
-        warn!(%problem, "the limit of open files stays as it is");
     }
 }
 

@@ -4,6 +4,7 @@
 //! decides ([`judge`], [`engine`]) is pure and takes the time as an argument; what acts
 //! ([`probe`], [`publish`], [`daemon`]) decides nothing.
 
+pub mod channel;
 pub mod check;
 pub mod cli;
 pub mod config;

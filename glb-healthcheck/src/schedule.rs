@@ -87,6 +87,17 @@ impl Schedule {
         self.set(id, now + AGAIN.min(pace.interval / 4));
     }
 
+    /// Plans the probe after one that failed `latency` after its beginning. What a timeout costs is
+    /// made up for by the probes that follow, so that the `fall`-th failure is known `fall` intervals
+    /// after a death at the latest, whether nobody answers or somebody refuses.
+    pub fn after_failure(&mut self, id: u64, pace: &Pace, latency: Duration, now: Moment) {
+        let more = pace.fall.saturating_sub(1);
+        if more > 0 && self.due.contains_key(&id) {
+            let at = (now + pace.interval).saturating_sub(latency + latency / more);
+            self.set(id, at.max(now + ENDED));
+        }
+    }
+
     /// Whether a probe that was due at `due` comes so late that its whole interval has gone by: this
     /// machine stood still, and all targets are late together.
     #[must_use]

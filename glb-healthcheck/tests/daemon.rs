@@ -90,7 +90,7 @@ impl World {
             self.path("healthcheck.toml"),
             "source = \"source.toml\"\nchecked = \"checked.toml\"\n\
              reload_command = \"cat $(dirname $CONFIG)/checked.toml | sha256sum >> $CONFIG.reloads\"\n\
-             hold_down_ms = 0\nsettle_ms = 100\nsocket = \"status.sock\"\ncontrol = []\n\
+             hold_down_ms = 0\nsettle_ms = 100\ncontrol.socket = \"status.sock\"\ncontrol_targets = []\n\
              [defaults]\ninterval_ms = 200\ntimeout_ms = 100\nrise = 2\nfall = 2\n",
         )
         .unwrap();

@@ -44,8 +44,15 @@ pub enum FileError {
 /// # Errors
 /// When it is no regular file, cannot be read, or says something wrong.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
-    let text = text(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
-    parse(&text, path)
+    parse(&text(path)?, path)
+}
+
+/// Reads the text of the file at `path`.
+///
+/// # Errors
+/// When it is no regular file, is longer than a configuration can be, is no text, or cannot be read.
+pub fn text(path: &Path) -> Result<String, FileError> {
+    regular(path).map_err(|source| FileError::Read { path: path.to_owned(), source })
 }
 
 /// Reads TOML text that came from `path`.
@@ -110,7 +117,7 @@ fn may_hold_a_secret(line: &str) -> bool {
         || digits.into_iter().any(|run| run.len() >= 32)
 }
 
-fn text(path: &Path) -> io::Result<String> {
+fn regular(path: &Path) -> io::Result<String> {
     let wrong = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
     // Asked before it is opened: opening a pipe would wait for a writer.
     let found = fs::metadata(path)?;

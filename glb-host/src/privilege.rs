@@ -77,6 +77,18 @@ pub fn finish() -> Result<(), PrivilegeError> {
     Ok(())
 }
 
+/// Programs that this process starts do not inherit what a service manager gave to it (its ambient
+/// capabilities).
+///
+/// # Errors
+/// When the kernel refuses, or threads have been started.
+pub fn keep_from_children() -> Result<(), PrivilegeError> {
+    alone()?;
+    caps::clear(None, CapSet::Ambient).map_err(|error| kernel("ambient set", &error))?;
+    caps::set(None, CapSet::Inheritable, &CapsHashSet::new())
+        .map_err(|error| kernel("inheritable set", &error))
+}
+
 fn keep(kept: &CapsHashSet) -> Result<(), PrivilegeError> {
     let left = get(CapSet::Permitted)?.intersection(kept).copied().collect();
     let set = |set, what, value: &CapsHashSet| {

@@ -5,7 +5,29 @@ use std::{
     process::ExitCode,
 };
 
+use clap::{Args, ValueEnum};
+pub use clap_complete::Shell;
 use tracing_subscriber::EnvFilter;
+
+/// What a command line says of the log.
+#[derive(Args, Clone, Debug)]
+pub struct LogArgs {
+    /// The form of the log's lines on stderr.
+    #[arg(long, value_enum, global = true, default_value_t, value_name = "FORM")]
+    log_format: LogFormat,
+    /// What is logged: error, warn, info, debug or trace, for some parts too (`warn,hyper=debug`).
+    /// The environment's GLB_LOG, or info, if it is left out.
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+impl LogArgs {
+    /// What is meant.
+    #[must_use]
+    pub fn log(&self) -> Log {
+        Log { format: self.log_format, filter: self.log_level.clone() }
+    }
+}
 
 /// How the log is written.
 #[derive(Clone, Debug, Default)]
@@ -18,7 +40,7 @@ pub struct Log {
 }
 
 /// The form of the log's lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// For people.
     #[default]
@@ -69,4 +91,15 @@ pub fn run_logging(log: &Log, execute: impl FnOnce() -> anyhow::Result<ExitCode>
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints the completions of a command for a shell.
+///
+/// # Errors
+/// When standard output cannot be written to.
+pub fn print_completions(mut command: clap::Command, shell: Shell) -> io::Result<()> {
+    let name = command.get_name().to_owned();
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut command, name, &mut text);
+    io::stdout().write_all(&text)
 }

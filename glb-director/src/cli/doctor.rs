@@ -3,10 +3,13 @@
 use std::{path::Path, process::ExitCode};
 
 use anyhow::Context as _;
-use glb_host::doctor::{Finding, Level, has_problem, text};
+use glb_host::{
+    control::DEGRADED,
+    doctor::{Finding, Level, has_problem, text},
+};
 use serde::Serialize;
 
-use super::{Output, columns::columns, exit};
+use super::{Output, columns::columns};
 use crate::{
     config::Config,
     doctor::{
@@ -54,7 +57,7 @@ pub(super) fn execute(file: &Path, probe: bool, output: Output) -> anyhow::Resul
         }
     }
     let problem = has_problem(&findings);
-    Ok(if problem { ExitCode::from(exit::DEGRADED) } else { ExitCode::SUCCESS })
+    Ok(if problem { ExitCode::from(DEGRADED) } else { ExitCode::SUCCESS })
 }
 
 /// What a probe's outcome means.

@@ -5,7 +5,6 @@ mod config;
 mod counters;
 mod detach;
 mod doctor;
-mod exit;
 mod reload;
 mod replay;
 mod run;
@@ -19,12 +18,12 @@ use std::{net::IpAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use glb_host::{
-    control::Client,
+    control::{Client, coded},
     explain::{
         replay::ReplayArgs,
         watch::{CaptureArgs, WatchArgs},
     },
-    program::{Log, LogFormat},
+    program::{self, Log, LogArgs},
 };
 
 use crate::config::Config;
@@ -33,24 +32,10 @@ use crate::config::Config;
 #[derive(Debug, Parser)]
 #[command(name = "glb-director", version, propagate_version = true)]
 pub struct Cli {
-    /// The form of the log's lines on stderr.
-    #[arg(long, value_enum, global = true, default_value_t, value_name = "FORM")]
-    log_format: LogForm,
-    /// What is logged: error, warn, info, debug or trace, for some parts too
-    /// (`warn,glb_director=debug`). The environment's GLB_LOG, or info, if it is left out.
-    #[arg(long, global = true, value_name = "LEVEL")]
-    log_level: Option<String>,
+    #[command(flatten)]
+    log: LogArgs,
     #[command(subcommand)]
     command: Command,
-}
-
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum LogForm {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object for each event.
-    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -157,7 +142,7 @@ enum Command {
     /// For instance: glb-director completions bash > /etc/bash_completion.d/glb-director
     Completions {
         /// The shell.
-        shell: clap_complete::Shell,
+        shell: program::Shell,
     },
     /// Show the running director's decisions as they are taken: a line for each packet.
     ///
@@ -276,11 +261,7 @@ impl Cli {
     /// How the log is to be written.
     #[must_use]
     pub fn log(&self) -> Log {
-        let format = match self.log_format {
-            LogForm::Text => LogFormat::Text,
-            LogForm::Json => LogFormat::Json,
-        };
-        Log { format, filter: self.log_level.clone() }
+        self.log.log()
     }
 
     /// Does what the command line asks for.
@@ -291,34 +272,30 @@ impl Cli {
         let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
         match self.command {
             Command::Run(file) => done(run::execute(&file.config)),
-            Command::Status(asking) => exit::coded(status::execute(&asking)),
-            Command::Show { what, asking } => exit::coded(show::execute(&asking, what)),
-            Command::Top { asking, options } => exit::coded(top::execute(&asking, &options)),
-            Command::Reload { asking, force } => exit::coded(reload::execute(&asking, force)),
-            Command::Rollback(asking) => exit::coded(reload::rollback(&asking)),
-            Command::Drained { backends, asking } => {
-                exit::coded(reload::drained(&asking, backends))
-            }
+            Command::Status(asking) => coded(status::execute(&asking)),
+            Command::Show { what, asking } => coded(show::execute(&asking, what)),
+            Command::Top { asking, options } => coded(top::execute(&asking, &options)),
+            Command::Reload { asking, force } => coded(reload::execute(&asking, force)),
+            Command::Rollback(asking) => coded(reload::rollback(&asking)),
+            Command::Drained { backends, asking } => coded(reload::drained(&asking, backends)),
             Command::Detach(file) => done(detach::execute(&file.config)),
             Command::Counters { config, output } => done(counters::execute(&config.config, output)),
             Command::Replay { config, args, output } => {
                 done(replay::execute(&config.config, &args, output))
             }
             Command::Trace { watching, args, output } => {
-                exit::coded(trace::trace(&watching, &args, matches!(output, Output::Json)))
+                coded(trace::trace(&watching, &args, matches!(output, Output::Json)))
             }
             Command::Capture { watching, capture, args } => {
-                exit::coded(trace::capture(&watching, &args, &capture))
+                coded(trace::capture(&watching, &args, &capture))
             }
             Command::Config { command, output } => config::execute(command, output),
             Command::Doctor { config, probe, output } => {
                 doctor::execute(&config.config, probe, output)
             }
             Command::Completions { shell } => {
-                let mut command = <Self as clap::CommandFactory>::command();
-                let mut text = Vec::new();
-                clap_complete::generate(shell, &mut command, "glb-director", &mut text);
-                done(std::io::Write::write_all(&mut std::io::stdout(), &text).map_err(Into::into))
+                let command = <Self as clap::CommandFactory>::command();
+                done(program::print_completions(command, shell).map_err(Into::into))
             }
             Command::Table { command, output } => done(command.execute(output)),
         }

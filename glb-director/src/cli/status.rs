@@ -5,7 +5,9 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::{Asking, Output, exit};
+use glb_host::control::DEGRADED;
+
+use super::{Asking, Output};
 use crate::control::{Command, Status};
 
 /// The channel answers without waiting for the daemon's loop.
@@ -18,7 +20,7 @@ pub(super) fn execute(asking: &Asking) -> anyhow::Result<ExitCode> {
         Output::Table => print!("{}", text(&status)),
     }
     let well = status.problems.is_empty();
-    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(exit::DEGRADED) })
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(DEGRADED) })
 }
 
 fn text(status: &Status) -> String {

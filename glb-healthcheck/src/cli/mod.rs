@@ -6,12 +6,20 @@ mod status;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use anyhow::Context as _;
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use glb_host::{
+    control::coded,
+    explain::print_line,
+    program::{self, Log, LogArgs},
+};
 
 /// Checks the backends of a load-balancer table and writes what it finds for the directors.
 #[derive(Debug, Parser)]
 #[command(name = "glb-healthcheck", version, propagate_version = true)]
 pub struct Cli {
+    #[command(flatten)]
+    log: LogArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -23,9 +31,16 @@ enum Command {
     /// SIGHUP loads the source table anew; if anything is wrong with it, the running one stays.
     Run(ConfigFile),
     /// Ask the running checker for each target's state, last error and last results.
+    ///
+    /// The last results are a strip, the newest at the right: `.` passed, `X` failed, `?` said
+    /// nothing about the target. Ends with 0 when all is in order, 3 when no checker answers, 4 when
+    /// the checker is cut off or cannot publish, 5 when that is not permitted, 1 on another error.
     Status {
         #[command(flatten)]
         config: ConfigFile,
+        /// The checker's control socket; the one that the configuration names if it is left out.
+        #[arg(short, long, value_name = "PATH")]
+        socket: Option<PathBuf>,
         /// How to print it.
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
@@ -43,6 +58,14 @@ enum Command {
         /// How to print it.
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
+    },
+    /// Print the completions of this command for a shell.
+    ///
+    /// For instance: glb-healthcheck completions bash > /etc/bash_completion.d/glb-healthcheck
+    Completions {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: program::Shell,
     },
 }
 
@@ -63,6 +86,12 @@ enum Output {
 }
 
 impl Cli {
+    /// How the log is written.
+    #[must_use]
+    pub fn log(&self) -> Log {
+        self.log.log()
+    }
+
     /// Does what the command line asks for.
     ///
     /// # Errors
@@ -70,12 +99,23 @@ impl Cli {
     pub fn execute(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Run(file) => run::execute(&file.config),
-            Command::Status { config, output } => status::execute(&config.config, output),
+            Command::Status { config, socket, output } => {
+                coded(status::execute(&config.config, socket.as_deref(), output))
+            }
             Command::Once { table, config, output } => {
                 once::execute(&table, config.as_deref(), output)
             }
+            Command::Completions { shell } => {
+                program::print_completions(Self::command(), shell)?;
+                Ok(ExitCode::SUCCESS)
+            }
         }
     }
+}
+
+/// Prints to standard output. Whoever has seen enough may close it.
+fn print(text: &str) -> anyhow::Result<()> {
+    print_line(text.trim_end()).map(drop).context("cannot write to standard output")
 }
 
 /// Columns as wide as they must be; the last one ends with the line.
@@ -92,4 +132,14 @@ fn columns<const N: usize>(rows: &[[String; N]]) -> String {
         text.push('\n');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
 }

@@ -5,7 +5,7 @@ use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use super::{Output, columns, run::runtime};
+use super::{Output, columns, print, run::runtime};
 use crate::{
     check::{Pace, Target},
     config::Config,
@@ -42,8 +42,8 @@ pub(super) fn execute(
         anyhow::Ok((loaded, lines))
     })?;
     match output {
-        Output::Table => print!("{}", shown(&lines)),
-        Output::Json => println!("{}", serde_json::to_string_pretty(&lines)?),
+        Output::Table => print(&shown(&lines))?,
+        Output::Json => print(&serde_json::to_string_pretty(&lines)?)?,
     }
     let unchecked = unchecked(&loaded);
     if unchecked > 0 {

@@ -8,6 +8,10 @@ use crate::{config::Config, daemon};
 
 pub(super) fn execute(file: &Path) -> anyhow::Result<ExitCode> {
     let config = Config::load(file)?;
+    // Commands of checks are the operator's, and have no need of what this process may do.
+    glb_host::privilege::keep_from_children()?;
+    // Each probe under way takes a descriptor.
+    glb_host::permission::raise_descriptors();
     runtime()?.block_on(daemon::run(&config))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,21 +1,31 @@
 //! `glb-healthcheck status`
 
-use std::{path::Path, process::ExitCode};
+use std::{path::Path, process::ExitCode, time::Duration};
 
-use super::{Output, columns, run::runtime};
-use crate::{
-    config::Config,
-    status::{self, Snapshot},
-};
+use glb_host::control::{Client, DEGRADED};
 
-pub(super) fn execute(file: &Path, output: Output) -> anyhow::Result<ExitCode> {
-    let config = Config::load(file)?;
-    let snapshot = runtime()?.block_on(status::ask(&config.socket))?;
+use super::{Output, columns, print};
+use crate::{channel::Command, config::Config, status::Snapshot};
+
+/// Of thousands of targets there is much to tell.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(super) fn execute(
+    file: &Path,
+    socket: Option<&Path>,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let client = match socket {
+        Some(socket) => Client::connect(socket),
+        None => Client::connect(&Config::load(file)?.control.place.path),
+    };
+    let snapshot: Snapshot = client?.ask(&Command::Status, PATIENCE)?;
     match output {
-        Output::Table => print!("{}", shown(&snapshot)),
-        Output::Json => println!("{}", serde_json::to_string_pretty(&snapshot)?),
+        Output::Table => print(&shown(&snapshot))?,
+        Output::Json => print(&serde_json::to_string_pretty(&snapshot)?)?,
     }
-    Ok(ExitCode::SUCCESS)
+    let is_well = !snapshot.cut_off && snapshot.trouble.is_none();
+    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::from(DEGRADED) })
 }
 
 fn shown(snapshot: &Snapshot) -> String {
@@ -35,6 +45,7 @@ fn shown(snapshot: &Snapshot) -> String {
     for table in &snapshot.tables {
         for backend in &table.backends {
             let written = match backend.healthy {
+                Some(true) if backend.fail_open => format!("{} healthy (kept)", backend.state),
                 Some(true) => format!("{} healthy", backend.state),
                 Some(false) => format!("{} UNHEALTHY", backend.state),
                 None => "-".into(),

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::{Done, Error};
 use crate::{
-    config::ControlConfig,
+    config::ControlTargets,
     control::Controls,
     probe::{self, Control, Echo},
 };
@@ -26,7 +26,7 @@ pub(super) struct Started {
 
 /// Begins to ask them.
 pub(super) fn start(
-    config: &ControlConfig,
+    config: &ControlTargets,
     results: &mpsc::UnboundedSender<Done>,
     began: Instant,
 ) -> Result<Started, Error> {
@@ -48,7 +48,9 @@ pub(super) fn start(
     };
     let names: Vec<String> = targets.iter().map(name).collect();
     if names.is_empty() {
-        warn!("no control target: if this machine is cut off, all backends seem dead (`control`)");
+        warn!(
+            "no control target: if this machine is cut off, all backends seem dead (`control_targets`)"
+        );
     } else {
         info!(targets = names.join(", "), "control targets");
     }

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use glb_table::{Form, parse_bytes};
+use glb_table::{Form, State, parse_bytes};
 
 use super::*;
 use crate::{
@@ -22,10 +22,14 @@ fn source(backends: u8) -> Arc<Source> {
     for n in 1..=backends {
         text += &format!("[[tables.backends]]\nip = \"10.0.0.{n}\"\nstate = \"active\"\n");
     }
+    parsed(&text)
+}
+
+fn parsed(text: &str) -> Arc<Source> {
     let path = Path::new("t.toml");
     let set = parse_bytes(path, Form::Toml, text.as_bytes()).unwrap();
     let wanted = wanted::targets(path, &set, &Pace::default()).unwrap();
-    Arc::new(Source { path: path.to_owned(), text, set, wanted })
+    Arc::new(Source { path: path.to_owned(), text: text.to_owned(), set, wanted })
 }
 
 fn failure() -> Failure {
@@ -141,6 +145,48 @@ fn a_death_is_decided_at_once_and_returns_wait_for_each_other() {
     world.run(5 * SECOND);
     assert_eq!(world.last(), [true; 4]);
     assert!(world.decided.len() <= before + 2, "{:?}", world.decided);
+}
+
+/// Whenever in its interval a backend goes silent, and however long an answer is waited for.
+#[test]
+fn silence_is_known_after_fall_intervals() {
+    for fall in 1..=4_u32 {
+        for phase in 0..40 {
+            let mut world = World::new(1, &[]);
+            let text = world.engine.source.text.replace("fall = 2", &format!("fall = {fall}"));
+            let source = parsed(&text);
+            world.engine = Engine::new(
+                world.engine.options.clone(),
+                source,
+                &Known::new(),
+                Controls::default(),
+                phase,
+                Moment::ZERO,
+            );
+            world.run(3 * SECOND + SECOND / 40 * phase as u32);
+            let (died, timeout) = (world.now, SECOND / 2);
+            let mut waiting: Option<(Moment, Job)> = None;
+            let taken_out = loop {
+                let answer = waiting.as_ref().map(|(at, _)| *at);
+                let wake = [world.engine.wake(), answer].into_iter().flatten().min().unwrap();
+                world.now = world.now.max(wake);
+                if let Some((_, job)) = waiting.take_if(|(at, _)| *at <= world.now) {
+                    world.engine.take(job.id, Outcome::Fail(failure()), timeout, world.now);
+                }
+                if let Some(job) = world.engine.next_job(world.now) {
+                    assert!(waiting.is_none(), "two probes of one target at once");
+                    waiting = Some((world.now + timeout, job));
+                }
+                world.engine.look(world.now);
+                if world.engine.decide(world.now).is_some() {
+                    break world.now;
+                }
+            };
+            // The first interval is up to 5 % longer; a single failure cannot be made up for.
+            let limit = SECOND * fall + SECOND / 20 + if fall == 1 { timeout } else { SECOND / 10 };
+            assert!(taken_out - died <= limit, "fall {fall}: {:?}", taken_out - died);
+        }
+    }
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn decision(healthy: bool) -> Option<Arc<Decision>> {
 fn publisher(folder: &Path, command: &str) -> Publisher {
     Publisher {
         checked: folder.join("c.toml"),
-        command: Some(command.to_owned()),
+        tell: Some(Tell::Command(command.to_owned())),
         timeout: Duration::from_millis(400),
         record: SharedRecord::default(),
     }
@@ -31,7 +31,7 @@ fn publisher(folder: &Path, command: &str) -> Publisher {
 /// Runs a publisher through the steps; between them it has `wait` of time.
 async fn publish(publisher: &Publisher, steps: &[bool], wait: Duration) -> Record {
     let (sender, receiver) = watch::channel(None);
-    let running = tokio::spawn(publisher.clone().run(receiver));
+    let running = tokio::spawn(publisher.clone().run(receiver, oneshot::channel().0));
     for healthy in steps {
         sender.send_replace(decision(*healthy));
         tokio::time::sleep(wait).await;
@@ -86,7 +86,7 @@ async fn a_file_that_cannot_be_written_is_tried_again() {
     let (sender, receiver) = watch::channel(decision(true));
     let mut receiver_now = receiver;
     receiver_now.mark_changed();
-    let running = tokio::spawn(publisher.clone().run(receiver_now));
+    let running = tokio::spawn(publisher.clone().run(receiver_now, oneshot::channel().0));
     tokio::time::sleep(Duration::from_millis(200)).await;
     let record = publisher.record.get();
     assert_eq!((record.write_failures, record.writes), (1, 0));

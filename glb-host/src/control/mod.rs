@@ -22,6 +22,7 @@
 mod access;
 mod client;
 mod config;
+mod exit;
 mod server;
 mod socket;
 
@@ -32,6 +33,7 @@ pub use self::{
     access::{Access, NoGroup, Peer},
     client::{Answers, Client, ClientError},
     config::{Control, RawControl},
+    exit::{DEGRADED, NOT_PERMITTED, NOT_RUNNING, coded},
     server::{Answer, Call, Command, Server, serve},
     socket::{Place, Socket, SocketError},
 };

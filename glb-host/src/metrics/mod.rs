@@ -57,6 +57,21 @@ pub trait Source: Send + Sync + 'static {
 
     /// What every metric's name starts with.
     fn prefix(&self) -> &'static str;
+
+    /// Another page at this path, if there is one, or why it cannot be told now.
+    fn page(&self, path: &str) -> Option<Result<Page, Box<dyn Error>>> {
+        let _ = path;
+        None
+    }
+}
+
+/// A page beside the metrics.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// Its media type.
+    pub kind: &'static str,
+    /// Its text.
+    pub body: String,
 }
 
 /// Why metrics cannot be served.
@@ -166,14 +181,22 @@ fn answer(request: &Request<Incoming>, source: &impl Source) -> Response<Full<By
                 let text = text::from_open_metrics(&text);
                 (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
             }
-            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
+            Err(error) => failed(&*error),
         },
-        _ => (StatusCode::NOT_FOUND, "text/plain", "metrics are at /metrics\n".to_owned()),
+        path => match source.page(path) {
+            Some(Ok(page)) => (StatusCode::OK, page.kind, page.body),
+            Some(Err(error)) => failed(&*error),
+            None => (StatusCode::NOT_FOUND, "text/plain", "metrics are at /metrics\n".to_owned()),
+        },
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
+}
+
+fn failed(error: &dyn Error) -> (StatusCode, &'static str, String) {
+    (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n"))
 }
 
 fn wants_open_metrics(request: &Request<Incoming>) -> bool {

@@ -20,6 +20,7 @@ use glb_host::{
         replay::ReplayArgs,
         watch::{CaptureArgs, WatchArgs},
     },
+    program,
 };
 
 use crate::config::Config;
@@ -147,7 +148,7 @@ enum Command {
     Completions {
         /// The shell.
         #[arg(value_enum)]
-        shell: clap_complete::Shell,
+        shell: program::Shell,
     },
     /// Wait until no client has a live connection left on this machine.
     ///
@@ -226,10 +227,8 @@ impl Cli {
             }
             Command::Capture { asking, capture, args } => trace::capture(&asking, &args, &capture),
             Command::Completions { shell } => {
-                let mut command = <Self as clap::CommandFactory>::command();
-                let mut text = Vec::new();
-                clap_complete::generate(shell, &mut command, "glb-redirect", &mut text);
-                std::io::Write::write_all(&mut std::io::stdout(), &text).map_err(Into::into)
+                let command = <Self as clap::CommandFactory>::command();
+                program::print_completions(command, shell).map_err(Into::into)
             }
             Command::Doctor { config, output } => return doctor::execute(&config.config, output),
             Command::Wait { config, until_drained: _, timeout, quiet } => {

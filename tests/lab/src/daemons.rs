@@ -1,4 +1,4 @@
-//! The two daemons of this project, run on a lab's nodes.
+//! The daemons of this project, run on a lab's nodes.
 
 use std::{
     collections::BTreeMap,
@@ -31,6 +31,8 @@ pub enum Program {
     Director,
     /// `glb-redirect`
     Redirect,
+    /// `glb-healthcheck`
+    Healthcheck,
     /// `glb-lab`, which is the demo.
     Lab,
 }
@@ -42,6 +44,7 @@ impl Program {
         match self {
             Self::Director => "glb-director",
             Self::Redirect => "glb-redirect",
+            Self::Healthcheck => "glb-healthcheck",
             Self::Lab => "glb-lab",
         }
     }
@@ -196,6 +199,21 @@ impl Daemon {
             writeln!(config, "second_chance = false")?;
         }
         Self::new(lab, Program::Redirect, node, &config)
+    }
+
+    /// A health checker of this source, not running yet; it writes the table of the director on the
+    /// same node. `more` goes into its configuration.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn healthcheck(lab: &Lab, node: Node, source: &str, more: &str) -> Result<Self> {
+        let config = format!(
+            "source = \"source.toml\"\nchecked = \"table.toml\"\n\
+             control.socket = \"health.sock\"\n{more}"
+        );
+        let daemon = Self::new(lab, Program::Healthcheck, node, &config)?;
+        replace_file(&daemon.config.with_file_name("source.toml"), source)?;
+        Ok(daemon)
     }
 
     /// The configuration file.

@@ -5,6 +5,7 @@
 //! bpffs of its own. Whatever a lab makes is removed when its handle is dropped, on failure and on
 //! Ctrl-C too, and what a killed lab left is removed when one of the same name comes up.
 
+mod checked;
 pub mod command;
 mod daemons;
 pub mod demo;
@@ -12,6 +13,7 @@ mod fleet;
 mod git_clone;
 mod guard;
 pub mod http;
+mod ill_server;
 pub mod interrupt;
 pub mod kernel;
 pub mod link;
@@ -25,6 +27,7 @@ mod services;
 mod table;
 mod topology;
 
+pub use checked::{Checked, Illness, Mark, Pace, Took};
 pub use daemons::{
     BackendCounters, Count, Daemon, DirectorCounters, Program, RedirectCounters, TableCounters,
     director_config, files_below,
@@ -32,6 +35,7 @@ pub use daemons::{
 pub use fleet::Fleet;
 pub use git_clone::GitClone;
 pub use guard::Lock;
+pub use ill_server::{Health, IllServer};
 pub use netns::Netns;
 pub use plan::{Family, Node, Plan, client, vip};
 pub use process::Process;

@@ -1,19 +1,22 @@
 //! Writing the checked table and telling the director, with retries. A slow disk or a hanging
 //! command delays no check: this runs beside them.
 
+mod tell;
+
 use std::{
-    io,
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use glb_table::checked;
-use tokio::{process::Command, sync::watch};
-use tracing::{error, info, warn};
+use tokio::sync::{oneshot, watch};
+use tracing::{error, info};
 
-use crate::engine::Decision;
+use crate::{config::Tell, engine::Decision};
+pub use tell::TellError;
 
 /// First wait after a failure; doubled each time.
 const RETRY: Duration = Duration::from_millis(500);
@@ -37,36 +40,9 @@ pub enum PublishError {
     /// The writer's thread.
     #[error("the writer broke down: {0}")]
     Thread(tokio::task::JoinError),
-    /// The reload command cannot be started.
-    #[error("cannot run `{command}`: {source}")]
-    Start {
-        /// The command.
-        command: String,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The reload command failed.
-    #[error("`{command}` ended with {status}{}", said(.stderr))]
-    Failed {
-        /// The command.
-        command: String,
-        /// How it ended.
-        status: ExitStatus,
-        /// The end of what it said.
-        stderr: String,
-    },
-    /// The reload command hangs.
-    #[error("`{command}` did not end within {} ms and was killed", after.as_millis())]
-    Hangs {
-        /// The command.
-        command: String,
-        /// The limit.
-        after: Duration,
-    },
-}
-
-fn said(stderr: &str) -> String {
-    if stderr.is_empty() { String::new() } else { format!(": {stderr}") }
+    /// The director.
+    #[error(transparent)]
+    Tell(#[from] TellError),
 }
 
 /// What has been published so far.
@@ -76,9 +52,9 @@ pub struct Record {
     pub writes: u64,
     /// Times that it could not be.
     pub write_failures: u64,
-    /// Times that the reload command ended well.
+    /// Times that the director was told.
     pub reloads: u64,
-    /// Times that it did not.
+    /// Times that it could not be.
     pub reload_failures: u64,
     /// When the file was last written.
     pub last_write: Option<SystemTime>,
@@ -107,21 +83,26 @@ impl SharedRecord {
 pub struct Publisher {
     /// The checked table.
     pub checked: PathBuf,
-    /// The reload command, if there is one.
-    pub command: Option<String>,
-    /// How long it may take.
+    /// How the director is told, if it has to be.
+    pub tell: Option<Tell>,
+    /// How long that may take.
     pub timeout: Duration,
     /// What has been done.
     pub record: SharedRecord,
 }
 
 impl Publisher {
-    /// Publishes the newest decision until the sender is gone.
-    pub async fn run(self, mut decisions: watch::Receiver<Option<Arc<Decision>>>) {
+    /// Publishes the newest decision until the sender is gone. Says once when the file is as it should
+    /// be for the first time.
+    pub async fn run(
+        self,
+        mut decisions: watch::Receiver<Option<Arc<Decision>>>,
+        published: oneshot::Sender<()>,
+    ) {
         let mut write: Option<Arc<Decision>> = None;
-        // A former checker may have been killed between its write and its reload command.
+        // A former checker may have been killed between its write and its word to the director.
         let mut reload = false;
-        let mut first = true;
+        let mut published = Some(published);
         let mut wait = RETRY;
         loop {
             if write.is_none() && !reload {
@@ -133,8 +114,10 @@ impl Publisher {
             let done = if let Some(decision) = &write {
                 let done = self.write(decision).await;
                 if let Ok(changed) = done {
-                    reload |= changed || first;
-                    first = false;
+                    let first = published.take();
+                    reload |= changed || first.is_some();
+                    // Whether or not anybody waits for it.
+                    first.map(|first| first.send(()));
                     write = None;
                 }
                 done.map(drop)
@@ -187,16 +170,13 @@ impl Publisher {
     }
 
     async fn reload(&self) -> Result<(), PublishError> {
-        let Some(command) = &self.command else { return Ok(()) };
-        let done = run_command(command, self.timeout).await;
+        let Some(tell) = &self.tell else { return Ok(()) };
+        let done = tell::tell(tell, self.timeout).await;
         self.record.edit(|record| match done {
             Ok(()) => record.reloads += 1,
             Err(_) => record.reload_failures += 1,
         });
-        if done.is_ok() {
-            info!(command, "reload command done");
-        }
-        done
+        Ok(done?)
     }
 }
 
@@ -204,47 +184,14 @@ fn replace(decision: &Decision, path: &Path) -> Result<bool, PublishError> {
     let source = &decision.source;
     let text = checked::enter(&source.path, &source.text, &decision.findings)
         .map_err(PublishError::Text)?;
-    if std::fs::read(path).is_ok_and(|old| old == text.as_bytes()) {
+    if fs::read(path).is_ok_and(|old| old == text.as_bytes()) {
         return Ok(false);
     }
-    glb_table::write::replace(path, text.as_bytes())
+    // A new file may be read by those who may read the source: both hold the same keys.
+    let mode = fs::metadata(&source.path).map_or(0o600, |found| found.permissions().mode() & 0o666);
+    glb_table::write::replace_or_create(path, text.as_bytes(), mode)
         .map_err(|source| PublishError::Write { path: path.to_owned(), source })?;
     Ok(true)
-}
-
-async fn run_command(command: &str, limit: Duration) -> Result<(), PublishError> {
-    let start = |source| PublishError::Start { command: command.to_owned(), source };
-    let child = Command::new("/bin/sh")
-        .args(["-c", command])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        // A group of its own, so that what the shell started ends with it.
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(start)?;
-    let group = child.id();
-    match tokio::time::timeout(limit, child.wait_with_output()).await {
-        Ok(Ok(output)) if output.status.success() => Ok(()),
-        Ok(Ok(output)) => {
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            let stderr = stderr.trim().lines().last().unwrap_or_default().to_owned();
-            let (command, status) = (command.to_owned(), output.status);
-            Err(PublishError::Failed { command, status, stderr })
-        }
-        Ok(Err(source)) => Err(start(source)),
-        Err(_) => {
-            let group = group.and_then(|id| i32::try_from(id).ok());
-            if let Some(group) = group {
-                use nix::{sys::signal, unistd::Pid};
-                if let Err(problem) = signal::killpg(Pid::from_raw(group), signal::SIGKILL) {
-                    warn!(command, %problem, "the hanging command was not killed");
-                }
-            }
-            Err(PublishError::Hangs { command: command.to_owned(), after: limit })
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,19 +1,22 @@
-//! Exit codes, which scripts may rely on. `docs/director.md` lists them.
+//! Exit codes of the commands that ask a daemon, which scripts may rely on.
 
 use std::{io::Write as _, process::ExitCode};
 
-use glb_host::control::{ClientError, Kind};
+use super::{ClientError, Kind};
 
 /// No daemon answers.
-const NOT_RUNNING: u8 = 3;
+pub const NOT_RUNNING: u8 = 3;
 /// The daemon answers, and something is not as it should be.
-pub(super) const DEGRADED: u8 = 4;
+pub const DEGRADED: u8 = 4;
 /// The socket or the daemon does not permit it.
-const NOT_PERMITTED: u8 = 5;
+pub const NOT_PERMITTED: u8 = 5;
 
 /// The exit code of a command that asks the daemon; anything unforeseen is 1, which `main` makes of
 /// an error, and a wrong command line is 2, which clap makes of it.
-pub(super) fn coded(result: anyhow::Result<ExitCode>) -> anyhow::Result<ExitCode> {
+///
+/// # Errors
+/// Those that have no code of their own.
+pub fn coded(result: anyhow::Result<ExitCode>) -> anyhow::Result<ExitCode> {
     let error = match result {
         Ok(code) => return Ok(code),
         Err(error) => error,
@@ -26,6 +29,6 @@ pub(super) fn coded(result: anyhow::Result<ExitCode>) -> anyhow::Result<ExitCode
         _ => return Err(error),
     };
     // Whether or not anybody reads it.
-    drop(writeln!(std::io::stderr(), "error: {}", glb_host::with_causes(&error)));
+    drop(writeln!(std::io::stderr(), "error: {}", crate::with_causes(&error)));
     Ok(ExitCode::from(code))
 }

@@ -1,7 +1,9 @@
 //! From results to the findings that are written, and when. Pure: no clock, no socket, no file.
 
 mod cut_off;
+mod findings;
 mod history;
+mod load;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use glb_table::{State, TableSet, checked::Finding};
+use glb_table::{TableSet, checked::Finding};
 
 use cut_off::CutOff;
 pub use cut_off::Event;
@@ -19,9 +21,9 @@ pub use history::{History, Mark};
 
 use crate::{
     Moment,
-    check::{Kind, Pace, Target},
+    check::{Pace, Target},
     control::Controls,
-    floor::{self, Floor},
+    floor::Floor,
     judge::{Judge, Rules, Standing},
     probe::Outcome,
     schedule::Schedule,
@@ -137,10 +139,22 @@ pub struct Watched {
     pub drain: bool,
     /// Percent of its weight, as its agent says.
     pub weight: Option<u16>,
+    /// Results so far.
+    pub results: u64,
+    /// How many of them were no pass.
+    pub failures: u64,
     /// Whether it has been judged since it is watched here.
     checked: bool,
     probes: u64,
     unsure: u32,
+}
+
+impl Watched {
+    /// Whether the last probe that said anything failed.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.failing
+    }
 }
 
 /// What is known of a backend.
@@ -213,82 +227,6 @@ impl Engine {
         self.submitted = None;
     }
 
-    fn load(&mut self, source: Arc<Source>, known: &Known, now: Moment) {
-        let mut kept = HashSet::new();
-        let mut started = Vec::new();
-        self.backends.clear();
-        for (table, wanted) in source.set.tables.iter().zip(&source.wanted) {
-            let mut of_table = Vec::with_capacity(wanted.len());
-            for (backend, wanted) in table.backends.iter().zip(wanted) {
-                let before = known.get(&(table.name.clone(), backend.address)).copied();
-                let mut of_backend = Vec::with_capacity(wanted.len());
-                for target in wanted {
-                    let id = match self.ids.get(target) {
-                        Some(id) => *id,
-                        None => {
-                            let id = self.watch(target.clone(), now);
-                            started.push(id);
-                            id
-                        }
-                    };
-                    // Two tables may have said different things: the better one stands, and
-                    // falls after `fall` results if it is wrong.
-                    if let (Some(before), Some(watched)) = (before, self.targets.get_mut(&id))
-                        && !watched.checked
-                    {
-                        if before.healthy || watched.judge.standing() == Standing::Unknown {
-                            watched.judge = Judge::resumed(before.healthy, now);
-                        }
-                        // An agent's wish stands until it says that it is ready.
-                        let agent = matches!(watched.target.check.kind, Kind::Agent { .. });
-                        let drained = before.state == State::Draining
-                            && matches!(backend.state, State::Active | State::Filling);
-                        watched.drain |= agent && drained;
-                    }
-                    kept.insert(id);
-                    of_backend.push(id);
-                }
-                of_table.push(of_backend);
-            }
-            self.backends.push(of_table);
-        }
-        let gone: Vec<u64> = self.targets.keys().filter(|id| !kept.contains(id)).copied().collect();
-        for id in gone {
-            if let Some(watched) = self.targets.remove(&id) {
-                self.ids.remove(&watched.target);
-            }
-            self.schedule.remove(id);
-            self.pending.remove(&id);
-            self.cut_off.remove(id);
-        }
-        self.schedule.start(started, now);
-        self.source = source;
-        self.dirty = true;
-    }
-
-    fn watch(&mut self, target: Target, now: Moment) -> u64 {
-        let id = self.next_id;
-        self.next_id += 1;
-        let target = Arc::new(target);
-        self.ids.insert(Arc::clone(&target), id);
-        self.pending.insert(id);
-        let watched = Watched {
-            target,
-            judge: Judge::new(now),
-            history: History::default(),
-            last_error: None,
-            last_latency: None,
-            failing: false,
-            drain: false,
-            weight: None,
-            checked: false,
-            probes: 0,
-            unsure: 0,
-        };
-        self.targets.insert(id, watched);
-        id
-    }
-
     /// A probe that is due. Its next one is planned already.
     pub fn next_job(&mut self, now: Moment) -> Option<Job> {
         while let Some((id, due)) = self.schedule.pop(now) {
@@ -319,6 +257,8 @@ impl Engine {
         let watched = self.targets.get_mut(&id)?;
         let pace = &watched.target.check.pace;
         watched.last_latency = Some(latency);
+        watched.results += 1;
+        watched.failures += u64::from(!matches!(outcome, Outcome::Pass(_)));
         let passed = match outcome {
             Outcome::Pass(said) => {
                 watched.unsure = 0;
@@ -334,6 +274,9 @@ impl Engine {
                 watched.unsure = 0;
                 watched.history.push(Mark::Fail);
                 watched.last_error = Some(failure.to_string());
+                if watched.judge.standing() == Standing::Up {
+                    self.schedule.after_failure(id, pace, latency, now);
+                }
                 false
             }
             Outcome::Unsure(failure) => {
@@ -393,93 +336,6 @@ impl Engine {
     pub fn wake(&mut self) -> Option<Moment> {
         let probe = self.schedule.wake();
         [probe, self.publish_at, self.cut_off.wake()].into_iter().flatten().min()
-    }
-
-    /// What is to be written now, if anything.
-    pub fn decide(&mut self, now: Moment) -> Option<Decision> {
-        if self.dirty {
-            self.dirty = false;
-            self.plan(now);
-        }
-        if self.publish_at.is_none_or(|at| now < at) {
-            return None;
-        }
-        self.publish_at = None;
-        let findings = self.findings()?;
-        let urgent = self.is_urgent(&findings);
-        self.submitted = Some(findings.clone());
-        self.last_submit = Some(now);
-        Some(Decision { source: Arc::clone(&self.source), findings, urgent })
-    }
-
-    fn plan(&mut self, now: Moment) {
-        let Some(findings) = self.findings() else { return };
-        if self.submitted.as_ref() == Some(&findings) {
-            self.publish_at = None;
-            return;
-        }
-        let earliest = self.last_submit.map_or(now, |last| now.max(last + self.options.gap));
-        let at = if self.submitted.is_none() || self.is_urgent(&findings) {
-            earliest
-        } else {
-            earliest.max(now + self.options.settle)
-        };
-        self.publish_at = Some(self.publish_at.map_or(at, |planned| planned.min(at)));
-    }
-
-    /// Whether someone who took connections no longer can: that cannot wait.
-    fn is_urgent(&self, findings: &[Vec<Finding>]) -> bool {
-        let Some(old) = &self.submitted else { return true };
-        let takes = |finding: &Finding| {
-            finding.healthy && matches!(finding.state, State::Active | State::Filling)
-        };
-        let pairs = old.iter().flatten().zip(findings.iter().flatten());
-        pairs.into_iter().any(|(old, new)| takes(old) && !takes(new))
-    }
-
-    /// What is to be said of each backend; None while some target has no result yet.
-    fn findings(&self) -> Option<Vec<Vec<Finding>>> {
-        if !self.pending.is_empty() {
-            return None;
-        }
-        let table = |(table, ids): (&glb_table::Table, &Vec<Vec<u64>>)| {
-            let member = |ids: &Vec<u64>| self.member(ids);
-            let mut members: Vec<floor::Member> = ids.iter().map(member).collect();
-            // The floor is about those who could take connections.
-            let could = |index: &usize| {
-                matches!(table.backends[*index].state, State::Active | State::Filling)
-            };
-            let counted: Vec<usize> = (0..members.len()).filter(could).collect();
-            let of_floor: Vec<_> = counted.iter().map(|index| members[*index]).collect();
-            let kept = floor::keep(&of_floor, self.options.floor);
-            for (index, healthy) in counted.into_iter().zip(kept) {
-                members[index].up = healthy;
-            }
-            let state = |of: &glb_table::Backend, ids: &[u64]| match of.state {
-                State::Active | State::Filling if self.wants_drain(ids) => State::Draining,
-                state => state,
-            };
-            let pairs = table.backends.iter().zip(ids).zip(members);
-            let finding =
-                |((of, ids), member): ((&glb_table::Backend, &Vec<u64>), floor::Member)| Finding {
-                    healthy: member.up,
-                    state: state(of, ids),
-                };
-            pairs.map(finding).collect()
-        };
-        Some(self.source.set.tables.iter().zip(&self.backends).map(table).collect())
-    }
-
-    /// All that is listed must pass; without any check a backend is taken for healthy.
-    fn member(&self, ids: &[u64]) -> floor::Member {
-        let watched = ids.iter().filter_map(|id| self.targets.get(id));
-        let down = watched.filter(|watched| watched.judge.standing() != Standing::Up);
-        let since = down.map(|watched| watched.judge.since()).min();
-        floor::Member { up: since.is_none(), down_since: since.unwrap_or_default() }
-    }
-
-    fn wants_drain(&self, ids: &[u64]) -> bool {
-        ids.iter().any(|id| self.targets.get(id).is_some_and(|watched| watched.drain))
     }
 
     /// What is known of each backend of each table, in the source's order, and what was last said.

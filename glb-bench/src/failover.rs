@@ -1,0 +1,78 @@
+//! `bench failover`: from a backend's death to the new generation in force at the director, by the
+//! kind of death.
+
+use std::{thread, time::Duration};
+
+use anyhow::ensure;
+use clap::Args;
+use glb_lab::{Checked, Illness, Pace, Plan};
+
+use crate::harness::quantile;
+
+/// Options of `bench failover`.
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// From one probe to the next, in milliseconds.
+    #[arg(long, default_value_t = 1000)]
+    interval: u64,
+    /// How long an answer may take, in milliseconds.
+    #[arg(long, default_value_t = 500)]
+    timeout: u64,
+    /// So many failures in a row count.
+    #[arg(long, default_value_t = 2)]
+    fall: u32,
+    /// Deaths of each kind.
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    ensure!(arguments.timeout < arguments.interval, "a probe must end before the next begins");
+    let Arguments { interval, timeout, fall, rounds } = *arguments;
+    let (interval, timeout) = (Duration::from_millis(interval), Duration::from_millis(timeout));
+    let pace = Pace { interval, timeout, fall };
+    let noticed = pace.noticed();
+    let mut fleet = Checked::up(Plan::new("glb-bench-failover"), pace, "hold_down_ms = 0\n")?;
+    println!(
+        "from a death to the new generation in force, ms; a probe every {} ms, timeout {} ms, {fall} \
+         failures count; {} backends, {rounds} deaths of each kind",
+        interval.as_millis(),
+        timeout.as_millis(),
+        fleet.servers.len(),
+    );
+    println!(
+        "{:<22} {:>9} {:>9} {:>9} {:>9}   most beyond interval x fall",
+        "", "written", "in force", "least", "most"
+    );
+    let all = vec![true; fleet.servers.len()];
+    let mut one_less = all.clone();
+    one_less[0] = false;
+    let mut worst = f64::MIN;
+    for illness in Illness::ALL {
+        let (mut written, mut in_force) = (Vec::new(), Vec::new());
+        for round in 0..rounds {
+            // At another point of the interval each time.
+            thread::sleep(interval * round / rounds.max(1));
+            let mark = fleet.mark()?;
+            fleet.strike(0, illness)?;
+            let took = fleet.in_force(&mark, &one_less)?;
+            written.push(took.written.as_secs_f64() * 1e3);
+            in_force.push(took.in_force.as_secs_f64() * 1e3);
+            let mark = fleet.mark()?;
+            fleet.heal(0, illness)?;
+            fleet.in_force(&mark, &all)?;
+        }
+        let most = quantile(&mut in_force, 1.0);
+        let beyond = most - noticed.as_secs_f64() * 1e3;
+        worst = worst.max(beyond);
+        println!(
+            "{:<22} {:>9.0} {:>9.0} {:>9.0} {most:>9.0}   {beyond:+.0}",
+            illness.to_string(),
+            quantile(&mut written, 0.5),
+            quantile(&mut in_force, 0.5),
+            quantile(&mut in_force, 0.0),
+        );
+    }
+    println!("the worst came {worst:+.0} ms after interval x fall");
+    Ok(())
+}

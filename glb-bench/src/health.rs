@@ -1,0 +1,185 @@
+//! `bench health`: what the health checker takes of a core and of memory for many targets.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use clap::{Args, ValueEnum};
+use glb_healthcheck::{channel, status::Snapshot};
+use glb_host::control::Client;
+use glb_lab::Program;
+use nix::sched::{CloneFlags, unshare};
+
+/// Options of `bench health`.
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// What is checked.
+    #[arg(long, value_enum, default_values_t = [Check::Tcp, Check::Http])]
+    check: Vec<Check>,
+    /// Targets, each with an address of its own.
+    #[arg(long, default_value_t = 10_000)]
+    targets: u32,
+    /// From one probe of a target to the next, in milliseconds.
+    #[arg(long, default_value_t = 2000)]
+    interval: u64,
+    /// How long is measured, in seconds.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+}
+
+/// A kind of check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Check {
+    /// A handshake.
+    Tcp,
+    /// A request.
+    Http,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    ensure!((1..=50_000).contains(&arguments.targets), "1 to 50,000 targets, please");
+    let folder = PathBuf::from(format!("/var/tmp/glb-bench-{}", std::process::id()));
+    fs::create_dir_all(&folder)?;
+    // A loopback of its own: its ports are nobody else's.
+    let result = unshare(CloneFlags::CLONE_NEWNET)
+        .context("cannot make a network namespace (are you root?)")
+        .and_then(|()| {
+            let up = Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
+            ensure!(up.success(), "`ip link set lo up` failed");
+            arguments.check.iter().try_for_each(|check| measure(arguments, *check, &folder))
+        });
+    fs::remove_dir_all(&folder)?;
+    result
+}
+
+/// Ends with this.
+struct Checker(Child);
+
+impl Drop for Checker {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+fn measure(arguments: &Arguments, check: Check, folder: &Path) -> anyhow::Result<()> {
+    let port = serve(check)?;
+    let (config, checked) = (folder.join("healthcheck.toml"), folder.join("checked.toml"));
+    fs::write(folder.join("source.toml"), source(arguments, check, port)?)?;
+    fs::write(
+        &config,
+        "source = \"source.toml\"\nchecked = \"checked.toml\"\ncontrol.socket = \"sock\"\n\
+         control_targets = []\n",
+    )?;
+    drop(fs::remove_file(&checked));
+    let checker = Command::new(Program::Healthcheck.path()?)
+        .args(["run", "--log-level", "warn", "--config"])
+        .arg(&config)
+        .spawn()?;
+    let mut checker = Checker(checker);
+    let id = checker.0.id();
+    let begun = Instant::now();
+    while !checked.exists() {
+        ensure!(begun.elapsed() < Duration::from_secs(60), "no table is written");
+        ensure!(checker.0.try_wait()?.is_none(), "the checker ended");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let first = begun.elapsed();
+    // Until its targets are spread over the interval.
+    thread::sleep(Duration::from_millis(2 * arguments.interval));
+    let (before, from) = (processor_time(id)?, probes(folder)?);
+    let time = Instant::now();
+    thread::sleep(Duration::from_secs(arguments.seconds));
+    let (after, until) = (processor_time(id)?, probes(folder)?);
+    let time = time.elapsed().as_secs_f64();
+    let (count, failed) = (until.0 - from.0, until.1 - from.1);
+    let name = check.to_possible_value().context("no name")?.get_name().to_uppercase();
+    println!(
+        "{} {name} targets every {} ms: {:.1} % of a core, {:.1} MB (at most {:.1} MB); {:.0} probes a \
+         second, {failed} failed; first table after {:.2} s",
+        arguments.targets,
+        arguments.interval,
+        100.0 * (after - before) / time,
+        memory(id, "VmRSS")?,
+        memory(id, "VmHWM")?,
+        count as f64 / time,
+        first.as_secs_f64(),
+    );
+    let wanted = f64::from(arguments.targets) / arguments.interval as f64 * 1e3;
+    ensure!(
+        count as f64 / time > 0.9 * wanted,
+        "it does not keep up with {wanted:.0} probes a second"
+    );
+    Ok(())
+}
+
+/// Answers on all addresses of the loopback; returns the port.
+fn serve(check: Check) -> anyhow::Result<u16> {
+    let listener = TcpListener::bind("0.0.0.0:0")?;
+    let port = listener.local_addr()?.port();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            if check == Check::Http {
+                let mut request = [0; 1024];
+                // Who goes away without an answer is counted by the checker.
+                drop(stream.read(&mut request));
+                drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"));
+            }
+        }
+    });
+    Ok(port)
+}
+
+fn source(arguments: &Arguments, check: Check, port: u16) -> anyhow::Result<String> {
+    let kind = match check {
+        Check::Tcp => "tcp",
+        Check::Http => "http",
+    };
+    let mut text = format!(
+        "[healthchecks]\ninterval_ms = {}\ntimeout_ms = {}\n{kind} = {port}\n\
+         [[tables]]\nname = \"t\"\nhash_key = \"5b1f8a1e6f0c43d2a7e94c0d1b2a3f48\"\n\
+         seed = \"d17b6f20c39e4855b0a1427e8cf3690b\"\n\
+         binds = [{{ ip = \"203.0.113.10\", proto = \"tcp\", port = 80 }}]\n",
+        arguments.interval,
+        arguments.interval / 2,
+    );
+    for n in 0..arguments.targets {
+        let ip = format!("127.{}.{}.{}", 100 + n / 60_000, n / 250 % 250, 1 + n % 250);
+        writeln!(text, "[[tables.backends]]\nip = \"{ip}\"\nstate = \"active\"")?;
+    }
+    Ok(text)
+}
+
+/// Probes so far, and how many of them did not pass.
+fn probes(folder: &Path) -> anyhow::Result<(u64, u64)> {
+    let client = Client::connect(&folder.join("sock"))?;
+    let status: Snapshot = client.ask(&channel::Command::Status, Duration::from_secs(30))?;
+    let checks =
+        status.tables.iter().flat_map(|table| &table.backends).flat_map(|backend| &backend.checks);
+    Ok(checks.fold((0, 0), |(all, failed), check| (all + check.probes, failed + check.failures)))
+}
+
+/// Processor time of a process so far, in seconds.
+fn processor_time(id: u32) -> anyhow::Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
+    // utime and stime, in ticks of 10 ms; the name, in parentheses, may hold spaces.
+    let words = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let ticks: Vec<f64> = words.skip(11).take(2).filter_map(|word| word.parse().ok()).collect();
+    Ok(ticks.iter().sum::<f64>() / 100.0)
+}
+
+/// A line of `/proc/ID/status` in MB.
+fn memory(id: u32, key: &str) -> anyhow::Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{id}/status"))?;
+    let line = status.lines().find(|line| line.starts_with(key)).context("no such line")?;
+    let kilobytes: f64 = line.split_whitespace().nth(1).context("no number")?.parse()?;
+    Ok(kilobytes / 1024.0)
+}

@@ -1,0 +1,92 @@
+//! Taking a source: what did not change keeps its judgement, what is new is watched from now on.
+
+use std::{collections::HashSet, sync::Arc};
+
+use glb_table::State;
+
+use super::{Engine, History, Known, Source, Watched};
+use crate::{
+    Moment,
+    check::{Kind, Target},
+    judge::{Judge, Standing},
+};
+
+impl Engine {
+    pub(super) fn load(&mut self, source: Arc<Source>, known: &Known, now: Moment) {
+        let mut kept = HashSet::new();
+        let mut started = Vec::new();
+        self.backends.clear();
+        for (table, wanted) in source.set.tables.iter().zip(&source.wanted) {
+            let mut of_table = Vec::with_capacity(wanted.len());
+            for (backend, wanted) in table.backends.iter().zip(wanted) {
+                let before = known.get(&(table.name.clone(), backend.address)).copied();
+                let mut of_backend = Vec::with_capacity(wanted.len());
+                for target in wanted {
+                    let id = match self.ids.get(target) {
+                        Some(id) => *id,
+                        None => {
+                            let id = self.watch(target.clone(), now);
+                            started.push(id);
+                            id
+                        }
+                    };
+                    // Two tables may have said different things: the better one stands, and
+                    // falls after `fall` results if it is wrong.
+                    if let (Some(before), Some(watched)) = (before, self.targets.get_mut(&id))
+                        && !watched.checked
+                    {
+                        if before.healthy || watched.judge.standing() == Standing::Unknown {
+                            watched.judge = Judge::resumed(before.healthy, now);
+                        }
+                        // An agent's wish stands until it says that it is ready.
+                        let agent = matches!(watched.target.check.kind, Kind::Agent { .. });
+                        let drained = before.state == State::Draining
+                            && matches!(backend.state, State::Active | State::Filling);
+                        watched.drain |= agent && drained;
+                    }
+                    kept.insert(id);
+                    of_backend.push(id);
+                }
+                of_table.push(of_backend);
+            }
+            self.backends.push(of_table);
+        }
+        let gone: Vec<u64> = self.targets.keys().filter(|id| !kept.contains(id)).copied().collect();
+        for id in gone {
+            if let Some(watched) = self.targets.remove(&id) {
+                self.ids.remove(&watched.target);
+            }
+            self.schedule.remove(id);
+            self.pending.remove(&id);
+            self.cut_off.remove(id);
+        }
+        self.schedule.start(started, now);
+        self.source = source;
+        self.dirty = true;
+    }
+
+    fn watch(&mut self, target: Target, now: Moment) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        let target = Arc::new(target);
+        self.ids.insert(Arc::clone(&target), id);
+        self.pending.insert(id);
+        let watched = Watched {
+            target,
+            judge: Judge::new(now),
+            history: History::default(),
+            last_error: None,
+            last_latency: None,
+            failing: false,
+            drain: false,
+            weight: None,
+            results: 0,
+            failures: 0,
+            checked: false,
+            probes: 0,
+            unsure: 0,
+        };
+        self.targets.insert(id, watched);
+        id
+    }
+}
