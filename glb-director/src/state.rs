@@ -88,6 +88,8 @@ pub struct Snapshot {
     pub unsafe_changes: u64,
     /// Changes that could break flows, and were refused for that.
     pub refused_changes: u64,
+    /// Why what somebody has removed cannot be pinned again, if that is so.
+    pub pins_problem: Option<String>,
 }
 
 /// The place where the snapshot is kept.
@@ -194,6 +196,11 @@ impl State {
     /// A change was refused because it could break flows; that it failed is said beside.
     pub fn refused(&self) {
         self.change(|snapshot| snapshot.refused_changes += 1);
+    }
+
+    /// Somebody has removed pins, and they cannot be made again for this reason; or all is pinned.
+    pub fn pins(&self, problem: Option<String>) {
+        self.change(|snapshot| snapshot.pins_problem = problem);
     }
 
     /// The daemon ends.

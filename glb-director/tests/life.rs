@@ -8,8 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::live::{Daemon, PATIENCE, Site, alone, files_below, table};
-use nix::sys::signal::Signal;
+use common::{
+    live::{Daemon, PATIENCE, Site, alone, files_below, table},
+    traffic::Traffic,
+};
+use nix::{
+    mount::{MsFlags, mount},
+    sys::signal::Signal,
+};
 
 const ALL: [(u8, &str); 3] = [(11, "active"), (12, "active"), (13, "active")];
 const DRAINED: [(u8, &str); 3] = [(11, "draining"), (12, "active"), (13, "active")];
@@ -277,5 +283,106 @@ fn sigterm_detaches_if_it_is_told_to() {
         assert!(!site.pins.exists(), "{:?}", files_below(&site.pins));
         assert!(daemon.log().contains("ended and detached"), "{}", daemon.log());
         holders_only(&site);
+    });
+}
+
+/// Removes what `of` names below the pin folder, as somebody might who tidies up.
+fn remove(site: &Site, of: &str) {
+    let path = if of.is_empty() { site.pins.clone() } else { site.pins.join(of) };
+    fs::remove_dir_all(path).unwrap();
+}
+
+#[test]
+fn pins_that_somebody_removes_are_made_again_and_nothing_is_lost() {
+    alone(|site| {
+        site.write(&table("t", 80, &ALL));
+        let mut daemon = site.start();
+        site.write(&table("t", 80, &DRAINED));
+        daemon.says("generation=2", 0);
+        site.settles_at(&[1, 2]);
+        // Also of a generation that was taken over, of which this process made nothing.
+        for is_adopted in [false, true] {
+            if is_adopted {
+                daemon.signal(Signal::SIGKILL);
+                daemon.ended();
+                daemon = site.start();
+            }
+            let (running, files) = (site.running(), files_below(&site.pins));
+            for of in ["", "links", "counters", "generations"] {
+                let traffic = Traffic::start("a", 1);
+                let from = daemon.log().len();
+                remove(&site, of);
+                daemon.says("had removed pins", from);
+                let seen = traffic.stop();
+                assert_eq!(seen.sent, seen.back, "{of}");
+                assert_eq!(files_below(&site.pins), files, "{of}: {}", daemon.log());
+                assert_eq!(site.running(), running, "{of}");
+                assert!(problems(&site.json("status", &[])).is_empty());
+                // It is locked again.
+                let (well, text) = site.run("detach", &[]);
+                assert!(!well && text.contains("holds this folder"), "{text}");
+            }
+            assert!(!daemon.log().contains("ERROR"), "{}", daemon.log());
+        }
+        // By whichever part of the daemon needs it first.
+        remove(&site, "owned-by-glb-director");
+        let begun = Instant::now();
+        while !site.pins.join("owned-by-glb-director").is_dir() {
+            assert!(begun.elapsed() < PATIENCE, "{}", daemon.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+        // At once, where something is wanted of it.
+        let before = counted(&site);
+        assert!(before > 0);
+        remove(&site, "");
+        assert_eq!(site.json("rollback", &[])["generation"].as_u64(), Some(1), "{}", daemon.log());
+        assert_eq!(site.json("reload", &["--force"])["changed"].as_bool(), Some(true));
+        assert_eq!(counted(&site), before);
+        // And the next one takes over what was pinned again.
+        let running = site.running();
+        daemon.signal(Signal::SIGKILL);
+        daemon.ended();
+        assert_eq!(site.running(), running);
+        let mut daemon = site.start();
+        assert_eq!(site.running(), running, "{}", daemon.log());
+        assert!(daemon.end(Signal::SIGTERM).success());
+    });
+}
+
+fn counted(site: &Site) -> u64 {
+    let counters = site.json("counters", &[]);
+    counters["tables"][0]["reasons"]["encapsulated"]["packets"].as_u64().unwrap()
+}
+
+#[test]
+fn pins_that_cannot_be_made_again_are_a_problem_until_they_can() {
+    alone(|site| {
+        site.write(&table("t", 80, &ALL));
+        let mut daemon = site.start();
+        let root = site.pins.parent().unwrap();
+        // It looks only when both has been done.
+        daemon.signal(Signal::SIGSTOP);
+        remove(&site, "");
+        let none: Option<&str> = None;
+        let remount = |flags: MsFlags| {
+            mount(none, root, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags, none).unwrap();
+        };
+        remount(MsFlags::MS_RDONLY);
+        daemon.signal(Signal::SIGCONT);
+        daemon.says("cannot be made again", 0);
+        let status = site.json("status", &[]);
+        assert!(problems(&status).contains(&"pins_lost"), "{status}");
+        let (well, text) = site.run("doctor", &[]);
+        assert!(!well && text.contains("removed pins"), "{text}");
+        // Packets do not need them.
+        let traffic = Traffic::start("a", 1);
+        thread::sleep(Duration::from_millis(200));
+        let seen = traffic.stop();
+        assert!(seen.sent > 0 && seen.sent == seen.back);
+        remount(MsFlags::empty());
+        daemon.says("had removed pins", 0);
+        assert_eq!(daemon.log().matches("cannot be made again").count(), 1, "{}", daemon.log());
+        assert!(problems(&site.json("status", &[])).is_empty());
+        assert!(daemon.end(Signal::SIGTERM).success());
     });
 }

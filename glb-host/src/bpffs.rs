@@ -4,7 +4,7 @@
 use std::{
     fs, io,
     os::{
-        fd::{AsRawFd as _, OwnedFd},
+        fd::AsRawFd as _,
         unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     },
     path::{Component, Path, PathBuf},
@@ -116,11 +116,23 @@ const MODE: u32 = 0o700;
 #[derive(Clone, Debug)]
 pub struct PinFolder {
     path: PathBuf,
+    owner: String,
 }
 
 /// Held while a daemon owns its pin folder; the kernel lets go of it when the daemon dies.
 #[derive(Debug)]
-pub struct PinLock(#[expect(dead_code, reason = "held for its effect")] Flock<OwnedFd>);
+pub struct PinLock(Flock<fs::File>);
+
+impl PinLock {
+    /// Whether the folder is still the one that was locked, and not one that somebody made in its
+    /// place.
+    #[must_use]
+    pub fn is_of(&self, pins: &PinFolder) -> bool {
+        let identity = |found: fs::Metadata| (found.dev(), found.ino());
+        let locked = self.0.metadata().map(identity).ok();
+        locked.is_some() && fs::metadata(&pins.path).map(identity).ok() == locked
+    }
+}
 
 impl PinFolder {
     /// Makes the folder if it is missing, checks that pins can live in it, and marks it as
@@ -135,12 +147,12 @@ impl PinFolder {
             .map_or_else(|| PathBuf::from("/"), Path::to_path_buf);
         Self::check_name(path, &existing, owner)?;
         Self::check_file_system(path, &existing)?;
-        let folder = Self { path: path.to_owned() };
+        let folder = Self::new(path, owner);
         if existing == path {
-            folder.check_owner(owner, true)?;
+            folder.check_owner(true)?;
         }
         if let Some(above) = path.parent() {
-            folder.make(above)?;
+            fs::create_dir_all(above).map_err(|source| folder.error("make", above, source))?;
         }
         match fs::DirBuilder::new().mode(MODE).create(path) {
             Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
@@ -149,8 +161,21 @@ impl PinFolder {
             _ => {}
         }
         folder.close()?;
-        folder.make(&folder.mark(owner))?;
+        folder.mark_again()?;
         Ok(folder)
+    }
+
+    fn new(path: &Path, owner: &str) -> Self {
+        Self { path: path.to_owned(), owner: owner.to_owned() }
+    }
+
+    /// Marks the folder as its owner's; it is known to be.
+    ///
+    /// # Errors
+    /// When the kernel says no.
+    pub fn mark_again(&self) -> Result<(), PinFolderError> {
+        let mark = self.mark();
+        fs::create_dir_all(&mark).map_err(|source| self.error("make", &mark, source))
     }
 
     /// Closes a folder to strangers that was made by somebody else, or by a former release.
@@ -175,7 +200,7 @@ impl PinFolder {
             .map_or_else(|| PathBuf::from("/"), Path::to_path_buf);
         Self::check_name(path, &existing, owner)?;
         Self::check_file_system(path, &existing)?;
-        if existing == path { Self { path: existing }.check_owner(owner, true) } else { Ok(()) }
+        if existing == path { Self::new(path, owner).check_owner(true) } else { Ok(()) }
     }
 
     /// The folder, if it is there.
@@ -187,13 +212,19 @@ impl PinFolder {
             return Ok(None);
         }
         Self::check_file_system(path, path)?;
-        let folder = Self { path: path.to_owned() };
-        folder.check_owner(owner, false)?;
+        let folder = Self::new(path, owner);
+        folder.check_owner(false)?;
         Ok(Some(folder))
     }
 
-    fn mark(&self, owner: &str) -> PathBuf {
-        self.path.join(format!("owned-by-{owner}"))
+    /// Whether the mark is there that says whose the folder is.
+    #[must_use]
+    pub fn is_marked(&self) -> bool {
+        self.mark().is_dir()
+    }
+
+    fn mark(&self) -> PathBuf {
+        self.path.join(format!("owned-by-{}", self.owner))
     }
 
     /// What is to be made below `existing` must have names that a BPF file system takes.
@@ -211,7 +242,8 @@ impl PinFolder {
         Ok(())
     }
 
-    fn check_owner(&self, owner: &str, may_be_empty: bool) -> Result<(), PinFolderError> {
+    fn check_owner(&self, may_be_empty: bool) -> Result<(), PinFolderError> {
+        let owner = &self.owner;
         let error = |what: String| {
             Err(PinFolderError::NotOwn { folder: self.path.clone(), what, owner: owner.to_owned() })
         };
@@ -221,7 +253,7 @@ impl PinFolder {
         if is_mount {
             return error("it is a whole BPF file system".into());
         }
-        if self.mark(owner).is_dir() {
+        if self.is_marked() {
             return Ok(());
         }
         let entries =
@@ -302,11 +334,12 @@ impl PinFolder {
         Self::create(&folder.join("pins"), "tests").map_err(io::Error::other)
     }
 
-    /// Makes a folder inside this one (or this one).
+    /// Makes a folder inside this one; and this one, marked, should somebody have removed it.
     ///
     /// # Errors
     /// When the kernel says no.
     pub fn make(&self, path: &Path) -> Result<(), PinFolderError> {
+        self.mark_again()?;
         fs::create_dir_all(path).map_err(|source| self.error("make", path, source))
     }
 
@@ -331,7 +364,7 @@ impl PinFolder {
     pub fn lock(&self) -> Result<PinLock, PinFolderError> {
         let folder =
             fs::File::open(&self.path).map_err(|source| self.error("open", &self.path, source))?;
-        match Flock::lock(OwnedFd::from(folder), FlockArg::LockExclusiveNonblock) {
+        match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => {
                 tracing::debug!(folder = %self.path.display(), fd = lock.as_raw_fd(), "pin folder locked");
                 Ok(PinLock(lock))
@@ -357,7 +390,12 @@ impl PinFolder {
         self.path.join(name)
     }
 
-    fn error(&self, action: &'static str, path: &Path, source: io::Error) -> PinFolderError {
+    pub(crate) fn error(
+        &self,
+        action: &'static str,
+        path: &Path,
+        source: io::Error,
+    ) -> PinFolderError {
         PinFolderError::Io { folder: self.path.clone(), action, path: path.to_owned(), source }
     }
 }

@@ -67,10 +67,16 @@ pub fn lens_folder(pins: &PinFolder, number: u64) -> PathBuf {
     lenses(pins).join(number.to_string())
 }
 
+/// Where the interfaces' links are pinned.
+#[must_use]
+pub fn links(pins: &PinFolder) -> PathBuf {
+    pins.join(LINKS)
+}
+
 /// Where an interface's link is pinned.
 #[must_use]
 pub fn link_pin(pins: &PinFolder, interface: &str) -> PathBuf {
-    pins.join(LINKS).join(link_name(interface))
+    links(pins).join(link_name(interface))
 }
 
 /// The name of a pin for an interface: a BPF file system allows no dots in names, but `eth0.100` is a
@@ -92,7 +98,7 @@ pub fn swap(
     pins: &PinFolder,
     mode: Mode,
 ) -> Result<(), SwapError> {
-    pins.make(&pins.join(LINKS))?;
+    pins.make(&links(pins))?;
     let previous = current_program(interfaces, pins)?;
     let is_there = |interface: &&String| xdp_link::interface_index(interface).is_ok();
     let some = previous.is_some() && interfaces.iter().any(|interface| is_there(&interface));
@@ -255,7 +261,7 @@ pub fn remove_stale(pins: &PinFolder, keep: &[u64]) -> Result<u64, PinFolderErro
 /// # Errors
 /// When a pin cannot be removed.
 pub fn remove_if_detached(pins: &PinFolder) -> Result<(), PinFolderError> {
-    let mut links = fs::read_dir(pins.join(LINKS)).into_iter().flatten();
+    let mut links = fs::read_dir(links(pins)).into_iter().flatten();
     if links.next().is_none() { pins.remove_all() } else { Ok(()) }
 }
 
@@ -264,7 +270,7 @@ pub fn remove_if_detached(pins: &PinFolder) -> Result<(), PinFolderError> {
 /// # Errors
 /// When a link cannot be removed.
 pub fn detach_all_but(pins: &PinFolder, keep: &[String]) -> Result<Vec<String>, AttachError> {
-    remove_links_but(&pins.join(LINKS), keep)
+    remove_links_but(&links(pins), keep)
 }
 
 /// Removes every link that is pinned in `folder` and whose interface is not in `keep`; their names.

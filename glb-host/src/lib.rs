@@ -12,6 +12,7 @@ pub mod ethtool;
 pub mod explain;
 pub mod fault;
 pub mod generations;
+pub mod kept_pins;
 pub mod link_events;
 pub mod load;
 pub mod mapped;

@@ -78,6 +78,13 @@ impl Status {
         {
             problem("reload_failed", format!("the last reload failed: {error}"));
         }
+        if let Some(error) = &snapshot.pins_problem {
+            let text = format!(
+                "somebody has removed pins, and they cannot be made again; what runs ends with this \
+                 process: {error}"
+            );
+            problem("pins_lost", text);
+        }
         let in_force = snapshot.in_force.as_ref();
         let digest = in_force.map(|in_force| in_force.digest);
         let interfaces = observer.interfaces();

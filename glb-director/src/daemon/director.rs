@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use glb_host::{bpffs::PinLock, generations, next_hop::Snapshot, xdp_link};
+use glb_host::{bpffs::PinLock, kept_pins::KeptPins, next_hop::Snapshot};
 use glb_table::TableSet;
 use tracing::{error, info, warn};
 
@@ -21,8 +21,11 @@ use crate::config::{Config, OnUnsafe};
 /// What the daemon holds while it runs.
 pub(super) struct Director<'c> {
     pub(super) making: Making<'c>,
-    #[expect(dead_code, reason = "held for its effect")]
     pub(super) lock: PinLock,
+    /// What is pinned, for when it is not any more.
+    pub(super) kept: KeptPins,
+    /// Why what is pinned no more cannot be pinned again, so that it is said once.
+    pub(super) pins_problem: Option<String>,
     pub(super) current: Made,
     pub(super) previous: Previous,
     /// The table file that was looked at last, loaded or not: it is not looked at twice by itself.
@@ -129,6 +132,7 @@ impl Director<'_> {
         self.previous = Previous::Here(Box::new(previous));
         self.making.store.keep_rolled_back(None);
         self.making.settle(&self.current, self.previous.number());
+        self.hold();
         Ok(Some(done))
     }
 
@@ -198,6 +202,7 @@ impl Director<'_> {
         self.seen = self.file();
         self.making.store.keep_rolled_back(self.seen);
         self.making.settle(&self.current, self.previous.number());
+        self.hold();
         warn!(
             generation = self.number(),
             "rolled back; the table file as it is now is loaded only by `reload` or SIGHUP, and by \
@@ -279,50 +284,6 @@ impl Director<'_> {
             match generation.enter_backend(index) {
                 Ok(()) => info!(backend = %owner.address, "next hop entered"),
                 Err(error) => error!(backend = %owner.address, %error, "next hop not entered"),
-            }
-        }
-    }
-
-    /// What is done now and then, and at the end.
-    pub(super) fn keep_up(&mut self) {
-        let Making { safety, store, .. } = &mut self.making;
-        safety.flush(store);
-        store.retry();
-    }
-
-    /// Attaches to interfaces that were away and are there (again).
-    pub(super) fn keep_attached(&mut self) {
-        let Making { config, pins, .. } = &self.making;
-        for interface in &config.interfaces {
-            if xdp_link::interface_index(interface).is_err() && self.away.insert(interface.clone())
-            {
-                warn!(%interface, "is gone; it is attached to when it comes back");
-            }
-        }
-        let missing = match generations::unattached(&config.interfaces, pins) {
-            Ok(missing) => missing,
-            Err(error) => return warn!(%error, "cannot see what is attached"),
-        };
-        for interface in missing {
-            // Whoever watches sees this interface's packets too.
-            let program = match self.watcher.as_mut().and_then(Watcher::lens) {
-                Some(lens) => lens.program(),
-                None => self.current.generation.program(),
-            };
-            let attached = program.map_err(Error::from).and_then(|program| {
-                let pin = generations::link_pin(pins, &interface);
-                Ok(xdp_link::attach(program, &interface, &pin, config.mode)?)
-            });
-            match attached {
-                Ok(_) => {
-                    self.away.remove(&interface);
-                    info!(%interface, generation = self.current.generation.number, "attached");
-                }
-                Err(error) => {
-                    if self.away.insert(format!("{interface}: {error}")) {
-                        error!(%interface, "cannot be attached to:\n{error}");
-                    }
-                }
             }
         }
     }

@@ -2,6 +2,7 @@
 
 mod director;
 mod error;
+mod keep;
 mod making;
 mod safety;
 mod source;
@@ -114,7 +115,10 @@ pub async fn run(config: &Config) -> Result<(), Error> {
                     let result = director.drained(backends);
                     call.answer.done(result.map_err(Refusal::failed));
                 }
-                Command::Trace { .. } => director.begin_to_show(call),
+                Command::Trace { .. } => {
+                    director.keep_pinned(&state);
+                    director.begin_to_show(call);
+                }
                 // The control channel answers these by itself.
                 other => {
                     let text = format!("the daemon's loop does not answer {other:?}");
@@ -125,9 +129,9 @@ pub async fn run(config: &Config) -> Result<(), Error> {
                 director.end_showing(why);
             }
             () = watchdog.turn() => {}
-            () = something_about(links.as_ref()) => director.keep_attached(),
+            () = something_about(links.as_ref()) => director.look_after(&state),
             _ = look.tick() => {
-                director.keep_attached();
+                director.look_after(&state);
                 director.keep_up();
             }
             _ = terminate.recv() => break,
@@ -144,6 +148,7 @@ pub async fn run(config: &Config) -> Result<(), Error> {
             config.path.display()
         ),
         OnStop::Detach => {
+            director.kept.let_go();
             let pins = &director.making.pins;
             let names = generations::detach_all_but(pins, &[])?;
             pins.remove_all()?;
@@ -184,6 +189,7 @@ async fn reload(
     state.reloading();
     let begun = Instant::now();
     let number = director.number();
+    director.keep_pinned(state);
     director.look_away();
     let result = director.reload(trigger, force).await;
     director.look_on();
@@ -202,6 +208,7 @@ async fn rollback(director: &mut Director<'_>, state: &State) -> Result<Done, St
     state.reloading();
     let begun = Instant::now();
     let number = director.number();
+    director.keep_pinned(state);
     director.look_away();
     let result = director.rollback().await.map(Some);
     director.look_on();

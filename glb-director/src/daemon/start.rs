@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use glb_host::{
     bpffs::PinFolder,
     generations,
+    kept_pins::KeptPins,
     next_hop::NextHops,
     xdp_link::{self, Mode},
 };
@@ -71,9 +72,18 @@ impl<'c> Director<'c> {
         unfinished.0 = None;
         drop(unfinished);
         let Begun { making, current, previous, seen } = begun;
-        let away = BTreeSet::new();
-        let mut director =
-            Self { making, lock, current, previous, seen, is_unread: false, away, watcher: None };
+        let mut director = Self {
+            making,
+            lock,
+            kept: KeptPins::default(),
+            pins_problem: None,
+            current,
+            previous,
+            seen,
+            is_unread: false,
+            away: BTreeSet::new(),
+            watcher: None,
+        };
         if generations::lenses(&pins).exists() {
             // Left by a predecessor that was killed while somebody watched.
             director.plain_again();
@@ -92,6 +102,7 @@ impl<'c> Director<'c> {
             Ok(names) => info!(interfaces = names.join(","), "detached: no longer configured"),
             Err(error) => warn!(%error, "an interface that is no longer configured stays attached"),
         }
+        director.hold();
         Ok((director, channel))
     }
 
