@@ -1,168 +1,19 @@
 //! The whole daemon on loopback: a fleet of listeners, a source table, a checked table.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod world;
+
 use std::{
     fs,
-    io::{Read as _, Write as _},
     net::TcpListener,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    process::Command,
+    sync::{Arc, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-
-/// An HTTP server on an address of its own that can be told to be ill.
-struct Server {
-    address: String,
-    port: u16,
-    well: Arc<AtomicBool>,
-}
-
-impl Server {
-    fn start(address: &str) -> Self {
-        let listener = TcpListener::bind((address, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let well = Arc::new(AtomicBool::new(true));
-        let is_well = Arc::clone(&well);
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let Ok(mut stream) = stream else { continue };
-                let mut request = [0; 1024];
-                drop(stream.read(&mut request));
-                let answer: &[u8] = if is_well.load(Ordering::Relaxed) {
-                    b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
-                } else {
-                    b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n"
-                };
-                drop(stream.write_all(answer));
-            }
-        });
-        Self { address: address.to_owned(), port, well }
-    }
-
-    fn set(&self, well: bool) {
-        self.well.store(well, Ordering::Relaxed);
-    }
-}
-
-struct World {
-    folder: tempfile::TempDir,
-    daemon: Option<Child>,
-}
-
-impl World {
-    fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), daemon: None }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn write_source(&self, servers: &[&Server]) {
-        let mut text = String::from(
-            "# the operator's words\n[[tables]]\nname = \"web\"\n\
-             hash_key = \"5b1f8a1e6f0c43d2a7e94c0d1b2a3f48\"\n\
-             seed = \"d17b6f20c39e4855b0a1427e8cf3690b\"\n\
-             binds = [{ ip = \"203.0.113.10\", proto = \"tcp\", port = 80 }]\n",
-        );
-        for server in servers {
-            text += &format!(
-                "[[tables.backends]]\nip = \"{}\"\nstate = \"active\" # as it is\n\
-                 healthchecks = {{ http = {} }}\n",
-                server.address, server.port
-            );
-        }
-        fs::write(self.path("source.toml"), text).unwrap();
-    }
-
-    fn start(&mut self) {
-        fs::write(
-            self.path("healthcheck.toml"),
-            "source = \"source.toml\"\nchecked = \"checked.toml\"\n\
-             reload_command = \"cat $(dirname $CONFIG)/checked.toml | sha256sum >> $CONFIG.reloads\"\n\
-             hold_down_ms = 0\nsettle_ms = 100\ncontrol.socket = \"status.sock\"\ncontrol_targets = []\n\
-             [defaults]\ninterval_ms = 200\ntimeout_ms = 100\nrise = 2\nfall = 2\n",
-        )
-        .unwrap();
-        let config = self.path("healthcheck.toml");
-        let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_glb-healthcheck"))
-            .args(["run", "--config"])
-            .arg(&config)
-            .env("CONFIG", &config)
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        self.daemon = Some(child);
-    }
-
-    fn signal(&self, signal: Signal) {
-        let id = self.daemon.as_ref().unwrap().id();
-        kill(Pid::from_raw(i32::try_from(id).unwrap()), signal).unwrap();
-    }
-
-    fn stop(&mut self, signal: Signal) -> bool {
-        self.signal(signal);
-        self.daemon.take().unwrap().wait().unwrap().success()
-    }
-
-    fn ask(&self, words: &[&str]) -> String {
-        let output = Command::new(env!("CARGO_BIN_EXE_glb-healthcheck"))
-            .args(words)
-            .arg("--config")
-            .arg(self.path("healthcheck.toml"))
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.path("log")).unwrap_or_default()
-    }
-
-    fn reloads(&self) -> usize {
-        let told = fs::read_to_string(self.path("healthcheck.toml.reloads"));
-        told.unwrap_or_default().lines().count()
-    }
-
-    fn healthy(&self) -> Option<Vec<bool>> {
-        let set = glb_table::load(&self.path("checked.toml")).ok()?;
-        Some(set.tables[0].backends.iter().map(|backend| backend.healthy).collect())
-    }
-
-    /// How long it took until the checked table said so.
-    fn wait_for(&self, wanted: &[bool]) -> Duration {
-        let begun = Instant::now();
-        while self.healthy().as_deref() != Some(wanted) {
-            let took = begun.elapsed();
-            let (found, log) = (self.healthy(), self.log());
-            assert!(took < Duration::from_secs(10), "{found:?}, wanted {wanted:?}\n{log}");
-            thread::sleep(Duration::from_millis(5));
-        }
-        begun.elapsed()
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            drop(daemon.kill());
-            drop(daemon.wait());
-        }
-    }
-}
+use nix::sys::signal::Signal;
+use world::{Server, World};
 
 #[test]
 fn a_backends_life() {
@@ -250,6 +101,7 @@ fn one_hanging_target_delays_nobody() {
             std::mem::forget(hanging);
             Arc::default()
         },
+        asked: Arc::default(),
     };
     let mut world = World::new();
     world.write_source(&[&well, &hanging]);
@@ -304,4 +156,58 @@ fn errors_at_the_start_name_the_file_and_the_fix() {
             assert!(text.contains(word), "{word:?} is missing in: {text}");
         }
     }
+}
+
+/// Whenever it is killed, the file is whole and says what the last one knew.
+#[test]
+fn killed_at_any_moment() {
+    let servers: Vec<Server> = (1..=40).map(|n| Server::start(&format!("127.5.0.{n}"))).collect();
+    let all: Vec<&Server> = servers.iter().collect();
+    let mut world = World::new();
+    world.write_source(&all);
+    world.start();
+    world.wait_for(&[true; 40]);
+    for round in 0..15_u32 {
+        // Somebody is always about to be written down or up.
+        for (n, server) in servers.iter().enumerate().skip(1) {
+            server.set(!(n as u32 + round).is_multiple_of(3));
+        }
+        thread::sleep(Duration::from_millis(u64::from(350 + 37 * round % 300)));
+        assert!(!world.stop(Signal::SIGKILL));
+        let killed_with = world.healthy().expect("a whole table");
+        assert!(killed_with[0], "the one that was always well");
+        world.start();
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(150) {
+            let now = world.healthy().expect("a whole table");
+            assert!(now[0] && now.len() == 40);
+            thread::sleep(Duration::from_millis(3));
+        }
+    }
+    servers.iter().for_each(|server| server.set(true));
+    world.wait_for(&[true; 40]);
+    // What a killed one had begun to write is all that is left beside the files.
+    assert!(world.stop(Signal::SIGTERM));
+}
+
+/// After a standstill nobody is asked more often than usual.
+#[test]
+fn a_standstill_is_followed_by_no_storm() {
+    let servers: Vec<Server> = (1..=50).map(|n| Server::start(&format!("127.7.0.{n}"))).collect();
+    let all: Vec<&Server> = servers.iter().collect();
+    let asked = || servers.iter().map(|server| server.asked.load(Ordering::Relaxed)).sum::<usize>();
+    let mut world = World::new();
+    world.write_source(&all);
+    world.start();
+    world.wait_for(&[true; 50]);
+    world.signal(Signal::SIGSTOP);
+    thread::sleep(Duration::from_secs(3));
+    let before = asked();
+    world.signal(Signal::SIGCONT);
+    thread::sleep(Duration::from_millis(400));
+    // Two intervals' worth, and those that were under way; to make up for 15 would be 750.
+    let made = asked() - before;
+    assert!(made <= 3 * 50, "{made} probes in 400 ms");
+    thread::sleep(Duration::from_millis(600));
+    assert_eq!(world.healthy().unwrap(), [true; 50], "{}", world.log());
 }

@@ -294,8 +294,12 @@ pub fn interface_name(index: u32) -> String {
         .unwrap_or_else(|| format!("#{index}"))
 }
 
+/// LOOPBACK_IFINDEX of the kernel's net/net_namespace.h.
+const LOOPBACK: u32 = 1;
+
 /// Puts `program` on `interface`: behind the link that is pinned at `pin` if that one still belongs to
-/// the interface, else behind a new link in this mode that is then pinned there.
+/// the interface, else behind a new link in this mode (on the loopback always in generic mode) that is
+/// then pinned there.
 ///
 /// # Errors
 /// When the kernel says no. What ran before still runs then.
@@ -306,6 +310,8 @@ pub fn attach(
     mode: Mode,
 ) -> Result<Attached, AttachError> {
     let index = interface_index(interface)?;
+    // The loopback has no driver. It is always the first of a network namespace.
+    let mode = if index == LOOPBACK { Mode::Generic } else { mode };
     if let Some(link) = adopt(pin, interface, index)? {
         let other = |source| AttachError::Other { interface: interface.to_owned(), source };
         let link = XdpLink::try_from(link).map_err(|error| pin_error("adopt", pin, error))?;

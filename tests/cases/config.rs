@@ -128,11 +128,15 @@ fn glbs_files_are_imported_and_run() -> Result<()> {
 #[test]
 fn completions_are_for_each_shell() -> Result<()> {
     build()?;
-    let program = Program::Director.path()?;
-    for shell in ["bash", "zsh", "fish"] {
-        let mut command = std::process::Command::new(&program);
+    let of_director = (Program::Director, &["status", "rollback", "doctor", "log-format"][..]);
+    let of_checker = (Program::Healthcheck, &["status", "once", "log-format"][..]);
+    let shells = ["bash", "zsh", "fish"];
+    for ((program, words), shell) in
+        [of_director, of_checker].into_iter().flat_map(|of| shells.map(|shell| (of, shell)))
+    {
+        let mut command = std::process::Command::new(program.path()?);
         let text = command::output(command.args(["completions", shell]))?;
-        for word in ["status", "rollback", "doctor", "log-format"] {
+        for word in words {
             ensure!(text.contains(word), "{shell}: no {word}");
         }
         if shell == "bash" {

@@ -11,6 +11,7 @@ mod director;
 mod director_doctor;
 mod drain;
 mod health;
+mod health_daemon;
 mod lab;
 mod mtu;
 mod privileges;

@@ -16,7 +16,7 @@ use crate::support::{build, has_program};
 const DIRECTOR: Node = Node::Director(1);
 
 /// The next message that holds `text`; what came before it is thrown away.
-fn told(socket: &UnixDatagram, text: &str) -> Result<String> {
+pub(crate) fn told(socket: &UnixDatagram, text: &str) -> Result<String> {
     let mut bytes = [0; 4096];
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(30) {
