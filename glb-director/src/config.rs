@@ -17,7 +17,13 @@ use glb_host::{
 use glb_table::plan;
 use serde::Deserialize;
 
-use crate::image::Options;
+use crate::{
+    announce::{
+        self, Announcement, DrainLimits,
+        config::{RawAnnouncement, RawDrain},
+    },
+    image::Options,
+};
 
 /// What is written in the file.
 #[derive(Debug, Deserialize)]
@@ -54,6 +60,10 @@ struct Raw {
     on_stop: OnStop,
     #[serde(default)]
     mode: AttachMode,
+    #[serde(default)]
+    announce: Vec<RawAnnouncement>,
+    #[serde(default)]
+    drain: RawDrain,
 }
 
 /// What is done with a change that can break flows.
@@ -74,8 +84,10 @@ pub enum OnStop {
     /// The program, which goes on forwarding.
     #[default]
     Stay,
-    /// Nothing.
+    /// Nothing: what is announced is withdrawn, and then the program is taken off.
     Detach,
+    /// Nothing, after a drain.
+    Drain,
 }
 
 /// How the program is attached.
@@ -224,6 +236,10 @@ pub struct Config {
     pub on_stop: OnStop,
     /// How the program is attached.
     pub mode: Mode,
+    /// What is announced to routers.
+    pub announcements: Vec<Announcement>,
+    /// When a drain's packets have ceased.
+    pub drain: DrainLimits,
 }
 
 /// Why a configuration cannot be used.
@@ -242,7 +258,7 @@ pub enum ConfigError {
         /// What is written.
         value: String,
         /// What would be right.
-        fix: &'static str,
+        fix: String,
     },
 }
 
@@ -273,9 +289,13 @@ impl Config {
     }
 
     fn check(raw: Raw, path: &Path) -> Result<Self, ConfigError> {
-        let wrong = |key, value: String, fix| {
-            Err(ConfigError::Value { path: path.to_owned(), key, value, fix })
+        let error = |key, value: String, fix: &str| ConfigError::Value {
+            path: path.to_owned(),
+            key,
+            value,
+            fix: fix.to_owned(),
         };
+        let wrong = |key, value: String, fix: &str| Err(error(key, value, fix));
         if raw.interfaces.is_empty() {
             return wrong("interfaces", "[]".into(), "name at least one interface");
         }
@@ -350,6 +370,14 @@ impl Config {
             let value = format!("{:?}", raw.flow_age);
             return wrong("flow_age", value, "give a time such as \"36h\" or \"2d\"");
         };
+        let announcements = announce::config::check(raw.announce, folder)
+            .map_err(|(key, value, fix)| error(key, value, &fix))?;
+        let drain = raw.drain.check().map_err(|(key, value, fix)| error(key, value, &fix))?;
+        if raw.on_stop == OnStop::Drain && announcements.is_empty() {
+            let fix = "nothing is announced (`announce`), so nothing can be drained; \"detach\" takes \
+                       the program off at once";
+            return wrong("on_stop", "\"drain\"".into(), fix);
+        }
         let state = match raw.state {
             Some(state) => folder.join(state),
             None => default_state(&raw.pin),
@@ -361,6 +389,8 @@ impl Config {
             flow_age,
             on_stop: raw.on_stop,
             mode: raw.mode.into(),
+            announcements,
+            drain,
             table: folder.join(raw.table),
             interfaces: raw.interfaces,
             pin: raw.pin,

@@ -1,6 +1,7 @@
 //! The director: from tables to a program on the wire. The binary `glb-director` is a thin call of
 //! [`cli`]; the rest is a library so that tests and benchmarks use the very same parts.
 
+pub mod announce;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -2,15 +2,17 @@
 //! the metrics read it, also while the loop is busy with a reload.
 
 use std::{
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    sync::{Arc, OnceLock},
     time::{Duration, Instant, SystemTime},
 };
 
 use glb_host::service;
 use glb_table::{Digest, TableSet};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::{
+    announce::AnnounceView,
     daemon::Done,
     observe::{self, Ways},
 };
@@ -96,13 +98,19 @@ pub struct Snapshot {
 #[derive(Debug)]
 pub struct State {
     started: Instant,
-    snapshot: RwLock<Arc<Snapshot>>,
+    snapshot: watch::Sender<Arc<Snapshot>>,
     ways: OnceLock<Ways>,
+    announcements: OnceLock<watch::Receiver<Arc<AnnounceView>>>,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { started: Instant::now(), snapshot: RwLock::default(), ways: OnceLock::new() }
+        Self {
+            started: Instant::now(),
+            snapshot: watch::Sender::default(),
+            ways: OnceLock::new(),
+            announcements: OnceLock::new(),
+        }
     }
 }
 
@@ -110,7 +118,32 @@ impl State {
     /// What is known now.
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.snapshot.borrow())
+    }
+
+    /// A channel that always holds what is known.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshot.subscribe()
+    }
+
+    /// From now on what is announced is seen here.
+    pub fn follow_announcements(&self, view: watch::Receiver<Arc<AnnounceView>>) {
+        // There is one daemon in a process, and it says so once.
+        drop(self.announcements.set(view));
+    }
+
+    /// What is announced; nothing before it is followed.
+    #[must_use]
+    pub fn announcements(&self) -> Arc<AnnounceView> {
+        self.announcements.get().map(|view| Arc::clone(&view.borrow())).unwrap_or_default()
+    }
+
+    /// What is announced has changed.
+    pub fn announced(&self) {
+        if self.snapshot().phase == Phase::Running {
+            service::status(&self.in_words(""));
+        }
     }
 
     /// How long the process has run.
@@ -139,7 +172,7 @@ impl State {
             let (since, digest, rows) = (SystemTime::now(), tables.digest(), Arc::default());
             snapshot.in_force = Some(InForce { generation, tables, digest, since, rows });
         });
-        service::ready(&format!("generation {generation} is in force"));
+        self.say("");
     }
 
     /// A reload begins.
@@ -168,9 +201,15 @@ impl State {
     }
 
     fn say(&self, after: &str) {
+        service::ready(&self.in_words(after));
+    }
+
+    fn in_words(&self, after: &str) -> String {
         let snapshot = self.snapshot();
         let number = snapshot.in_force.as_ref().map_or(0, |running| running.generation);
-        service::ready(&format!("generation {number} is in force{after}"));
+        let announced = self.announcements().in_words();
+        let separator = if announced.is_empty() { "" } else { "; " };
+        format!("generation {number} is in force{after}{separator}{announced}")
     }
 
     /// The table file was not taken at the start: what a predecessor left running stays.
@@ -210,7 +249,6 @@ impl State {
     }
 
     fn change(&self, change: impl FnOnce(&mut Snapshot)) {
-        let mut snapshot = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
-        change(Arc::make_mut(&mut snapshot));
+        self.snapshot.send_modify(|snapshot| change(Arc::make_mut(snapshot)));
     }
 }

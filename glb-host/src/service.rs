@@ -28,6 +28,12 @@ pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
+/// What is under way (a stop, say) takes so much longer.
+pub fn extend(by: Duration) {
+    let microseconds = u32::try_from(by.as_micros()).unwrap_or(u32::MAX);
+    tell(&[NotifyState::ExtendTimeoutUsec(microseconds)]);
+}
+
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(false, states) {
         tracing::debug!(%error, "the service manager was not told");

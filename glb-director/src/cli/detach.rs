@@ -1,12 +1,17 @@
 //! `glb-director detach`
 
-use std::path::Path;
+use std::{
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
+use anyhow::bail;
 use glb_host::{bpffs::PinFolder, generations};
 
-use crate::{config::Config, daemon};
+use crate::{announce, config::Config, counters, daemon};
 
-pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
+pub(super) fn execute(file: &Path, force: bool) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     let Some(pins) = PinFolder::open(&config.pin, crate::OWNER)? else {
         daemon::detached(&config);
@@ -14,6 +19,9 @@ pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
         return Ok(());
     };
     let _lock = pins.lock()?;
+    if !config.announcements.is_empty() {
+        withdraw(&config, &pins, force)?;
+    }
     let interfaces = generations::detach_all_but(&pins, &[])?;
     pins.remove_all()?;
     daemon::detached(&config);
@@ -23,4 +31,46 @@ pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
         println!("detached from {}; {} removed", interfaces.join(", "), config.pin.display());
     }
     Ok(())
+}
+
+/// Routers are told before the program goes, and what they had sent until then is still forwarded.
+fn withdraw(config: &Config, pins: &PinFolder, force: bool) -> anyhow::Result<()> {
+    let failed = announce::block_on(announce::withdraw_all(&config.announcements))?;
+    let in_words: Vec<String> =
+        failed.iter().map(|(name, error)| format!("announcement {name}: {error}")).collect();
+    if !failed.is_empty() && !force {
+        bail!(
+            "not detached, for routers would go on sending:\n{}\n  --force detaches all the same",
+            in_words.join("\n")
+        );
+    }
+    let limits = config.drain;
+    let begun = Instant::now();
+    let (mut quiet_since, mut before) = (begun, packets(pins));
+    let pause = Duration::from_millis(250);
+    while !force && quiet_since.elapsed() < limits.quiet {
+        if begun.elapsed() >= limits.timeout {
+            bail!(
+                "not detached: everything is withdrawn, and after {:?} packets still come to the \
+                 VIPs; see which router sends them, or use --force",
+                limits.timeout
+            );
+        }
+        sleep(pause);
+        let now = packets(pins);
+        let rate = now.saturating_sub(before) as f64 / pause.as_secs_f64();
+        if rate > f64::from(limits.packets_per_second) {
+            quiet_since = Instant::now();
+        }
+        before = now;
+    }
+    println!("withdrawn: {} announcements", config.announcements.len() - failed.len());
+    Ok(())
+}
+
+fn packets(pins: &PinFolder) -> u64 {
+    // Without counters nothing was ever attached.
+    let report = counters::read(pins).unwrap_or_default();
+    let tables = report.tables.iter();
+    tables.flat_map(|table| table.reasons.values()).map(|count| count.packets).sum()
 }

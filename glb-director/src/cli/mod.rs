@@ -5,6 +5,7 @@ mod config;
 mod counters;
 mod detach;
 mod doctor;
+mod drain;
 mod reload;
 mod replay;
 mod run;
@@ -88,8 +89,40 @@ enum Command {
         #[command(flatten)]
         asking: Asking,
     },
+    /// Take this director out of service without breaking a connection: routers are told to want it
+    /// less, until no VIP packets come; then it withdraws, and waits once more.
+    ///
+    /// Shows how far it is, and exits with 0 when nothing is announced and no packets come. It goes on
+    /// without this command (Ctrl-C), and stays drained, across restarts too, until `undrain`. If
+    /// packets do not cease in time, everything is announced again, and the exit code is 1.
+    #[command(verbatim_doc_comment)]
+    Drain {
+        #[command(flatten)]
+        asking: Asking,
+        /// How long packets may take to cease, at each of the two stages (30s, 5m); the
+        /// configuration's `drain.timeout` if it is left out.
+        #[arg(long, value_name = "TIME", value_parser = glb_host::duration::duration)]
+        timeout: Option<std::time::Duration>,
+        /// Go on when packets have not ceased in time: withdraw all the same.
+        #[arg(long)]
+        force: bool,
+        /// End a drain, at whatever stage it is: the same as `undrain`.
+        #[arg(long, conflicts_with_all = ["timeout", "force"])]
+        cancel: bool,
+    },
+    /// Announce again after `drain`, or end one that is under way.
+    Undrain(Asking),
     /// Take the director off its interfaces and remove everything it pinned, counters too.
-    Detach(ConfigFile),
+    ///
+    /// What its configuration announces is withdrawn first, and packets to the VIPs are waited for. The
+    /// daemon must not run.
+    Detach {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Even if something cannot be withdrawn, or packets still come.
+        #[arg(long)]
+        force: bool,
+    },
     /// Show packets and bytes by table, reason and backend. The daemon need not run.
     Counters {
         #[command(flatten)]
@@ -278,7 +311,12 @@ impl Cli {
             Command::Reload { asking, force } => coded(reload::execute(&asking, force)),
             Command::Rollback(asking) => coded(reload::rollback(&asking)),
             Command::Drained { backends, asking } => coded(reload::drained(&asking, backends)),
-            Command::Detach(file) => done(detach::execute(&file.config)),
+            Command::Drain { asking, cancel: true, .. } => coded(drain::undrain(&asking)),
+            Command::Drain { asking, timeout, force, .. } => {
+                coded(drain::drain(&asking, timeout, force))
+            }
+            Command::Undrain(asking) => coded(drain::undrain(&asking)),
+            Command::Detach { config, force } => done(detach::execute(&config.config, force)),
             Command::Counters { config, output } => done(counters::execute(&config.config, output)),
             Command::Replay { config, args, output } => {
                 done(replay::execute(&config.config, &args, output))

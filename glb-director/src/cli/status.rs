@@ -49,6 +49,16 @@ fn text(status: &Status) -> String {
             lines.push((name, digest.chars().take(16).collect()));
         }
     }
+    for one in &status.announce.announcements {
+        let level = one.level.map_or("not known", |level| level.name()).replace('_', " ");
+        let prefixes = one.prefixes.join(", ");
+        let why = if one.why.is_empty() { String::new() } else { format!(": {}", one.why) };
+        let way = &one.way;
+        lines.push(("announcement", format!("{} ({prefixes}) by {way}: {level}{why}", one.name)));
+    }
+    if let Some(drain) = &status.announce.drain {
+        lines.push(("drain", format!("{}, for {}", drain.message, span(drain.seconds))));
+    }
     let reloads = format!("{} well, {} failed", status.reloads, status.failed_reloads);
     lines.push(("reloads", reloads));
     if let Some(last) = &status.last_reload {

@@ -56,6 +56,19 @@ pub enum Command {
         /// Who.
         backends: Vec<IpAddr>,
     },
+    /// Make routers want this director less, wait until VIP packets have ceased, and withdraw;
+    /// answered with [`DrainView`](crate::announce::DrainView) again and again, and at its end.
+    Drain {
+        /// How long packets may take to cease, at each stage, in seconds; the configuration says it
+        /// if it is left out.
+        #[serde(default)]
+        timeout_seconds: Option<f64>,
+        /// Whether it goes on when they have not.
+        #[serde(default)]
+        force: bool,
+    },
+    /// End a drain, and what it led to; answered with whether there was one.
+    Undrain,
     /// Show decisions until the connection is closed or the time is up; answered with
     /// [`trace::Showing`] each time that they are shown in another place, and at last with
     /// [`trace::Over`].
@@ -74,9 +87,12 @@ impl control::Command for Command {
             | Self::Backends
             | Self::Binds
             | Self::Generations => false,
-            Self::Reload { .. } | Self::Rollback | Self::Drained { .. } | Self::Trace { .. } => {
-                true
-            }
+            Self::Reload { .. }
+            | Self::Rollback
+            | Self::Drained { .. }
+            | Self::Drain { .. }
+            | Self::Undrain
+            | Self::Trace { .. } => true,
         }
     }
 }
@@ -132,6 +148,8 @@ pub fn open(
         Command::Reload { .. }
         | Command::Rollback
         | Command::Drained { .. }
+        | Command::Drain { .. }
+        | Command::Undrain
         | Command::Trace { .. } => {
             if let Err(mpsc::error::TrySendError::Full(call)) = to_loop.try_send(call) {
                 let text = "the daemon has not come to earlier requests yet; ask again in a moment";

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    announce::AnnounceView,
     daemon::Done,
     observe::{InterfaceView, Observer, epoch},
     state::Phase,
@@ -37,6 +38,9 @@ pub struct Status {
     pub failed_reloads: u64,
     /// The last reload.
     pub last_reload: Option<LastReload>,
+    /// What is announced, and how far a drain is.
+    #[serde(default)]
+    pub announce: AnnounceView,
 }
 
 /// The last reload.
@@ -108,7 +112,16 @@ impl Status {
                 }
             }
         }
+        let announce = AnnounceView::clone(&observer.state().announcements());
+        for one in &announce.announcements {
+            if !one.error.is_empty() {
+                problem("not_carried_out", format!("announcement {}: {}", one.name, one.error));
+            } else if !one.why.is_empty() && announce.drain.is_none() {
+                problem("not_announced", format!("announcement {}: {}", one.name, one.why));
+            }
+        }
         Self {
+            announce,
             release: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: observer.state().uptime().as_secs_f64(),

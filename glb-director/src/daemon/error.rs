@@ -89,6 +89,9 @@ pub enum Error {
     /// A test wanted it.
     #[error("{0}")]
     Fault(io::Error),
+    /// The thread of the announcements.
+    #[error("cannot start the thread of the announcements: {0}")]
+    Announcer(io::Error),
     /// Statsd.
     #[error(transparent)]
     Statsd(#[from] crate::statsd::StatsdError),

@@ -9,6 +9,7 @@ mod source;
 mod spare;
 mod start;
 mod steps;
+mod stop;
 mod store;
 mod triggers;
 mod watch;
@@ -27,6 +28,7 @@ use glb_host::{
     watched_file::WatchedFile,
 };
 pub use steps::Done;
+use stop::{Announcing, End};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Duration, MissedTickBehavior, interval},
@@ -35,12 +37,8 @@ use tracing::{error, info, warn};
 use triggers::{Trigger, Triggers};
 
 use crate::{
-    config::{Config, OnStop},
-    control::Command,
-    metrics::Metered,
-    observe::Observer,
-    state::State,
-    statsd,
+    announce::Announcer, config::Config, control::Command, metrics::Metered, observe::Observer,
+    state::State, statsd,
 };
 
 /// How often the interfaces are looked at without having been told of a change.
@@ -75,6 +73,10 @@ pub async fn run(config: &Config) -> Result<(), Error> {
         let observer = Observer::new(&state, &director.making.pins, &config.interfaces);
         statsd::serve(address, interval, observer)?;
     }
+    let observer = Observer::new(&state, &director.making.pins, &config.interfaces);
+    let kept = stop::kept(&mut director);
+    let announcer = Announcer::start(&config.announcements, config.drain, observer, kept);
+    let mut announcing = Announcing::new(announcer.map_err(Error::Announcer)?);
     info!(generation = director.number(), interfaces = config.interfaces.join(","), "ready");
     let links = LinkEvents::open();
     if let Err(error) = &links {
@@ -85,7 +87,7 @@ pub async fn run(config: &Config) -> Result<(), Error> {
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut next_hops = director.making.next_hops.subscribe();
     let mut watchdog = Watchdog::from_environment();
-    loop {
+    let end = loop {
         tokio::select! {
             changed = next_hops.changed() => {
                 if changed.is_err() {
@@ -119,6 +121,10 @@ pub async fn run(config: &Config) -> Result<(), Error> {
                     director.keep_pinned(&state);
                     director.begin_to_show(call);
                 }
+                Command::Drain { timeout_seconds, force } => {
+                    announcing.drain(&mut director, timeout_seconds, force, call.answer);
+                }
+                Command::Undrain => announcing.undrain(&mut director, call.answer),
                 // The control channel answers these by itself.
                 other => {
                     let text = format!("the daemon's loop does not answer {other:?}");
@@ -133,27 +139,33 @@ pub async fn run(config: &Config) -> Result<(), Error> {
             _ = look.tick() => {
                 director.look_after(&state);
                 director.keep_up();
+                announcing.keep_up();
             }
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            ended = announcing.ended() => {
+                if let Some(end) = announcing.follow(&mut director, &ended) {
+                    break end;
+                }
+            }
+            _ = terminate.recv() => if let Some(end) = announcing.stop(config) { break end },
+            _ = interrupt.recv() => if let Some(end) = announcing.stop(config) { break end },
         }
-    }
+    };
     state.ending();
     director.end_showing(Over::Ending);
     director.keep_up();
     director.making.spare.discard();
-    match config.on_stop {
-        OnStop::Stay => info!(
+    match end {
+        End::Stay => info!(
             "ended; the pinned program goes on forwarding (`glb-director detach --config {}` ends that)",
             config.path.display()
         ),
-        OnStop::Detach => {
+        End::Detach => {
             director.kept.let_go();
             let pins = &director.making.pins;
             let names = generations::detach_all_but(pins, &[])?;
             pins.remove_all()?;
             director.making.store.detached();
-            info!(interfaces = names.join(","), "ended and detached (`on_stop = \"detach\"`)");
+            info!(interfaces = names.join(","), "ended and detached (`on_stop`)");
         }
     }
     Ok(())

@@ -23,6 +23,7 @@ use super::{
     store::{Record, Store},
 };
 use crate::{
+    announce,
     config::{Config, OnUnsafe},
     control,
     counters::{self, Identities},
@@ -120,6 +121,10 @@ impl<'c> Director<'c> {
         if running.is_none() {
             for interface in &config.interfaces {
                 xdp_link::interface_index(interface)?;
+            }
+            // Nothing serves yet, and attaching may reset an interface's link.
+            for (announcement, error) in announce::withdraw_all(&config.announcements).await {
+                warn!(announcement, "cannot be withdrawn before the start: {error}");
             }
         }
         let previous = previous(&store, running);

@@ -29,6 +29,19 @@ pub(super) struct Record {
     pub(super) release: String,
 }
 
+/// A drain that somebody asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Drain {
+    /// When, in seconds since the epoch.
+    pub(super) asked_at: f64,
+    /// How long packets may take to cease, in seconds.
+    pub(super) timeout_seconds: f64,
+    /// Whether it goes on when they have not.
+    pub(super) force: bool,
+    /// Whether it is done.
+    pub(super) is_drained: bool,
+}
+
 /// The folder. Every file in it is replaced as a whole.
 #[derive(Debug)]
 pub(super) struct Store {
@@ -220,6 +233,19 @@ impl Store {
         serde_json::from_slice(&self.get("in-force")?).ok()
     }
 
+    /// Keeps that the director is being drained or is drained, or that it is not any more.
+    pub(super) fn keep_drain(&mut self, drain: Option<&Drain>) {
+        match drain {
+            Some(drain) => self.put("drain", serde_json::to_vec(drain).unwrap_or_default()),
+            None => self.remove("drain"),
+        }
+    }
+
+    /// Whether the director was being drained or was drained.
+    pub(super) fn drain(&self) -> Option<Drain> {
+        serde_json::from_slice(&self.get("drain")?).ok()
+    }
+
     /// Keeps which table file was rolled back.
     pub(super) fn keep_rolled_back(&mut self, sum: Option<Sum>) {
         match sum {
@@ -291,6 +317,12 @@ mod tests {
         assert_eq!(store.rolled_back(), Some([0xa5; 32]));
         store.keep_rolled_back(None);
         assert_eq!(store.rolled_back(), None);
+        let drain = Drain { asked_at: 1.5, timeout_seconds: 2.0, force: true, is_drained: false };
+        assert_eq!(store.drain(), None);
+        store.keep_drain(Some(&drain));
+        assert_eq!(store.drain(), Some(drain));
+        store.keep_drain(None);
+        assert_eq!(store.drain(), None);
         store.forget_all_but(&[11]);
         assert_eq!((store.record(2), store.record(11)), (None, Some(record(11))));
         assert_eq!(fs::metadata(&at).unwrap().mode() & 0o777, 0o700);

@@ -13,6 +13,9 @@ use super::{Observer, epoch};
 pub struct InterfaceView {
     /// Its name.
     pub name: String,
+    /// Whether there is an interface of this name.
+    #[serde(default)]
+    pub exists: bool,
     /// Whether one of this director's generations runs on it.
     pub attached: bool,
     /// `native` or `generic`, if a program is attached.
@@ -69,6 +72,7 @@ impl Observer {
         }
         InterfaceView {
             name: name.to_owned(),
+            exists: xdp_link::interface_index(name).is_ok(),
             attached,
             mode: mode.map(str::to_owned),
             generation,

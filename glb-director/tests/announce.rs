@@ -1,0 +1,278 @@
+//! What the daemon tells routers, and when: with a real BIRD, a real TUN interface, a real command.
+//! Needs root.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::live::{Daemon, PATIENCE, Site, alone, table};
+use nix::sys::signal::Signal;
+
+const WELL: [(u8, &str); 2] = [(11, "active"), (12, "active")];
+const ILL: [(u8, &str); 2] = [(11, "draining"), (12, "draining")];
+
+/// A BIRD in this thread's network, killed when it is let go.
+struct Bird {
+    child: Child,
+    socket: PathBuf,
+}
+
+/// The protocols of the tests, as an administrator would write them.
+const PROTOCOLS: &str = "router id 10.0.1.1;\nprotocol device {}\n\
+    protocol static vip { disabled; ipv4; route 198.51.100.1/32 blackhole; }\n\
+    protocol static vip_drain { disabled; ipv4 { preference 100; };\n\
+    route 198.51.100.1/32 blackhole; }\n\
+    protocol static elsewhere { ipv4; route 192.0.2.0/24 blackhole; }\n";
+
+impl Bird {
+    fn start(site: &Site) -> Self {
+        let (conf, socket) = (site.at("bird.conf"), site.at("bird.ctl"));
+        fs::write(&conf, PROTOCOLS).unwrap();
+        let mut bird = Command::new("bird");
+        bird.arg("-f").arg("-c").arg(conf).arg("-s").arg(&socket).stderr(Stdio::null());
+        let bird = Self { child: bird.spawn().expect("bird is needed (`./x setup`)"), socket };
+        wait("BIRD", || bird.states().contains_key("vip").then_some(()));
+        bird
+    }
+
+    /// Which protocols are up, by what `birdc` says.
+    fn states(&self) -> std::collections::BTreeMap<String, bool> {
+        let mut birdc = Command::new("birdc");
+        let output = birdc.arg("-s").arg(&self.socket).args(["show", "protocols"]).output();
+        let text = String::from_utf8(output.unwrap().stdout).unwrap();
+        let words = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        words
+            .filter(|words| words.get(1) == Some(&"Static"))
+            .map(|words| (words[0].to_owned(), words[3] == "up"))
+            .collect()
+    }
+
+    /// Waits until just these are up of the announcement's own.
+    #[track_caller]
+    fn announces(&self, names: &[&str]) {
+        let mut last = Vec::new();
+        let begun = Instant::now();
+        loop {
+            let states = self.states();
+            assert_eq!(states.get("elsewhere"), Some(&true), "another's protocol was touched");
+            let up = states.into_iter().filter(|(name, up)| *up && name != "elsewhere");
+            let up: Vec<String> = up.map(|(name, _)| name).collect();
+            if up == names {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{up:?} are up, not {names:?}; before: {last:?}");
+            last = up;
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Bird {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[track_caller]
+fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{what} is waited for in vain");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn by_bird(site: &Site, more: &str) {
+    site.configure(&format!(
+        "drain = {{ quiet = \"500ms\", timeout = \"20s\" }}\n{more}\n[[announce]]\nname = \"web\"\n\
+         prefixes = [\"198.51.100.1/32\"]\nmin_healthy = 1\nway = \"bird\"\nsocket = \"bird.ctl\"\n\
+         protocols = [\"vip\"]\nless_wanted = [\"vip_drain\"]\n"
+    ));
+    site.write(&table("web", 80, &WELL));
+}
+
+fn level(site: &Site) -> String {
+    let status = site.json("status", &[]);
+    status["announce"]["announcements"][0]["level"].as_str().unwrap_or("not known").to_owned()
+}
+
+fn problems(site: &Site) -> Vec<String> {
+    let status = site.json("status", &[]);
+    let problems = status["problems"].as_array().unwrap();
+    problems.iter().map(|problem| problem["name"].as_str().unwrap().to_owned()).collect()
+}
+
+/// How often BIRD was told something, by what the daemon says of it.
+fn changes(daemon: &Daemon) -> usize {
+    daemon.log().lines().filter(|line| line.contains("announcement=")).count()
+}
+
+#[test]
+fn bird_announces_what_is_fit_and_hears_it_again_after_its_restart() {
+    alone(|site| {
+        by_bird(&site, "");
+        let bird = Bird::start(&site);
+        bird.announces(&[]);
+        let mut daemon = site.start();
+        bird.announces(&["vip"]);
+        wait("the level", || (level(&site) == "announced").then_some(()));
+        assert!(problems(&site).is_empty(), "{:?}", problems(&site));
+
+        // Too few healthy backends: withdrawn, with the reason. And back again.
+        site.write(&table("web", 80, &ILL));
+        bird.announces(&[]);
+        daemon.says("min_healthy", 0);
+        assert!(problems(&site).contains(&"not_announced".to_owned()), "{:?}", problems(&site));
+        site.write(&table("web", 80, &WELL));
+        bird.announces(&["vip"]);
+
+        // A BIRD that begins anew announces nothing by itself, and is told at once; meanwhile that
+        // is a problem that names the socket.
+        drop(bird);
+        wait("the problem", || {
+            problems(&site).contains(&"not_carried_out".to_owned()).then_some(())
+        });
+        let (_, text) = site.run("status", &[]);
+        assert!(text.contains("bird.ctl"), "{text}");
+        let bird = Bird::start(&site);
+        bird.announces(&["vip"]);
+        // What somebody else disables is enabled again.
+        let mut birdc = Command::new("birdc");
+        birdc.arg("-s").arg(&bird.socket).args(["disable", "vip"]).stdout(Stdio::null());
+        assert!(birdc.status().unwrap().success());
+        bird.announces(&["vip"]);
+        daemon.signal(Signal::SIGKILL);
+    });
+}
+
+#[test]
+fn a_restart_touches_nothing_that_is_announced() {
+    alone(|site| {
+        by_bird(&site, "");
+        let bird = Bird::start(&site);
+        let mut daemon = site.start();
+        bird.announces(&["vip"]);
+        let since = |bird: &Bird| {
+            let mut birdc = Command::new("birdc");
+            let output = birdc.arg("-s").arg(&bird.socket).args(["show", "protocols"]).output();
+            let text = String::from_utf8(output.unwrap().stdout).unwrap();
+            text.lines().find(|line| line.starts_with("vip ")).unwrap().to_owned()
+        };
+        let before = since(&bird);
+        for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+            daemon.end(signal);
+            daemon = site.start();
+            wait("the level", || (level(&site) == "announced").then_some(()));
+            thread::sleep(Duration::from_millis(1_500));
+            assert_eq!(changes(&daemon), 0, "{}", daemon.log());
+        }
+        assert_eq!(since(&bird), before);
+
+        // On a machine where nothing serves, what BIRD announces is withdrawn before the start.
+        daemon.end(Signal::SIGTERM);
+        assert!(site.run("detach", &[]).0);
+        bird.announces(&[]);
+        let mut birdc = Command::new("birdc");
+        birdc.arg("-s").arg(&bird.socket).args(["enable", "vip"]).stdout(Stdio::null());
+        assert!(birdc.status().unwrap().success());
+        site.fault("wait loaded");
+        let mut daemon = site.spawn();
+        bird.announces(&[]);
+        daemon.says("ready", 0);
+        bird.announces(&["vip"]);
+    });
+}
+
+#[test]
+fn what_speaks_against_bird_is_said_with_the_remedy() {
+    alone(|site| {
+        by_bird(&site, "");
+        let mut daemon = site.start();
+        daemon.says("BIRD is not there", 0);
+        let bird = Bird::start(&site);
+        bird.announces(&["vip"]);
+        drop(bird);
+        // Another service's socket.
+        fs::remove_file(site.at("bird.ctl")).ok();
+        let listener = std::os::unix::net::UnixListener::bind(site.at("bird.ctl")).unwrap();
+        let other = thread::spawn(move || {
+            for stream in listener.incoming().take(2) {
+                std::io::Write::write_all(&mut stream.unwrap(), b"220 mail ESMTP\r\n").ok();
+            }
+        });
+        daemon.says("is not BIRD's control socket", 0);
+        other.join().unwrap();
+        fs::remove_file(site.at("bird.ctl")).unwrap();
+        daemon.end(Signal::SIGTERM);
+        let text = fs::read_to_string(site.at("director.toml")).unwrap();
+        fs::write(site.at("director.toml"), text.replace("\"vip_drain\"", "\"vip_darin\""))
+            .unwrap();
+        let bird = Bird::start(&site);
+        let mut daemon = site.start();
+        daemon.says("no protocol \"vip_darin\"", 0);
+        daemon.says("vip_drain", 0);
+        bird.announces(&[]);
+    });
+}
+
+#[test]
+fn a_drain_goes_step_by_step_and_can_be_undone_also_by_a_successor() {
+    alone(|site| {
+        by_bird(&site, "");
+        let bird = Bird::start(&site);
+        let mut daemon = site.start();
+        bird.announces(&["vip"]);
+        // No packets come here: it is drained after twice the quiet.
+        let (well, text) = site.run("drain", &[]);
+        assert!(well && text.contains("less_wanted") && text.contains("drained"), "{text}");
+        bird.announces(&[]);
+        daemon.says("less wanted", 0);
+        let status = site.json("status", &[]);
+        assert_eq!(status["announce"]["drain"]["stage"], "drained", "{status}");
+        assert!(problems(&site).is_empty(), "{:?}", problems(&site));
+
+        // It stays so across restarts.
+        daemon.end(Signal::SIGKILL);
+        let mut daemon = site.start();
+        daemon.says("stays so until", 0);
+        thread::sleep(Duration::from_millis(500));
+        bird.announces(&[]);
+        assert!(site.run("undrain", &[]).0);
+        bird.announces(&["vip"]);
+        assert!(site.run("undrain", &[]).1.contains("no drain"));
+        daemon.end(Signal::SIGTERM);
+        let daemon = site.start();
+        bird.announces(&["vip"]);
+        drop(daemon);
+    });
+}
+
+#[test]
+fn a_stop_withdraws_before_it_detaches() {
+    alone(|site| {
+        for how in ["detach", "drain"] {
+            by_bird(&site, &format!("on_stop = \"{how}\""));
+            let bird = Bird::start(&site);
+            let mut daemon = site.start();
+            bird.announces(&["vip"]);
+            assert!(daemon.end(Signal::SIGTERM).success());
+            bird.announces(&[]);
+            assert!(!site.pins.exists(), "{how}");
+            let log = daemon.log();
+            let at = |words: &str| log.find(words).unwrap_or_else(|| panic!("{words:?}: {log}"));
+            assert!(at("withdrawn") < at("ended and detached"), "{log}");
+            assert_eq!(log.contains("less wanted"), how == "drain", "{log}");
+        }
+    });
+}
