@@ -211,3 +211,62 @@ fn a_standstill_is_followed_by_no_storm() {
     thread::sleep(Duration::from_millis(600));
     assert_eq!(world.healthy().unwrap(), [true; 50], "{}", world.log());
 }
+
+/// A backend drains itself by its agent, and its weight is told and changes nothing.
+#[test]
+fn an_agent_that_drains_its_backend() {
+    use std::{io::Write as _, sync::Mutex};
+    let listener = TcpListener::bind("127.8.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let word = Arc::new(Mutex::new("up 100%\n"));
+    let says = Arc::clone(&word);
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            stream.write_all(says.lock().unwrap().as_bytes()).ok();
+        }
+    });
+    let server = Server::start("127.8.0.1");
+    let mut world = World::new();
+    world.write_source(&[&server]);
+    let text = fs::read_to_string(world.path("source.toml")).unwrap();
+    let text = text.replace("{ http", &format!("{{ agent = {port}, http"));
+    fs::write(world.path("source.toml"), text).unwrap();
+    world.start();
+    world.wait_for(&[true]);
+    let wait = |wanted: &str, healthy: bool| {
+        let begun = Instant::now();
+        loop {
+            let set = glb_table::load(&world.path("checked.toml")).unwrap();
+            let backend = &set.tables[0].backends[0];
+            if backend.state.to_string() == wanted && backend.healthy == healthy {
+                return;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(10), "{wanted}: {}", world.log());
+            thread::sleep(Duration::from_millis(5));
+        }
+    };
+    wait("active", true);
+    for (says, state, healthy) in [
+        ("drain 50%\n", "draining", true),
+        // Until it says that it is ready.
+        ("up\n", "draining", true),
+        ("ready up\n", "active", true),
+        ("maint\n", "draining", true),
+        ("ready\n", "active", true),
+        ("down # a new disk\n", "active", false),
+        ("up\n", "active", true),
+    ] {
+        *word.lock().unwrap() = says;
+        if says == "up\n" && state == "draining" {
+            thread::sleep(Duration::from_millis(700));
+        }
+        wait(state, healthy);
+        if says.contains("50%") {
+            let status = world.ask(&["status"]);
+            assert!(status.contains("(wants drain) (50%)"), "{status}");
+            let set = glb_table::load(&world.path("checked.toml")).unwrap();
+            assert_eq!(set.tables[0].backends[0].weight, 1);
+        }
+    }
+    assert!(world.log().contains("agent: down: a new disk"), "{}", world.log());
+}

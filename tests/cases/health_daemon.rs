@@ -114,6 +114,54 @@ fn the_service_manager_is_told_of_the_checker() -> Result<()> {
     Ok(())
 }
 
+/// The wall clock jumps by years, there and back: nobody is judged by it.
+#[test]
+fn a_clock_that_jumps_fails_nobody() -> Result<()> {
+    let (lab, _redirect, _server) = lab("glb-t-hclock")?;
+    let checker =
+        Daemon::healthcheck(&lab, DIRECTOR, &source(&lab, "http = 80, gue = 19523")?, "")?;
+    // Its wall clock is what this file says, again at each look; the others are the kernel's.
+    let clock = lab.scratch().join("clock");
+    fs::write(&clock, "+0")?;
+    let library =
+        command::output(Command::new("faketime").args(["-f", "+0", "printenv", "LD_PRELOAD"]))?;
+    let mut run = lab.netns(DIRECTOR)?.command(Program::Healthcheck.path()?);
+    run.env("LD_PRELOAD", library.trim()).env("FAKETIME_TIMESTAMP_FILE", &clock);
+    run.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    run.args(["run", "--config"]).arg(checker.config());
+    let mut process = lab.spawn(DIRECTOR, "glb-healthcheck-clock", &mut run)?;
+    process.wait_for_log("ready", 0, PATIENCE)?;
+    let probes = || -> Result<u64> {
+        let status = command::output(checker.command(&lab, "status")?.args(["-o", "json"]))?;
+        let status: serde_json::Value = serde_json::from_str(&status)?;
+        let checks =
+            status["tables"][0]["backends"][0]["checks"].as_array().context("no checks")?;
+        ensure!(checks.iter().all(|check| check["standing"] == "up"), "{status}");
+        Ok(checks.iter().filter_map(|check| check["probes"].as_u64()).sum())
+    };
+    let year = |log: &str| log.lines().last().and_then(|line| line.get(..4)?.parse::<u32>().ok());
+    let now = year(&process.log()?).context("no year in the log")?;
+    for (jump, years) in [("+2y", 1..=3), ("-2y", -3..=-1), ("+0", 0..=0)] {
+        let before = probes()?;
+        fs::write(&clock, jump)?;
+        thread::sleep(Duration::from_secs(2));
+        let made = probes()? - before;
+        // Two checks, a probe every 300 ms: neither silence nor a storm.
+        ensure!((4..=24).contains(&made), "{jump}: {made} probes in 2 s");
+        // The jump was one: the log has its date.
+        let from = process.log()?.len();
+        process.signal(Signal::SIGHUP)?;
+        process.wait_for_log("loaded anew", from, PATIENCE)?;
+        let then = year(&process.log()?).context("no year in the log")?;
+        let moved = i64::from(then) - i64::from(now);
+        ensure!(years.contains(&moved), "{jump}: the log is of {then}, it began in {now}");
+    }
+    let log = process.log()?;
+    ensure!(!log.contains(" WARN ") && !log.contains("down"), "{log}");
+    ensure!(log.matches("checked table written").count() == 1, "{log}");
+    Ok(())
+}
+
 /// A file system that goes with this.
 struct Disk(PathBuf);
 

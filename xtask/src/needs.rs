@@ -63,7 +63,7 @@ const fn program(
     Program { name, package, why, purpose }
 }
 
-const PROGRAMS: [Program; 9] = [
+const PROGRAMS: [Program; 10] = [
     program("cc", "gcc", Purpose::Build, "links Rust programs"),
     program("ip", "iproute2", Purpose::Lab, "network namespaces, links and routes of the lab"),
     program("tc", "iproute2", Purpose::Lab, "makes a link of the lab slow"),
@@ -72,6 +72,7 @@ const PROGRAMS: [Program; 9] = [
     program("git", "git", Purpose::Lab, "the client and the server of the demo"),
     program("prometheus", "prometheus", Purpose::Test, "scrapes the lab: dashboard and alerts"),
     program("promtool", "prometheus", Purpose::Test, "checks the alert rules and the exposition"),
+    program("faketime", "faketime", Purpose::Test, "lets the clock of a health checker jump"),
     program("setpriv", "util-linux", Purpose::Test, "runs the daemons as their own user"),
 ];
 
