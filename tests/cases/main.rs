@@ -10,6 +10,7 @@ mod control;
 mod director;
 mod director_doctor;
 mod drain;
+mod fleet;
 mod health;
 mod health_daemon;
 mod lab;

@@ -27,7 +27,7 @@ fn daemon(lab: &Lab, program: Program) -> Result<(Daemon, Node)> {
             (Daemon::director(lab, node, &TableFile::new(lab.plan()))?, node)
         }
         Program::Redirect => (Daemon::redirect(lab, Node::Backend(1), true)?, Node::Backend(1)),
-        Program::Healthcheck | Program::Lab => bail!("it attaches nothing"),
+        _ => bail!("{} is not asked for here", program.name()),
     })
 }
 

@@ -63,13 +63,15 @@ const fn program(
     Program { name, package, why, purpose }
 }
 
-const PROGRAMS: [Program; 10] = [
+const PROGRAMS: [Program; 12] = [
     program("cc", "gcc", Purpose::Build, "links Rust programs"),
     program("ip", "iproute2", Purpose::Lab, "network namespaces, links and routes of the lab"),
     program("tc", "iproute2", Purpose::Lab, "makes a link of the lab slow"),
     program("nginx", "nginx-light", Purpose::Lab, "serves git over HTTP on the lab's backends"),
     program("fcgiwrap", "fcgiwrap", Purpose::Lab, "runs git-http-backend for nginx"),
     program("git", "git", Purpose::Lab, "the client and the server of the demo"),
+    program("bird", "bird2", Purpose::Lab, "routing daemon of the lab's router and directors"),
+    program("nft", "nftables", Purpose::Lab, "cuts off a machine of the lab"),
     program("prometheus", "prometheus", Purpose::Test, "scrapes the lab: dashboard and alerts"),
     program("promtool", "prometheus", Purpose::Test, "checks the alert rules and the exposition"),
     program("faketime", "faketime", Purpose::Test, "lets the clock of a health checker jump"),

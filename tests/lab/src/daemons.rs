@@ -1,7 +1,6 @@
-//! The daemons of this project, run on a lab's nodes.
+//! What runs on a lab's nodes: the daemons of this project, and those that they work with.
 
 use std::{
-    collections::BTreeMap,
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
@@ -11,12 +10,15 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 
 use crate::{
-    command, interrupt,
+    bird, command,
+    counters::{DirectorCounters, RedirectCounters},
+    interrupt,
     plan::{Family, Node, vip},
     process::Process,
+    services,
     table::{TableFile, replace_file},
     topology::{INTERFACE, Lab},
 };
@@ -24,8 +26,8 @@ use crate::{
 /// How long a daemon may take to be ready or to end. A machine with two busy cores is slow.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A program of this project.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A program that a lab runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Program {
     /// `glb-director`
     Director,
@@ -35,10 +37,30 @@ pub enum Program {
     Healthcheck,
     /// `glb-lab`, which is the demo.
     Lab,
+    /// BIRD, the routing daemon of router and directors.
+    Bird,
+    /// nginx, on backends.
+    Nginx,
+    /// fcgiwrap, which runs git-http-backend for nginx.
+    Fcgiwrap,
+    /// The server of [`crate::proof`]'s connections, on backends.
+    Live,
 }
 
 impl Program {
-    /// Name of the binary and, without its extension, of its configuration file.
+    /// Every program that runs on a node until it is stopped.
+    pub(crate) const DAEMONS: [Self; 7] = [
+        Self::Director,
+        Self::Redirect,
+        Self::Healthcheck,
+        Self::Bird,
+        Self::Nginx,
+        Self::Fcgiwrap,
+        Self::Live,
+    ];
+
+    /// Name of the binary; of this project's also that of the configuration file, without its
+    /// extension.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -46,10 +68,19 @@ impl Program {
             Self::Redirect => "glb-redirect",
             Self::Healthcheck => "glb-healthcheck",
             Self::Lab => "glb-lab",
+            Self::Bird => "bird",
+            Self::Nginx => "nginx",
+            Self::Fcgiwrap => "fcgiwrap",
+            Self::Live => "live",
         }
     }
 
-    /// The binary beside the one that runs now, in cargo's target folder.
+    /// Whether it is one of this project's.
+    pub(crate) const fn is_ours(self) -> bool {
+        !matches!(self, Self::Bird | Self::Nginx | Self::Fcgiwrap)
+    }
+
+    /// The binary beside the one that runs now, in cargo's target folder: of this project's programs.
     ///
     /// # Errors
     /// When it has not been built.
@@ -64,92 +95,6 @@ impl Program {
     }
 }
 
-/// Packets and their bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct Count {
-    /// Packets.
-    pub packets: u64,
-    /// Bytes.
-    pub bytes: u64,
-}
-
-/// What `glb-director counters` tells.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct DirectorCounters {
-    /// Of packets that belong to no table, by reason.
-    pub reasons: BTreeMap<String, Count>,
-    /// Of each table.
-    pub tables: Vec<TableCounters>,
-    /// Of each table's backends, as first hop.
-    pub backends: Vec<BackendCounters>,
-}
-
-/// One table's counters.
-#[derive(Clone, Debug, Deserialize)]
-pub struct TableCounters {
-    /// The table's name.
-    pub name: String,
-    /// By reason.
-    pub reasons: BTreeMap<String, Count>,
-}
-
-/// One backend's counters.
-#[derive(Clone, Debug, Deserialize)]
-pub struct BackendCounters {
-    /// Name of the table.
-    pub table: String,
-    /// The backend's address.
-    pub address: String,
-    /// What was sent to it as first hop.
-    #[serde(flatten)]
-    pub count: Count,
-}
-
-impl DirectorCounters {
-    /// Packets sent to this backend as first hop.
-    #[must_use]
-    pub fn sent_to(&self, node: Node) -> u64 {
-        let addresses = [node.v4().to_string(), node.v6().to_string()];
-        let backends = self.backends.iter().filter(|backend| addresses.contains(&backend.address));
-        backends.map(|backend| backend.count.packets).sum()
-    }
-
-    /// Packets counted under a reason, in all tables and outside them.
-    #[must_use]
-    pub fn packets(&self, reason: &str) -> u64 {
-        let of = |reasons: &BTreeMap<String, Count>| {
-            reasons.get(reason).map_or(0, |count| count.packets)
-        };
-        of(&self.reasons) + self.tables.iter().map(|table| of(&table.reasons)).sum::<u64>()
-    }
-}
-
-/// What `glb-redirect counters` tells.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct RedirectCounters {
-    /// By reason.
-    pub reasons: BTreeMap<String, Count>,
-    /// By VIP and reason.
-    pub vips: BTreeMap<std::net::IpAddr, BTreeMap<String, Count>>,
-    /// SYN-ACKs whose MSS was lowered.
-    pub clamped_syn_acks: u64,
-}
-
-impl RedirectCounters {
-    /// Packets that were handed to this backend's own stack.
-    #[must_use]
-    pub fn taken(&self) -> u64 {
-        let taken = self.reasons.iter().filter(|(reason, _)| reason.starts_with("taken"));
-        taken.map(|(_, count)| count.packets).sum()
-    }
-
-    /// Packets that were given their second chance elsewhere.
-    #[must_use]
-    pub fn forwarded(&self) -> u64 {
-        self.reasons.get("forwarded").map_or(0, |count| count.packets)
-    }
-}
-
 /// A daemon on a node: its configuration, and its process while it runs.
 #[derive(Debug)]
 pub struct Daemon {
@@ -161,9 +106,45 @@ pub struct Daemon {
 
 impl Daemon {
     fn new(lab: &Lab, program: Program, node: Node, config: &str) -> Result<Self> {
-        let path = lab.folder(node)?.join(program.name()).with_extension("toml");
-        replace_file(&path, config)?;
-        Ok(Self { program, node, config: path, process: None })
+        let daemon = Self::named(lab, program, node)?;
+        replace_file(&daemon.config, config)?;
+        Ok(daemon)
+    }
+
+    /// A daemon that is configured already.
+    fn named(lab: &Lab, program: Program, node: Node) -> Result<Self> {
+        let extension = if program.is_ours() { "toml" } else { "conf" };
+        let config = lab.folder(node)?.join(program.name()).with_extension(extension);
+        Ok(Self { program, node, config, process: None })
+    }
+
+    /// The daemon as it is in a lab that was left up.
+    pub(crate) fn adopt(lab: &Lab, program: Program, node: Node) -> Result<Self> {
+        let mut daemon = Self::named(lab, program, node)?;
+        daemon.process = lab.running(node, program.name());
+        Ok(daemon)
+    }
+
+    /// BIRD on the router or on a director, not running yet. What a director's announces is
+    /// switched off.
+    pub(crate) fn bird(lab: &Lab, node: Node) -> Result<Self> {
+        Self::new(lab, Program::Bird, node, &bird::config(lab.plan(), node)?)
+    }
+
+    /// What runs git-http-backend on a backend, not running yet.
+    pub(crate) fn fcgiwrap(lab: &Lab, node: Node) -> Result<Self> {
+        Self::named(lab, Program::Fcgiwrap, node)
+    }
+
+    /// The server of connections that are to live through everything, not running yet.
+    pub(crate) fn live(lab: &Lab, node: Node) -> Result<Self> {
+        Self::named(lab, Program::Live, node)
+    }
+
+    /// A backend's nginx, not running yet, which serves the repositories in a folder.
+    pub(crate) fn nginx(lab: &Lab, node: Node, repositories: &Path) -> Result<Self> {
+        let folder = lab.folder(node)?;
+        Self::new(lab, Program::Nginx, node, &services::nginx_config(node, &folder, repositories)?)
     }
 
     /// The director's configuration and table, not running yet.
@@ -222,6 +203,24 @@ impl Daemon {
         &self.config
     }
 
+    /// Changes or adds a key of the configuration file; `value` as TOML has it.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written.
+    pub fn configure(&self, key: &str, value: &str) -> Result<()> {
+        let old = fs::read_to_string(&self.config)?;
+        let others = old.lines().filter(|line| !line.starts_with(&format!("{key} = ")));
+        // First, where no section's header stands before it.
+        let lines = std::iter::once(format!("{key} = {value}")).chain(others.map(str::to_owned));
+        replace_file(&self.config, &lines.map(|line| line + "\n").collect::<String>())
+    }
+
+    /// What runs.
+    #[must_use]
+    pub const fn program(&self) -> Program {
+        self.program
+    }
+
     /// Where the daemon runs.
     #[must_use]
     pub const fn node(&self) -> Node {
@@ -249,7 +248,31 @@ impl Daemon {
     /// When it ends instead, or takes too long: with what it wrote.
     pub fn start(&mut self, lab: &Lab) -> Result<()> {
         self.spawn(lab)?;
-        self.process()?.wait_for_log("ready", 0, PATIENCE)
+        self.wait_until_ready(lab)
+    }
+
+    /// Waits until a daemon that was spawned is ready.
+    pub(crate) fn wait_until_ready(&mut self, lab: &Lab) -> Result<()> {
+        let (program, node) = (self.program, self.node);
+        let process = self.process()?;
+        if program.is_ours() {
+            return process.wait_for_log("ready", 0, PATIENCE);
+        }
+        interrupt::wait(&format!("{} on {node}", program.name()), PATIENCE, || {
+            if let Some(status) = process.ended()? {
+                bail!(
+                    "{} on {node} ended with {status}: {}",
+                    program.name(),
+                    process.log()?.trim()
+                );
+            }
+            let ready = match program {
+                Program::Bird => bird::is_ready(lab, node)?,
+                Program::Nginx => services::listens(lab.netns(node)?)?,
+                _ => services::fcgiwrap_socket(lab, node)?.exists(),
+            };
+            Ok(ready.then_some(()))
+        })
     }
 
     /// Starts the daemon and does not wait.
@@ -257,7 +280,17 @@ impl Daemon {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(&mut self, lab: &Lab) -> Result<()> {
-        let mut command = self.command(lab, "run")?;
+        let mut command = match self.program {
+            Program::Bird => bird::command(lab, self.node, &self.config)?,
+            Program::Nginx => services::nginx(lab, self.node, &self.config)?,
+            Program::Fcgiwrap => services::fcgiwrap(lab, self.node)?,
+            Program::Live => {
+                let mut command = lab.netns(self.node)?.command(Program::Lab.path()?);
+                command.arg("serve");
+                command
+            }
+            _ => self.command(lab, "run")?,
+        };
         self.process = Some(lab.spawn(self.node, self.program.name(), &mut command)?);
         Ok(())
     }
@@ -282,6 +315,22 @@ impl Daemon {
         let status = process.wait(PATIENCE)?;
         self.process = None;
         Ok(status)
+    }
+
+    /// Ends the daemon and what it started at once, as a crash would, and waits until all is gone.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process()?.end_at_once()?;
+        self.process = None;
+        Ok(())
+    }
+
+    /// Whether the daemon runs.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.process.as_ref().is_some_and(Process::runs)
     }
 
     /// Runs `detach`.

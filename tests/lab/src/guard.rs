@@ -52,13 +52,20 @@ impl Folders {
     pub(crate) fn create(name: &str, keep: &Keep) -> Result<Self> {
         let (run, scratch) = paths(name);
         let folders = Self { run, scratch, keep: keep.clone() };
-        for folder in [&folders.run.join("log"), &folders.bpf(), &folders.scratch] {
+        let made = [folders.run.join("log"), folders.run.join("pid"), folders.bpf()];
+        for folder in made.iter().chain([&folders.scratch]) {
             fs::create_dir_all(folder)
                 .with_context(|| format!("cannot make {}", folder.display()))?;
         }
         mount(Some("bpf"), &folders.bpf(), Some("bpf"), MsFlags::empty(), None::<&str>)
             .with_context(|| format!("cannot mount a bpffs at {}", folders.bpf().display()))?;
         Ok(folders)
+    }
+
+    /// Those of a lab that is there.
+    pub(crate) fn open(name: &str, keep: &Keep) -> Self {
+        let (run, scratch) = paths(name);
+        Self { run, scratch, keep: keep.clone() }
     }
 
     pub(crate) fn run(&self) -> &Path {
@@ -100,6 +107,11 @@ pub(crate) fn remove(folder: &Path) -> Result<()> {
         umount2(&bpf, MntFlags::MNT_DETACH)
             .with_context(|| format!("cannot unmount {}", bpf.display()))?;
     }
+    remove_all(folder)
+}
+
+/// Removes a folder with all in it, if it is there: what was pinned in it is let go.
+pub(crate) fn remove_all(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", folder.display()))

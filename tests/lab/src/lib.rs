@@ -5,8 +5,10 @@
 //! bpffs of its own. Whatever a lab makes is removed when its handle is dropped, on failure and on
 //! Ctrl-C too, and what a killed lab left is removed when one of the same name comes up.
 
+pub mod bird;
 mod checked;
 pub mod command;
+mod counters;
 mod daemons;
 pub mod demo;
 mod fleet;
@@ -21,23 +23,24 @@ mod moved;
 mod netns;
 mod plan;
 mod process;
+pub mod proof;
+mod report;
 pub mod repository;
 mod requests;
 mod services;
 mod table;
 mod topology;
+mod wire;
 
 pub use checked::{Checked, Illness, Mark, Pace, Took};
-pub use daemons::{
-    BackendCounters, Count, Daemon, DirectorCounters, Program, RedirectCounters, TableCounters,
-    director_config, files_below,
-};
-pub use fleet::Fleet;
+pub use counters::{BackendCounters, Count, DirectorCounters, RedirectCounters, TableCounters};
+pub use daemons::{Daemon, Program, director_config, files_below};
+pub use fleet::{Fleet, Status, Target};
 pub use git_clone::GitClone;
 pub use guard::Lock;
 pub use ill_server::{Health, IllServer};
 pub use netns::Netns;
-pub use plan::{Family, Node, Plan, client, vip};
+pub use plan::{Family, Node, Plan, Routing, client, client_of, vip};
 pub use process::Process;
 pub use requests::{Request, Requests};
 pub use services::WebServer;

@@ -139,6 +139,33 @@ unsafe fn bpf_call<T>(command: libc::c_int, attributes: &T) -> io::Result<i32> {
     i32::try_from(result).map_err(io::Error::other)
 }
 
+/// Whether an interface was set up, of the calling thread's namespace.
+///
+/// # Errors
+/// When there is none of this name.
+pub fn is_up(interface: &str) -> Result<bool> {
+    let control = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let mut request = named(interface);
+    // SAFETY: the request lives past the call and is of the shape that the call wants.
+    if unsafe { libc::ioctl(control.as_raw_fd(), libc::SIOCGIFFLAGS, &mut request) } != 0 {
+        return Err(io::Error::last_os_error())
+            .with_context(|| format!("no interface {interface}"));
+    }
+    // SAFETY: the call above has filled in the flags.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok(libc::c_int::from(flags) & libc::IFF_UP != 0)
+}
+
+/// A request about an interface, with nothing but its name.
+fn named(interface: &str) -> libc::ifreq {
+    // SAFETY: all-zero bytes are a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes().take(15)) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    request
+}
+
 /// `struct ethtool_value`
 #[repr(C)]
 struct EthtoolValue {
@@ -160,11 +187,7 @@ const ETHTOOL_STXCSUM: u32 = 0x17;
 pub fn tx_checksums_off(interface: &str) -> Result<()> {
     let control = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut value = EthtoolValue { cmd: ETHTOOL_STXCSUM, data: 0 };
-    // SAFETY: all-zero bytes are a valid `ifreq`.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes().take(15)) {
-        *to = libc::c_char::from_ne_bytes([from]);
-    }
+    let mut request = named(interface);
     request.ifr_ifru.ifru_data = std::ptr::from_mut(&mut value).cast();
     // SAFETY: request and value live past the call and are of the shape that the call wants.
     if unsafe { libc::ioctl(control.as_raw_fd(), SIOCETHTOOL, &mut request) } != 0 {

@@ -151,7 +151,7 @@ impl Netns {
     }
 
     /// Ends every process inside: a request first, then by force.
-    fn end_processes(&self) -> Result<()> {
+    pub(crate) fn end_processes(&self) -> Result<()> {
         let started = Instant::now();
         loop {
             let left = self.processes()?;
@@ -187,6 +187,11 @@ impl OwnedNetns {
         let owned = Self { netns, keep: keep.clone() };
         owned.netns.ip("link set lo up")?;
         Ok(owned)
+    }
+
+    /// A namespace that is there. `keep` must be set, for it is not this process's to remove.
+    pub(crate) fn open(name: &str, keep: &Keep) -> Result<Self> {
+        Ok(Self { netns: Netns::open(name)?, keep: keep.clone() })
     }
 
     pub(crate) fn netns(&self) -> &Netns {

@@ -7,10 +7,11 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 
 /// IPv4 or IPv6, of the packets between clients and VIP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Family {
     /// IPv4.
     V4,
@@ -21,8 +22,10 @@ pub enum Family {
 /// A machine of the lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Node {
-    /// Has every client address.
+    /// Has the client addresses that [`client`] tells.
     Client,
+    /// The n-th machine of clients, from 2, with addresses of its own.
+    OtherClient(u8),
     /// Between clients and data centre.
     Router,
     /// The n-th director, from 1.
@@ -35,6 +38,7 @@ impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Client => f.write_str("client"),
+            Self::OtherClient(n) => write!(f, "client{n}"),
             Self::Router => f.write_str("router"),
             Self::Director(n) => write!(f, "director{n}"),
             Self::Backend(n) => write!(f, "backend{n}"),
@@ -51,18 +55,28 @@ impl Node {
             "router" => Self::Router,
             _ => number("director")
                 .map(Self::Director)
-                .or_else(|| number("backend").map(Self::Backend))?,
+                .or_else(|| number("backend").map(Self::Backend))
+                .or_else(|| number("client").filter(|&n| n > 1).map(Self::OtherClient))?,
         };
         (node.to_string() == name).then_some(node)
     }
 
-    /// The node's place in the data centre's networks, `.1` to `.254`; the client has none.
+    /// The node's place in the data centre's networks, `.1` to `.254`; clients have none.
     fn host(self) -> u8 {
         match self {
-            Self::Client => 0,
+            Self::Client | Self::OtherClient(_) => 0,
             Self::Router => 1,
             Self::Director(n) => 9 + n,
             Self::Backend(n) => 20 + n,
+        }
+    }
+
+    /// Which of the clients' machines it is, from 1.
+    pub(crate) const fn client_number(self) -> Option<u8> {
+        match self {
+            Self::Client => Some(1),
+            Self::OtherClient(n) => Some(n),
+            _ => None,
         }
     }
 
@@ -90,8 +104,28 @@ impl Node {
     }
 }
 
+impl std::str::FromStr for Node {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::parse(name).with_context(|| {
+            format!("{name:?} is no node: client, client2, router, director1, backend1 and so on")
+        })
+    }
+}
+
+/// Who tells the router which directors the VIPs are behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Routing {
+    /// Nobody: routes are set by hand. Directors stand on the backends' segment.
+    Static,
+    /// BIRD on the router and on each director, over BGP with BFD. Each director is behind a port of
+    /// the router of its own, so that a dead link is seen at once.
+    Bgp,
+}
+
 /// What a lab is made of.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
     /// Namespaces are `NAME-client`, `NAME-router` and so on.
     pub name: String,
@@ -99,7 +133,15 @@ pub struct Plan {
     pub directors: u8,
     /// How many backends, 1 to 200.
     pub backends: u8,
-    /// Speed of the link from the router to the clients in Mbit/s; as fast as it goes if none.
+    /// How many machines of clients, 1 to 9.
+    pub clients: u8,
+    /// Where the router has the VIPs' routes from.
+    pub routing: Routing,
+    /// Whether each director has a health checker, which feeds it its table.
+    pub health: bool,
+    /// Whether each backend serves connections of [`crate::proof`], which the table has too then.
+    pub live: bool,
+    /// Speed of the links from the router to the clients in Mbit/s; as fast as they go if none.
     pub client_mbit: Option<u32>,
     /// MTU of the data centre's links. 1600 has room for a full-sized packet in a tunnel.
     pub data_centre_mtu: u32,
@@ -108,13 +150,17 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// One director, three backends and no limit on speed.
+    /// One director, three backends, a static route and no limit on speed.
     #[must_use]
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
             directors: 1,
             backends: 3,
+            clients: 1,
+            routing: Routing::Static,
+            health: false,
+            live: false,
             client_mbit: None,
             data_centre_mtu: 1600,
             tunnel: Family::V4,
@@ -135,7 +181,15 @@ impl Plan {
                 self.backends
             );
         }
+        if !(1..=9).contains(&self.clients) {
+            bail!("a lab has 1 to 9 machines of clients, not {}", self.clients);
+        }
         Ok(())
+    }
+
+    /// All machines of clients.
+    pub fn client_nodes(&self) -> impl Iterator<Item = Node> + use<> {
+        std::iter::once(Node::Client).chain((2..=self.clients).map(Node::OtherClient))
     }
 
     /// All directors.
@@ -150,8 +204,8 @@ impl Plan {
 
     /// All machines.
     pub fn nodes(&self) -> impl Iterator<Item = Node> + use<> {
-        [Node::Client, Node::Router]
-            .into_iter()
+        std::iter::once(Node::Router)
+            .chain(self.client_nodes())
             .chain(self.director_nodes())
             .chain(self.backend_nodes())
     }
@@ -172,13 +226,24 @@ pub const fn vip(family: Family) -> IpAddr {
     }
 }
 
-/// Client address `n`. Number 0 is the one that programs use which cannot be told an address.
+/// Address `n` of the first machine of clients. Number 0 is the one that programs use which cannot be
+/// told an address.
 #[must_use]
 pub const fn client(family: Family, n: u16) -> IpAddr {
-    let [high, low] = n.wrapping_add(1).to_be_bytes();
-    match family {
-        Family::V4 => IpAddr::V4(Ipv4Addr::new(198, 18, high, low)),
-        Family::V6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, n.wrapping_add(1))),
+    client_of(1, family, n)
+}
+
+/// Address `n` of the machine of clients with this number, 1 to 9.
+#[must_use]
+pub const fn client_of(machine: u8, family: Family, n: u16) -> IpAddr {
+    let n = n.wrapping_add(1);
+    let [high, low] = n.to_be_bytes();
+    match (family, machine) {
+        (Family::V4, 1) => IpAddr::V4(Ipv4Addr::new(198, 18, high, low)),
+        (Family::V4, _) => IpAddr::V4(Ipv4Addr::new(100, 64 + machine, high, low)),
+        (Family::V6, _) => {
+            IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xc, machine as u16 - 1, 0, 0, 0, n))
+        }
     }
 }
 
@@ -188,18 +253,21 @@ mod tests {
 
     #[test]
     fn nodes_have_distinct_addresses_and_names() {
-        let plan = Plan { directors: 10, backends: 200, ..Plan::new("x") };
+        let plan = Plan { directors: 10, backends: 200, clients: 9, ..Plan::new("x") };
         plan.check().unwrap();
         let nodes: Vec<_> = plan.nodes().collect();
         for (i, a) in nodes.iter().enumerate() {
             assert_eq!(Node::parse(&a.to_string()), Some(*a));
             for b in &nodes[..i] {
-                assert!(a.v4() != b.v4() && a.v6() != b.v6(), "{a} and {b}");
+                if a.client_number().is_none() {
+                    assert!(a.v4() != b.v4() && a.v6() != b.v6(), "{a} and {b}");
+                }
             }
         }
         assert_eq!(Node::Backend(3).v6().to_string(), "2001:db8:2::23");
         assert_eq!(Node::parse("backend03"), None);
         assert_eq!(Node::parse("frontend"), None);
+        assert_eq!(Node::parse("client1"), None);
     }
 
     #[test]
@@ -209,5 +277,6 @@ mod tests {
         }
         assert!(Plan { backends: 0, ..Plan::new("x") }.check().is_err());
         assert!(Plan { directors: 11, ..Plan::new("x") }.check().is_err());
+        assert!(Plan { clients: 0, ..Plan::new("x") }.check().is_err());
     }
 }

@@ -9,21 +9,21 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::signal::{Signal, kill, killpg},
     unistd::Pid,
 };
 
-use crate::{
-    command,
-    guard::Keep,
-    interrupt::{self, wait},
-};
+use crate::{command, guard::Keep, interrupt::wait, table::replace_file};
 
 /// A running process whose output goes to a file. Ended when dropped, unless the lab is kept.
 #[derive(Debug)]
 pub struct Process {
     what: String,
-    child: Child,
+    id: u32,
+    /// None of a process that another one started: one of a lab that was left up.
+    child: Option<Child>,
+    /// When it began, in the kernel's ticks: with the id this names a process for ever.
+    began: u64,
     log: PathBuf,
     /// Where this process's own lines begin: a restarted daemon appends.
     log_start: usize,
@@ -32,11 +32,12 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command`; what it writes is appended to `log`.
+    /// Starts `command`; what it writes is appended to `log`, and who it is stands in `record`.
     pub(crate) fn spawn(
         what: &str,
         command: &mut Command,
         log: PathBuf,
+        record: &Path,
         keep: &Keep,
     ) -> Result<Self> {
         let file = File::options()
@@ -51,14 +52,70 @@ impl Process {
             .stderr(file)
             .spawn()
             .with_context(|| format!("cannot start {what}: `{}`", command::shown(command)))?;
-        let what = what.to_owned();
-        Ok(Self { what, child, log, log_start, status: None, keep: keep.clone() })
+        let (what, id) = (what.to_owned(), child.id());
+        // A child that has ended is still there until it is waited for.
+        let (began, _) = stat(id).with_context(|| format!("no process {id}"))?;
+        let process = Self {
+            what,
+            id,
+            child: Some(child),
+            began,
+            log,
+            log_start,
+            status: None,
+            keep: keep.clone(),
+        };
+        replace_file(record, &format!("{id} {began}\n"))?;
+        Ok(process)
+    }
+
+    /// The process of which `record` tells, if it still runs. It is not ended when this is dropped.
+    pub(crate) fn adopt(what: &str, record: &Path, log: PathBuf) -> Option<Self> {
+        let text = fs::read_to_string(record).ok()?;
+        let (id, began) = text.trim().split_once(' ')?;
+        let (id, began) = (id.parse().ok()?, began.parse().ok()?);
+        let keep = Keep::default();
+        keep.set();
+        let process = Self {
+            what: what.to_owned(),
+            id,
+            child: None,
+            began,
+            log,
+            log_start: 0,
+            status: None,
+            keep,
+        };
+        process.runs().then_some(process)
     }
 
     /// The process's id, also after its end.
     #[must_use]
     pub fn id(&self) -> u32 {
-        self.child.id()
+        self.id
+    }
+
+    /// Whether it has not ended.
+    pub(crate) fn runs(&self) -> bool {
+        stat(self.id).is_some_and(|(began, state)| began == self.began && !"ZX".contains(state))
+    }
+
+    /// Ends it and what it started at once, and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub(crate) fn end_at_once(&mut self) -> Result<()> {
+        if !self.runs() {
+            bail!("{} has ended", self.what);
+        }
+        // It leads a group of its own (see `Netns::command`), with nginx's workers in it.
+        killpg(self.pid()?, Signal::SIGKILL)
+            .with_context(|| format!("cannot end {}", self.what))?;
+        let what = format!("the end of {}", self.what);
+        wait(&what, Duration::from_secs(10), || Ok((!self.runs()).then_some(())))?;
+        // So that no dead child of this process stays.
+        self.child.as_mut().map(Child::wait).transpose()?;
+        Ok(())
     }
 
     /// The file with its output.
@@ -79,10 +136,14 @@ impl Process {
     /// How the process ended, if it has.
     ///
     /// # Errors
-    /// When the kernel cannot say.
+    /// When the kernel cannot say: it tells only who started the process.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        if self.status.is_none() {
-            self.status = self.child.try_wait()?;
+        if let Some(child) = &mut self.child {
+            if self.status.is_none() {
+                self.status = child.try_wait()?;
+            }
+        } else if !self.runs() {
+            bail!("{} has ended", self.what);
         }
         Ok(self.status)
     }
@@ -132,7 +193,7 @@ impl Process {
     }
 
     fn pid(&self) -> Result<Pid> {
-        Ok(Pid::from_raw(i32::try_from(self.child.id())?))
+        Ok(Pid::from_raw(i32::try_from(self.id)?))
     }
 
     fn end(&mut self) -> Result<()> {
@@ -147,10 +208,21 @@ impl Process {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        self.child.kill()?;
-        self.status = Some(self.child.wait()?);
+        if let Some(child) = &mut self.child {
+            child.kill()?;
+            self.status = Some(child.wait()?);
+        }
         Ok(())
     }
+}
+
+/// When a process began and the letter of its state, from `/proc/ID/stat`.
+fn stat(id: u32) -> Option<(u64, char)> {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    // The name in brackets may hold anything. The state is field 3, the beginning field 22.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    let state = fields.next()?.chars().next()?;
+    Some((fields.nth(18)?.parse().ok()?, state))
 }
 
 impl Drop for Process {
@@ -164,8 +236,14 @@ impl Drop for Process {
     }
 }
 
-/// Waits until a file or socket is there.
-pub(crate) fn wait_for_file(path: &Path) -> Result<()> {
-    let there = || Ok(path.exists().then_some(()));
-    interrupt::wait(&path.display().to_string(), Duration::from_secs(5), there)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_tells_when_a_process_began() {
+        let (began, state) = stat(std::process::id()).unwrap();
+        assert!(began > 0 && "RS".contains(state), "{began} {state}");
+        assert_eq!(stat(u32::MAX), None);
+    }
 }

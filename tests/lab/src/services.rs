@@ -1,19 +1,19 @@
 //! What a backend serves: a page that names it, and git over HTTP.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
-    time::Duration,
+    process::Command,
 };
 
 use anyhow::{Context, Result, bail};
 
 use crate::{
     command,
-    interrupt::wait,
+    daemons::{Daemon, Program},
     kernel::{self, LISTEN},
+    netns::Netns,
     plan::Node,
-    process::{Process, wait_for_file},
     repository,
     topology::Lab,
 };
@@ -22,8 +22,8 @@ use crate::{
 #[derive(Debug)]
 pub struct WebServer {
     /// Ends before what it leans on.
-    _nginx: Process,
-    _fcgiwrap: Process,
+    pub(crate) nginx: Daemon,
+    pub(crate) fcgiwrap: Daemon,
 }
 
 impl WebServer {
@@ -34,33 +34,53 @@ impl WebServer {
     /// When a program is missing or does not start.
     pub fn start(lab: &Lab, node: Node, repositories: &Path) -> Result<Self> {
         command::require(&[("nginx", "nginx"), ("fcgiwrap", "fcgiwrap"), ("git", "git")])?;
-        let folder = lab.folder(node)?;
-        let netns = lab.netns(node)?;
+        let mut fcgiwrap = Daemon::fcgiwrap(lab, node)?;
+        fcgiwrap.start(lab)?;
+        let mut nginx = Daemon::nginx(lab, node, repositories)?;
+        nginx.start(lab)?;
+        Ok(Self { nginx, fcgiwrap })
+    }
 
-        let socket = folder.join("fcgiwrap.sock");
-        let mut fcgiwrap = repository::isolated(netns.command("fcgiwrap"));
-        fcgiwrap.args(["-c", "16", "-s", &format!("unix:{}", socket.display())]);
-        let fcgiwrap = lab.spawn(node, "fcgiwrap", &mut fcgiwrap)?;
-        wait_for_file(&socket)?;
-
-        let config = folder.join("nginx.conf");
-        fs::write(&config, nginx_config(node, &folder, repositories)?)?;
-        let mut nginx = netns.command("nginx");
-        nginx.arg("-p").arg(&folder).arg("-c").arg(&config).arg("-e").arg("stderr");
-        let mut nginx = lab.spawn(node, "nginx", &mut nginx)?;
-        wait(&format!("nginx on {node}"), Duration::from_secs(5), || {
-            if let Some(status) = nginx.ended()? {
-                bail!("nginx on {node} ended with {status}: {}", nginx.log()?.trim());
-            }
-            let sockets = kernel::tcp_sockets(netns)?;
-            let listeners = sockets.iter().filter(|s| s.state == LISTEN && s.local.port() == 80);
-            Ok((listeners.count() >= 2).then_some(()))
-        })?;
-        Ok(Self { _nginx: nginx, _fcgiwrap: fcgiwrap })
+    /// The web server of a lab that was left up.
+    pub(crate) fn adopt(lab: &Lab, node: Node) -> Result<Self> {
+        let nginx = Daemon::adopt(lab, Program::Nginx, node)?;
+        Ok(Self { nginx, fcgiwrap: Daemon::adopt(lab, Program::Fcgiwrap, node)? })
     }
 }
 
-fn nginx_config(node: Node, folder: &Path, repositories: &Path) -> Result<String> {
+/// The command that starts fcgiwrap.
+pub(crate) fn fcgiwrap(lab: &Lab, node: Node) -> Result<Command> {
+    let socket = fcgiwrap_socket(lab, node)?;
+    // One that was killed leaves it, and another one would not take its place.
+    fs::remove_file(&socket).or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    })?;
+    let mut fcgiwrap = repository::isolated(lab.netns(node)?.command("fcgiwrap"));
+    fcgiwrap.args(["-c", "16", "-s", &format!("unix:{}", socket.display())]);
+    Ok(fcgiwrap)
+}
+
+/// Where fcgiwrap listens.
+pub(crate) fn fcgiwrap_socket(lab: &Lab, node: Node) -> Result<PathBuf> {
+    Ok(lab.folder(node)?.join("fcgiwrap.sock"))
+}
+
+/// The command that starts nginx.
+pub(crate) fn nginx(lab: &Lab, node: Node, config: &Path) -> Result<Command> {
+    let mut nginx = lab.netns(node)?.command("nginx");
+    nginx.arg("-p").arg(lab.folder(node)?).arg("-c").arg(config).args(["-e", "stderr"]);
+    Ok(nginx)
+}
+
+/// Whether port 80 is open, over IPv4 and IPv6.
+pub(crate) fn listens(netns: &Netns) -> Result<bool> {
+    let sockets = kernel::tcp_sockets(netns)?;
+    let listeners = sockets.iter().filter(|s| s.state == LISTEN && s.local.port() == 80);
+    Ok(listeners.count() >= 2)
+}
+
+pub(crate) fn nginx_config(node: Node, folder: &Path, repositories: &Path) -> Result<String> {
     let folder = folder.display();
     let mut parameters = String::new();
     for (name, value) in repository::ENVIRONMENT {

@@ -6,12 +6,12 @@
 use std::{fs, net::IpAddr, path::Path};
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::plan::{Family, Node, Plan, vip};
 
 /// A backend's state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// Takes new connections before all others will.
@@ -25,28 +25,38 @@ pub enum State {
 }
 
 /// A file with one table.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TableFile {
+    /// What a health checker is to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    healthchecks: Option<Checks>,
     tables: [Table; 1],
 }
 
-#[derive(Clone, Debug, Serialize)]
+/// A page that must come, and a tunnel that must answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Checks {
+    http: u16,
+    gue: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Table {
-    name: &'static str,
-    hash_key: &'static str,
-    seed: &'static str,
+    name: String,
+    hash_key: String,
+    seed: String,
     binds: Vec<Bind>,
     backends: Vec<Backend>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Bind {
     ip: IpAddr,
-    proto: &'static str,
+    proto: String,
     port: u16,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Backend {
     ip: IpAddr,
     state: State,
@@ -57,21 +67,42 @@ impl TableFile {
     /// The table `git`: port 80 of both VIPs, on every backend of the plan.
     #[must_use]
     pub fn new(plan: &Plan) -> Self {
-        let bind = |family| Bind { ip: vip(family), proto: "tcp", port: 80 };
+        Self::serving(plan, &[80])
+    }
+
+    /// The table `git`: these ports of both VIPs, on every backend of the plan.
+    #[must_use]
+    pub fn serving(plan: &Plan, ports: &[u16]) -> Self {
+        let bind = |&port: &u16| {
+            let bind = move |family| Bind { ip: vip(family), proto: "tcp".to_owned(), port };
+            [Family::V4, Family::V6].map(bind)
+        };
         let backend = |node: Node| Backend {
             ip: node.address(plan.tunnel),
             state: State::Active,
             healthy: true,
         };
         Self {
+            healthchecks: plan.health.then_some(Checks { http: 80, gue: 19523 }),
             tables: [Table {
-                name: "git",
-                hash_key: "5b1f8a1e6f0c43d2a7e94c0d1b2a3f48",
-                seed: "d17b6f20c39e4855b0a1427e8cf3690b",
-                binds: [Family::V4, Family::V6].map(bind).to_vec(),
+                name: "git".to_owned(),
+                hash_key: "5b1f8a1e6f0c43d2a7e94c0d1b2a3f48".to_owned(),
+                seed: "d17b6f20c39e4855b0a1427e8cf3690b".to_owned(),
+                binds: ports.iter().flat_map(bind).collect(),
                 backends: plan.backend_nodes().map(backend).collect(),
             }],
         }
+    }
+
+    /// Reads what [`TableFile::toml`] wrote.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        toml::from_str(text).context("not a table of the lab")
+    }
+
+    /// The backends' addresses with their states and health.
+    pub(crate) fn backends(&self) -> impl Iterator<Item = (IpAddr, State, bool)> {
+        let backends = self.tables.iter().flat_map(|table| &table.backends);
+        backends.map(|backend| (backend.ip, backend.state, backend.healthy))
     }
 
     /// Changes a backend's state.

@@ -5,6 +5,8 @@
 //!                    ├── backend1         carry XDP as a real switch's would
 //!                    └── backend2
 //! ```
+//!
+//! With BGP each director has a port of the router of its own instead ([`crate::Routing`]).
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +24,7 @@ use crate::{
     guard::{self, Folders, Keep, Lock},
     link,
     netns::{self, Netns, OwnedNetns},
-    plan::{Family, Node, Plan, client, vip},
+    plan::{Family, Node, Plan, Routing, vip},
     process::Process,
 };
 
@@ -36,8 +38,8 @@ pub struct Lab {
     nodes: BTreeMap<Node, OwnedNetns>,
     folders: Folders,
     keep: Keep,
-    /// Last, so that the name is free only when everything is gone.
-    _lock: Lock,
+    /// Last, so that the name is free only when everything is gone. None of a lab that was left up.
+    _lock: Option<Lock>,
 }
 
 impl Lab {
@@ -59,13 +61,41 @@ impl Lab {
             .nodes()
             .map(|node| Ok((node, OwnedNetns::create(&plan.namespace(node), &keep)?)))
             .collect::<Result<_>>()?;
-        let lab = Self { plan, nodes, folders, keep, _lock: lock };
-        lab.settings()?;
+        let lab = Self { plan, nodes, folders, keep, _lock: Some(lock) };
         lab.wire()?;
-        lab.carry_xdp()?;
-        lab.throttle()?;
-        lab.route_vips_to(&lab.plan.director_nodes().collect::<Vec<_>>())?;
+        if lab.plan.routing == Routing::Static {
+            lab.route_vips_to(&lab.plan.director_nodes().collect::<Vec<_>>())?;
+        }
         Ok(lab)
+    }
+
+    /// A lab that was left up, as `plan` made it. It stays up when this is dropped.
+    pub(crate) fn open(plan: Plan) -> Result<Self> {
+        let keep = Keep::default();
+        keep.set();
+        let folders = Folders::open(&plan.name, &keep);
+        let nodes = plan
+            .nodes()
+            .map(|node| Ok((node, OwnedNetns::open(&plan.namespace(node), &keep)?)))
+            .collect::<Result<_>>()?;
+        Ok(Self { plan, nodes, folders, keep, _lock: None })
+    }
+
+    /// Replaces a machine by a new one of the same name and addresses, on which nothing runs: what a
+    /// reboot leaves.
+    pub(crate) fn renew(&mut self, node: Node) -> Result<()> {
+        // The link first: the kernel takes its time to let go what is in a removed namespace.
+        self.netns(Node::Router)?.ip(&format!("link delete {node}\n"))?;
+        self.netns(node)?.end_processes()?;
+        // Its name goes when it is dropped, unless the lab is kept.
+        self.nodes.remove(&node);
+        if netns::names()?.contains(&self.plan.namespace(node)) {
+            netns::remove(&self.plan.namespace(node))?;
+        }
+        guard::remove_all(&self.bpf().join(node.to_string()))?;
+        let new = OwnedNetns::create(&self.plan.namespace(node), &self.keep)?;
+        self.nodes.insert(node, new);
+        self.wire_machine(node)
     }
 
     /// What the lab is made of.
@@ -117,13 +147,36 @@ impl Lab {
     /// When it cannot be started.
     pub fn spawn(&self, node: Node, name: &str, command: &mut Command) -> Result<Process> {
         let log = self.folders.run().join("log").join(format!("{node}-{name}.log"));
-        Process::spawn(&format!("{name} on {node}"), command, log, &self.keep)
+        let record = self.record(node, name);
+        Process::spawn(&format!("{name} on {node}"), command, log, &record, &self.keep)
+    }
+
+    /// What [`Lab::spawn`] started last under this name, if it still runs.
+    pub(crate) fn running(&self, node: Node, name: &str) -> Option<Process> {
+        let log = self.folders.run().join("log").join(format!("{node}-{name}.log"));
+        Process::adopt(&format!("{name} on {node}"), &self.record(node, name), log)
+    }
+
+    fn record(&self, node: Node, name: &str) -> PathBuf {
+        self.folders.run().join("pid").join(format!("{node}-{name}"))
     }
 
     /// The lab and all its processes stay when their handles are dropped, also when this process
     /// ends; [`down`] removes them.
     pub fn keep(&self) {
         self.keep.set();
+    }
+
+    /// Whether a director's or backend's interface is up; those of others always are.
+    ///
+    /// # Errors
+    /// When there is no such machine.
+    pub fn is_connected(&self, node: Node) -> Result<bool> {
+        let netns = self.netns(node)?;
+        if !matches!(node, Node::Director(_) | Node::Backend(_)) {
+            return Ok(true);
+        }
+        netns.run(|| link::is_up(INTERFACE))
     }
 
     /// Routes the VIPs of both families to these nodes, spread over them by flow.
@@ -152,133 +205,6 @@ impl Lab {
             vip(Family::V4),
             vip(Family::V6)
         ))
-    }
-
-    fn settings(&self) -> Result<()> {
-        for (node, owned) in &self.nodes {
-            // The values that a new namespace starts with depend on the machine.
-            let mut settings = vec![
-                ("net.ipv4.conf.all.rp_filter", "0"),
-                ("net.ipv4.conf.default.rp_filter", "0"),
-                ("net.ipv6.conf.all.disable_ipv6", "0"),
-                ("net.ipv6.conf.default.disable_ipv6", "0"),
-                ("net.ipv6.conf.default.accept_dad", "0"),
-                ("net.ipv6.conf.default.accept_ra", "0"),
-                ("net.ipv6.conf.default.router_solicitations", "0"),
-            ];
-            settings.extend(match node {
-                Node::Client => vec![
-                    // Any address of the client ranges can be bound (AnyIP).
-                    ("net.ipv6.ip_nonlocal_bind", "1"),
-                    // Bounds what stands in the throttled queue, so that it never overflows:
-                    // a retransmit then tells of the load balancer, not of the queue.
-                    ("net.ipv4.tcp_rmem", "4096 131072 262144"),
-                ],
-                Node::Router => vec![
-                    ("net.ipv4.ip_forward", "1"),
-                    ("net.ipv6.conf.all.forwarding", "1"),
-                    ("net.ipv4.conf.all.send_redirects", "0"),
-                    ("net.ipv4.conf.default.send_redirects", "0"),
-                    ("net.ipv4.fib_multipath_hash_policy", "1"),
-                    ("net.ipv6.fib_multipath_hash_policy", "1"),
-                ],
-                Node::Director(_) => vec![("net.ipv4.ip_forward", "0")],
-                Node::Backend(_) => vec![
-                    ("net.ipv4.ip_forward", "0"),
-                    ("net.ipv4.conf.all.arp_ignore", "1"),
-                    ("net.ipv4.conf.all.arp_announce", "2"),
-                    // No tail loss probes: the throttled link's queue provokes them although
-                    // nothing was lost, and a retransmit here should tell of a loss.
-                    ("net.ipv4.tcp_early_retrans", "0"),
-                ],
-            });
-            owned.netns().sysctl(&settings)?;
-        }
-        Ok(())
-    }
-
-    /// Links, addresses and routes.
-    fn wire(&self) -> Result<()> {
-        let mtu = self.plan.data_centre_mtu;
-        let mut router = format!(
-            "link add {INTERFACE} netns {client} type veth peer name client\n\
-             address add 10.0.1.1/24 dev client\n\
-             address add 2001:db8:1::1/64 dev client\n\
-             link set client up\n\
-             link add dc type bridge\n\
-             link set dc mtu {mtu} up\n\
-             address add {v4}/24 dc\n\
-             address add {v6}/64 dc\n",
-            client = self.plan.namespace(Node::Client),
-            v4 = Node::Router.v4(),
-            v6 = Node::Router.v6(),
-        )
-        .replace(" dc\n", " dev dc\n");
-        for node in self.machines() {
-            writeln!(
-                router,
-                "link add {INTERFACE} netns {} mtu {mtu} type veth \
-                 peer name {node} mtu {mtu}\n\
-                 link set {node} master dc up",
-                self.plan.namespace(node)
-            )?;
-        }
-        let (any4, any6) = ("198.18.0.0/16", "2001:db8:c::/64");
-        writeln!(router, "route add {any4} via 10.0.1.2\nroute add {any6} via 2001:db8:1::2")?;
-        self.netns(Node::Router)?.ip(&router)?;
-
-        let (own4, own6) = (client(Family::V4, 0), client(Family::V6, 0));
-        self.netns(Node::Client)?.ip(&format!(
-            "address add 10.0.1.2/24 dev {INTERFACE}\n\
-             address add 2001:db8:1::2/64 dev {INTERFACE}\n\
-             address add {own4}/32 dev lo\n\
-             address add {own6}/128 dev lo nodad\n\
-             route add local {any4} dev lo\n\
-             route add local {any6} dev lo\n\
-             link set {INTERFACE} up\n\
-             route add default via 10.0.1.1 src {own4}\n\
-             route add default via 2001:db8:1::1 src {own6}\n"
-        ))?;
-        for node in self.machines() {
-            self.netns(node)?.ip(&format!(
-                "address add {}/24 dev {INTERFACE}\n\
-                 address add {}/64 dev {INTERFACE}\n\
-                 link set {INTERFACE} up\n\
-                 route add default via {}\n\
-                 route add default via {}\n",
-                node.v4(),
-                node.v6(),
-                Node::Router.v4(),
-                Node::Router.v6(),
-            ))?;
-        }
-        Ok(())
-    }
-
-    /// Makes the segment's ports carry `XDP_TX` of the machines behind them.
-    fn carry_xdp(&self) -> Result<()> {
-        let pins = self.bpf().join("ports");
-        fs::create_dir_all(&pins)?;
-        self.netns(Node::Router)?.run(|| {
-            for node in self.machines() {
-                let port = node.to_string();
-                link::tx_checksums_off(&port)?;
-                link::attach_pass(&port, &pins.join(&port))?;
-            }
-            Ok(())
-        })
-    }
-
-    fn throttle(&self) -> Result<()> {
-        let Some(mbit) = self.plan.client_mbit else { return Ok(()) };
-        let mut tc = self.netns(Node::Router)?.command("tc");
-        let rate = format!("{mbit}mbit");
-        tc.args(["qdisc", "add", "dev", "client", "root", "tbf", "rate", &rate]);
-        command::run(tc.args(["burst", "128kb", "limit", "8mb"]))
-    }
-
-    fn machines(&self) -> impl Iterator<Item = Node> + use<> {
-        self.plan.director_nodes().chain(self.plan.backend_nodes())
     }
 }
 

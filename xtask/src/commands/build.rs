@@ -19,8 +19,13 @@ pub(crate) struct Arguments {
 pub(crate) const WORKSPACE: [&str; 4] = ["--locked", "--workspace", "--exclude", "glb-ebpf"];
 
 /// What the demo runs: a newcomer waits for no more than this.
-const FOR_THE_LAB: [&str; 7] =
-    ["--locked", "--package", "glb-director", "--package", "glb-redirect", "--package", "glb-lab"];
+const FOR_THE_LAB: [&str; 5] = [
+    "--locked",
+    "--package=glb-director",
+    "--package=glb-redirect",
+    "--package=glb-healthcheck",
+    "--package=glb-lab",
+];
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -30,7 +35,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     build(command.args(arguments.release.then_some("--release")))
 }
 
-/// Builds `target/debug/glb-director`, `target/debug/glb-redirect` and `target/debug/glb-lab`.
+/// Builds the daemons and `glb-lab` into `target/debug`.
 pub(crate) fn for_the_lab() -> Result<()> {
     build(process::cargo().arg("build").args(FOR_THE_LAB).arg("--bins"))
 }

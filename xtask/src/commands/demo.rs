@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::commands::lab::{self, Name};
+use crate::commands::lab;
 
 /// Shows a git clone that goes on while the backend that serves it is drained and removed.
 ///
@@ -19,8 +19,9 @@ pub(crate) struct Arguments {
     /// Clients and VIP speak IPv6.
     #[arg(long)]
     ipv6: bool,
-    #[command(flatten)]
-    name: Name,
+    /// The lab's name: labs of different names can be up side by side.
+    #[arg(long, default_value = "glb-demo")]
+    name: String,
 }
 
 /// Runs the command.
@@ -33,5 +34,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ] {
         words.extend(given.then_some(word));
     }
-    lab::become_lab(&words, &arguments.name)
+    words.extend(["--name", &arguments.name]);
+    lab::become_lab(&words)
 }

@@ -1,4 +1,4 @@
-//! `./x lab`: the demo's network of namespaces, to look around in.
+//! `./x lab`: a data centre of network namespaces, to look around in and to break.
 
 use std::{env, os::unix::process::CommandExt, process::Command};
 
@@ -10,46 +10,38 @@ use crate::{
     permission, process,
 };
 
-/// Brings the demo's lab up and leaves it up, or takes it down.
+/// A data centre of network namespaces with a fleet of directors: up, status, exec, drain, kill,
+/// start, down (`./x lab --help`).
 #[derive(clap::Args)]
+#[command(disable_help_flag = true)]
 pub(crate) struct Arguments {
-    #[command(subcommand)]
-    action: Action,
-}
-
-#[derive(clap::Subcommand)]
-enum Action {
-    /// Brings the lab up with all that runs in it, and says how to look around.
-    Up(Name),
-    /// Removes a lab that was left up.
-    Down(Name),
-}
-
-/// Which lab.
-#[derive(clap::Args)]
-pub(crate) struct Name {
-    /// The lab's name: labs of different names can be up side by side.
-    #[arg(long, default_value = "glb-demo")]
-    name: String,
+    /// A command of the lab's, with its arguments.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    words: Vec<String>,
 }
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    match &arguments.action {
-        Action::Up(name) => become_lab(&["up"], name),
-        Action::Down(name) => become_lab(&["down"], name),
-    }
+    let words: Vec<_> = arguments.words.iter().map(String::as_str).collect();
+    become_lab(if words.is_empty() { &["--help"] } else { &words })
 }
 
-/// Builds the daemons and the lab's program and becomes it, so that Ctrl-C reaches it alone.
-pub(crate) fn become_lab(words: &[&str], name: &Name) -> Result<()> {
-    permission::check(if words[0] == "demo" { "demo" } else { "lab" })?;
-    setup::ensure(Purpose::Lab)?;
-    build::for_the_lab()?;
+/// Builds the daemons and the lab's program where they are needed anew, and becomes it, so that
+/// Ctrl-C reaches it alone.
+pub(crate) fn become_lab(words: &[&str]) -> Result<()> {
     // Cargo put both into the same folder.
     let program = env::current_exe()?.with_file_name("glb-lab");
+    let asks_for_help = words.iter().any(|word| ["-h", "--help"].contains(word));
+    if !asks_for_help {
+        permission::check(if words[0] == "demo" { "demo" } else { "lab" })?;
+        setup::ensure(Purpose::Lab)?;
+    }
+    // What a lab that is up runs stays as it was built for it.
+    if ["demo", "up", "proof"].contains(&words[0]) || !program.is_file() {
+        build::for_the_lab()?;
+    }
     let mut lab = Command::new(program);
-    lab.args(words).args(["--name", &name.name]);
+    lab.args(words);
     let shown = process::shown(&lab);
     Err(lab.exec()).with_context(|| format!("cannot run `{shown}`"))
 }

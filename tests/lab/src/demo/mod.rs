@@ -1,8 +1,8 @@
-//! The demo: a long `git clone` goes on while the backend that serves it is drained, then removed.
+//! The demo: a long `git clone` goes on while the backend that serves it is drained, then removed, and
+//! while one of the two directors is taken out of service.
 //!
 //! Without second chance the same drain breaks the clone, and that is then what must happen.
 
-mod report;
 mod screen;
 mod story;
 
@@ -10,14 +10,16 @@ use std::{fmt::Write as _, io::Write, time::Duration};
 
 use anyhow::Result;
 
-pub use self::report::Check;
 use self::{screen::Screen, story::Story};
+pub use crate::report::Check;
 use crate::{
-    daemons::Program,
-    fleet::Fleet,
+    fleet::{Fleet, REPOSITORY},
     interrupt,
-    plan::{Family, Node, Plan, vip},
+    plan::{Family, Plan, Routing, vip},
 };
+
+/// The name of a lab that is given none.
+pub const DEFAULT_NAME: &str = "glb-demo";
 
 /// What the demo is to be like.
 #[derive(Clone, Debug)]
@@ -40,7 +42,7 @@ impl Default for Options {
     /// A clone of about 20 seconds over IPv4, from the lab `glb-demo`.
     fn default() -> Self {
         Self {
-            name: "glb-demo".to_owned(),
+            name: DEFAULT_NAME.to_owned(),
             family: Family::V4,
             megabytes: 120,
             mbit: 52,
@@ -80,11 +82,16 @@ impl Outcome {
 pub fn run(options: &Options, out: &mut dyn Write, terminal: bool) -> Result<Outcome> {
     interrupt::install()?;
     let mut screen = Screen::new(out, terminal);
-    let plan = Plan { client_mbit: Some(options.mbit), ..Plan::new(&options.name) };
+    let plan = Plan {
+        directors: 2,
+        routing: Routing::Bgp,
+        client_mbit: Some(options.mbit),
+        ..Plan::new(&options.name)
+    };
     let fleet = Fleet::up(plan, options.megabytes, options.second_chance)?;
     screen.say(&format!(
-        "The lab is up: client, router, director1, {} backends with nginx and git, as network \
-         namespaces {}-*.",
+        "The lab is up: client, router, 2 directors behind BGP and ECMP, {} backends with nginx and \
+         git, as network namespaces {}-*.",
         fleet.serving(),
         options.name
     ))?;
@@ -104,43 +111,27 @@ pub fn run(options: &Options, out: &mut dyn Write, terminal: bool) -> Result<Out
 /// How to look around in a lab that stays.
 ///
 /// # Errors
-/// When a daemon's program is not there.
+/// Never; the text is written into memory.
 pub fn look_around(fleet: &Fleet) -> Result<String> {
     let name = &fleet.lab.plan().name;
-    let run = fleet.lab.run_folder().display();
     let sudo = sudo(nix::unistd::geteuid().is_root(), std::env::var_os("SUDO_UID").is_some());
-    let enter = |node: Node| format!("{sudo}nsenter --net=/run/netns/{name}-{node}");
-    let (backend, director) = (Node::Backend(1), Node::Director(1));
-    let id = fleet.directors.first().and_then(crate::daemons::Daemon::id).unwrap_or_default();
-    let mut text = format!("The lab {name} stays up. Look around in it:\n");
+    let other = if name == DEFAULT_NAME { String::new() } else { format!("--name {name} ") };
+    let lab = |words: &str| format!("{sudo}./x lab {other}{words}");
+    let url = format!("http://{}", vip(Family::V4));
+    let mut text = format!("The lab {name} stays up. Look around in it, and break it:\n");
     for (what, command) in [
-        ("its machines", format!("ip netns list | grep ^{name}-")),
-        ("logs and configurations", format!("ls {run} {run}/log")),
+        ("how it is", lab("status")),
+        ("a request", lab(&format!("exec client -- git ls-remote {url}/git/{REPOSITORY}"))),
+        ("connections of a backend", lab("exec backend1 -- ss -tn")),
         (
-            "a request",
-            format!("{} git ls-remote http://{}/git/big.git", enter(Node::Client), vip(Family::V4)),
+            "the directors' counters",
+            lab("exec directors -- glb-director counters --config glb-director.toml"),
         ),
-        ("connections of a backend", format!("{} ss -tn", enter(backend))),
-        (
-            "the director's counters",
-            format!(
-                "{} {} counters --config {run}/{director}/{}.toml",
-                enter(director),
-                Program::Director.path()?.display(),
-                Program::Director.name()
-            ),
-        ),
-        (
-            "a backend's counters",
-            format!(
-                "{} {} counters --config {run}/{backend}/{}.toml",
-                enter(backend),
-                Program::Redirect.path()?.display(),
-                Program::Redirect.name()
-            ),
-        ),
-        ("another table", format!("edit {run}/{director}/table.toml, then {sudo}kill -HUP {id}")),
-        ("remove it all", format!("{sudo}./x lab down --name {name}")),
+        ("drain a backend", lab("drain backend1; # and `back backend1`")),
+        ("kill a daemon or machine", lab("kill director1; # and `start director1`")),
+        ("logs and configurations", format!("ls {0} {0}/log", fleet.lab.run_folder().display())),
+        ("all commands", "./x lab --help".to_owned()),
+        ("remove it all", lab("down")),
     ] {
         writeln!(text, "  {what:<24}  {command}")?;
     }

@@ -8,11 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{
-    AFTERWARDS, Options, Outcome,
-    report::{Check, Table, grouped},
-    screen::Screen,
-};
+use super::{AFTERWARDS, Options, Outcome, screen::Screen};
 use crate::{
     command,
     fleet::{Counters, Fleet, REPOSITORY},
@@ -20,6 +16,7 @@ use crate::{
     interrupt,
     moved::Moved,
     plan::Node,
+    report::{Check, Table, grouped},
     repository,
     requests::Requests,
     table::State,
@@ -27,6 +24,15 @@ use crate::{
 
 /// The drain comes when this much of the repository has arrived.
 const DRAIN_AT_PERCENT: u8 = 35;
+
+/// A director goes out of service when this much has arrived, if second chance keeps the clone alive.
+const DIRECTOR_OUT_AT_PERCENT: u8 = 65;
+
+/// The part after a director went.
+const DIRECTOR_OUT: &str = "director1 out";
+
+/// The director that goes.
+const OUT: Node = Node::Director(1);
 
 /// Clients that ask at the same time.
 const PARALLEL: usize = 4;
@@ -118,11 +124,16 @@ impl<'a> Story<'a> {
         let percent = self.clone.percent()?;
         let took = self.set_state(State::Draining, "drained")?;
         self.screen.say(&format!(
-            "{drained} is set to draining in table.toml; SIGHUP; the director has it in force \
-             after {took:.0?}.",
+            "{drained} is set to draining in table.toml; both directors have it in force after \
+             {took:.0?}.",
         ))?;
         let mut other_connections = 0;
+        let mut director_is_in = self.second_chance;
         let ended = loop {
+            if director_is_in && self.clone.percent()? >= DIRECTOR_OUT_AT_PERCENT {
+                director_is_in = false;
+                self.take_director_out()?;
+            }
             if let Some(ended) = self.clone.finished()? {
                 break ended;
             }
@@ -132,6 +143,21 @@ impl<'a> Story<'a> {
             interrupt::sleep(Duration::from_millis(200))?;
         };
         self.clone_ended(ended.0.success(), other_connections == 0, percent)
+    }
+
+    /// Takes the first director out of service, in order, while the clone goes on.
+    fn take_director_out(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        self.fleet.take_out(OUT)?;
+        let took = begun.elapsed();
+        let counters = self.fleet.counters()?;
+        self.end_phase(Phase::begin(DIRECTOR_OUT, counters, None));
+        let percent = self.clone.percent()?;
+        self.screen.say(&format!(
+            "At {percent} % of the clone {OUT} is taken out: announced with a higher MED, withdrawn, \
+             stopped ({took:.0?}). The other one has all packets."
+        ))?;
+        Ok(())
     }
 
     fn clone_ended(&mut self, is_whole: bool, same_connection: bool, percent: u8) -> Result<()> {
@@ -222,8 +248,9 @@ impl<'a> Story<'a> {
             self.check("no request failed in all that time", failed.is_empty(), seen);
             let removed = self.phases.last().context("no phase")?;
             let sent = removed.grew(|counters| counters.sent_to(drained));
-            let name = format!("after its removal the director sent nothing to {drained}");
+            let name = format!("after its removal the directors sent nothing to {drained}");
             self.check(&name, sent == 0, grouped(sent));
+            self.check_directors();
         }
         let table = self.table(&counts, failed.len());
         self.screen.print(&format!("\n{table}"))?;
@@ -234,6 +261,30 @@ impl<'a> Story<'a> {
         self.screen.print(&verdict(&outcome, self.second_chance))?;
         drop((self.requests, self.clone));
         Ok((self.fleet, outcome, self.screen))
+    }
+
+    /// Both directors must have had a share, and the one that went none after that.
+    fn check_directors(&mut self) {
+        let shares: Vec<_> = self.through_directors().collect();
+        let before = shares.iter().map(|(_, cells)| cells[0]);
+        let (both, seen) = (before.clone().all(|packets| packets > 0), before.map(grouped));
+        let seen = seen.collect::<Vec<_>>().join(" and ");
+        self.check("before the drain both directors forwarded", both, seen);
+        let out = self.phases.iter().position(|phase| phase.name == DIRECTOR_OUT);
+        let late = shares.iter().filter(|(node, _)| *node == OUT).flat_map(|(_, cells)| cells);
+        let late: u64 = late.skip(out.unwrap_or(0)).sum();
+        let name = format!("{OUT} went out during the clone and forwarded nothing after that");
+        self.check(&name, out.is_some() && late == 0, grouped(late));
+    }
+
+    /// Packets through each director, by phase.
+    fn through_directors(&self) -> impl Iterator<Item = (Node, Vec<u64>)> {
+        self.fleet.lab.plan().director_nodes().enumerate().map(|(index, node)| {
+            let sent = |counters: &Counters| {
+                counters.directors.get(index).map_or(0, |director| director.packets("encapsulated"))
+            };
+            (node, self.phases.iter().map(|phase| phase.grew(sent)).collect())
+        })
     }
 
     fn table(&self, counts: &[BTreeMap<String, u64>], failed: usize) -> Table {
@@ -248,7 +299,10 @@ impl<'a> Story<'a> {
         table.row("  to another first hop", moved(|moved| moved.first));
         let sent: Vec<_> = self.fleet.lab.plan().backend_nodes().collect();
         let all = |counters: &Counters| sent.iter().map(|&n| counters.sent_to(n)).sum::<u64>();
-        table.numbers("packets through the director", phases().map(|p| p.grew(all)));
+        table.numbers("packets through the directors", phases().map(|p| p.grew(all)));
+        for (node, cells) in self.through_directors() {
+            table.numbers(&format!("  through {node}"), cells);
+        }
         table.numbers(
             "  taken at the first hop",
             phases().map(|p| p.grew(all).saturating_sub(p.grew(Counters::all_forwarded))),
@@ -312,8 +366,9 @@ impl<'a> Story<'a> {
         self.fleet.table.set_state(self.served_by.0, state);
         let moved = Moved::between(&before, &self.fleet.table)?;
         let counters = self.fleet.counters()?;
-        let table = self.fleet.table.clone();
-        let took = self.fleet.director()?.reload(&table)?;
+        let begun = Instant::now();
+        self.fleet.reload()?;
+        let took = begun.elapsed();
         self.end_phase(Phase::begin(phase, counters, Some(moved)));
         Ok(took)
     }

@@ -1,4 +1,4 @@
-//! The end of the demo: what held, and the table of what happened.
+//! What held, and tables of text.
 
 use std::fmt::{self, Write as _};
 
@@ -26,22 +26,22 @@ impl fmt::Display for Check {
 
 /// A table of text: a name and one cell per column in each row.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(crate) struct Table {
     rows: Vec<(String, Vec<String>)>,
 }
 
 impl Table {
-    pub(super) fn new(columns: &[&str]) -> Self {
+    pub(crate) fn new(columns: &[&str]) -> Self {
         let columns = columns.iter().map(|&column| column.to_owned()).collect();
         Self { rows: vec![(String::new(), columns)] }
     }
 
-    pub(super) fn row(&mut self, name: &str, cells: impl IntoIterator<Item = String>) {
+    pub(crate) fn row(&mut self, name: &str, cells: impl IntoIterator<Item = String>) {
         self.rows.push((name.to_owned(), cells.into_iter().collect()));
     }
 
     /// A row of numbers.
-    pub(super) fn numbers(&mut self, name: &str, cells: impl IntoIterator<Item = u64>) {
+    pub(crate) fn numbers(&mut self, name: &str, cells: impl IntoIterator<Item = u64>) {
         self.row(name, cells.into_iter().map(grouped));
     }
 }
@@ -70,7 +70,7 @@ impl fmt::Display for Table {
 }
 
 /// 1234567 as 1,234,567.
-pub(super) fn grouped(number: u64) -> String {
+pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {

@@ -1,0 +1,141 @@
+//! Directors behind BGP: any of them may get any packet, and they come and go.
+
+use std::{process::Command, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use glb_lab::{Fleet, Node, Plan, Program, Routing, command, interrupt};
+use serde_json::Value;
+
+use crate::support::{build, everybody_answers};
+
+const FIRST: Node = Node::Director(1);
+const SECOND: Node = Node::Director(2);
+
+fn plan(name: &str) -> Plan {
+    Plan { directors: 2, routing: Routing::Bgp, ..Plan::new(name) }
+}
+
+#[test]
+fn directors_come_and_go_by_bgp() -> Result<()> {
+    build()?;
+    let fleet = Fleet::up(plan("glb-t-bgp"), 1, true)?;
+    everybody_answers(&fleet.lab)?;
+    let counters = fleet.counters()?;
+    for director in &counters.directors {
+        ensure!(director.packets("encapsulated") > 0, "a director gets nothing: {counters:?}");
+    }
+
+    fleet.announce_less_wanted(FIRST)?;
+    fleet.wait_for_routes(&[SECOND])?;
+    everybody_answers(&fleet.lab)?;
+    fleet.withdraw(SECOND)?;
+    // What is less wanted is better than nothing.
+    fleet.wait_for_routes(&[FIRST])?;
+    everybody_answers(&fleet.lab)?;
+    fleet.announce(SECOND)?;
+    fleet.withdraw(FIRST)?;
+    fleet.wait_for_routes(&[SECOND])?;
+    fleet.announce(FIRST)?;
+    fleet.wait_for_routes(&[FIRST, SECOND])
+}
+
+/// Runs `./x lab`'s program.
+fn lab(name: &str, words: &[&str]) -> Result<String> {
+    command::output(Command::new(Program::Lab.path()?).args(["--name", name]).args(words))
+}
+
+/// The status of a lab, as a program reads it.
+fn status(name: &str) -> Result<Value> {
+    Ok(serde_json::from_str(&lab(name, &["status", "-o", "json"])?)?)
+}
+
+/// Asks until the router's routes of both families lead to these directors.
+fn routes_become(name: &str, directors: &[&str]) -> Result<()> {
+    interrupt::wait(&format!("routes to {directors:?}"), Duration::from_secs(30), || {
+        let status = status(name)?;
+        let mut vips = status["vips"].as_array().context("no VIPs")?.iter();
+        Ok(vips.all(|vip| vip["routed_to"] == serde_json::json!(directors)).then_some(()))
+    })
+}
+
+/// Each command is a process of its own, as it is typed.
+#[test]
+fn a_lab_that_was_left_up_is_operated_by_commands() -> Result<()> {
+    build()?;
+    let name = "glb-t-cli";
+    let _down = Down(name);
+    let words = ["up", "--directors=2", "--backends=3", "--clients=2", "--repository=1"];
+    lab(name, &[&words[..], &["--health"]].concat())?;
+    let error = lab(name, &["up"]).expect_err("it is up").to_string();
+    ensure!(error.contains("lab down --name glb-t-cli"), "{error}");
+
+    routes_become(name, &["director1", "director2"])?;
+    let seen = status(name)?;
+    for session in seen["sessions"].as_array().context("no sessions")? {
+        ensure!(session["state"] == "Established", "{session}");
+    }
+    let text = lab(name, &["status"])?;
+    for word in ["client2", "backend3", "glb-healthcheck", "203.0.113.10", "active"] {
+        ensure!(text.contains(word), "{word} is missing: {text}");
+    }
+    let page = lab(name, &["exec", "client2", "--", "git", "ls-remote", REPOSITORY])?;
+    ensure!(page.contains("refs/heads/main"), "{page}");
+    let counters = ["glb-director", "counters", "--config", "glb-director.toml"];
+    let counters = lab(name, &[&["exec", "directors", "--"][..], &counters].concat())?;
+    ensure!(counters.contains("== director2"), "{counters}");
+
+    lab(name, &["drain", "backend2"])?;
+    let seen = status(name)?;
+    ensure!(seen["backends"][1]["state"] == "draining", "{seen}");
+    ensure!(seen["directors"][0]["order_digest"] == seen["directors"][1]["order_digest"], "{seen}");
+    lab(name, &["back", "backend2"])?;
+
+    // A daemon.
+    lab(name, &["kill", "director1/bird"])?;
+    routes_become(name, &["director2"])?;
+    let daemons = &status(name)?["nodes"];
+    let text = lab(name, &["status"])?;
+    ensure!(text.contains("bird DEAD"), "{text} {daemons}");
+    let error = lab(name, &["kill", "director1/bird"]).expect_err("it is dead").to_string();
+    ensure!(error.contains("does not run"), "{error}");
+    lab(name, &["start", "director1/bird"])?;
+    routes_become(name, &["director1", "director2"])?;
+
+    // A machine. The table changes meanwhile.
+    lab(name, &["kill", "director1"])?;
+    routes_become(name, &["director2"])?;
+    lab(name, &["fill", "backend1"])?;
+    lab(name, &["start", "director1"])?;
+    routes_become(name, &["director1", "director2"])?;
+    let seen = status(name)?;
+    ensure!(seen["directors"][0]["order_digest"] == seen["directors"][1]["order_digest"], "{seen}");
+    lab(name, &["exec", "client", "--", "git", "ls-remote", REPOSITORY])?;
+
+    for (words, wanted) in [
+        (&["kill", "router"][..], "router/bird"),
+        (&["kill", "director1/nginx"], "director1/glb-director"),
+        (&["kill", "director7"], "no director7"),
+        (&["drain", "backend9"], "no backend"),
+        (&["kill", "fridge"], "no node"),
+    ] {
+        let error = lab(name, words).expect_err("refused").to_string();
+        ensure!(error.contains(wanted), "{words:?}: {error}");
+    }
+    lab(name, &["down"])?;
+    let error = lab(name, &["status"]).expect_err("it is gone").to_string();
+    ensure!(error.contains("./x lab up --name glb-t-cli"), "{error}");
+    Ok(())
+}
+
+const REPOSITORY: &str = "http://203.0.113.10/git/big.git";
+
+/// Takes a lab down that a failed test left up.
+struct Down(&'static str);
+
+impl Drop for Down {
+    fn drop(&mut self) {
+        if let Err(error) = glb_lab::down(self.0) {
+            eprintln!("{error:#}");
+        }
+    }
+}

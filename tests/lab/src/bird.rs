@@ -1,0 +1,260 @@
+//! BIRD on the router and on directors: its configuration, and what it says.
+
+use std::{fmt::Write as _, net::IpAddr, path::Path, process::Command};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::{
+    command,
+    netns::Netns,
+    plan::{Family, Node, Plan, vip},
+    topology::Lab,
+};
+
+/// The protocols by which a director's BIRD announces the VIPs, one for each family. They are
+/// switched off until somebody enables them by the control socket.
+pub const VIP_PROTOCOLS: [&str; 2] = ["vip4", "vip6"];
+
+/// The protocols that announce the same with a MED that makes other directors preferred.
+pub const LESS_WANTED_PROTOCOLS: [&str; 2] = ["vip4_drain", "vip6_drain"];
+
+/// The configuration of the BIRD on `node`.
+pub(crate) fn config(plan: &Plan, node: Node) -> Result<String> {
+    if node == Node::Router { router(plan) } else { Ok(director(node)) }
+}
+
+/// docs/fleet.md explains both; what differs there is the addresses.
+fn router(plan: &Plan) -> Result<String> {
+    let (vip4, vip6) = (vip(Family::V4), vip(Family::V6));
+    let mut config = format!(
+        "log stderr all;
+router id {id};
+# After a crash of this BIRD, one that is started with -R leaves the kernel's routes until the sessions
+# are back, or for so many seconds.
+graceful restart wait 10;
+
+protocol device {{ }}
+protocol bfd {{
+  interface \"director*\" {{ interval 50 ms; multiplier 3; }};
+}}
+protocol kernel {{
+  ipv4 {{ export where source = RTS_BGP; }};
+  merge paths on limit 16;
+  graceful restart on;
+}}
+protocol kernel {{
+  ipv6 {{ export where source = RTS_BGP; }};
+  merge paths on limit 16;
+  graceful restart on;
+}}
+template bgp director {{
+  local as 65001;
+  bfd on;
+  graceful restart on;
+  connect delay time 1;
+  connect retry time 1;
+  error wait time 1, 2;
+  ipv4 {{ import where net = {vip4}/32; export none; }};
+  ipv6 {{ import where net = {vip6}/128; export none; }};
+}}
+",
+        id = Node::Router.v4(),
+    );
+    for node in plan.director_nodes() {
+        writeln!(
+            config,
+            "protocol bgp {node} from director {{ neighbor {} as 65010; }}",
+            node.v4()
+        )?;
+    }
+    Ok(config)
+}
+
+fn director(node: Node) -> String {
+    let (vip4, vip6) = (vip(Family::V4), vip(Family::V6));
+    format!(
+        "log stderr all;
+router id {id};
+
+protocol device {{ }}
+protocol bfd {{
+  interface \"eth0\" {{ interval 50 ms; multiplier 3; }};
+}}
+
+# The director's daemon enables and disables these. There is no `protocol kernel`: nothing of it
+# reaches this machine's own routes.
+protocol static vip4 {{
+  disabled;
+  ipv4 {{ preference 200; }};
+  route {vip4}/32 blackhole;
+}}
+protocol static vip6 {{
+  disabled;
+  ipv6 {{ preference 200; }};
+  route {vip6}/128 blackhole;
+}}
+
+# The same, less wanted. What stands above is preferred while both are enabled.
+protocol static vip4_drain {{
+  disabled;
+  ipv4 {{ preference 190; }};
+  route {vip4}/32 blackhole {{ bgp_med = 100; }};
+}}
+protocol static vip6_drain {{
+  disabled;
+  ipv6 {{ preference 190; }};
+  route {vip6}/128 blackhole {{ bgp_med = 100; }};
+}}
+
+protocol bgp upstream {{
+  local {id} as 65010;
+  neighbor {router} as 65001;
+  bfd on;
+  connect delay time 1;
+  connect retry time 1;
+  error wait time 1, 2;
+  ipv4 {{ import none; export where source = RTS_STATIC; next hop self; }};
+  ipv6 {{ import none; export where source = RTS_STATIC; next hop address {id6}; }};
+}}
+",
+        id = node.v4(),
+        id6 = node.v6(),
+        router = Node::Router.v4(),
+    )
+}
+
+/// The command that starts BIRD on `node`.
+pub(crate) fn command(lab: &Lab, node: Node, config: &Path) -> Result<Command> {
+    command::require(&[("bird", "bird2"), ("birdc", "bird2")])?;
+    let folder = lab.folder(node)?;
+    let mut bird = lab.netns(node)?.command("bird");
+    bird.arg("-f").arg("-c").arg(config).arg("-s").arg(folder.join("bird.ctl"));
+    bird.arg("-P").arg(folder.join("bird.pid"));
+    // Who ended in order has removed it, and has left no routes to recover.
+    if node == Node::Router && folder.join("bird.ctl").exists() {
+        bird.arg("-R");
+    }
+    Ok(bird)
+}
+
+/// What BIRD on `node` answers to a command of its command line.
+///
+/// # Errors
+/// When it does not run.
+pub fn ask(lab: &Lab, node: Node, words: &[&str]) -> Result<String> {
+    let mut birdc = lab.netns(node)?.command("birdc");
+    birdc.arg("-s").arg(lab.folder(node)?.join("bird.ctl"));
+    command::output(birdc.args(words)).with_context(|| format!("BIRD on {node}"))
+}
+
+/// Whether BIRD on `node` answers.
+pub(crate) fn is_ready(lab: &Lab, node: Node) -> Result<bool> {
+    Ok(lab.folder(node)?.join("bird.ctl").exists() && ask(lab, node, &["show", "status"]).is_ok())
+}
+
+/// A session of the router.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Session {
+    /// The director that it is with.
+    pub director: String,
+    /// `Established`, or what else BIRD says of it.
+    pub state: String,
+}
+
+impl Session {
+    /// Whether routes are exchanged.
+    pub(crate) fn is_up(&self) -> bool {
+        self.state == "Established"
+    }
+}
+
+/// The router's sessions; none if its BIRD does not run.
+///
+/// # Errors
+/// When birdc cannot be run.
+pub fn sessions(lab: &Lab) -> Result<Vec<Session>> {
+    if !is_ready(lab, Node::Router)? {
+        return Ok(Vec::new());
+    }
+    Ok(parse_sessions(&ask(lab, Node::Router, &["show", "protocols"])?))
+}
+
+fn parse_sessions(text: &str) -> Vec<Session> {
+    let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    lines
+        .filter(|words| words.get(1) == Some(&"BGP"))
+        .map(|words| {
+            // The time, with a date before it if it is not of today, stands between.
+            let info = words.get(4..).unwrap_or_default().iter();
+            let info = info.skip_while(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+            let info = info.copied().collect::<Vec<_>>().join(" ");
+            let up_or_down = words.get(3).copied().unwrap_or_default();
+            Session {
+                director: words[0].to_owned(),
+                state: if info.is_empty() { up_or_down.to_owned() } else { info },
+            }
+        })
+        .collect()
+}
+
+/// The next hops of a VIP in the router's kernel: where packets to it really go.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn next_hops(router: &Netns, address: IpAddr) -> Result<Vec<IpAddr>> {
+    let mut ip = router.command("ip");
+    let family = if address.is_ipv4() { "-4" } else { "-6" };
+    ip.args([family, "-json", "route", "show", &address.to_string()]);
+    let text = command::output(&mut ip)?;
+    let routes: Vec<Route> = serde_json::from_str(&text).with_context(|| text.clone())?;
+    let mut hops: Vec<_> = routes
+        .into_iter()
+        .flat_map(|route| {
+            route.nexthops.into_iter().chain([Hop { gateway: route.gateway, flags: route.flags }])
+        })
+        .filter(|hop| !hop.flags.iter().any(|flag| flag == "dead" || flag == "linkdown"))
+        .filter_map(|hop| hop.gateway)
+        .collect();
+    hops.sort_unstable();
+    Ok(hops)
+}
+
+#[derive(serde::Deserialize)]
+struct Route {
+    #[serde(default)]
+    gateway: Option<IpAddr>,
+    #[serde(default)]
+    flags: Vec<String>,
+    #[serde(default)]
+    nexthops: Vec<Hop>,
+}
+
+#[derive(serde::Deserialize)]
+struct Hop {
+    #[serde(default)]
+    gateway: Option<IpAddr>,
+    #[serde(default)]
+    flags: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_are_read() {
+        let text = "BIRD 2.0.12 ready.\n\
+                    Name       Proto      Table      State  Since         Info\n\
+                    device1    Device     ---        up     12:00:00.000\n\
+                    director1  BGP        ---        up     12:00:00.000  Established\n\
+                    director2  BGP        ---        start  2026-01-01 12:00:00  Active        Socket: Connection closed\n";
+        let sessions = parse_sessions(text);
+        let states: Vec<_> =
+            sessions.iter().map(|s| (s.director.as_str(), s.state.as_str())).collect();
+        assert_eq!(
+            states,
+            [("director1", "Established"), ("director2", "Active Socket: Connection closed")]
+        );
+    }
+}

@@ -1,0 +1,300 @@
+//! The command line.
+
+use std::{
+    env,
+    io::{self, IsTerminal},
+    os::unix::process::CommandExt,
+    process::{self, ExitCode},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand, ValueEnum};
+use glb_lab::{
+    Family, Fleet, Node, Plan, Program, Routing, State, Target, command,
+    demo::{self, Options},
+    down, interrupt, proof,
+};
+
+/// A data centre of network namespaces with the load balancer in it.
+///
+/// A lab has a router, clients, directors and backends, each a network namespace of its own; router
+/// and directors speak BGP (BIRD, with BFD), backends serve a page and git. `up` leaves it up, and
+/// the other commands work on it until `down`. Labs of different names (--name) can be up side by
+/// side.
+#[derive(Parser)]
+#[command(name = "lab", bin_name = "./x lab", disable_help_subcommand = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// The lab's name: labs of different names can be up side by side.
+    #[arg(long, global = true, default_value = demo::DEFAULT_NAME)]
+    name: String,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Brings a lab up, with everything running in it, and leaves it up.
+    #[command(after_help = "Then, for example:
+  ./x lab status
+  ./x lab exec client -- curl -s http://203.0.113.10/
+  ./x lab exec router -- ip route show 203.0.113.10
+  ./x lab kill director1/bird; ./x lab status; ./x lab start director1/bird
+  ./x lab drain backend2
+  ./x lab down")]
+    Up(UpArguments),
+    /// Shows machines, daemons, BGP sessions, routes and tables.
+    Status {
+        /// How to print it.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Runs a command on machines of the lab, in the folder with the machine's configuration.
+    ///
+    /// The programs of this project are on the PATH: `./x lab exec director1 -- glb-director status
+    /// --config glb-director.toml`. On several machines it runs on one after the other, and the exit
+    /// status is 1 if it failed on any.
+    Exec {
+        /// client, router, director1, backend2 and so on; directors, backends, clients or all.
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+        /// The command, after `--`.
+        #[arg(last = true, required = true, value_name = "CMD")]
+        words: Vec<String>,
+    },
+    /// Sets a backend to draining: it keeps its connections and gets no new ones.
+    Drain {
+        /// backend1, backend2 and so on.
+        backend: Node,
+    },
+    /// Sets a backend to filling: it takes new connections, and others keep what they have.
+    Fill {
+        /// backend1, backend2 and so on.
+        backend: Node,
+    },
+    /// Sets a backend to active again.
+    Back {
+        /// backend1, backend2 and so on.
+        backend: Node,
+    },
+    /// Kills a daemon (SIGKILL), or a machine: its link goes down and all that runs on it dies.
+    Kill {
+        /// director1, or director1/bird, backend2/glb-redirect, router/bird and so on.
+        #[arg(value_name = "NODE|DAEMON")]
+        target: Target,
+    },
+    /// Starts what was killed; a machine as after a reboot.
+    Start {
+        /// As for `kill`.
+        #[arg(value_name = "NODE|DAEMON")]
+        target: Target,
+    },
+    /// Removes a lab that was left up, with all that runs in it.
+    Down,
+    /// Lets everything happen to a fleet with live connections, and prints what it cost.
+    ///
+    /// A lab of its own comes up: directors withdraw and announce, are maintained one after the
+    /// other, killed daemon by daemon, unplugged, cut off, rebooted and upgraded, while connections
+    /// (uploads, downloads, echoes and silent ones) live through all of it and a stream of pings
+    /// measures how long packets are lost. Exit status 0 says that no connection broke and no loss
+    /// was longer than it may be.
+    Proof(ProofArguments),
+    /// What `live` runs on backends.
+    #[command(hide = true)]
+    Serve,
+    /// Shows a git clone that goes on while the backend that serves it is drained.
+    #[command(hide = true)]
+    Demo(DemoArguments),
+}
+
+#[derive(clap::Args)]
+struct UpArguments {
+    /// How many directors, 1 to 10.
+    #[arg(long, default_value_t = 2)]
+    directors: u8,
+    /// How many backends, 1 to 200.
+    #[arg(long, default_value_t = 3)]
+    backends: u8,
+    /// How many machines of clients, 1 to 9; each has 65,535 addresses.
+    #[arg(long, default_value_t = 1)]
+    clients: u8,
+    /// Each director gets a health checker (glb-healthcheck), which feeds it its table.
+    #[arg(long)]
+    health: bool,
+    /// Size of the repository that backends serve, /git/big.git.
+    #[arg(long, default_value_t = 20, value_name = "MB")]
+    repository: usize,
+    /// Speed of the link to the clients in Mbit/s; without it as fast as it goes.
+    #[arg(long)]
+    mbit: Option<u32>,
+}
+
+#[derive(clap::Args)]
+struct ProofArguments {
+    /// How many directors, 2 to 10.
+    #[arg(long, default_value_t = 3)]
+    directors: u8,
+    /// How many connections of each of the four kinds.
+    #[arg(long, default_value_t = proof::EACH)]
+    connections: usize,
+    /// How to print the result.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(clap::Args)]
+struct DemoArguments {
+    /// Leave the lab up afterwards, and say how to look around in it.
+    #[arg(long)]
+    keep: bool,
+    /// Backends never send on: the clone must break. Exit status 0 says that it did.
+    #[arg(long)]
+    without_second_chance: bool,
+    /// Clients and VIP speak IPv6.
+    #[arg(long)]
+    ipv6: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+impl Arguments {
+    /// Does what the command line asks for.
+    pub(crate) fn execute(self) -> Result<ExitCode> {
+        let name = &self.name;
+        match self.command {
+            Command::Up(arguments) => up(name, &arguments)?,
+            Command::Status { output } => {
+                let status = Fleet::open(name)?.status()?;
+                match output {
+                    Output::Text => print!("{status}"),
+                    Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
+                }
+            }
+            Command::Exec { nodes, words } => return exec(name, &nodes, &words),
+            Command::Drain { backend } => set_state(name, backend, State::Draining)?,
+            Command::Fill { backend } => set_state(name, backend, State::Filling)?,
+            Command::Back { backend } => set_state(name, backend, State::Active)?,
+            Command::Kill { target } => change(name, |fleet| fleet.kill(target))?,
+            Command::Start { target } => change(name, |fleet| fleet.start(target))?,
+            Command::Down => down(name)?,
+            Command::Proof(arguments) => return prove(name, &arguments),
+            Command::Serve => proof::serve()?,
+            Command::Demo(arguments) => return run_demo(name, &arguments),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn run_demo(name: &str, arguments: &DemoArguments) -> Result<ExitCode> {
+    let options = Options {
+        name: name.to_owned(),
+        family: if arguments.ipv6 { Family::V6 } else { Family::V4 },
+        second_chance: !arguments.without_second_chance,
+        keep: arguments.keep,
+        ..Options::default()
+    };
+    let mut out = io::stdout();
+    let terminal = out.is_terminal();
+    let held = demo::run(&options, &mut out, terminal)?.held();
+    Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn prove(name: &str, arguments: &ProofArguments) -> Result<ExitCode> {
+    interrupt::install()?;
+    let options = proof::Options {
+        name: name.to_owned(),
+        directors: arguments.directors,
+        each: arguments.connections,
+        health: true,
+    };
+    // What a program reads stands alone on stdout.
+    let matrix = proof::run(&options, &mut io::stderr())?;
+    match arguments.output {
+        Output::Text => println!("\n{matrix}\n{}", proof::LEGEND),
+        Output::Json => println!("{}", serde_json::to_string_pretty(&matrix)?),
+    }
+    Ok(if matrix.held() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn up(name: &str, arguments: &UpArguments) -> Result<()> {
+    interrupt::install()?;
+    if Fleet::open(name).is_ok() {
+        bail!(
+            "the lab {name} is up: `./x lab down --name {name}` removes it, or give another name"
+        );
+    }
+    let plan = Plan {
+        directors: arguments.directors,
+        backends: arguments.backends,
+        clients: arguments.clients,
+        routing: Routing::Bgp,
+        health: arguments.health,
+        client_mbit: arguments.mbit,
+        ..Plan::new(name)
+    };
+    let fleet = Fleet::up(plan, arguments.repository, true)?;
+    fleet.lab.keep();
+    print!("{}", fleet.status()?);
+    println!("\n{}", demo::look_around(&fleet)?);
+    Ok(())
+}
+
+/// Changes a lab that is up; one process at a time.
+fn change(name: &str, work: impl FnOnce(&mut Fleet) -> Result<()>) -> Result<()> {
+    let lock = Fleet::open(name)?.lock()?;
+    // Another one may have changed it meanwhile.
+    work(&mut Fleet::open(name)?)?;
+    drop(lock);
+    Ok(())
+}
+
+fn set_state(name: &str, backend: Node, state: State) -> Result<()> {
+    change(name, |fleet| fleet.set_state(backend, state))
+}
+
+fn exec(name: &str, nodes: &[String], words: &[String]) -> Result<ExitCode> {
+    let fleet = Fleet::open(name)?;
+    let plan = fleet.lab.plan();
+    let mut chosen = Vec::new();
+    for node in nodes {
+        match node.as_str() {
+            "directors" => chosen.extend(plan.director_nodes()),
+            "backends" => chosen.extend(plan.backend_nodes()),
+            "clients" => chosen.extend(plan.client_nodes()),
+            "all" => chosen.extend(plan.nodes()),
+            node => chosen.push(node.parse()?),
+        }
+    }
+    let command = |node| -> Result<process::Command> {
+        let (program, arguments) = words.split_first().context("no command")?;
+        let mut command = process::Command::new(program);
+        let own = Program::Lab.path()?;
+        let folder = own.parent().context("no folder")?;
+        let path = env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}:/usr/sbin:/sbin", folder.display()));
+        command.args(arguments).current_dir(fleet.lab.folder(node)?);
+        Ok(command)
+    };
+    if let [node] = chosen[..] {
+        // This process becomes the command, so that a shell has its terminal.
+        let mut command = command(node)?;
+        fleet.lab.netns(node)?.enter_this_thread()?;
+        return Err(command.exec()).with_context(|| format!("cannot run {}", words.join(" ")));
+    }
+    let mut all_well = true;
+    for node in chosen {
+        println!("== {node}");
+        let mut command = command(node)?;
+        let status = fleet.lab.netns(node)?.run(|| {
+            command.status().with_context(|| format!("cannot run `{}`", command::shown(&command)))
+        })?;
+        all_well &= status.success();
+    }
+    Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

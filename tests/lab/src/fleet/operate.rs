@@ -1,0 +1,174 @@
+//! What is done to a fleet that is up: daemons and machines die and come back, backends are drained.
+
+use std::{fmt, fs::File, str::FromStr};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::Signal,
+};
+
+use super::{Fleet, SAVED};
+use crate::{
+    daemons::{Daemon, Program},
+    plan::{Node, Routing},
+    table::State,
+};
+
+/// A machine with all that runs on it, or one daemon of it: `director1` or `director1/bird`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The machine.
+    pub node: Node,
+    /// The daemon, if it is not the whole machine.
+    pub program: Option<Program>,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.program {
+            None => write!(f, "{}", self.node),
+            Some(program) => write!(f, "{}/{}", self.node, program.name()),
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let Some((node, name)) = text.split_once('/') else {
+            return Ok(Self { node: text.parse()?, program: None });
+        };
+        let program = Program::DAEMONS.into_iter().find(|program| program.name() == name);
+        let names = Program::DAEMONS.map(Program::name).join(", ");
+        let program = program.with_context(|| format!("{name:?} is no daemon: {names}"))?;
+        Ok(Self { node: node.parse()?, program: Some(program) })
+    }
+}
+
+impl Fleet {
+    /// Waits until no other process changes this lab, and keeps others from it while the result
+    /// lives.
+    ///
+    /// # Errors
+    /// When the lab is gone.
+    pub fn lock(&self) -> Result<Flock<File>> {
+        let file = File::open(self.lab.run_folder().join(SAVED))?;
+        Flock::lock(file, FlockArg::LockExclusive)
+            .map_err(|(_, error)| error)
+            .context("cannot lock the lab")
+    }
+
+    /// Kills one daemon with what it started, or a machine: its link goes down, then everything on
+    /// it dies at once.
+    ///
+    /// # Errors
+    /// When there is no such thing, or it is dead already.
+    pub fn kill(&mut self, target: Target) -> Result<()> {
+        if target.program.is_some() {
+            return self.daemon_mut(target)?.kill();
+        }
+        if !matches!(target.node, Node::Director(_) | Node::Backend(_)) {
+            bail!(
+                "the whole lab hangs on the {0}; one of its daemons may die: {0}/bird",
+                target.node
+            );
+        }
+        if !self.lab.is_connected(target.node)? {
+            bail!("{} is dead", target.node);
+        }
+        self.lab.unplug(target.node)?;
+        for daemon in self.parts().1.filter(|daemon| daemon.node() == target.node) {
+            if daemon.runs() {
+                daemon.kill()?;
+            }
+        }
+        self.lab.netns(target.node)?.end_processes()
+    }
+
+    /// Starts what was killed. A machine comes back as after a reboot: with its files and nothing
+    /// else, and with the table as it is now.
+    ///
+    /// # Errors
+    /// When it runs already or does not come up.
+    pub fn start(&mut self, target: Target) -> Result<()> {
+        let up = self.lab.is_connected(target.node)?;
+        match target.program {
+            Some(_) if !up => bail!("{0} is dead; `start {0}` starts it", target.node),
+            Some(_) if self.daemon_mut(target)?.runs() => bail!("{target} runs"),
+            None if up => bail!("{target} is up"),
+            Some(_) => {}
+            None => {
+                self.lab.renew(target.node)?;
+                self.write_table()?;
+            }
+        }
+        let (lab, daemons) = self.parts();
+        for daemon in daemons.filter(|daemon| daemon.node() == target.node) {
+            if target.program.is_none_or(|program| program == daemon.program()) {
+                daemon.start(lab)?;
+            }
+        }
+        let director = matches!(target.node, Node::Director(_));
+        if director && self.lab.plan().routing == Routing::Bgp {
+            self.announce(target.node)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a director out of service in order: less wanted first, then withdrawn, then stopped. Its
+    /// program stays attached.
+    ///
+    /// # Errors
+    /// When a step fails, or no other director is there.
+    pub fn take_out(&mut self, node: Node) -> Result<()> {
+        let others: Vec<_> = self.lab.plan().director_nodes().filter(|&n| n != node).collect();
+        self.announce_less_wanted(node)?;
+        self.wait_for_routes(&others)?;
+        self.withdraw(node)?;
+        self.director_on(node)?.end(Signal::SIGTERM)?;
+        Ok(())
+    }
+
+    /// Takes the program of a director off that was taken out.
+    ///
+    /// # Errors
+    /// With the message of `glb-director detach`.
+    pub fn detach(&self, node: Node) -> Result<()> {
+        let director = self.directors.iter().find(|director| director.node() == node);
+        director.with_context(|| format!("no {node}"))?.detach(&self.lab)
+    }
+
+    /// Puts a director back into service that was taken out.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn put_back(&mut self, node: Node) -> Result<()> {
+        self.start(Target { node, program: Some(Program::Director) })
+    }
+
+    /// Changes a backend's state in all tables.
+    ///
+    /// # Errors
+    /// When there is no such backend, or a director refuses the table.
+    pub fn set_state(&mut self, backend: Node, state: State) -> Result<()> {
+        if !self.lab.plan().backend_nodes().any(|node| node == backend) {
+            bail!("{backend} is no backend of this lab");
+        }
+        self.table.set_state(backend, state);
+        self.reload()
+    }
+
+    fn daemon_mut(&mut self, target: Target) -> Result<&mut Daemon> {
+        let there: Vec<_> = self
+            .daemons()
+            .filter(|daemon| daemon.node() == target.node)
+            .map(|daemon| format!("{}/{}", daemon.node(), daemon.program().name()))
+            .collect();
+        let found = self.parts().1.find(|daemon| {
+            daemon.node() == target.node && Some(daemon.program()) == target.program
+        });
+        found.with_context(|| format!("no {target} in this lab; there is {}", there.join(", ")))
+    }
+}

@@ -1,0 +1,235 @@
+//! How a fleet is.
+
+use std::{fmt, fmt::Write as _, fs, net::IpAddr};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::Fleet;
+use crate::{
+    bird::{self, Session},
+    command,
+    plan::{Family, Node, Routing, vip},
+    table::{State, TableFile},
+};
+
+/// A lab at one moment. Fields are added, never renamed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// The lab's name.
+    pub name: String,
+    /// Its machines, and what runs on them.
+    pub nodes: Vec<NodeStatus>,
+    /// The router's BGP sessions.
+    pub sessions: Vec<Session>,
+    /// Where the router's kernel sends each VIP's packets.
+    pub vips: Vec<VipStatus>,
+    /// What each director has in force.
+    pub directors: Vec<DirectorStatus>,
+    /// The backends as the lab's table has them.
+    pub backends: Vec<BackendStatus>,
+}
+
+/// A machine.
+#[derive(Clone, Debug, Serialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: String,
+    /// Its namespace, as `ip netns` knows it.
+    pub namespace: String,
+    /// Whether its link is up.
+    pub up: bool,
+    /// What is meant to run on it.
+    pub daemons: Vec<DaemonStatus>,
+}
+
+/// A daemon.
+#[derive(Clone, Debug, Serialize)]
+pub struct DaemonStatus {
+    /// Its name, as `lab kill NODE/NAME` takes it.
+    pub name: String,
+    /// Its process, if it runs.
+    pub pid: Option<u32>,
+}
+
+/// A VIP.
+#[derive(Clone, Debug, Serialize)]
+pub struct VipStatus {
+    /// Its address.
+    pub vip: IpAddr,
+    /// The directors that get its packets.
+    pub routed_to: Vec<String>,
+}
+
+/// A director's daemon.
+#[derive(Clone, Debug, Serialize)]
+pub struct DirectorStatus {
+    /// Its machine.
+    pub name: String,
+    /// The generation in force.
+    pub generation: Option<u64>,
+    /// Digest of what must be equal on all directors.
+    pub membership_digest: Option<String>,
+    /// Digest of states and health.
+    pub order_digest: Option<String>,
+    /// What it says is not as it should be.
+    pub problems: Vec<String>,
+    /// The backends that its own table takes for ill.
+    pub unhealthy: Vec<String>,
+}
+
+/// A backend.
+#[derive(Clone, Debug, Serialize)]
+pub struct BackendStatus {
+    /// Its machine.
+    pub name: String,
+    /// Its address in the table.
+    pub address: IpAddr,
+    /// Its state.
+    pub state: State,
+}
+
+impl Fleet {
+    /// How the fleet is now.
+    ///
+    /// # Errors
+    /// When the lab's own parts cannot be asked; a daemon that does not answer is no error.
+    pub fn status(&self) -> Result<Status> {
+        let plan = self.lab.plan();
+        let mut nodes = Vec::new();
+        for node in plan.nodes() {
+            let daemons = self.daemons().filter(|daemon| daemon.node() == node);
+            let daemons = daemons.map(|daemon| DaemonStatus {
+                name: daemon.program().name().to_owned(),
+                pid: daemon.id().filter(|_| daemon.runs()),
+            });
+            nodes.push(NodeStatus {
+                name: node.to_string(),
+                namespace: plan.namespace(node),
+                up: self.lab.is_connected(node)?,
+                daemons: daemons.collect(),
+            });
+        }
+        let mut vips = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            let routed_to = self.routed_to(family)?.iter().map(Node::to_string).collect();
+            vips.push(VipStatus { vip: vip(family), routed_to });
+        }
+        let sessions = match plan.routing {
+            Routing::Static => Vec::new(),
+            Routing::Bgp => bird::sessions(&self.lab)?,
+        };
+        let backends = self.table.backends();
+        let backends = backends.map(|(address, state, _)| BackendStatus {
+            name: self.backend_name(address),
+            address,
+            state,
+        });
+        Ok(Status {
+            name: plan.name.clone(),
+            nodes,
+            sessions,
+            vips,
+            directors: self.director_states()?,
+            backends: backends.collect(),
+        })
+    }
+
+    fn backend_name(&self, address: IpAddr) -> String {
+        let mut nodes = self.lab.plan().backend_nodes();
+        let node = nodes.find(|node| [node.v4().into(), node.v6().into()].contains(&address));
+        node.map_or_else(|| address.to_string(), |node| node.to_string())
+    }
+
+    fn director_states(&self) -> Result<Vec<DirectorStatus>> {
+        let mut states = Vec::new();
+        for director in &self.directors {
+            let table = director.config().with_file_name("table.toml");
+            let table = fs::read_to_string(&table).with_context(|| table.display().to_string())?;
+            // A test may have broken it.
+            let unhealthy = TableFile::parse(&table).map_or_else(
+                |_| Vec::new(),
+                |table| {
+                    let ill = table.backends().filter(|(_, _, healthy)| !healthy);
+                    ill.map(|(address, ..)| self.backend_name(address)).collect()
+                },
+            );
+            let mut command = director.command(&self.lab, "status")?;
+            let answer = command::output(command.args(["-o", "json"])).unwrap_or_default();
+            let answer: Value = serde_json::from_str(&answer).unwrap_or_default();
+            let text = |key: &str| answer[key].as_str().map(str::to_owned);
+            let problems = answer["problems"].as_array().into_iter().flatten();
+            let problems = problems.filter_map(|problem| problem["message"].as_str());
+            let mut problems: Vec<_> = problems.map(str::to_owned).collect();
+            if answer.is_null() {
+                problems.push("its daemon does not answer".to_owned());
+            }
+            states.push(DirectorStatus {
+                name: director.node().to_string(),
+                generation: answer["generation"].as_u64(),
+                membership_digest: text("membership_digest"),
+                order_digest: text("order_digest"),
+                problems,
+                unhealthy,
+            });
+        }
+        Ok(states)
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "lab {}", self.name)?;
+        for node in &self.nodes {
+            write!(f, "  {:<10} {:<5}", node.name, if node.up { "up" } else { "DEAD" })?;
+            for daemon in &node.daemons {
+                match daemon.pid {
+                    Some(pid) => write!(f, " {} ({pid})", daemon.name)?,
+                    None => write!(f, " {} DEAD", daemon.name)?,
+                }
+            }
+            writeln!(f)?;
+        }
+        writeln!(f, "BGP sessions of the router")?;
+        for session in &self.sessions {
+            writeln!(f, "  {:<10} {}", session.director, session.state)?;
+        }
+        if self.sessions.is_empty() {
+            writeln!(f, "  none")?;
+        }
+        writeln!(f, "routes of the router")?;
+        for vip in &self.vips {
+            let to = vip.routed_to.join(", ");
+            let to = if to.is_empty() { "NOBODY".to_owned() } else { to };
+            writeln!(f, "  {:<16} {to}", vip.vip)?;
+        }
+        writeln!(f, "tables in force")?;
+        for director in &self.directors {
+            let mut line = format!("  {:<10}", director.name);
+            if let Some(generation) = director.generation {
+                write!(line, " generation {generation}")?;
+            }
+            for (what, digest) in
+                [("members", &director.membership_digest), ("order", &director.order_digest)]
+            {
+                if let Some(digest) = digest {
+                    write!(line, ", {what} {:.12}", digest)?;
+                }
+            }
+            if !director.unhealthy.is_empty() {
+                write!(line, ", UNHEALTHY {}", director.unhealthy.join(" "))?;
+            }
+            for problem in &director.problems {
+                write!(line, ", PROBLEM: {problem}")?;
+            }
+            writeln!(f, "{line}")?;
+        }
+        writeln!(f, "backends in the table")?;
+        for backend in &self.backends {
+            let state = format!("{:?}", backend.state).to_lowercase();
+            writeln!(f, "  {:<10} {:<16} {state}", backend.name, backend.address)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,134 @@
+//! What happens to the fleet in the proof, one after the other.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use nix::sys::signal::Signal;
+
+use crate::{
+    daemons::Program,
+    fleet::{Fleet, Target},
+    interrupt,
+    plan::Node,
+    table::State,
+};
+
+/// Something that happens, and what it may cost.
+pub(super) struct Event {
+    pub(super) name: String,
+    /// Packets may be lost for so long at most.
+    pub(super) limit: Duration,
+    pub(super) act: Box<Act>,
+}
+
+type Act = dyn Fn(&mut Fleet) -> Result<()>;
+
+/// What is announced, withdrawn and maintained in order: no path is ever wrong. A packet may still
+/// be lost to a full queue of a busy machine.
+const IN_ORDER: Duration = Duration::from_millis(200);
+
+/// What dies unannounced is found by BFD in 150 ms, or by a missing carrier at once. A busy machine
+/// needs longer.
+const BY_SURPRISE: Duration = Duration::from_secs(2);
+
+fn event(
+    name: impl Into<String>,
+    limit: Duration,
+    act: impl Fn(&mut Fleet) -> Result<()> + 'static,
+) -> Event {
+    Event { name: name.into(), limit, act: Box::new(act) }
+}
+
+/// All events. Each leaves the fleet as it found it.
+pub(super) fn all(fleet: &Fleet) -> Vec<Event> {
+    let plan = fleet.lab.plan();
+    let directors: Vec<_> = plan.director_nodes().collect();
+    let (first, last) = (Node::Director(1), Node::Director(plan.directors));
+    let backend = Node::Backend(1);
+    let mut events = vec![
+        event("nothing, for two seconds", IN_ORDER, |_| interrupt::sleep(Duration::from_secs(2))),
+        event(format!("{last} withdraws"), IN_ORDER, move |fleet| {
+            fleet.withdraw(last)?;
+            fleet.wait_for_routes(&others(fleet, last))
+        }),
+        event(format!("{last} announces: one path more"), IN_ORDER, move |fleet| {
+            fleet.announce(last)?;
+            all_routed(fleet)
+        }),
+    ];
+    for &node in &directors {
+        events.push(event(format!("planned maintenance of {node}"), IN_ORDER, move |fleet| {
+            fleet.take_out(node)?;
+            fleet.detach(node)?;
+            fleet.put_back(node)?;
+            all_routed(fleet)
+        }));
+    }
+    for daemon in fleet.daemons() {
+        // Connections end with the server that holds them; that is no matter of the balancer's.
+        if matches!(daemon.program(), Program::Nginx | Program::Fcgiwrap | Program::Live) {
+            continue;
+        }
+        let target = Target { node: daemon.node(), program: Some(daemon.program()) };
+        let limit = if target.program == Some(Program::Bird) { BY_SURPRISE } else { IN_ORDER };
+        events.push(event(format!("SIGKILL of {target}, and its return"), limit, move |fleet| {
+            fleet.kill(target)?;
+            if target.program == Some(Program::Bird) && target.node != Node::Router {
+                fleet.wait_for_routes(&others(fleet, target.node))?;
+            }
+            interrupt::sleep(Duration::from_millis(500))?;
+            fleet.start(target)?;
+            fleet.wait_for_sessions()?;
+            all_routed(fleet)
+        }));
+    }
+    events.extend([
+        event(format!("link of {first} down"), BY_SURPRISE, move |fleet| {
+            fleet.lab.unplug(first)?;
+            fleet.wait_for_routes(&others(fleet, first))
+        }),
+        event(format!("link of {first} up"), IN_ORDER, move |fleet| {
+            fleet.lab.plug_in(first)?;
+            all_routed(fleet)
+        }),
+        event(format!("{last} silently cut off"), BY_SURPRISE, move |fleet| {
+            fleet.lab.cut_off(last)?;
+            fleet.wait_for_routes(&others(fleet, last))
+        }),
+        event(format!("{last} reachable again"), IN_ORDER, move |fleet| {
+            fleet.lab.reconnect(last)?;
+            all_routed(fleet)
+        }),
+        event(format!("{first} dies"), BY_SURPRISE, move |fleet| {
+            fleet.kill(Target { node: first, program: None })?;
+            fleet.wait_for_routes(&others(fleet, first))
+        }),
+        event(format!("meanwhile {backend} is drained"), IN_ORDER, move |fleet| {
+            fleet.set_state(backend, State::Draining)
+        }),
+        event(format!("{first} reboots, with another program"), IN_ORDER, move |fleet| {
+            fleet.director_on(first)?.configure("outer_tos", "0")?;
+            fleet.start(Target { node: first, program: None })?;
+            all_routed(fleet)
+        }),
+        event(format!("{backend} is back in all tables"), IN_ORDER, move |fleet| {
+            fleet.set_state(backend, State::Active)
+        }),
+        event(format!("{first} is upgraded in place"), IN_ORDER, move |fleet| {
+            let director = fleet.director_on(first)?;
+            director.configure("outer_tos", "\"copy\"")?;
+            director.end(Signal::SIGTERM)?;
+            fleet.start(Target { node: first, program: Some(Program::Director) })?;
+            all_routed(fleet)
+        }),
+    ]);
+    events
+}
+
+fn others(fleet: &Fleet, but: Node) -> Vec<Node> {
+    fleet.lab.plan().director_nodes().filter(|&node| node != but).collect()
+}
+
+fn all_routed(fleet: &Fleet) -> Result<()> {
+    fleet.wait_for_routes(&fleet.lab.plan().director_nodes().collect::<Vec<_>>())
+}

@@ -1,0 +1,231 @@
+//! A steady stream of pings to the VIP: which packets were lost, and for how long.
+//!
+//! Unlike TCP's, a lost ping is not sent again, and so tells how long packets were lost.
+
+use std::{
+    io::{self, Read},
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use crate::{
+    plan::{Family, Node, client, vip},
+    topology::Lab,
+};
+
+/// Client addresses that ping. The router spreads them over the directors.
+const SOURCES: usize = 24;
+
+/// From one ping to the next, of another source.
+const EVERY: Duration = Duration::from_millis(1);
+
+/// Client addresses from this one on are used.
+const FIRST_ADDRESS: u16 = 1500;
+
+/// An answer that has not come by then is lost.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Pings until dropped.
+#[derive(Debug)]
+pub struct Pings {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    log: Mutex<Vec<Ping>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ping {
+    source: usize,
+    sent: Instant,
+    answered: bool,
+}
+
+/// What was lost in a span of time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loss {
+    /// Pings sent.
+    pub sent: usize,
+    /// Pings that were not answered.
+    pub lost: usize,
+    /// The longest time that any source got no answer to what it sent.
+    pub longest: Duration,
+}
+
+impl Pings {
+    /// Starts to ping.
+    ///
+    /// # Errors
+    /// When the kernel refuses raw sockets.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        let sockets = lab.netns(Node::Client)?.run(|| {
+            (0..SOURCES)
+                .map(|source| socket(source).context("a socket for pings"))
+                .collect::<Result<Vec<_>>>()
+        })?;
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        let thread = thread::spawn(move || theirs.run(&sockets));
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// What was lost of what was sent from `from` until now. Waits for the last answers.
+    #[must_use]
+    pub fn loss_since(&self, from: Instant) -> Loss {
+        let to = Instant::now();
+        thread::sleep(PATIENCE);
+        let log = self.shared.log();
+        let pings: Vec<_> =
+            log.iter().filter(|ping| (from..to).contains(&ping.sent)).copied().collect();
+        loss(&pings)
+    }
+}
+
+/// The longest time is from the first lost ping of a source to its next answered one.
+fn loss(pings: &[Ping]) -> Loss {
+    let mut loss = Loss { sent: pings.len(), ..Loss::default() };
+    let mut began = [None; SOURCES];
+    for ping in pings {
+        let began = &mut began[ping.source];
+        if !ping.answered {
+            loss.lost += 1;
+            began.get_or_insert(ping.sent);
+        }
+        if let Some(since) = *began {
+            loss.longest = loss.longest.max(ping.sent - since);
+        }
+        if ping.answered {
+            *began = None;
+        }
+    }
+    loss
+}
+
+impl Drop for Pings {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            eprintln!("the thread that pings panicked");
+        }
+    }
+}
+
+fn socket(source: usize) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::from(libc::SOCK_RAW), Some(Protocol::ICMPV4))?;
+    let from = client(Family::V4, FIRST_ADDRESS + u16::try_from(source).unwrap_or(0));
+    socket.bind(&SockAddr::from(SocketAddr::new(from, 0)))?;
+    socket.connect(&SockAddr::from(SocketAddr::new(vip(Family::V4), 0)))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+impl Shared {
+    fn log(&self) -> std::sync::MutexGuard<'_, Vec<Ping>> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self, sockets: &[Socket]) {
+        let mut next = Instant::now();
+        let mut number = 0_u64;
+        while !self.stop.load(Ordering::Relaxed) {
+            let source = usize::try_from(number).unwrap_or(0) % sockets.len();
+            self.log().push(Ping { source, sent: Instant::now(), answered: false });
+            // What cannot be sent (no route) is lost like everything that is lost.
+            sockets[source].send(&request(number)).ok();
+            number += 1;
+            for socket in sockets {
+                self.receive(socket);
+            }
+            next += EVERY;
+            thread::sleep(next.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    fn receive(&self, socket: &Socket) {
+        let mut bytes = [0; 128];
+        let mut socket = socket;
+        while let Ok(length) = socket.read(&mut bytes) {
+            let number = number_in(&bytes[..length]);
+            let number = number.and_then(|number| usize::try_from(number).ok());
+            let mut log = self.log();
+            if let Some(ping) = number.and_then(|number| log.get_mut(number)) {
+                ping.answered = true;
+            }
+        }
+    }
+}
+
+/// An echo request whose data is `number`.
+fn request(number: u64) -> [u8; 16] {
+    let mut packet = [0; 16];
+    packet[0] = 8;
+    packet[4..6].copy_from_slice(b"GL");
+    packet[6..8].copy_from_slice(&number.to_be_bytes()[6..]);
+    packet[8..].copy_from_slice(&number.to_be_bytes());
+    let sum: u32 =
+        packet.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let folded = (folded & 0xffff) + (folded >> 16);
+    let checksum = !u16::try_from(folded).unwrap_or(0);
+    packet[2..4].copy_from_slice(&checksum.to_be_bytes());
+    packet
+}
+
+/// The number in an answer, which comes with its IPv4 header.
+fn number_in(packet: &[u8]) -> Option<u64> {
+    let header = usize::from(packet.first()? & 0xf) * 4;
+    let icmp = packet.get(header..)?;
+    let is_answer = icmp.first() == Some(&0) && icmp.get(4..6) == Some(b"GL");
+    let number = icmp.get(8..16).filter(|_| is_answer)?;
+    Some(u64::from_be_bytes(number.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_a_ping_and_its_answer_is_known() {
+        let request = request(0x0102_0304_0506_0708);
+        let sum: u32 = request.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
+        assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff, "the checksum");
+        let mut answer = [&[0x45; 20][..], &request].concat();
+        assert_eq!(number_in(&answer), None, "a request is no answer");
+        answer[20] = 0;
+        assert_eq!(number_in(&answer), Some(0x0102_0304_0506_0708));
+    }
+
+    #[test]
+    fn loss_is_counted_for_each_source() {
+        let begun = Instant::now();
+        let ping = |source, at, answered| Ping {
+            source,
+            sent: begun + Duration::from_millis(at),
+            answered,
+        };
+        let pings = [
+            ping(0, 0, true),
+            ping(1, 1, true),
+            ping(0, 10, false),
+            ping(1, 11, true),
+            ping(0, 20, false),
+            ping(1, 21, false),
+            ping(0, 30, true),
+            ping(1, 31, true),
+        ];
+        let wanted = Loss { sent: 8, lost: 3, longest: Duration::from_millis(20) };
+        assert_eq!(loss(&pings), wanted);
+    }
+}
