@@ -1,9 +1,16 @@
 //! Directors behind BGP: any of them may get any packet, and they come and go.
 
-use std::{process::Command, time::Duration};
+use std::{
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
-use glb_lab::{Fleet, Node, Plan, Program, Routing, command, interrupt};
+use glb_lab::{
+    Fleet, Lock, Node, Plan, Program, Routing, command, interrupt,
+    proof::{self, Live, Pings},
+};
 use serde_json::Value;
 
 use crate::support::{build, everybody_answers};
@@ -138,4 +145,50 @@ impl Drop for Down {
             eprintln!("{error:#}");
         }
     }
+}
+
+#[test]
+fn no_connection_breaks_whatever_happens_to_directors() -> Result<()> {
+    build()?;
+    let _lock = Lock::wait("timing")?;
+    let name = "glb-t-proof".to_owned();
+    let options = proof::Options { name, directors: 3, each: proof::EACH, health: true };
+    let mut progress = Vec::new();
+    let matrix = proof::run(&options, &mut progress);
+    println!("{}", String::from_utf8_lossy(&progress));
+    let matrix = matrix?;
+    println!("{matrix}");
+    ensure!(matrix.held(), "see above");
+    // It is no proof if nothing was there to break, or if nothing was ever lost.
+    ensure!(matrix.connections == 4 * proof::EACH && matrix.rows.len() > 20);
+    ensure!(matrix.rows.iter().any(|row| row.lost > 0), "BFD takes its time");
+    ensure!(matrix.rows.iter().all(|row| row.pings > 0));
+    Ok(())
+}
+
+/// The counterpart: what does break is seen.
+#[test]
+fn the_proof_sees_what_breaks_and_what_is_lost() -> Result<()> {
+    build()?;
+    let plan = Plan { backends: 2, live: true, ..Plan::new("glb-t-unproof") };
+    let mut fleet = Fleet::up(plan, 1, true)?;
+    let live = Live::start(&fleet.lab, 8)?;
+    let pings = Pings::start(&fleet.lab)?;
+    thread::sleep(Duration::from_millis(200));
+    ensure!(live.broken().is_empty(), "{:?}", live.broken());
+
+    let begun = Instant::now();
+    fleet.lab.unplug(FIRST)?;
+    thread::sleep(Duration::from_millis(300));
+    fleet.lab.plug_in(FIRST)?;
+    live.all_alive()?;
+    let loss = pings.loss_since(begun);
+    ensure!(loss.lost > 100 && loss.longest > Duration::from_millis(200), "{loss:?}");
+    ensure!(live.longest_stall() > Duration::from_millis(200));
+
+    fleet.kill("backend1/live".parse()?)?;
+    live.all_alive()?;
+    let broken = live.finish();
+    ensure!(!broken.is_empty() && broken.len() < 32, "{broken:?}");
+    Ok(())
 }
