@@ -25,25 +25,27 @@ fn plan(name: &str) -> Plan {
 #[test]
 fn directors_come_and_go_by_bgp() -> Result<()> {
     build()?;
-    let fleet = Fleet::up(plan("glb-t-bgp"), 1, true)?;
+    let mut fleet = Fleet::up(plan("glb-t-bgp"), 1, true)?;
     everybody_answers(&fleet.lab)?;
     let counters = fleet.counters()?;
     for director in &counters.directors {
         ensure!(director.packets("encapsulated") > 0, "a director gets nothing: {counters:?}");
     }
 
-    fleet.announce_less_wanted(FIRST)?;
+    fleet.drain_director(FIRST)?;
     fleet.wait_for_routes(&[SECOND])?;
     everybody_answers(&fleet.lab)?;
-    fleet.withdraw(SECOND)?;
-    // What is less wanted is better than nothing.
-    fleet.wait_for_routes(&[FIRST])?;
-    everybody_answers(&fleet.lab)?;
-    fleet.announce(SECOND)?;
-    fleet.withdraw(FIRST)?;
+    // A BIRD that comes back announces nothing of a director that is out.
+    let bird = "director1/bird".parse()?;
+    fleet.kill(bird)?;
+    fleet.start(bird)?;
+    fleet.wait_for_sessions()?;
+    thread::sleep(Duration::from_secs(2));
     fleet.wait_for_routes(&[SECOND])?;
-    fleet.announce(FIRST)?;
-    fleet.wait_for_routes(&[FIRST, SECOND])
+
+    fleet.undrain_director(FIRST)?;
+    fleet.wait_for_routes(&[FIRST, SECOND])?;
+    everybody_answers(&fleet.lab)
 }
 
 /// Runs `./x lab`'s program.

@@ -12,12 +12,25 @@ use crate::{
     topology::Lab,
 };
 
-/// The protocols by which a director's BIRD announces the VIPs, one for each family. They are
-/// switched off until somebody enables them by the control socket.
-pub const VIP_PROTOCOLS: [&str; 2] = ["vip4", "vip6"];
+/// What a director's configuration says of announcing: which of its BIRD's protocols to switch.
+pub(crate) fn announcement() -> String {
+    let (vip4, vip6) = (vip(Family::V4), vip(Family::V6));
+    format!(
+        "
+[[announce]]
+name = \"vips\"
+prefixes = [\"{vip4}/32\", \"{vip6}/128\"]
+way = \"bird\"
+socket = \"bird.ctl\"
+protocols = [\"vip4\", \"vip6\"]
+less_wanted = [\"vip4_drain\", \"vip6_drain\"]
 
-/// The protocols that announce the same with a MED that makes other directors preferred.
-pub const LESS_WANTED_PROTOCOLS: [&str; 2] = ["vip4_drain", "vip6_drain"];
+# Short, for a lab's watchers are impatient.
+[drain]
+quiet = \"300ms\"
+"
+    )
+}
 
 /// The configuration of the BIRD on `node`.
 pub(crate) fn config(plan: &Plan, node: Node) -> Result<String> {

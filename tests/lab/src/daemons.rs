@@ -16,7 +16,7 @@ use crate::{
     bird, command,
     counters::{DirectorCounters, RedirectCounters},
     interrupt,
-    plan::{Family, Node, vip},
+    plan::{Family, Node, Routing, vip},
     process::Process,
     services,
     table::{TableFile, replace_file},
@@ -153,7 +153,11 @@ impl Daemon {
     /// When a file cannot be written.
     pub fn director(lab: &Lab, node: Node, table: &TableFile) -> Result<Self> {
         let pin = lab.bpf().join(node.to_string());
-        let daemon = Self::new(lab, Program::Director, node, &director_config(INTERFACE, &pin))?;
+        let mut config = director_config(INTERFACE, &pin);
+        if lab.plan().routing == Routing::Bgp {
+            config += &bird::announcement();
+        }
+        let daemon = Self::new(lab, Program::Director, node, &config)?;
         daemon.write_table(&table.toml()?)?;
         Ok(daemon)
     }

@@ -154,8 +154,8 @@ impl<'a> Story<'a> {
         self.end_phase(Phase::begin(DIRECTOR_OUT, counters, None));
         let percent = self.clone.percent()?;
         self.screen.say(&format!(
-            "At {percent} % of the clone {OUT} is taken out: announced with a higher MED, withdrawn, \
-             stopped ({took:.0?}). The other one has all packets."
+            "At {percent} % of the clone {OUT} is drained (less wanted by BGP, quiet, withdrawn) and \
+             stopped, in {took:.1?}. The other one has all packets."
         ))?;
         Ok(())
     }

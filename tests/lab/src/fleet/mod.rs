@@ -140,9 +140,6 @@ impl Fleet {
             bird.wait_until_ready(&self.lab)?;
         }
         if plan.routing == Routing::Bgp {
-            for node in plan.director_nodes() {
-                self.announce(node)?;
-            }
             self.wait_for_routes(&plan.director_nodes().collect::<Vec<_>>())?;
         }
         Ok(())
@@ -204,40 +201,6 @@ impl Fleet {
         let servers = servers.flat_map(|server| [&mut server.fcgiwrap, &mut server.nginx]);
         let ours = self.redirects.iter_mut().chain(&mut self.checkers).chain(&mut self.directors);
         (&self.lab, self.birds.iter_mut().chain(servers).chain(&mut self.live).chain(ours))
-    }
-
-    /// Announces the VIPs from a director.
-    ///
-    /// # Errors
-    /// When its BIRD does not run.
-    pub fn announce(&self, director: Node) -> Result<()> {
-        self.protocols(director, "enable", &bird::VIP_PROTOCOLS)?;
-        self.protocols(director, "disable", &bird::LESS_WANTED_PROTOCOLS)
-    }
-
-    /// Announces the VIPs from a director with a MED that makes the router prefer others.
-    ///
-    /// # Errors
-    /// When its BIRD does not run.
-    pub fn announce_less_wanted(&self, director: Node) -> Result<()> {
-        self.protocols(director, "enable", &bird::LESS_WANTED_PROTOCOLS)?;
-        self.protocols(director, "disable", &bird::VIP_PROTOCOLS)
-    }
-
-    /// Withdraws the VIPs from a director.
-    ///
-    /// # Errors
-    /// When its BIRD does not run.
-    pub fn withdraw(&self, director: Node) -> Result<()> {
-        self.protocols(director, "disable", &bird::VIP_PROTOCOLS)?;
-        self.protocols(director, "disable", &bird::LESS_WANTED_PROTOCOLS)
-    }
-
-    fn protocols(&self, director: Node, verb: &str, names: &[&str]) -> Result<()> {
-        for name in names {
-            bird::ask(&self.lab, director, &[verb, name])?;
-        }
-        Ok(())
     }
 
     /// The directors that the router's kernel sends the VIP of this family to.

@@ -10,8 +10,9 @@ use nix::{
 
 use super::{Fleet, SAVED};
 use crate::{
+    command,
     daemons::{Daemon, Program},
-    plan::{Node, Routing},
+    plan::Node,
     table::State,
 };
 
@@ -110,23 +111,38 @@ impl Fleet {
                 daemon.start(lab)?;
             }
         }
-        let director = matches!(target.node, Node::Director(_));
-        if director && self.lab.plan().routing == Routing::Bgp {
-            self.announce(target.node)?;
-        }
         Ok(())
     }
 
-    /// Takes a director out of service in order: less wanted first, then withdrawn, then stopped. Its
-    /// program stays attached.
+    /// Drains a director: its paths become less wanted, then packets cease, then it withdraws.
     ///
     /// # Errors
-    /// When a step fails, or no other director is there.
+    /// With the message of `glb-director drain`.
+    pub fn drain_director(&self, node: Node) -> Result<()> {
+        self.ask_director(node, "drain")
+    }
+
+    /// Has a drained director announce again.
+    ///
+    /// # Errors
+    /// With the message of `glb-director undrain`.
+    pub fn undrain_director(&self, node: Node) -> Result<()> {
+        self.ask_director(node, "undrain")
+    }
+
+    fn ask_director(&self, node: Node, word: &str) -> Result<()> {
+        let director = self.directors.iter().find(|director| director.node() == node);
+        let director = director.with_context(|| format!("no {node}"))?;
+        command::run(&mut director.command(&self.lab, word)?)
+    }
+
+    /// Takes a director out of service in order: it is drained, then stopped. Its program stays
+    /// attached.
+    ///
+    /// # Errors
+    /// When a step fails.
     pub fn take_out(&mut self, node: Node) -> Result<()> {
-        let others: Vec<_> = self.lab.plan().director_nodes().filter(|&n| n != node).collect();
-        self.announce_less_wanted(node)?;
-        self.wait_for_routes(&others)?;
-        self.withdraw(node)?;
+        self.drain_director(node)?;
         self.director_on(node)?.end(Signal::SIGTERM)?;
         Ok(())
     }
@@ -136,8 +152,7 @@ impl Fleet {
     /// # Errors
     /// With the message of `glb-director detach`.
     pub fn detach(&self, node: Node) -> Result<()> {
-        let director = self.directors.iter().find(|director| director.node() == node);
-        director.with_context(|| format!("no {node}"))?.detach(&self.lab)
+        self.ask_director(node, "detach")
     }
 
     /// Puts a director back into service that was taken out.

@@ -47,12 +47,12 @@ pub(super) fn all(fleet: &Fleet) -> Vec<Event> {
     let backend = Node::Backend(1);
     let mut events = vec![
         event("nothing, for two seconds", IN_ORDER, |_| interrupt::sleep(Duration::from_secs(2))),
-        event(format!("{last} withdraws"), IN_ORDER, move |fleet| {
-            fleet.withdraw(last)?;
+        event(format!("{last} is drained, and withdraws"), IN_ORDER, move |fleet| {
+            fleet.drain_director(last)?;
             fleet.wait_for_routes(&others(fleet, last))
         }),
         event(format!("{last} announces: one path more"), IN_ORDER, move |fleet| {
-            fleet.announce(last)?;
+            fleet.undrain_director(last)?;
             all_routed(fleet)
         }),
     ];
