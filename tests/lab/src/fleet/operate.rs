@@ -160,7 +160,9 @@ impl Fleet {
     /// # Errors
     /// When it does not come up.
     pub fn put_back(&mut self, node: Node) -> Result<()> {
-        self.start(Target { node, program: Some(Program::Director) })
+        self.start(Target { node, program: Some(Program::Director) })?;
+        // A drain outlives the daemon, lest a crash in the middle of the work announces.
+        self.undrain_director(node)
     }
 
     /// Changes a backend's state in all tables.
