@@ -175,6 +175,67 @@ fn a_plan_fails_at_the_first_unsafe_step() {
 }
 
 #[test]
+fn plan_simulates_a_sequence_and_follows_flows() {
+    let dir = folder();
+    let at = dir.path();
+    fs::write(at.join("drain.toml"), TABLE.replacen("active", "draining", 1)).unwrap();
+    fs::write(at.join("out.toml"), TABLE.replacen("active", "inactive", 1)).unwrap();
+    let safe =
+        ["plan", "--simulate=50000", "t.toml", "drain.toml", "drained=10.0.2.21", "out.toml"];
+    let text = ok(at, &safe);
+    for part in ["safe: no step", "simulated: 50,000 flows at once", "broken: 0 (0%)", "web: rows"]
+    {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    let said = json(
+        &fails(at, &["plan", "-o", "json", "--simulate=50000", "t.toml", "out.toml"])
+            .replace("error: step 2 (out.toml) is unsafe\n", ""),
+    );
+    // A third of the flows were the backend's, but for those that ended in ten minutes.
+    let broken = said["simulation"]["steps"][1]["broken"]["reset"].as_u64().unwrap();
+    assert!((4_000..16_667).contains(&broken), "{said}");
+    assert_eq!(said["first_unsafe"], 2);
+
+    fs::write(
+        at.join("flows"),
+        "[::ffff:198.51.100.7]:50123 203.0.113.10:80\n198.51.100.8:1 203.0.113.10:81 2\n\n",
+    )
+    .unwrap();
+    let text = ok(at, &["plan", "--follow", "flows", "t.toml", "drain.toml"]);
+    assert!(text.contains("198.51.100.7:50123  203.0.113.10:80  10.0.2.2"), "{text}");
+    assert!(text.contains("lives") && text.contains("no bind is for it"), "{text}");
+    for (line, said) in [
+        ("198.51.100.7 203.0.113.10:80", "\"198.51.100.7\" is no address with a port"),
+        ("198.51.100.7:1 203.0.113.10:80 9", "the step is from 1 to 1"),
+        ("198.51.100.7:1 [2001:db8::1]:80", "different address families"),
+        ("198.51.100.7:1 203.0.113.10:80/icmp", "neither tcp nor udp"),
+        ("198.51.100.7:1", "1 words"),
+    ] {
+        fs::write(at.join("flows"), format!("\n{line}\n")).unwrap();
+        let text = fails(at, &["plan", "--follow", "flows", "t.toml"]);
+        assert!(text.contains("flows:2: ") && text.contains(said), "{text}");
+    }
+    let text = fails(at, &["plan", "--simulate", "--shortest", "2d", "t.toml"]);
+    assert!(text.contains("--shortest 2d is not below --flow-age 1d"), "{text}");
+}
+
+#[test]
+fn plan_makes_up_the_maintenance_of_a_fleet() {
+    let dir = folder();
+    let at = dir.path();
+    let made_up =
+        ["plan", "--simulate=2000", "--changes", "30", "--backends", "20", "--every", "1h"];
+    let text = ok(at, &made_up);
+    assert!(text.contains("by the operator's changes: 0; the operator asked the plan"), "{text}");
+    assert_eq!(text, ok(at, &made_up), "the same seed gives another answer");
+    let text = fails(at, &[&made_up[..], &["--careless"]].concat());
+    assert!(text.contains("asked nobody") && text.contains("error: the operator's changes broke"));
+    let said = json(&ok(at, &["plan", "-o", "json", "--simulate=100", "--changes", "3", "t.toml"]));
+    assert_eq!(said["backends"], 3);
+    assert_eq!(said["steps"].as_array().unwrap().len(), 4);
+}
+
+#[test]
 fn set_changes_one_word_of_the_file() {
     let dir = folder();
     let at = dir.path();

@@ -108,9 +108,18 @@ pub enum LookupError {
 /// The bind that a packet falls under: the longest prefix that has its port.
 #[must_use]
 pub fn bind_of(set: &TableSet, vip: IpAddr, port: u16, proto: Proto) -> Option<(&Table, &Bind)> {
-    let binds =
-        set.tables.iter().flat_map(|table| table.binds.iter().map(move |bind| (table, bind)));
-    binds
+    bind_among(set.tables.iter(), vip, port, proto)
+}
+
+/// As [`bind_of`], among any tables.
+pub(crate) fn bind_among<'t>(
+    tables: impl Iterator<Item = &'t Table>,
+    vip: IpAddr,
+    port: u16,
+    proto: Proto,
+) -> Option<(&'t Table, &'t Bind)> {
+    tables
+        .flat_map(|table| table.binds.iter().map(move |bind| (table, bind)))
         .filter(|(_, bind)| {
             bind.proto == proto && bind.prefix.contains(&vip) && bind.ports.contains(&port)
         })

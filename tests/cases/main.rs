@@ -20,6 +20,7 @@ mod refusals;
 mod seen;
 mod service;
 mod services;
+mod simulate;
 mod support;
 mod trace;
 mod trace_director;

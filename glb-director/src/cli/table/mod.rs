@@ -10,6 +10,7 @@ mod plan;
 mod print;
 mod set;
 mod show;
+mod simulate;
 
 use std::path::PathBuf;
 
@@ -63,6 +64,16 @@ pub(super) enum Command {
         new: PathBuf,
     },
     /// Say which established flows a sequence of tables could break; exit status 0 only if none.
+    ///
+    /// With --simulate, flows are sent through the sequence one by one as well, and those that broke
+    /// are counted, with the balance of load. With --changes the sequence itself is made up: a fleet's
+    /// maintenance of months.
+    ///
+    ///   glb-director table plan now.toml drained.toml drained=10.0.2.21 out.toml
+    ///   glb-director table plan --drain 10.0.2.21,10.0.2.22 now.toml
+    ///   glb-director table plan --simulate now.toml wait=1h next.toml
+    ///   glb-director table plan --simulate --changes 1000 --backends 200 --hops 3
+    #[command(verbatim_doc_comment)]
     Plan(plan::Arguments),
     /// Set a backend's state in a table file, which keeps its comments and order.
     Set(set::Arguments),

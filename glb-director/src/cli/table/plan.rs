@@ -7,17 +7,22 @@ use clap::Args;
 use glb_table::{
     holders::{Judgement, TableJudgement},
     plan::{self, FLOW_AGE, Plan, Step, Todo, duration, parse_duration},
+    simulate::Report,
 };
+use serde::Serialize;
 
-use super::print::{self, percent};
+use super::{
+    print::{self, percent},
+    simulate,
+};
 use crate::cli::Output;
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct Arguments {
     /// What is done, in order: table files as they come into force; `drained=ADDRESS,…` where
     /// backends are known to hold no flow any more; `wait=4h` where time passes, `wait` for as long
-    /// as a flow lives. With --drain, the one table file.
-    #[arg(required = true, value_name = "STEP")]
+    /// as a flow lives. With --drain or --changes, the one table file to begin with.
+    #[arg(required_unless_present = "backends", value_name = "STEP")]
     steps: Vec<String>,
     /// Print the steps of a safe rolling maintenance of these backends.
     #[arg(long, value_delimiter = ',', value_name = "BACKEND")]
@@ -28,9 +33,11 @@ pub(in crate::cli) struct Arguments {
     /// How long a flow lives at most: seconds, or a number with s, m, h or d.
     #[arg(long, default_value = "1d", value_name = "AGE", value_parser = age)]
     flow_age: u64,
+    #[command(flatten)]
+    simulate: simulate::Simulating,
 }
 
-fn age(text: &str) -> Result<u64, String> {
+pub(super) fn age(text: &str) -> Result<u64, String> {
     parse_duration(text).filter(|seconds| *seconds > 0).ok_or_else(|| {
         format!("write seconds, or a number with s, m, h or d, for instance {}", duration(FLOW_AGE))
     })
@@ -39,6 +46,14 @@ fn age(text: &str) -> Result<u64, String> {
 pub(super) fn execute(arguments: &Arguments, output: Output) -> anyhow::Result<()> {
     if !arguments.drain.is_empty() {
         return drain(arguments, output);
+    }
+    if arguments.simulate.is_generated() {
+        let file = match &arguments.steps[..] {
+            [] => None,
+            [file] => Some(print::load(Path::new(file), output)?),
+            more => bail!("--changes begins with one table file; {} were given", more.len()),
+        };
+        return arguments.simulate.maintenance(file, arguments.flow_age, output);
     }
     let steps = arguments
         .steps
@@ -49,14 +64,27 @@ pub(super) fn execute(arguments: &Arguments, output: Output) -> anyhow::Result<(
         bail!("a plan needs a table file to begin with");
     }
     let plan = plan::walk(&steps, arguments.flow_age);
+    let simulation = arguments.simulate.sequence(&steps, arguments.flow_age)?;
     match output {
-        Output::Json => print::json(&plan)?,
-        Output::Table => print::out(&text(&plan))?,
+        Output::Json => print::json(&Answer { plan: &plan, simulation: simulation.as_ref() })?,
+        Output::Table => {
+            let simulated = simulation.as_ref().map(simulate::sequence_text).unwrap_or_default();
+            print::out(&(text(&plan) + &simulated))?;
+        }
     }
     match plan.first_unsafe {
         None => Ok(()),
         Some(step) => bail!("step {step} ({}) is unsafe", arguments.steps[step - 1]),
     }
+}
+
+/// What is printed for programs.
+#[derive(Serialize)]
+struct Answer<'p> {
+    #[serde(flatten)]
+    plan: &'p Plan,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    simulation: Option<&'p Report>,
 }
 
 fn step(text: &str, output: Output) -> anyhow::Result<Step> {
