@@ -15,6 +15,7 @@ mod health;
 mod health_daemon;
 mod lab;
 mod mtu;
+mod package;
 mod privileges;
 mod refusals;
 mod seen;

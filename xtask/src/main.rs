@@ -12,7 +12,7 @@ mod test_programs;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{bench, build, demo, lab, setup, test};
+use commands::{bench, build, demo, lab, package, setup, test};
 
 /// Builds, tests and shows the load balancer.
 #[derive(Parser)]
@@ -30,6 +30,7 @@ enum Command {
     Demo(demo::Arguments),
     Lab(lab::Arguments),
     Bench(bench::Arguments),
+    Package(package::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Package(arguments) => package::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

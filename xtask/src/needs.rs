@@ -65,6 +65,7 @@ const fn program(
 
 const PROGRAMS: [Program; 12] = [
     program("cc", "gcc", Purpose::Build, "links Rust programs"),
+    program("strip", "binutils", Purpose::Build, "makes packages small"),
     program("ip", "iproute2", Purpose::Lab, "network namespaces, links and routes of the lab"),
     program("tc", "iproute2", Purpose::Lab, "makes a link of the lab slow"),
     program("nginx", "nginx-light", Purpose::Lab, "serves git over HTTP on the lab's backends"),
@@ -75,6 +76,7 @@ const PROGRAMS: [Program; 12] = [
     program("prometheus", "prometheus", Purpose::Test, "scrapes the lab: dashboard and alerts"),
     program("promtool", "prometheus", Purpose::Test, "checks the alert rules and the exposition"),
     program("faketime", "faketime", Purpose::Test, "lets the clock of a health checker jump"),
+    program("dpkg-deb", "dpkg", Purpose::Test, "makes packages and looks into them"),
     program("setpriv", "util-linux", Purpose::Test, "runs the daemons as their own user"),
 ];
 

@@ -29,10 +29,15 @@ const FOR_THE_LAB: [&str; 5] = [
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    all(arguments.release)
+}
+
+/// Builds every program.
+pub(crate) fn all(release: bool) -> Result<()> {
     setup::ensure(Purpose::Build)?;
     let mut command = process::cargo();
     command.arg("build").args(WORKSPACE).arg("--bins");
-    build(command.args(arguments.release.then_some("--release")))
+    build(command.args(release.then_some("--release")))
 }
 
 /// Builds the daemons and `glb-lab` into `target/debug`.
