@@ -8,6 +8,7 @@ pub mod control;
 pub mod counters;
 pub mod daemon;
 pub mod doctor;
+pub mod fleet;
 pub mod generation;
 pub mod glb_config;
 pub mod image;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, error::Error, sync::atomic::AtomicU64, time::SystemTime};
 
 use glb_common::reason::{Action, DirectorReason};
-use glb_host::metrics::{PacketsAndBytes, Source, gauge};
+use glb_host::metrics::{PacketsAndBytes, Page, Source, gauge};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
@@ -11,7 +11,9 @@ use prometheus_client::{
 };
 
 use crate::{
+    announce::{AnnounceView, Level, Stage, choreography::Cause},
     counters::{self, CountersError, Report},
+    fleet::Member,
     observe::{Observer, epoch},
     state::{Phase, Snapshot},
 };
@@ -54,6 +56,28 @@ struct Interface {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfAnnouncement {
+    announcement: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AnnouncementLevel {
+    announcement: String,
+    level: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Withdrawal {
+    announcement: String,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DrainStage {
+    stage: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Digest {
     table: String,
     membership: String,
@@ -85,12 +109,61 @@ impl Source for Metered {
         registry.register("build", "The running director", build);
         let snapshot = self.observer.snapshot();
         generation(registry, &snapshot);
+        announcements(registry, &self.observer.state().announcements());
         reloads(registry, &snapshot);
         self.interfaces(registry);
         self.tables(registry, &report);
         packets(registry, report);
         Ok(())
     }
+
+    fn page(&self, path: &str) -> Option<Result<Page, Box<dyn Error>>> {
+        let told = || Ok(serde_json::to_string(&Member::of(&self.observer))?);
+        (path == "/status").then(|| told().map(|body| Page { kind: "application/json", body }))
+    }
+}
+
+fn announcements(registry: &mut Registry, view: &AnnounceView) {
+    let announced = Gauges::<OfAnnouncement>::default();
+    let levels = Gauges::<AnnouncementLevel>::default();
+    let failing = Gauges::<OfAnnouncement>::default();
+    let withdrawals = Family::<Withdrawal, Counter>::default();
+    let dropped = Family::<OfAnnouncement, Counter>::default();
+    for one in &view.announcements {
+        let of = OfAnnouncement { announcement: one.name.clone() };
+        let is_announced = one.level == Some(Level::Announced);
+        announced.get_or_create(&of).set(is_announced.into());
+        failing.get_or_create(&of).set((!one.error.is_empty()).into());
+        for level in Level::ALL {
+            let (announcement, name) = (one.name.clone(), level.name());
+            let labels = AnnouncementLevel { announcement, level: name };
+            levels.get_or_create(&labels).set((one.level == Some(level)).into());
+        }
+        for cause in Cause::ALL {
+            let (announcement, reason) = (one.name.clone(), cause.name());
+            let count = one.withdrawals.get(reason).copied().unwrap_or_default();
+            withdrawals.get_or_create(&Withdrawal { announcement, reason }).inc_by(count);
+        }
+        if one.way == "tun" {
+            dropped.get_or_create(&of).inc_by(one.dropped);
+        }
+    }
+    let help = "Whether the prefixes of the announcement are announced, and not less wanted";
+    registry.register("announced", help, announced);
+    let help = "What the announcement is: 1 for its level; all 0 if that is not known";
+    registry.register("announcement_level", help, levels);
+    let help = "Whether the way to the routers does not do what it is told";
+    registry.register("announcement_failing", help, failing);
+    registry.register("withdrawals", "Withdrawals, by why", withdrawals);
+    let help = "Packets to the prefixes that came out of the TUN interface and were dropped";
+    registry.register("announcement_dropped_packets", help, dropped);
+    let stages = Gauges::<DrainStage>::default();
+    for stage in [Stage::LessWanted, Stage::Withdrawn, Stage::Drained] {
+        let is_there = view.drain.as_ref().is_some_and(|drain| drain.stage == stage);
+        stages.get_or_create(&DrainStage { stage: stage.name() }).set(is_there.into());
+    }
+    let help = "What a drain is at: 1 for its stage; all 0 if the director is not being drained";
+    registry.register("drain", help, stages);
 }
 
 fn seconds(value: f64) -> Gauge<f64, AtomicU64> {

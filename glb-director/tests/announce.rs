@@ -276,3 +276,219 @@ fn a_stop_withdraws_before_it_detaches() {
         }
     });
 }
+
+/// The routes to the VIP by `ip route`.
+fn routes() -> String {
+    let mut ip = Command::new("ip");
+    let output = ip.args(["route", "show", "198.51.100.1"]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Asks BIRD for its routes.
+fn learned(site: &Site) -> String {
+    let mut birdc = Command::new("birdc");
+    let output = birdc.arg("-s").arg(site.at("bird.ctl")).args(["show", "route", "all"]).output();
+    String::from_utf8(output.unwrap().stdout).unwrap()
+}
+
+#[test]
+fn a_tun_interface_is_learned_by_bird_and_goes_with_its_owner() {
+    alone(|site| {
+        site.configure(
+            "drain = { quiet = \"500ms\", timeout = \"20s\" }\n[[announce]]\nname = \"web\"\n\
+             prefixes = [\"198.51.100.1/32\", \"2001:db8::1/128\"]\nway = \"tun\"\n\
+             interface = \"vip\"\nless_wanted_metric = 500\n",
+        );
+        let both = table("web", 80, &WELL).replace(
+            "binds = [",
+            "binds = [{ ip = \"2001:db8::1\", proto = \"tcp\", port = 80 }, ",
+        );
+        site.write(&both);
+        fs::write(
+            site.at("bird.conf"),
+            "router id 10.0.1.1;\nprotocol device {}\n\
+             protocol kernel { learn; scan time 1; ipv4 { import all; export none; }; }\n\
+             protocol kernel { learn; scan time 1; ipv6 { import all; export none; }; }\n",
+        )
+        .unwrap();
+        let mut bird = Command::new("bird");
+        bird.arg("-f").arg("-c").arg(site.at("bird.conf")).arg("-s").arg(site.at("bird.ctl"));
+        let child = bird.stderr(Stdio::null()).spawn().expect("bird is needed (`./x setup`)");
+        let _bird = Bird { child, socket: site.at("bird.ctl") };
+        let mut daemon = site.start();
+        wait("the routes", || {
+            let learned = learned(&site);
+            let both = learned.contains("198.51.100.1/32") && learned.contains("2001:db8::1/128");
+            (both && learned.contains("metric: 100")).then_some(())
+        });
+        // No address, not even a link-local one.
+        let mut ip = Command::new("ip");
+        let shown = ip.args(["address", "show", "dev", "vip"]).output().unwrap();
+        let shown = String::from_utf8(shown.stdout).unwrap();
+        assert!(!shown.contains("inet"), "{shown}");
+
+        // What comes out of it is dropped and counted; nobody is told anything.
+        let socket = std::net::UdpSocket::bind("10.0.1.1:0").unwrap();
+        socket.connect("198.51.100.1:80").unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        for _ in 0..3 {
+            socket.send(b"x").unwrap();
+        }
+        let kind = socket.recv(&mut [0]).unwrap_err().kind();
+        assert_eq!(kind, std::io::ErrorKind::WouldBlock);
+        wait("the count", || {
+            let status = site.json("status", &[]);
+            (status["announce"]["announcements"][0]["dropped"] == 3).then_some(())
+        });
+
+        // Somebody takes a route away, or the interface itself: both are there again.
+        ip_does("route del 198.51.100.1");
+        wait("the route", || routes().contains("metric 100").then_some(()));
+        ip_does("link del vip");
+        wait("the route", || routes().contains("metric 100").then_some(()));
+
+        // Less wanted is another metric; the drain ends with no route.
+        let mut drain = site.command("drain").stderr(Stdio::null()).spawn().unwrap();
+        wait("the metric", || {
+            let routes = routes();
+            (routes.contains("metric 500") && !routes.contains("metric 100")).then_some(())
+        });
+        wait("BIRD", || learned(&site).contains("metric: 500").then_some(()));
+        assert!(drain.wait().unwrap().success());
+        assert_eq!(routes(), "");
+        assert!(site.run("undrain", &[]).0);
+        wait("BIRD", || learned(&site).contains("metric: 100").then_some(()));
+
+        // The kernel withdraws when the owner is gone, however that came.
+        daemon.signal(Signal::SIGKILL);
+        daemon.ended();
+        assert_eq!(routes(), "");
+        wait("BIRD", || (!learned(&site).contains("198.51.100.1")).then_some(()));
+        assert!(site.running().iter().all(Option::is_some), "the program goes on");
+    });
+}
+
+fn ip_does(arguments: &str) {
+    common::live::ip(arguments);
+}
+
+#[test]
+fn a_hook_is_told_again_until_it_does_it() {
+    alone(|site| {
+        let hook = site.at("hook");
+        let log = site.at("told");
+        fs::write(
+            &hook,
+            format!(
+                "#!/bin/sh\necho \"$@\" >> {}\n[ -e {} ] || {{ echo no peer >&2; exit 1; }}\n",
+                log.display(),
+                site.at("peer").display()
+            ),
+        )
+        .unwrap();
+        std::os::unix::fs::chown(&hook, Some(0), Some(0)).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(&hook, mode).unwrap();
+        site.configure(
+            "drain = { quiet = \"500ms\", timeout = \"20s\" }\n[[announce]]\n\
+             prefixes = [\"198.51.100.1/32\"]\nway = \"hook\"\ncommand = [\"./hook\", \"now\"]\n\
+             less_wanted = true\n",
+        );
+        site.write(&table("web", 80, &WELL));
+        let told = || fs::read_to_string(&log).unwrap_or_default();
+        let mut daemon = site.start();
+        daemon.says("no peer", 0);
+        wait("three attempts", || (told().matches("now announce").count() >= 3).then_some(()));
+        assert!(problems(&site).contains(&"not_carried_out".to_owned()));
+        fs::write(site.at("peer"), "").unwrap();
+        wait("the level", || (level(&site) == "announced").then_some(()));
+        fs::remove_file(&log).unwrap();
+        assert!(site.run("drain", &[]).0);
+        assert_eq!(told(), "now less-wanted 198.51.100.1/32\nnow withdraw 198.51.100.1/32\n");
+    });
+}
+
+#[test]
+fn this_kernel_answers_for_no_vip() {
+    alone(|site| {
+        let rules = |family: &str| {
+            let mut ip = Command::new("ip");
+            let output = ip.args([family, "rule", "show"]).output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            text.lines().filter(|line| line.contains("blackhole")).count()
+        };
+        by_bird(&site, "");
+        let conf = fs::read_to_string(site.at("director.toml")).unwrap();
+        let prefix = "\"198.51.100.1/32\"";
+        let two = format!("{prefix}, \"2001:db8::1/128\"");
+        fs::write(site.at("director.toml"), conf.replace(prefix, &two)).unwrap();
+        let both = table("web", 80, &WELL).replace(
+            "binds = [",
+            "binds = [{ ip = \"2001:db8::1\", proto = \"tcp\", port = 80 }, ",
+        );
+        site.write(&both);
+        // Before: the doctor names the address and the rule.
+        ip_does("-6 address add fd99::1/64 dev a nodad");
+        let (_, text) = site.run("doctor", &[]);
+        assert!(text.contains("ip -6 rule add iif a to 2001:db8::1"), "{text}");
+        for path in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            fs::write(format!("/proc/sys/net/{path}"), "1").unwrap();
+        }
+        let bird = Bird::start(&site);
+        let mut daemon = site.start();
+        bird.announces(&["vip"]);
+        assert_eq!((rules("-4"), rules("-6")), (2, 2));
+        daemon.end(Signal::SIGTERM);
+        let mut daemon = site.start();
+        assert_eq!((rules("-4"), rules("-6")), (2, 2));
+        daemon.end(Signal::SIGTERM);
+        assert!(site.run("detach", &[]).0);
+        bird.announces(&[]);
+        // Nothing is attached any more, this machine forwards, and has no route to the VIPs.
+        assert_eq!((rules("-4"), rules("-6")), (2, 2));
+        let (_, text) = site.run("doctor", &[]);
+        assert!(text.contains("kernel_answers: for no VIP"), "{text}");
+    });
+}
+
+#[test]
+fn a_fleet_is_compared_over_sockets_and_http() {
+    alone(|site| {
+        by_bird(&site, "metrics = \"127.0.0.1:9650\"");
+        let bird = Bird::start(&site);
+        let _daemon = site.start();
+        bird.announces(&["vip"]);
+        wait("the level", || (level(&site) == "announced").then_some(()));
+        // The same director by both its doors agrees with itself.
+        let socket = site.at("c.sock");
+        let fleet = |targets: &str| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_glb-director"));
+            command.args(["fleet", "status", "-o", "json", "--targets", targets]);
+            let output = command.output().unwrap();
+            let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            (output.status.code(), report)
+        };
+        let both = format!("{},http://127.0.0.1:9650", socket.display());
+        let (code, report) = fleet(&both);
+        assert_eq!((code, &report["agree"]), (Some(0), &true.into()), "{report}");
+        assert_eq!(report["targets"][1]["tables"][0]["name"], "web");
+        let (code, report) = fleet(&format!("{both},http://127.0.0.1:9"));
+        assert_eq!(code, Some(3), "{report}");
+        assert!(report["targets"][2]["error"].as_str().unwrap().contains("refused"), "{report}");
+        let text = report.to_string();
+        assert!(!text.contains("12345678901234561234567890123456"), "{text}");
+        // And Prometheus is told what is announced.
+        let mut stream = std::net::TcpStream::connect("127.0.0.1:9650").unwrap();
+        std::io::Write::write_all(&mut stream, b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut stream, &mut text).unwrap();
+        for line in [
+            "glb_director_announced{announcement=\"web\"} 1",
+            "glb_director_announcement_level{announcement=\"web\",level=\"withdrawn\"} 0",
+            "glb_director_withdrawals_total{announcement=\"web\",reason=\"draining\"} 0",
+            "glb_director_drain{stage=\"drained\"} 0",
+        ] {
+            assert!(text.contains(line), "{line} is missing in {text}");
+        }
+    });
+}

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use glb_lab::{Fleet, Lab, Node, Plan, Process, command, http, interrupt};
+use glb_lab::{Family, Fleet, Lab, Node, Plan, Process, command, http, interrupt, vip};
 use serde_json::Value;
 
 use crate::support::{ask_everybody, build};
@@ -23,7 +23,7 @@ fn address(port: u16) -> SocketAddr {
     SocketAddr::new(DIRECTOR.v4().into(), port)
 }
 
-/// A fleet whose director serves metrics.
+/// A fleet whose director serves metrics, and announces (to nobody: no routing daemon is asked).
 fn fleet(name: &str) -> Result<Fleet> {
     build()?;
     let mut fleet = Fleet::up(Plan { backends: 3, ..Plan::new(name) }, 1, true)?;
@@ -31,6 +31,11 @@ fn fleet(name: &str) -> Result<Fleet> {
     director.end(nix::sys::signal::Signal::SIGTERM)?;
     let mut config = fs::read_to_string(director.config())?;
     config = format!("metrics = \"{}\"\n{config}", address(METRICS));
+    config += &format!(
+        "[[announce]]\nname = \"web\"\nprefixes = [\"{}\", \"{}\"]\nway = \"hook\"\ncommand = [\"true\"]\n",
+        vip(Family::V4),
+        vip(Family::V6)
+    );
     fs::write(director.config(), config)?;
     director.start(&fleet.lab)?;
     ask_everybody(&fleet.lab)?;

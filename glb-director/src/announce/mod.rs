@@ -8,6 +8,7 @@ pub mod bird;
 pub mod choreography;
 pub mod config;
 mod fitness;
+pub mod guard;
 pub mod hook;
 mod runner;
 pub mod tun;

@@ -299,9 +299,13 @@ impl Runner {
     fn seen(&mut self) -> Vec<Seen> {
         let mut interfaces = self.observer.interfaces();
         let before = std::mem::take(&mut self.without);
-        for view in interfaces.iter_mut().filter(|view| view.exists && !view.attached) {
-            self.without.push(view.name.clone());
-            view.attached = !before.contains(&view.name);
+        for view in interfaces.iter_mut().filter(|view| view.exists) {
+            // A program whose pins somebody has removed goes on forwarding.
+            view.attached = view.mode.is_some();
+            if !view.attached {
+                self.without.push(view.name.clone());
+                view.attached = !before.contains(&view.name);
+            }
         }
         let snapshot = self.observer.snapshot();
         let tables = snapshot.in_force.as_ref().map(|running| &*running.tables);

@@ -11,7 +11,7 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use super::Output;
-use crate::{config::Config, glb_config::Imported};
+use crate::{announce, config::Config, glb_config::Imported};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -64,6 +64,11 @@ fn check(file: &Path, output: Output) -> anyhow::Result<ExitCode> {
     let tables = glb_table::load(&config.table)
         .map_err(|error| anyhow::anyhow!("{}", error.render(false).trim_end().to_owned()))?;
     let mut warnings = config.warnings();
+    let (errors, doubts) = announce::config::against(&config.announcements, &tables);
+    if !errors.is_empty() {
+        anyhow::bail!("{}: {}", config.path.display(), errors.join("\n"));
+    }
+    warnings.extend(doubts);
     if !tables.warnings.is_empty() {
         warnings.push(glb_table::render(&tables.warnings, false).trim_end().to_owned());
     }

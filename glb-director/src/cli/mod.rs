@@ -6,6 +6,7 @@ mod counters;
 mod detach;
 mod doctor;
 mod drain;
+mod fleet;
 mod reload;
 mod replay;
 mod run;
@@ -170,6 +171,14 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
+    /// Look at several directors together.
+    Fleet {
+        #[command(subcommand)]
+        command: fleet::Command,
+        /// How to print the answer.
+        #[arg(short, long, value_enum, default_value_t, global = true)]
+        output: Output,
+    },
     /// Print the completions of this command for a shell.
     ///
     /// For instance: glb-director completions bash > /etc/bash_completion.d/glb-director
@@ -331,6 +340,7 @@ impl Cli {
             Command::Doctor { config, probe, output } => {
                 doctor::execute(&config.config, probe, output)
             }
+            Command::Fleet { command, output } => fleet::execute(command, output),
             Command::Completions { shell } => {
                 let command = <Self as clap::CommandFactory>::command();
                 done(program::print_completions(command, shell).map_err(Into::into))

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use crate::{
     config::Config,
     counters::{CountersError, Report},
+    fleet::Member,
     observe::Observer,
     state::State,
 };
@@ -32,6 +33,8 @@ const WAITING: usize = 16;
 pub enum Command {
     /// How the daemon is; answered with [`Status`], also while a reload runs.
     Status,
+    /// What a fleet has to agree about; answered with [`Member`].
+    Member,
     /// Packets and bytes since the counters were made; answered with [`Report`].
     Counters,
     /// The tables in force; answered with a list of [`TableView`](crate::observe::TableView).
@@ -82,6 +85,7 @@ impl control::Command for Command {
     fn changes(&self) -> bool {
         match self {
             Self::Status
+            | Self::Member
             | Self::Counters
             | Self::Tables
             | Self::Backends
@@ -140,6 +144,7 @@ pub fn open(
     let (to_loop, calls) = mpsc::channel(WAITING);
     let handler = move |call: Call<Command>| match call.command {
         Command::Status => call.answer.done(Ok(Status::of(&observer))),
+        Command::Member => call.answer.done(Ok(Member::of(&observer))),
         Command::Counters => call.answer.done(observer.counters().map_err(Refusal::failed)),
         Command::Tables => call.answer.done(counted(&observer, Observer::tables)),
         Command::Backends => call.answer.done(counted(&observer, Observer::backends)),

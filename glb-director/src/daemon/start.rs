@@ -67,6 +67,7 @@ impl<'c> Director<'c> {
         }
         let pins = PinFolder::create(&config.pin, crate::OWNER)?;
         let lock = pins.lock()?;
+        keep_quiet(config).await;
         let mut unfinished = Unfinished(Some(&pins));
         let channel = control::open(config, state, &pins)?;
         let begun = Self::begin(config, file, &pins, state).await?;
@@ -216,6 +217,21 @@ impl<'c> Director<'c> {
         let new = making.bring(&source, tables, built, Some(&made), &mut steps).await?;
         say(&new, steps.end(new.generation.number).milliseconds);
         Ok((new, Previous::Here(Box::new(made))))
+    }
+}
+
+/// This machine's kernel answers for no VIP that is announced here, from now on.
+async fn keep_quiet(config: &Config) {
+    let prefixes: Vec<_> =
+        config.announcements.iter().flat_map(|one| one.prefixes.iter().copied()).collect();
+    match announce::guard::guard(&config.interfaces, &prefixes).await {
+        Err(error) if !prefixes.is_empty() => {
+            warn!(
+                "{error}: with IPv6, or where it forwards, this machine may answer \"unreachable\" \
+                 for a VIP; `glb-director doctor` has the rules to set by hand"
+            );
+        }
+        _ => {}
     }
 }
 

@@ -17,6 +17,7 @@ use glb_host::{
 use glb_table::TableSet;
 
 use crate::{
+    announce,
     config::Config,
     control::{Command, Status},
 };
@@ -34,9 +35,14 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     match glb_table::load(&config.table) {
         Ok(tables) => {
             findings.push(keys(config));
+            findings.extend(announcements(config, &tables));
             findings.extend(network::settings(config, &tables));
             match ways(config, &tables).await {
-                Ok(ways) => findings.extend(network::ways(config, &tables, &ways)),
+                Ok(ways) => {
+                    findings.extend(network::ways(config, &tables, &ways));
+                    let rules = announce::guard::present().await.unwrap_or_default();
+                    findings.push(network::answers(config, &tables, &ways, &rules));
+                }
                 Err(error) => {
                     let remedy = "Without netlink a director cannot work.";
                     findings.push(Finding::problem("netlink", error, remedy));
@@ -112,6 +118,16 @@ fn daemon(config: &Config) -> Vec<Finding> {
             })
             .collect(),
     }
+}
+
+/// Whether the announcements fit the tables.
+fn announcements(config: &Config, tables: &TableSet) -> Vec<Finding> {
+    const CHECK: &str = "announce";
+    let (errors, doubts) = announce::config::against(&config.announcements, tables);
+    let remedy = "See docs/announcing.md.";
+    let errors = errors.into_iter().map(|error| Finding::problem(CHECK, error, remedy));
+    let doubts = doubts.into_iter().map(|doubt| Finding::warning(CHECK, doubt, remedy));
+    errors.chain(doubts).collect()
 }
 
 fn keys(config: &Config) -> Finding {

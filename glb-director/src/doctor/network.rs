@@ -12,7 +12,7 @@ use glb_host::{
 use glb_table::{Table, TableSet};
 
 use super::{Finding, backends};
-use crate::config::Config;
+use crate::{announce::guard::Rule, config::Config};
 
 /// A client's full-sized packet.
 const CLIENTS: u32 = 1500;
@@ -134,6 +134,41 @@ fn local_vips(tables: &TableSet, ways: &Snapshot) -> Vec<Finding> {
         )
     };
     local.iter().map(one).collect()
+}
+
+/// Whether this kernel may answer "unreachable" for a VIP: where it forwards, and with IPv6 in any
+/// case, if it has no route to it and no rule that drops its packets silently.
+pub(super) fn answers(
+    config: &Config,
+    tables: &TableSet,
+    ways: &Snapshot,
+    rules: &BTreeSet<Rule>,
+) -> Finding {
+    const CHECK: &str = "kernel_answers";
+    let forwards = setting("ipv4/ip_forward").is_some_and(|value| value != 0);
+    let is_dropped = |name: &String, vip: IpAddr| {
+        rules.iter().any(|(interface, prefix)| interface == name && prefix.contains(&vip))
+    };
+    let open = vips(tables)
+        .filter(|vip| vip.is_ipv6() || forwards)
+        .filter(|vip| matches!(ways.get(vip), Some(Err(Unresolved::NoRoute(_)))))
+        .flat_map(|vip| config.interfaces.iter().map(move |name| (name, vip)))
+        .find(|(name, vip)| !is_dropped(name, *vip));
+    let Some((name, vip)) = open else {
+        return Finding::ok(CHECK, "for no VIP");
+    };
+    let family = if vip.is_ipv6() { "ip -6" } else { "ip" };
+    Finding::warning(
+        CHECK,
+        format!(
+            "there is no route to {vip}, so this kernel answers \"unreachable\" for its packets when \
+             they are left to it (once nothing is attached, all are)"
+        ),
+        format!(
+            "{family} rule add iif {name} to {vip} blackhole priority 1000   (the daemon does so for \
+             what its configuration announces)"
+        ),
+    )
 }
 
 fn neighbours(tables: &TableSet, ways: &Snapshot) -> Vec<Finding> {
