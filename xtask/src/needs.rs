@@ -63,7 +63,7 @@ const fn program(
     Program { name, package, why, purpose }
 }
 
-const PROGRAMS: [Program; 12] = [
+const PROGRAMS: &[Program] = &[
     program("cc", "gcc", Purpose::Build, "links Rust programs"),
     program("strip", "binutils", Purpose::Build, "makes packages small"),
     program("ip", "iproute2", Purpose::Lab, "network namespaces, links and routes of the lab"),
