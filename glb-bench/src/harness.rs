@@ -63,7 +63,7 @@ impl Harness {
             .override_global("OUTER_WORDS", &outer, true)
             .load(glb_host::BENCH_OBJECT)
             .context("cannot load the benchmark's programs (are you root?)")?;
-        for name in ["rearm", "rearm_linear", "nothing", "floor"] {
+        for name in ["rearm", "rearm_linear", "nothing", "floor", "chain"] {
             xdp(&mut ebpf, name)?.load()?;
         }
         let rearm = &[("rearm", "UNDER_TEST"), ("rearm_linear", "LINEAR_UNDER_TEST")];
@@ -82,6 +82,12 @@ impl Harness {
         Array::<_, [u8; OUTER_LEN]>::try_from(map)?.set(0, outer, 0)?;
         harness.rearm = &[("rearm_tunnel", "UNDER_TEST")];
         Ok(harness)
+    }
+
+    /// Steps that the program `chain` takes from now on.
+    pub(crate) fn set_steps(&mut self, steps: u32) -> anyhow::Result<()> {
+        let map = self.ebpf.map_mut("STEPS").context("no map STEPS")?;
+        Ok(Array::<_, u32>::try_from(map)?.set(0, steps, 0)?)
     }
 
     /// One of the harness's own programs, to be measured like any other.
@@ -134,6 +140,26 @@ impl Harness {
     }
 }
 
+/// Times of all programs, one list for each, from `rounds` rounds in each of which every one runs once,
+/// in rotating order. One round more goes before: it warms caches and the clock.
+pub(crate) fn rounds(
+    rounds: usize,
+    programs: usize,
+    mut time: impl FnMut(usize) -> anyhow::Result<f64>,
+) -> anyhow::Result<Vec<Vec<f64>>> {
+    let mut times = vec![Vec::with_capacity(rounds); programs];
+    for round in 0..rounds + 1 {
+        for turn in 0..programs {
+            let index = (turn + round) % programs;
+            let spent = time(index)?;
+            if round > 0 {
+                times[index].push(spent);
+            }
+        }
+    }
+    Ok(times)
+}
+
 fn xdp<'e>(ebpf: &'e mut Ebpf, name: &str) -> anyhow::Result<&'e mut Xdp> {
     let program = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
     Ok(program.try_into()?)
@@ -141,6 +167,41 @@ fn xdp<'e>(ebpf: &'e mut Ebpf, name: &str) -> anyhow::Result<&'e mut Xdp> {
 
 fn cpu_time() -> anyhow::Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
+}
+
+/// What a program costs beyond its surroundings, in nanoseconds for each packet.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub(crate) struct Net {
+    /// 10th percentile of the program's times, less that of the surroundings' times. Of what
+    /// `bench method` compares it is the one that finds a known cost best: what disturbs a machine
+    /// only ever adds, so both percentiles are near to undisturbed times.
+    pub(crate) p10_ns: f64,
+    /// Median of the differences within a round.
+    pub(crate) median_ns: f64,
+    /// 10th percentile of the differences within a round. Too low, and for a cheap program more in
+    /// proportion than for a dear one: it prefers rounds in which the surroundings were disturbed.
+    pub(crate) paired_p10_ns: f64,
+}
+
+impl Net {
+    /// Of the times of a program and of the surroundings alone, round by round.
+    pub(crate) fn of(program: &[f64], nothing: &[f64]) -> Self {
+        let mut differences: Vec<f64> = program.iter().zip(nothing).map(|(p, n)| p - n).collect();
+        Self {
+            p10_ns: quantile(&mut program.to_vec(), 0.1) - quantile(&mut nothing.to_vec(), 0.1),
+            median_ns: quantile(&mut differences, 0.5),
+            paired_p10_ns: quantile(&mut differences, 0.1),
+        }
+    }
+
+    /// As multiples of what `floor` costs.
+    pub(crate) fn ratio(&self, floor: &Self) -> Self {
+        Self {
+            p10_ns: self.p10_ns / floor.p10_ns,
+            median_ns: self.median_ns / floor.median_ns,
+            paired_p10_ns: self.paired_p10_ns / floor.paired_p10_ns,
+        }
+    }
 }
 
 /// The value below which `share` of the sorted values lie.

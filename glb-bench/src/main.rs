@@ -4,6 +4,7 @@
 mod failover;
 mod harness;
 mod health;
+mod method;
 mod packet;
 mod redirect;
 mod reload;
@@ -43,6 +44,8 @@ enum Command {
     Failover(failover::Arguments),
     /// The health checker: its share of a core and its memory for many targets.
     Health(health::Arguments),
+    /// Which way of reading the times finds a cost that is known.
+    Method(method::Arguments),
     /// Building tables: milliseconds, and ratios to GLB's own tool.
     Table(table::Arguments),
 }
@@ -55,6 +58,7 @@ fn main() -> anyhow::Result<()> {
         Command::Director { config } => reload::director(&config),
         Command::Failover(arguments) => failover::run(&arguments),
         Command::Health(arguments) => health::run(&arguments),
+        Command::Method(arguments) => method::run(&arguments),
         Command::Table(arguments) => table::run(&arguments),
         Command::Tunnel(arguments) => tunnel::run(&arguments),
     }

@@ -3,7 +3,6 @@
 mod live;
 
 use std::{
-    collections::BTreeMap,
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
@@ -22,16 +21,16 @@ use glb_director::{
 use glb_host::{bpffs::PinFolder, next_hop::NextHop};
 use serde::Serialize;
 
-use crate::harness::{Harness, Workload, XDP_REDIRECT, XDP_TX, quantile};
+use crate::harness::{Harness, Net, Workload, XDP_REDIRECT, XDP_TX, rounds};
 
 /// Options of `bench packet`.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
     /// Rounds; in each one every program runs once, in rotating order.
-    #[arg(long, default_value_t = 21)]
+    #[arg(long, default_value_t = 61)]
     rounds: usize,
     /// Packets in each run.
-    #[arg(long, default_value_t = 400_000)]
+    #[arg(long, default_value_t = 100_000)]
     packets: u32,
     /// Exact binds of the table.
     #[arg(long, default_value_t = 2)]
@@ -59,12 +58,10 @@ struct Figure {
     workload: String,
     flows: u64,
     program: String,
-    /// Net of the surroundings, in nanoseconds for each packet: 10th percentile and median.
-    p10_ns: f64,
-    median_ns: f64,
-    /// Ratio to the floor's 10th percentile and median.
-    p10_ratio: f64,
-    median_ratio: f64,
+    /// Net of the surroundings.
+    net: Net,
+    /// Each of them as a multiple of the floor's.
+    ratio: Net,
 }
 
 /// How large a loaded program is.
@@ -213,39 +210,18 @@ fn measure(
     for (name, program) in programs {
         all.push((name.clone(), program.try_clone()?));
     }
-    // Per program: time beyond the surroundings of the same round.
-    let mut net: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
-    for round in 0..arguments.rounds + 1 {
-        let mut times = vec![0.0; all.len()];
-        for turn in 0..all.len() {
-            let index = (turn + round) % all.len();
-            times[index] = harness.time(&all[index].1, XDP_TX, arguments.packets)?;
-        }
-        // The first round warms caches and the clock.
-        if round > 0 {
-            for index in 1..all.len() {
-                net.entry(index).or_default().push(times[index] - times[0]);
-            }
-        }
-    }
-    let mut floor = (f64::NAN, f64::NAN);
-    let mut figures = Vec::new();
-    for (index, values) in &mut net {
-        let (p10, median) = (quantile(values, 0.1), quantile(values, 0.5));
-        if all[*index].0 == "floor" {
-            floor = (p10, median);
-        }
-        figures.push(Figure {
-            workload: workload.name.into(),
-            flows: workload.flows,
-            program: all[*index].0.clone(),
-            p10_ns: p10,
-            median_ns: median,
-            p10_ratio: p10 / floor.0,
-            median_ratio: median / floor.1,
-        });
-    }
-    Ok(figures)
+    let times = rounds(arguments.rounds, all.len(), |index| {
+        harness.time(&all[index].1, XDP_TX, arguments.packets)
+    })?;
+    let nets: Vec<Net> = times.iter().map(|of| Net::of(of, &times[0])).collect();
+    let figure = |(net, (name, _)): (&Net, &(String, ProgramFd))| Figure {
+        workload: workload.name.into(),
+        flows: workload.flows,
+        program: name.clone(),
+        net: *net,
+        ratio: net.ratio(&nets[1]),
+    };
+    Ok(nets.iter().zip(&all).skip(1).map(figure).collect())
 }
 
 /// What the floor writes: the director's own answer, as words.
@@ -265,21 +241,20 @@ fn outer(packet: &[u8], generation: &mut Generation) -> anyhow::Result<[u64; 7]>
 
 fn show(figures: &[Figure]) -> String {
     let mut text = format!(
-        "{:<10} {:>9}  {:<14} {:>8} {:>8} {:>10} {:>9}\n",
-        "packet", "flows", "program", "p10 ns", "median", "p10 ×floor", "median ×"
+        "{:<10} {:>9}  {:<14} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}\n",
+        "packet", "flows", "program", "p10 ns", "median", "paired", "p10 ×", "median ×", "paired ×"
     );
-    for figure in figures {
+    for Figure { workload, flows, program, net, ratio } in figures {
         // Writing to a string does not fail.
         let _written = writeln!(
             text,
-            "{:<10} {:>9}  {:<14} {:>8.1} {:>8.1} {:>10.2} {:>9.2}",
-            figure.workload,
-            figure.flows,
-            figure.program,
-            figure.p10_ns,
-            figure.median_ns,
-            figure.p10_ratio,
-            figure.median_ratio
+            "{workload:<10} {flows:>9}  {program:<14} {:>8.1} {:>8.1} {:>8.1} {:>8.2} {:>8.2} {:>8.2}",
+            net.p10_ns,
+            net.median_ns,
+            net.paired_p10_ns,
+            ratio.p10_ns,
+            ratio.median_ns,
+            ratio.paired_p10_ns
         );
     }
     text
@@ -365,7 +340,7 @@ fn table(binds: u32, ports: &str, backends: u32, prefix: &str, more: &str) -> St
 }
 
 /// The packet under test; `rearm` writes the source address and port.
-fn packet(workload: Workload) -> Vec<u8> {
+pub(crate) fn packet(workload: Workload) -> Vec<u8> {
     let mut packet = vec![0; workload.length as usize];
     let ip_length = (workload.length - 14) as u16;
     if workload.is_v6 {

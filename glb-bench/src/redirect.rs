@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use aya::programs::XdpMode;
 use clap::Args;
 use glb_common::{checksum, second_chance::layout::Peer};
@@ -20,7 +20,7 @@ use nix::{
 };
 
 use crate::{
-    harness::{Harness, OUTER_LEN, Workload, XDP_PASS, XDP_TX, quantile},
+    harness::{Harness, Net, OUTER_LEN, Workload, XDP_PASS, XDP_TX, rounds},
     packet,
 };
 
@@ -28,10 +28,10 @@ use crate::{
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
     /// Rounds; in each one every program runs once, in rotating order.
-    #[arg(long, default_value_t = 21)]
+    #[arg(long, default_value_t = 61)]
     rounds: usize,
     /// Packets in each run.
-    #[arg(long, default_value_t = 200_000)]
+    #[arg(long, default_value_t = 100_000)]
     packets: u32,
     /// Measure only workloads whose name contains this.
     #[arg(long, default_value = "")]
@@ -114,14 +114,14 @@ const CASES: [Case; 10] = [
 struct Figure {
     path: &'static str,
     flows: u64,
-    /// Net of the surroundings, in nanoseconds for each packet.
-    p10_ns: f64,
-    median_ns: f64,
-    floor_p10_ns: f64,
+    /// Net of the surroundings.
+    net: Net,
+    /// The same of the floor.
+    floor: Net,
     /// What the kernel's socket look-up costs alone; nothing for packets that need none.
-    look_up_p10_ns: Option<f64>,
-    /// Ratio to the floor's 10th percentile.
-    p10_ratio: f64,
+    look_up: Option<Net>,
+    /// Multiples of the floor.
+    ratio: Net,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
@@ -205,31 +205,20 @@ fn measure(
         (harness.own("look_up")?, XDP_TX),
     ];
     let before = packets(generation, case.reason)?;
-    let (mut floor, mut net, mut look_up) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..arguments.rounds + 1 {
-        let mut times = [0.0; 4];
-        for turn in 0..programs.len() {
-            let index = (turn + round) % programs.len();
-            let (program, verdict) = &programs[index];
-            times[index] = harness.time(program, *verdict, arguments.packets)?;
-        }
-        // The first round warms caches and the clock.
-        if round > 0 {
-            floor.push(times[1] - times[0]);
-            net.push(times[2] - times[0]);
-            look_up.push(times[3] - times[0]);
-        }
-    }
+    let times = rounds(arguments.rounds, programs.len(), |index| {
+        let (program, verdict) = &programs[index];
+        harness.time(program, *verdict, arguments.packets)
+    })?;
     // Every packet went the way that the case is about.
     let counted = packets(generation, case.reason)? - before;
     let expected = u64::from(arguments.packets) * (arguments.rounds as u64 + 1);
     ensure!(counted == expected, "{}: {counted} of {expected} were {}", case.name, case.reason);
-    let floor_p10_ns = quantile(&mut floor, 0.1);
-    let (p10_ns, median_ns) = (quantile(&mut net, 0.1), quantile(&mut net, 0.5));
-    let p10_ratio = p10_ns / floor_p10_ns;
-    let look_up_p10_ns = (case.flags != SYN).then(|| quantile(&mut look_up, 0.1));
-    let (path, flows) = (case.name, case.flows);
-    Ok(Figure { path, flows, p10_ns, median_ns, floor_p10_ns, look_up_p10_ns, p10_ratio })
+    let [nothing, floor, program, look_up] =
+        times.try_into().map_err(|_| anyhow!("four programs"))?;
+    let net = |times: &[f64]| Net::of(times, &nothing);
+    let (floor, look_up) = (net(&floor), (case.flags != SYN).then(|| net(&look_up)));
+    let (path, flows, net) = (case.name, case.flows, net(&program));
+    Ok(Figure { path, flows, net, floor, look_up, ratio: net.ratio(&floor) })
 }
 
 fn packets(generation: &Generation, reason: &str) -> anyhow::Result<u64> {
@@ -239,21 +228,31 @@ fn packets(generation: &Generation, reason: &str) -> anyhow::Result<u64> {
 
 fn show(figures: &[Figure]) -> String {
     let mut text = format!(
-        "{:<25} {:>8} {:>8} {:>8} {:>9} {:>10} {:>11}\n",
-        "path", "flows", "p10 ns", "median", "floor ns", "look-up ns", "p10 ×floor"
+        "{:<25} {:>8} {:>8} {:>8} {:>8} {:>8} {:>10} {:>8} {:>8} {:>8}\n",
+        "path",
+        "flows",
+        "p10 ns",
+        "median",
+        "paired",
+        "floor",
+        "look-up",
+        "p10 ×",
+        "median ×",
+        "paired ×"
     );
-    for figure in figures {
+    for Figure { path, flows, net, floor, look_up, ratio } in figures {
+        let look_up = look_up.map_or_else(|| "-".to_owned(), |net| format!("{:.1}", net.p10_ns));
         // Writing to a string does not fail.
         let _written = writeln!(
             text,
-            "{:<25} {:>8} {:>8.1} {:>8.1} {:>9.1} {:>10} {:>11.2}",
-            figure.path,
-            figure.flows,
-            figure.p10_ns,
-            figure.median_ns,
-            figure.floor_p10_ns,
-            figure.look_up_p10_ns.map_or_else(|| "-".to_owned(), |ns| format!("{ns:.1}")),
-            figure.p10_ratio
+            "{path:<25} {flows:>8} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {look_up:>10} {:>8.2} {:>8.2} {:>8.2}",
+            net.p10_ns,
+            net.median_ns,
+            net.paired_p10_ns,
+            floor.p10_ns,
+            ratio.p10_ns,
+            ratio.median_ns,
+            ratio.paired_p10_ns
         );
     }
     text

@@ -243,6 +243,26 @@ fn nothing(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
+/// Steps that `chain` takes, at most [`MOST_STEPS`].
+#[map]
+static STEPS: Array<u32> = Array::with_max_entries(1, 0);
+const MOST_STEPS: u32 = 256;
+
+/// A cost that is known: steps of which each waits for the one before.
+#[xdp(frags)]
+fn chain(_ctx: XdpContext) -> u32 {
+    let steps = STEPS.get(0).copied().unwrap_or(0);
+    let mut value = black_box(u64::from(steps));
+    for step in 0..MOST_STEPS {
+        if step >= steps {
+            break;
+        }
+        value = black_box(value ^ value >> 7).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    // Never 0, which only this program knows.
+    if value == 0 { xdp_action::XDP_ABORTED } else { xdp_action::XDP_TX }
+}
+
 /// What the floor writes: the outer headers of one flow to one backend, whole.
 #[unsafe(no_mangle)]
 static OUTER_WORDS: Global<[u64; 7]> = Global::new([0; 7]);
