@@ -5,7 +5,12 @@
 //! them. Prefixes and ranges of ports are asked for only where the configuration has any, and for
 //! what has no port (echo requests, later fragments), which stands there under port 0.
 
-use crate::{layout::BindSlot, parse::FiveTuple, steer::View};
+use crate::{
+    hash::{Address as _, V4},
+    layout::BindSlot,
+    parse::FiveTuple,
+    steer::View,
+};
 
 /// In the place of a table's index: a packet without ports may belong to several tables.
 pub const NO_TABLE: u32 = u32::MAX;
@@ -14,7 +19,14 @@ pub const NO_TABLE: u32 = u32::MAX;
 #[inline(always)]
 #[must_use]
 pub const fn tail(family: u8, protocol: u8, port: u16) -> u32 {
-    (port as u32) << 16 | (protocol as u32) << 8 | family as u32
+    // The port as it lies on the wire: the fast path need not turn it.
+    (port.to_be() as u32) << 16 | (protocol as u32) << 8 | family as u32
+}
+
+/// The port of a [`tail`].
+#[must_use]
+pub const fn port(tail: u32) -> u16 {
+    u16::from_be((tail >> 16) as u16)
 }
 
 /// A [`crate::layout::Segment`]'s key.
@@ -60,7 +72,12 @@ pub fn exact<V: View + ?Sized>(view: &V, address: [u64; 2], tail: u32) -> Option
     let displacement = view.displacement(bucket(hash, mask))?;
     let mask = view.config(|config| &config.bind_mask);
     let found = view.bind(slot(hash, displacement, mask))?;
-    (found.tail == tail && found.address == address).then_some(found)
+    // The family is part of the tail, and an IPv4 address has nothing in the first word.
+    let is_v4 = tail as u8 == V4::FAMILY;
+    let same = found.tail == tail
+        && found.address[1] == address[1]
+        && (is_v4 || found.address[0] == address[0]);
+    same.then_some(found)
 }
 
 /// The index of the table that serves `flow`.

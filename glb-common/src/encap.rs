@@ -97,25 +97,29 @@ impl Way {
 
 /// [`Backend::header_sum`] for these addresses, TOS and total length still 0.
 const fn header_sum(source: [u8; 4], destination: [u8; 4]) -> u16 {
-    fold(
+    let sum = fold(
         0x4500
             + ipv4::DONT_FRAGMENT as u32
             + ((TTL as u32) << 8 | protocol::UDP as u32)
             + sum_4(source)
             + sum_4(destination),
-    )
+    );
+    sum.swap_bytes()
 }
 
 /// What differs from packet to packet in the outer headers' first 48 bytes.
+///
+/// Words, not bytes: the compiler would pack smaller fields into one register, and the program would
+/// spend a dozen instructions on taking them apart again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patch {
-    pub(crate) tos: u8,
+    pub(crate) tos: u32,
     /// Length of the outer IP packet.
-    pub(crate) total: u16,
-    pub(crate) source_port: u16,
+    pub(crate) total: u32,
+    pub(crate) source_port: u32,
     /// IP protocol inside: 4 or 41.
-    pub(crate) inner: u8,
-    pub(crate) listed: u8,
+    pub(crate) inner: u32,
+    pub(crate) listed: u32,
 }
 
 /// Those 48 bytes for IPv4, as little-endian words: up to GUE's private type.
@@ -123,16 +127,29 @@ pub(crate) struct Patch {
 pub(crate) fn words_v4(backend: &Backend, patch: Patch) -> [u64; 6] {
     let [h0, h1, h2, h3, h4, _] = backend.header;
     let Patch { tos, total, source_port, inner, listed } = patch;
-    let sum = backend.header_sum as u32 + total as u32 + tos as u32;
-    let udp_length = total.wrapping_sub(Ipv4Header::LEN as u16);
+    let udp_length = wire(total.wrapping_sub(Ipv4Header::LEN as u32));
     [
         h0,
         h1 | (tos as u64) << 56,
-        h2 | total.swap_bytes() as u64,
-        h3 | (!fold(sum)).swap_bytes() as u64,
-        h4 | (source_port.swap_bytes() as u64) << 16 | (udp_length.swap_bytes() as u64) << 48,
+        h2 | wire(total) as u64,
+        h3 | checksum(backend, &patch, 0) as u64,
+        h4 | (wire(source_port) as u64) << 16 | (udp_length as u64) << 48,
         (1 + listed as u64) << 16 | (inner as u64) << 24,
     ]
+}
+
+/// A 16-bit number as it lies on the wire, in a little-endian word.
+#[inline(always)]
+const fn wire(number: u32) -> u16 {
+    (number as u16).swap_bytes()
+}
+
+/// The outer IPv4 header's checksum as it lies on the wire; `more` is the sum of what else differs
+/// from what is the same for every packet. Sums are of little-endian words (RFC 1071: any order will
+/// do), so nothing has to be turned.
+#[inline(always)]
+fn checksum(backend: &Backend, patch: &Patch, more: u32) -> u16 {
+    !fold(backend.header_sum as u32 + wire(patch.total) as u32 + (patch.tos << 8) + more)
 }
 
 /// The protocol number of what is inside.
@@ -192,8 +209,13 @@ pub fn write<F: FrameMut + ?Sized, V: View + ?Sized>(
     let tags = tags_to_send(view, &packet.tags);
     let shift = tags.len();
     let inner = inner_protocol(packet.flow.family);
-    let patch =
-        Patch { tos: send.tos, total, source_port: send.source_port, inner, listed: hops.len() };
+    let patch = Patch {
+        tos: send.tos.into(),
+        total: total.into(),
+        source_port: send.source_port.into(),
+        inner: inner.into(),
+        listed: hops.len().into(),
+    };
     let written = if send.is_v6 {
         write_v6(frame, shift, view, send, patch, hops)
     } else {
@@ -215,12 +237,8 @@ fn write_v4<F: FrameMut + ?Sized, V: View + ?Sized>(
     if let Some(identification) = send.fragmentable {
         // No DF, and an identification by which fragments find each other.
         h2 = h2 & !(0x40 << 32) | (identification.swap_bytes() as u64) << 16;
-        let sum = send.backend.header_sum as u32
-            + patch.total as u32
-            + patch.tos as u32
-            + (!ipv4::DONT_FRAGMENT) as u32
-            + identification as u32;
-        h3 = h3 & !0xffff | (!fold(sum)).swap_bytes() as u64;
+        let more = (!ipv4::DONT_FRAGMENT).swap_bytes() as u32 + identification.swap_bytes() as u32;
+        h3 = h3 & !0xffff | checksum(send.backend, &patch, more) as u64;
     }
     let words = [h0, h1, h2, h3, h4, h5];
     frame.write_words(shift, words, (patch.listed as u16) << 8)?;
@@ -228,7 +246,7 @@ fn write_v4<F: FrameMut + ?Sized, V: View + ?Sized>(
         if place >= hops.len() as usize {
             break;
         }
-        let hop = view.backend(hops.index[place])?.address;
+        let hop = view.backend(hops.index[place], send.side)?.address;
         frame.put(shift + EthernetHeader::LEN + V4_BASE + 4 * place, hop)?;
     }
     Some(())
@@ -247,16 +265,16 @@ fn write_v6<F: FrameMut + ?Sized, V: View + ?Sized>(
     const UDP: usize = IP + Ipv6Header::LEN;
     const GUE: usize = UDP + UdpHeader::LEN;
     let Patch { tos, total, source_port, inner, listed } = patch;
-    let way = view.ipv6_way(send.first)?;
-    let udp_length = total.wrapping_sub(Ipv6Header::LEN as u16);
+    let way = view.ipv6_way(send.first, send.side)?;
+    let udp_length = wire(total.wrapping_sub(Ipv6Header::LEN as u32));
     let (macs, mac) = send.backend.macs();
     frame.put(shift, macs)?;
     frame.put(shift + 8, mac)?;
     frame.put(shift + 12, u16::from_le_bytes(ethernet::IPV6))?;
     // The flow label spreads flows over equal paths where routers look at it (RFC 6438).
-    let first = 6 << 28 | (tos as u32) << 20 | source_port as u32;
+    let first = 6 << 28 | tos << 20 | source_port;
     let fixed = (first.swap_bytes() as u64)
-        | (udp_length.swap_bytes() as u64) << 32
+        | (udp_length as u64) << 32
         | (protocol::UDP as u64) << 48
         | (TTL as u64) << 56;
     frame.put(shift + IP, fixed)?;
@@ -265,9 +283,9 @@ fn write_v6<F: FrameMut + ?Sized, V: View + ?Sized>(
     frame.put(shift + IP + 24, way.address[0])?;
     frame.put(shift + IP + 32, way.address[1])?;
     // A checksum of 0: allowed for tunnels (RFC 6935).
-    let udp = source_port.swap_bytes() as u64
+    let udp = wire(source_port) as u64
         | (gue::PORT.swap_bytes() as u64) << 16
-        | (udp_length.swap_bytes() as u64) << 32;
+        | (udp_length as u64) << 32;
     frame.put(shift + UDP, udp)?;
     let gue = (1 + 4 * listed as u64)
         | (inner as u64) << 8
@@ -278,7 +296,7 @@ fn write_v6<F: FrameMut + ?Sized, V: View + ?Sized>(
         if place >= listed as usize {
             break;
         }
-        let hop = view.ipv6_way(hops.index[place])?.address;
+        let hop = view.ipv6_way(hops.index[place], send.side)?.address;
         let offset = shift + EthernetHeader::LEN + V6_BASE + 16 * place;
         frame.put(offset, hop[0])?;
         frame.put(offset + 8, hop[1])?;

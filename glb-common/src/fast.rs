@@ -9,7 +9,7 @@
 use crate::{
     bind,
     encap::{Patch, inner_protocol, overhead, words_v4},
-    frame::{Frame, FrameMut},
+    frame::{Frame, FrameMut, put_at, u16_at, u32_at, u64_at},
     hash::{Address, V4, V6},
     layout::{Backend, BindSlot, NO_HOP, NO_ROWS},
     parse::IP_OFFSET,
@@ -26,10 +26,10 @@ pub const GROWTH: usize = overhead(false, 1);
 pub struct Bound<'v> {
     /// Its bind.
     pub slot: &'v BindSlot,
-    /// Length of the IP packet.
-    pub ip_length: u16,
-    /// TOS or traffic class.
-    pub tos: u8,
+    /// Length of the IP packet, at most 65,535.
+    pub ip_length: u32,
+    /// TOS or traffic class in the low byte.
+    pub tos: u32,
 }
 
 /// The EtherType, as it is compared: one little-endian number.
@@ -72,14 +72,13 @@ pub fn recognise_v4<'v, V: View + ?Sized, F: Frame + ?Sized>(
         return None;
     }
     let (ip_length, protocol) = ((first >> 16) as u16, (second >> 8) as u8);
-    let ip_length = ip_length.swap_bytes();
-    if (ip_length as u32) < 20 + shortest(protocol)? || IP_OFFSET + ip_length as usize > frame.len()
-    {
+    let ip_length = ip_length.swap_bytes() as u32;
+    if ip_length < 20 + shortest(protocol)? || IP_OFFSET + ip_length as usize > frame.len() {
         return None;
     }
     let tail = bind::tail(V4::FAMILY, protocol, ((third >> 48) as u16).swap_bytes());
     let slot = bound(view, [0, third & 0xffff_ffff], tail)?;
-    Some(Bound { slot, ip_length, tos: (first >> 8) as u8 })
+    Some(Bound { slot, ip_length, tos: (first >> 8) as u32 })
 }
 
 /// Recognises an IPv6 packet.
@@ -103,8 +102,8 @@ pub fn recognise_v6<'v, V: View + ?Sized, F: Frame + ?Sized>(
     }
     let tail = bind::tail(V6::FAMILY, protocol, ((ports >> 16) as u16).swap_bytes());
     let slot = bound(view, [high, low], tail)?;
-    let tos = (first as u8) << 4 | (first >> 12) as u8 & 0x0f;
-    Some(Bound { slot, ip_length: ip_length as u16, tos })
+    let tos = (first as u32) << 4 | (first >> 12) as u32 & 0x0f;
+    Some(Bound { slot, ip_length, tos })
 }
 
 /// Hashes the packet, finds its backend and writes the outer headers of a frame that has grown by
@@ -117,33 +116,53 @@ pub fn send<'v, V: View + ?Sized, F: FrameMut + ?Sized, A: Address>(
     bound: &Bound<'v>,
 ) -> Option<&'v Backend> {
     const IP: usize = GROWTH + IP_OFFSET;
-    let Bound { slot, ip_length, tos } = *bound;
-    let (hash, port) = if A::FAMILY == V4::FAMILY {
-        let [source, ports] = frame.read_two(IP + 12, IP + 20)?;
-        (SipHash24::of_4(slot.half, source), ports as u16)
+    let half = bound.slot.half;
+    // One check for all that is read and written: the ports stand behind the outer headers.
+    if A::FAMILY == V4::FAMILY {
+        let head = frame.window_mut::<{ IP + 24 }>()?;
+        let hash = SipHash24::of_4(half, u32_at(head, IP + 12));
+        let port = u16_at(head, IP + 20);
+        encapsulate::<V, A, _>(view, head, bound, hash, port)
     } else {
-        let port = frame.read::<u16>(IP + 40)?;
-        let source = frame.read::<[u64; 2]>(IP + 8)?;
-        (SipHash24::of_16(slot.half, source), port)
-    };
-    let row = view.row(slot.plain_rows, hash as u16)?;
-    let backend = view.backend(row.first)?;
+        let head = frame.window_mut::<{ IP + 42 }>()?;
+        let hash = SipHash24::of_16(half, [u64_at(head, IP + 8), u64_at(head, IP + 16)]);
+        let port = u16_at(head, IP + 40);
+        encapsulate::<V, A, _>(view, head, bound, hash, port)
+    }
+}
+
+/// `port` is the source port as it lies on the wire, in a little-endian word.
+#[inline(always)]
+fn encapsulate<'v, V: View + ?Sized, A: Address, const N: usize>(
+    view: &'v V,
+    head: &mut [u8; N],
+    bound: &Bound<'v>,
+    hash: u64,
+    port: u16,
+) -> Option<&'v Backend> {
+    let side = bound.slot.side;
+    let row = view.row(bound.slot.plain_rows, hash as u16)?;
+    let backend = view.backend(row.first, side)?;
     if row.second == NO_HOP {
         return None;
     }
-    let hop = view.backend(row.second)?.address;
-    let total = ip_length as u32 + GROWTH as u32;
+    let hop = view.backend(row.second, side)?.address;
+    let total = bound.ip_length + GROWTH as u32;
     // 0 while the next hop is not resolved.
     if total > backend.mtu as u32 {
         return None;
     }
     let patch = Patch {
-        tos: steer::tos(view, tos),
-        total: total as u16,
-        source_port: source_port(hash, port.swap_bytes()),
-        inner: inner_protocol(A::FAMILY),
+        tos: steer::tos(view, bound.tos as u8).into(),
+        total,
+        source_port: source_port(hash, port.swap_bytes()).into(),
+        inner: inner_protocol(A::FAMILY).into(),
         listed: 1,
     };
-    frame.write_outer(words_v4(backend, patch), 1 << 8, hop)?;
+    for (index, word) in words_v4(backend, patch).into_iter().enumerate() {
+        put_at(head, 8 * index, word);
+    }
+    put_at(head, 48, 1u16 << 8);
+    put_at(head, 50, hop);
     Some(backend)
 }

@@ -57,8 +57,8 @@ pub struct BindSlot {
     pub tail: u32,
     /// Index of the table.
     pub table: u32,
-    /// Zero.
-    pub padding: u32,
+    /// As [`TableInfo::side`].
+    pub side: u32,
     /// Index of the rows, if the table is a plain one: two hops, IPv4 backends, source address
     /// hashed, no alternative, tags kept. Else [`NO_ROWS`]: the general program looks at the table.
     pub plain_rows: u32,
@@ -120,8 +120,12 @@ pub struct TableInfo {
     pub has_more: u8,
     /// 1 if the backends are IPv6 ones.
     pub is_v6: u8,
+    /// Each backend has two entries, and this says which is in force: 0 or 1. Ways change in the
+    /// other one, and then this; whoever reads one word of it has all of the old ways or of the new
+    /// ones.
+    pub side: u32,
     /// Zero.
-    pub padding: [u8; 8],
+    pub padding: [u8; 4],
 }
 
 /// No such rows.
@@ -159,7 +163,8 @@ pub struct Backend {
     pub mtu: u16,
     /// Largest outer packet that fits the outgoing interface, in bytes.
     pub link_mtu: u16,
-    /// Sum of the outer IPv4 header's 16-bit words, without TOS and total length, folded.
+    /// Sum of the outer IPv4 header's 16-bit words, as they lie on the wire in little-endian words,
+    /// without TOS and total length, folded.
     pub header_sum: u16,
     /// Slot of the backend's counter.
     pub counter_slot: u16,

@@ -27,10 +27,10 @@ pub trait View {
     fn table(&self, index: u32) -> Option<&TableInfo>;
     /// Two hops of one row, of the rows with this index.
     fn row(&self, rows: u32, row: u16) -> Option<Row>;
-    /// One backend.
-    fn backend(&self, index: u16) -> Option<&Backend>;
+    /// One backend, by the [`TableInfo::side`] that is in force.
+    fn backend(&self, index: u16, side: u32) -> Option<&Backend>;
     /// What an IPv6 backend has beside.
-    fn ipv6_way(&self, index: u16) -> Option<&Ipv6Way>;
+    fn ipv6_way(&self, index: u16, side: u32) -> Option<&Ipv6Way>;
 }
 
 /// How a packet is to be sent.
@@ -40,6 +40,8 @@ pub struct Send<'v> {
     pub backend: &'v Backend,
     /// Its index.
     pub first: u16,
+    /// The side that its way is read from.
+    pub side: u32,
     /// Whether the backends are IPv6 ones.
     pub is_v6: bool,
     /// Outer UDP source port.
@@ -128,8 +130,9 @@ pub fn steer<'v, V: View + ?Sized>(
     let inconsistent = || refuse(Reason::Inconsistent);
 
     let hash = hash_of(table.key, table.hash_fields, &packet.flow).ok_or_else(inconsistent)?;
+    let side = table.side;
     let row = view.row(table.rows, hash as u16).ok_or_else(inconsistent)?;
-    let backend = view.backend(row.first).ok_or_else(inconsistent)?;
+    let backend = view.backend(row.first, side).ok_or_else(inconsistent)?;
     if !backend.is_resolved() {
         return Err(refuse(Reason::NextHopUnresolved));
     }
@@ -141,6 +144,7 @@ pub fn steer<'v, V: View + ?Sized>(
     let mut send = Send {
         backend,
         first: row.first,
+        side,
         is_v6,
         source_port: source_port(hash, packet.flow_hint),
         tos: tos(view, packet.tos),

@@ -106,6 +106,12 @@ const PASSES: u32 = {
     bits
 };
 
+/// The place of a backend's entry of this side: both stand side by side.
+#[inline(always)]
+fn entry(index: u16, side: u32) -> u32 {
+    2 * u32::from(index) + side
+}
+
 /// This generation's maps.
 struct Maps;
 
@@ -155,13 +161,13 @@ impl View for Maps {
     }
 
     #[inline(always)]
-    fn backend(&self, index: u16) -> Option<&Backend> {
-        BACKENDS.get(u32::from(index))
+    fn backend(&self, index: u16, side: u32) -> Option<&Backend> {
+        BACKENDS.get(entry(index, side))
     }
 
     #[inline(always)]
-    fn ipv6_way(&self, index: u16) -> Option<&Ipv6Way> {
-        IPV6_WAYS.get(u32::from(index))
+    fn ipv6_way(&self, index: u16, side: u32) -> Option<&Ipv6Way> {
+        IPV6_WAYS.get(entry(index, side))
     }
 }
 
@@ -221,11 +227,12 @@ fn go_on(ctx: &XdpContext, part: u32) -> u32 {
 fn glb_director(ctx: XdpContext) -> u32 {
     trace::begin(&ctx);
     let frame = XdpFrame::new(&ctx);
+    let received = frame.len();
     let sent = match fast::ethertype(&frame) {
         Some(fast::IPV4) => fast::recognise_v4(&Maps, &frame)
-            .map_or(Attempt::NotSure, |bound| send_fast::<V4>(&ctx, &bound)),
+            .map_or(Attempt::NotSure, |bound| send_fast::<V4>(&ctx, &bound, received)),
         Some(fast::IPV6) => fast::recognise_v6(&Maps, &frame)
-            .map_or(Attempt::NotSure, |bound| send_fast::<V6>(&ctx, &bound)),
+            .map_or(Attempt::NotSure, |bound| send_fast::<V6>(&ctx, &bound, received)),
         _ => Attempt::NotSure,
     };
     match sent {
@@ -241,21 +248,21 @@ enum Attempt {
 }
 
 #[inline(always)]
-fn send_fast<A: Address>(ctx: &XdpContext, bound: &fast::Bound<'_>) -> Attempt {
-    let received = (ctx.data_end() - ctx.data()) as u64;
+fn send_fast<A: Address>(ctx: &XdpContext, bound: &fast::Bound<'_>, received: usize) -> Attempt {
     // Before the hash, so that few values have to live across the call.
     // SAFETY: the context is this program's own; the frame's pointers are made anew below.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(fast::GROWTH as i32)) } != 0 {
         return Attempt::NotSure;
     }
-    let Some(backend) = fast::send::<_, _, A>(&Maps, &mut XdpFrame::new(ctx), bound) else {
+    let mut frame = XdpFrame::of_length(ctx, received + fast::GROWTH);
+    let Some(backend) = fast::send::<_, _, A>(&Maps, &mut frame, bound) else {
         // SAFETY: as above. What was room a moment ago can be given back.
         unsafe { bpf_xdp_adjust_head(ctx.ctx, fast::GROWTH as i32) };
         return Attempt::NotSure;
     };
     let table_slot =
         trace::number(|| TABLES.get(bound.slot.table).map_or(0, |table| table.counter_slot));
-    Attempt::Sent(leave(ctx, backend, received, table_slot))
+    Attempt::Sent(leave(ctx, backend, received as u64, table_slot))
 }
 
 /// Counts a frame that is sent to `backend`, and sends it. That its table has encapsulated one more is

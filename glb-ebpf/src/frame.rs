@@ -49,6 +49,14 @@ impl XdpFrame {
         Self { start, end, length: ctx.end_again() - start }
     }
 
+    /// The same, if the linear part's length is known already.
+    #[inline(always)]
+    #[allow(dead_code, reason = "not every program has a use for it")]
+    pub(crate) fn of_length(ctx: &impl Bounds, length: usize) -> Self {
+        let (start, end) = ctx.bounds();
+        Self { start, end, length }
+    }
+
     /// Where `T` at `offset` lies, if it lies inside.
     #[inline(always)]
     fn at<T>(&self, offset: usize) -> Option<*mut T> {

@@ -10,6 +10,19 @@ use std::{
 use glb_common::layout::Plain;
 use memmap2::{MmapOptions, MmapRaw};
 
+/// Waits until every BPF program that runs now has ended: what was changed before is then seen by all.
+pub fn wait_for_readers() {
+    /// `MEMBARRIER_CMD_GLOBAL` of the kernel's membarrier.h: its `synchronize_rcu`, and programs on
+    /// packets run inside RCU.
+    const GLOBAL: libc::c_int = 1;
+    // SAFETY: a system call that takes no pointer.
+    let done = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
+    if done != 0 {
+        // Kernels with CPUs that run without a tick have none. No program takes this long.
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+}
+
 /// A BPF array of `T` (made with `BPF_F_MMAPABLE`), in this process's memory.
 #[derive(Debug)]
 pub struct MappedArray<T> {

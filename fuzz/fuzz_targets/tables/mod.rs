@@ -56,7 +56,7 @@ impl Tables {
             alt_hash_fields: if has_more { HashFields::SRC_ADDR.bits() } else { 0 },
             has_more: u8::from(has_more),
             is_v6,
-            padding: [0; 8],
+            side: 0, padding: [0; 4],
         };
         let tables = vec![
             table(0, HashFields::SRC_ADDR, 0, false),
@@ -86,7 +86,7 @@ impl Tables {
             address,
             tail: tail(family, protocol, port),
             table,
-            padding: 0,
+            side: 0,
             plain_rows: if table == 0 && variant != 3 { 0 } else { NO_ROWS },
             half: SipHash24::half([1, 2]),
         };
@@ -170,11 +170,11 @@ impl View for Tables {
         Some(Row { first: base + row % 4, second })
     }
 
-    fn backend(&self, index: u16) -> Option<&Backend> {
+    fn backend(&self, index: u16, _side: u32) -> Option<&Backend> {
         self.backends.get(usize::from(index))
     }
 
-    fn ipv6_way(&self, index: u16) -> Option<&Ipv6Way> {
+    fn ipv6_way(&self, index: u16, _side: u32) -> Option<&Ipv6Way> {
         self.ways.get(usize::from(index))
     }
 }

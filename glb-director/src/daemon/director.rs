@@ -279,9 +279,10 @@ impl Director<'_> {
     pub(super) fn follow(&mut self, snapshot: &Arc<Snapshot>) {
         let generation = &mut self.current.generation;
         let changed = generation.image.resolve(snapshot, &self.making.config.options);
+        let entered = generation.change_ways(&changed);
         for index in changed {
             let owner = &generation.image.owners[index];
-            match generation.enter_backend(index) {
+            match &entered {
                 Ok(()) => info!(backend = %owner.address, "next hop entered"),
                 Err(error) => error!(backend = %owner.address, %error, "next hop not entered"),
             }

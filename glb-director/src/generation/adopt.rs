@@ -6,10 +6,13 @@ use std::{
 };
 
 use aya::maps::{MapData, MapError, MapType};
-use glb_common::layout::{Backend, Ipv6Way, Plain};
+use glb_common::layout::{BindSlot, Plain, TableInfo};
 use glb_host::{bpffs::PinFolder, generations, mapped::MappedArray};
 
-use super::load::{Generation, Objects};
+use super::{
+    load::{Generation, Objects},
+    ways::Ways,
+};
 use crate::image::Image;
 
 /// Why a pinned generation cannot be taken over as it is.
@@ -36,27 +39,34 @@ impl Generation {
             Err(error) => return Err(not_adopted(&folder, error)),
         };
         same(&folder, "DISPLACEMENTS", &image.displacements)?;
-        same(&folder, "BINDS", &image.binds)?;
+        let binds = same_but(&folder, "BINDS", &image.binds, |slot| BindSlot { side: 0, ..slot })?;
         same(&folder, "SEGMENTS", &image.segments)?;
-        let tables = same(&folder, "TABLES", &image.tables)?;
+        let of = |table| TableInfo { side: 0, ..table };
+        let tables = same_but(&folder, "TABLES", &image.tables, of)?;
         let (path, rows) = open_pinned(&folder, "ROWS", image.rows.len())?;
         for (index, expected) in image.rows.iter().enumerate() {
             if !rows.holds(index, &**expected) {
                 return Err(not_adopted(&path, "it holds other rows"));
             }
         }
-        let (path, backends) = open_pinned::<Backend>(&folder, "BACKENDS", image.backends.len())?;
-        let ways = image.ipv6_ways.len();
-        let (_, ipv6_ways) = open_pinned::<Ipv6Way>(&folder, "IPV6_WAYS", ways)?;
+        let (path, backends) = open_pinned(&folder, "BACKENDS", 2 * image.backends.len())?;
+        let (_, beside) = open_pinned(&folder, "IPV6_WAYS", 2 * image.ipv6_ways.len())?;
         let error = |error: io::Error| not_adopted(&path, error);
+        let mut ways = Ways::new(binds, tables, backends, beside);
+        ways.take_over(&image).map_err(error)?;
+        let mut changed = Vec::new();
         for index in 0..image.backends.len() {
-            let beside =
-                if index < ways { Some(ipv6_ways.get(index).map_err(error)?) } else { None };
-            image.inherit_entry(index, backends.get(index).map_err(error)?, beside);
+            let found = ways.get(index).map_err(error)?;
+            let has_beside = index < image.ipv6_ways.len();
+            let beside = has_beside.then(|| ways.beside(index)).transpose().map_err(error)?;
+            image.inherit_entry(index, found, beside);
+            if (image.backends[index], image.ipv6_ways.get(index)) != (found, beside.as_ref()) {
+                changed.push(index);
+            }
         }
         let objects = Objects::Adopted(Box::new(program));
-        let adopted = Self { number, image, objects, backends, ipv6_ways, tables };
-        adopted.enter(&adopted.image).map_err(error)?;
+        let mut adopted = Self { number, image, objects, ways };
+        adopted.change_ways(&changed).map_err(error)?;
         Ok(adopted)
     }
 }
@@ -70,6 +80,22 @@ fn same<T: Plain>(folder: &Path, name: &str, values: &[T]) -> Result<MappedArray
     let (path, array) = open_pinned(folder, name, values.len())?;
     let is_same = values.iter().enumerate().all(|(index, value)| array.holds(index, value));
     if is_same { Ok(array) } else { Err(not_adopted(&path, "it holds something else")) }
+}
+
+/// The pinned array, if it holds these values but for what `plain` takes away.
+fn same_but<T: Plain + PartialEq>(
+    folder: &Path,
+    name: &str,
+    values: &[T],
+    plain: impl Fn(T) -> T,
+) -> Result<MappedArray<T>, NotAdopted> {
+    let (path, array) = open_pinned::<T>(folder, name, values.len())?;
+    for (index, value) in values.iter().enumerate() {
+        if plain(array.get(index).map_err(|error| not_adopted(&path, error))?) != *value {
+            return Err(not_adopted(&path, "it holds something else"));
+        }
+    }
+    Ok(array)
 }
 
 /// The pinned array, if it has the form that this release gives it.

@@ -11,10 +11,7 @@ use aya::{
     programs::{ProgramError, ProgramInfo, Xdp},
 };
 use glb_common::{
-    layout::{
-        BACKEND_SLOTS, Backend, Config, Counter, Ipv6Way, Plain, PrefixEntry, ReasonCounters,
-        TABLE_SLOTS, TableInfo,
-    },
+    layout::{BACKEND_SLOTS, Config, Counter, Plain, PrefixEntry, ReasonCounters, TABLE_SLOTS},
     trace::Settings,
 };
 use glb_host::{
@@ -26,6 +23,7 @@ use glb_host::{
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 
+use super::ways::Ways;
 use crate::{counters, image::Image};
 
 /// The program's name in the object.
@@ -70,8 +68,9 @@ impl Shape {
             image.segments.len(),
             image.tables.len(),
             image.rows.len(),
-            image.backends.len(),
-            image.ipv6_ways.len(),
+            // Two entries of each: see `TableInfo::side`.
+            2 * image.backends.len(),
+            2 * image.ipv6_ways.len(),
         ];
         let lengths = lengths.map(|length| length.max(1) as u32);
         let room = MAPS.into_iter().zip(lengths).collect();
@@ -131,9 +130,7 @@ pub struct Generation {
     /// What it was made from.
     pub image: Image,
     pub(super) objects: Objects,
-    pub(super) backends: MappedArray<Backend>,
-    pub(super) ipv6_ways: MappedArray<Ipv6Way>,
-    pub(super) tables: MappedArray<TableInfo>,
+    pub(super) ways: Ways,
 }
 
 /// What of a generation is held by descriptors.
@@ -192,15 +189,17 @@ impl Shell {
     pub fn fill(self, image: Image, number: u64) -> Result<Generation, LoadError> {
         let Self { shape, mut ebpf } = self;
         fill(&ebpf, &shape, "DISPLACEMENTS", &image.displacements)?;
-        fill(&ebpf, &shape, "BINDS", &image.binds)?;
+        let binds = fill(&ebpf, &shape, "BINDS", &image.binds)?;
         fill(&ebpf, &shape, "SEGMENTS", &image.segments)?;
         fill_rows(&ebpf, &shape, &image)?;
         fill_prefixes(&mut ebpf, &image)?;
         let tables = fill(&ebpf, &shape, "TABLES", &image.tables)?;
-        let backends = fill(&ebpf, &shape, "BACKENDS", &image.backends)?;
-        let ipv6_ways = fill(&ebpf, &shape, "IPV6_WAYS", &image.ipv6_ways)?;
+        let backends = mapped(&ebpf, &shape, "BACKENDS")?;
+        let beside = mapped(&ebpf, &shape, "IPV6_WAYS")?;
+        let ways = Ways::new(binds, tables, backends, beside);
+        ways.enter(&image).map_err(|error| LoadError::map("fill", "BACKENDS", error))?;
         let objects = Objects::Loaded(Box::new(ebpf));
-        Ok(Generation { number, image, objects, backends, ipv6_ways, tables })
+        Ok(Generation { number, image, objects, ways })
     }
 }
 
@@ -316,22 +315,13 @@ impl Generation {
         })
     }
 
-    /// Enters other values for tables and backends (of the same number) into the running maps,
-    /// word by word: the self-test's made-up ones, and the real ones after it.
+    /// Enters other values for tables and backends (of the same number) into the maps of a generation
+    /// that is not in force: the self-test's made-up ones, and the real ones after it.
     ///
     /// # Errors
     /// When there are more of them than the maps hold.
     pub fn enter(&self, image: &Image) -> io::Result<()> {
-        for (index, table) in image.tables.iter().enumerate() {
-            self.tables.update(index, table)?;
-        }
-        for (index, beside) in image.ipv6_ways.iter().enumerate() {
-            self.ipv6_ways.update(index, beside)?;
-        }
-        for (index, backend) in image.backends.iter().enumerate() {
-            self.backends.update(index, backend)?;
-        }
-        Ok(())
+        self.ways.enter(image)
     }
 
     /// Removes the pins of a generation that is not to be used; the kernel then frees it.
@@ -342,16 +332,13 @@ impl Generation {
         }
     }
 
-    /// Enters one backend's present state into the running map.
+    /// Enters the image's ways to these backends into a generation that may be in force: each packet
+    /// goes by the old ways or by the new ones.
     ///
     /// # Errors
     /// When there is no such backend.
-    pub fn enter_backend(&self, index: usize) -> io::Result<()> {
-        let backend = self.image.backends.get(index).ok_or(io::ErrorKind::NotFound)?;
-        if let Some(beside) = self.image.ipv6_ways.get(index) {
-            self.ipv6_ways.update(index, beside)?;
-        }
-        self.backends.update(index, backend)
+    pub fn change_ways(&mut self, backends: &[usize]) -> io::Result<()> {
+        self.ways.change(&self.image, backends)
     }
 }
 

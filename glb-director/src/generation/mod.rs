@@ -5,6 +5,7 @@ mod adopt;
 mod lens;
 mod load;
 pub mod self_test;
+mod ways;
 
 pub use adopt::NotAdopted;
 pub use lens::{Lens, LensError, remove as remove_lens};

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp};
 use glb_common::{
+    bind,
     layout::BindSlot,
     wire::{ethernet, protocol},
 };
@@ -135,7 +136,7 @@ fn packets(image: &Image) -> Vec<Vec<u8>> {
     let used: Vec<&BindSlot> = image.binds.iter().filter(|slot| slot.tail != 0).collect();
     let step = used.len().div_ceil(BINDS).max(1);
     let exact = used.iter().step_by(step).map(|slot| {
-        let (protocol, port) = ((slot.tail >> 8) as u8, (slot.tail >> 16) as u16);
+        let (protocol, port) = ((slot.tail >> 8) as u8, bind::port(slot.tail));
         (address_of(slot), protocol, port)
     });
     let prefixes = image

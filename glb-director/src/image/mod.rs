@@ -197,7 +197,8 @@ impl Image {
             has_more: u8::from(has_alternative || more_rows != NO_ROWS),
             // A table's backends are all of one family.
             is_v6: u8::from(table.backends.iter().any(|backend| backend.address.is_ipv6())),
-            padding: [0; 8],
+            side: 0,
+            padding: [0; 4],
         });
     }
 
@@ -448,11 +449,11 @@ impl View for Image {
         self.rows.get(rows as usize).map(|rows| rows[usize::from(row)])
     }
 
-    fn backend(&self, index: u16) -> Option<&Backend> {
+    fn backend(&self, index: u16, _side: u32) -> Option<&Backend> {
         self.backends.get(usize::from(index))
     }
 
-    fn ipv6_way(&self, index: u16) -> Option<&Ipv6Way> {
+    fn ipv6_way(&self, index: u16, _side: u32) -> Option<&Ipv6Way> {
         self.ipv6_ways.get(usize::from(index))
     }
 }
