@@ -52,8 +52,8 @@ fn known<A: Address>(address: &A) -> Option<&'static Known> {
     // a running generation.
     let displacement = unsafe { *DISPLACEMENTS.get_ptr(bucket)? };
     let place = Known::place(hash, displacement, setting!(known_mask));
-    // SAFETY: as above. Of an element only the way is ever changed, in whole words; whoever reads
-    // while one is written sends a packet to the old place or to the new one.
+    // SAFETY: as above. Of an element only the way is ever changed: the one that is not in force, and
+    // then, by one store, which is.
     let known = unsafe { &*KNOWN.get_ptr(place)? };
     known.is_of(address).then_some(known)
 }
@@ -64,7 +64,7 @@ pub(crate) fn vip<A: Address>(address: &A) -> Option<u32> {
     let [high, low] = address.words();
     if A::FAMILY == 4 {
         for i in 0..FEW {
-            if has(Settings::VIPS_V4) && setting!(vips_v4[i][0]) == low {
+            if setting!(vips_v4[i][0]) == low {
                 return Some(setting!(vips_v4[i][1]) as u32);
             }
         }
@@ -123,7 +123,7 @@ impl Host for ThisHost<'_> {
     fn is_own<A: Address>(&self, address: &A) -> bool {
         let [high, low] = address.words();
         let few = if A::FAMILY == 4 {
-            has(Settings::OWN_V4) && (0..FEW).any(|i| setting!(own_v4[i]) == low)
+            (0..FEW).any(|i| setting!(own_v4[i]) == low)
         } else {
             has(Settings::OWN_V6)
                 && (0..FEW).any(|i| setting!(own_v6[i][1]) == low && setting!(own_v6[i][0]) == high)
@@ -138,7 +138,7 @@ impl Host for ThisHost<'_> {
     fn may_send<A: Address>(&self, source: &A) -> bool {
         let [high, low] = source.words();
         let few = if A::FAMILY == 4 {
-            has(Settings::SENDERS_V4) && (0..FEW).any(|i| setting!(senders_v4[i]) == low)
+            (0..FEW).any(|i| setting!(senders_v4[i]) == low)
         } else {
             has(Settings::SENDERS_V6)
                 && (0..FEW).any(|i| {
@@ -166,7 +166,7 @@ impl Host for ThisHost<'_> {
     fn hop<A: Address>(&self, address: &A) -> Hop {
         match known(address) {
             Some(known) if known.roles & Known::OWN != 0 => Hop::Own,
-            Some(known) if known.roles & Known::PEER != 0 => Hop::Peer(known.way),
+            Some(known) if known.roles & Known::PEER != 0 => Hop::Peer(*known.way()),
             _ => Hop::Unknown,
         }
     }

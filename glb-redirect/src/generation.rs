@@ -20,7 +20,7 @@ use glb_host::{
     explain::trace,
     generations,
     load::{LoadError, check_counters},
-    mapped::MappedArray,
+    mapped::{MappedArray, wait_for_readers},
 };
 use ipnet::IpNet;
 
@@ -199,7 +199,7 @@ impl Generation {
     #[must_use]
     pub fn unresolved_peers(&self) -> usize {
         let peers = self.hash.elements.iter().filter(|known| known.roles & Known::PEER != 0);
-        peers.filter(|known| known.way.interface == 0).count()
+        peers.filter(|known| known.way().interface == 0).count()
     }
 
     /// Enters the way to a fellow backend; says whether it is another one than before.
@@ -211,10 +211,17 @@ impl Generation {
         let unknown = || odd(io::Error::new(io::ErrorKind::NotFound, address.to_string()));
         let place = *self.hash.places.get(&address).ok_or_else(unknown)?;
         let element = self.hash.elements.get_mut(place).ok_or_else(unknown)?;
-        if element.way == way {
+        if *element.way() == way {
             return Ok(false);
         }
-        element.way = way;
+        let other = usize::from(element.roles & Known::SECOND_WAY == 0);
+        if element.ways[1 - other].interface != 0 {
+            // The other way may have been in force a moment ago: nobody must be reading it.
+            wait_for_readers();
+        }
+        element.ways[other] = way;
+        self.known.update(place, element).map_err(odd)?;
+        element.roles ^= Known::SECOND_WAY;
         self.known.update(place, element).map_err(odd)?;
         Ok(true)
     }

@@ -7,7 +7,7 @@ use std::{
 
 use glb_common::{
     mss::Limits,
-    second_chance::layout::{FEW, Known, Settings, word_v4, words_v6},
+    second_chance::layout::{FEW, Known, NO_V4, Settings, word_v4, words_v6},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -85,18 +85,18 @@ impl Image {
         let v6 = |role| of(role, false).map(|(address, known)| (words(*address), known));
         let s = &mut settings;
         let own: Vec<_> = v4(Known::OWN).map(|(word, _)| word).collect();
-        Settings::fill(&mut flags, Settings::OWN_V4, &mut s.own_v4, &own);
+        Settings::fill_v4(&mut s.own_v4, &own, NO_V4);
         let own: Vec<_> = v6(Known::OWN).map(|(words, _)| words).collect();
         Settings::fill(&mut flags, Settings::OWN_V6, &mut s.own_v6, &own);
         let senders = of(Known::SENDER, true).filter(director);
         let senders: Vec<_> = senders.map(|(address, _)| words(*address)[1]).collect();
-        Settings::fill(&mut flags, Settings::SENDERS_V4, &mut s.senders_v4, &senders);
+        Settings::fill_v4(&mut s.senders_v4, &senders, NO_V4);
         let senders = of(Known::SENDER, false).filter(director);
         let senders: Vec<_> = senders.map(|(address, _)| words(*address)).collect();
         Settings::fill(&mut flags, Settings::SENDERS_V6, &mut s.senders_v6, &senders);
         let vips: Vec<_> =
             v4(Known::VIP).map(|(word, known)| [word, known.counters.into()]).collect();
-        Settings::fill(&mut flags, Settings::VIPS_V4, &mut s.vips_v4, &vips);
+        Settings::fill_v4(&mut s.vips_v4, &vips, [NO_V4, 0]);
         let vips: Vec<_> =
             v6(Known::VIP).map(|([a, b], known)| [a, b, known.counters.into()]).collect();
         Settings::fill(&mut flags, Settings::VIPS_V6, &mut s.vips_v6, &vips);

@@ -3,10 +3,11 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use aya::maps::{Array, MapData};
 use glb_lab::{Family, GitClone, Lock, Node, State, command, files_below, vip};
 use nix::sys::signal::Signal;
 
-use crate::support::{ask, ends_well, everybody_answers, fleet, has_program, reaches};
+use crate::support::{ask, ends_well, everybody_answers, fleet, has_program, program_id, reaches};
 
 #[test]
 fn killed_and_restarted_while_it_gives_second_chances() -> Result<()> {
@@ -38,6 +39,41 @@ fn killed_and_restarted_while_it_gives_second_chances() -> Result<()> {
     // Counted on from where the killed ones were.
     ensure!(fleet.counters()?.all_forwarded() > between.all_forwarded());
     Ok(())
+}
+
+#[test]
+fn a_new_release_takes_over_in_mid_connection() -> Result<()> {
+    let _lock = Lock::wait("timing")?;
+    let mut fleet = fleet("glb-t-rnew")?;
+    let mut clone = GitClone::start(&fleet.lab, Family::V4, "big.git", "copy")?;
+    reaches(&mut clone, 15)?;
+    let (serving, _) = *clone.served_by(&fleet.lab)?.first().context("nobody serves the clone")?;
+    fleet.table.set_state(serving, State::Draining);
+    fleet.reload()?;
+    reaches(&mut clone, 25)?;
+    let before = fleet.counters()?;
+    for daemon in &mut fleet.redirects {
+        let node = daemon.node();
+        let old = program_id(&fleet.lab, node)?;
+        ensure!(daemon.end(Signal::SIGKILL)?.code().is_none());
+        // What another release has pinned: its elements have another layout, and it had a map that
+        // this one knows nothing of.
+        let pins = fleet.lab.bpf().join(node.to_string());
+        let known = files_below(&pins)?.into_iter().find(|path| path.ends_with("known"));
+        let known = known.context("no map of known addresses is pinned")?;
+        fs::remove_file(&known)?;
+        for path in [known.clone(), known.with_file_name("of_another_release")] {
+            Array::<MapData, [u8; 24]>::create(3, 0)?.pin(path)?;
+        }
+        daemon.start(&fleet.lab)?;
+        ensure!(program_id(&fleet.lab, node)? != old, "the old program is still in force");
+        let left = files_below(&pins)?;
+        ensure!(!left.iter().any(|path| path.ends_with("of_another_release")), "{left:?}");
+    }
+    ends_well(&mut clone, &fleet)?;
+    // Counted on from where the old ones were.
+    ensure!(fleet.counters()?.all_forwarded() > before.all_forwarded());
+    everybody_answers(&fleet.lab)
 }
 
 #[test]

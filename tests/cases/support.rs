@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, process::Command, sync::OnceLock, time::Duration};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use glb_lab::{
     Daemon, Family, Fleet, GitClone, INTERFACE, Lab, Node, Plan, client, command, http, interrupt,
     repository, vip,
@@ -85,6 +85,14 @@ pub(crate) fn has_program(lab: &Lab, node: Node) -> Result<bool> {
     let mut ip = lab.netns(node)?.command("ip");
     let shown = command::output(ip.args(["-details", "link", "show", "dev", INTERFACE]))?;
     Ok(shown.contains("prog/xdp"))
+}
+
+/// The kernel's number of the program on a node's interface.
+pub(crate) fn program_id(lab: &Lab, node: Node) -> Result<u32> {
+    let mut ip = lab.netns(node)?.command("ip");
+    let shown = command::output(ip.args(["-details", "link", "show", "dev", INTERFACE]))?;
+    let after = shown.split("prog/xdp id ").nth(1).context("no program")?;
+    Ok(after.split_whitespace().next().context("no number")?.parse()?)
 }
 
 /// Starts a daemon that must refuse, and returns what it wrote. It must not take long, must exit

@@ -7,7 +7,7 @@ use glb_lab::{Fleet, Plan, client, command, interrupt, vip};
 use nix::sys::signal::Signal;
 
 use crate::{
-    support::{build, everybody_answers},
+    support::{build, everybody_answers, program_id},
     watcher::{PATIENCE, Watcher, is_plain, packets, traffic},
 };
 
@@ -105,6 +105,36 @@ fn a_watcher_of_a_backend_may_end_in_any_way() -> Result<()> {
     daemon.process()?.wait_for_log("no longer shown", from, PATIENCE)?;
     interrupt::wait("the watcher's end", PATIENCE, || Ok(watcher.child.try_wait()?))?;
     everybody_answers(&fleet.lab)
+}
+
+#[test]
+fn a_backend_killed_while_it_is_watched_goes_on_and_its_successor_is_plain() -> Result<()> {
+    let mut fleet = fleet("glb-t-rtkill")?;
+    let node = fleet.redirects[0].node();
+    let plain = program_id(&fleet.lab, node)?;
+    let mut watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace"])?;
+    traffic(&fleet)?;
+    let shows = program_id(&fleet.lab, node)?;
+    ensure!(shows != plain, "this test tests nothing");
+    fleet.redirects[0].end(Signal::SIGKILL)?;
+    interrupt::wait("the watcher's end", PATIENCE, || Ok(watcher.child.try_wait()?))?;
+
+    // Nobody is there: what shows decisions goes on deciding.
+    everybody_answers(&fleet.lab)?;
+    ensure!(program_id(&fleet.lab, node)? == shows);
+    let before = fleet.redirects[0].redirect_counters(&fleet.lab)?.packets("taken_syn");
+    fleet.redirects[0].start(&fleet.lab)?;
+    ensure!(program_id(&fleet.lab, node)? != shows, "what showed decisions is still in force");
+    everybody_answers(&fleet.lab)?;
+    let after = fleet.redirects[0].redirect_counters(&fleet.lab)?.packets("taken_syn");
+    ensure!(after > before, "{before}, then {after}");
+
+    // And it can be watched like any other.
+    let mut watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace"])?;
+    traffic(&fleet)?;
+    watcher.signal(Signal::SIGINT)?;
+    ensure!(!watcher.lines()?.is_empty(), "nothing was seen");
+    is_plain(&mut fleet.redirects[0], 1)
 }
 
 #[test]

@@ -19,8 +19,6 @@ pub struct Peer {
     /// The VLAN tag that packets leave with, as it lies on the wire, in a native word; 0 for none
     /// of our own.
     pub tag: u32,
-    /// Zero.
-    pub padding: u32,
 }
 
 impl Peer {
@@ -45,10 +43,9 @@ pub struct Known {
     pub roles: u32,
     /// Of a VIP: which element of the counters is its own.
     pub counters: u32,
-    /// Of a peer: the way there.
-    pub way: Peer,
-    /// Zero.
-    pub padding: [u64; 2],
+    /// Of a peer: the way there, twice. The one that [`Self::SECOND_WAY`] says is in force; the other
+    /// is where a new one is entered, so that nobody reads half of each.
+    pub ways: [Peer; 2],
 }
 
 impl Known {
@@ -60,6 +57,16 @@ impl Known {
     pub const SENDER: u32 = 1 << 10;
     /// It may be sent to.
     pub const PEER: u32 = 1 << 11;
+    /// Its second way is in force.
+    pub const SECOND_WAY: u32 = 1 << 12;
+
+    /// The way that is in force.
+    #[inline(always)]
+    #[must_use]
+    pub const fn way(&self) -> &Peer {
+        let [first, second] = &self.ways;
+        if self.roles & Self::SECOND_WAY == 0 { first } else { second }
+    }
 
     /// The hash of an address.
     #[inline(always)]
@@ -102,14 +109,18 @@ impl Known {
     }
 }
 
+/// In the place of an IPv4 address: equal to none, since those fill half of the word.
+pub const NO_V4: u64 = u64::MAX;
+
 /// Addresses and networks of each kind that [`Settings`] holds; the others are in maps.
 pub const FEW: usize = 4;
 
 /// What is constant for one generation of the backend's program; its read-only data.
 ///
 /// A handful of addresses is compared in less time than one look-up takes. Addresses are
-/// [`Address::words`] (IPv4: the second word alone); places that are not used repeat the first, and
-/// the flags say whether there are any at all.
+/// [`Address::words`] (IPv4: the second word alone). Places that are not used hold [`NO_V4`], which is
+/// no IPv4 address; those of IPv6, where any words are an address, repeat the first, and the flags say
+/// whether there are any at all.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -154,16 +165,10 @@ impl Settings {
     pub const NETS_V6: u64 = 1 << 3;
     /// There are more networks than fit here: the maps hold them all.
     pub const MANY_NETS: u64 = 1 << 4;
-    /// There are own IPv4 addresses.
-    pub const OWN_V4: u64 = 1 << 5;
     /// There are own IPv6 addresses.
     pub const OWN_V6: u64 = 1 << 6;
-    /// There are IPv4 directors.
-    pub const SENDERS_V4: u64 = 1 << 7;
     /// There are IPv6 directors.
     pub const SENDERS_V6: u64 = 1 << 8;
-    /// There are IPv4 VIPs.
-    pub const VIPS_V4: u64 = 1 << 9;
     /// There are IPv6 VIPs.
     pub const VIPS_V6: u64 = 1 << 10;
 
@@ -171,6 +176,14 @@ impl Settings {
     #[must_use]
     pub const fn has(&self, flags: u64) -> bool {
         self.flags & flags == flags
+    }
+
+    /// Puts up to [`FEW`] items into `slots`, and `none` where there are fewer. Items beyond are left
+    /// out: maps hold them.
+    pub fn fill_v4<T: Copy>(slots: &mut [T; FEW], items: &[T], none: T) {
+        for (index, slot) in slots.iter_mut().enumerate() {
+            *slot = items.get(index).copied().unwrap_or(none);
+        }
     }
 
     /// Puts up to [`FEW`] items into `slots`, the first again where there are fewer, and sets
@@ -215,7 +228,7 @@ impl Default for RedirectCounters {
 }
 
 const _: () = {
-    assert!(size_of::<Peer>() == 24);
+    assert!(size_of::<Peer>() == 20);
     assert!(size_of::<Known>() == 64);
     assert!(size_of::<Settings>() == 32 + FEW * (8 + 16 + 8 + 16 + 16 + 24 + 16 + 32));
     assert!(size_of::<RedirectCounters>() == 16 * MAX_REDIRECT_REASONS);
