@@ -122,11 +122,15 @@ fn a_backend_killed_while_it_is_watched_goes_on_and_its_successor_is_plain() -> 
     // Nobody is there: what shows decisions goes on deciding.
     everybody_answers(&fleet.lab)?;
     ensure!(program_id(&fleet.lab, node)? == shows);
-    let before = fleet.redirects[0].redirect_counters(&fleet.lab)?.packets("taken_syn");
+    let taken = |fleet: &Fleet| -> Result<u64> {
+        let counters = fleet.redirects[0].redirect_counters(&fleet.lab)?;
+        Ok(counters.reasons.get("taken_syn").map_or(0, |count| count.packets))
+    };
+    let before = taken(&fleet)?;
     fleet.redirects[0].start(&fleet.lab)?;
     ensure!(program_id(&fleet.lab, node)? != shows, "what showed decisions is still in force");
     everybody_answers(&fleet.lab)?;
-    let after = fleet.redirects[0].redirect_counters(&fleet.lab)?.packets("taken_syn");
+    let after = taken(&fleet)?;
     ensure!(after > before, "{before}, then {after}");
 
     // And it can be watched like any other.
