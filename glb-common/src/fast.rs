@@ -35,7 +35,8 @@ pub struct Bound<'v> {
 /// The EtherType, as it is compared: one little-endian number.
 #[inline(always)]
 pub fn ethertype<F: Frame + ?Sized>(frame: &F) -> Option<u16> {
-    frame.read(IP_OFFSET - 2)
+    // One check with the IP header's start.
+    frame.window::<{ IP_OFFSET + 24 }>().map(|head| u16_at(head, IP_OFFSET - 2))
 }
 
 /// EtherType of IPv4 as [`ethertype`] gives it.

@@ -1,6 +1,6 @@
 //! An XDP context as a frame of glb-common.
 
-use core::{mem::size_of, ptr};
+use core::{hint::assert_unchecked, mem::size_of, ptr};
 
 use aya_ebpf::{helpers::bpf_csum_diff, programs::XdpContext};
 use glb_common::{
@@ -64,6 +64,8 @@ impl XdpFrame {
             return None;
         }
         let place = self.start + offset;
+        // SAFETY: packets do not lie at 0. Without this the compiler asks.
+        unsafe { assert_unchecked(place != 0) };
         (place + size_of::<T>() <= self.end).then_some(place as *mut T)
     }
 }
