@@ -76,7 +76,10 @@ fn a_new_release_takes_over_in_mid_connection() -> Result<()> {
     ends_well(&mut clone, &fleet)?;
     // Counted on from where the old ones were.
     ensure!(fleet.counters()?.all_forwarded() > before.all_forwarded());
-    everybody_answers(&fleet.lab)
+    for number in 1..10 {
+        ask(&fleet.lab, Family::V4, number)?;
+    }
+    Ok(())
 }
 
 #[test]
