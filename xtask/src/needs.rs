@@ -77,6 +77,7 @@ const PROGRAMS: &[Program] = &[
     program("promtool", "prometheus", Purpose::Test, "checks the alert rules and the exposition"),
     program("faketime", "faketime", Purpose::Test, "lets the clock of a health checker jump"),
     program("dpkg-deb", "dpkg", Purpose::Test, "makes packages and looks into them"),
+    program("systemd-analyze", "systemd", Purpose::Test, "runs the packaged unit"),
     program("setpriv", "util-linux", Purpose::Test, "runs the daemons as their own user"),
 ];
 
