@@ -115,11 +115,7 @@ fn a_restart_takes_over_what_runs_and_keeps_the_way_back() {
         assert_eq!(problems(&status), ["reload_failed"], "{status}");
         site.write(&table("t", 80, &ALL));
         daemon.says("generation=5", 0);
-        let begun = Instant::now();
-        while !problems(&site.json("status", &[])).is_empty() {
-            assert!(begun.elapsed() < PATIENCE, "{}", daemon.log());
-            thread::sleep(Duration::from_millis(20));
-        }
+        becomes_well(&site, &daemon);
         assert!(daemon.end(Signal::SIGTERM).success());
         assert!(site.run("detach", &[]).0);
         assert!(!site.pins.exists());
@@ -222,11 +218,7 @@ fn vanishes_and_is_back(site: &Site, daemon: &Daemon) {
     assert_eq!(problems(&site.json("status", &[])), ["reload_failed"]);
     fs::remove_dir(&file).unwrap();
     fs::rename(&aside, &file).unwrap();
-    let begun = Instant::now();
-    while !problems(&site.json("status", &[])).is_empty() {
-        assert!(begun.elapsed() < PATIENCE, "{}", daemon.log());
-        thread::sleep(Duration::from_millis(20));
-    }
+    becomes_well(site, daemon);
 }
 
 #[test]
@@ -243,6 +235,20 @@ fn a_table_file_that_can_be_read_again_is_no_problem_any_more() {
         assert_eq!(site.json("status", &[])["generation"].as_u64(), Some(1));
         assert!(daemon.end(Signal::SIGTERM).success());
     });
+}
+
+/// Waits until nothing is wrong any more.
+#[track_caller]
+fn becomes_well(site: &Site, daemon: &Daemon) {
+    let begun = Instant::now();
+    loop {
+        let status = site.json("status", &[]);
+        if problems(&status).is_empty() {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{status}\n{}", daemon.log());
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Names of what is not as it should be.
@@ -317,7 +323,7 @@ fn pins_that_somebody_removes_are_made_again_and_nothing_is_lost() {
                 assert_eq!(seen.sent, seen.back, "{of}");
                 assert_eq!(files_below(&site.pins), files, "{of}: {}", daemon.log());
                 assert_eq!(site.running(), running, "{of}");
-                assert!(problems(&site.json("status", &[])).is_empty());
+                becomes_well(&site, &daemon);
                 // It is locked again.
                 let (well, text) = site.run("detach", &[]);
                 assert!(!well && text.contains("holds this folder"), "{text}");

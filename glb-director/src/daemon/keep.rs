@@ -37,13 +37,13 @@ impl Director<'_> {
         }
         match self.pin_again() {
             Ok(count) => {
+                self.pins_problem = None;
+                state.pins(None);
                 warn!(
                     folder = %self.making.pins.path().display(), count,
                     "somebody had removed pins of this director; they have been made again, and \
                      nothing that runs was touched"
                 );
-                self.pins_problem = None;
-                state.pins(None);
                 self.making.spare.prepare(&self.current.generation.image, &self.making.pins);
                 // What shows decisions is pinned anew too.
                 self.look_away();
