@@ -22,8 +22,13 @@ pub(super) enum Command {
         #[command(flatten)]
         config: super::ConfigFile,
     },
-    /// Turn GLB's director.conf, /etc/default file or command line into this director's
-    /// configuration. It is written to stdout, what to know about it to stderr.
+    /// Turn GLB's configuration files or command line into this director's configuration.
+    ///
+    /// It is written to stdout; what has no counterpart here, key by key, to stderr.
+    ///
+    ///   glb-director config import --defaults /etc/default/glb-director-xdp > director.toml
+    ///   glb-director config import director.conf --interface eth0
+    #[command(verbatim_doc_comment)]
     Import {
         /// GLB's director.conf (JSON); what the other files name, if it is left out.
         config: Option<PathBuf>,

@@ -50,8 +50,12 @@ enum Command {
     /// moment.
     Run(ConfigFile),
     /// Show how the running daemon is.
+    ///
+    /// Its phase, problems, interfaces, the generation in force, what is announced, and the last reload.
+    /// Exits with 0 when nothing is wrong, with 3 when no daemon answers, with 4 when something is
+    /// wrong with it (then there are `problems`), and with 5 when that is not permitted.
     Status(Asking),
-    /// Show what the running daemon has in force.
+    /// Show what the running daemon has in force: tables, backends, binds or generations.
     Show {
         #[command(subcommand)]
         what: show::What,
@@ -68,6 +72,9 @@ enum Command {
         options: top::Options,
     },
     /// Have the running daemon load its table file anew, and say how that went.
+    ///
+    /// A changed file is loaded by itself; this waits for the result, and exits with 1 if the table was
+    /// refused. `table diff` and `table plan` say beforehand what a change will do.
     Reload {
         #[command(flatten)]
         asking: Asking,
@@ -81,8 +88,13 @@ enum Command {
     /// Once more leads forth again. The table file stays as it is: it is loaded again by `reload` or
     /// SIGHUP, and by itself once it is changed.
     Rollback(Asking),
-    /// Tell the running daemon that backends hold no flows any more, so that taking them out is no
-    /// risk. `glb-redirect wait --until-drained` on the backend finds out.
+    /// Tell the running daemon that backends hold no flows any more, so they can be taken out.
+    ///
+    /// `glb-redirect wait --until-drained` on the backend finds out. Without it, a backend is taken to
+    /// hold flows until it has not been first in a row for `flow_age`.
+    ///
+    ///   glb-director drained 10.0.2.21 && glb-director table set table.toml 10.0.2.21 --state inactive
+    #[command(verbatim_doc_comment)]
     Drained {
         /// Their addresses.
         #[arg(required = true)]
@@ -90,13 +102,14 @@ enum Command {
         #[command(flatten)]
         asking: Asking,
     },
-    /// Take this director out of service without breaking a connection: routers are told to want it
-    /// less, until no VIP packets come; then it withdraws, and waits once more.
+    /// Take this director out of service without breaking a connection.
     ///
-    /// Shows how far it is, and exits with 0 when nothing is announced and no packets come. It goes on
+    /// Routers are told to want it less, until no VIP packets come; then it withdraws, and waits once
+    /// more. Shows how far it is, and exits with 0 when nothing is announced and no packets come. It goes on
     /// without this command (Ctrl-C), and stays drained, across restarts too, until `undrain`. If
     /// packets do not cease in time, everything is announced again, and the exit code is 1.
-    #[command(verbatim_doc_comment)]
+    ///
+    /// (To drain a backend, see `table set`.)
     Drain {
         #[command(flatten)]
         asking: Asking,
@@ -125,6 +138,9 @@ enum Command {
         force: bool,
     },
     /// Show packets and bytes by table, reason and backend. The daemon need not run.
+    ///
+    /// They count since they were made (`top` shows rates). docs/packet-path.md says what each reason
+    /// means; `trace reason NAME` shows such packets.
     Counters {
         #[command(flatten)]
         config: ConfigFile,
@@ -132,8 +148,7 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Run a capture through the program that `run` would attach, and say for each packet what is
-    /// decided and why.
+    /// Run a capture through the program that `run` would attach, and say what is decided and why.
     ///
     /// Nothing is attached or sent, and a daemon that runs beside it notices nothing: counters are
     /// private. The configuration and its table file are read as they are now. Needs the permission
@@ -160,6 +175,9 @@ enum Command {
         output: Output,
     },
     /// Look for what is wrong with this machine for a director, and say how to mend it.
+    ///
+    /// Kernel and permissions, interfaces and drivers, MTU, routes and neighbours of the backends, VIPs
+    /// that this machine's kernel would answer for. Changes nothing. Exits with 4 if there is a problem.
     Doctor {
         #[command(flatten)]
         config: ConfigFile,

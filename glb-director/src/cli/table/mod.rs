@@ -27,6 +27,9 @@ pub(super) enum Command {
         files: Vec<PathBuf>,
     },
     /// Show tables, binds, and backends with their share of the rows.
+    ///
+    /// The two digests tell whether directors agree: membership must be equal on all of a fleet, order
+    /// (states and health) may differ for as long as a change takes to get round.
     Show {
         /// The table file.
         file: PathBuf,
@@ -39,8 +42,14 @@ pub(super) enum Command {
         dst: PathBuf,
     },
     /// Make a table of GLB's binary file, which holds everything but names and seeds.
+    ///
+    ///   glb-director table import forwarding_table.bin table.toml --seeds seeds.txt --names git,web
+    #[command(verbatim_doc_comment)]
     Import(import::Arguments),
     /// Write a table in the other form: TOML to GLB's JSON, or back.
+    ///
+    ///   glb-director table convert forwarding_table.json table.toml
+    #[command(verbatim_doc_comment)]
     Convert {
         /// The table file.
         src: PathBuf,
@@ -48,6 +57,10 @@ pub(super) enum Command {
         dst: PathBuf,
     },
     /// Say where a flow goes, and why.
+    ///
+    ///   glb-director table lookup table.toml 198.51.100.7 203.0.113.10:443
+    ///   glb-director table lookup table.toml '[2001:db8::7]:50123' '[2001:db8::10]:443/tcp'
+    #[command(verbatim_doc_comment)]
     Lookup {
         /// The table file.
         file: PathBuf,
@@ -57,6 +70,8 @@ pub(super) enum Command {
         vip: String,
     },
     /// Say what changes from one table to another, row by row.
+    ///
+    /// Whether established flows could break by it, over several steps too, says `plan`.
     Diff {
         /// The table as it is.
         old: PathBuf,
@@ -76,6 +91,11 @@ pub(super) enum Command {
     #[command(verbatim_doc_comment)]
     Plan(plan::Arguments),
     /// Set a backend's state in a table file, which keeps its comments and order.
+    ///
+    /// Drains a backend, and takes it back; a running director loads the changed file by itself.
+    ///
+    ///   glb-director table set /etc/glb/table.toml 10.0.2.21 --state draining
+    #[command(verbatim_doc_comment)]
     Set(set::Arguments),
 }
 

@@ -209,7 +209,7 @@ fn todo_text(file: &str, todo: &[Todo]) -> String {
         }
     }
     text.push_str(
-        "after each change the directors reload the table: systemctl reload glb-director\n",
+        "a director loads the changed file by itself; `glb-director reload` waits until it is in force\n",
     );
     text
 }
