@@ -13,11 +13,18 @@ use tracing_subscriber::EnvFilter;
 #[derive(Args, Clone, Debug)]
 pub struct LogArgs {
     /// The form of the log's lines on stderr.
-    #[arg(long, value_enum, global = true, default_value_t, value_name = "FORM")]
+    #[arg(
+        long,
+        value_enum,
+        global = true,
+        default_value_t,
+        value_name = "FORM",
+        help_heading = "Log"
+    )]
     log_format: LogFormat,
     /// What is logged: error, warn, info, debug or trace, for some parts too (`warn,hyper=debug`).
     /// The environment's GLB_LOG, or info, if it is left out.
-    #[arg(long, global = true, value_name = "LEVEL")]
+    #[arg(long, global = true, value_name = "LEVEL", help_heading = "Log")]
     log_level: Option<String>,
 }
 
@@ -50,13 +57,6 @@ pub enum LogFormat {
 }
 
 /// Sends the log to stderr, does what the command line asks for, and says what went wrong.
-///
-/// `GLB_LOG` says what is logged (`info` if it is not set).
-pub fn run(execute: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
-    run_logging(&Log::default(), execute)
-}
-
-/// The same with a log as the command line wants it.
 pub fn run_logging(log: &Log, execute: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
     let filter = match &log.filter {
         Some(filter) => EnvFilter::try_new(filter),

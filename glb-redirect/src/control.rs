@@ -6,6 +6,7 @@ use std::io;
 use glb_host::{
     control::{self, Access, Call, Control, Kind, NoGroup, Refusal, Server, Socket, SocketError},
     explain::trace,
+    privilege::{self, PrivilegeError},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -43,6 +44,9 @@ pub enum ControlError {
     /// The operators' group.
     #[error("`control.operators`: {0}")]
     Operators(NoGroup),
+    /// Rights that are not needed any more.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
     /// The thread.
     #[error("cannot start the thread of the control channel: {0}")]
     Thread(io::Error),
@@ -63,6 +67,8 @@ pub struct Channel {
 pub fn open(config: &Control) -> Result<Channel, ControlError> {
     let access = Access::new(config.operators.as_deref()).map_err(ControlError::Operators)?;
     let socket = Socket::open(&config.place)?;
+    // The socket's group and the port of the metrics were the last things that needed more.
+    privilege::finish()?;
     let (to_loop, calls) = mpsc::channel(WAITING);
     let handler = move |call: Call<Command>| {
         if let Err(mpsc::error::TrySendError::Full(call)) = to_loop.try_send(call) {

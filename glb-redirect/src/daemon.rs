@@ -14,6 +14,7 @@ use glb_host::{
     load::LoadError,
     metrics::{self, MetricsError},
     next_hop::{NextHops, OpenError, Snapshot},
+    service::{self, Watchdog},
     xdp_link::{self, AttachError},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -93,6 +94,8 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
         metrics::serve(listener, backend.metered())?;
     }
     info!(generation = backend.number, interfaces = backend.config.interfaces.join(","), "ready");
+    backend.say(&Ok(()));
+    let mut watchdog = Watchdog::from_environment();
     let mut next_hops = backend.next_hops.subscribe();
     loop {
         tokio::select! {
@@ -110,25 +113,25 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
                 backend.end_showing(why).await;
             }
             () = table.changed() => backend.table_changed().await,
+            () = watchdog.turn() => {}
             _ = hangup.recv() => {
-                match backend.reload().await {
-                    Ok(()) => {
-                        table.follow(&backend.config);
-                        backend.metrics.reloaded(true);
-                    }
-                    Err(error) => {
-                        backend.metrics.reloaded(false);
-                        error!(
-                            running_generation = backend.number,
-                            "the configuration was not loaded, the running one stays:\n{error}"
-                        );
-                    }
+                service::reloading("the configuration is read anew");
+                let result = backend.reload().await;
+                backend.metrics.reloaded(result.is_ok());
+                backend.say(&result);
+                match result {
+                    Ok(()) => table.follow(&backend.config),
+                    Err(error) => error!(
+                        running_generation = backend.number,
+                        "the configuration was not loaded, the running one stays:\n{error}"
+                    ),
                 }
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
+    service::stopping();
     backend.end_showing(Over::Ending).await;
     info!(
         "ended; the pinned program goes on working (`glb-redirect detach --config {}` ends that)",
@@ -269,11 +272,13 @@ impl Backend {
             }
             Ok(config) => {
                 info!("the table's backends or hops have changed");
+                service::reloading("the table's backends are taken");
                 self.apply(config).await
             }
             Err(error) => Err(error.into()),
         };
         self.metrics.reloaded(result.is_ok());
+        self.say(&result);
         if let Err(error) = result {
             error!(
                 running_generation = self.number,
@@ -292,6 +297,12 @@ impl Backend {
     fn tell(&self) {
         self.metrics.in_force(self.number);
         self.metrics.peers(self.image.peers.len(), self.generation.unresolved_peers());
+    }
+
+    /// Tells the service manager that the daemon works, and how the last reload ended.
+    fn say(&self, reload: &Result<(), Error>) {
+        let after = if reload.is_err() { "; the last reload failed" } else { "" };
+        service::ready(&format!("generation {} is in force{after}", self.number));
     }
 
     fn metered(&self) -> Metered {

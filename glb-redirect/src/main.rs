@@ -6,5 +6,6 @@ use clap::Parser as _;
 use glb_redirect::cli::Cli;
 
 fn main() -> ExitCode {
-    glb_host::program::run(|| Cli::parse().execute())
+    let cli = Cli::parse();
+    glb_host::program::run_logging(&cli.log(), || cli.execute())
 }

@@ -1,8 +1,11 @@
-//! A director runs as a user of its own, with three capabilities.
+//! Directors and backends run as users of their own, with three capabilities.
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt as _, chown},
+    os::unix::{
+        fs::{PermissionsExt as _, chown},
+        net::UnixDatagram,
+    },
     path::PathBuf,
     process::Command,
     time::Duration,
@@ -12,9 +15,13 @@ use anyhow::{Context, Result, ensure};
 use glb_lab::{Fleet, Node, Plan, Process, Program, command, files_below};
 use nix::sys::signal::Signal;
 
-use crate::support::{build, everybody_answers};
+use crate::{
+    service::told,
+    support::{build, everybody_answers},
+};
 
 const DIRECTOR: Node = Node::Director(1);
+const BACKEND: Node = Node::Backend(1);
 /// A user that no machine has.
 const USER: u32 = 47_110;
 
@@ -46,8 +53,8 @@ fn fleet(name: &str) -> Result<(Fleet, PathBuf)> {
 }
 
 /// As systemd does with User=, AmbientCapabilities=, CapabilityBoundingSet= and NoNewPrivileges=.
-fn as_user(fleet: &Fleet, capabilities: &str) -> Result<Command> {
-    let mut command = fleet.lab.netns(DIRECTOR)?.command("setpriv");
+fn as_user(fleet: &Fleet, node: Node, capabilities: &str) -> Result<Command> {
+    let mut command = fleet.lab.netns(node)?.command("setpriv");
     command.args([format!("--reuid={USER}"), format!("--regid={USER}")]);
     command.args(["--clear-groups", "--no-new-privs"]);
     for set in ["--inh-caps", "--ambient-caps", "--bounding-set"] {
@@ -59,7 +66,7 @@ fn as_user(fleet: &Fleet, capabilities: &str) -> Result<Command> {
 const ALL: &str = ",+bpf,+net_admin,+perfmon";
 
 fn run_as_user(fleet: &Fleet) -> Result<Process> {
-    let mut command = as_user(fleet, ALL)?;
+    let mut command = as_user(fleet, DIRECTOR, ALL)?;
     command.arg(Program::Director.path()?);
     command.arg("run").arg("--config").arg(fleet.directors[0].config());
     let mut process = fleet.lab.spawn(DIRECTOR, "glb-director-user", &mut command)?;
@@ -106,7 +113,7 @@ fn as_a_user_of_its_own_with_a_reload_and_restarts() -> Result<()> {
     everybody_answers(&fleet.lab)?;
 
     let reload = |fleet: &Fleet| {
-        let mut reload = as_user(fleet, "")?;
+        let mut reload = as_user(fleet, DIRECTOR, "")?;
         reload.arg(Program::Director.path()?).args(["reload", "--force"]);
         command::output(reload.arg("--socket").arg(run.join("control.sock")))
     };
@@ -128,7 +135,7 @@ fn as_a_user_of_its_own_with_a_reload_and_restarts() -> Result<()> {
     // Orderly end, and off.
     process.signal(Signal::SIGTERM)?;
     ensure!(process.wait(Duration::from_secs(10))?.success());
-    let mut detach = as_user(&fleet, ALL)?;
+    let mut detach = as_user(&fleet, DIRECTOR, ALL)?;
     detach.arg(Program::Director.path()?).arg("detach");
     command::run(detach.arg("--config").arg(fleet.directors[0].config()))?;
     let pins = fleet.lab.bpf().join(DIRECTOR.to_string());
@@ -159,7 +166,7 @@ fn what_is_missing_is_named() -> Result<()> {
         (",+bpf,+perfmon", "CAP_NET_ADMIN"),
         (",+bpf,+net_admin", "CAP_PERFMON"),
     ] {
-        let mut command = as_user(&fleet, capabilities)?;
+        let mut command = as_user(&fleet, DIRECTOR, capabilities)?;
         command.arg(Program::Director.path()?).arg("run");
         let output = command::finish(command.arg("--config").arg(fleet.directors[0].config()))?;
         let text = String::from_utf8_lossy(&output.stderr);
@@ -168,10 +175,72 @@ fn what_is_missing_is_named() -> Result<()> {
     // Pins of root, from before the user was made.
     let pins = fleet.lab.bpf().join(DIRECTOR.to_string());
     chown(&pins, Some(0), Some(0))?;
-    let mut command = as_user(&fleet, ALL)?;
+    let mut command = as_user(&fleet, DIRECTOR, ALL)?;
     command.arg(Program::Director.path()?).arg("run");
     let output = command::finish(command.arg("--config").arg(fleet.directors[0].config()))?;
     let text = String::from_utf8_lossy(&output.stderr);
     ensure!(text.contains("chown") && text.contains(&USER.to_string()), "{text}");
     Ok(())
+}
+
+/// As packaging/glb-redirect.service has it: pins that a daemon of root left behind are handed over.
+#[test]
+fn a_backend_goes_on_as_a_user_of_its_own() -> Result<()> {
+    build()?;
+    let mut fleet = Fleet::up(Plan { backends: 2, ..Plan::new("glb-t-redirect") }, 1, true)?;
+    let redirect = &mut fleet.redirects[0];
+    ensure!(redirect.node() == BACKEND);
+    has_three(redirect.id().context("it does not run")?)?;
+    redirect.end(Signal::SIGTERM)?;
+    let path = redirect.config().to_owned();
+
+    let run = fleet.lab.scratch().join("run");
+    fs::create_dir_all(&run)?;
+    chown(&run, Some(USER), Some(USER))?;
+    fs::set_permissions(fleet.lab.bpf(), fs::Permissions::from_mode(0o755))?;
+    let pins = fleet.lab.bpf().join(BACKEND.to_string());
+    let owner = format!("{USER}:{USER}");
+    command::run(Command::new("chown").args(["--recursive", &owner]).arg(pins))?;
+    let socket = format!("control.socket = \"{}\"", run.join("control.sock").display());
+    let config = fs::read_to_string(&path)?.replace("control.socket = \"control.sock\"", &socket);
+    fs::write(&path, &config)?;
+    chown(&path, None, Some(USER))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640))?;
+
+    let notify = fleet.lab.scratch().join("notify");
+    let manager = UnixDatagram::bind(&notify)?;
+    manager.set_read_timeout(Some(Duration::from_millis(200)))?;
+    chown(&notify, Some(USER), Some(USER))?;
+    let mut command = as_user(&fleet, BACKEND, ALL)?;
+    // The watchdog is meant for one process, which is named: the shell becomes the daemon.
+    command.args(["sh", "-c", "WATCHDOG_PID=$$ exec \"$@\"", "sh"]);
+    command.arg(Program::Redirect.path()?).arg("run").arg("--config").arg(&path);
+    command.env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "1000000");
+    let mut process = fleet.lab.spawn(BACKEND, "glb-redirect-user", &mut command)?;
+
+    let message = told(&manager, "READY=1")
+        .with_context(|| format!("its log:\n{}", process.log().unwrap_or_default()))?;
+    ensure!(message.contains("STATUS=generation 2 is in force"), "{message}");
+    ensure!(process.log()?.contains("adopting"), "{}", process.log()?);
+    ensure!(of_threads(process.id(), "Uid")?[0].starts_with(&USER.to_string()));
+    has_three(process.id())?;
+    everybody_answers(&fleet.lab)?;
+    for _ in 0..3 {
+        told(&manager, "WATCHDOG=1")?;
+    }
+
+    process.signal(Signal::SIGHUP)?;
+    let message = told(&manager, "RELOADING=1")?;
+    ensure!(message.contains("MONOTONIC_USEC="), "{message}");
+    let message = told(&manager, "READY=1")?;
+    ensure!(message.contains("STATUS=generation 3 is in force"), "{message}");
+    everybody_answers(&fleet.lab)?;
+    fs::write(&path, "nonsense")?;
+    process.signal(Signal::SIGHUP)?;
+    told(&manager, "generation 3 is in force; the last reload failed")?;
+
+    process.signal(Signal::SIGTERM)?;
+    told(&manager, "STOPPING=1")?;
+    ensure!(process.wait(Duration::from_secs(20))?.success());
+    everybody_answers(&fleet.lab)
 }

@@ -20,7 +20,7 @@ use glb_host::{
         replay::ReplayArgs,
         watch::{CaptureArgs, WatchArgs},
     },
-    program,
+    program::{self, Log, LogArgs},
 };
 
 use crate::config::Config;
@@ -30,6 +30,8 @@ use crate::config::Config;
 #[derive(Debug, Parser)]
 #[command(name = "glb-redirect", version, propagate_version = true)]
 pub struct Cli {
+    #[command(flatten)]
+    log: LogArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -37,6 +39,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Attach, put the VIPs on lo, and keep the ways to fellow backends fresh until a signal comes.
+    ///
+    /// Needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON. `doctor` says whether the machine is fit.
     ///
     /// SIGHUP reads the configuration anew; if anything is wrong with it, the running one stays.
     /// SIGTERM ends the daemon and leaves the pinned program working, so that the daemon can be
@@ -51,6 +55,8 @@ enum Command {
         vips: bool,
     },
     /// Show packets and bytes by reason. The daemon need not run.
+    ///
+    /// docs/backend.md says what each reason means; `trace reason NAME` shows such packets.
     Counters {
         #[command(flatten)]
         config: ConfigFile,
@@ -87,8 +93,7 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Run a capture through the program that `run` would attach, and say for each packet what is
-    /// decided and why.
+    /// Run a capture through the program that `run` would attach, and say what is decided and why.
     ///
     /// Nothing is attached or sent, and a daemon that runs beside it notices nothing: counters are
     /// private. Sockets are those that this network namespace has now, so that a connection that has
@@ -152,8 +157,11 @@ enum Command {
     },
     /// Wait until no client has a live connection left on this machine.
     ///
-    /// Progress goes to stderr. Ends with 0 when drained, 3 when time is up, 1 on an error and 2
-    /// for a wrong command line.
+    /// For the end of a drain, before the service is stopped. Progress goes to stderr. Ends with 0
+    /// when drained, 3 when time is up, 1 on an error and 2 for a wrong command line.
+    ///
+    ///   glb-redirect wait --until-drained --timeout 1h && systemctl stop nginx
+    #[command(verbatim_doc_comment)]
     Wait {
         #[command(flatten)]
         config: ConfigFile,
@@ -207,6 +215,12 @@ enum Output {
 }
 
 impl Cli {
+    /// How the log is written.
+    #[must_use]
+    pub fn log(&self) -> Log {
+        self.log.log()
+    }
+
     /// Does what the command line asks for; says what the process ends with.
     ///
     /// # Errors

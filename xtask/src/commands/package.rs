@@ -29,8 +29,6 @@ pub(crate) struct Arguments {
 struct Package {
     name: &'static str,
     about: &'static str,
-    /// Whether it runs as a user of its name.
-    user: bool,
     /// Files for `/usr/share/doc/NAME`.
     documents: &'static [&'static str],
 }
@@ -39,12 +37,15 @@ const PACKAGES: [Package; 3] = [
     Package {
         name: "glb-director",
         about: "L4 load-balancer director in XDP that keeps no state of flows",
-        user: true,
         documents: &[
             "docs/director.md",
+            "docs/announcing.md",
+            "docs/fleet.md",
+            "docs/packet-path.md",
             "docs/table.md",
             "docs/alerts.yml",
             "docs/examples/director.toml",
+            "docs/examples/exabgp-announce",
             "docs/examples/table.toml",
             "docs/grafana/glb-director.json",
         ],
@@ -52,13 +53,11 @@ const PACKAGES: [Package; 3] = [
     Package {
         name: "glb-redirect",
         about: "second chance for packets on the backends of an L4 load balancer",
-        user: false,
         documents: &["docs/backend.md"],
     },
     Package {
         name: "glb-healthcheck",
         about: "health checker for the tables of an L4 load balancer",
-        user: true,
         documents: &["docs/healthcheck.md", "docs/table.md"],
     },
 ];
@@ -159,15 +158,12 @@ impl Package {
 
     fn after_install(&self) -> String {
         let name = self.name;
-        let user = if self.user {
-            format!(
-                "if ! getent passwd {name} > /dev/null; then\n    \
-                 useradd --system --no-create-home --home-dir /nonexistent \
-                 --shell /usr/sbin/nologin {name}\nfi\n"
-            )
-        } else {
-            String::new()
-        };
+        // The user that its unit names.
+        let user = format!(
+            "if ! getent passwd {name} > /dev/null; then\n    \
+             useradd --system --no-create-home --home-dir /nonexistent \
+             --shell /usr/sbin/nologin {name}\nfi\n"
+        );
         format!(
             "#!/bin/sh\nset -e\n[ \"$1\" = configure ] || exit 0\n{user}\
              if [ -d /run/systemd/system ]; then\n    systemctl daemon-reload\n\
