@@ -23,6 +23,7 @@ mod service;
 mod services;
 mod simulate;
 mod support;
+mod survive;
 mod systemd;
 mod trace;
 mod trace_director;

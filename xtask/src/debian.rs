@@ -93,11 +93,13 @@ struct Service {
     units: &'static [&'static str],
 }
 
-const SERVICES: [Service; 4] = [
+const SERVICES: [Service; 6] = [
     Service { program: "nginx", units: &["nginx.service"] },
     Service { program: "bird", units: &["bird.service"] },
     Service { program: "fcgiwrap", units: &["fcgiwrap.service", "fcgiwrap.socket"] },
     Service { program: "prometheus", units: &["prometheus.service"] },
+    Service { program: "glance-api", units: &["glance-api.service"] },
+    Service { program: "initdb", units: &["postgresql.service"] },
 ];
 
 /// While it lives, package scripts start no service (policy-rc.d says no); a policy that was there

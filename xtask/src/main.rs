@@ -12,7 +12,7 @@ mod test_programs;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{bench, build, demo, lab, package, setup, test};
+use commands::{bench, build, demo, lab, package, setup, survive, test};
 
 /// Builds, tests and shows the load balancer.
 #[derive(Parser)]
@@ -29,6 +29,7 @@ enum Command {
     Test(test::Arguments),
     Demo(demo::Arguments),
     Lab(lab::Arguments),
+    Survive(survive::Arguments),
     Bench(bench::Arguments),
     Package(package::Arguments),
 }
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Lab(arguments) => lab::run(&arguments),
+        Command::Survive(arguments) => survive::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Package(arguments) => package::run(&arguments),
     };

@@ -4,7 +4,7 @@
 //! nginx.
 
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -18,6 +18,8 @@ pub(crate) enum Purpose {
     Build,
     /// Run the daemons in a lab.
     Lab,
+    /// Run the survival suite, with everything that its backends serve.
+    Survive,
     /// Check format, lints and tests.
     Test,
 }
@@ -73,12 +75,15 @@ const PROGRAMS: &[Program] = &[
     program("git", "git", Purpose::Lab, "the client and the server of the demo"),
     program("bird", "bird2", Purpose::Lab, "routing daemon of the lab's router and directors"),
     program("nft", "nftables", Purpose::Lab, "cuts off a machine of the lab"),
+    program("ss", "iproute2", Purpose::Survive, "ends the sockets of a machine that goes down"),
+    program("glance-api", "glance-api", Purpose::Survive, "serves images on the lab's backends"),
+    program("initdb", "postgresql-15", Purpose::Survive, "the database that they share"),
+    program("setpriv", "util-linux", Purpose::Survive, "runs daemons as another user"),
     program("prometheus", "prometheus", Purpose::Test, "scrapes the lab: dashboard and alerts"),
     program("promtool", "prometheus", Purpose::Test, "checks the alert rules and the exposition"),
     program("faketime", "faketime", Purpose::Test, "lets the clock of a health checker jump"),
     program("dpkg-deb", "dpkg", Purpose::Test, "makes packages and looks into them"),
     program("systemd-analyze", "systemd", Purpose::Test, "runs the packaged unit"),
-    program("setpriv", "util-linux", Purpose::Test, "runs the daemons as their own user"),
 ];
 
 /// Everything that `purpose` needs and that is not there.
@@ -156,11 +161,14 @@ pub(crate) fn nightly_is_asked_for() -> bool {
     env::var(bpf_build::COMPILER_VARIABLE).is_ok_and(|value| value == "nightly")
 }
 
-/// Finds a program, also in the folders that only root has on the PATH.
+/// Finds a program, also in the folders that only root has on the PATH, and in Debian's for each
+/// version of PostgreSQL.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
     bpf_build::find_program(name).or_else(|| {
-        let folders = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
-        folders.iter().map(|folder| Path::new(folder).join(name)).find(|file| file.is_file())
+        let folders = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
+        let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+        let versions = versions.map(|version| version.path().join("bin"));
+        folders.into_iter().chain(versions).map(|folder| folder.join(name)).find(|f| f.is_file())
     })
 }
 

@@ -45,6 +45,12 @@ struct Table {
     name: String,
     hash_key: String,
     seed: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hops: Option<u8>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hash_fields: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    alt_hash_fields: Option<Vec<String>>,
     binds: Vec<Bind>,
     backends: Vec<Backend>,
 }
@@ -61,6 +67,8 @@ struct Backend {
     ip: IpAddr,
     state: State,
     healthy: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weight: Option<u16>,
 }
 
 impl TableFile {
@@ -81,6 +89,7 @@ impl TableFile {
             ip: node.address(plan.tunnel),
             state: State::Active,
             healthy: true,
+            weight: None,
         };
         Self {
             healthchecks: plan.health.then_some(Checks { http: 80, gue: 19523 }),
@@ -88,6 +97,9 @@ impl TableFile {
                 name: "git".to_owned(),
                 hash_key: "5b1f8a1e6f0c43d2a7e94c0d1b2a3f48".to_owned(),
                 seed: "d17b6f20c39e4855b0a1427e8cf3690b".to_owned(),
+                hops: None,
+                hash_fields: None,
+                alt_hash_fields: None,
                 binds: ports.iter().flat_map(bind).collect(),
                 backends: plan.backend_nodes().map(backend).collect(),
             }],
@@ -107,9 +119,41 @@ impl TableFile {
 
     /// Changes a backend's state.
     pub fn set_state(&mut self, node: Node, state: State) {
+        self.change(node, |backend| backend.state = state);
+    }
+
+    /// Says whether a backend is healthy.
+    pub fn set_healthy(&mut self, node: Node, healthy: bool) {
+        self.change(node, |backend| backend.healthy = healthy);
+    }
+
+    /// Changes a backend's weight; none is that of a file that says nothing.
+    pub fn set_weight(&mut self, node: Node, weight: Option<u16>) {
+        self.change(node, |backend| backend.weight = weight);
+    }
+
+    /// How many backends a row names.
+    pub fn set_hops(&mut self, hops: u8) {
+        self.tables[0].hops = Some(hops);
+    }
+
+    /// What of a flow is hashed, and what was hashed before.
+    pub fn set_hash_fields(&mut self, fields: &[&str], before: Option<&[&str]>) {
+        let owned = |fields: &[&str]| fields.iter().map(|&field| field.to_owned()).collect();
+        self.tables[0].hash_fields = Some(owned(fields));
+        self.tables[0].alt_hash_fields = before.map(owned);
+    }
+
+    /// The backends' states and weights, in the order of the plan.
+    pub fn shares(&self) -> impl Iterator<Item = (IpAddr, State, u16)> {
+        let backends = self.tables.iter().flat_map(|table| &table.backends);
+        backends.map(|backend| (backend.ip, backend.state, backend.weight.unwrap_or(1)))
+    }
+
+    fn change(&mut self, node: Node, change: impl Fn(&mut Backend)) {
         for backend in self.tables.iter_mut().flat_map(|table| &mut table.backends) {
             if backend.ip == node.v4() || backend.ip == node.v6() {
-                backend.state = state;
+                change(backend);
             }
         }
     }

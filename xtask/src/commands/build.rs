@@ -45,6 +45,11 @@ pub(crate) fn for_the_lab() -> Result<()> {
     build(process::cargo().arg("build").args(FOR_THE_LAB).arg("--bins"))
 }
 
+/// Builds every program into target/debug.
+pub(crate) fn everything() -> Result<()> {
+    build(process::cargo().arg("build").args(WORKSPACE).arg("--bins"))
+}
+
 fn build(command: &mut Command) -> Result<()> {
     eprintln!("BPF compiler: {}", bpf_build::find_compiler()?);
     process::run(command)

@@ -6,4 +6,5 @@ pub(crate) mod demo;
 pub(crate) mod lab;
 pub(crate) mod package;
 pub(crate) mod setup;
+pub(crate) mod survive;
 pub(crate) mod test;

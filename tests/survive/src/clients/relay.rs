@@ -1,0 +1,207 @@
+//! Between a git and the VIP: each connection that git makes is led on from a client address of
+//! the lab, at the job's pace, with an account.
+//!
+//! git cannot be told an address to come from, nor how fast to read. It speaks to the relay over
+//! the loopback of the client's namespace; everything that is sent and received is the real git's.
+//! A connection that breaks is broken on git's side too.
+
+use std::{
+    io::{self, Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use glb_lab::Family;
+
+use crate::{
+    clients::{Site, stream},
+    ledger::{Account, Kind},
+};
+
+/// A relay for one job. To be made in the client's namespace.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    site: Arc<Site>,
+    kind: Kind,
+    family: Family,
+    port: u16,
+    /// Bytes a second towards git.
+    pace: u64,
+    over: AtomicBool,
+    /// Each connection's account, and what went wrong with it.
+    legs: Mutex<Vec<(Account, Option<Broke>)>>,
+}
+
+/// What went wrong with a connection.
+#[derive(Debug)]
+struct Broke {
+    why: String,
+    /// Whether it was silent for too long, and nothing else.
+    silence: bool,
+}
+
+impl Relay {
+    /// Leads connections on to a port of the VIP.
+    ///
+    /// # Errors
+    /// When the loopback cannot be used.
+    pub(crate) fn start(
+        site: &Arc<Site>,
+        kind: Kind,
+        family: Family,
+        port: u16,
+        pace: u64,
+    ) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            site: Arc::clone(site),
+            kind,
+            family,
+            port,
+            pace,
+            over: AtomicBool::new(false),
+            legs: Mutex::default(),
+        });
+        let mine = Arc::clone(&shared);
+        let thread = thread::spawn(move || mine.accept(&listener));
+        Ok(Self { shared, address, thread: Some(thread) })
+    }
+
+    /// Where git is to connect to.
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The job is over: its verdict is that of its connections. One that broke is broken whatever
+    /// came of the job.
+    pub(crate) fn judge(mut self, outcome: &Result<(), String>) {
+        self.close();
+        let mut legs = std::mem::take(&mut *self.shared.legs());
+        let last = legs.len().saturating_sub(1);
+        let none_broke = legs.iter().all(|(_, broke)| broke.is_none());
+        for (number, (account, broke)) in legs.drain(..).enumerate() {
+            account.end(match (outcome, broke) {
+                // Good to the end, and silent because git had all that it wanted.
+                (Ok(()), Some(Broke { silence: true, .. })) if number == last => Ok(()),
+                // Also if git made up for it by another connection.
+                (Ok(()), Some(broke)) => Err(broke.why),
+                (Err(why), Some(broke)) => Err(format!("{}; {why}", broke.why)),
+                (Err(why), None) if none_broke && number == last => Err(why.clone()),
+                (_, None) => Ok(()),
+            });
+        }
+    }
+
+    fn close(&mut self) {
+        self.shared.over.store(true, Ordering::Relaxed);
+        // Wakes the one who waits for connections.
+        drop(TcpStream::connect(self.address));
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            eprintln!("a relay panicked");
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Shared {
+    fn legs(&self) -> std::sync::MutexGuard<'_, Vec<(Account, Option<Broke>)>> {
+        self.legs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn accept(&self, listener: &TcpListener) {
+        thread::scope(|scope| {
+            for git in listener.incoming() {
+                if self.over.load(Ordering::Relaxed) {
+                    return;
+                }
+                if let Ok(git) = git {
+                    scope.spawn(move || self.lead(git));
+                }
+            }
+        });
+    }
+
+    fn lead(&self, git: TcpStream) {
+        let Some((vip, account)) = stream::open(&self.site, self.kind, self.family, self.port)
+        else {
+            return;
+        };
+        let broke = self.copy_both(&git, &vip);
+        account.closed();
+        drop(vip);
+        let broke = broke.err().map(|error| Broke {
+            why: stream::in_words(&error, self.site.load.patience),
+            silence: error.kind() == io::ErrorKind::WouldBlock,
+        });
+        self.legs().push((account, broke));
+    }
+
+    fn copy_both(&self, git: &TcpStream, vip: &TcpStream) -> io::Result<()> {
+        // Both ends with git's; a silence of the server's is judged in the other direction.
+        thread::scope(|scope| {
+            let up = scope.spawn(|| {
+                let sent = copy(git, vip, u64::MAX, &self.over);
+                // What is half closed tells the server that no more comes.
+                vip.shutdown(Shutdown::Write).ok();
+                sent
+            });
+            let received = copy(vip, git, self.pace, &self.over);
+            git.shutdown(Shutdown::Both).ok();
+            let sent = up.join().unwrap_or_else(|_| Err(io::Error::other("a relay panicked")));
+            received?;
+            // Of a connection that git has closed, the last bytes may find nobody.
+            match sent {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+                other => other,
+            }
+        })
+    }
+}
+
+/// Copies until the end. Errors of the connection through the VIP are returned; git's are its end.
+fn copy(mut from: &TcpStream, mut to: &TcpStream, pace: u64, over: &AtomicBool) -> io::Result<()> {
+    let mut buffer = vec![0; 32 << 10];
+    let begun = Instant::now();
+    let mut copied = 0_u64;
+    let from_git = from.peer_addr()?.ip().is_loopback();
+    loop {
+        let length = match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) if from_git || over.load(Ordering::Relaxed) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        match to.write_all(&buffer[..length]) {
+            Ok(()) => {}
+            Err(error) if from_git => return Err(error),
+            Err(_) => return Ok(()),
+        }
+        copied += length as u64;
+        if pace != u64::MAX {
+            let due = Duration::from_secs_f64(copied as f64 / pace as f64);
+            thread::sleep(due.saturating_sub(begun.elapsed()));
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! What happens to a fleet: each event with what it does, and what it may break.
+//!
+//! A scenario is a few events that belong together, such as a drain and the way back. What an event
+//! may break is settled with the event, before anything runs.
+
+mod backend;
+mod director;
+mod router;
+mod table;
+
+use std::{fmt, net::IpAddr};
+
+use anyhow::Result;
+use glb_lab::{Node, TableFile};
+use glb_table::Built;
+
+use crate::{
+    ledger::Connection,
+    random::Random,
+    rule,
+    services::Service,
+    world::{Mode, World},
+};
+
+type Work = Box<dyn FnOnce(&mut World) -> Result<()>>;
+
+/// One event.
+pub(crate) struct Event {
+    /// Its name in reports, and for `--only`.
+    pub(crate) name: &'static str,
+    /// What is done this time, for the log.
+    pub(crate) what: String,
+    /// What it may break.
+    pub(crate) allowed: Allowed,
+    /// What is waited for before it.
+    pub(crate) prepare: Work,
+    /// It. Returns when it is in force.
+    pub(crate) act: Work,
+}
+
+/// What an event may break.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Allowed {
+    /// Nothing.
+    Nothing,
+    /// The connections of one process.
+    Process(Node, Service),
+    /// The connections of one machine.
+    Machine(Node),
+    /// By a table that is given without the wait that the plan asks for: connections whose backend
+    /// is in none of the hops of their new row.
+    Lost,
+    /// Without directors there is no rule.
+    Anything,
+}
+
+impl fmt::Display for Allowed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("nothing"),
+            Self::Process(..) => f.write_str("the process's own"),
+            Self::Machine(_) => f.write_str("the machine's own"),
+            Self::Lost => f.write_str("whose backend left the row"),
+            Self::Anything => f.write_str("anything"),
+        }
+    }
+}
+
+impl Allowed {
+    /// Whether a connection that broke was allowed to, with these tables in force.
+    pub(crate) fn covers(
+        &self,
+        connection: &Connection,
+        in_force: &[Built],
+        address: impl Fn(Node) -> IpAddr,
+    ) -> bool {
+        let hops = rule::hops(in_force, connection);
+        // Whose it is if no socket table showed it in time: a first packet goes to the first hop.
+        let is_of = |node: Node| match connection.holder {
+            Some(holder) => holder == node,
+            None => hops.first() == Some(&address(node)),
+        };
+        match self {
+            Self::Nothing => false,
+            Self::Process(node, service) => {
+                connection.server.port() == service.port() && is_of(*node)
+            }
+            Self::Machine(node) => is_of(*node),
+            Self::Lost => connection.holder.is_some_and(|holder| !hops.contains(&address(holder))),
+            Self::Anything => true,
+        }
+    }
+}
+
+/// Events that belong together, in order.
+pub(crate) struct Scenario {
+    /// Its name, and for `--only`.
+    pub(crate) name: &'static str,
+    /// Makes its events for a fleet as it is.
+    pub(crate) make: fn(&World, &mut Random) -> Vec<Event>,
+}
+
+const fn scenario(name: &'static str, make: fn(&World, &mut Random) -> Vec<Event>) -> Scenario {
+    Scenario { name, make }
+}
+
+/// Every scenario.
+pub(crate) const ALL: [Scenario; 19] = [
+    scenario("drain", table::drain),
+    scenario("drain-several", table::drain_several),
+    scenario("remove", table::remove),
+    scenario("weight", table::weight),
+    scenario("bad-table", table::bad_table),
+    scenario("hash-migration", table::hash_migration),
+    scenario("health", backend::health),
+    scenario("flapping", backend::flapping),
+    scenario("web-reload", backend::web_reload),
+    scenario("web-restart", |world, random| backend::restart(world, random, Service::Web)),
+    scenario("git-restart", |world, random| backend::restart(world, random, Service::Git)),
+    scenario("glance-restart", |world, random| backend::restart(world, random, Service::Glance)),
+    scenario("talk-restart", |world, random| backend::restart(world, random, Service::Talk)),
+    scenario("backend-daemon", backend::daemon_killed),
+    scenario("backend-down", backend::down),
+    scenario("director-daemon", director::daemon),
+    scenario("director-drain", director::drained),
+    scenario("director-down", director::down),
+    scenario("path-change", router::path_change),
+];
+
+/// Those that can be compared: they mean something without directors, too.
+pub(crate) const COMPARED: [&str; 7] =
+    ["drain", "drain-several", "remove", "weight", "health", "path-change", "director-down"];
+
+/// A backend by chance.
+fn any_backend(world: &World, random: &mut Random) -> Node {
+    let backends = world.backends();
+    backends[random.below(backends.len() as u64) as usize]
+}
+
+/// An event that changes nothing but the table. Where the plan's rule is kept, it is waited for
+/// before.
+fn table_event(
+    world: &World,
+    name: &'static str,
+    what: String,
+    edit: impl Fn(&mut TableFile) + 'static,
+) -> Event {
+    let careful = world.careful;
+    let edited = move |world: &World| {
+        let mut table = world.table.clone();
+        edit(&mut table);
+        table
+    };
+    let edited = std::rc::Rc::new(edited);
+    let again = std::rc::Rc::clone(&edited);
+    Event {
+        name,
+        what,
+        allowed: match (world.mode, careful) {
+            (Mode::Ecmp, _) => Allowed::Anything,
+            (_, true) => Allowed::Nothing,
+            (_, false) => Allowed::Lost,
+        },
+        prepare: Box::new(move |world| {
+            if careful {
+                let limit = world.flow_age * 3;
+                world.wait_until_safe(&again(world), limit)?;
+            }
+            Ok(())
+        }),
+        act: Box::new(move |world| {
+            let table = edited(world);
+            world.apply(&table)
+        }),
+    }
+}
+
+/// An event that is no table's, and that needs nothing before it.
+fn event(
+    world: &World,
+    name: &'static str,
+    what: String,
+    allowed: Allowed,
+    act: impl FnOnce(&mut World) -> Result<()> + 'static,
+) -> Event {
+    let allowed = if world.mode == Mode::Ecmp { Allowed::Anything } else { allowed };
+    Event { name, what, allowed, prepare: Box::new(|_| Ok(())), act: Box::new(act) }
+}
+
+#[cfg(test)]
+mod tests {
+    use glb_lab::{Plan, State};
+
+    use super::*;
+    use crate::{
+        ledger::{Kind, Ledger},
+        rule::Rule,
+    };
+
+    const ALL_NODES: [Node; 4] =
+        [Node::Backend(1), Node::Backend(2), Node::Backend(3), Node::Backend(4)];
+
+    fn address(node: Node) -> IpAddr {
+        node.v4().into()
+    }
+
+    fn in_force(edit: impl Fn(&mut TableFile)) -> Vec<Built> {
+        let mut table = TableFile::serving(&Plan { backends: 4, ..Plan::new("x") }, &[80, 7000]);
+        edit(&mut table);
+        let mut rule = Rule::new(60);
+        rule.adopt(&table).unwrap();
+        rule.in_force()
+    }
+
+    /// A connection from each of many addresses, as if `holder` of its hops had it.
+    fn connections(built: &[Built], holder: impl Fn(&[IpAddr]) -> Option<Node>) -> Vec<Connection> {
+        let ledger = Ledger::new();
+        for number in 0..200 {
+            let client = std::net::SocketAddr::new([198, 18, 0, number].into(), 5000);
+            ledger.begin(Kind::Idle, client, "203.0.113.10:80".parse().unwrap()).end(Ok(()));
+        }
+        let mut closed = std::mem::take(&mut ledger.books().closed);
+        for connection in &mut closed {
+            connection.holder = holder(&rule::hops(built, connection));
+        }
+        closed
+    }
+
+    fn node_at(hops: &[IpAddr], place: usize) -> Option<Node> {
+        ALL_NODES.into_iter().find(|node| hops.get(place) == Some(&address(*node)))
+    }
+
+    #[test]
+    fn a_machine_takes_only_its_own_with_it() {
+        let built = in_force(|_| {});
+        let down = Node::Backend(2);
+        let rule = Allowed::Machine(down);
+        let known = connections(&built, |hops| node_at(hops, 0));
+        let covered = known.iter().filter(|c| rule.covers(c, &built, address)).count();
+        assert_eq!(covered, known.iter().filter(|c| c.holder == Some(down)).count());
+        assert!((20..90).contains(&covered), "{covered}");
+        // What no socket table showed was sent to the first hop.
+        let unknown = connections(&built, |_| None);
+        for (known, unknown) in known.iter().zip(&unknown) {
+            let [a, b] = [known, unknown].map(|c| rule.covers(c, &built, address));
+            assert_eq!(a, b);
+        }
+    }
+
+    #[test]
+    fn a_process_takes_only_its_port_with_it() {
+        let built = in_force(|_| {});
+        let mine = connections(&built, |_| Some(Node::Backend(1)));
+        let of = |service| Allowed::Process(Node::Backend(1), service);
+        assert!(mine.iter().all(|c| of(Service::Web).covers(c, &built, address)));
+        assert!(!mine.iter().any(|c| of(Service::Talk).covers(c, &built, address)));
+        assert!(!mine.iter().any(|c| Allowed::Nothing.covers(c, &built, address)));
+    }
+
+    #[test]
+    fn a_backend_that_left_its_rows_loses_what_it_held_and_no_more() {
+        let before = in_force(|_| {});
+        let gone = Node::Backend(3);
+        let after = in_force(|table| table.set_state(gone, State::Inactive));
+        let held = connections(&before, |hops| node_at(hops, 0));
+        for connection in &held {
+            let lost = Allowed::Lost.covers(connection, &after, address);
+            assert_eq!(lost, connection.holder == Some(gone), "{connection:?}");
+        }
+    }
+}

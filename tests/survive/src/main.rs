@@ -1,0 +1,206 @@
+//! The survival suite: real long work through everything that can happen to a fleet, each
+//! connection accounted for. `./x survive` builds this and becomes it.
+
+mod clients;
+mod events;
+mod ledger;
+mod monitor;
+mod options;
+mod random;
+mod report;
+mod rule;
+mod run;
+mod serve;
+mod services;
+mod tcp_info;
+mod world;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use glb_lab::interrupt;
+
+use crate::{
+    options::{Form, Load},
+    report::Report,
+    run::Wanted,
+    world::Mode,
+};
+
+#[derive(Parser)]
+#[command(
+    name = "glb-survive",
+    bin_name = "./x survive",
+    about,
+    args_conflicts_with_subcommands = true
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArguments,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The server of idle connections and long polls, which the suite runs on each backend.
+    #[command(hide = true)]
+    Serve {
+        /// The backend's name.
+        name: String,
+        /// While this file is there, the health check passes.
+        health: PathBuf,
+    },
+}
+
+/// Does to a fleet at work all that can happen to one, and accounts for every connection. Exit status
+/// 0 says that no connection broke that was not allowed to.
+#[derive(clap::Args)]
+struct RunArguments {
+    /// Go on until so many minutes are over; without it, every event happens once.
+    #[arg(long, value_name = "M")]
+    minutes: Option<f64>,
+    /// What chance depends on: the order of events, who they hit, and when clients do what.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Only scenarios or events whose name contains this.
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// How large: short transfers, or hundreds of megabytes.
+    #[arg(long, default_value = "long")]
+    form: Form,
+    /// How many backends a row of the table names.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=4))]
+    hops: u8,
+    /// Leave Glance out, where it is not installed.
+    #[arg(long)]
+    without_glance: bool,
+    /// Backends hand nothing on: connections must break, and the suite must say so.
+    #[arg(long, hide = true)]
+    without_second_chance: bool,
+    /// Do the same events to ECMP without directors, to backends without second chance, to two hops and
+    /// to four.
+    #[arg(long)]
+    compare: bool,
+    /// Write docs/reliability.md from the reports of earlier runs; run nothing.
+    #[arg(long)]
+    page: bool,
+    /// Where reports are kept, and the page's come from.
+    #[arg(long, default_value = "target/survive", value_name = "FOLDER")]
+    reports: PathBuf,
+    /// The lab's name: labs of different names can be up side by side.
+    #[arg(long, default_value = "glb-survive")]
+    name: String,
+    /// List the scenarios and end.
+    #[arg(long)]
+    list: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        Some(Command::Serve { name, health }) => serve::run(&name, &health).map(|()| true),
+        None => run(&arguments.run),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(_) if interrupt::check().is_err() => {
+            eprintln!("\ninterrupted; the lab and all that ran in it are gone");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &RunArguments) -> Result<bool> {
+    if arguments.list {
+        events::ALL.iter().for_each(|scenario| println!("{}", scenario.name));
+        return Ok(true);
+    }
+    if arguments.page {
+        return page(&arguments.reports);
+    }
+    let load = Load::of(arguments.form);
+    let load = if arguments.without_glance { load.without_glance() } else { load };
+    let wanted = Wanted {
+        name: arguments.name.clone(),
+        mode: if arguments.without_second_chance {
+            Mode::NoSecondChance
+        } else {
+            Mode::Hops(arguments.hops)
+        },
+        load,
+        seed: arguments.seed,
+        backends: 5,
+        time: arguments.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0)),
+        only: arguments.only.clone(),
+        careful: true,
+        scenarios: None,
+    };
+    if arguments.compare {
+        return compare(arguments, &wanted);
+    }
+    let report = run::run(&wanted)?;
+    report.print();
+    let form = if arguments.form == Form::Long { "long" } else { "short" };
+    let file = arguments.reports.join(format!("{form}-seed-{}.json", arguments.seed));
+    report.write(&file)?;
+    let bad = report.not_allowed().count();
+    eprintln!(
+        "\n{} connections, {} broken, {bad} of them not allowed to; {}",
+        report.connections(),
+        report.broken.len(),
+        file.display()
+    );
+    Ok(bad == 0)
+}
+
+/// The same events, whatever is put to the proof.
+fn compare(arguments: &RunArguments, wanted: &Wanted) -> Result<bool> {
+    let load = Load::of(Form::Short).without_glance();
+    let modes = [Mode::Ecmp, Mode::NoSecondChance, Mode::Hops(2), Mode::Hops(4)];
+    for (number, mode) in modes.into_iter().enumerate() {
+        let wanted = Wanted {
+            mode,
+            load: load.clone(),
+            careful: false,
+            scenarios: Some(events::COMPARED.to_vec()),
+            ..wanted.clone()
+        };
+        let report = run::run(&wanted)?;
+        report.print();
+        report.write(&arguments.reports.join(format!("compare-{number}.json")))?;
+    }
+    Ok(true)
+}
+
+fn page(folder: &Path) -> Result<bool> {
+    let (mut runs, mut compared) = (Vec::new(), Vec::new());
+    let entries = fs::read_dir(folder)
+        .with_context(|| format!("no reports in {}: run the suite first", folder.display()))?;
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    for file in files {
+        let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        if name.starts_with("long-") {
+            runs.push(Report::read(&file)?);
+        } else if name.starts_with("compare-") {
+            compared.push(Report::read(&file)?);
+        }
+    }
+    if runs.is_empty() && compared.is_empty() {
+        bail!("no report of a long run or a comparison in {}", folder.display());
+    }
+    println!("{}", report::write_page(Path::new("docs"), &runs, &compared)?.display());
+    Ok(true)
+}

@@ -1,0 +1,168 @@
+//! Looks at every open connection many times a second: whether it moves, how long it has stood
+//! still, and whose it is.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    os::fd::AsFd,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::Result;
+use glb_lab::{
+    Family, Netns, Node,
+    kernel::{self, LISTEN},
+    vip,
+};
+
+use crate::{
+    ledger::{Connection, Ledger},
+    tcp_info::tcp_info,
+};
+
+/// How often connections are looked at, and so how finely stalls are seen.
+pub(crate) const EVERY: Duration = Duration::from_millis(50);
+
+/// Backends' socket tables are long: every so many looks.
+const SOCKETS_EVERY: u32 = 20;
+
+/// The state of TIME_WAIT, in which a connection is over.
+const TIME_WAIT: u8 = 6;
+
+/// Runs until dropped.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    ledger: Arc<Ledger>,
+    backends: Vec<(Node, Netns)>,
+    stop: AtomicBool,
+    worst: Mutex<(Duration, Option<u64>)>,
+    /// A machine that is down: its own connections stand still, which is no news.
+    down: Mutex<Option<Node>>,
+}
+
+impl Monitor {
+    /// Looks at the connections of `ledger`, which these backends serve.
+    pub(crate) fn start(ledger: &Arc<Ledger>, backends: Vec<(Node, Netns)>) -> Self {
+        let shared = Arc::new(Shared {
+            ledger: Arc::clone(ledger),
+            backends,
+            stop: AtomicBool::new(false),
+            worst: Mutex::default(),
+            down: Mutex::default(),
+        });
+        let mine = Arc::clone(&shared);
+        let thread = thread::spawn(move || {
+            let mut looks = 0_u32;
+            while !mine.stop.load(Ordering::Relaxed) {
+                mine.look();
+                if looks.is_multiple_of(SOCKETS_EVERY)
+                    && let Err(error) = mine.find_holders()
+                {
+                    eprintln!("a backend's sockets cannot be read: {error:#}");
+                }
+                looks = looks.wrapping_add(1);
+                thread::sleep(EVERY);
+            }
+        });
+        Self { shared, thread: Some(thread) }
+    }
+
+    /// The longest that a connection has stood still since this was last asked, and which one if it is
+    /// known.
+    pub(crate) fn worst_stall(&self) -> (Duration, Option<u64>) {
+        let late = std::mem::take(&mut self.shared.ledger.books().late);
+        let mut seen = self.shared.worst.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = std::mem::take(&mut *seen);
+        seen.max((late, None))
+    }
+
+    /// Of this machine's connections no stall is noted any more.
+    pub(crate) fn ignore(&self, node: Option<Node>) {
+        *self.shared.down.lock().unwrap_or_else(PoisonError::into_inner) = node;
+    }
+
+    /// Reads the backends' socket tables now.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub(crate) fn find_holders(&self) -> Result<()> {
+        self.shared.find_holders()
+    }
+}
+
+impl Shared {
+    fn look(&self) {
+        let now = self.ledger.now();
+        let mut worst = (Duration::ZERO, None);
+        let down = *self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        for connection in self.ledger.books().open.values_mut() {
+            let stall = look_at(connection, now);
+            if down.is_none() || connection.holder != down {
+                worst = worst.max((stall, Some(connection.id)));
+            }
+        }
+        let mut known = self.worst.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = worst.max(*known);
+    }
+
+    fn find_holders(&self) -> Result<()> {
+        let vips = [Family::V4, Family::V6].map(vip);
+        let mut found: HashMap<(SocketAddr, u16), Node> = HashMap::new();
+        for (node, netns) in &self.backends {
+            for socket in kernel::tcp_sockets(netns)? {
+                let live = socket.state != LISTEN && socket.state != TIME_WAIT;
+                if live && vips.contains(&socket.local.ip()) {
+                    found.insert((socket.remote, socket.local.port()), *node);
+                }
+            }
+        }
+        for connection in self.ledger.books().open.values_mut() {
+            if connection.holder.is_none() {
+                let key = (connection.client, connection.server.port());
+                connection.holder = found.get(&key).copied();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Notes what has moved, and returns how long the connection has stood still although it should
+/// move.
+fn look_at(connection: &mut Connection, now: Duration) -> Duration {
+    let Some(socket) = &connection.socket else { return Duration::ZERO };
+    let Ok(info) = tcp_info(socket.as_fd()) else { return Duration::ZERO };
+    connection.retransmits = info.retransmits;
+    let bytes = info.acknowledged + info.received;
+    if bytes != connection.bytes {
+        connection.bytes = bytes;
+        connection.proved = now;
+        return Duration::ZERO;
+    }
+    let owed = connection.expecting.or_else(|| {
+        // What was sent must be acknowledged whatever the client waits for.
+        (info.unacknowledged > 0).then_some(connection.proved)
+    });
+    owed.map_or(Duration::ZERO, |since| now.saturating_sub(since.max(connection.proved)))
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            eprintln!("the monitor panicked");
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! What a run ran on.
+
+use std::fs;
+
+use serde::{Deserialize, Serialize};
+
+/// A machine, as far as figures depend on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Machine {
+    pub(crate) processor: String,
+    pub(crate) processors: usize,
+    pub(crate) kernel: String,
+}
+
+impl Machine {
+    /// This one.
+    pub(crate) fn this() -> Self {
+        let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        let cpuinfo = text("/proc/cpuinfo");
+        let name =
+            cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+        Self {
+            processor: name.map_or("unknown", |(_, name)| name.trim()).to_owned(),
+            processors: std::thread::available_parallelism().map_or(1, usize::from),
+            kernel: text("/proc/sys/kernel/osrelease").trim().to_owned(),
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! A run: a fleet at work, one event after the other, and the verdict on every connection.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use glb_lab::{Node, interrupt};
+use glb_table::Built;
+
+use crate::{
+    clients::{self, Clients, Pool, Site},
+    events::{self, Allowed, Event, Scenario},
+    ledger::{Connection, Kind},
+    options::Load,
+    random::Random,
+    report::{self, EventReport, Report},
+    services,
+    world::{Mode, World},
+};
+
+/// What a run is to be.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    /// The lab's name.
+    pub(crate) name: String,
+    pub(crate) mode: Mode,
+    pub(crate) load: Load,
+    pub(crate) seed: u64,
+    /// How many backends.
+    pub(crate) backends: u8,
+    /// Go on with events until this much time is over; each of them once if none is given.
+    pub(crate) time: Option<Duration>,
+    /// Only scenarios or events whose name contains this.
+    pub(crate) only: Option<String>,
+    /// Whether each change of the table waits for the plan.
+    pub(crate) careful: bool,
+    /// The scenarios, by name, in this order; all of them, shuffled, if none are given.
+    pub(crate) scenarios: Option<Vec<&'static str>>,
+}
+
+/// What is noted of an event while the run goes on.
+struct Noted {
+    name: &'static str,
+    what: String,
+    allowed: Allowed,
+    in_force: Vec<Built>,
+    began: Duration,
+    settled: Duration,
+    alive: usize,
+    second_chances: u64,
+    retransmits: u64,
+    worst_stall: Duration,
+}
+
+/// A silence that is not waited for after each event.
+const LONG_SILENCE: Duration = Duration::from_secs(10);
+
+/// How long all is quiet after an event before it is looked at.
+const HOLD: Duration = Duration::from_secs(1);
+
+/// Runs it.
+///
+/// # Errors
+/// When the fleet does not come up, or an event does not come into force.
+pub(crate) fn run(wanted: &Wanted) -> Result<Report> {
+    interrupt::install()?;
+    let started = Instant::now();
+    let mut world = World::up(&wanted.name, wanted.backends, wanted.mode, &wanted.load)?;
+    world.careful = wanted.careful;
+    say(&world, &format!("a fleet is up after {:.0?}: {}", started.elapsed(), wanted.mode.name()));
+    let copies = world.lab.scratch().join("copies");
+    fs::create_dir_all(&copies)?;
+    let site = Arc::new(Site::new(
+        &world.ledger,
+        world.lab.netns(Node::Client)?.clone(),
+        wanted.load.clone(),
+        wanted.seed,
+        services::repositories(&world.lab),
+        copies,
+    ));
+    let pool = wanted.load.has_glance().then(|| fill_pool(&site)).transpose()?;
+    if let Some(pool) = &pool {
+        say(&world, &format!("Glance has {} images", pool.len()));
+    }
+    let clients = Clients::start(&site, pool.as_ref());
+    // Everything is to have begun before the first event.
+    interrupt::sleep(Duration::from_secs(3))?;
+    let noted = all_events(wanted, &mut world)?;
+    say(&world, "the clients bring to an end what they have begun");
+    clients.finish()?;
+    let report = judge(wanted, &world, &noted)?;
+    Ok(report)
+}
+
+/// A line on stderr with the time.
+fn say(world: &World, text: &str) {
+    eprintln!("{:7.1} s  {text}", world.ledger.now().as_secs_f64());
+}
+
+fn fill_pool(site: &Arc<Site>) -> Result<Arc<Pool>> {
+    let pool = Pool::new();
+    let wanted = usize::from(site.load.pool);
+    let mut begun = 0;
+    while pool.len() < wanted && begun < wanted * 2 {
+        interrupt::check()?;
+        // As many at once as there will be uploads.
+        let now = (wanted - pool.len()).min(usize::from(site.load.uploads.max(1)));
+        thread::scope(|scope| {
+            for _ in 0..now {
+                let number = begun as u16;
+                begun += 1;
+                let (site, pool) = (Arc::clone(site), Arc::clone(&pool));
+                scope.spawn(move || match site.netns.enter_this_thread() {
+                    Ok(()) => clients::fill(&site, &pool, number),
+                    Err(error) => eprintln!("{error:#}"),
+                });
+            }
+        });
+    }
+    let broken: Vec<String> = {
+        let books = site.ledger.books();
+        books.closed.iter().filter_map(|c| Some(c.broke()?.1.to_owned())).collect()
+    };
+    ensure!(pool.len() >= wanted, "Glance has only {} of {wanted} images: {broken:?}", pool.len());
+    Ok(pool)
+}
+
+fn all_events(wanted: &Wanted, world: &mut World) -> Result<Vec<Noted>> {
+    let mut random = Random::new(wanted.seed, 0);
+    let mut noted = Vec::new();
+    loop {
+        let mut round: Vec<&Scenario> = match &wanted.scenarios {
+            Some(names) => {
+                let find = |name| events::ALL.iter().find(|scenario| scenario.name == name);
+                names.iter().filter_map(|name| find(*name)).collect()
+            }
+            None => events::ALL.iter().collect(),
+        };
+        if wanted.scenarios.is_none() {
+            random.shuffle(&mut round);
+        }
+        let before = noted.len();
+        for scenario in round {
+            let made = (scenario.make)(world, &mut random);
+            let meant = |name: &str| {
+                wanted
+                    .only
+                    .as_ref()
+                    .is_none_or(|only| scenario.name.contains(only) || name.contains(only))
+            };
+            if !made.iter().any(|event| meant(event.name)) {
+                continue;
+            }
+            // Whole scenarios only: half of one would leave the fleet as it found it not.
+            for event in made {
+                let name = event.name;
+                let done = one_event(wanted, world, event);
+                noted.push(done.with_context(|| format!("the event \"{name}\""))?);
+            }
+            if wanted.time.is_some_and(|time| world.ledger.now() >= time) {
+                return Ok(noted);
+            }
+        }
+        ensure!(noted.len() > before, "no event is called {:?}", wanted.only);
+        if wanted.time.is_none() {
+            return Ok(noted);
+        }
+    }
+}
+
+fn one_event(wanted: &Wanted, world: &mut World, event: Event) -> Result<Noted> {
+    (event.prepare)(world)?;
+    world.monitor.find_holders()?;
+    let (chances, again) = (world.second_chances()?, world.retransmits()?);
+    world.monitor.worst_stall();
+    let (alive, began) = (world.ledger.alive().len(), world.ledger.now());
+    (event.act)(world)?;
+    let settled = world.ledger.now();
+    let in_force = world.rule.in_force();
+    interrupt::sleep(HOLD)?;
+    prove(wanted, world, settled)?;
+    let (worst_stall, who) = world.monitor.worst_stall();
+    let noted = Noted {
+        name: event.name,
+        what: event.what,
+        allowed: event.allowed,
+        in_force,
+        began,
+        settled,
+        alive,
+        second_chances: more(&chances, &world.second_chances()?),
+        retransmits: world.retransmits()?.saturating_sub(again),
+        worst_stall,
+    };
+    let broken = broken_since(world, began);
+    if worst_stall > Duration::from_secs(1) {
+        say(world, &format!("  stood still for {worst_stall:.1?}: {}", described(world, who)));
+    }
+    say(
+        world,
+        &format!(
+            "{} ({}): {} alive, {broken} broken, {} second chances, worst stall {:.1?}, in force after {:.1?}",
+            noted.name,
+            noted.what,
+            noted.alive,
+            noted.second_chances,
+            noted.worst_stall,
+            settled - began,
+        ),
+    );
+    Ok(noted)
+}
+
+/// What was added; of a machine that began anew, all that it has.
+fn more(before: &BTreeMap<Node, u64>, after: &BTreeMap<Node, u64>) -> u64 {
+    let of = |(node, after): (&Node, &u64)| {
+        after.checked_sub(before.get(node).copied().unwrap_or(0)).unwrap_or(*after)
+    };
+    after.iter().map(of).sum()
+}
+
+/// A connection as far as it is known by now.
+fn described(world: &World, id: Option<u64>) -> String {
+    let books = world.ledger.books();
+    let mut all = books.closed.iter().chain(books.open.values());
+    all.find(|connection| Some(connection.id) == id)
+        .and_then(|connection| serde_json::to_string(connection).ok())
+        .unwrap_or_else(|| "a long poll, whose answer came late".to_owned())
+}
+
+fn broken_since(world: &World, began: Duration) -> usize {
+    let books = world.ledger.books();
+    books.closed.iter().filter(|c| c.broke().is_some_and(|(at, _)| at >= began)).count()
+}
+
+/// Waits until each connection that lives has shown that it does, or has ended: what is broken by
+/// an event is known before the next one. Those that are silent for long by their nature are not waited
+/// for; what broke one of them is one of several events.
+fn prove(wanted: &Wanted, world: &World, since: Duration) -> Result<()> {
+    let limit = wanted.load.longest_silence() + wanted.load.patience;
+    let unproved = || {
+        let books = world.ledger.books();
+        let waits = |kind| kind != Kind::Idle || wanted.load.idle_interval < LONG_SILENCE;
+        let open = books.open.values().filter(|c| c.is_alive() && waits(c.kind));
+        let silent = open.filter(|c| c.proved <= since);
+        silent.map(|c| (c.id, c.kind)).collect::<Vec<_>>()
+    };
+    interrupt::wait("a sign of life of every connection", limit, || {
+        thread::sleep(Duration::from_millis(50));
+        Ok(unproved().is_empty().then_some(()))
+    })
+    .with_context(|| format!("silent: {:?}", unproved()))
+}
+
+fn judge(wanted: &Wanted, world: &World, noted: &[Noted]) -> Result<Report> {
+    let tunnel = world.lab.plan().tunnel;
+    let mut books = world.ledger.books();
+    ensure!(books.open.is_empty(), "{} connections have no verdict", books.open.len());
+    let mut closed = std::mem::take(&mut books.closed);
+    drop(books);
+    closed.sort_by_key(|connection| connection.id);
+    let mut events: Vec<EventReport> = noted.iter().map(|noted| noted.report()).collect();
+    let mut broken = Vec::new();
+    for connection in &closed {
+        let Some((at, why)) = connection.broke() else { continue };
+        let covers = |number: &usize| {
+            let noted = &noted[*number];
+            noted.allowed.covers(connection, &noted.in_force, |node| node.address(tunnel))
+        };
+        let candidates = candidates(noted, connection, at);
+        let allowing = candidates.clone().find(covers);
+        let number = allowing.or(candidates.last());
+        let allowed = allowing.is_some();
+        if let Some(number) = number {
+            events[number].broken += 1;
+            events[number].allowed += usize::from(allowed);
+        }
+        broken.push(report::Broken {
+            connection: connection.id,
+            kind: connection.kind,
+            client: connection.client,
+            server: connection.server,
+            holder: connection.holder.map(|node| node.to_string()),
+            began: connection.began.as_secs_f64(),
+            heard: connection.proved.as_secs_f64(),
+            at: at.as_secs_f64(),
+            why: why.to_owned(),
+            event: number.map(|number| noted[number].name.to_owned()),
+            allowed,
+        });
+    }
+    Ok(Report::new(wanted, world.ledger.now(), &closed, events, broken))
+}
+
+/// The events that can have broken a connection: those whose time lies between its last sign of life and
+/// its end. An event's time lasts until the next one begins.
+fn candidates(
+    noted: &[Noted],
+    connection: &Connection,
+    at: Duration,
+) -> impl DoubleEndedIterator<Item = usize> + Clone {
+    let since = connection.proved.max(connection.began);
+    let last = noted.partition_point(|noted| noted.began <= at);
+    let first = noted.partition_point(|noted| noted.began <= since).saturating_sub(1);
+    first.min(last)..last
+}
+
+impl Noted {
+    fn report(&self) -> EventReport {
+        EventReport {
+            name: self.name.to_owned(),
+            what: self.what.clone(),
+            rule: self.allowed.to_string(),
+            began: self.began.as_secs_f64(),
+            in_force_after: (self.settled - self.began).as_secs_f64(),
+            alive: self.alive,
+            broken: 0,
+            allowed: 0,
+            second_chances: self.second_chances,
+            retransmits: self.retransmits,
+            worst_stall: self.worst_stall.as_secs_f64(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Ledger;
+
+    #[test]
+    fn events_since_the_last_sign_of_life_may_be_to_blame() {
+        let seconds = Duration::from_secs;
+        let noted: Vec<Noted> = [10, 20, 30]
+            .map(|began| Noted {
+                name: "x",
+                what: String::new(),
+                allowed: Allowed::Nothing,
+                in_force: Vec::new(),
+                began: seconds(began),
+                settled: seconds(began + 1),
+                alive: 0,
+                second_chances: 0,
+                retransmits: 0,
+                worst_stall: Duration::ZERO,
+            })
+            .into();
+        let ledger = Ledger::new();
+        let address = "198.18.0.1:5000".parse().unwrap();
+        ledger.begin(Kind::Idle, address, address).end(Ok(()));
+        let mut connection = ledger.books().closed.remove(0);
+        connection.began = seconds(1);
+        let mut blamed = |heard, at| {
+            connection.proved = seconds(heard);
+            candidates(&noted, &connection, seconds(at)).collect::<Vec<_>>()
+        };
+        assert_eq!(blamed(5, 9), [] as [usize; 0]);
+        assert_eq!(blamed(5, 15), [0]);
+        assert_eq!(blamed(15, 19), [0]);
+        assert_eq!(blamed(15, 35), [0, 1, 2]);
+        assert_eq!(blamed(31, 99), [2]);
+    }
+}

@@ -1,0 +1,421 @@
+//! The fleet of a run, and what can be done to it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use glb_lab::{
+    Daemon, Family, Lab, Node, Plan, Process, Program, State, TableFile, command, interrupt,
+    kernel, repository, vip,
+};
+use glb_table::hex;
+use nix::sys::signal::Signal;
+
+use crate::{
+    ledger::Ledger,
+    monitor::Monitor,
+    options::Load,
+    rule::{self, Rule},
+    services::{self, Database, PORTS, REPOSITORY, Services},
+};
+
+/// What is put to the proof.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Mode {
+    /// This load balancer, with so many hops.
+    Hops(u8),
+    /// This load balancer, whose backends hand nothing on.
+    NoSecondChance,
+    /// No load balancer: the router spreads over the backends by ECMP.
+    Ecmp,
+}
+
+impl Mode {
+    /// Its name in reports.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Hops(hops) => format!("{hops} hops"),
+            Self::NoSecondChance => "no second chance".to_owned(),
+            Self::Ecmp => "ECMP to the backends".to_owned(),
+        }
+    }
+
+    /// How many backends a row names.
+    pub(crate) const fn hops(self) -> u8 {
+        match self {
+            Self::Hops(hops) => hops,
+            Self::NoSecondChance | Self::Ecmp => 2,
+        }
+    }
+}
+
+/// How long anything may take to come into force. The machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A fleet with all that runs in it. Daemons end before the lab goes.
+pub(crate) struct World {
+    pub(crate) mode: Mode,
+    /// Whether each change of the table waits until the plan says that it breaks nothing.
+    pub(crate) careful: bool,
+    /// How many backends are drained together where several are.
+    pub(crate) drains_at_once: usize,
+    /// The longest that a flow lives.
+    pub(crate) flow_age: Duration,
+    pub(crate) with_glance: bool,
+    /// What the fleet is to do.
+    pub(crate) table: TableFile,
+    /// Backends whose checks fail on purpose.
+    pub(crate) ill: BTreeSet<Node>,
+    /// Directors that are down.
+    pub(crate) down: BTreeSet<Node>,
+    /// Whether the client's port is part of the hash.
+    pub(crate) hashes_ports: bool,
+    pub(crate) rule: Rule,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) monitor: Monitor,
+    checkers: BTreeMap<Node, Process>,
+    pub(crate) directors: Vec<Daemon>,
+    pub(crate) redirects: BTreeMap<Node, Daemon>,
+    pub(crate) services: BTreeMap<Node, Services>,
+    _database: Option<Database>,
+    pub(crate) lab: Lab,
+}
+
+impl World {
+    /// Brings a fleet up.
+    ///
+    /// # Errors
+    /// When a part does not come up.
+    pub(crate) fn up(name: &str, backends: u8, mode: Mode, load: &Load) -> Result<Self> {
+        let plan = Plan { directors: 2, backends, ..Plan::new(name) };
+        let lab = Lab::up(plan)?;
+        fs::create_dir_all(services::repositories(&lab))?;
+        repository::create(&services::repositories(&lab).join(REPOSITORY), load.repository)?;
+        let database = load.has_glance().then(|| services::shared_by_glance(&lab)).transpose()?;
+        let mut table = TableFile::serving(lab.plan(), &PORTS);
+        table.set_hops(mode.hops());
+        let ledger = Ledger::new();
+        let nodes: Vec<Node> = lab.plan().backend_nodes().collect();
+        let netns = nodes.iter().map(|node| Ok((*node, lab.netns(*node)?.clone())));
+        let monitor = Monitor::start(&ledger, netns.collect::<Result<_>>()?);
+        let mut world = Self {
+            mode,
+            careful: true,
+            drains_at_once: usize::from(mode.hops()).saturating_sub(1),
+            flow_age: load.flow_age,
+            with_glance: load.has_glance(),
+            table,
+            ill: BTreeSet::new(),
+            down: BTreeSet::new(),
+            hashes_ports: false,
+            rule: Rule::new(load.flow_age.as_secs()),
+            ledger,
+            monitor,
+            checkers: BTreeMap::new(),
+            directors: Vec::new(),
+            redirects: BTreeMap::new(),
+            services: BTreeMap::new(),
+            _database: database,
+            lab,
+        };
+        for node in &nodes {
+            world.start_backend(*node, load.has_glance())?;
+        }
+        let World { services, lab, .. } = &mut world;
+        services.values_mut().try_for_each(|services| services.wait(lab))?;
+        if mode == Mode::Ecmp {
+            nodes.iter().try_for_each(|node| world.lab.add_vips(*node))?;
+        } else {
+            world.start_directors()?;
+        }
+        let table = world.table.clone();
+        world.apply(&table)?;
+        Ok(world)
+    }
+
+    fn start_backend(&mut self, node: Node, with_glance: bool) -> Result<()> {
+        self.services.insert(node, Services::start(&self.lab, node, with_glance)?);
+        if self.mode != Mode::Ecmp {
+            let second_chance = self.mode != Mode::NoSecondChance;
+            let mut redirect = Daemon::redirect(&self.lab, node, second_chance)?;
+            redirect.start(&self.lab)?;
+            self.redirects.insert(node, redirect);
+        }
+        Ok(())
+    }
+
+    fn start_directors(&mut self) -> Result<()> {
+        for node in self.lab.plan().director_nodes() {
+            let mut director = Daemon::director(&self.lab, node, &self.table)?;
+            director.start(&self.lab)?;
+            self.directors.push(director);
+            self.start_checker(node)?;
+        }
+        Ok(())
+    }
+
+    /// Starts the health checker of a director.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(crate) fn start_checker(&mut self, node: Node) -> Result<()> {
+        let folder = self.lab.folder(node)?;
+        self.write_source(node)?;
+        let config = "source = \"source.toml\"\nchecked = \"table.toml\"\n\
+                      socket = \"health.sock\"\nreload_command = \"true\"\nsettle_ms = 100\n\
+                      hold_down_ms = 300\nhold_down_max_ms = 1000\n";
+        fs::write(folder.join("healthcheck.toml"), config)?;
+        let program = Program::Director.path()?.with_file_name("glb-healthcheck");
+        let mut checker = self.lab.netns(node)?.command(program);
+        checker.args(["run", "--config"]).arg(folder.join("healthcheck.toml"));
+        let mut checker = self.lab.spawn(node, "healthcheck", checker.env("NO_COLOR", "1"))?;
+        checker.wait_for_log("ready", 0, PATIENCE)?;
+        self.checkers.insert(node, checker);
+        Ok(())
+    }
+
+    fn write_source(&self, node: Node) -> Result<()> {
+        let check = |family| {
+            let port = crate::serve::PORT;
+            format!("{{ address = \"{}\", port = {port}, path = \"/health\" }}", vip(family))
+        };
+        let source = format!(
+            "[healthchecks]\ninterval_ms = 500\ntimeout_ms = 400\nrise = 2\nfall = 3\n\
+             gue = 19523\nvip = [{}, {}]\n\n{}",
+            check(Family::V4),
+            check(Family::V6),
+            self.table.toml()?,
+        );
+        let folder = self.lab.folder(node)?;
+        let (new, file): (PathBuf, PathBuf) =
+            (folder.join("source.new"), folder.join("source.toml"));
+        fs::write(&new, source)?;
+        fs::rename(&new, &file).with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    /// All backends.
+    pub(crate) fn backends(&self) -> Vec<Node> {
+        self.lab.plan().backend_nodes().collect()
+    }
+
+    /// The backend that has this address in the table.
+    pub(crate) fn backend_at(&self, address: std::net::IpAddr) -> Option<Node> {
+        let tunnel = self.lab.plan().tunnel;
+        self.backends().into_iter().find(|node| node.address(tunnel) == address)
+    }
+
+    /// Waits until the rule says that a table breaks nothing.
+    ///
+    /// # Errors
+    /// When it never does.
+    pub(crate) fn wait_until_safe(&mut self, table: &TableFile, limit: Duration) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            let judgement = self.rule.judge(table)?;
+            if judgement.safe {
+                return Ok(());
+            }
+            if begun.elapsed() > limit {
+                bail!("after {limit:?} the plan still says: {judgement:?}");
+            }
+            interrupt::sleep(Duration::from_secs(1))?;
+        }
+    }
+
+    /// Brings a table into force on all directors, and remembers it.
+    ///
+    /// # Errors
+    /// When it does not come into force.
+    pub(crate) fn apply(&mut self, table: &TableFile) -> Result<()> {
+        self.table = table.clone();
+        self.rule.adopt(table)?;
+        if self.mode == Mode::Ecmp {
+            return self.route_to_backends();
+        }
+        let nodes: Vec<Node> = self.checkers.keys().copied().collect();
+        for node in nodes {
+            self.write_source(node)?;
+            if let Some(checker) = self.checkers.get_mut(&node)
+                && !self.down.contains(&node)
+            {
+                checker.signal(Signal::SIGHUP)?;
+            }
+        }
+        self.settle()
+    }
+
+    /// Waits until every director that is up has in force what the operator wants, with the health
+    /// that the suite knows of.
+    ///
+    /// # Errors
+    /// When that does not come to be.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        if self.mode == Mode::Ecmp {
+            return self.route_to_backends();
+        }
+        let mut table = self.table.clone();
+        for node in &self.ill {
+            table.set_healthy(*node, false);
+        }
+        let wanted = rule::parsed(&table)?.digest();
+        let wanted = (hex(&wanted.membership), hex(&wanted.order));
+        for director in &self.directors {
+            if self.down.contains(&director.node()) {
+                continue;
+            }
+            let what = format!("the table on {}", director.node());
+            interrupt::wait(&what, PATIENCE, || {
+                // A daemon that starts just now does not answer yet.
+                let Ok(status) = status(&self.lab, director) else { return Ok(None) };
+                let word = |key: &str| status[key].as_str().unwrap_or_default().to_owned();
+                let has = (word("membership_digest"), word("order_digest"));
+                thread::sleep(Duration::from_millis(50));
+                Ok((has == wanted).then_some(()))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What takes new connections, by ECMP.
+    fn route_to_backends(&self) -> Result<()> {
+        let mut hops = Vec::new();
+        for (address, state, weight) in self.table.shares() {
+            let Some(node) = self.backend_at(address) else { continue };
+            if matches!(state, State::Active | State::Filling) && !self.ill.contains(&node) {
+                hops.push((node, weight));
+            }
+        }
+        self.route(&hops)
+    }
+
+    /// Routes the VIPs to these machines by ECMP, in this order and with these weights.
+    ///
+    /// # Errors
+    /// When the router refuses.
+    pub(crate) fn route(&self, hops: &[(Node, u16)]) -> Result<()> {
+        let mut lines = String::new();
+        for family in [Family::V4, Family::V6] {
+            let hops = hops.iter().map(|(node, weight)| {
+                format!(" nexthop via {} weight {weight}", node.address(family))
+            });
+            lines += &format!("route replace {}{}\n", vip(family), hops.collect::<String>());
+        }
+        self.lab.netns(Node::Router)?.ip(&lines)
+    }
+
+    /// Routes the VIPs to the directors that are up.
+    ///
+    /// # Errors
+    /// When the router refuses.
+    pub(crate) fn route_to_directors(&self) -> Result<()> {
+        ensure!(self.mode != Mode::Ecmp, "without directors nothing is routed to them");
+        let hops: Vec<_> = self.directors_up().into_iter().map(|node| (node, 1)).collect();
+        self.route(&hops)
+    }
+
+    /// Directors that are up.
+    pub(crate) fn directors_up(&self) -> Vec<Node> {
+        self.lab.plan().director_nodes().filter(|node| !self.down.contains(node)).collect()
+    }
+
+    /// A director's daemon.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn director(&mut self, node: Node) -> Result<&mut Daemon> {
+        let found = self.directors.iter_mut().find(|daemon| daemon.node() == node);
+        found.with_context(|| format!("no daemon on {node}"))
+    }
+
+    /// Ends a director's health checker.
+    pub(crate) fn end_checker(&mut self, node: Node) {
+        self.checkers.remove(&node);
+    }
+
+    /// Waits until a backend's kernel holds no connection of the VIPs any more, as `glb-redirect
+    /// wait --until-drained` finds out, and tells the rule. Without the daemon nobody waits.
+    ///
+    /// # Errors
+    /// When it takes longer than `limit`.
+    pub(crate) fn wait_until_drained(&mut self, node: Node, limit: Duration) -> Result<()> {
+        if let Some(redirect) = self.redirects.get(&node) {
+            let mut wait = redirect.command(&self.lab, "wait")?;
+            wait.args(["--until-drained", "--timeout", &format!("{}s", limit.as_secs())]);
+            let begun = Instant::now();
+            let done = command::finish(&mut wait)?;
+            if !done.status.success() {
+                bail!(
+                    "{node} is not drained after {:.0?}: {}",
+                    begun.elapsed(),
+                    String::from_utf8_lossy(&done.stderr).trim()
+                );
+            }
+            self.rule.drained(node.address(self.lab.plan().tunnel));
+        }
+        Ok(())
+    }
+
+    /// Takes a machine off the network.
+    ///
+    /// # Errors
+    /// When the router refuses.
+    pub(crate) fn unplug(&self, node: Node) -> Result<()> {
+        self.lab.netns(Node::Router)?.ip(&format!("link set {node} down\n"))
+    }
+
+    /// Puts it back.
+    ///
+    /// # Errors
+    /// When the router refuses.
+    pub(crate) fn plug(&self, node: Node) -> Result<()> {
+        self.lab.netns(Node::Router)?.ip(&format!("link set {node} up\n"))
+    }
+
+    /// Ends the sockets of a machine that is off the network, as its end would.
+    ///
+    /// # Errors
+    /// When `ss` is missing.
+    pub(crate) fn forget_sockets(&self, node: Node) -> Result<()> {
+        for kind in ["-tK", "-tKa"] {
+            let mut ss = self.lab.netns(node)?.command("ss");
+            command::finish(ss.arg(kind))?;
+        }
+        Ok(())
+    }
+
+    /// Packets that each backend has handed on.
+    ///
+    /// # Errors
+    /// When counters cannot be read.
+    pub(crate) fn second_chances(&self) -> Result<BTreeMap<Node, u64>> {
+        let of = |(node, daemon): (&Node, &Daemon)| {
+            Ok((*node, daemon.redirect_counters(&self.lab)?.forwarded()))
+        };
+        self.redirects.iter().map(of).collect()
+    }
+
+    /// TCP segments that backends and clients have sent again.
+    ///
+    /// # Errors
+    /// When a kernel's counters cannot be read.
+    pub(crate) fn retransmits(&self) -> Result<u64> {
+        let mut sum = 0;
+        for node in self.backends().into_iter().chain([Node::Client]) {
+            sum += kernel::tcp_counter(self.lab.netns(node)?, "RetransSegs")?;
+        }
+        Ok(sum)
+    }
+}
+
+fn status(lab: &Lab, director: &Daemon) -> Result<serde_json::Value> {
+    let done = command::finish(director.command(lab, "status")?.args(["-o", "json"]))?;
+    // Exit status 4 says that something is wrong, which a director with an unhealthy backend is.
+    serde_json::from_slice(&done.stdout).context("glb-director status")
+}
