@@ -127,7 +127,10 @@ impl Daemon {
 
     /// BIRD on the router or on a director, not running yet. What a director's announces is
     /// switched off.
-    pub(crate) fn bird(lab: &Lab, node: Node) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When its file cannot be written.
+    pub fn bird(lab: &Lab, node: Node) -> Result<Self> {
         Self::new(lab, Program::Bird, node, &bird::config(lab.plan(), node)?)
     }
 

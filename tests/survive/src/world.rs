@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::PathBuf,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -11,8 +10,8 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use glb_lab::{
-    Daemon, Family, Lab, Node, Plan, Process, Program, State, TableFile, command, interrupt,
-    kernel, repository, vip,
+    Daemon, Family, Lab, Node, Plan, Routing, State, TableFile, bird, command, interrupt, kernel,
+    repository, vip,
 };
 use glb_table::hex;
 use nix::sys::signal::Signal;
@@ -59,6 +58,11 @@ impl Mode {
 /// How long anything may take to come into force. The machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// How the fleet's checkers are set: quick, and they forgive soon.
+const CHECKS: &str = "director = \"control.sock\"\nsettle_ms = 100\nhold_down_ms = 300\n\
+                      hold_down_max_ms = 1000\n\
+                      [defaults]\ninterval_ms = 500\ntimeout_ms = 400\nrise = 2\nfall = 3\n";
+
 /// A fleet with all that runs in it. Daemons end before the lab goes.
 pub(crate) struct World {
     pub(crate) mode: Mode,
@@ -80,7 +84,9 @@ pub(crate) struct World {
     pub(crate) rule: Rule,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) monitor: Monitor,
-    checkers: BTreeMap<Node, Process>,
+    checkers: BTreeMap<Node, Daemon>,
+    /// The router's and the directors'.
+    pub(crate) birds: BTreeMap<Node, Daemon>,
     pub(crate) directors: Vec<Daemon>,
     pub(crate) redirects: BTreeMap<Node, Daemon>,
     pub(crate) services: BTreeMap<Node, Services>,
@@ -94,7 +100,8 @@ impl World {
     /// # Errors
     /// When a part does not come up.
     pub(crate) fn up(name: &str, backends: u8, mode: Mode, load: &Load) -> Result<Self> {
-        let plan = Plan { directors: 2, backends, ..Plan::new(name) };
+        let routing = if mode == Mode::Ecmp { Routing::Static } else { Routing::Bgp };
+        let plan = Plan { directors: 2, backends, routing, ..Plan::new(name) };
         let lab = Lab::up(plan)?;
         fs::create_dir_all(services::repositories(&lab))?;
         repository::create(&services::repositories(&lab).join(REPOSITORY), load.repository)?;
@@ -119,6 +126,7 @@ impl World {
             ledger,
             monitor,
             checkers: BTreeMap::new(),
+            birds: BTreeMap::new(),
             directors: Vec::new(),
             redirects: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -152,13 +160,30 @@ impl World {
     }
 
     fn start_directors(&mut self) -> Result<()> {
-        for node in self.lab.plan().director_nodes() {
-            let mut director = Daemon::director(&self.lab, node, &self.table)?;
-            director.start(&self.lab)?;
+        let directors: Vec<Node> = self.lab.plan().director_nodes().collect();
+        for node in [Node::Router].into_iter().chain(directors.iter().copied()) {
+            let mut bird = Daemon::bird(&self.lab, node)?;
+            bird.start(&self.lab)?;
+            self.birds.insert(node, bird);
+        }
+        for node in directors {
+            let director = Daemon::director(&self.lab, node, &self.table)?;
+            announces(&self.lab, &director)?;
             self.directors.push(director);
+            self.start_director(node)?;
             self.start_checker(node)?;
         }
         Ok(())
+    }
+
+    /// Starts a director's daemon, which announces the VIPs when it is fit.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(crate) fn start_director(&mut self, node: Node) -> Result<()> {
+        let Self { directors, lab, .. } = self;
+        let director = directors.iter_mut().find(|daemon| daemon.node() == node);
+        director.context("no such director")?.start(lab)
     }
 
     /// Starts the health checker of a director.
@@ -166,37 +191,30 @@ impl World {
     /// # Errors
     /// When it does not start.
     pub(crate) fn start_checker(&mut self, node: Node) -> Result<()> {
-        let folder = self.lab.folder(node)?;
-        self.write_source(node)?;
-        let config = "source = \"source.toml\"\nchecked = \"table.toml\"\n\
-                      socket = \"health.sock\"\nreload_command = \"true\"\nsettle_ms = 100\n\
-                      hold_down_ms = 300\nhold_down_max_ms = 1000\n";
-        fs::write(folder.join("healthcheck.toml"), config)?;
-        let program = Program::Director.path()?.with_file_name("glb-healthcheck");
-        let mut checker = self.lab.netns(node)?.command(program);
-        checker.args(["run", "--config"]).arg(folder.join("healthcheck.toml"));
-        let mut checker = self.lab.spawn(node, "healthcheck", checker.env("NO_COLOR", "1"))?;
-        checker.wait_for_log("ready", 0, PATIENCE)?;
+        let mut checker = Daemon::healthcheck(&self.lab, node, &self.source()?, CHECKS)?;
+        checker.start(&self.lab)?;
         self.checkers.insert(node, checker);
         Ok(())
     }
 
-    fn write_source(&self, node: Node) -> Result<()> {
+    /// The table with its checks, as the operator writes it.
+    fn source(&self) -> Result<String> {
         let check = |family| {
             let port = crate::serve::PORT;
             format!("{{ address = \"{}\", port = {port}, path = \"/health\" }}", vip(family))
         };
-        let source = format!(
-            "[healthchecks]\ninterval_ms = 500\ntimeout_ms = 400\nrise = 2\nfall = 3\n\
-             gue = 19523\nvip = [{}, {}]\n\n{}",
+        Ok(format!(
+            "[healthchecks]\ngue = 19523\nvip = [{}, {}]\n\n{}",
             check(Family::V4),
             check(Family::V6),
             self.table.toml()?,
-        );
+        ))
+    }
+
+    fn write_source(&self, node: Node) -> Result<()> {
         let folder = self.lab.folder(node)?;
-        let (new, file): (PathBuf, PathBuf) =
-            (folder.join("source.new"), folder.join("source.toml"));
-        fs::write(&new, source)?;
+        let (new, file) = (folder.join("source.new"), folder.join("source.toml"));
+        fs::write(&new, self.source()?)?;
         fs::rename(&new, &file).with_context(|| format!("cannot write {}", file.display()))
     }
 
@@ -245,7 +263,7 @@ impl World {
             if let Some(checker) = self.checkers.get_mut(&node)
                 && !self.down.contains(&node)
             {
-                checker.signal(Signal::SIGHUP)?;
+                checker.process()?.signal(Signal::SIGHUP)?;
             }
         }
         self.settle()
@@ -280,6 +298,26 @@ impl World {
                 Ok((has == wanted).then_some(()))
             })?;
         }
+        self.wait_for_routes()
+    }
+
+    /// Waits until the router sends to the directors that are up, and to no others.
+    ///
+    /// # Errors
+    /// When that does not come to be.
+    pub(crate) fn wait_for_routes(&self) -> Result<()> {
+        let router = self.lab.netns(Node::Router)?;
+        for family in [Family::V4, Family::V6] {
+            let mut wanted: Vec<_> =
+                self.directors_up().iter().map(|node| node.address(family)).collect();
+            wanted.sort_unstable();
+            let mut seen = Vec::new();
+            let result = interrupt::wait("the router's routes", PATIENCE, || {
+                seen = bird::next_hops(router, vip(family))?;
+                Ok((seen == wanted).then_some(()))
+            });
+            result.with_context(|| format!("wanted {wanted:?}, routed are {seen:?}"))?;
+        }
         Ok(())
     }
 
@@ -308,16 +346,6 @@ impl World {
             lines += &format!("route replace {}{}\n", vip(family), hops.collect::<String>());
         }
         self.lab.netns(Node::Router)?.ip(&lines)
-    }
-
-    /// Routes the VIPs to the directors that are up.
-    ///
-    /// # Errors
-    /// When the router refuses.
-    pub(crate) fn route_to_directors(&self) -> Result<()> {
-        ensure!(self.mode != Mode::Ecmp, "without directors nothing is routed to them");
-        let hops: Vec<_> = self.directors_up().into_iter().map(|node| (node, 1)).collect();
-        self.route(&hops)
     }
 
     /// Directors that are up.
@@ -362,22 +390,6 @@ impl World {
         Ok(())
     }
 
-    /// Takes a machine off the network.
-    ///
-    /// # Errors
-    /// When the router refuses.
-    pub(crate) fn unplug(&self, node: Node) -> Result<()> {
-        self.lab.netns(Node::Router)?.ip(&format!("link set {node} down\n"))
-    }
-
-    /// Puts it back.
-    ///
-    /// # Errors
-    /// When the router refuses.
-    pub(crate) fn plug(&self, node: Node) -> Result<()> {
-        self.lab.netns(Node::Router)?.ip(&format!("link set {node} up\n"))
-    }
-
     /// Ends the sockets of a machine that is off the network, as its end would.
     ///
     /// # Errors
@@ -412,6 +424,22 @@ impl World {
         }
         Ok(sum)
     }
+}
+
+/// Has a director announce the VIPs by the BIRD beside it.
+fn announces(lab: &Lab, director: &Daemon) -> Result<()> {
+    let [vip4, vip6] = [Family::V4, Family::V6].map(vip);
+    let list = |names: [&str; 2]| format!("[{:?}, {:?}]", names[0], names[1]);
+    let text = fs::read_to_string(director.config())?;
+    let announce = format!(
+        "{text}\n[drain]\nquiet = \"1s\"\npackets_per_second = 5\ntimeout = \"20s\"\n\n\
+         [[announce]]\nprefixes = [\"{vip4}/32\", \"{vip6}/128\"]\nway = \"bird\"\n\
+         socket = {:?}\nprotocols = {}\nless_wanted = {}\n",
+        lab.folder(director.node())?.join("bird.ctl").display().to_string(),
+        list(bird::VIP_PROTOCOLS),
+        list(bird::LESS_WANTED_PROTOCOLS),
+    );
+    Ok(fs::write(director.config(), announce)?)
 }
 
 fn status(lab: &Lab, director: &Daemon) -> Result<serde_json::Value> {

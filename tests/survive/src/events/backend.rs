@@ -105,7 +105,7 @@ pub(super) fn down(world: &World, random: &mut Random) -> Vec<Event> {
     let node = any_backend(world, random);
     vec![
         event(world, "backend down", node.to_string(), Allowed::Machine(node), move |world| {
-            world.unplug(node)?;
+            world.lab.unplug(node)?;
             world.ill.insert(node);
             // Nothing comes or goes any more: what it holds now is what it held.
             world.monitor.find_holders()?;
@@ -125,7 +125,7 @@ pub(super) fn down(world: &World, random: &mut Random) -> Vec<Event> {
                 // A machine that starts has no pins.
                 redirect.detach(&world.lab)?;
             }
-            world.plug(node)?;
+            world.lab.plug_in(node)?;
             if let Some(services) = world.services.get_mut(&node) {
                 services.reboot(&world.lab)?;
             }

@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result};
-use glb_lab::{Node, command, interrupt};
+use glb_lab::{Daemon, Node, command, interrupt};
 use nix::sys::signal::Signal;
 
 use super::{Allowed, Event, event};
@@ -52,14 +52,14 @@ pub(super) fn daemon(world: &World, random: &mut Random) -> Vec<Event> {
             killed.to_string(),
             Allowed::Nothing,
             move |world| {
-                start(world, killed)?;
+                world.start_director(killed)?;
                 world.settle()
             },
         ),
         event(world, "director upgraded", upgraded.to_string(), Allowed::Nothing, move |world| {
             world.director(upgraded)?.end(Signal::SIGTERM)?;
             another_program(world, upgraded)?;
-            start(world, upgraded)?;
+            world.start_director(upgraded)?;
             world.settle()
         }),
     ]
@@ -77,13 +77,8 @@ fn another_program(world: &mut World, node: Node) -> Result<()> {
     Ok(fs::write(&file, text)?)
 }
 
-fn start(world: &mut World, node: Node) -> Result<()> {
-    let World { directors, lab, .. } = world;
-    let director = directors.iter_mut().find(|daemon| daemon.node() == node);
-    director.context("no such director")?.start(lab)
-}
-
-/// A director is taken off in order: no more routes to it, then its end; and comes back.
+/// A director is taken off in order: it has the routers send elsewhere, waits until packets have
+/// ceased, and ends; and comes back.
 pub(super) fn drained(world: &World, random: &mut Random) -> Vec<Event> {
     if world.mode == Mode::Ecmp {
         return Vec::new();
@@ -91,29 +86,26 @@ pub(super) fn drained(world: &World, random: &mut Random) -> Vec<Event> {
     let node = any_director(world, random);
     vec![
         event(world, "director drained", node.to_string(), Allowed::Nothing, move |world| {
+            let director = found(world, node)?;
+            command::run(&mut director.command(&world.lab, "drain")?)?;
+            world.director(node)?.end(Signal::SIGTERM)?;
+            found(world, node)?.detach(&world.lab)?;
             world.down.insert(node);
-            world.route_to_directors()?;
-            // What is on the way arrives.
-            interrupt::sleep(Duration::from_millis(300))?;
-            let director = world.director(node)?;
-            director.end(Signal::SIGTERM)?;
-            let director = world.directors.iter().find(|daemon| daemon.node() == node);
-            director.context("no such director")?.detach(&world.lab)
+            world.wait_for_routes()
         }),
         event(world, "director back", node.to_string(), Allowed::Nothing, move |world| {
-            back(world, node)
+            world.start_director(node)?;
+            world.down.remove(&node);
+            world.settle()
         }),
     ]
 }
 
-fn back(world: &mut World, node: Node) -> Result<()> {
-    start(world, node)?;
-    world.down.remove(&node);
-    world.settle()?;
-    world.route_to_directors()
+fn found(world: &World, node: Node) -> Result<&Daemon> {
+    world.directors.iter().find(|daemon| daemon.node() == node).context("no such director")
 }
 
-/// A director's machine goes down without a word, and comes back empty.
+/// A director's machine goes down without a word, and comes back empty. BFD finds out.
 pub(super) fn down(world: &World, random: &mut Random) -> Vec<Event> {
     if world.mode == Mode::Ecmp {
         return Vec::new();
@@ -121,23 +113,21 @@ pub(super) fn down(world: &World, random: &mut Random) -> Vec<Event> {
     let node = any_director(world, random);
     vec![
         event(world, "director down", node.to_string(), Allowed::Nothing, move |world| {
-            world.unplug(node)?;
+            world.lab.unplug(node)?;
             world.down.insert(node);
-            // As long as BFD takes to find out.
-            interrupt::sleep(Duration::from_millis(150))?;
-            world.route_to_directors()?;
+            world.wait_for_routes()?;
             world.end_checker(node);
             world.director(node)?.end(Signal::SIGKILL)?;
-            let director = world.directors.iter().find(|daemon| daemon.node() == node);
-            director.context("no such director")?.detach(&world.lab)
+            world.birds.get_mut(&node).context("a director without BIRD")?.kill()?;
+            found(world, node)?.detach(&world.lab)
         }),
         event(world, "director machine back", node.to_string(), Allowed::Nothing, move |world| {
-            world.plug(node)?;
-            start(world, node)?;
+            world.lab.plug_in(node)?;
+            world.birds.get_mut(&node).context("a director without BIRD")?.start(&world.lab)?;
+            world.start_director(node)?;
             world.start_checker(node)?;
             world.down.remove(&node);
-            world.settle()?;
-            world.route_to_directors()
+            world.settle()
         }),
     ]
 }

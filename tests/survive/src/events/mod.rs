@@ -105,7 +105,7 @@ const fn scenario(name: &'static str, make: fn(&World, &mut Random) -> Vec<Event
 }
 
 /// Every scenario.
-pub(crate) const ALL: [Scenario; 19] = [
+pub(crate) const ALL: [Scenario; 20] = [
     scenario("drain", table::drain),
     scenario("drain-several", table::drain_several),
     scenario("remove", table::remove),
@@ -125,6 +125,7 @@ pub(crate) const ALL: [Scenario; 19] = [
     scenario("director-drain", director::drained),
     scenario("director-down", director::down),
     scenario("path-change", router::path_change),
+    scenario("bird", router::bird),
 ];
 
 /// Those that can be compared: they mean something without directors, too.

@@ -1,8 +1,9 @@
-//! What happens to the routers.
+//! What happens to the routers, and to the routing daemons of all machines.
 
 use std::time::Duration;
 
-use glb_lab::interrupt;
+use anyhow::{Context, Result};
+use glb_lab::{Node, interrupt};
 
 use super::{Allowed, Event, event};
 use crate::{
@@ -10,25 +11,46 @@ use crate::{
     world::{Mode, World},
 };
 
-/// The router hashes flows onto its next hops anew, again and again: nearly every flow changes its
-/// director.
+/// The router hashes flows onto its next hops in other ways, again and again: about half of all
+/// flows change their director each time.
 pub(super) fn path_change(world: &World, _random: &mut Random) -> Vec<Event> {
-    vec![event(world, "ECMP rehash", "all flows".to_owned(), Allowed::Nothing, |world| {
-        let nodes = match world.mode {
-            Mode::Ecmp => world.backends(),
-            _ => world.directors_up(),
-        };
-        for round in 0..4 {
-            // Other weights, and another order.
-            let mut hops: Vec<_> = nodes.iter().map(|node| (*node, 1)).collect();
-            hops.rotate_left(round % nodes.len());
-            hops[0].1 = 3;
-            world.route(&hops)?;
-            interrupt::sleep(Duration::from_millis(300))?;
+    let act = |world: &mut World| {
+        // By flow, by address alone, and by flow again.
+        for policy in ["0", "1", "0", "1"] {
+            world.lab.netns(Node::Router)?.sysctl(&[
+                ("net.ipv4.fib_multipath_hash_policy", policy),
+                ("net.ipv6.fib_multipath_hash_policy", policy),
+            ])?;
+            interrupt::sleep(Duration::from_millis(700))?;
         }
-        match world.mode {
-            Mode::Ecmp => world.settle(),
-            _ => world.route_to_directors(),
-        }
-    })]
+        Ok(())
+    };
+    vec![event(world, "ECMP rehash", "all flows".to_owned(), Allowed::Nothing, act)]
+}
+
+/// The router's BIRD is killed and started, and then a director's: routes stay by graceful restart,
+/// or lead to the other director until the director's daemon has announced again.
+pub(super) fn bird(world: &World, random: &mut Random) -> Vec<Event> {
+    if world.mode == Mode::Ecmp {
+        return Vec::new();
+    }
+    let directors = world.directors_up();
+    let director = directors[random.below(directors.len() as u64) as usize];
+    let restarted = |name, node: Node| {
+        event(world, name, node.to_string(), Allowed::Nothing, move |world| restart(world, node))
+    };
+    vec![
+        restarted("router's BIRD restarted", Node::Router),
+        restarted("director's BIRD restarted", director),
+    ]
+}
+
+fn restart(world: &mut World, node: Node) -> Result<()> {
+    let bird = world.birds.get_mut(&node).context("a machine without BIRD")?;
+    bird.kill()?;
+    interrupt::sleep(Duration::from_secs(1))?;
+    bird.start(&world.lab)?;
+    // Sessions take some seconds.
+    interrupt::sleep(Duration::from_secs(4))?;
+    world.wait_for_routes()
 }

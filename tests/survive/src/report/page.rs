@@ -195,8 +195,8 @@ fn comparison(to: &mut String, compared: &[Report]) -> Result<()> {
 const METHOD: &str = "\
 ## How it is done
 
-- **The fleet.** Network namespaces: clients, a router, two directors (XDP in native mode) with a health
-  checker each, five backends with nginx, git daemon, Glance and a small server of the suite's own.
+- **The fleet.** Network namespaces: clients, a router with BIRD (BGP, BFD, ECMP by flow), two directors
+  (XDP in native mode) with BIRD and a health checker each, five backends with nginx, git daemon, Glance and a small server of the suite's own.
   Repositories, images and Glance's database (PostgreSQL) are shared, so any backend serves any request.
 - **Accounts.** A client opens a connection's account before its SYN. Nothing is tried twice: whatever
   breaks is broken. A clone is verified by `git fsck --full` and by comparing refs, an upload by Glance's own
