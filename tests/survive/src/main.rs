@@ -167,7 +167,8 @@ fn run(arguments: &RunArguments) -> Result<bool> {
 
 /// The same events, whatever is put to the proof.
 fn compare(arguments: &RunArguments, wanted: &Wanted) -> Result<bool> {
-    let load = Load::of(Form::Short).without_glance();
+    let mut load = Load::of(Form::Short).without_glance();
+    (load.idle, load.long_polls) = (64, 24);
     let modes = [Mode::Ecmp, Mode::NoSecondChance, Mode::Hops(2), Mode::Hops(4)];
     for (number, mode) in modes.into_iter().enumerate() {
         let wanted = Wanted {

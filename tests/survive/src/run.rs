@@ -72,6 +72,10 @@ pub(crate) fn run(wanted: &Wanted) -> Result<Report> {
     let started = Instant::now();
     let mut world = World::up(&wanted.name, wanted.backends, wanted.mode, &wanted.load)?;
     world.careful = wanted.careful;
+    if !wanted.careful {
+        // The same number whatever the hops.
+        world.drains_at_once = 2;
+    }
     say(&world, &format!("a fleet is up after {:.0?}: {}", started.elapsed(), wanted.mode.name()));
     let copies = world.lab.scratch().join("copies");
     fs::create_dir_all(&copies)?;

@@ -157,7 +157,8 @@ fn comparison(to: &mut String, compared: &[Report]) -> Result<()> {
     writeln!(
         to,
         "The same events, one after the other without the waits that the plan would ask for (`./x survive \
-         --compare`, seed {}), on the same lab: broken connections of those that were alive.\n",
+         --compare`, seed {}), on the same lab, with git, idle connections, long polls and short requests: \
+         broken connections of those that were alive.\n",
         compared[0].seed
     )?;
     let by_mode: Vec<(String, BTreeMap<String, Together>)> = compared
