@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use glb_lab::{
     Daemon, Family, Lab, Node, Plan, Routing, State, TableFile, bird, command, interrupt, kernel,
     repository, vip,
