@@ -6,12 +6,13 @@
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, TcpStream},
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use glb_lab::Node;
+use nix::sys::socket::{Shutdown, shutdown};
 use serde::Serialize;
 
 /// What a connection is for.
@@ -187,6 +188,14 @@ impl Ledger {
         };
         books.open.insert(id, connection);
         Account { ledger: Arc::clone(self), id }
+    }
+
+    /// Ends every open connection at once, for a run that is given up.
+    pub(crate) fn cut_all(&self) {
+        for socket in self.books().open.values().filter_map(|c| c.socket.as_ref()) {
+            // One that has just ended by itself needs it no more.
+            shutdown(socket.as_raw_fd(), Shutdown::Both).ok();
+        }
     }
 
     /// Connections whose handshake is over and that have not ended.

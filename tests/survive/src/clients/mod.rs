@@ -161,6 +161,12 @@ impl Clients {
 
 impl Drop for Clients {
     fn drop(&mut self) {
+        // A run that is given up does not wait for slow transfers.
+        self.site.stop.store(true, Ordering::Relaxed);
+        while self.threads.iter().any(|thread| !thread.is_finished()) {
+            self.site.ledger.cut_all();
+            thread::sleep(Duration::from_millis(100));
+        }
         if let Err(error) = self.join() {
             eprintln!("{error:#}");
         }

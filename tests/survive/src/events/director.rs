@@ -95,6 +95,8 @@ pub(super) fn drained(world: &World, random: &mut Random) -> Vec<Event> {
         }),
         event(world, "director back", node.to_string(), Allowed::Nothing, move |world| {
             world.start_director(node)?;
+            // A drain outlives the daemon.
+            command::run(&mut found(world, node)?.command(&world.lab, "undrain")?)?;
             world.down.remove(&node);
             world.settle()
         }),
