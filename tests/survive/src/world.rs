@@ -167,9 +167,7 @@ impl World {
             self.birds.insert(node, bird);
         }
         for node in directors {
-            let director = Daemon::director(&self.lab, node, &self.table)?;
-            announces(&self.lab, &director)?;
-            self.directors.push(director);
+            self.directors.push(Daemon::director(&self.lab, node, &self.table)?);
             self.start_director(node)?;
             self.start_checker(node)?;
         }
@@ -424,22 +422,6 @@ impl World {
         }
         Ok(sum)
     }
-}
-
-/// Has a director announce the VIPs by the BIRD beside it.
-fn announces(lab: &Lab, director: &Daemon) -> Result<()> {
-    let [vip4, vip6] = [Family::V4, Family::V6].map(vip);
-    let list = |names: [&str; 2]| format!("[{:?}, {:?}]", names[0], names[1]);
-    let text = fs::read_to_string(director.config())?;
-    let announce = format!(
-        "{text}\n[drain]\nquiet = \"1s\"\npackets_per_second = 5\ntimeout = \"20s\"\n\n\
-         [[announce]]\nprefixes = [\"{vip4}/32\", \"{vip6}/128\"]\nway = \"bird\"\n\
-         socket = {:?}\nprotocols = {}\nless_wanted = {}\n",
-        lab.folder(director.node())?.join("bird.ctl").display().to_string(),
-        list(bird::VIP_PROTOCOLS),
-        list(bird::LESS_WANTED_PROTOCOLS),
-    );
-    Ok(fs::write(director.config(), announce)?)
 }
 
 fn status(lab: &Lab, director: &Daemon) -> Result<serde_json::Value> {
