@@ -77,7 +77,7 @@ const PROGRAMS: &[Program] = &[
     program("nft", "nftables", Purpose::Lab, "cuts off a machine of the lab"),
     program("ss", "iproute2", Purpose::Survive, "ends the sockets of a machine that goes down"),
     program("glance-api", "glance-api", Purpose::Survive, "serves images on the lab's backends"),
-    program("initdb", "postgresql-15", Purpose::Survive, "the database that they share"),
+    program("initdb", "postgresql", Purpose::Survive, "the database that they share"),
     program("setpriv", "util-linux", Purpose::Survive, "runs daemons as another user"),
     program("prometheus", "prometheus", Purpose::Test, "scrapes the lab: dashboard and alerts"),
     program("promtool", "prometheus", Purpose::Test, "checks the alert rules and the exposition"),

@@ -102,6 +102,9 @@ pub(crate) struct Connection {
     /// Whether the client waits for a byte that the server owes it.
     #[serde(skip)]
     pub(crate) expecting: Option<Duration>,
+    /// Since when something that was sent has not been acknowledged, as far as the monitor saw.
+    #[serde(skip)]
+    pub(crate) unacknowledged: Option<Duration>,
     #[serde(skip)]
     pub(crate) socket: Option<OwnedFd>,
 }
@@ -184,6 +187,7 @@ impl Ledger {
             proved: Duration::ZERO,
             bytes: 0,
             expecting: None,
+            unacknowledged: None,
             socket: None,
         };
         books.open.insert(id, connection);

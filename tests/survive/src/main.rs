@@ -150,11 +150,12 @@ fn run(arguments: &RunArguments) -> Result<bool> {
     if arguments.compare {
         return compare(arguments, &wanted);
     }
-    let report = run::run(&wanted)?;
+    let (report, connections) = run::run(&wanted)?;
     report.print();
     let form = if arguments.form == Form::Long { "long" } else { "short" };
     let file = arguments.reports.join(format!("{form}-seed-{}.json", arguments.seed));
     report.write(&file)?;
+    report::write_connections(&file.with_extension("connections.jsonl"), &connections)?;
     let bad = report.not_allowed().count();
     eprintln!(
         "\n{} connections, {} broken, {bad} of them not allowed to; {}",
@@ -178,7 +179,7 @@ fn compare(arguments: &RunArguments, wanted: &Wanted) -> Result<bool> {
             scenarios: Some(events::COMPARED.to_vec()),
             ..wanted.clone()
         };
-        let report = run::run(&wanted)?;
+        let (report, _) = run::run(&wanted)?;
         report.print();
         report.write(&arguments.reports.join(format!("compare-{number}.json")))?;
     }
@@ -193,6 +194,9 @@ fn page(folder: &Path) -> Result<bool> {
     files.sort();
     for file in files {
         let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        if !name.ends_with(".json") {
+            continue;
+        }
         if name.starts_with("long-") {
             runs.push(Report::read(&file)?);
         } else if name.starts_with("compare-") {

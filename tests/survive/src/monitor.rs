@@ -144,15 +144,16 @@ fn look_at(connection: &mut Connection, now: Duration) -> Duration {
     let Ok(info) = tcp_info(socket.as_fd()) else { return Duration::ZERO };
     connection.retransmits = info.retransmits;
     let bytes = info.acknowledged + info.received;
+    // What was sent must be acknowledged whatever the client waits for.
+    let waits = info.unacknowledged > 0;
+    connection.unacknowledged = waits.then(|| connection.unacknowledged.unwrap_or(now));
     if bytes != connection.bytes {
         connection.bytes = bytes;
         connection.proved = now;
         return Duration::ZERO;
     }
-    let owed = connection.expecting.or_else(|| {
-        // What was sent must be acknowledged whatever the client waits for.
-        (info.unacknowledged > 0).then_some(connection.proved)
-    });
+    // Silence before it was owed anything is no stall.
+    let owed = connection.expecting.or(connection.unacknowledged);
     owed.map_or(Duration::ZERO, |since| now.saturating_sub(since.max(connection.proved)))
 }
 
@@ -164,5 +165,43 @@ impl Drop for Monitor {
         {
             eprintln!("the monitor panicked");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Write as _,
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+    use crate::ledger::Kind;
+
+    fn seconds(number: u64) -> Duration {
+        Duration::from_secs(number)
+    }
+
+    #[test]
+    fn silence_is_a_stall_only_while_something_is_owed() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let near = TcpStream::connect(address).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        let ledger = Ledger::new();
+        let account = ledger.begin(Kind::Idle, address, address);
+        account.opened(&near);
+        let look = |at| look_at(ledger.books().open.get_mut(&1).unwrap(), seconds(at));
+        // The SYN may have been counted.
+        look(10);
+        assert_eq!(look(70), Duration::ZERO, "nobody owes anything");
+        ledger.books().open.get_mut(&1).unwrap().expecting = Some(seconds(71));
+        assert_eq!(look(74), seconds(3));
+        far.write_all(b"x").unwrap();
+        while look(80) != Duration::ZERO {}
+        assert_eq!(look(82), seconds(2), "from the last sign of life on");
+        ledger.books().open.get_mut(&1).unwrap().expecting = None;
+        assert_eq!(look(99), Duration::ZERO);
+        account.end(Ok(()));
     }
 }

@@ -63,11 +63,11 @@ const LONG_SILENCE: Duration = Duration::from_secs(10);
 /// How long all is quiet after an event before it is looked at.
 const HOLD: Duration = Duration::from_secs(1);
 
-/// Runs it.
+/// Runs it; returns the verdict and every connection.
 ///
 /// # Errors
 /// When the fleet does not come up, or an event does not come into force.
-pub(crate) fn run(wanted: &Wanted) -> Result<Report> {
+pub(crate) fn run(wanted: &Wanted) -> Result<(Report, Vec<Connection>)> {
     interrupt::install()?;
     let started = Instant::now();
     let mut world = World::up(&wanted.name, wanted.backends, wanted.mode, &wanted.load)?;
@@ -97,8 +97,7 @@ pub(crate) fn run(wanted: &Wanted) -> Result<Report> {
     let noted = all_events(wanted, &mut world)?;
     say(&world, "the clients bring to an end what they have begun");
     clients.finish()?;
-    let report = judge(wanted, &world, &noted)?;
-    Ok(report)
+    judge(wanted, &world, &noted)
 }
 
 /// A line on stderr with the time.
@@ -261,7 +260,7 @@ fn prove(wanted: &Wanted, world: &World, since: Duration) -> Result<()> {
     .with_context(|| format!("silent: {:?}", unproved()))
 }
 
-fn judge(wanted: &Wanted, world: &World, noted: &[Noted]) -> Result<Report> {
+fn judge(wanted: &Wanted, world: &World, noted: &[Noted]) -> Result<(Report, Vec<Connection>)> {
     let tunnel = world.lab.plan().tunnel;
     let mut books = world.ledger.books();
     ensure!(books.open.is_empty(), "{} connections have no verdict", books.open.len());
@@ -298,7 +297,7 @@ fn judge(wanted: &Wanted, world: &World, noted: &[Noted]) -> Result<Report> {
             allowed,
         });
     }
-    Ok(Report::new(wanted, world.ledger.now(), &closed, events, broken))
+    Ok((Report::new(wanted, world.ledger.now(), &closed, events, broken), closed))
 }
 
 /// The events that can have broken a connection: those whose time lies between its last sign of life and

@@ -34,6 +34,9 @@ pub(crate) struct Report {
     pub(crate) events: Vec<EventReport>,
     /// Every connection that broke.
     pub(crate) broken: Vec<Broken>,
+    /// What somebody who looked into it has to say; it goes into the page.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) notes: Vec<String>,
 }
 
 /// One kind of connection.
@@ -141,6 +144,7 @@ impl Report {
             slowest: slowest(connections),
             events,
             broken,
+            notes: Vec::new(),
         }
     }
 
@@ -205,6 +209,19 @@ impl Report {
             );
         }
     }
+}
+
+/// Writes every connection's account, one a line.
+///
+/// # Errors
+/// When the file cannot be written.
+pub(crate) fn write_connections(path: &Path, connections: &[Connection]) -> Result<()> {
+    let mut text = String::new();
+    for connection in connections {
+        text += &serde_json::to_string(connection)?;
+        text.push('\n');
+    }
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn latency(connections: &[Connection]) -> Latency {

@@ -100,6 +100,9 @@ fn results(to: &mut String, runs: &[Report]) -> Result<()> {
          watched, since nobody can tell its thinking from a stall. *sent again*: TCP segments, of clients and \
          backends.\n\n",
     );
+    for note in runs.iter().flat_map(|run| &run.notes) {
+        writeln!(to, "{note}\n")?;
+    }
     writeln!(to, "| connections | number | verified | broken | allowed | bytes | oldest |")?;
     writeln!(to, "|---|--:|--:|--:|--:|--:|--:|")?;
     for (name, kind) in kinds(runs) {
@@ -199,7 +202,8 @@ const METHOD: &str = "\
 - **The fleet.** Network namespaces: clients, a router with BIRD (BGP, BFD, ECMP by flow), two directors
   (XDP in native mode) with BIRD and a health checker each, five backends with nginx, git daemon, Glance and a small server of the suite's own.
   Repositories, images and Glance's database (PostgreSQL) are shared, so any backend serves any request.
-- **Accounts.** A client opens a connection's account before its SYN. Nothing is tried twice: whatever
+- **Accounts.** Beside each run's report (JSON) lies a list of all its connections, one a line: addresses and
+  ports, backend, times, verdict. A client opens a connection's account before its SYN. Nothing is tried twice: whatever
   breaks is broken. A clone is verified by `git fsck --full` and by comparing refs, an upload by Glance's own
   SHA-512 against ours, a download by ours against both. git speaks to a relay on its loopback that leads
   each connection on from an address of its own, at the job's pace.

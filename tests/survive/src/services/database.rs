@@ -87,7 +87,7 @@ fn programs() -> Result<PathBuf> {
     newest.max().with_context(|| {
         format!(
             "no PostgreSQL below {}: `./x setup` installs it, or: apt-get install \
-             --no-install-recommends postgresql-15",
+             --no-install-recommends postgresql",
             root.display()
         )
     })
