@@ -27,7 +27,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::unix::AsyncFd,
     net::{TcpSocket, TcpStream},
+    sync::Notify,
+    time::Instant,
 };
+use tracing::{error, warn};
 
 use super::{Failure, Step, echo::tunnelled};
 use crate::check::{Target, Vip};
@@ -36,6 +39,9 @@ use crate::check::{Target, Vip};
 const MARK: u32 = 0x676c_6263;
 /// Before the main table, after the local one.
 const PRIORITY: u32 = 19_523;
+
+/// What somebody removes is made anew this often at most.
+const RESTORE_GAP: Duration = Duration::from_secs(1);
 
 /// Why there is no tunnel.
 #[derive(Debug, thiserror::Error)]
@@ -53,19 +59,29 @@ pub enum TunnelError {
     },
 }
 
-/// Backends by family and source port of the connection.
-type Ways = Arc<Mutex<HashMap<(bool, u16), SocketAddr>>>;
+/// Where the packets of a connection go.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    backend: SocketAddr,
+    /// Whether one has come out of the device.
+    used: bool,
+}
+
+/// Ways by family and source port of the connection.
+type Ways = Arc<Mutex<HashMap<(bool, u16), Way>>>;
 
 /// The device, and who is behind which connection.
 #[derive(Debug)]
 pub struct Tunnel {
     ways: Ways,
-    reader: tokio::task::AbortHandle,
+    /// Told when a connection did not go through the device.
+    missed: Arc<Notify>,
+    keeper: tokio::task::AbortHandle,
 }
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
-        self.reader.abort();
+        self.keeper.abort();
     }
 }
 
@@ -78,8 +94,9 @@ impl Tunnel {
         let (device, name) = open_device().map_err(TunnelError::Device)?;
         route(&name).await?;
         let ways = Ways::default();
-        let reader = tokio::spawn(carry(device, Arc::clone(&ways))).abort_handle();
-        Ok(Self { ways, reader })
+        let missed = Arc::new(Notify::new());
+        let keeper = keep(device, name, Arc::clone(&ways), Arc::clone(&missed));
+        Ok(Self { ways, missed, keeper: tokio::spawn(keeper).abort_handle() })
     }
 
     pub(super) async fn connect(
@@ -94,7 +111,10 @@ impl Tunnel {
         let v4 = vip.address.is_ipv4();
         let own = match target.check.pace.source {
             Some(source) => source,
-            None => own_address(vip).map_err(failed)?,
+            None => own_address(vip).map_err(|error| {
+                let vip = vip.address;
+                Failure::Setup(format!("{error}: give this machine a route to {vip}, or `source`"))
+            })?,
         };
         if own == vip.address {
             let text = format!("this machine has the VIP {own} itself: check it from another one");
@@ -110,13 +130,41 @@ impl Tunnel {
         socket.bind(&SocketAddr::new(own, 0).into()).map_err(failed)?;
         let port = socket.local_addr().map_err(failed)?.as_socket().map_or(0, |own| own.port());
         // It stays after the connection's end, for its last packet; the port's next user replaces it.
-        lock(&self.ways).insert((v4, port), backend);
+        lock(&self.ways).insert((v4, port), Way { backend, used: false });
         let socket = TcpSocket::from_std_stream(socket.into());
-        socket.connect(SocketAddr::new(vip.address, vip.port)).await.map_err(failed)
+        // However the connection ends, also at its timeout.
+        let passage = Passage { tunnel: self, key: (v4, port) };
+        let stream = socket.connect(SocketAddr::new(vip.address, vip.port)).await;
+        if !passage.is_used() {
+            let text =
+                "the connection did not go through the tunnel: its device or routing rule is gone";
+            return Err(Failure::Setup(text.into()));
+        }
+        stream.map_err(failed)
     }
 }
 
-fn lock(ways: &Ways) -> std::sync::MutexGuard<'_, HashMap<(bool, u16), SocketAddr>> {
+/// A connection that must go through the device: on any other way somebody else would answer.
+struct Passage<'t> {
+    tunnel: &'t Tunnel,
+    key: (bool, u16),
+}
+
+impl Passage<'_> {
+    fn is_used(&self) -> bool {
+        lock(&self.tunnel.ways).get(&self.key).is_some_and(|way| way.used)
+    }
+}
+
+impl Drop for Passage<'_> {
+    fn drop(&mut self) {
+        if !self.is_used() {
+            self.tunnel.missed.notify_one();
+        }
+    }
+}
+
+fn lock(ways: &Ways) -> std::sync::MutexGuard<'_, HashMap<(bool, u16), Way>> {
     ways.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -225,8 +273,46 @@ async fn add_rule(netlink: &Handle, v4: bool) -> Result<(), rtnetlink::Error> {
     }
 }
 
-/// Wraps what the kernel sends into the device, and sends it to its backend.
-async fn carry(device: AsyncFd<File>, ways: Ways) {
+/// Carries packets, and makes device, routes and rule anew when somebody has removed them.
+async fn keep(mut device: AsyncFd<File>, mut name: String, ways: Ways, missed: Arc<Notify>) {
+    let mut restored = None;
+    loop {
+        let gone = tokio::select! {
+            () = carry(&device, &ways) => true,
+            () = missed.notified() => false,
+        };
+        // Where something else keeps packets from the device, this does not help.
+        if let Some(at) =
+            restored.map(|at: Instant| at + RESTORE_GAP).filter(|at| *at > Instant::now())
+        {
+            if !gone {
+                continue;
+            }
+            tokio::time::sleep_until(at).await;
+        }
+        restored = Some(Instant::now());
+        warn!(
+            "checks of VIPs do not go through the tunnel: its device and routing rules are made anew"
+        );
+        if !gone && route(&name).await.is_ok() {
+            continue;
+        }
+        let done = match open_device() {
+            Ok((new, its)) => {
+                (device, name) = (new, its);
+                route(&name).await
+            }
+            Err(problem) => Err(TunnelError::Device(problem)),
+        };
+        if let Err(problem) = done {
+            error!("{problem}");
+            tokio::time::sleep(RESTORE_GAP).await;
+        }
+    }
+}
+
+/// Wraps what the kernel sends into the device, and sends it to its backend, until the device is gone.
+async fn carry(device: &AsyncFd<File>, ways: &Ways) {
     let out = |any: IpAddr| {
         let socket = UdpSocket::bind((any, 0))?;
         socket.set_nonblocking(true).map(|()| socket)
@@ -237,9 +323,18 @@ async fn carry(device: AsyncFd<File>, ways: Ways) {
     loop {
         let Ok(mut ready) = device.readable().await else { return };
         let read = ready.try_io(|device| io::Read::read(&mut device.get_ref(), &mut packet));
-        let Ok(Ok(length)) = read else { continue };
+        let length = match read {
+            Ok(Ok(length)) => length,
+            Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Ok(Err(_)) => return,
+            Err(_) => continue,
+        };
         let Some(key) = source_port(&packet[..length]) else { continue };
-        let Some(backend) = lock(&ways).get(&key).copied() else { continue };
+        let way = lock(ways).get_mut(&key).map(|way| {
+            way.used = true;
+            way.backend
+        });
+        let Some(backend) = way else { continue };
         let socket = if backend.is_ipv4() { &v4 } else { &v6 };
         if let Ok(socket) = socket {
             // What cannot be sent is lost, as on any way; the probe's timeout tells.
