@@ -150,7 +150,7 @@ impl Snapshot {
             reloads: record.reloads,
             reload_failures: record.reload_failures,
             last_write: record.last_write.map(since_1970),
-            trouble: record.trouble.clone(),
+            trouble: record.trouble().map(str::to_owned),
             tables: tables.collect(),
         }
     }

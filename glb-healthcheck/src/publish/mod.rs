@@ -58,8 +58,50 @@ pub struct Record {
     pub reload_failures: u64,
     /// When the file was last written.
     pub last_write: Option<SystemTime>,
+    /// Why the file is not as it should be.
+    pub not_written: Option<String>,
+    /// Why the director was not told of it.
+    pub not_told: Option<String>,
+}
+
+impl Record {
     /// What stands in the way now.
-    pub trouble: Option<String>,
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        self.not_written.as_deref().or(self.not_told.as_deref())
+    }
+}
+
+/// Waits for something to do, or until what failed may be tried again.
+#[derive(Debug, Default)]
+struct Retry {
+    /// How long to wait; None if nothing failed.
+    wait: Option<Duration>,
+}
+
+impl Retry {
+    /// Returns whether there is anything to do ever again.
+    async fn wait<T>(&self, news: &mut watch::Receiver<T>) -> bool {
+        match self.wait {
+            None => news.changed().await.is_ok(),
+            Some(wait) => match tokio::time::timeout(wait, news.changed()).await {
+                Ok(news) => news.is_ok(),
+                Err(_) => true,
+            },
+        }
+    }
+
+    /// Takes what came of it; returns what stands in the way.
+    fn after(&mut self, done: Result<(), PublishError>) -> Option<String> {
+        let Err(problem) = done else {
+            self.wait = None;
+            return None;
+        };
+        let wait = self.wait.map_or(RETRY, |wait| (wait * 2).min(RETRY_MAX));
+        error!(again_in_ms = wait.as_millis(), "{problem}");
+        self.wait = Some(wait);
+        Some(problem.to_string())
+    }
 }
 
 /// A record that can be read while publishing goes on.
@@ -96,57 +138,47 @@ impl Publisher {
     /// be for the first time.
     pub async fn run(
         self,
-        mut decisions: watch::Receiver<Option<Arc<Decision>>>,
+        decisions: watch::Receiver<Option<Arc<Decision>>>,
         published: oneshot::Sender<()>,
     ) {
-        let mut write: Option<Arc<Decision>> = None;
-        // A former checker may have been killed between its write and its word to the director.
-        let mut reload = false;
+        // A director that takes its time, or hangs, delays no write: it may be watching the file.
+        let (written, news) = watch::channel(());
+        tokio::join!(self.write_all(decisions, published, written), self.tell_all(news));
+    }
+
+    async fn write_all(
+        &self,
+        mut decisions: watch::Receiver<Option<Arc<Decision>>>,
+        published: oneshot::Sender<()>,
+        written: watch::Sender<()>,
+    ) {
         let mut published = Some(published);
-        let mut wait = RETRY;
-        loop {
-            if write.is_none() && !reload {
-                if decisions.changed().await.is_err() {
-                    return;
+        let mut retry = Retry::default();
+        // What is newer replaces what could not be written.
+        while retry.wait(&mut decisions).await {
+            let Some(decision) = decisions.borrow_and_update().clone() else { continue };
+            let done = self.write(&decision).await;
+            if let Ok(changed) = done {
+                // A former checker may have been killed between its write and its word to the
+                // director.
+                let first = published.take();
+                if changed || first.is_some() {
+                    written.send_replace(());
                 }
-                write.clone_from(&decisions.borrow_and_update());
+                // Whether or not anybody waits for it.
+                first.map(|first| first.send(()));
             }
-            let done = if let Some(decision) = &write {
-                let done = self.write(decision).await;
-                if let Ok(changed) = done {
-                    let first = published.take();
-                    reload |= changed || first.is_some();
-                    // Whether or not anybody waits for it.
-                    first.map(|first| first.send(()));
-                    write = None;
-                }
-                done.map(drop)
-            } else {
-                let done = self.reload().await;
-                reload &= done.is_err();
-                done
-            };
-            match done {
-                Ok(()) => {
-                    wait = RETRY;
-                    self.record.edit(|record| record.trouble = None);
-                }
-                Err(problem) => {
-                    error!(again_in_ms = wait.as_millis(), "{problem}");
-                    self.record.edit(|record| record.trouble = Some(problem.to_string()));
-                    if let Ok(gone) = tokio::time::timeout(wait, decisions.changed()).await {
-                        if gone.is_err() {
-                            return;
-                        }
-                        decisions.mark_changed();
-                    }
-                    wait = (wait * 2).min(RETRY_MAX);
-                }
-            }
-            // What is newer replaces what could not be written.
-            if decisions.has_changed().unwrap_or(false) {
-                write.clone_from(&decisions.borrow_and_update());
-            }
+            let trouble = retry.after(done.map(drop));
+            self.record.edit(|record| record.not_written = trouble);
+        }
+    }
+
+    async fn tell_all(&self, mut written: watch::Receiver<()>) {
+        let mut retry = Retry::default();
+        while retry.wait(&mut written).await {
+            written.mark_unchanged();
+            let trouble = retry.after(self.reload().await);
+            self.record.edit(|record| record.not_told = trouble);
         }
     }
 

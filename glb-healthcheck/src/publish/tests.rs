@@ -66,7 +66,7 @@ async fn a_command_that_fails_is_tried_again() {
     let publisher = publisher(folder.path(), &command);
     let record = publish(&publisher, &[true], Duration::from_millis(1200)).await;
     assert_eq!((record.reload_failures, record.reloads), (1, 1));
-    assert_eq!(record.trouble, None);
+    assert_eq!(record.trouble(), None);
 }
 
 #[tokio::test]
@@ -75,7 +75,34 @@ async fn a_command_that_hangs_is_killed() {
     let publisher = publisher(folder.path(), "sleep 1000 & sleep 1000");
     let record = publish(&publisher, &[true], Duration::from_millis(700)).await;
     assert_eq!(record.reload_failures, 1);
-    assert!(record.trouble.unwrap().contains("within 400 ms"));
+    assert!(record.trouble().unwrap().contains("within 400 ms"));
+}
+
+#[tokio::test]
+async fn a_command_that_takes_its_time_delays_no_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let told = folder.path().join("told");
+    let command = format!("sleep 1; echo x >> {}", told.display());
+    let mut publisher = publisher(folder.path(), &command);
+    publisher.timeout = Duration::from_secs(60);
+    let (sender, receiver) = watch::channel(None);
+    let running = tokio::spawn(publisher.clone().run(receiver, oneshot::channel().0));
+    for (number, healthy) in [true, false, true].into_iter().enumerate() {
+        sender.send_replace(decision(healthy));
+        while publisher.record.get().writes <= number as u64 {
+            assert_eq!(publisher.record.get().reloads, 0, "the write waited for the command");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    // It is run once more, for all that was written meanwhile.
+    while publisher.record.get().reloads < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(publisher.record.get().reloads, 2);
+    assert_eq!(publisher.record.get().trouble(), None);
+    assert_eq!(std::fs::read_to_string(&told).unwrap(), "x\nx\n");
+    running.abort();
 }
 
 #[tokio::test]
@@ -90,7 +117,7 @@ async fn a_file_that_cannot_be_written_is_tried_again() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let record = publisher.record.get();
     assert_eq!((record.write_failures, record.writes), (1, 0));
-    assert!(record.trouble.unwrap().contains("missing/c.toml"));
+    assert!(record.trouble().unwrap().contains("missing/c.toml"));
     std::fs::create_dir(folder.path().join("missing")).unwrap();
     // News wake it before its time.
     sender.send_replace(decision(false));
