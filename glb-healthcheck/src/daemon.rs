@@ -82,7 +82,7 @@ pub struct Loaded {
 /// When something in it is wrong.
 pub async fn load(path: &Path, defaults: &Pace, old: Option<&Tools>) -> Result<Loaded, Error> {
     let io = |source| Error::Table(glb_table::LoadError::Io { path: path.to_owned(), source });
-    let bytes = std::fs::read(path).map_err(io)?;
+    let bytes = glb_table::read_bytes(path).map_err(Error::Table)?;
     let form = glb_table::Form::of(path);
     let set = glb_table::parse_bytes(path, form, &bytes).map_err(Error::Table)?;
     let text = String::from_utf8(bytes)
@@ -279,7 +279,13 @@ impl Checker {
 fn log_event(event: &Event, now: Moment) {
     match event {
         Event::Transition(transition) => log(transition, now),
-        Event::CutOff { failing, targets } => error!(
+        Event::CutOff { failing, targets, mute: true } => error!(
+            failing,
+            targets,
+            "THIS CHECKER IS CUT OFF: checks of most backends cannot even be done (`status` says why); the last \
+             judgement stands"
+        ),
+        Event::CutOff { failing, targets, mute: false } => error!(
             failing,
             targets,
             "THIS CHECKER IS CUT OFF: its control targets fail too; the last judgement stands"

@@ -74,6 +74,18 @@ fn reloading_the_source() {
     world.wait_for(&[false, true]);
     assert!(world.log().contains("healthchecks.htp"), "{}", world.log());
 
+    // What is no file is waited for by nobody.
+    fs::remove_file(world.path("source.toml")).unwrap();
+    let mode = nix::sys::stat::Mode::S_IRWXU;
+    nix::unistd::mkfifo(&world.path("source.toml"), mode).unwrap();
+    world.signal(Signal::SIGHUP);
+    servers[1].set(false);
+    world.wait_for(&[false, false]);
+    assert!(world.log().contains("not a regular file"), "{}", world.log());
+    servers[1].set(true);
+    world.wait_for(&[false, true]);
+    fs::remove_file(world.path("source.toml")).unwrap();
+
     // A new backend is never written as unhealthy before it was checked (GLB's fault H2), and
     // what did not change keeps its judgement.
     world.write_source(&[&servers[0], &servers[1], &servers[2]]);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Engine, Standing, Transition};
+use super::{Engine, Standing, Transition, Watched};
 use crate::{
     Moment,
     control::{Controls, Word},
@@ -47,6 +47,11 @@ impl CutOff {
         self.suspects.remove(&id);
     }
 
+    /// Something may have changed: it is looked at once more.
+    pub(super) fn look_again(&mut self) {
+        self.news = true;
+    }
+
     pub(super) fn wake(&self) -> Option<Moment> {
         self.look_at
     }
@@ -63,6 +68,8 @@ pub enum Event {
         failing: usize,
         /// Of how many.
         targets: usize,
+        /// Whether it cannot even do its checks.
+        mute: bool,
     },
     /// It is connected again.
     Connected {
@@ -100,7 +107,9 @@ impl Engine {
         self.cut_off.look_at = None;
         if let Some(since) = self.cut_off.on {
             // Since the mass failure was seen, not before.
-            if self.cut_off.controls.word(since) == Word::Connected || !self.is_mass(None) {
+            let word = self.cut_off.controls.word(since);
+            let connected = matches!(word, Word::Connected | Word::Nobody);
+            if !self.is_mute() && (connected || !self.is_mass(None)) {
                 self.cut_off.on = None;
                 self.forgive();
                 events.push(Event::Connected { since });
@@ -110,13 +119,20 @@ impl Engine {
         let mut guilty = Vec::new();
         let suspects: Vec<_> = self.cut_off.suspects.iter().map(|(id, of)| (*id, *of)).collect();
         for (id, suspect) in suspects {
-            match self.cut_off.controls.word(suspect.began) {
+            let word = self.cut_off.controls.word(suspect.began);
+            // Whatever the controls say: who cannot even ask knows nothing.
+            let own = |of: &Watched| of.mute && of.judge.standing() == Standing::Up;
+            let own = self.targets.get(&id).is_some_and(own);
+            let is_mass =
+                (own && self.is_mute()) || (word == Word::CutOff && self.is_mass(Some(id)));
+            match if own { Word::CutOff } else { word } {
                 Word::Connected | Word::Nobody => guilty.push(id),
                 Word::Open => {}
-                Word::CutOff if self.is_mass(Some(id)) => {
+                Word::CutOff if is_mass => {
                     let failing = self.targets.values().filter(|of| of.failing).count();
                     let targets = self.targets.len();
-                    events.push(Event::CutOff { failing, targets });
+                    let mute = self.is_mute();
+                    events.push(Event::CutOff { failing, targets, mute });
                     self.cut_off.on = Some(now);
                     self.cut_off.times += 1;
                     self.cut_off.suspects.clear();
@@ -156,11 +172,23 @@ impl Engine {
         }
     }
 
+    /// Whether this machine cannot do some check of too many backends at all.
+    fn is_mute(&self) -> bool {
+        let is_mute = |id: &u64| self.targets.get(id).is_some_and(|watched| watched.mute);
+        let backends = self.backends.iter().flatten();
+        let mute = backends.clone().filter(|ids| ids.iter().any(is_mute)).count();
+        self.is_mass_of(mute, backends.count())
+    }
+
+    fn is_mass_of(&self, some: usize, all: usize) -> bool {
+        some * 100 > all * usize::from(self.options.mass_percent)
+    }
+
     /// Whether too many fail for it to be their own fault: more than the configured share of all
     /// targets, or all of a table that `of` belongs to (of any table, without `of`).
     fn is_mass(&self, of: Option<u64>) -> bool {
         let failing = self.targets.values().filter(|watched| watched.failing).count();
-        if failing * 100 > self.targets.len() * usize::from(self.options.mass_percent) {
+        if self.is_mass_of(failing, self.targets.len()) {
             return true;
         }
         self.backends.iter().any(|table| {

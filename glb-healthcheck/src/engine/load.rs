@@ -1,6 +1,9 @@
 //! Taking a source: what did not change keeps its judgement, what is new is watched from now on.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use glb_table::State;
 
@@ -13,6 +16,10 @@ use crate::{
 
 impl Engine {
     pub(super) fn load(&mut self, source: Arc<Source>, known: &Known, now: Moment) {
+        // Who is asked the same at another pace is who he was.
+        let same = |target: &Target| (target.address, target.check.kind.clone());
+        let asked: HashMap<_, _> =
+            self.ids.iter().map(|(target, id)| (same(target), *id)).collect();
         let mut kept = HashSet::new();
         let mut started = Vec::new();
         self.backends.clear();
@@ -25,7 +32,8 @@ impl Engine {
                     let id = match self.ids.get(target) {
                         Some(id) => *id,
                         None => {
-                            let id = self.watch(target.clone(), now);
+                            let of = asked.get(&same(target)).copied();
+                            let id = self.watch(target.clone(), of, now);
                             started.push(id);
                             id
                         }
@@ -65,19 +73,20 @@ impl Engine {
         self.dirty = true;
     }
 
-    fn watch(&mut self, target: Target, now: Moment) -> u64 {
+    /// Begins to watch a target; `of` is the one that it goes on from.
+    fn watch(&mut self, target: Target, of: Option<u64>, now: Moment) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         let target = Arc::new(target);
         self.ids.insert(Arc::clone(&target), id);
-        self.pending.insert(id);
-        let watched = Watched {
+        let mut watched = Watched {
             target,
             judge: Judge::new(now),
             history: History::default(),
             last_error: None,
             last_latency: None,
             failing: false,
+            mute: false,
             drain: false,
             weight: None,
             results: 0,
@@ -86,6 +95,13 @@ impl Engine {
             probes: 0,
             unsure: 0,
         };
+        if let Some(old) = of.and_then(|id| self.targets.get(&id)) {
+            watched = Watched { target: watched.target, probes: 0, unsure: 0, ..old.clone() };
+            watched.judge.forget_streak();
+        }
+        if !watched.checked {
+            self.pending.insert(id);
+        }
         self.targets.insert(id, watched);
         id
     }

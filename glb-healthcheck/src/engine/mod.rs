@@ -121,7 +121,7 @@ pub struct Transition {
 }
 
 /// What is known of one target.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Watched {
     /// The target.
     pub target: Arc<Target>,
@@ -135,6 +135,8 @@ pub struct Watched {
     pub last_latency: Option<Duration>,
     /// Whether the last probe that said anything failed.
     failing: bool,
+    /// Whether the last probes said nothing, for so long that it counts as failing.
+    mute: bool,
     /// Whether the backend's agent wants no new connections.
     pub drain: bool,
     /// Percent of its weight, as its agent says.
@@ -259,9 +261,11 @@ impl Engine {
         watched.last_latency = Some(latency);
         watched.results += 1;
         watched.failures += u64::from(!matches!(outcome, Outcome::Pass(_)));
+        let was_mute = watched.mute;
         let passed = match outcome {
             Outcome::Pass(said) => {
                 watched.unsure = 0;
+                watched.mute = false;
                 watched.history.push(Mark::Pass);
                 watched.weight = said.weight;
                 if let Some(drain) = said.drain.filter(|drain| *drain != watched.drain) {
@@ -272,6 +276,7 @@ impl Engine {
             }
             Outcome::Fail(failure) => {
                 watched.unsure = 0;
+                watched.mute = false;
                 watched.history.push(Mark::Fail);
                 watched.last_error = Some(failure.to_string());
                 if watched.judge.standing() == Standing::Up {
@@ -284,14 +289,20 @@ impl Engine {
                 watched.history.push(Mark::Unsure);
                 watched.last_error = Some(failure.to_string());
                 if watched.unsure < UNSURE_LIMIT {
-                    self.schedule.again(id, pace, now);
+                    if !self.cut_off.is_on() {
+                        self.schedule.again(id, pace, now);
+                    }
                     return None;
                 }
                 watched.unsure = 0;
+                watched.mute = true;
                 false
             }
         };
         watched.failing = !passed;
+        if was_mute && !watched.mute {
+            self.cut_off.look_again();
+        }
         if passed {
             self.cut_off.remove(id);
             return self.settle(id, true, now);

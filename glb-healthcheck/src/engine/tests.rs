@@ -25,6 +25,11 @@ fn source(backends: u8) -> Arc<Source> {
     parsed(&text)
 }
 
+/// The same with other times: nothing else differs.
+fn slower(of: &Source) -> Arc<Source> {
+    parsed(&of.text.replace("interval_ms = 1000", "interval_ms = 1100"))
+}
+
 fn parsed(text: &str) -> Arc<Source> {
     let path = Path::new("t.toml");
     let set = parse_bytes(path, Form::Toml, text.as_bytes()).unwrap();
@@ -251,6 +256,56 @@ fn who_cannot_be_asked_is_not_judged_for_a_while() {
     world.unsure = HashSet::from([1]);
     world.run(10 * SECOND);
     assert_eq!(world.last(), [false, true]);
+}
+
+#[test]
+fn what_is_this_machines_own_fault_takes_nobody_out_if_it_is_most_of_them() {
+    let mut world = World::new(5, &[]);
+    world.down = HashSet::from([5]);
+    world.run(3 * SECOND);
+    assert_eq!(world.last(), [true, true, true, true, false]);
+    // The address that probes come from is gone, say; no control target tells.
+    world.unsure = (1..=3).collect();
+    world.run(60 * SECOND);
+    assert_eq!(world.last(), [true, true, true, true, false]);
+    assert_eq!(world.engine.cut_off(), (1, true));
+    // It is back: who was well is well, and who dies is taken out.
+    world.unsure.clear();
+    world.run(5 * SECOND);
+    assert_eq!(world.decided.len(), 1);
+    assert_eq!(world.engine.cut_off(), (1, false));
+    world.down = (1..=5).collect();
+    world.run(4 * SECOND);
+    assert_eq!(world.last(), [false; 5]);
+}
+
+#[test]
+fn a_check_with_other_times_is_no_new_check() {
+    let mut world = World::new(3, &[]);
+    world.down = HashSet::from([1]);
+    world.drain = Some(true);
+    world.run(3 * SECOND);
+    assert_eq!(world.last(), [false, true, true]);
+    let transitions = |world: &World| -> Vec<(String, u64, bool)> {
+        let of = |watched: &Watched| {
+            let judge = &watched.judge;
+            (watched.target.address.to_string(), judge.transitions(), watched.drain)
+        };
+        let mut all: Vec<_> = world.engine.targets().map(of).collect();
+        all.sort();
+        all
+    };
+    let before = transitions(&world);
+    let source = slower(world.engine.source());
+    world.engine.reload(source, world.now);
+    assert_eq!(world.engine.pending(), 0);
+    assert_eq!(transitions(&world), before);
+    // One failure is not `fall` of them, one pass not `rise` of them.
+    world.down = HashSet::from([2]);
+    world.run(SECOND / 10);
+    assert_eq!(world.last(), [false, true, true]);
+    world.run(5 * SECOND);
+    assert_eq!(world.last(), [true, false, true]);
 }
 
 #[test]
