@@ -149,18 +149,31 @@ impl fmt::Display for Kind {
         match self {
             Self::Tcp { port } => write!(f, "tcp {port}"),
             Self::Http(http) => {
-                write!(f, "{} {} {} {}", self.name(), http.port, http.method, http.path)
+                write!(f, "{} {} {} ", self.name(), http.port, http.method)?;
+                f.write_str(http.host.as_deref().unwrap_or_default())?;
+                f.write_str(&http.path)
             }
             Self::Gue { port } => write!(f, "gue {port}"),
             Self::Vip(vip) => {
-                write!(f, "vip {}", std::net::SocketAddr::new(vip.address, vip.port))?;
-                match &vip.http {
-                    Some(http) => write!(f, " {} {}", http.method, http.path),
-                    None => Ok(()),
-                }
+                let address = std::net::SocketAddr::new(vip.address, vip.port).to_string();
+                write!(f, "vip {address}")?;
+                let Some(http) = &vip.http else { return Ok(()) };
+                // Its own address is the host that it has if none is given.
+                let host = http.host.as_deref().filter(|host| *host != address);
+                write!(f, " {} {}{}", http.method, host.unwrap_or_default(), http.path)
             }
             Self::Agent { port, .. } => write!(f, "agent {port}"),
-            Self::Exec { command } => write!(f, "exec {}", command.join(" ")),
+            // A script's lines would break those of tables and logs.
+            Self::Exec { command } => {
+                f.write_str("exec ")?;
+                for letter in command.join(" ").chars() {
+                    match letter {
+                        control if control.is_control() => write!(f, "{}", control.escape_debug())?,
+                        plain => write!(f, "{plain}")?,
+                    }
+                }
+                Ok(())
+            }
         }
     }
 }

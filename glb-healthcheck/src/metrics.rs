@@ -1,6 +1,6 @@
 //! What the checker tells Prometheus, and its status, over HTTP.
 
-use std::{error::Error, sync::mpsc::sync_channel, time::Duration};
+use std::{collections::HashMap, error::Error, sync::mpsc::sync_channel, time::Duration};
 
 use glb_host::metrics::{Page, Source};
 use prometheus_client::{
@@ -125,6 +125,7 @@ fn of_backends(registry: &mut Registry, snapshot: &Snapshot) {
     let healthy = Family::<OfBackend, Gauge>::default();
     let fail_open = Family::<OfTable, Gauge>::default();
     let up = Family::<OfCheck, Gauge>::default();
+    let mut ups = HashMap::new();
     let weight = Family::<OfCheck, Gauge>::default();
     let transitions = Family::<OfCheck, Counter>::default();
     let flaps = Family::<OfCheck, Counter>::default();
@@ -140,7 +141,10 @@ fn of_backends(registry: &mut Registry, snapshot: &Snapshot) {
             for check in &backend.checks {
                 let label =
                     OfCheck { backend: backend.address.clone(), check: check.check.clone() };
-                up.get_or_create(&label).set(i64::from(check.standing == "up"));
+                // What differs in less than its name shares it: the one that fails is told.
+                let is_up = check.standing == "up";
+                let known = ups.entry(label.clone()).or_insert(is_up);
+                *known &= is_up;
                 // Tables share checks: each is entered once, whoever is first.
                 let missing = |counter: &Counter, value: u64| value.saturating_sub(counter.get());
                 let counter = transitions.get_or_create_owned(&label);
@@ -152,6 +156,9 @@ fn of_backends(registry: &mut Registry, snapshot: &Snapshot) {
                 }
             }
         }
+    }
+    for (label, is_up) in ups {
+        up.get_or_create(&label).set(i64::from(is_up));
     }
     registry.register("backend_healthy", "What is written of each backend", healthy);
     let help = "Backends that are written healthy although a check fails: min_healthy, or cut off";

@@ -52,6 +52,25 @@ fn a_nearer_level_wins() {
 }
 
 #[test]
+fn checks_that_differ_are_told_apart() {
+    let vip = r#"{"address": "1.1.1.1", "port": 80, "path": "/"}"#;
+    let table = format!(
+        r#"{{"http": [{{"port": 80, "host": "a"}}, {{"port": 80, "host": "b"}}, 80], "vip": {vip},
+            "exec": {{"command": ["/bin/sh", "-c", "true\n\ttrue"]}}}}"#
+    );
+    assert_eq!(
+        shown(&read_all("", &table, "").unwrap()),
+        [
+            "10.0.0.1 exec /bin/sh -c true\\n\\ttrue",
+            "10.0.0.1 http 80 GET /",
+            "10.0.0.1 http 80 GET a/",
+            "10.0.0.1 http 80 GET b/",
+            "10.0.0.1 vip 1.1.1.1:80 GET /",
+        ]
+    );
+}
+
+#[test]
 fn every_setting_of_a_request() {
     let backend = r#"{"https": {"port": 8443, "path": "/a?b", "host": "www.example:8443",
         "method": "POST", "status": "200-399", "body": "fine", "tls_name": "example.com",
