@@ -102,6 +102,36 @@ fn h3_the_status_page_tells_results() {
     ] {
         assert!(metrics.contains(line), "{line} is missing in:\n{metrics}");
     }
+    // Whatever the alerts look at is there.
+    let alerts = include_str!("../../docs/alerts.yml");
+    let words = alerts.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let named: Vec<_> = words.filter(|word| word.starts_with("glb_healthcheck_")).collect();
+    assert!(named.len() > 5, "{named:?}");
+    for name in named {
+        assert!(metrics.contains(&format!("\n{name}")), "{name} is missing in:\n{metrics}");
+    }
+}
+
+#[test]
+fn of_checks_that_are_called_the_same_the_one_that_fails_is_told() {
+    let server = Server::start("127.10.3.3");
+    let mut world = World::new();
+    let port = free_port();
+    world.more += &format!("metrics = \"127.0.0.1:{port}\"\n");
+    world.write_source(&[&server]);
+    let text = std::fs::read_to_string(world.path("source.toml")).unwrap();
+    let one = format!("http = {}", server.port);
+    for order in [["200", "204"], ["204", "200"]] {
+        let check = |status| format!("{{ port = {}, status = {status} }}", server.port);
+        let two = format!("http = [{}, {}]", check(order[0]), check(order[1]));
+        std::fs::write(world.path("source.toml"), text.replace(&one, &two)).unwrap();
+        world.start();
+        world.wait_for(&[false]);
+        let metrics = page(port, "/metrics");
+        let line = format!("{{backend=\"127.10.3.3\",check=\"http {} GET /\"}} 0", server.port);
+        assert!(metrics.contains(&format!("glb_healthcheck_up{line}")), "{metrics}");
+        assert!(world.stop(nix::sys::signal::Signal::SIGTERM));
+    }
 }
 
 #[test]
