@@ -164,6 +164,37 @@ fn http_that_hangs() {
     assert!(begun.elapsed() < Duration::from_millis(600));
 }
 
+/// Whoever is fed without end must look up at times: one thread asks all targets.
+#[test]
+fn http_without_end() {
+    let interim = b"HTTP/1.1 100 Continue\r\n\r\n".repeat(1000);
+    let chunks = b"1\r\nx\r\n".repeat(4000);
+    for (head, more) in [
+        (&b""[..], &interim),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", &chunks),
+        (b"HTTP/1.1 200 OK\r\n", &b"x: y\r\n".repeat(4000)),
+    ] {
+        let listener = TcpListener::bind((LOCAL, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (head, more) = (head.to_vec(), more.clone());
+        let sender = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut sent = head.len();
+            let mut done = stream.write_all(&head);
+            while done.is_ok() {
+                done = stream.write_all(&more);
+                sent += more.len();
+            }
+            sent
+        });
+        let with = Http { body: Some("whole".into()), ..http(port) };
+        let (result, _) = ask(&target(LOCAL, Kind::Http(with)));
+        assert!(!result.starts_with("pass") && !result.starts_with("unsure"), "{result}");
+        // Beside what the kernel holds.
+        assert!(sender.join().unwrap() < 32 << 20, "{result}");
+    }
+}
+
 /// A TLS server for `name`; returns its port and its own certificate as PEM.
 fn tls_server(name: &str) -> (u16, String) {
     let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();

@@ -10,13 +10,18 @@ use hyper::{
     header,
 };
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 
 use super::{Failure, Step, Tools, connect};
 use crate::check::{Http, Target};
 
 /// So much of a body is searched.
 const BODY: usize = 64 << 10;
+/// No answer's head is longer.
+const HEAD: usize = 64 << 10;
+/// So much of an answer is read at all, whatever it is made of: who sends interim answers or chunks
+/// without end must not keep everybody else waiting.
+const ANSWER: u64 = 256 << 10;
 
 pub(super) async fn run(
     target: &Target,
@@ -42,7 +47,10 @@ pub(super) async fn exchange(
     step: &Step,
 ) -> Result<(), Failure> {
     step.set("answer");
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    let (reader, writer) = tokio::io::split(stream);
+    let stream = TokioIo::new(tokio::io::join(reader.take(ANSWER), writer));
+    let handshake = http1::Builder::new().max_buf_size(HEAD).handshake(stream);
+    let (mut sender, connection) = handshake.await.map_err(failed)?;
     let request = request(target, http)?;
     let talk = async {
         let response = sender.send_request(request).await.map_err(failed)?;
