@@ -58,9 +58,14 @@ impl Engine {
         let table = |(table, ids): (&glb_table::Table, &Vec<Vec<u64>>)| {
             let member = |ids: &Vec<u64>| self.member(ids);
             let mut members: Vec<floor::Member> = ids.iter().map(member).collect();
+            let state = |of: &glb_table::Backend, ids: &[u64]| match of.state {
+                State::Active | State::Filling if self.wants_drain(ids) => State::Draining,
+                state => state,
+            };
             // The floor is about those who could take connections.
             let could = |index: &usize| {
-                matches!(table.backends[*index].state, State::Active | State::Filling)
+                let state = state(&table.backends[*index], &ids[*index]);
+                matches!(state, State::Active | State::Filling)
             };
             let counted: Vec<usize> = (0..members.len()).filter(could).collect();
             let of_floor: Vec<_> = counted.iter().map(|index| members[*index]).collect();
@@ -68,10 +73,6 @@ impl Engine {
             for (index, healthy) in counted.into_iter().zip(kept) {
                 members[index].up = healthy;
             }
-            let state = |of: &glb_table::Backend, ids: &[u64]| match of.state {
-                State::Active | State::Filling if self.wants_drain(ids) => State::Draining,
-                state => state,
-            };
             let pairs = table.backends.iter().zip(ids).zip(members);
             let finding =
                 |((of, ids), member): ((&glb_table::Backend, &Vec<u64>), floor::Member)| Finding {

@@ -381,6 +381,19 @@ fn the_floor_keeps_who_failed_last() {
 }
 
 #[test]
+fn who_drains_is_none_of_those_who_stay_healthy() {
+    let mut world = World::new(3, &[]);
+    world.engine.options.floor = Floor::Count(2);
+    world.run(3 * SECOND);
+    let first = |watched: &&mut Watched| watched.target.address == IpAddr::from([10, 0, 0, 1]);
+    world.engine.targets.values_mut().find(first).unwrap().drain = true;
+    world.engine.dirty = true;
+    world.down = HashSet::from([2]);
+    world.run(4 * SECOND);
+    assert_eq!(world.last(), [true; 3]);
+}
+
+#[test]
 fn an_agents_wish_is_written_as_a_state() {
     let mut world = World::new(1, &[]);
     let state = |world: &mut World| {
