@@ -119,18 +119,19 @@ fn of_checks_that_are_called_the_same_the_one_that_fails_is_told() {
     let port = free_port();
     world.more += &format!("metrics = \"127.0.0.1:{port}\"\n");
     world.write_source(&[&server]);
-    let text = std::fs::read_to_string(world.path("source.toml")).unwrap();
+    let text = fs::read_to_string(world.path("source.toml")).unwrap();
     let one = format!("http = {}", server.port);
     for order in [["200", "204"], ["204", "200"]] {
         let check = |status| format!("{{ port = {}, status = {status} }}", server.port);
         let two = format!("http = [{}, {}]", check(order[0]), check(order[1]));
-        std::fs::write(world.path("source.toml"), text.replace(&one, &two)).unwrap();
+        fs::write(world.path("source.toml"), text.replace(&one, &two)).unwrap();
         world.start();
         world.wait_for(&[false]);
         let metrics = page(port, "/metrics");
         let line = format!("{{backend=\"127.10.3.3\",check=\"http {} GET /\"}} 0", server.port);
         assert!(metrics.contains(&format!("glb_healthcheck_up{line}")), "{metrics}");
         assert!(world.stop(nix::sys::signal::Signal::SIGTERM));
+        fs::remove_file(world.path("checked.toml")).unwrap();
     }
 }
 
@@ -177,6 +178,10 @@ fn h6_a_check_that_hangs_leaves_nothing_behind() {
     fs::write(world.path("source.toml"), text).unwrap();
     world.start();
     world.wait_for(&[false]);
+    // The reload command needs some for a moment.
+    while world.reloads() == 0 {
+        thread::sleep(Duration::from_millis(20));
+    }
     let open = || fs::read_dir(format!("/proc/{}/fd", world.id())).unwrap().count();
     let mut most = 0;
     for _ in 0..100 {
