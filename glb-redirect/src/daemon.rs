@@ -94,7 +94,7 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
         metrics::serve(listener, backend.metered())?;
     }
     info!(generation = backend.number, interfaces = backend.config.interfaces.join(","), "ready");
-    backend.say(&Ok(()));
+    backend.say();
     let mut watchdog = Watchdog::from_environment();
     let mut next_hops = backend.next_hops.subscribe();
     loop {
@@ -117,8 +117,7 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
             _ = hangup.recv() => {
                 service::reloading("the configuration is read anew");
                 let result = backend.reload().await;
-                backend.metrics.reloaded(result.is_ok());
-                backend.say(&result);
+                backend.reloaded(result.is_ok());
                 match result {
                     Ok(()) => table.follow(&backend.config),
                     Err(error) => error!(
@@ -176,6 +175,7 @@ struct Backend {
     image: Image,
     generation: Generation,
     number: u64,
+    reload_failed: bool,
     /// Who watches, and what he wants to see.
     watcher: Option<(Session, TraceSettings)>,
 }
@@ -213,6 +213,7 @@ impl Backend {
                     image,
                     generation,
                     number,
+                    reload_failed: false,
                     watcher: None,
                 };
                 backend.tidy()?;
@@ -277,8 +278,7 @@ impl Backend {
             }
             Err(error) => Err(error.into()),
         };
-        self.metrics.reloaded(result.is_ok());
-        self.say(&result);
+        self.reloaded(result.is_ok());
         if let Err(error) = result {
             error!(
                 running_generation = self.number,
@@ -299,9 +299,16 @@ impl Backend {
         self.metrics.peers(self.image.peers.len(), self.generation.unresolved_peers());
     }
 
-    /// Tells the service manager that the daemon works, and how the last reload ended.
-    fn say(&self, reload: &Result<(), Error>) {
-        let after = if reload.is_err() { "; the last reload failed" } else { "" };
+    /// A reload has ended, well or not.
+    fn reloaded(&mut self, well: bool) {
+        self.metrics.reloaded(well);
+        self.reload_failed = !well;
+        self.say();
+    }
+
+    /// Tells the service manager that the daemon works, and with what.
+    fn say(&self) {
+        let after = if self.reload_failed { "; the last reload failed" } else { "" };
         service::ready(&format!("generation {} is in force{after}", self.number));
     }
 
@@ -326,6 +333,7 @@ impl Backend {
             error!(running_generation = self.number, "the change was not followed:\n{error}");
             self.refused = Some(machine);
         }
+        self.say();
     }
 
     async fn apply(&mut self, config: Config) -> Result<(), Error> {
@@ -417,6 +425,7 @@ impl Backend {
         let (next_hops, pins) = (&self.next_hops, &self.pins);
         self.generation = build(config, machine, image, next_hops, number, pins, settings).await?;
         self.number = number;
+        self.say();
         if let Err(error) = self.tidy() {
             warn!("{error}");
         }

@@ -11,6 +11,8 @@ use crate::{commands::setup, needs::Purpose, process};
 ///
 /// `./x bench packet --help`, and the same for `redirect`, `reload`, `table`, `tunnel`, `failover` and
 /// `health`, list what can be varied. Performance is measured here and nowhere in the tests.
+///
+/// Everything is built for release first, also for the help; that takes some minutes the first time.
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Arguments {
