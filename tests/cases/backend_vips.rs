@@ -38,13 +38,14 @@ fn only_what_is_in_force_is_on_lo_and_others_addresses_stay() -> Result<()> {
     let lists = CONFIGURED.iter().all(|vip| good.contains(vip));
     ensure!(lists && on_lo(&lab, &CONFIGURED)?.is_empty(), "{good}");
     lab.netns(NODE)?
-        .ip("address add 192.0.2.98/32 dev lo\naddress add 2001:db8::98/128 dev lo nodad")?;
+        .ip("address add 192.0.2.98/32 dev lo\naddress add 2001:db8::98/128 dev lo nodad\n\
+             tuntap add dev plain mode tun\nlink set plain up")?;
     let more = good.replace(
         "vips = [",
         "vips = [\"192.0.2.98\", \"2001:db8::98\", \"192.0.2.99\", \"2001:db8::99\", ",
     );
     // It is there, and cannot carry the program.
-    let refused = more.replace("\"eth0\"", "\"lo\"");
+    let refused = more.replace("\"eth0\"", "\"plain\"");
     ensure!(more != good && refused != more, "{good}");
 
     // A start that fails.
