@@ -158,15 +158,17 @@ impl Shared {
     }
 
     fn copy_both(&self, git: &TcpStream, vip: &TcpStream) -> io::Result<()> {
-        // Both ends with git's; a silence of the server's is judged in the other direction.
+        vip.set_read_timeout(Some(LOOK_UP))?;
+        let heard = Heard { patience: self.site.load.patience, last: Mutex::new(Instant::now()) };
+        // Both end with git's.
         thread::scope(|scope| {
             let up = scope.spawn(|| {
-                let sent = copy(git, vip, u64::MAX, &self.over);
+                let sent = self.copy(git, vip, u64::MAX, &heard);
                 // What is half closed tells the server that no more comes.
                 vip.shutdown(Shutdown::Write).ok();
                 sent
             });
-            let received = copy(vip, git, self.pace, &self.over);
+            let received = self.copy(vip, git, self.pace, &heard);
             git.shutdown(Shutdown::Both).ok();
             let sent = up.join().unwrap_or_else(|_| Err(io::Error::other("a relay panicked")));
             received?;
@@ -177,31 +179,80 @@ impl Shared {
             }
         })
     }
+
+    /// Copies until the end. Errors of the connection through the VIP are returned; git's are its end.
+    fn copy(
+        &self,
+        mut from: &TcpStream,
+        mut to: &TcpStream,
+        pace: u64,
+        heard: &Heard,
+    ) -> io::Result<()> {
+        let mut buffer = vec![0; 32 << 10];
+        let begun = Instant::now();
+        let mut copied = 0_u64;
+        let from_git = from.peer_addr()?.ip().is_loopback();
+        loop {
+            let length = match from.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) if from_git || self.over.load(Ordering::Relaxed) => return Ok(()),
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock && !heard.too_long_ago() =>
+                {
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            heard.now();
+            match to.write_all(&buffer[..length]) {
+                Ok(()) => heard.now(),
+                Err(error) if from_git => return Err(error),
+                Err(_) => return Ok(()),
+            }
+            copied += length as u64;
+            if pace != u64::MAX {
+                let due = Duration::from_secs_f64(copied as f64 / pace as f64);
+                thread::sleep(due.saturating_sub(begun.elapsed()));
+            }
+        }
+    }
 }
 
-/// Copies until the end. Errors of the connection through the VIP are returned; git's are its end.
-fn copy(mut from: &TcpStream, mut to: &TcpStream, pace: u64, over: &AtomicBool) -> io::Result<()> {
-    let mut buffer = vec![0; 32 << 10];
-    let begun = Instant::now();
-    let mut copied = 0_u64;
-    let from_git = from.peer_addr()?.ip().is_loopback();
-    loop {
-        let length = match from.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(length) => length,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(_) if from_git || over.load(Ordering::Relaxed) => return Ok(()),
-            Err(error) => return Err(error),
+/// How often a relay that waits for the server looks at what git does meanwhile.
+const LOOK_UP: Duration = Duration::from_secs(1);
+
+/// When a byte went last, either way: while git sends a pack, the server has nothing to say.
+struct Heard {
+    patience: Duration,
+    last: Mutex<Instant>,
+}
+
+impl Heard {
+    fn now(&self) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn too_long_ago(&self) -> bool {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= self.patience
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_may_be_silent_while_git_sends() {
+        let heard = |age: u64| Heard {
+            patience: Duration::from_millis(100),
+            last: Mutex::new(Instant::now().checked_sub(Duration::from_millis(age)).unwrap()),
         };
-        match to.write_all(&buffer[..length]) {
-            Ok(()) => {}
-            Err(error) if from_git => return Err(error),
-            Err(_) => return Ok(()),
-        }
-        copied += length as u64;
-        if pace != u64::MAX {
-            let due = Duration::from_secs_f64(copied as f64 / pace as f64);
-            thread::sleep(due.saturating_sub(begun.elapsed()));
-        }
+        assert!(!heard(10).too_long_ago());
+        let silent = heard(150);
+        assert!(silent.too_long_ago());
+        silent.now();
+        assert!(!silent.too_long_ago());
     }
 }
