@@ -200,11 +200,12 @@ const METHOD: &str = "\
 ## How it is done
 
 - **The fleet.** Network namespaces: clients, a router with BIRD (BGP, BFD, ECMP by flow), two directors
-  (XDP in native mode) with BIRD and a health checker each, five backends with nginx, git daemon, Glance and a small server of the suite's own.
-  Repositories, images and Glance's database (PostgreSQL) are shared, so any backend serves any request.
+  (XDP in native mode) with BIRD and a health checker each, five backends with nginx, git daemon, Glance
+  and a small server of the suite's own. Repositories, images and Glance's database (PostgreSQL) are
+  shared, so any backend serves any request.
 - **Accounts.** Beside each run's report (JSON) lies a list of all its connections, one a line: addresses and
-  ports, backend, times, verdict. A client opens a connection's account before its SYN. Nothing is tried twice: whatever
-  breaks is broken. A clone is verified by `git fsck --full` and by comparing refs, an upload by Glance's own
+  ports, backend, times, verdict. A client opens a connection's account before its SYN. Nothing is tried
+  twice: whatever breaks is broken. A clone is verified by `git fsck --full` and by comparing refs, an upload by Glance's own
   SHA-512 against ours, a download by ours against both. git speaks to a relay on its loopback that leads
   each connection on from an address of its own, at the job's pace.
 - **Whose is it?** Answers name their backend, and the backends' socket tables are read; of a machine that
