@@ -174,7 +174,8 @@ pub fn steer<'v, V: View + ?Sized>(
 }
 
 /// Lists what stands beyond the row's first two hops: the third and fourth, then the alternative
-/// row. A backend may be listed twice, as in GLB: the second chance just asks it again.
+/// row. A backend may be listed twice, as in GLB: the second chance just asks it again, and one that is
+/// its own next hop looks further.
 #[inline(always)]
 fn list_more<V: View + ?Sized>(
     view: &V,

@@ -98,6 +98,9 @@ fn who_gets_what() {
         ("list exhausted", backend(), with(|gue| gue.next_hop = 1), Reason::TakenLastHop),
         ("next_hop beyond the list", backend(), with(|gue| gue.next_hop = 255), Reason::TakenLastHop),
         ("own address in the list", backend(), with(|gue| gue.hops[0] = gue.destination), Reason::TakenOwnHop),
+        ("own address in the list, and another after it", backend(), with(|gue| gue.hops = vec![gue.destination, ip("10.0.2.22")]), Reason::Forwarded),
+        ("own address in a list of IPv6, and another after it", backend(), { let mut gue = gue_v6(tcp(ACK)); gue.hops = vec![gue.destination, ip("fd00:2::22")]; gue }, Reason::Forwarded),
+        ("own address twice in the list", backend(), with(|gue| gue.hops = vec![gue.destination; 2]), Reason::TakenOwnHop),
         ("hop that is no backend", backend(), with(|gue| gue.hops[0] = ip("192.0.2.1")), Reason::UnknownPeer),
         ("hop without a MAC", backend(), with(|gue| gue.hops[0] = ip("10.0.2.24")), Reason::PeerUnresolved),
         ("error about a flow here", holder(), gue(too_big(router, socket(CLIENT), socket(VIP))), Reason::TakenIcmpError),
@@ -153,11 +156,14 @@ fn check(what: &str, packet: &Gue, received: &[u8], outcome: &support::Outcome) 
         }
         Action::Take => assert_eq!(outcome.frame, ethernet(&packet.inner), "{what}"),
         Action::Send => {
-            let hop = packet.hops[usize::from(packet.next_hop)];
+            // The first in the rest of the list that is not this machine.
+            let rest = &packet.hops[usize::from(packet.next_hop)..];
+            let skipped = rest.iter().take_while(|hop| **hop == packet.destination).count();
+            let hop = rest[skipped];
             let mut expected = Gue {
                 source: packet.destination,
                 destination: hop,
-                next_hop: packet.next_hop + 1,
+                next_hop: packet.next_hop + 1 + skipped as u8,
                 ..packet.clone()
             }
             .frame();

@@ -247,12 +247,14 @@ fn transport<F: Nested, H: Host, A: Outer, I: Address>(
         return leave(Reason::OuterMalformed);
     };
     let peer: Peer = match on.host.hop(&hop) {
+        // Listed twice in a row; the general program looks further.
+        Hop::Own if on.next_hop + 1 < on.hop_count => return None,
         Hop::Own => return take(Reason::TakenOwnHop),
         Hop::Unknown => return leave(Reason::UnknownPeer),
         Hop::Peer(peer) if peer.interface == 0 => return leave(Reason::PeerUnresolved),
         Hop::Peer(peer) => peer,
     };
-    match A::readdress(on.frame, on.next_hop, hop) {
+    match A::readdress(on.frame, on.next_hop, 0, hop) {
         Some(outer) => Some(Decision::send(Reason::Forwarded, vip, Forward { peer, outer })),
         None => leave(Reason::OuterMalformed),
     }

@@ -174,9 +174,9 @@ fn try_decide<F: Nested, H: Host>(
         Answer::NotOurs(_) if !host.gives_second_chance() => Reason::TakenNoSecondChance,
         Answer::NotOurs(reason) => {
             let forwarded = if ethernet.ethertype == ethernet::IPV4 {
-                forward::<F, H, V4>(frame, host, tunnel.next_hop)?
+                forward::<F, H, V4>(frame, host, tunnel.next_hop, tunnel.hop_count)?
             } else {
-                forward::<F, H, V6>(frame, host, tunnel.next_hop)?
+                forward::<F, H, V6>(frame, host, tunnel.next_hop, tunnel.hop_count)?
             };
             match forwarded {
                 Some(forward) => return Ok((reason, Err(forward))),
@@ -187,14 +187,31 @@ fn try_decide<F: Nested, H: Host>(
     Ok((reason, Ok(edit::take(&tunnel)?)))
 }
 
-/// The way on, or nothing if the next hop is this machine.
+/// The way on, or nothing if only this machine is left. It may be listed twice in a row: as the last
+/// hop of a row, and as the first of the row of before that follows it while a hash changes.
 #[inline(always)]
 fn forward<F: Nested, H: Host, A: Outer>(
     frame: &F,
     host: &H,
     next_hop: u8,
+    hop_count: u8,
 ) -> Result<Option<Forward>, Reason> {
-    let offset = A::HOPS_OFFSET + next_hop as usize * A::HOP_LEN;
+    match forward_to::<F, H, A>(frame, host, next_hop, 0)? {
+        None if next_hop + 1 < hop_count => forward_to::<F, H, A>(frame, host, next_hop, 1),
+        found => Ok(found),
+    }
+}
+
+/// The way on to the hop that stands `skipped` places beyond the next one, or nothing if that is this
+/// machine.
+#[inline(always)]
+fn forward_to<F: Nested, H: Host, A: Outer>(
+    frame: &F,
+    host: &H,
+    next_hop: u8,
+    skipped: u8,
+) -> Result<Option<Forward>, Reason> {
+    let offset = A::HOPS_OFFSET + (next_hop as usize + skipped as usize) * A::HOP_LEN;
     // The list lies inside the packet (checked), so this fails only where it cannot be read.
     let Some(hop) = frame.rest(offset).and_then(|rest| A::read(&rest)) else {
         return Err(Reason::OuterMalformed);
@@ -205,7 +222,7 @@ fn forward<F: Nested, H: Host, A: Outer>(
         Hop::Peer(peer) if peer.interface == 0 => return Err(Reason::PeerUnresolved),
         Hop::Peer(peer) => peer,
     };
-    A::readdress(frame, next_hop, hop)
+    A::readdress(frame, next_hop, skipped, hop)
         .map(|outer| Some(Forward { peer, outer }))
         .ok_or(Reason::OuterMalformed)
 }

@@ -51,8 +51,9 @@ pub(super) trait Outer: Address {
     /// The address that a frame starts with.
     fn read<F: Frame>(frame: &F) -> Option<Self>;
 
-    /// The outer headers' fields after the packet was readdressed to `hop`.
-    fn readdress<F: Frame>(frame: &F, next_hop: u8, hop: Self) -> Option<Readdressed>;
+    /// The outer headers' fields after the packet was readdressed to `hop`, which stands `skipped`
+    /// places (0 or 1) beyond the next one in the list.
+    fn readdress<F: Frame>(frame: &F, next_hop: u8, skipped: u8, hop: Self) -> Option<Readdressed>;
 }
 
 impl Outer for V4 {
@@ -66,7 +67,8 @@ impl Outer for V4 {
     }
 
     #[inline(always)]
-    fn readdress<F: Frame>(frame: &F, next_hop: u8, hop: Self) -> Option<Readdressed> {
+    fn readdress<F: Frame>(frame: &F, next_hop: u8, skipped: u8, hop: Self) -> Option<Readdressed> {
+        let further = u32::from(skipped) + 1;
         let head = frame.window::<{ Self::HOPS_OFFSET }>()?;
         let (source, destination) = (u32_at(head, IP_OFFSET + 12), u32_at(head, IP_OFFSET + 16));
         let [_, hop] = hop.words();
@@ -75,8 +77,9 @@ impl Outer for V4 {
         Some(Readdressed {
             checksum: replace(u16_at(head, IP_OFFSET + 10), old, new).into(),
             addresses: [u64::from(destination) | hop << 32, 0, 0, 0],
-            udp_checksum: replace_udp(u16_at(head, Self::GUE_OFFSET - 2), old, new).into(),
-            next_hop: u32::from(next_hop) + 1,
+            udp_checksum: replace_udp(u16_at(head, Self::GUE_OFFSET - 2), old, new + further)
+                .into(),
+            next_hop: u32::from(next_hop) + further,
             is_v6: 0,
         })
     }
@@ -93,7 +96,8 @@ impl Outer for V6 {
     }
 
     #[inline(always)]
-    fn readdress<F: Frame>(frame: &F, next_hop: u8, hop: Self) -> Option<Readdressed> {
+    fn readdress<F: Frame>(frame: &F, next_hop: u8, skipped: u8, hop: Self) -> Option<Readdressed> {
+        let further = u32::from(skipped) + 1;
         let head = frame.window::<{ Self::HOPS_OFFSET }>()?;
         let source = [u64_at(head, IP_OFFSET + 8), u64_at(head, IP_OFFSET + 16)];
         let destination = [u64_at(head, IP_OFFSET + 24), u64_at(head, IP_OFFSET + 32)];
@@ -101,8 +105,9 @@ impl Outer for V6 {
         let (old, new) = (sum_128(source), sum_128(hop));
         Some(Readdressed {
             addresses: [destination[0], destination[1], hop[0], hop[1]],
-            udp_checksum: replace_udp(u16_at(head, Self::GUE_OFFSET - 2), old, new).into(),
-            next_hop: u32::from(next_hop) + 1,
+            udp_checksum: replace_udp(u16_at(head, Self::GUE_OFFSET - 2), old, new + further)
+                .into(),
+            next_hop: u32::from(next_hop) + further,
             is_v6: 1,
             checksum: 0,
         })
@@ -122,15 +127,15 @@ const fn sum_128([a, b]: [u64; 2]) -> u32 {
     sum_32(a as u32) + sum_32((a >> 32) as u32) + sum_32(b as u32) + sum_32((b >> 32) as u32)
 }
 
-/// The UDP checksum after the addresses' sum and the next hop's index changed. None stays none.
+/// The UDP checksum after the addresses' sum and the next hop's index changed. None stays none. The
+/// index is the first byte of its word, so in a little-endian word the low one: what is added to it is
+/// added to the sum.
 #[inline(always)]
 fn replace_udp(checksum: u16, old: u32, new: u32) -> u16 {
-    // The index is the first byte of its word, so in a little-endian word the low one.
-    const NEXT_HOP_PLUS_ONE: u32 = 1;
     if checksum == 0 {
         return 0;
     }
-    match replace(checksum, old, new + NEXT_HOP_PLUS_ONE) {
+    match replace(checksum, old, new) {
         // Zero on the wire would mean that there is none.
         0 => 0xffff,
         checksum => checksum,
