@@ -165,12 +165,13 @@ impl Held {
     fn settled(site: &Site, process: u32) -> Self {
         let mut last = Self::now(site, process);
         let mut same = 0;
-        for _ in 0..200 {
+        for _ in 0..600 {
             std::thread::sleep(std::time::Duration::from_millis(100));
             let now = Self::now(site, process);
             same = if now == last { same + 1 } else { 0 };
             last = now;
-            if same == 5 {
+            // What is loaded ahead may still be on its way on a busy machine.
+            if same == 20 {
                 break;
             }
         }
