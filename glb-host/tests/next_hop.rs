@@ -237,3 +237,52 @@ fn lost_messages_are_made_up_for() {
         .await;
     });
 }
+
+#[test]
+fn what_the_operator_enters_while_it_is_asked_for_stays_as_he_entered_it() {
+    const HOSTS: u8 = 200;
+    with_wire(async |_| {
+        here("addr add 10.3.255.1/16 dev here0");
+        let hops = NextHops::start([]).await.unwrap();
+        for round in 0..40 {
+            let hosts: Vec<IpAddr> =
+                (1..=HOSTS).map(|host| ip(&format!("10.3.{round}.{host}"))).collect();
+            let lines: String = hosts
+                .iter()
+                .map(|host| {
+                    format!("neighbour replace {host} lladdr 02:00:00:00:00:09 dev here0 nud permanent\n")
+                })
+                .collect();
+            let mut batch =
+                Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+            let mut input = batch.stdin.take().unwrap();
+            // It waits for its input by then.
+            std::thread::sleep(Duration::from_millis(20));
+            hops.set_targets(hosts.iter().copied());
+            let writer = std::thread::spawn(move || {
+                // At any moment of the round that begins.
+                std::thread::sleep(Duration::from_millis(2 * round));
+                input.write_all(lines.as_bytes()).unwrap();
+            });
+            until(&hops, "all are known", |snapshot| {
+                hosts.iter().all(|host| matches!(snapshot.get(host), Some(Ok(_))))
+            })
+            .await;
+            writer.join().unwrap();
+            assert!(batch.wait().unwrap().success());
+            let shown = Command::new("ip")
+                .args([
+                    "neighbour",
+                    "show",
+                    "to",
+                    &format!("10.3.{round}.0/24"),
+                    "nud",
+                    "permanent",
+                ])
+                .output()
+                .unwrap();
+            let permanent = String::from_utf8(shown.stdout).unwrap().lines().count();
+            assert_eq!(permanent, usize::from(HOSTS), "in round {round}");
+        }
+    });
+}

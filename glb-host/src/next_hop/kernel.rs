@@ -5,7 +5,9 @@ use std::{io, net::IpAddr, time::Duration};
 use futures::{StreamExt, channel::mpsc::UnboundedReceiver};
 use rtnetlink::{
     Handle, MulticastGroup,
-    packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_core::{
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    },
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
@@ -78,13 +80,26 @@ impl Netlink {
 
     /// Has the kernel resolve a neighbour, or confirm one that it knows.
     pub(super) async fn ask(&self, interface: u32, address: IpAddr) -> Result<(), Unresolved> {
+        // Permanent entries are not asked for: it would make them mortal, and whoever entered them
+        // had his reasons. One may have been entered since the last look, so here is another.
+        let flags = match self.neighbour(interface, address).await? {
+            Some(known) if known.settled => return Ok(()),
+            Some(_) => NLM_F_ACK,
+            None => NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL,
+        };
         let mut message = neighbour_message(interface, address);
-        // Acts as if a packet had just been sent there (`neigh_event_send`). Not for permanent
-        // entries: it would make them mortal.
+        // Acts as if a packet had just been sent there (`neigh_event_send`).
         message.header.flags = NeighbourFlags::Use;
-        let message = RouteNetlinkMessage::NewNeighbour(message);
-        self.request(message, NLM_F_ACK | NLM_F_CREATE).await?;
-        Ok(())
+        match self.request(RouteNetlinkMessage::NewNeighbour(message), flags).await {
+            // Entered or gone in this instant: that is heard of, and looked at again.
+            Err(Refused::Errno(error))
+                if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) =>
+            {
+                Ok(())
+            }
+            Err(refused) => Err(refused.into()),
+            Ok(_) => Ok(()),
+        }
     }
 
     async fn request(
