@@ -25,6 +25,9 @@ pub(crate) struct Report {
     pub(crate) seconds: f64,
     pub(crate) backends: u8,
     pub(crate) flow_age: u64,
+    /// Smallest and largest image, in MB.
+    #[serde(default)]
+    pub(crate) images: (u64, u64),
     pub(crate) machine: machine::Machine,
     pub(crate) kinds: Vec<KindReport>,
     /// Of short requests.
@@ -138,6 +141,7 @@ impl Report {
             seconds: time.as_secs_f64(),
             backends: wanted.backends,
             flow_age: wanted.load.flow_age.as_secs(),
+            images: wanted.load.images,
             machine: machine::Machine::this(),
             kinds: kinds.collect(),
             latency: latency(connections),

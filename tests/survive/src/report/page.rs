@@ -65,10 +65,12 @@ fn results(to: &mut String, runs: &[Report]) -> Result<()> {
     let bad = sum(|run| run.not_allowed().count());
     let connections = sum(Report::connections);
     writeln!(to, "## The last runs\n")?;
+    let smallest = runs.iter().map(|run| run.images.0).min().unwrap_or_default();
+    let largest = runs.iter().map(|run| run.images.1).max().unwrap_or_default();
     writeln!(
         to,
-        "{minutes:.0} minutes in {} run{} (seed{} {}), {} hops, on {} × {}, Linux {}: {connections} \
-         connections, {} verified, {} broken as allowed, **{bad} broken that were not allowed to**.\n",
+        "{minutes:.0} minutes in {} run{} (seed{} {}), {} hops, images of {smallest} to {largest} MB, \
+         on {} × {}, Linux {}: {connections} connections, {} verified, {} broken as allowed, **{bad} broken that were not allowed to**.\n",
         runs.len(),
         if runs.len() == 1 { "" } else { "s" },
         if runs.len() == 1 { "" } else { "s" },
@@ -220,7 +222,7 @@ const METHOD: &str = "\
   covers the connection, or else the last. A client that is owed something takes its connection
   to be broken after 12 s (short form) or 30 s (long form) of silence.
 - **Two forms.** The short one (every event once, seed 1) is part of `./x test`; the long one has images of
-  100 to 160 MB, a repository of 128 MB, and goes on for as long as it is told.
+  hundreds of MB, a repository of 128 MB, and goes on for as long as it is told.
 
 ```
 ./x survive --minutes 30 --seed 7        # the long form
