@@ -19,8 +19,8 @@ use serde::Deserialize;
 
 use crate::{
     announce::{
-        self, Announcement, DrainLimits,
-        config::{RawAnnouncement, RawDrain},
+        self, Announcement, DrainLimits, WithdrawLimits,
+        config::{RawAnnouncement, RawDrain, RawWithdraw},
     },
     image::Options,
 };
@@ -64,6 +64,8 @@ struct Raw {
     announce: Vec<RawAnnouncement>,
     #[serde(default)]
     drain: RawDrain,
+    #[serde(default)]
+    withdraw: RawWithdraw,
 }
 
 /// What is done with a change that can break flows.
@@ -240,6 +242,8 @@ pub struct Config {
     pub announcements: Vec<Announcement>,
     /// When a drain's packets have ceased.
     pub drain: DrainLimits,
+    /// How a withdrawal goes before the change that ends a VIP's service.
+    pub withdraw: WithdrawLimits,
 }
 
 /// Why a configuration cannot be used.
@@ -373,6 +377,7 @@ impl Config {
         let announcements = announce::config::check(raw.announce, folder)
             .map_err(|(key, value, fix)| error(key, value, &fix))?;
         let drain = raw.drain.check().map_err(|(key, value, fix)| error(key, value, &fix))?;
+        let withdraw = raw.withdraw.check().map_err(|(key, value, fix)| error(key, value, &fix))?;
         if raw.on_stop == OnStop::Drain && announcements.is_empty() {
             let fix = "nothing is announced (`announce`), so nothing can be drained; \"detach\" takes \
                        the program off at once";
@@ -391,6 +396,7 @@ impl Config {
             mode: raw.mode.into(),
             announcements,
             drain,
+            withdraw,
             table: folder.join(raw.table),
             interfaces: raw.interfaces,
             pin: raw.pin,

@@ -1,7 +1,8 @@
 //! Whether the directors of a fleet agree: what one tells of itself, and what differs between them.
 //!
-//! Nothing of it shows a key. The digest over membership covers keys and seeds, which are 128 random
-//! bits each: who has a digest cannot find them by trying.
+//! Nothing of it shows a key. The digest over membership covers keys and seeds: who has one can test a
+//! guess at all of a table's at once, and they are 128 random bits each. It is keyed with nothing, for
+//! directors that have only the table in common must come to the same one.
 
 use std::collections::{BTreeMap, BTreeSet};
 

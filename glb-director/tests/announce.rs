@@ -6,92 +6,19 @@ mod common;
 
 use std::{
     fs,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use common::live::{Daemon, PATIENCE, Site, alone, table};
+use common::{
+    bird::{Bird, wait},
+    live::{Daemon, Site, alone, table},
+};
 use nix::sys::signal::Signal;
 
 const WELL: [(u8, &str); 2] = [(11, "active"), (12, "active")];
 const ILL: [(u8, &str); 2] = [(11, "draining"), (12, "draining")];
-
-/// A BIRD in this thread's network, killed when it is let go.
-struct Bird {
-    child: Child,
-    socket: PathBuf,
-}
-
-/// The protocols of the tests, as an administrator would write them.
-const PROTOCOLS: &str = "router id 10.0.1.1;\nprotocol device {}\n\
-    protocol static vip { disabled; ipv4; route 198.51.100.1/32 blackhole; }\n\
-    protocol static vip_drain { disabled; ipv4 { preference 100; };\n\
-    route 198.51.100.1/32 blackhole; }\n\
-    protocol static elsewhere { ipv4; route 192.0.2.0/24 blackhole; }\n";
-
-impl Bird {
-    fn start(site: &Site) -> Self {
-        let (conf, socket) = (site.at("bird.conf"), site.at("bird.ctl"));
-        fs::write(&conf, PROTOCOLS).unwrap();
-        let mut bird = Command::new("bird");
-        bird.arg("-f").arg("-c").arg(conf).arg("-s").arg(&socket).stderr(Stdio::null());
-        let bird = Self { child: bird.spawn().expect("bird is needed (`./x setup`)"), socket };
-        wait("BIRD", || bird.states().contains_key("vip").then_some(()));
-        bird
-    }
-
-    /// Which protocols are up, by what `birdc` says.
-    fn states(&self) -> std::collections::BTreeMap<String, bool> {
-        let mut birdc = Command::new("birdc");
-        let output = birdc.arg("-s").arg(&self.socket).args(["show", "protocols"]).output();
-        let text = String::from_utf8(output.unwrap().stdout).unwrap();
-        let words = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        words
-            .filter(|words| words.get(1) == Some(&"Static"))
-            .map(|words| (words[0].to_owned(), words[3] == "up"))
-            .collect()
-    }
-
-    /// Waits until just these are up of the announcement's own.
-    #[track_caller]
-    fn announces(&self, names: &[&str]) {
-        let mut last = Vec::new();
-        let begun = Instant::now();
-        loop {
-            let states = self.states();
-            assert_eq!(states.get("elsewhere"), Some(&true), "another's protocol was touched");
-            let up = states.into_iter().filter(|(name, up)| *up && name != "elsewhere");
-            let up: Vec<String> = up.map(|(name, _)| name).collect();
-            if up == names {
-                return;
-            }
-            assert!(begun.elapsed() < PATIENCE, "{up:?} are up, not {names:?}; before: {last:?}");
-            last = up;
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-impl Drop for Bird {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-#[track_caller]
-fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(begun.elapsed() < PATIENCE, "{what} is waited for in vain");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
 
 fn by_bird(site: &Site, more: &str) {
     site.configure(&format!(
@@ -475,6 +402,12 @@ fn a_fleet_is_compared_over_sockets_and_http() {
         let (code, report) = fleet(&format!("{both},http://127.0.0.1:9"));
         assert_eq!(code, Some(3), "{report}");
         assert!(report["targets"][2]["error"].as_str().unwrap().contains("refused"), "{report}");
+        let (code, report) = fleet("/no/such.sock");
+        let error = report["targets"][0]["error"].as_str().unwrap();
+        assert!(
+            code == Some(3) && error.contains("start it") && !error.contains("--config"),
+            "{error}"
+        );
         let text = report.to_string();
         assert!(!text.contains("12345678901234561234567890123456"), "{text}");
         // And Prometheus is told what is announced.

@@ -7,6 +7,20 @@ use std::io;
 #[cfg(debug_assertions)]
 pub const VARIABLE: &str = "GLB_FAULT_FILE";
 
+/// Names a release that the daemon is to take itself for, instead of its own.
+#[cfg(debug_assertions)]
+pub const RELEASE: &str = "GLB_FAULT_RELEASE";
+
+/// The release that a test wants this daemon to be, or its `own`.
+#[must_use]
+pub fn release(own: &str) -> String {
+    #[cfg(debug_assertions)]
+    if let Ok(other) = std::env::var(RELEASE) {
+        return other;
+    }
+    own.to_owned()
+}
+
 /// Passes the place of this name: dies there, fails there, or does nothing.
 ///
 /// # Errors

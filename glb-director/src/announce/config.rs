@@ -1,4 +1,4 @@
-//! What the configuration says of announcing.
+//! What the configuration says of announcing, and what would be right where it is wrong.
 
 use std::{
     collections::BTreeSet,
@@ -7,10 +7,11 @@ use std::{
     time::Duration,
 };
 
-use glb_host::{config_file::nearest, duration::duration};
-use glb_table::{Table, TableSet};
+use glb_host::duration::duration;
 use ipnet::IpNet;
 use serde::Deserialize;
+
+use super::announcement::{Announcement, DrainLimits, Minimum, WayConfig, WithdrawLimits, overlap};
 
 /// An `announce` table as it is written.
 #[derive(Debug, Deserialize)]
@@ -29,6 +30,7 @@ pub struct RawAnnouncement {
     less_wanted_metric: Option<u32>,
     command: Option<Vec<String>>,
     timeout: Option<String>,
+    repeat: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -62,93 +64,12 @@ pub struct RawDrain {
     timeout: Option<String>,
 }
 
-/// A group of prefixes that are announced and withdrawn together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Announcement {
-    /// What it is called in messages and metrics.
-    pub name: String,
-    /// At least one, no two of which overlap.
-    pub prefixes: Vec<IpNet>,
-    /// The tables whose health counts; nothing for those with binds in the prefixes.
-    pub tables: Option<Vec<String>>,
-    /// How many backends of each table must take new connections.
-    pub min_healthy: Minimum,
-    /// How routers are told.
-    pub way: WayConfig,
-}
-
-/// How many backends must take new connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Minimum {
-    /// So many; with 0, health is not looked at.
-    Backends(u16),
-    /// So many of a hundred usable ones, from 1 to 100.
-    Percent(u8),
-}
-
-/// How routers are told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WayConfig {
-    /// Protocols of BIRD are enabled and disabled.
-    Bird {
-        /// BIRD's control socket.
-        socket: PathBuf,
-        /// Enabled when announced.
-        protocols: Vec<String>,
-        /// Enabled instead when less wanted; empty if there are none.
-        less_wanted: Vec<String>,
-    },
-    /// The prefixes are routed into a TUN interface, for a routing daemon to learn.
-    Tun {
-        /// The interface's name.
-        interface: String,
-        /// Metric of the routes.
-        metric: u32,
-        /// Their metric when less wanted.
-        less_wanted_metric: Option<u32>,
-    },
-    /// A command is run.
-    Hook {
-        /// The program and its arguments.
-        command: Vec<String>,
-        /// How long it may take.
-        timeout: Duration,
-        /// Whether it knows `less_wanted`.
-        less_wanted: bool,
-    },
-}
-
-impl WayConfig {
-    /// The way's name in the configuration.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Bird { .. } => "bird",
-            Self::Tun { .. } => "tun",
-            Self::Hook { .. } => "hook",
-        }
-    }
-
-    /// Whether it can make a path less wanted without withdrawing it.
-    #[must_use]
-    pub fn knows_less_wanted(&self) -> bool {
-        match self {
-            Self::Bird { less_wanted, .. } => !less_wanted.is_empty(),
-            Self::Tun { less_wanted_metric, .. } => less_wanted_metric.is_some(),
-            Self::Hook { less_wanted, .. } => *less_wanted,
-        }
-    }
-}
-
-/// When packets have ceased.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DrainLimits {
-    /// For so long they must have been few.
-    pub quiet: Duration,
-    /// Few are so many a second.
-    pub packets_per_second: u32,
-    /// How long that is waited for, at each stage.
-    pub timeout: Duration,
+/// The `withdraw` table as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawWithdraw {
+    timeout: Option<String>,
+    grace: Option<String>,
 }
 
 /// A key, its value and what would be right.
@@ -160,11 +81,6 @@ impl RawDrain {
     /// # Errors
     /// The field, its value and what would be right.
     pub fn check(self) -> Result<DrainLimits, Wrong> {
-        let time = |key, text: Option<String>, default: &str| {
-            let text = text.unwrap_or_else(|| default.to_owned());
-            let fix = || "give a time such as \"500ms\", \"3s\" or \"5m\"".to_owned();
-            duration(&text).map_err(|_| (key, format!("{text:?}"), fix()))
-        };
         let quiet = time("drain.quiet", self.quiet, "3s")?;
         let timeout = time("drain.timeout", self.timeout, "5m")?;
         if timeout <= quiet {
@@ -174,6 +90,38 @@ impl RawDrain {
         let packets_per_second = self.packets_per_second.unwrap_or(0);
         Ok(DrainLimits { quiet, packets_per_second, timeout })
     }
+}
+
+/// The daemon does nothing else while it waits for a withdrawal and its grace: no longer than this.
+const LONGEST_WITHDRAWAL: Duration = Duration::from_secs(10);
+
+impl RawWithdraw {
+    /// Checks it.
+    ///
+    /// # Errors
+    /// The field, its value and what would be right.
+    pub fn check(self) -> Result<WithdrawLimits, Wrong> {
+        let timeout = time("withdraw.timeout", self.timeout, "5s")?;
+        let grace = time("withdraw.grace", self.grace, "1s")?;
+        if timeout.is_zero() {
+            let fix = "a withdrawal takes some milliseconds; give a time such as \"5s\"";
+            return Err(("withdraw.timeout", "\"0s\"".into(), fix.into()));
+        }
+        if timeout + grace > LONGEST_WITHDRAWAL {
+            let fix = format!(
+                "with `withdraw.timeout`, which is {timeout:?}, it makes more than \
+                 {LONGEST_WITHDRAWAL:?}, for which no other change would get through; give less"
+            );
+            return Err(("withdraw.grace", format!("\"{grace:?}\""), fix));
+        }
+        Ok(WithdrawLimits { timeout, grace })
+    }
+}
+
+fn time(key: &'static str, text: Option<String>, default: &str) -> Result<Duration, Wrong> {
+    let text = text.unwrap_or_else(|| default.to_owned());
+    let fix = || "give a time such as \"500ms\", \"3s\" or \"5m\"".to_owned();
+    duration(&text).map_err(|_| (key, format!("{text:?}"), fix()))
 }
 
 /// Checks all announcements. Relative paths are meant from `folder`, that of the configuration.
@@ -209,10 +157,6 @@ pub fn check(raw: Vec<RawAnnouncement>, folder: &Path) -> Result<Vec<Announcemen
         all.push(new);
     }
     Ok(all)
-}
-
-fn overlap(one: &IpNet, other: &IpNet) -> bool {
-    one.contains(other) || other.contains(one)
 }
 
 /// What two ways would both switch.
@@ -296,6 +240,7 @@ impl RawAnnouncement {
             ),
             ("command", "announce.command", self.command.is_some(), "hook"),
             ("timeout", "announce.timeout", self.timeout.is_some(), "hook"),
+            ("repeat", "announce.repeat", self.repeat.is_some(), "hook"),
         ];
         let foreign = given.into_iter().find(|(key, _, is, _)| *is && !keys.contains(key));
         match foreign {
@@ -386,7 +331,7 @@ impl RawAnnouncement {
     }
 
     fn hook(self, folder: &Path) -> Result<WayConfig, Wrong> {
-        self.only(&["command", "timeout"])?;
+        self.only(&["command", "timeout", "repeat"])?;
         let mut command = self.command.unwrap_or_default();
         let Some(program) = command.first_mut().filter(|program| !program.is_empty()) else {
             let fix = "give the program and its arguments, such as [\"/etc/glb/announce\"]";
@@ -396,12 +341,13 @@ impl RawAnnouncement {
         if program.contains('/') {
             *program = folder.join(&*program).to_string_lossy().into_owned();
         }
-        let text = self.timeout.unwrap_or_else(|| "10s".into());
-        let timeout = duration(&text).ok().filter(|timeout| !timeout.is_zero());
-        let Some(timeout) = timeout else {
-            let fix = "give a time such as \"10s\"".to_owned();
-            return Err(("announce.timeout", format!("{text:?}"), fix));
+        let time = |key, text: String| {
+            let fix = || "give a time such as \"10s\"".to_owned();
+            let time = duration(&text).ok().filter(|time| !time.is_zero());
+            time.ok_or_else(|| (key, format!("{text:?}"), fix()))
         };
+        let timeout = time("announce.timeout", self.timeout.unwrap_or_else(|| "10s".into()))?;
+        let repeat = self.repeat.map(|text| time("announce.repeat", text)).transpose()?;
         let less_wanted = match self.less_wanted {
             None => false,
             Some(RawLessWanted::Flag(flag)) => flag,
@@ -410,7 +356,7 @@ impl RawAnnouncement {
                 return Err(("announce.less_wanted", format!("{names:?}"), fix.into()));
             }
         };
-        Ok(WayConfig::Hook { command, timeout, less_wanted })
+        Ok(WayConfig::Hook { command, timeout, repeat, less_wanted })
     }
 }
 
@@ -427,94 +373,6 @@ fn prefix(text: &str) -> Result<IpNet, &'static str> {
         return Err("this is everything; announce the VIPs");
     }
     Ok(prefix)
-}
-
-impl Announcement {
-    /// Whether one of the prefixes holds all of `net`.
-    #[must_use]
-    pub fn covers(&self, net: &IpNet) -> bool {
-        self.prefixes.iter().any(|prefix| prefix.contains(net))
-    }
-
-    /// The tables whose health counts, as far as they are there.
-    pub fn tables_of<'t>(&self, tables: &'t TableSet) -> impl Iterator<Item = &'t Table> {
-        let has_bind = |table: &Table| table.binds.iter().any(|bind| self.covers(&bind.prefix));
-        tables.tables.iter().filter(move |table| match &self.tables {
-            Some(names) => names.contains(&table.name),
-            None => has_bind(table),
-        })
-    }
-
-    /// The first prefix in which no table has a bind.
-    #[must_use]
-    pub fn unserved(&self, tables: &TableSet) -> Option<IpNet> {
-        let binds = || tables.tables.iter().flat_map(|table| &table.binds);
-        let is_unserved = |prefix: &&IpNet| !binds().any(|bind| overlap(prefix, &bind.prefix));
-        self.prefixes.iter().find(is_unserved).copied()
-    }
-}
-
-/// What the tables and this machine say against the announcements: errors, and what may surprise.
-#[must_use]
-pub fn against(announcements: &[Announcement], tables: &TableSet) -> (Vec<String>, Vec<String>) {
-    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
-    if announcements.is_empty() {
-        return (errors, warnings);
-    }
-    for one in announcements {
-        let name = &one.name;
-        for table in one.tables.iter().flatten() {
-            if !tables.tables.iter().any(|known| known.name == *table) {
-                let known = tables.tables.iter().map(|table| table.name.as_str());
-                let near = nearest(table, known)
-                    .map(|near| format!("; did you mean \"{near}\"?"))
-                    .unwrap_or_default();
-                errors.push(format!(
-                    "announcement {name:?}: `tables` names {table:?}, and the table file has no such \
-                     table{near}"
-                ));
-            }
-        }
-        if let Some(prefix) = one.unserved(tables) {
-            errors.push(format!(
-                "announcement {name:?}: no bind of any table lies in {prefix}: routers would send \
-                 what nobody serves; add the bind, or take the prefix out"
-            ));
-        }
-        for prefix in &one.prefixes {
-            if let Some(address) = own_address(prefix) {
-                errors.push(format!(
-                    "announcement {name:?}: {address} is an address of this machine; a VIP must not \
-                     be one, or its kernel answers what is left to it and so resets live \
-                     connections: `ip address del {address} dev …`"
-                ));
-            }
-        }
-    }
-    for table in &tables.tables {
-        let open = table.binds.iter().find(|bind| {
-            !announcements.iter().any(|announcement| announcement.covers(&bind.prefix))
-        });
-        if let Some(bind) = open {
-            warnings.push(format!(
-                "table {}: its bind {} lies in no announced prefix: somebody else must route it here",
-                table.name, bind.prefix
-            ));
-        }
-    }
-    (errors, warnings)
-}
-
-/// An address in `prefix` that this machine has.
-#[must_use]
-pub fn own_address(prefix: &IpNet) -> Option<IpAddr> {
-    let all = nix::ifaddrs::getifaddrs().into_iter().flatten();
-    all.filter_map(|entry| {
-        let address = entry.address?;
-        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
-    })
-    .find(|address| prefix.contains(address))
 }
 
 #[cfg(test)]
@@ -555,7 +413,7 @@ mod tests {
         let tun =
             WayConfig::Tun { interface: "glb-vip".into(), metric: 100, less_wanted_metric: None };
         assert_eq!(all[0].way, tun);
-        let WayConfig::Hook { command, timeout, less_wanted } = &all[1].way else {
+        let WayConfig::Hook { command, timeout, repeat: None, less_wanted } = &all[1].way else {
             panic!("{all:?}")
         };
         assert_eq!(command, &["/etc/glb/./h", "x"]);
@@ -598,6 +456,10 @@ mod tests {
                 second("prefixes = [\"::2\"]\nway = \"hook\"\ncommand=[\"x\"]\ntimeout=\"0\""),
                 vec!["announce.timeout", "10s"],
             ),
+            (
+                second("prefixes = [\"::2\"]\nway = \"hook\"\ncommand=[\"x\"]\nrepeat=\"0\""),
+                vec!["announce.repeat", "10s"],
+            ),
         ] {
             let error = read(&text).unwrap_err();
             for word in words {
@@ -616,5 +478,28 @@ mod tests {
         assert_eq!(raw("1s", "2s").check().unwrap().quiet, Duration::from_secs(1));
         assert_eq!(raw("2s", "2s").check().unwrap_err().0, "drain.timeout");
         assert_eq!(raw("2x", "2s").check().unwrap_err().0, "drain.quiet");
+    }
+
+    #[test]
+    fn a_withdrawal_holds_nothing_else_up_for_long() {
+        let raw = |timeout: &str, grace: &str| RawWithdraw {
+            timeout: Some(timeout.into()),
+            grace: Some(grace.into()),
+        };
+        let limits = RawWithdraw::default().check().unwrap();
+        assert_eq!(
+            (limits.timeout, limits.grace),
+            (Duration::from_secs(5), Duration::from_secs(1))
+        );
+        assert_eq!(raw("10s", "0").check().unwrap().grace, Duration::ZERO);
+        for (timeout, grace, key, words) in [
+            ("0s", "1s", "withdraw.timeout", "5s"),
+            ("5s", "6s", "withdraw.grace", "10s"),
+            ("5s", "x", "withdraw.grace", "500ms"),
+            ("-1", "1s", "withdraw.timeout", "500ms"),
+        ] {
+            let (found, _, fix) = raw(timeout, grace).check().unwrap_err();
+            assert!(found == key && fix.contains(words), "{timeout} {grace}: {found}: {fix}");
+        }
     }
 }

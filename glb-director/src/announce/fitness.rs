@@ -6,9 +6,8 @@ use glb_host::next_hop;
 use glb_table::{Table, TableSet};
 
 use super::{
-    Announcement,
+    announcement::{Announcement, Minimum, own_address},
     choreography::{Cause, Unfit},
-    config::{Minimum, own_address},
 };
 use crate::observe::InterfaceView;
 
@@ -23,13 +22,16 @@ pub(super) fn judge(
         let words = "no generation of this process is in force yet";
         return (None, Some(Unfit::new(Cause::NotServing, words)));
     };
-    let must_go = attached(interfaces)
-        .or_else(|| in_tables(announcement, tables))
-        .or_else(|| healthy(announcement, tables));
+    let must_go = attached(interfaces).or_else(|| by_tables(announcement, tables));
     // An address can be taken away as easily as it came, and a way is often back in a moment: they
     // keep an announcement from beginning, and do not end one that connections depend on.
     let must_wait = own(announcement).or_else(|| reachable(announcement, tables, ways));
     (must_go, must_wait)
+}
+
+/// What these tables say against it: they do not serve it, or too few of its backends are healthy.
+pub(super) fn by_tables(announcement: &Announcement, tables: &TableSet) -> Option<Unfit> {
+    in_tables(announcement, tables).or_else(|| healthy(announcement, tables))
 }
 
 /// VIP packets that come where no program is would be left to the kernel.
@@ -110,7 +112,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::announce::config::WayConfig;
+    use crate::announce::announcement::WayConfig;
 
     fn table(states: &str) -> TableSet {
         let text = format!(

@@ -8,17 +8,14 @@
 //! route: no routing daemon learns it, whatever it redistributes. The rules are for what comes in by
 //! the director's interfaces, so the machine itself can still reach the VIPs.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::{collections::BTreeSet, io};
 
 use futures::TryStreamExt as _;
 use ipnet::IpNet;
 use rtnetlink::{
     Handle, IpVersion,
     packet_route::{
+        AddressFamily,
         route::RouteProtocol,
         rule::{RuleAction, RuleAttribute, RuleMessage},
     },
@@ -54,11 +51,7 @@ pub type Rule = (String, IpNet);
 /// # Errors
 /// When the kernel says no; some rules may then be missing.
 pub async fn guard(interfaces: &[String], prefixes: &[IpNet]) -> Result<(), GuardError> {
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(GuardError::Open)?;
-    let task = tokio::spawn(connection);
-    let result = bring(&handle, interfaces, prefixes).await;
-    task.abort();
-    result
+    with_netlink(async |handle| bring(handle, interfaces, prefixes).await).await
 }
 
 /// The rules of directors that there are.
@@ -66,11 +59,18 @@ pub async fn guard(interfaces: &[String], prefixes: &[IpNet]) -> Result<(), Guar
 /// # Errors
 /// When the kernel does not tell.
 pub async fn present() -> Result<BTreeSet<Rule>, GuardError> {
+    let all = with_netlink(list).await?;
+    Ok(all.into_iter().map(|(rule, _)| rule).collect())
+}
+
+async fn with_netlink<T>(
+    work: impl AsyncFnOnce(&Handle) -> Result<T, GuardError>,
+) -> Result<T, GuardError> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(GuardError::Open)?;
     let task = tokio::spawn(connection);
-    let result = list(&handle).await;
+    let result = work(&handle).await;
     task.abort();
-    Ok(result?.into_iter().map(|(rule, _)| rule).collect())
+    result
 }
 
 async fn list(handle: &Handle) -> Result<Vec<(Rule, RuleMessage)>, GuardError> {
@@ -129,37 +129,17 @@ fn is_ours(message: &RuleMessage) -> bool {
 }
 
 async fn add(handle: &Handle, interface: &str, prefix: IpNet) -> Result<(), rtnetlink::Error> {
-    let request = handle
+    let mut request = handle
         .rule()
         .add()
         .action(RuleAction::Blackhole)
         .priority(PRIORITY)
         .input_interface(interface);
-    let mark = RuleAttribute::Protocol(RouteProtocol::from(MARK));
-    match prefix.addr() {
-        IpAddr::V4(address) => v4(request.v4(), address, prefix.prefix_len(), mark).await,
-        IpAddr::V6(address) => v6(request.v6(), address, prefix.prefix_len(), mark).await,
-    }
-}
-
-async fn v4(
-    request: rtnetlink::RuleAddRequest<Ipv4Addr>,
-    address: Ipv4Addr,
-    length: u8,
-    mark: RuleAttribute,
-) -> Result<(), rtnetlink::Error> {
-    let mut request = request.destination_prefix(address, length);
-    request.message_mut().attributes.push(mark);
-    request.execute().await
-}
-
-async fn v6(
-    request: rtnetlink::RuleAddRequest<Ipv6Addr>,
-    address: Ipv6Addr,
-    length: u8,
-    mark: RuleAttribute,
-) -> Result<(), rtnetlink::Error> {
-    let mut request = request.destination_prefix(address, length);
-    request.message_mut().attributes.push(mark);
+    let message = request.message_mut();
+    message.header.family =
+        if prefix.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.dst_len = prefix.prefix_len();
+    message.attributes.push(RuleAttribute::Destination(prefix.addr()));
+    message.attributes.push(RuleAttribute::Protocol(RouteProtocol::from(MARK)));
     request.execute().await
 }

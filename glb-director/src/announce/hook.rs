@@ -1,6 +1,11 @@
 //! A command that is told what to announce: for ExaBGP, GoBGP or whatever else there is.
 
-use std::{io, pin::pin, process::Stdio, time::Duration};
+use std::{
+    io,
+    pin::pin,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 use tokio::{
@@ -53,33 +58,40 @@ pub enum HookError {
 pub struct Hook {
     command: Vec<String>,
     timeout: Duration,
+    repeat: Option<Duration>,
     name: String,
     prefixes: Vec<String>,
-    /// What it was told last and did.
-    told: Option<Level>,
+    /// What it was told last and did, and when.
+    told: Option<(Level, Instant)>,
 }
 
 impl Hook {
-    /// Nothing is run yet.
+    /// Nothing is run yet. One run may take `timeout`; it is told the same again every `repeat`.
     #[must_use]
-    pub fn new(command: &[String], timeout: Duration, name: &str, prefixes: &[IpNet]) -> Self {
+    pub fn new(
+        command: &[String],
+        (timeout, repeat): (Duration, Option<Duration>),
+        name: &str,
+        prefixes: &[IpNet],
+    ) -> Self {
         let prefixes = prefixes.iter().map(ToString::to_string).collect();
         let (command, name) = (command.to_vec(), name.to_owned());
-        Self { command, timeout, name, prefixes, told: None }
+        Self { command, timeout, repeat, name, prefixes, told: None }
     }
 
     /// What it was told last and did; nothing before it was told anything.
     #[must_use]
-    pub const fn level(&self) -> Option<Level> {
-        self.told
+    pub fn level(&self) -> Option<Level> {
+        self.told.map(|(level, _)| level)
     }
 
-    /// Runs the command, unless it did this last.
+    /// Runs the command, unless it did this last and need not be told again yet.
     ///
     /// # Errors
     /// When it cannot be run, takes too long, or ends with anything but 0.
     pub async fn bring(&mut self, level: Level) -> Result<(), HookError> {
-        if self.told == Some(level) {
+        let is_due = |when: Instant| self.repeat.is_some_and(|repeat| when.elapsed() >= repeat);
+        if self.told.is_some_and(|(told, when)| told == level && !is_due(when)) {
             return Ok(());
         }
         // Whatever it did before it failed or was killed is not known.
@@ -129,7 +141,7 @@ impl Hook {
         };
         match timeout(self.timeout, work).await {
             Ok(Ok((status, _))) if status.success() => {
-                self.told = Some(level);
+                self.told = Some((level, Instant::now()));
                 Ok(())
             }
             Ok(Ok((status, complaint))) => {
@@ -159,7 +171,7 @@ mod tests {
     fn hook(script: &str, timeout: Duration) -> Hook {
         let command = ["/bin/sh", "-c", script, "hook"].map(str::to_owned);
         let prefixes = ["203.0.113.10/32", "2001:db8::10/128"].map(|text| text.parse().unwrap());
-        Hook::new(&command, timeout, "web", &prefixes)
+        Hook::new(&command, (timeout, None), "web", &prefixes)
     }
 
     #[tokio::test]
@@ -176,8 +188,10 @@ mod tests {
             hook.bring(level).await.unwrap();
             assert_eq!(hook.level(), Some(level));
         }
+        hook.repeat = Some(Duration::ZERO);
+        hook.bring(Level::Withdrawn).await.unwrap();
         let both = "203.0.113.10/32 2001:db8::10/128";
-        let lines = ["announce", "less-wanted", "withdraw"];
+        let lines = ["announce", "less-wanted", "withdraw", "withdraw"];
         let lines = lines.map(|verb| format!("{verb} {both} | web {verb} {both} \n")).concat();
         assert_eq!(std::fs::read_to_string(log).unwrap(), lines);
     }

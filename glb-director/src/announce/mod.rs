@@ -1,9 +1,12 @@
 //! Telling routers of the VIPs, and the order in which that is done.
 //!
-//! [`config`] says what is announced and how. [`choreography`] decides, as a pure function, what each
-//! announcement should be now; [`runner`] feeds it from the running director and has [`way`] carry
-//! its decisions out: by [`bird`]'s control socket, a [`tun`] interface, or a [`hook`].
+//! [`config`] reads what is announced and how into an [`announcement`]. [`choreography`] decides, as a
+//! pure function, what each announcement should be now; [`runner`] feeds it from the running director
+//! and has [`way`] carry its decisions out: by [`bird`]'s control socket, a [`tun`] interface, or a
+//! [`hook`]. [`ahead`] has withdrawn what the next generation will not serve.
 
+mod ahead;
+pub mod announcement;
 pub mod bird;
 pub mod choreography;
 pub mod config;
@@ -17,7 +20,8 @@ mod way;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    config::{Announcement, DrainLimits},
+    ahead::{Ahead, NotWithdrawn},
+    announcement::{Announcement, DrainLimits, WithdrawLimits},
     runner::{Announcer, Ended, block_on, withdraw_all},
     way::WayError,
 };

@@ -4,17 +4,19 @@
 use std::{collections::BTreeMap, future::Future, io, sync::Arc, thread, time::Duration};
 
 use glb_host::control::{Answer, Refusal};
+use glb_table::TableSet;
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, timeout},
 };
 use tracing::{info, warn};
 
 use super::{
     AnnounceView, Announcement, AnnouncementView, DrainLimits, Level, Stage, WayError,
+    ahead::Known,
     choreography::{Choreography, Order, Seen, Sight, Turn, Wanted},
     fitness,
-    way::{self, Standing, Way},
+    way::{self, Standing, Way, Wish},
 };
 use crate::observe::Observer;
 
@@ -26,9 +28,17 @@ const LOOK_IN_A_DRAIN: Duration = Duration::from_millis(250);
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 
 /// What is asked of the thread.
-enum Request {
+#[derive(Debug)]
+pub(super) enum Request {
+    /// Begin a drain.
     Drain(Order, Option<Answer>),
+    /// End it.
     Cancel(Option<Answer>),
+    /// These tables are about to come into force: what they do not serve goes. Answered when they have
+    /// been looked at.
+    Ahead(Arc<TableSet>, oneshot::Sender<()>),
+    /// They are in force, or will not come.
+    Over,
 }
 
 /// What has become of a drain.
@@ -49,6 +59,7 @@ pub struct Announcer(Option<Hands>);
 #[derive(Debug)]
 struct Hands {
     requests: mpsc::UnboundedSender<Request>,
+    known: watch::Receiver<Vec<Known>>,
     ended: mpsc::UnboundedReceiver<Ended>,
 }
 
@@ -71,9 +82,10 @@ impl Announcer {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (requests, received) = mpsc::unbounded_channel();
         let (tell, ended) = mpsc::unbounded_channel();
+        let (publish, known) = watch::channel(Vec::new());
         let announcements = announcements.to_vec();
         let work = async move {
-            let mut runner = Runner::new(announcements, limits, observer, tell);
+            let mut runner = Runner::new(announcements, limits, observer, (tell, publish));
             match drain {
                 Some(Some(order)) => runner.choreography.drain(runner.now(), order),
                 Some(None) => runner.choreography.stay_drained(runner.now()),
@@ -83,7 +95,14 @@ impl Announcer {
         };
         let thread = thread::Builder::new().name("announce".into());
         thread.spawn(move || runtime.block_on(work))?;
-        Ok(Self(Some(Hands { requests, ended })))
+        Ok(Self(Some(Hands { requests, known, ended })))
+    }
+
+    /// Where the thread is asked, and where it says what is withdrawn; nothing without a thread.
+    pub(super) fn hands(
+        &self,
+    ) -> Option<(mpsc::UnboundedSender<Request>, watch::Receiver<Vec<Known>>)> {
+        self.0.as_ref().map(|hands| (hands.requests.clone(), hands.known.clone()))
     }
 
     /// Whether there is anything to drain.
@@ -145,12 +164,15 @@ struct Runner {
     choreography: Choreography,
     begun: Instant,
     /// What each way is told, and what it says.
-    wanted: Vec<watch::Sender<Option<Wanted>>>,
+    wishes: Vec<watch::Sender<Wish>>,
     standings: Vec<watch::Receiver<Option<Standing>>>,
     changed: Arc<Notify>,
     withdrawals: Vec<BTreeMap<String, u64>>,
     view: watch::Sender<Arc<AnnounceView>>,
     tell: mpsc::UnboundedSender<Ended>,
+    /// Tables that are about to come into force.
+    prospect: Option<Arc<TableSet>>,
+    known: watch::Sender<Vec<Known>>,
     /// Who follows the drain.
     followers: Vec<Answer>,
     /// Interfaces that were without a program when they were looked at last: a swap's moment is not
@@ -163,17 +185,17 @@ impl Runner {
         announcements: Vec<Announcement>,
         limits: DrainLimits,
         observer: Observer,
-        tell: mpsc::UnboundedSender<Ended>,
+        (tell, known): (mpsc::UnboundedSender<Ended>, watch::Sender<Vec<Known>>),
     ) -> Self {
         let knows = announcements.iter().map(|one| one.way.knows_less_wanted()).collect();
         let changed = Arc::new(Notify::new());
-        let (mut wanted, mut standings) = (Vec::new(), Vec::new());
+        let (mut senders, mut standings) = (Vec::new(), Vec::new());
         for announcement in &announcements {
-            let (wish, wishes) = watch::channel(None);
+            let (wish, wishes) = watch::channel(Wish::default());
             let (stand, standing) = watch::channel(None);
             let keep = way::keep(announcement.clone(), wishes, stand, Arc::clone(&changed));
             drop(tokio::spawn(keep));
-            wanted.push(wish);
+            senders.push(wish);
             standings.push(standing);
         }
         let (view, seen) = watch::channel(Arc::default());
@@ -184,11 +206,13 @@ impl Runner {
             announcements,
             observer,
             begun: Instant::now(),
-            wanted,
+            wishes: senders,
             standings,
             changed,
             view,
             tell,
+            prospect: None,
+            known,
             followers: Vec::new(),
             without: Vec::new(),
         }
@@ -249,6 +273,13 @@ impl Runner {
                     answer.done(Ok(was));
                 }
             }
+            Request::Ahead(tables, seen) => {
+                self.prospect = Some(tables);
+                self.look();
+                // Whoever has no more time for it comes again.
+                seen.send(()).ok();
+            }
+            Request::Over => self.prospect = None,
         }
     }
 
@@ -279,6 +310,7 @@ impl Runner {
         let packets = if draining { self.packets() } else { None };
         let turn = self.choreography.step(Sight { now, announcements: &seen, packets });
         self.carry_out();
+        self.publish();
         match turn {
             Some(Turn::Stage(stage, why)) => {
                 info!(why, "drain: {}", stage.name().replace('_', " "));
@@ -310,11 +342,13 @@ impl Runner {
         let snapshot = self.observer.snapshot();
         let tables = snapshot.in_force.as_ref().map(|running| &*running.tables);
         let ways = self.observer.state().ways();
-        let all = self.announcements.iter().zip(&self.standings);
-        all.map(|(announcement, standing)| {
+        let all = self.announcements.iter().zip(self.wishes.iter().zip(&self.standings));
+        all.map(|(announcement, (wish, standing))| {
             let ways = ways.as_deref();
             let (must_go, must_wait) = fitness::judge(announcement, tables, ways, &interfaces);
-            let level = standing.borrow().as_ref().and_then(|standing| standing.level);
+            let prospect = self.prospect.as_deref();
+            let must_go = must_go.or_else(|| fitness::by_tables(announcement, prospect?));
+            let level = level_of(wish, standing);
             Seen { must_go, must_wait, level }
         })
         .collect()
@@ -335,9 +369,9 @@ impl Runner {
     }
 
     fn carry_out(&mut self) {
-        let all = self.wanted.iter().zip(self.choreography.wanted()).zip(&mut self.withdrawals);
+        let all = self.wishes.iter().zip(self.choreography.wanted()).zip(&mut self.withdrawals);
         for ((sender, wanted), withdrawals) in all {
-            sender.send_if_modified(|old| {
+            sender.send_if_modified(|Wish { number, wanted: old }| {
                 let is_new = old != wanted;
                 let level = |w: &Option<Wanted>| w.as_ref().map(|wanted| wanted.level);
                 if let Some(Wanted { level: Level::Withdrawn, why: Some(why) }) = wanted
@@ -350,9 +384,34 @@ impl Runner {
                 if is_new {
                     old.clone_from(wanted);
                 }
+                *number += u64::from(is_other);
                 is_other
             });
         }
+    }
+
+    /// Tells whoever waits for it what is withdrawn.
+    fn publish(&self) {
+        let now = Instant::now();
+        self.known.send_if_modified(|known| {
+            let parts = self.wishes.iter().zip(&self.standings).enumerate();
+            let new: Vec<Known> = parts
+                .map(|(index, (wish, standing))| {
+                    let wanted = wish.borrow().wanted.as_ref().map(|wanted| wanted.level);
+                    let is_gone = wanted == Some(Level::Withdrawn)
+                        && level_of(wish, standing) == Some(Level::Withdrawn);
+                    let before = known.get(index).and_then(|known: &Known| known.withdrawn);
+                    let error = standing.borrow().as_ref().map(|standing| standing.error.clone());
+                    Known {
+                        withdrawn: is_gone.then(|| before.unwrap_or(now)),
+                        error: error.unwrap_or_default(),
+                    }
+                })
+                .collect();
+            let is_new = *known != new;
+            *known = new;
+            is_new
+        });
     }
 
     fn show(&mut self, now: Duration) {
@@ -394,6 +453,15 @@ impl Runner {
             self.observer.state().announced();
         }
     }
+}
+
+/// What it is now, if that is known since it was wished last.
+fn level_of(
+    wish: &watch::Sender<Wish>,
+    standing: &watch::Receiver<Option<Standing>>,
+) -> Option<Level> {
+    let number = wish.borrow().number;
+    standing.borrow().as_ref().filter(|standing| standing.wish == number)?.level
 }
 
 /// Waits for `work` on a runtime of its own, where there is none.

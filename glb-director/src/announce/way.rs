@@ -10,9 +10,9 @@ use tracing::{info, warn};
 
 use super::{
     Announcement, Level,
+    announcement::WayConfig,
     bird::{Bird, BirdError},
     choreography::Wanted,
-    config::WayConfig,
     hook::{Hook, HookError},
     tun::{Tun, TunError},
 };
@@ -37,9 +37,20 @@ pub enum WayError {
     Hook(#[from] HookError),
 }
 
+/// What is wished of a way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Wish {
+    /// Which wish for a level it is; 0 before the first one.
+    pub(super) number: u64,
+    /// Nothing before the first one: it is only looked.
+    pub(super) wanted: Option<Wanted>,
+}
+
 /// What a way has come to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Standing {
+    /// Which wish it is about: what was so before the last wish may not be so any more.
+    pub(super) wish: u64,
     /// What is announced; nothing where that is not known.
     pub(super) level: Option<Level>,
     /// Why that is not what is wanted; empty if it is.
@@ -65,8 +76,9 @@ impl Way {
                 let metrics = (*metric, *less_wanted_metric);
                 Self::Tun(Tun::new(interface, metrics, &announcement.prefixes))
             }
-            WayConfig::Hook { command, timeout, .. } => {
-                Self::Hook(Hook::new(command, *timeout, &announcement.name, &announcement.prefixes))
+            WayConfig::Hook { command, timeout, repeat, .. } => {
+                let Announcement { name, prefixes, .. } = announcement;
+                Self::Hook(Hook::new(command, (*timeout, *repeat), name, prefixes))
             }
         }
     }
@@ -116,7 +128,7 @@ impl Way {
 /// wish it only looks.
 pub(super) async fn keep(
     announcement: Announcement,
-    mut wanted: watch::Receiver<Option<Wanted>>,
+    mut wishes: watch::Receiver<Wish>,
     standing: watch::Sender<Option<Standing>>,
     changed: Arc<Notify>,
 ) {
@@ -124,17 +136,17 @@ pub(super) async fn keep(
     let mut way = Way::new(&announcement);
     let mut backoff = AGAIN;
     loop {
-        let wish = wanted.borrow_and_update().clone();
+        let Wish { number, wanted } = wishes.borrow_and_update().clone();
         let work = async {
-            match &wish {
+            match &wanted {
                 None => way.look().await,
-                Some(wish) => way.bring(wish.level).await.map(|()| Some(wish.level)),
+                Some(wanted) => way.bring(wanted.level).await.map(|()| Some(wanted.level)),
             }
         };
         // A wish that changes is not waited for: what is under way may hang.
         let result = tokio::select! {
             result = work => result,
-            changed = wanted.changed() => match changed {
+            changed = wishes.changed() => match changed {
                 Ok(()) => continue,
                 Err(_) => return,
             },
@@ -146,18 +158,16 @@ pub(super) async fn keep(
             backoff = (backoff * 2).min(way.patience());
             backoff
         };
-        let new = match result {
-            Ok(level) => Standing { level, error: String::new(), dropped: way.dropped() },
-            Err(error) => {
-                let level = Way::is_away(&error).then_some(Level::Withdrawn);
-                Standing { level, error: error.to_string(), dropped: way.dropped() }
-            }
+        let (level, error) = match result {
+            Ok(level) => (level, String::new()),
+            Err(error) => (Way::is_away(&error).then_some(Level::Withdrawn), error.to_string()),
         };
+        let new = Standing { wish: number, level, error, dropped: way.dropped() };
         let is_new = standing.send_if_modified(|old| {
             if old.as_ref() == Some(&new) {
                 return false;
             }
-            tell(name, wish.as_ref(), old.as_ref(), &new);
+            tell(name, wanted.as_ref(), old.as_ref(), &new);
             *old = Some(new);
             true
         });
@@ -165,7 +175,7 @@ pub(super) async fn keep(
             changed.notify_one();
         }
         tokio::select! {
-            changed = wanted.changed() => if changed.is_err() { return },
+            changed = wishes.changed() => if changed.is_err() { return },
             () = way.disturbed() => {}
             () = sleep(pause) => {}
         }

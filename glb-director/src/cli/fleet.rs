@@ -4,7 +4,7 @@ use std::{path::Path, process::ExitCode, thread, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
-use glb_host::control::Client;
+use glb_host::control::{Client, ClientError};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Request, body::Bytes, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
@@ -108,7 +108,12 @@ fn ask(target: &str) -> anyhow::Result<Member> {
         bail!("give http://HOST:PORT, or the path of a control socket");
     }
     let path = target.strip_prefix("unix:").unwrap_or(target);
-    Ok(Client::connect(Path::new(path))?.ask(&Ask::Member, PATIENCE)?)
+    match Client::connect(Path::new(path)) {
+        // The client's own advice is about the director of a configuration.
+        Err(ClientError::NotRunning { source, .. }) => Err(source)
+            .context("no daemon answers there; start it, or give another path or http://HOST:PORT"),
+        client => Ok(client?.ask(&Ask::Member, PATIENCE)?),
+    }
 }
 
 async fn over_http(target: &str) -> anyhow::Result<Member> {

@@ -78,8 +78,8 @@ enum Command {
     Reload {
         #[command(flatten)]
         asking: Asking,
-        /// Even if nothing has changed, or the change can break flows and the configuration forbids
-        /// that.
+        /// Even if nothing has changed, the change can break flows and the configuration forbids
+        /// that, or VIPs that it ends to serve cannot be withdrawn first.
         #[arg(long)]
         force: bool,
     },
@@ -87,7 +87,13 @@ enum Command {
     ///
     /// Once more leads forth again. The table file stays as it is: it is loaded again by `reload` or
     /// SIGHUP, and by itself once it is changed.
-    Rollback(Asking),
+    Rollback {
+        #[command(flatten)]
+        asking: Asking,
+        /// Even if VIPs that it ends to serve cannot be withdrawn first.
+        #[arg(long)]
+        force: bool,
+    },
     /// Tell the running daemon that backends hold no flows any more, so they can be taken out.
     ///
     /// `glb-redirect wait --until-drained` on the backend finds out. Without it, a backend is taken to
@@ -336,7 +342,7 @@ impl Cli {
             Command::Show { what, asking } => coded(show::execute(&asking, what)),
             Command::Top { asking, options } => coded(top::execute(&asking, &options)),
             Command::Reload { asking, force } => coded(reload::execute(&asking, force)),
-            Command::Rollback(asking) => coded(reload::rollback(&asking)),
+            Command::Rollback { asking, force } => coded(reload::rollback(&asking, force)),
             Command::Drained { backends, asking } => coded(reload::drained(&asking, backends)),
             Command::Drain { asking, cancel: true, .. } => coded(drain::undrain(&asking)),
             Command::Drain { asking, timeout, force, .. } => {

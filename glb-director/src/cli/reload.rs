@@ -12,8 +12,8 @@ pub(super) fn execute(asking: &Asking, force: bool) -> anyhow::Result<ExitCode> 
     change(asking, &Command::Reload { force })
 }
 
-pub(super) fn rollback(asking: &Asking) -> anyhow::Result<ExitCode> {
-    change(asking, &Command::Rollback)
+pub(super) fn rollback(asking: &Asking, force: bool) -> anyhow::Result<ExitCode> {
+    change(asking, &Command::Rollback { force })
 }
 
 pub(super) fn drained(asking: &Asking, backends: Vec<IpAddr>) -> anyhow::Result<ExitCode> {

@@ -47,13 +47,17 @@ pub enum Command {
     Generations,
     /// Bring the table file into force, and say how that went: [`Done`](crate::daemon::Done).
     Reload {
-        /// Even if nothing has changed, or the change can break flows and the configuration
-        /// forbids that.
+        /// Even if nothing has changed, the change can break flows and the configuration forbids
+        /// that, or what it ends to serve cannot be withdrawn first.
         #[serde(default)]
         force: bool,
     },
     /// Bring the previous generation back into force; [`Done`](crate::daemon::Done).
-    Rollback,
+    Rollback {
+        /// Even if what it ends to serve cannot be withdrawn first.
+        #[serde(default)]
+        force: bool,
+    },
     /// These backends are known to hold no flows any more; answered with a text.
     Drained {
         /// Who.
@@ -92,7 +96,7 @@ impl control::Command for Command {
             | Self::Binds
             | Self::Generations => false,
             Self::Reload { .. }
-            | Self::Rollback
+            | Self::Rollback { .. }
             | Self::Drained { .. }
             | Self::Drain { .. }
             | Self::Undrain
@@ -151,7 +155,7 @@ pub fn open(
         Command::Binds => call.answer.done(Ok(observer.binds())),
         Command::Generations => call.answer.done(Ok(observer.generations())),
         Command::Reload { .. }
-        | Command::Rollback
+        | Command::Rollback { .. }
         | Command::Drained { .. }
         | Command::Drain { .. }
         | Command::Undrain

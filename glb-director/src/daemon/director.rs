@@ -114,7 +114,8 @@ impl Director<'_> {
             }
             warn!(at_risk = safety::worst(&judgement), "this change can break flows:\n{warning}");
         }
-        let made = self.making.bring(&source, tables, built, Some(&self.current), &mut steps).await;
+        let made =
+            self.making.bring(&source, tables, built, Some(&self.current), force, &mut steps).await;
         let made = match made {
             Ok(made) => made,
             Err(error) => {
@@ -137,7 +138,7 @@ impl Director<'_> {
     }
 
     /// Puts the previous generation back into force, program and maps as they were.
-    pub(super) async fn rollback(&mut self) -> Result<Done, Error> {
+    pub(super) async fn rollback(&mut self, force: bool) -> Result<Done, Error> {
         let mut steps = Steps::begin();
         let mut previous = match std::mem::replace(&mut self.previous, Previous::None) {
             Previous::Here(made) => made,
@@ -145,7 +146,7 @@ impl Director<'_> {
             Previous::Pinned(number) => match self.find(number) {
                 Ok(made) => Box::new(made),
                 Err(Error::OtherRelease { .. } | Error::NotAdopted(_)) => {
-                    let done = self.build_again(number, steps).await;
+                    let done = self.build_again(number, force, steps).await;
                     if done.is_err() {
                         self.previous = Previous::Pinned(number);
                     }
@@ -161,6 +162,10 @@ impl Director<'_> {
         let judgement = self.making.safety.judge(&self.current.built, &previous.built);
         let warning = safety::in_words(&judgement);
         steps.done("plan");
+        if let Err(error) = self.making.make_way(&previous.tables, force, &mut steps).await {
+            self.previous = Previous::Here(previous);
+            return Err(error);
+        }
         // Nobody has followed its next hops while it was not in force.
         let all =
             previous.addresses().union(&self.current.addresses()).copied().collect::<Vec<_>>();
@@ -223,7 +228,12 @@ impl Director<'_> {
 
     /// The previous generation's table, with this release's program: that of another release cannot
     /// be kept fresh.
-    async fn build_again(&mut self, number: u64, mut steps: Steps) -> Result<Done, Error> {
+    async fn build_again(
+        &mut self,
+        number: u64,
+        force: bool,
+        mut steps: Steps,
+    ) -> Result<Done, Error> {
         let record = self.making.store.record(number).ok_or(Error::NoPrevious)?;
         warn!(
             generation = number,
@@ -233,8 +243,10 @@ impl Director<'_> {
         let tables = source.parse()?;
         let built = self.making.builder.build(&tables);
         let judgement = self.making.safety.judge(&self.current.built, &built);
-        let made =
-            self.making.bring(&source, tables, built, Some(&self.current), &mut steps).await?;
+        let made = self
+            .making
+            .bring(&source, tables, built, Some(&self.current), force, &mut steps)
+            .await?;
         let done = Done {
             at_risk: safety::worst(&judgement),
             warning: safety::in_words(&judgement),

@@ -8,6 +8,7 @@ use glb_host::{
 };
 
 use crate::{
+    announce::NotWithdrawn,
     control::ControlError,
     counters::CountersError,
     generation::{LensError, NotAdopted, self_test::SelfTestError},
@@ -63,6 +64,9 @@ pub enum Error {
         /// What can be lost.
         risk: String,
     },
+    /// What would not be served any more is not known to be withdrawn.
+    #[error(transparent)]
+    NotWithdrawn(#[from] NotWithdrawn),
     /// There is no way back.
     #[error(
         "there is no previous generation: it is kept from one change to the next, and this director \

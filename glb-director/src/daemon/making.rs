@@ -20,6 +20,7 @@ use super::{
     store::{Record, Store, Sum},
 };
 use crate::{
+    announce::Ahead,
     config::Config,
     counters::Identities,
     generation::{Generation, Shape, Shell, self_test},
@@ -54,6 +55,8 @@ pub(super) struct Making<'c> {
     pub(super) safety: Safety,
     pub(super) store: Store,
     pub(super) spare: Spare,
+    /// Withdraws what a new generation will not serve.
+    pub(super) ahead: Ahead,
     pub(super) next_number: u64,
     /// Which program this is, and under which configuration.
     pub(super) release: String,
@@ -70,20 +73,23 @@ pub(super) fn release(config: &Config) -> String {
     hasher.update(glb_host::DIRECTOR_OBJECT);
     hasher.update(format!("{:?}", config.options));
     let sum: [u8; 32] = hasher.finalize().into();
-    format!("{} {}", env!("CARGO_PKG_VERSION"), glb_table::hex(&sum))
+    format!("{} {}", fault::release(env!("CARGO_PKG_VERSION")), glb_table::hex(&sum))
 }
 
 impl Making<'_> {
     /// Builds, loads, tests and swaps in a generation. `running` is what it takes the place of. On an
-    /// error, all is as it was.
+    /// error, all is as it was. With `force` the swap is made also if what it ends to serve cannot be
+    /// withdrawn first.
     pub(super) async fn bring(
         &mut self,
         source: &Source,
         tables: TableSet,
         built: Vec<Built>,
         running: Option<&Made>,
+        force: bool,
         steps: &mut Steps,
     ) -> Result<Made, Error> {
+        let tables = Arc::new(tables);
         self.identities.assign(&tables)?;
         let snapshot = self.ways(&tables, running).await;
         steps.done("next hops");
@@ -109,12 +115,27 @@ impl Making<'_> {
         generation.pin_below(&self.pins)?;
         self.next_number += 1;
         steps.done("pin");
-        let swapped = self.swap(&mut generation, source, steps);
+        let swapped = match self.make_way(&tables, force, steps).await {
+            Ok(()) => self.swap(&mut generation, source, steps),
+            Err(error) => Err(error),
+        };
         if let Err(error) = swapped {
             generation.discard(&self.pins);
             return Err(error);
         }
-        Ok(Made { generation, tables: Arc::new(tables), built, sum: source.sum })
+        Ok(Made { generation, tables, built, sum: source.sum })
+    }
+
+    /// Before the swap: nothing is announced that it ends to serve.
+    pub(super) async fn make_way(
+        &mut self,
+        tables: &Arc<TableSet>,
+        force: bool,
+        steps: &mut Steps,
+    ) -> Result<(), Error> {
+        self.ahead.make_way(tables, force).await?;
+        steps.done("withdraw");
+        Ok(())
     }
 
     fn swap(

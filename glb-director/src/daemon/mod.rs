@@ -76,7 +76,9 @@ pub async fn run(config: &Config) -> Result<(), Error> {
     let observer = Observer::new(&state, &director.making.pins, &config.interfaces);
     let kept = stop::kept(&mut director);
     let announcer = Announcer::start(&config.announcements, config.drain, observer, kept);
-    let mut announcing = Announcing::new(announcer.map_err(Error::Announcer)?);
+    let announcer = announcer.map_err(Error::Announcer)?;
+    director.making.ahead.ask(&announcer);
+    let mut announcing = Announcing::new(announcer);
     info!(generation = director.number(), interfaces = config.interfaces.join(","), "ready");
     let links = LinkEvents::open();
     if let Err(error) = &links {
@@ -102,14 +104,18 @@ pub async fn run(config: &Config) -> Result<(), Error> {
                 drop(reload(&mut director, &state, trigger, false).await);
                 triggers.done();
             }
+            () = director.making.ahead.cleared() => {
+                drop(reload(&mut director, &state, Trigger::Asked, false).await);
+                triggers.done();
+            }
             Some(call) = channel.calls.recv() => match call.command {
                 Command::Reload { force } => {
                     let result = reload(&mut director, &state, Trigger::Asked, force).await;
                     call.answer.done(result.map_err(Refusal::failed));
                     triggers.done();
                 }
-                Command::Rollback => {
-                    let result = rollback(&mut director, &state).await;
+                Command::Rollback { force } => {
+                    let result = rollback(&mut director, &state, force).await;
                     call.answer.done(result.map_err(Refusal::failed));
                     triggers.done();
                 }
@@ -212,22 +218,30 @@ async fn reload(
             "the table was not loaded, the running one stays:\n{error}"
         );
     }
-    tell(director, state, number, begun, result)
+    let is_put_off = matches!(result, Err(Error::NotWithdrawn(_)));
+    let told = tell(director, state, number, begun, result);
+    // After the tables in force have been told: what they do not serve is not announced in between.
+    if !is_put_off {
+        director.making.ahead.over();
+    }
+    told
 }
 
 /// Brings the previous generation back into force, and tells everybody how that went.
-async fn rollback(director: &mut Director<'_>, state: &State) -> Result<Done, String> {
+async fn rollback(director: &mut Director<'_>, state: &State, force: bool) -> Result<Done, String> {
     state.reloading();
     let begun = Instant::now();
     let number = director.number();
     director.keep_pinned(state);
     director.look_away();
-    let result = director.rollback().await.map(Some);
+    let result = director.rollback(force).await.map(Some);
     director.look_on();
     if let Err(error) = &result {
         error!(running_generation = number, "not rolled back, the running one stays:\n{error}");
     }
-    tell(director, state, number, begun, result)
+    let told = tell(director, state, number, begun, result);
+    director.making.ahead.over();
+    told
 }
 
 fn tell(

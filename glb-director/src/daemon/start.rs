@@ -23,7 +23,7 @@ use super::{
     store::{Record, Store},
 };
 use crate::{
-    announce,
+    announce::{self, Ahead},
     config::{Config, OnUnsafe},
     control,
     counters::{self, Identities},
@@ -162,6 +162,7 @@ impl<'c> Director<'c> {
             safety,
             store,
             spare: Spare::default(),
+            ahead: Ahead::new(&config.announcements, config.withdraw),
             next_number,
             release: release(config),
         };
@@ -174,15 +175,7 @@ impl<'c> Director<'c> {
                 if let Some(Err(error)) = other {
                     info!("what runs is replaced: {error}");
                 }
-                let mut steps = Steps::begin();
-                let wanted = match &record {
-                    Some(record) => weighed(&mut making, wanted, record, state),
-                    None => wanted,
-                };
-                let Wanted { source, tables } = wanted;
-                let built = making.builder.build(&tables);
-                let made = making.bring(&source, tables, built, None, &mut steps).await?;
-                say(&made, steps.end(made.generation.number).milliseconds);
+                let made = Self::replace(&mut making, wanted, record.as_ref(), state).await?;
                 (made, running.map_or(Previous::None, Previous::Pinned))
             }
         };
@@ -214,9 +207,50 @@ impl<'c> Director<'c> {
             say(&made, 0.0);
             return Ok((made, stays));
         }
-        let new = making.bring(&source, tables, built, Some(&made), &mut steps).await?;
-        say(&new, steps.end(new.generation.number).milliseconds);
-        Ok((new, Previous::Here(Box::new(made))))
+        match making.bring(&source, tables, built, Some(&made), false, &mut steps).await {
+            Err(error @ Error::NotWithdrawn(_)) => {
+                not_loaded(&error, state);
+                say(&made, 0.0);
+                Ok((made, stays))
+            }
+            new => {
+                let new = new?;
+                say(&new, steps.end(new.generation.number).milliseconds);
+                Ok((new, Previous::Here(Box::new(made))))
+            }
+        }
+    }
+
+    /// What runs, if anything does, is replaced by this release's program, with the table that is
+    /// wanted, or its own if that one must not be.
+    async fn replace(
+        making: &mut Making<'c>,
+        wanted: Wanted,
+        record: Option<&Record>,
+        state: &State,
+    ) -> Result<Made, Error> {
+        let wanted = match record {
+            Some(record) => weighed(making, wanted, record, state),
+            None => wanted,
+        };
+        let runs = record.map(Source::of).filter(|runs| runs.sum != wanted.source.sum);
+        // Without a record nobody knows what runs, and so what there is to go on with.
+        let made = Self::first(making, wanted, runs.is_none()).await;
+        let (Err(error @ Error::NotWithdrawn(_)), Some(source)) = (&made, runs) else {
+            return made;
+        };
+        not_loaded(error, state);
+        let tables = source.parse()?;
+        Self::first(making, Wanted { source, tables }, true).await
+    }
+
+    async fn first(making: &mut Making<'c>, wanted: Wanted, force: bool) -> Result<Made, Error> {
+        let mut steps = Steps::begin();
+        let Wanted { source, tables } = wanted;
+        let built = making.builder.build(&tables);
+        let made = making.bring(&source, tables, built, None, force, &mut steps).await?;
+        say(&made, steps.end(made.generation.number).milliseconds);
+        Ok(made)
     }
 }
 
@@ -251,15 +285,19 @@ fn is_allowed(making: &mut Making<'_>, before: &[Built], built: &[Built], state:
     }
     let risk = safety::in_words(&judgement);
     if making.config.on_unsafe == OnUnsafe::Refuse {
-        let error = Error::Unsafe { risk };
-        error!("the table file is not loaded, what runs stays:\n{error}");
         state.refused();
-        state.not_taken(error.to_string());
+        not_loaded(&Error::Unsafe { risk }, state);
         return false;
     }
     warn!(at_risk = safety::worst(&judgement), "this change can break flows:\n{risk}");
     state.took_a_risk();
     true
+}
+
+/// Says that the table that runs stays.
+fn not_loaded(error: &Error, state: &State) {
+    error!("the table file is not loaded, what runs stays:\n{error}");
+    state.not_taken(error.to_string());
 }
 
 /// What is wanted, or what runs if that change must not be made: its program is replaced in either

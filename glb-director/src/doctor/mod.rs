@@ -123,7 +123,7 @@ fn daemon(config: &Config) -> Vec<Finding> {
 /// Whether the announcements fit the tables.
 fn announcements(config: &Config, tables: &TableSet) -> Vec<Finding> {
     const CHECK: &str = "announce";
-    let (errors, doubts) = announce::config::against(&config.announcements, tables);
+    let (errors, doubts) = announce::announcement::against(&config.announcements, tables);
     let remedy = "See docs/announcing.md.";
     let errors = errors.into_iter().map(|error| Finding::problem(CHECK, error, remedy));
     let doubts = doubts.into_iter().map(|doubt| Finding::warning(CHECK, doubt, remedy));

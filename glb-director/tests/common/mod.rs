@@ -2,6 +2,7 @@
 //! programs in.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod bird;
 pub(crate) mod generate;
 pub(crate) mod live;
 pub(crate) mod traffic;

@@ -65,6 +65,39 @@ impl Traffic {
     }
 }
 
+/// Sends to a VIP, 198.51.100.`vip`, through `interface`'s peer until it is dropped, and does not look
+/// for what comes back: some of it is not to come.
+pub(crate) struct Stream {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Stream {
+    /// One packet after the other, `pause` apart.
+    pub(crate) fn start(interface: &str, vip: u8, pause: Duration) -> Self {
+        let socket = Socket::open(&format!("p{interface}"));
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            for number in 0.. {
+                if stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                socket.send(&frame(vip, number));
+                thread::sleep(pause);
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        drop(self.thread.take().map(JoinHandle::join));
+    }
+}
+
 fn window(socket: &Socket, vip: u8, seen: &mut Seen) {
     let begun = Instant::now();
     let first = seen.sent;
