@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use glb_lab::{
-    Fleet, Lock, Node, Plan, Program, Routing, command, interrupt,
+    Fleet, Lock, Node, Plan, Program, Routing, Way, command, interrupt,
     proof::{self, Live, Pings},
 };
 use serde_json::Value;
@@ -107,7 +107,23 @@ fn a_lab_that_was_left_up_is_operated_by_commands() -> Result<()> {
     ensure!(text.contains("bird DEAD"), "{text} {daemons}");
     let error = lab(name, &["kill", "director1/bird"]).expect_err("it is dead").to_string();
     ensure!(error.contains("does not run"), "{error}");
+    // It is in service again when the command ends.
     lab(name, &["start", "director1/bird"])?;
+    let seen = status(name)?;
+    for vip in seen["vips"].as_array().context("no VIPs")? {
+        ensure!(vip["routed_to"] == serde_json::json!(["director1", "director2"]), "{seen}");
+    }
+    ensure!(seen["directors"][0]["announcements"]["vips"] == "announced", "{seen}");
+
+    // A director's own drain is seen too.
+    let ask = |word: &'static str| {
+        let words = ["glb-director", word, "--config", "glb-director.toml"];
+        lab(name, &[&["exec", "director1", "--"][..], &words].concat())
+    };
+    ask("drain")?;
+    let text = lab(name, &["status"])?;
+    ensure!(text.contains("vips withdrawn, DRAINED"), "{text}");
+    ask("undrain")?;
     routes_become(name, &["director1", "director2"])?;
 
     // A machine. The table changes meanwhile.
@@ -154,7 +170,8 @@ fn no_connection_breaks_whatever_happens_to_directors() -> Result<()> {
     build()?;
     let _lock = Lock::wait("timing")?;
     let name = "glb-t-proof".to_owned();
-    let options = proof::Options { name, directors: 3, each: proof::EACH, health: true };
+    let options =
+        proof::Options { name, directors: 3, way: Way::Bird, each: proof::EACH, health: true };
     let mut progress = Vec::new();
     let matrix = proof::run(&options, &mut progress);
     println!("{}", String::from_utf8_lossy(&progress));

@@ -22,6 +22,7 @@ mod seen;
 mod service;
 mod services;
 mod simulate;
+mod speakers;
 mod support;
 mod survive;
 mod systemd;

@@ -93,12 +93,14 @@ struct Service {
     units: &'static [&'static str],
 }
 
-const SERVICES: [Service; 6] = [
+const SERVICES: [Service; 8] = [
     Service { program: "nginx", units: &["nginx.service"] },
     Service { program: "bird", units: &["bird.service"] },
     Service { program: "fcgiwrap", units: &["fcgiwrap.service", "fcgiwrap.socket"] },
     Service { program: "prometheus", units: &["prometheus.service"] },
     Service { program: "glance-api", units: &["glance-api.service"] },
+    Service { program: "bgpd", units: &["frr.service"] },
+    Service { program: "exabgp", units: &["exabgp.service"] },
     Service { program: "initdb", units: &["postgresql.service"] },
 ];
 

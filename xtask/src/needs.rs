@@ -82,6 +82,8 @@ const PROGRAMS: &[Program] = &[
     program("prometheus", "prometheus", Purpose::Test, "scrapes the lab: dashboard and alerts"),
     program("promtool", "prometheus", Purpose::Test, "checks the alert rules and the exposition"),
     program("faketime", "faketime", Purpose::Test, "lets the clock of a health checker jump"),
+    program("bgpd", "frr", Purpose::Test, "learns a director's routes from the kernel"),
+    program("exabgp", "exabgp", Purpose::Test, "is told by a director's command what to announce"),
     program("dpkg-deb", "dpkg", Purpose::Test, "makes packages and looks into them"),
     program("systemd-analyze", "systemd", Purpose::Test, "runs the packaged unit"),
 ];
@@ -161,11 +163,11 @@ pub(crate) fn nightly_is_asked_for() -> bool {
     env::var(bpf_build::COMPILER_VARIABLE).is_ok_and(|value| value == "nightly")
 }
 
-/// Finds a program, also in the folders that only root has on the PATH, and in Debian's for each
-/// version of PostgreSQL.
+/// Finds a program, also in the folders that only root has on the PATH, and in Debian's for FRR and
+/// for each version of PostgreSQL.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
     bpf_build::find_program(name).or_else(|| {
-        let folders = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
+        let folders = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/lib/frr"].map(PathBuf::from);
         let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
         let versions = versions.map(|version| version.path().join("bin"));
         folders.into_iter().chain(versions).map(|folder| folder.join(name)).find(|f| f.is_file())

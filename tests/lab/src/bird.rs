@@ -8,33 +8,17 @@ use serde::Serialize;
 use crate::{
     command,
     netns::Netns,
-    plan::{Family, Node, Plan, vip},
+    plan::{Family, Node, Plan, Way, vip},
     topology::Lab,
 };
 
-/// What a director's configuration says of announcing: which of its BIRD's protocols to switch.
-pub(crate) fn announcement() -> String {
-    let (vip4, vip6) = (vip(Family::V4), vip(Family::V6));
-    format!(
-        "
-[[announce]]
-name = \"vips\"
-prefixes = [\"{vip4}/32\", \"{vip6}/128\"]
-way = \"bird\"
-socket = \"bird.ctl\"
-protocols = [\"vip4\", \"vip6\"]
-less_wanted = [\"vip4_drain\", \"vip6_drain\"]
-
-# Short, for a lab's watchers are impatient.
-[drain]
-quiet = \"300ms\"
-"
-    )
-}
-
 /// The configuration of the BIRD on `node`.
 pub(crate) fn config(plan: &Plan, node: Node) -> Result<String> {
-    if node == Node::Router { router(plan) } else { Ok(director(node)) }
+    match plan.way {
+        _ if node == Node::Router => router(plan),
+        Way::Tun => Ok(learning_director(node)),
+        _ => Ok(director(node)),
+    }
 }
 
 /// docs/fleet.md explains both; what differs there is the addresses.
@@ -129,6 +113,50 @@ protocol bgp upstream {{
   error wait time 1, 2;
   ipv4 {{ import none; export where source = RTS_STATIC; next hop self; }};
   ipv6 {{ import none; export where source = RTS_STATIC; next hop address {id6}; }};
+}}
+",
+        id = node.v4(),
+        id6 = node.v6(),
+        router = Node::Router.v4(),
+    )
+}
+
+/// Of a director whose daemon sets routes into a TUN interface.
+fn learning_director(node: Node) -> String {
+    let (vip4, vip6) = (vip(Family::V4), vip(Family::V6));
+    format!(
+        "log stderr all;
+router id {id};
+
+protocol device {{ }}
+protocol bfd {{
+  interface \"eth0\" {{ interval 50 ms; multiplier 3; }};
+}}
+
+# The director's daemon sets and removes these routes, and the kernel when it is dead.
+protocol kernel {{
+  learn;
+  ipv4 {{ import where net = {vip4}/32; export none; }};
+}}
+protocol kernel {{
+  learn;
+  ipv6 {{ import where net = {vip6}/128; export none; }};
+}}
+
+filter learned {{
+  if source != RTS_INHERIT then reject;
+  bgp_med = krt_metric;
+  accept;
+}}
+protocol bgp upstream {{
+  local {id} as 65010;
+  neighbor {router} as 65001;
+  bfd on;
+  connect delay time 1;
+  connect retry time 1;
+  error wait time 1, 2;
+  ipv4 {{ import none; export filter learned; next hop self; }};
+  ipv6 {{ import none; export filter learned; next hop address {id6}; }};
 }}
 ",
         id = node.v4(),

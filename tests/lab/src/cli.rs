@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use glb_lab::{
-    Family, Fleet, Node, Plan, Program, Routing, State, Target, command,
+    Family, Fleet, Node, Plan, Program, Routing, State, Target, Way, command,
     demo::{self, Options},
     down, interrupt, proof,
 };
@@ -83,6 +83,9 @@ enum Command {
         target: Target,
     },
     /// Starts what was killed; a machine as after a reboot.
+    ///
+    /// On a director it waits until the router has a BGP session with it and sends it packets, for 20
+    /// seconds at most.
     Start {
         /// As for `kill`.
         #[arg(value_name = "NODE|DAEMON")]
@@ -117,6 +120,9 @@ struct UpArguments {
     /// How many machines of clients, 1 to 9; each has 65,535 addresses.
     #[arg(long, default_value_t = 1)]
     clients: u8,
+    /// How directors announce the VIPs.
+    #[arg(long, value_enum, default_value_t)]
+    way: Way,
     /// Each director gets a health checker (glb-healthcheck), which feeds it its table.
     #[arg(long)]
     health: bool,
@@ -133,6 +139,9 @@ struct ProofArguments {
     /// How many directors, 2 to 10.
     #[arg(long, default_value_t = 3)]
     directors: u8,
+    /// How directors announce the VIPs.
+    #[arg(long, value_enum, default_value_t)]
+    way: Way,
     /// How many connections of each of the four kinds.
     #[arg(long, default_value_t = proof::EACH)]
     connections: usize,
@@ -181,7 +190,11 @@ impl Arguments {
             Command::Fill { backend } => set_state(name, backend, State::Filling)?,
             Command::Back { backend } => set_state(name, backend, State::Active)?,
             Command::Kill { target } => change(name, |fleet| fleet.kill(target))?,
-            Command::Start { target } => change(name, |fleet| fleet.start(target))?,
+            Command::Start { target } => change(name, |fleet| {
+                interrupt::install()?;
+                fleet.start(target)?;
+                fleet.wait_for_director(target.node, &mut io::stderr())
+            })?,
             Command::Down => down(name)?,
             Command::Proof(arguments) => return prove(name, &arguments),
             Command::Serve => proof::serve()?,
@@ -210,6 +223,7 @@ fn prove(name: &str, arguments: &ProofArguments) -> Result<ExitCode> {
     let options = proof::Options {
         name: name.to_owned(),
         directors: arguments.directors,
+        way: arguments.way,
         each: arguments.connections,
         health: true,
     };
@@ -234,6 +248,7 @@ fn up(name: &str, arguments: &UpArguments) -> Result<()> {
         backends: arguments.backends,
         clients: arguments.clients,
         routing: Routing::Bgp,
+        way: arguments.way,
         health: arguments.health,
         client_mbit: arguments.mbit,
         ..Plan::new(name)

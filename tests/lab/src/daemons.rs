@@ -15,10 +15,10 @@ use serde::de::DeserializeOwned;
 use crate::{
     bird, command,
     counters::{DirectorCounters, RedirectCounters},
-    interrupt,
+    exabgp, frr, interrupt,
     plan::{Family, Node, Routing, vip},
     process::Process,
-    services,
+    services, speakers,
     table::{TableFile, replace_file},
     topology::{INTERFACE, Lab},
 };
@@ -37,8 +37,16 @@ pub enum Program {
     Healthcheck,
     /// `glb-lab`, which is the demo.
     Lab,
-    /// BIRD, the routing daemon of router and directors.
+    /// BIRD, the routing daemon of the router, and of directors in most labs.
     Bird,
+    /// FRR's zebra, which knows the kernel's routes.
+    Zebra,
+    /// FRR's bfdd.
+    Bfdd,
+    /// FRR's bgpd.
+    Bgpd,
+    /// ExaBGP.
+    Exabgp,
     /// nginx, on backends.
     Nginx,
     /// fcgiwrap, which runs git-http-backend for nginx.
@@ -49,11 +57,15 @@ pub enum Program {
 
 impl Program {
     /// Every program that runs on a node until it is stopped.
-    pub(crate) const DAEMONS: [Self; 7] = [
+    pub(crate) const DAEMONS: [Self; 11] = [
         Self::Director,
         Self::Redirect,
         Self::Healthcheck,
         Self::Bird,
+        Self::Zebra,
+        Self::Bfdd,
+        Self::Bgpd,
+        Self::Exabgp,
         Self::Nginx,
         Self::Fcgiwrap,
         Self::Live,
@@ -69,6 +81,10 @@ impl Program {
             Self::Healthcheck => "glb-healthcheck",
             Self::Lab => "glb-lab",
             Self::Bird => "bird",
+            Self::Zebra => "zebra",
+            Self::Bfdd => "bfdd",
+            Self::Bgpd => "bgpd",
+            Self::Exabgp => "exabgp",
             Self::Nginx => "nginx",
             Self::Fcgiwrap => "fcgiwrap",
             Self::Live => "live",
@@ -77,7 +93,12 @@ impl Program {
 
     /// Whether it is one of this project's.
     pub(crate) const fn is_ours(self) -> bool {
-        !matches!(self, Self::Bird | Self::Nginx | Self::Fcgiwrap)
+        !self.speaks_bgp() && !matches!(self, Self::Nginx | Self::Fcgiwrap)
+    }
+
+    /// Whether it tells the router of a director, or the router itself of all.
+    pub(crate) const fn speaks_bgp(self) -> bool {
+        matches!(self, Self::Bird | Self::Zebra | Self::Bfdd | Self::Bgpd | Self::Exabgp)
     }
 
     /// The binary beside the one that runs now, in cargo's target folder: of this project's programs.
@@ -102,6 +123,8 @@ pub struct Daemon {
     node: Node,
     config: PathBuf,
     process: Option<Process>,
+    /// What it is to take itself for, if it is not to be the release that it is.
+    release: Option<String>,
 }
 
 impl Daemon {
@@ -115,7 +138,7 @@ impl Daemon {
     fn named(lab: &Lab, program: Program, node: Node) -> Result<Self> {
         let extension = if program.is_ours() { "toml" } else { "conf" };
         let config = lab.folder(node)?.join(program.name()).with_extension(extension);
-        Ok(Self { program, node, config, process: None })
+        Ok(Self { program, node, config, process: None, release: None })
     }
 
     /// The daemon as it is in a lab that was left up.
@@ -132,6 +155,15 @@ impl Daemon {
     /// When its file cannot be written.
     pub fn bird(lab: &Lab, node: Node) -> Result<Self> {
         Self::new(lab, Program::Bird, node, &bird::config(lab.plan(), node)?)
+    }
+
+    /// A daemon of the routing on the router or on a director, not running yet.
+    pub(crate) fn speaker(lab: &Lab, program: Program, node: Node) -> Result<Self> {
+        match program {
+            Program::Bird => Self::bird(lab, node),
+            Program::Exabgp => Self::new(lab, program, node, &exabgp::config(node)),
+            _ => Self::new(lab, program, node, &frr::config(program, node)),
+        }
     }
 
     /// What runs git-http-backend on a backend, not running yet.
@@ -158,7 +190,7 @@ impl Daemon {
         let pin = lab.bpf().join(node.to_string());
         let mut config = director_config(INTERFACE, &pin);
         if lab.plan().routing == Routing::Bgp {
-            config += &bird::announcement();
+            config += &speakers::announcement(lab, node)?;
         }
         let daemon = Self::new(lab, Program::Director, node, &config)?;
         daemon.write_table(&table.toml()?)?;
@@ -222,6 +254,24 @@ impl Daemon {
         replace_file(&self.config, &lines.map(|line| line + "\n").collect::<String>())
     }
 
+    /// From its next start on, a director takes itself for another release, or again for what it is: it
+    /// then finds nothing of its own in what runs.
+    pub fn pretend(&mut self, release: Option<&str>) {
+        self.release = release.map(str::to_owned);
+    }
+
+    /// Replaces a line of the configuration file.
+    ///
+    /// # Errors
+    /// When there is no such line, or the file cannot be written.
+    pub fn reconfigure(&self, line: &str, new: &str) -> Result<()> {
+        let old = fs::read_to_string(&self.config)?;
+        if !old.lines().any(|other| other == line) {
+            bail!("no line {line:?} in {}: {old}", self.config.display());
+        }
+        replace_file(&self.config, &old.replace(line, new))
+    }
+
     /// What runs.
     #[must_use]
     pub const fn program(&self) -> Program {
@@ -275,6 +325,10 @@ impl Daemon {
             }
             let ready = match program {
                 Program::Bird => bird::is_ready(lab, node)?,
+                Program::Zebra | Program::Bfdd | Program::Bgpd => {
+                    frr::is_ready(lab, program, node)?
+                }
+                Program::Exabgp => process.log()?.contains("loaded new configuration"),
                 Program::Nginx => services::listens(lab.netns(node)?)?,
                 _ => services::fcgiwrap_socket(lab, node)?.exists(),
             };
@@ -289,6 +343,10 @@ impl Daemon {
     pub fn spawn(&mut self, lab: &Lab) -> Result<()> {
         let mut command = match self.program {
             Program::Bird => bird::command(lab, self.node, &self.config)?,
+            Program::Zebra | Program::Bfdd | Program::Bgpd => {
+                frr::command(lab, self.program, self.node, &self.config)?
+            }
+            Program::Exabgp => exabgp::command(lab, self.node, &self.config)?,
             Program::Nginx => services::nginx(lab, self.node, &self.config)?,
             Program::Fcgiwrap => services::fcgiwrap(lab, self.node)?,
             Program::Live => {
@@ -309,6 +367,9 @@ impl Daemon {
     pub fn command(&self, lab: &Lab, name: &str) -> Result<Command> {
         let mut command = lab.netns(self.node)?.command(self.program.path()?);
         command.arg(name).arg("--config").arg(&self.config);
+        if let Some(release) = &self.release {
+            command.env("GLB_FAULT_RELEASE", release);
+        }
         Ok(command)
     }
 

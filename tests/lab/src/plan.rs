@@ -124,6 +124,21 @@ pub enum Routing {
     Bgp,
 }
 
+/// How directors announce the VIPs to the router's BIRD, and by which routing daemon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// By the control socket of their own BIRD.
+    #[default]
+    Bird,
+    /// By routes into a TUN interface, which their own BIRD learns from the kernel.
+    Tun,
+    /// By routes into a TUN interface, which FRR learns from the kernel.
+    Frr,
+    /// By a command, which tells ExaBGP. There is no BFD then.
+    Exabgp,
+}
+
 /// What a lab is made of.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
@@ -137,6 +152,9 @@ pub struct Plan {
     pub clients: u8,
     /// Where the router has the VIPs' routes from.
     pub routing: Routing,
+    /// With BGP: how directors announce.
+    #[serde(default)]
+    pub way: Way,
     /// Whether each director has a health checker, which feeds it its table.
     pub health: bool,
     /// Whether each backend serves connections of [`crate::proof`], which the table has too then.
@@ -159,6 +177,7 @@ impl Plan {
             backends: 3,
             clients: 1,
             routing: Routing::Static,
+            way: Way::Bird,
             health: false,
             live: false,
             client_mbit: None,

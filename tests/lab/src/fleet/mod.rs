@@ -16,6 +16,7 @@ use crate::{
     plan::{Family, Node, Plan, Routing, vip},
     proof, repository,
     services::WebServer,
+    speakers,
     table::{TableFile, replace_file},
     topology::Lab,
 };
@@ -45,8 +46,8 @@ pub struct Fleet {
     pub directors: Vec<Daemon>,
     /// One for each backend of the plan, in order.
     pub redirects: Vec<Daemon>,
-    /// With BGP: the router's BIRD, then one for each director.
-    pub birds: Vec<Daemon>,
+    /// With BGP: the router's BIRD, then what speaks BGP on each director.
+    pub speakers: Vec<Daemon>,
     /// Where the plan wants them: one for each director.
     pub checkers: Vec<Daemon>,
     servers: Vec<WebServer>,
@@ -80,7 +81,7 @@ impl Fleet {
         let mut fleet = Self {
             directors: Vec::new(),
             redirects: Vec::new(),
-            birds: Vec::new(),
+            speakers: Vec::new(),
             checkers: Vec::new(),
             servers: Vec::new(),
             live: Vec::new(),
@@ -104,9 +105,15 @@ impl Fleet {
         // First, for a session takes a second.
         if plan.routing == Routing::Bgp {
             for node in [Node::Router].into_iter().chain(plan.director_nodes()) {
-                let mut bird = Daemon::bird(lab, node)?;
-                bird.spawn(lab)?;
-                self.birds.push(bird);
+                for program in speakers::programs(&plan, node) {
+                    let mut speaker = Daemon::speaker(lab, *program, node)?;
+                    match program {
+                        // The others need it.
+                        Program::Zebra => speaker.start(lab)?,
+                        _ => speaker.spawn(lab)?,
+                    }
+                    self.speakers.push(speaker);
+                }
             }
         }
         for node in plan.backend_nodes() {
@@ -136,8 +143,8 @@ impl Fleet {
         start(&mut self.redirects)?;
         start(&mut self.checkers)?;
         start(&mut self.directors)?;
-        for bird in &mut self.birds {
-            bird.wait_until_ready(&self.lab)?;
+        for speaker in &mut self.speakers {
+            speaker.wait_until_ready(&self.lab)?;
         }
         if plan.routing == Routing::Bgp {
             self.wait_for_routes(&plan.director_nodes().collect::<Vec<_>>())?;
@@ -167,10 +174,14 @@ impl Fleet {
             nodes.into_iter().map(|node| Daemon::adopt(&lab, program, node)).collect::<Result<_>>()
         };
         let directors: Vec<_> = plan.director_nodes().collect();
-        let birds = match plan.routing {
+        let routers = match plan.routing {
             Routing::Static => Vec::new(),
             Routing::Bgp => [vec![Node::Router], directors.clone()].concat(),
         };
+        let speakers = routers.into_iter().flat_map(|node| {
+            speakers::programs(&plan, node).iter().map(move |program| (*program, node))
+        });
+        let speakers = speakers.map(|(program, node)| Daemon::adopt(&lab, program, node));
         let checkers = if plan.health { directors.clone() } else { Vec::new() };
         let live = if plan.live { plan.backend_nodes().collect() } else { Vec::new() };
         let servers = plan.backend_nodes().map(|node| WebServer::adopt(&lab, node));
@@ -178,7 +189,7 @@ impl Fleet {
         Ok(Self {
             directors: adopt(Program::Director, directors)?,
             redirects: adopt(Program::Redirect, plan.backend_nodes().collect())?,
-            birds: adopt(Program::Bird, birds)?,
+            speakers: speakers.collect::<Result<_>>()?,
             checkers: adopt(Program::Healthcheck, checkers)?,
             servers: servers.collect::<Result<_>>()?,
             live: adopt(Program::Live, live)?,
@@ -192,7 +203,7 @@ impl Fleet {
     pub fn daemons(&self) -> impl Iterator<Item = &Daemon> {
         let servers = self.servers.iter().flat_map(|server| [&server.nginx, &server.fcgiwrap]);
         let ours = self.directors.iter().chain(&self.redirects).chain(&self.checkers);
-        self.birds.iter().chain(ours).chain(servers).chain(&self.live)
+        self.speakers.iter().chain(ours).chain(servers).chain(&self.live)
     }
 
     /// The lab, and every daemon in the order in which a machine starts them.
@@ -200,7 +211,7 @@ impl Fleet {
         let servers = self.servers.iter_mut();
         let servers = servers.flat_map(|server| [&mut server.fcgiwrap, &mut server.nginx]);
         let ours = self.redirects.iter_mut().chain(&mut self.checkers).chain(&mut self.directors);
-        (&self.lab, self.birds.iter_mut().chain(servers).chain(&mut self.live).chain(ours))
+        (&self.lab, self.speakers.iter_mut().chain(servers).chain(&mut self.live).chain(ours))
     }
 
     /// The directors that the router's kernel sends the VIP of this family to.

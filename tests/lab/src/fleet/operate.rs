@@ -1,6 +1,6 @@
 //! What is done to a fleet that is up: daemons and machines die and come back, backends are drained.
 
-use std::{fmt, fs::File, str::FromStr};
+use std::{fmt, fs::File, io::Write, str::FromStr};
 
 use anyhow::{Context, Result, bail};
 use nix::{
@@ -8,12 +8,13 @@ use nix::{
     sys::signal::Signal,
 };
 
-use super::{Fleet, SAVED};
+use super::{Fleet, SAVED, status::DirectorStatus};
 use crate::{
-    command,
+    bird, command,
     daemons::{Daemon, Program},
-    plan::Node,
-    table::State,
+    interrupt,
+    plan::{Family, Node, Routing, vip},
+    table::{State, replace_file},
 };
 
 /// A machine with all that runs on it, or one daemon of it: `director1` or `director1/bird`.
@@ -114,6 +115,51 @@ impl Fleet {
         Ok(())
     }
 
+    /// After a start on a director: waits until the router has a session with it and, if its daemon
+    /// runs and it is not drained, sends it the VIPs' packets. What it waits for goes to `out`.
+    ///
+    /// # Errors
+    /// When that has not come after a while: with what there is instead.
+    pub fn wait_for_director(&self, node: Node, out: &mut dyn Write) -> Result<()> {
+        if self.lab.plan().routing == Routing::Static || !matches!(node, Node::Director(_)) {
+            return Ok(());
+        }
+        let mut said = String::new();
+        let result = interrupt::wait(&format!("{node} in service"), super::ROUTES, || {
+            let (now, done) = self.service_of(node)?;
+            if now != said {
+                writeln!(out, "{node}: {now}")?;
+                said = now;
+            }
+            Ok(done.then_some(()))
+        });
+        result.with_context(|| format!("{node}: {said}"))
+    }
+
+    /// How far a director is on its way into service, and whether there is nothing more to come.
+    fn service_of(&self, node: Node) -> Result<(String, bool)> {
+        let sessions = bird::sessions(&self.lab)?;
+        let session = sessions.into_iter().find(|session| session.director == node.to_string());
+        let session = session.map_or_else(|| "no BGP session".to_owned(), |session| session.state);
+        if session != "Established" {
+            return Ok((format!("BGP session {session}"), false));
+        }
+        let state = self.director_state(node)?;
+        let runs = self.directors.iter().any(|director| director.node() == node && director.runs());
+        if !runs {
+            return Ok(("BGP session Established; glb-director does not run".to_owned(), true));
+        }
+        if let Some(stage) = state.drain {
+            return Ok((format!("BGP session Established; its drain: {stage}"), true));
+        }
+        let mut routed = true;
+        for family in [Family::V4, Family::V6] {
+            routed &= self.routed_to(family)?.contains(&node);
+        }
+        let words = if routed { "in service" } else { "BGP session Established; no routes yet" };
+        Ok((words.to_owned(), routed))
+    }
+
     /// Drains a director: its paths become less wanted, then packets cease, then it withdraws.
     ///
     /// # Errors
@@ -175,6 +221,33 @@ impl Fleet {
         }
         self.table.set_state(backend, state);
         self.reload()
+    }
+
+    /// Takes the VIPs out of one director's table, or puts them back, and waits until that is in force.
+    ///
+    /// # Errors
+    /// When it does not come into force.
+    pub fn serve_vips(&mut self, node: Node, serves: bool) -> Result<()> {
+        let mut text = self.table.toml()?;
+        if !serves {
+            for (family, other) in [(Family::V4, "203.0.113.99"), (Family::V6, "2001:db8::99")] {
+                text = text.replace(&vip(family).to_string(), other);
+            }
+        }
+        let before = self.director_state(node)?.membership_digest;
+        replace_file(&self.lab.folder(node)?.join(self.table_file()), &text)?;
+        for checker in self.checkers.iter_mut().filter(|checker| checker.node() == node) {
+            checker.process()?.signal(Signal::SIGHUP)?;
+        }
+        interrupt::wait(&format!("another table on {node}"), super::ROUTES, || {
+            Ok((self.director_state(node)?.membership_digest != before).then_some(()))
+        })
+    }
+
+    fn director_state(&self, node: Node) -> Result<DirectorStatus> {
+        let states = self.director_states()?;
+        let state = states.into_iter().find(|state| state.name == node.to_string());
+        state.with_context(|| format!("no {node}"))
     }
 
     fn daemon_mut(&mut self, target: Target) -> Result<&mut Daemon> {

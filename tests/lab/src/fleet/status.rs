@@ -1,6 +1,6 @@
 //! How a fleet is.
 
-use std::{fmt, fmt::Write as _, fs, net::IpAddr};
+use std::{collections::BTreeMap, fmt, fmt::Write as _, fs, net::IpAddr};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -73,6 +73,10 @@ pub struct DirectorStatus {
     pub membership_digest: Option<String>,
     /// Digest of states and health.
     pub order_digest: Option<String>,
+    /// What it announces, and how: `announced`, `less_wanted`, `withdrawn`, or `not known`.
+    pub announcements: BTreeMap<String, String>,
+    /// The stage of its own drain, if it is drained or being drained.
+    pub drain: Option<String>,
     /// What it says is not as it should be.
     pub problems: Vec<String>,
     /// The backends that its own table takes for ill.
@@ -142,7 +146,7 @@ impl Fleet {
         node.map_or_else(|| address.to_string(), |node| node.to_string())
     }
 
-    fn director_states(&self) -> Result<Vec<DirectorStatus>> {
+    pub(super) fn director_states(&self) -> Result<Vec<DirectorStatus>> {
         let mut states = Vec::new();
         for director in &self.directors {
             let table = director.config().with_file_name("table.toml");
@@ -162,6 +166,14 @@ impl Fleet {
             let problems = answer["problems"].as_array().into_iter().flatten();
             let problems = problems.filter_map(|problem| problem["message"].as_str());
             let mut problems: Vec<_> = problems.map(str::to_owned).collect();
+            let announcements =
+                answer["announce"]["announcements"].as_array().into_iter().flatten();
+            let announcements = announcements.map(|one| {
+                let level = one["level"].as_str().unwrap_or("not known");
+                (one["name"].as_str().unwrap_or_default().to_owned(), level.to_owned())
+            });
+            let announcements = announcements.collect();
+            let drain = answer["announce"]["drain"]["stage"].as_str().map(str::to_owned);
             if answer.is_null() {
                 problems.push("its daemon does not answer".to_owned());
             }
@@ -170,6 +182,8 @@ impl Fleet {
                 generation: answer["generation"].as_u64(),
                 membership_digest: text("membership_digest"),
                 order_digest: text("order_digest"),
+                announcements,
+                drain,
                 problems,
                 unhealthy,
             });
@@ -204,7 +218,7 @@ impl fmt::Display for Status {
             let to = if to.is_empty() { "NOBODY".to_owned() } else { to };
             writeln!(f, "  {:<16} {to}", vip.vip)?;
         }
-        writeln!(f, "tables in force")?;
+        writeln!(f, "directors: tables in force, and what is announced")?;
         for director in &self.directors {
             let mut line = format!("  {:<10}", director.name);
             if let Some(generation) = director.generation {
@@ -216,6 +230,14 @@ impl fmt::Display for Status {
                 if let Some(digest) = digest {
                     write!(line, ", {what} {:.12}", digest)?;
                 }
+            }
+            for (name, level) in &director.announcements {
+                write!(line, ", {name} {}", level.replace('_', " "))?;
+            }
+            match director.drain.as_deref() {
+                None => {}
+                Some("drained") => write!(line, ", DRAINED")?,
+                Some(stage) => write!(line, ", BEING DRAINED ({})", stage.replace('_', " "))?,
             }
             if !director.unhealthy.is_empty() {
                 write!(line, ", UNHEALTHY {}", director.unhealthy.join(" "))?;

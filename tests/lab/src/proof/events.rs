@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 
 use crate::{
@@ -56,6 +56,15 @@ pub(super) fn all(fleet: &Fleet) -> Vec<Event> {
             all_routed(fleet)
         }),
     ];
+    // Withdrawn first, and served until nobody sends to it any more.
+    events.push(event(format!("the VIPs leave the table of {last}"), IN_ORDER, move |fleet| {
+        fleet.serve_vips(last, false)?;
+        fleet.wait_for_routes(&others(fleet, last))
+    }));
+    events.push(event(format!("the VIPs are back on {last}"), IN_ORDER, move |fleet| {
+        fleet.serve_vips(last, true)?;
+        all_routed(fleet)
+    }));
     for &node in &directors {
         events.push(event(format!("planned maintenance of {node}"), IN_ORDER, move |fleet| {
             fleet.take_out(node)?;
@@ -70,10 +79,12 @@ pub(super) fn all(fleet: &Fleet) -> Vec<Event> {
             continue;
         }
         let target = Target { node: daemon.node(), program: Some(daemon.program()) };
-        let limit = if target.program == Some(Program::Bird) { BY_SURPRISE } else { IN_ORDER };
+        // With a TUN interface, the kernel withdraws when the director's daemon dies.
+        let reroutes = daemon.program().speaks_bgp();
+        let limit = if reroutes { BY_SURPRISE } else { IN_ORDER };
         events.push(event(format!("SIGKILL of {target}, and its return"), limit, move |fleet| {
             fleet.kill(target)?;
-            if target.program == Some(Program::Bird) && target.node != Node::Router {
+            if reroutes && target.node != Node::Router {
                 fleet.wait_for_routes(&others(fleet, target.node))?;
             }
             interrupt::sleep(Duration::from_millis(500))?;
@@ -106,19 +117,28 @@ pub(super) fn all(fleet: &Fleet) -> Vec<Event> {
         event(format!("meanwhile {backend} is drained"), IN_ORDER, move |fleet| {
             fleet.set_state(backend, State::Draining)
         }),
-        event(format!("{first} reboots, with another program"), IN_ORDER, move |fleet| {
-            fleet.director_on(first)?.configure("outer_tos", "0")?;
-            fleet.start(Target { node: first, program: None })?;
-            all_routed(fleet)
-        }),
+        event(
+            format!("{first} reboots, with another release and program"),
+            IN_ORDER,
+            move |fleet| {
+                // Read-only data of the program: the verifier makes another one of it.
+                fleet.director_on(first)?.configure("outer_tos", "0")?;
+                fleet.director_on(first)?.pretend(Some("0.0.1-other"));
+                fleet.start(Target { node: first, program: None })?;
+                all_routed(fleet)
+            },
+        ),
         event(format!("{backend} is back in all tables"), IN_ORDER, move |fleet| {
             fleet.set_state(backend, State::Active)
         }),
         event(format!("{first} is upgraded in place"), IN_ORDER, move |fleet| {
             let director = fleet.director_on(first)?;
             director.configure("outer_tos", "\"copy\"")?;
+            director.pretend(None);
             director.end(Signal::SIGTERM)?;
             fleet.start(Target { node: first, program: Some(Program::Director) })?;
+            let log = fleet.director_on(first)?.process()?.log()?;
+            ensure!(log.contains("by another release"), "{log}");
             all_routed(fleet)
         }),
     ]);

@@ -21,7 +21,7 @@ pub use self::{
 use crate::{
     fleet::Fleet,
     interrupt,
-    plan::{Plan, Routing},
+    plan::{Plan, Routing, Way},
     report::{Table, grouped},
 };
 
@@ -34,6 +34,8 @@ pub struct Options {
     pub directors: u8,
     /// How many connections of each kind.
     pub each: usize,
+    /// How directors announce.
+    pub way: Way,
     /// Whether health checkers feed the directors, and die too.
     pub health: bool,
 }
@@ -97,6 +99,7 @@ pub fn run(options: &Options, out: &mut dyn Write) -> Result<Matrix> {
     let plan = Plan {
         directors: options.directors,
         routing: Routing::Bgp,
+        way: options.way,
         health: options.health,
         live: true,
         ..Plan::new(&options.name)

@@ -1,0 +1,118 @@
+//! Directors that announce without BIRD's control socket: by a TUN interface, whose routes BIRD or FRR
+//! learns from the kernel, and by the example hook, which tells ExaBGP.
+
+use std::{thread, time::Duration};
+
+use anyhow::{Result, ensure};
+use glb_lab::{Fleet, Node, Plan, Routing, Way, bird, interrupt};
+
+use crate::support::{build, everybody_answers};
+
+const FIRST: Node = Node::Director(1);
+const SECOND: Node = Node::Director(2);
+
+/// Directors come and go, and clients are answered all the time.
+fn come_and_go(way: Way, name: &str) -> Result<()> {
+    build()?;
+    let plan = Plan { directors: 2, routing: Routing::Bgp, way, ..Plan::new(name) };
+    let mut fleet = Fleet::up(plan, 1, true)?;
+    everybody_answers(&fleet.lab)?;
+
+    // Less wanted first: the router still has the route, and does not use it.
+    fleet.drain_director(FIRST)?;
+    fleet.wait_for_routes(&[SECOND])?;
+    everybody_answers(&fleet.lab)?;
+    let log = fleet.director_on(FIRST)?.process()?.log()?;
+    ensure!(log.contains("less wanted"), "{log}");
+    fleet.undrain_director(FIRST)?;
+    fleet.wait_for_routes(&[FIRST, SECOND])?;
+
+    // The daemon dies, the program lives on.
+    fleet.kill("director1/glb-director".parse()?)?;
+    if matches!(way, Way::Tun | Way::Frr) {
+        // The kernel withdraws.
+        fleet.wait_for_routes(&[SECOND])?;
+    } else {
+        thread::sleep(Duration::from_secs(1));
+        fleet.wait_for_routes(&[FIRST, SECOND])?;
+    }
+    everybody_answers(&fleet.lab)?;
+    fleet.start("director1/glb-director".parse()?)?;
+    fleet.wait_for_routes(&[FIRST, SECOND])?;
+
+    // What speaks BGP dies, and comes back: it announces again what it forgot.
+    let speaker = match way {
+        Way::Bird | Way::Tun => "director1/bird",
+        Way::Frr => "director1/bgpd",
+        Way::Exabgp => "director1/exabgp",
+    };
+    fleet.kill(speaker.parse()?)?;
+    fleet.wait_for_routes(&[SECOND])?;
+    fleet.start(speaker.parse()?)?;
+    fleet.wait_for_routes(&[FIRST, SECOND])?;
+
+    // The table loses the VIPs of one director: it withdraws, and nobody else does.
+    fleet.serve_vips(FIRST, false)?;
+    fleet.wait_for_routes(&[SECOND])?;
+    everybody_answers(&fleet.lab)?;
+    fleet.serve_vips(FIRST, true)?;
+    fleet.wait_for_routes(&[FIRST, SECOND])?;
+    everybody_answers(&fleet.lab)
+}
+
+/// How the router sees the director's path to the IPv4 VIP.
+fn med(fleet: &Fleet, wanted: Option<&str>) -> Result<()> {
+    let wanted = wanted.map(|med| format!("BGP.med: {med}"));
+    interrupt::wait(&format!("{wanted:?}"), Duration::from_secs(20), || {
+        let text =
+            bird::ask(&fleet.lab, Node::Router, &["show", "route", "all", "203.0.113.10/32"])?;
+        Ok(match &wanted {
+            Some(wanted) => text.contains(wanted.as_str()),
+            None => !text.contains("BGP.med"),
+        }
+        .then_some(()))
+    })
+}
+
+#[test]
+fn bird_learns_routes_into_a_tun_interface() -> Result<()> {
+    come_and_go(Way::Tun, "glb-t-tun")
+}
+
+#[test]
+fn frr_learns_routes_into_a_tun_interface() -> Result<()> {
+    come_and_go(Way::Frr, "glb-t-frr")
+}
+
+#[test]
+fn exabgp_is_told_by_the_example_hook() -> Result<()> {
+    come_and_go(Way::Exabgp, "glb-t-exabgp")
+}
+
+/// Less wanted is a greater MED at the router, whichever way it got there.
+#[test]
+fn less_wanted_arrives_as_a_med() -> Result<()> {
+    build()?;
+    for (way, usual, less) in [
+        (Way::Bird, None, "100"),
+        (Way::Tun, Some("100"), "500"),
+        (Way::Frr, Some("100"), "500"),
+        (Way::Exabgp, None, "100"),
+    ] {
+        let plan = Plan { routing: Routing::Bgp, way, ..Plan::new("glb-t-med") };
+        let mut fleet = Fleet::up(plan, 1, true)?;
+        med(&fleet, usual)?;
+        // Alone, it is wanted all the same: packets do not cease, and the drain goes no further.
+        fleet.director()?.reconfigure("quiet = \"300ms\"", "quiet = \"60s\"")?;
+        fleet.kill("director1/glb-director".parse()?)?;
+        fleet.start("director1/glb-director".parse()?)?;
+        fleet.wait_for_routes(&[FIRST])?;
+        let mut drain = fleet.directors[0].command(&fleet.lab, "drain")?.spawn()?;
+        med(&fleet, Some(less))?;
+        everybody_answers(&fleet.lab)?;
+        fleet.undrain_director(FIRST)?;
+        med(&fleet, usual)?;
+        drain.wait()?;
+    }
+    Ok(())
+}

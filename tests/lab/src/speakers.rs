@@ -1,0 +1,59 @@
+//! Who speaks BGP on a director, and how the director's daemon has it announce.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::{
+    daemons::Program,
+    exabgp,
+    plan::{Family, Node, Plan, Way, vip},
+    topology::Lab,
+};
+
+/// The TUN interface of a director's daemon.
+pub(crate) const TUN: &str = "glb-vip";
+
+/// What runs on a node, in the order in which it is started.
+pub(crate) const fn programs(plan: &Plan, node: Node) -> &'static [Program] {
+    match (node, plan.way) {
+        (Node::Router, _) | (_, Way::Bird | Way::Tun) => &[Program::Bird],
+        // The others look for zebra once, and then not for ten seconds.
+        (_, Way::Frr) => &[Program::Zebra, Program::Bfdd, Program::Bgpd],
+        (_, Way::Exabgp) => &[Program::Exabgp],
+    }
+}
+
+/// What a director's configuration says of announcing.
+pub(crate) fn announcement(lab: &Lab, node: Node) -> Result<String> {
+    let (vip4, vip6) = (vip(Family::V4), vip(Family::V6));
+    let way = match lab.plan().way {
+        Way::Bird => "way = \"bird\"\nsocket = \"bird.ctl\"\nprotocols = [\"vip4\", \"vip6\"]\n\
+                      less_wanted = [\"vip4_drain\", \"vip6_drain\"]\n"
+            .to_owned(),
+        Way::Tun | Way::Frr => {
+            format!("way = \"tun\"\ninterface = \"{TUN}\"\nless_wanted_metric = 500\n")
+        }
+        Way::Exabgp => {
+            let hook =
+                Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/examples/exabgp-announce");
+            let pipe = lab.folder(node)?.join(exabgp::RUN).join("exabgp.in");
+            format!(
+                "way = \"hook\"\ncommand = [{hook:?}, \"--pipe\", {pipe:?}, \"--next-hop6\", \
+                 \"{}\"]\nless_wanted = true\nrepeat = \"1s\"\n",
+                node.v6()
+            )
+        }
+    };
+    Ok(format!(
+        "
+[[announce]]
+name = \"vips\"
+prefixes = [\"{vip4}/32\", \"{vip6}/128\"]
+{way}
+# Short, for a lab's watchers are impatient.
+[drain]
+quiet = \"300ms\"
+"
+    ))
+}
