@@ -220,6 +220,11 @@ impl Config {
             (None, Some(socket)) => Some(Tell::Director(folder.join(socket))),
             (None, None) => None,
         };
+        if raw.reload_timeout_ms == 0 {
+            let fix = "no word to the director is that quick: give 1 or more, or leave the key out \
+                       for 10000";
+            return Err(wrong("reload_timeout_ms", "0".into(), fix));
+        }
         let mut defaults = Pace::default();
         defaults.refine(&raw.defaults).map_err(|(key, problem)| {
             let value = raw.defaults.get(&key).map(ToString::to_string).unwrap_or_default();
@@ -376,6 +381,10 @@ mod tests {
             ),
             ("source = \"t\"\nchecked = \"c\"\nmin_healthy = \"3\"", vec!["min_healthy", "30%"]),
             ("source = \"t\"\nchecked = \"c\"\nmass_percent = 0", vec!["mass_percent = 0"]),
+            (
+                "source = \"t\"\nchecked = \"c\"\nreload_timeout_ms = 0",
+                vec!["reload_timeout_ms = 0", "1 or more"],
+            ),
             ("{\"forwarding_table\": {}}", vec!["healthcheck.toml", "src"]),
         ] {
             let error = parse(text).unwrap_err().to_string();

@@ -4,16 +4,17 @@ mod control;
 
 use std::{
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use glb_host::{
+    lock_file::{LockError, LockFile},
     metrics::{self, MetricsError},
     service::{self, Watchdog},
 };
-use glb_table::checked::Finding;
+use glb_table::{checked::Finding, write};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot, watch},
@@ -31,7 +32,7 @@ use crate::{
     judge::Standing,
     metrics::{Metered, Metrics},
     probe::{self, EchoError, Outcome, Tools, ToolsError},
-    publish::{Publisher, SharedRecord},
+    publish::{Publisher, SharedRecord, drains},
     status::Snapshot,
     wanted::{self, WantedError},
 };
@@ -45,6 +46,30 @@ pub enum Error {
     /// Its checks are not.
     #[error(transparent)]
     Wanted(#[from] WantedError),
+    /// Somebody else writes the checked table.
+    #[error(
+        "`checked`: {owner} writes {} already.\n  \
+         Stop that one first, or give this one a `checked` of its own.",
+        path.display()
+    )]
+    Taken {
+        /// The checked table.
+        path: PathBuf,
+        /// The other process, as far as it is known.
+        owner: String,
+    },
+    /// The checked table's place.
+    #[error(
+        "`checked`: {problem}.\n  \
+         This checker's user must be able to write beside {}: mend that, or name another place.",
+        path.display()
+    )]
+    Checked {
+        /// The checked table.
+        path: PathBuf,
+        /// What is wrong.
+        problem: LockError,
+    },
     /// This machine or process cannot do its checks.
     #[error("{file}: {source}")]
     Tools {
@@ -118,6 +143,7 @@ async fn watch_over(config: &Config) -> Result<(), Error> {
     // What is in use already is found before anything is asked of anybody.
     let listener = config.metrics.map(metrics::bind).transpose()?;
     let (questions, mut asked) = mpsc::channel(channel::WAITING);
+    let _lock = own(&config.checked)?;
     let _server = channel::open(&config.control, questions.clone())?;
     let Loaded { source, tools } = load(&config.source, &config.defaults, None).await?;
     let metrics = Metrics::default();
@@ -315,25 +341,46 @@ fn log(transition: &Transition, now: Moment) {
 
 /// What a former checker has written: its judgement stands until results overturn it.
 fn known(checked: &Path) -> Known {
+    let mut known = Known::default();
     if !checked.exists() {
-        return Known::new();
+        return known;
     }
     match glb_table::load(checked) {
         Ok(set) => {
-            let mut known = Known::new();
             for table in &set.tables {
                 for backend in &table.backends {
                     let finding = Finding { healthy: backend.healthy, state: backend.state };
-                    known.insert((table.name.clone(), backend.address), finding);
+                    known.findings.insert((table.name.clone(), backend.address), finding);
                 }
             }
-            known
+            known.drains = drains::read(checked);
         }
         Err(problem) => {
             warn!("the old checked table says nothing: {}", problem.render(false).trim_end());
-            Known::new()
         }
     }
+    known
+}
+
+/// Makes the checked table this checker's own, and clears what a killed one left beside it.
+fn own(checked: &Path) -> Result<LockFile, Error> {
+    let io = |action| {
+        move |source| {
+            let problem = LockError::Io { action, path: checked.to_owned(), source };
+            Error::Checked { path: checked.to_owned(), problem }
+        }
+    };
+    let real = write::real(checked).map_err(io("follow the links of"))?;
+    let lock = LockFile::take(&real).map_err(|problem| match problem {
+        LockError::Held { owner } => Error::Taken { path: checked.to_owned(), owner },
+        problem => Error::Checked { path: checked.to_owned(), problem },
+    })?;
+    for path in [real.clone(), drains::file(checked)] {
+        for left in write::remove_leftovers(&path).map_err(io("clean up beside"))? {
+            info!(file = %left.display(), "removed what a killed checker had begun to write");
+        }
+    }
+    Ok(lock)
 }
 
 /// Differs from start to start and from machine to machine.

@@ -103,18 +103,7 @@ fn reloading_the_source() {
 
 #[test]
 fn one_hanging_target_delays_nobody() {
-    let well = Server::start("127.3.0.1");
-    // Accepts in the kernel and never answers.
-    let hanging = TcpListener::bind("127.3.0.2:0").unwrap();
-    let hanging = Server {
-        address: "127.3.0.2".into(),
-        port: hanging.local_addr().unwrap().port(),
-        well: {
-            std::mem::forget(hanging);
-            Arc::default()
-        },
-        asked: Arc::default(),
-    };
+    let (well, hanging) = (Server::start("127.3.0.1"), hanging("127.3.0.2"));
     let mut world = World::new();
     world.write_source(&[&well, &hanging]);
     world.start();
@@ -122,6 +111,42 @@ fn one_hanging_target_delays_nobody() {
     well.set(false);
     assert!(world.wait_for(&[false, false]) < Duration::from_millis(1400));
     assert!(world.log().contains("timeout after 100 ms (answer)"), "{}", world.log());
+}
+
+/// Accepts in the kernel and never answers.
+fn hanging(address: &str) -> Server {
+    let listener = TcpListener::bind((address, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::mem::forget(listener);
+    Server { address: address.into(), port, well: Arc::default(), asked: Arc::default() }
+}
+
+/// Also not one that is new, long before there is a first result of it.
+#[test]
+fn one_hanging_target_of_a_new_source_delays_nobody() {
+    let (a, b) = (Server::start("127.3.1.1"), Server::start("127.3.1.2"));
+    let new = hanging("127.3.1.3");
+    let mut world = World::new();
+    world.write_source(&[&a, &b]);
+    world.start();
+    world.wait_for(&[true, true]);
+    world.write_source(&[&a, &b, &new]);
+    let text = fs::read_to_string(world.path("source.toml")).unwrap();
+    let slow = format!("interval_ms = 7000, timeout_ms = 6000, http = {}", new.port);
+    let text = text.replace(&format!("http = {}", new.port), &slow);
+    fs::write(world.path("source.toml"), text).unwrap();
+    world.signal(Signal::SIGHUP);
+    a.set(false);
+    // Two failures 200 ms apart, and well under a second more.
+    let took = world.wait_for(&[false, true]);
+    assert!(took < Duration::from_millis(1400), "{took:?}");
+    a.set(true);
+    world.wait_for(&[true, true]);
+    let status = world.ask(&["status"]);
+    assert!(status.contains("1 targets have no result yet"), "{status}");
+    assert!(status.contains("127.3.1.3"), "{status}");
+    // Nothing was said of the new one before it was asked, and what was found is said.
+    world.wait_for(&[true, true, false]);
 }
 
 #[test]
@@ -198,8 +223,44 @@ fn killed_at_any_moment() {
     }
     servers.iter().for_each(|server| server.set(true));
     world.wait_for(&[true; 40]);
-    // What a killed one had begun to write is all that is left beside the files.
     assert!(world.stop(Signal::SIGTERM));
+    // What a killed one had begun to write is cleared away.
+    fs::write(world.path(".checked.toml-a1B2c3.new"), "[[tab").unwrap();
+    world.start();
+    world.wait_for_log("removed what a killed checker had begun to write");
+    let left = fs::read_dir(world.path("")).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: Vec<String> = left.map(|name| name.into_string().unwrap()).collect();
+    assert!(!left.iter().any(|name| name.ends_with(".new")), "{left:?}");
+}
+
+#[test]
+fn a_second_checker_of_one_table_is_refused() {
+    let server = Server::start("127.6.0.1");
+    let mut world = World::new();
+    world.write_source(&[&server]);
+    world.start();
+    world.wait_for(&[true]);
+    // By whatever name, and with a control socket of its own.
+    std::os::unix::fs::symlink("checked.toml", world.path("link.toml")).unwrap();
+    let config = fs::read_to_string(world.path("healthcheck.toml")).unwrap();
+    let config = config.replace("status.sock", "second.sock");
+    let config = config.replace("\"checked.toml\"", "\"link.toml\"");
+    fs::write(world.path("second.toml"), config).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_glb-healthcheck"))
+        .args(["run", "--config"])
+        .arg(world.path("second.toml"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    for words in ["link.toml already", &format!("process {}", world.id()), "of its own"] {
+        assert!(text.contains(words), "{words:?} is missing in: {text}");
+    }
+    // One that was killed holds nothing.
+    world.stop(Signal::SIGKILL);
+    server.set(false);
+    world.start();
+    world.wait_for(&[false]);
 }
 
 /// After a standstill nobody is asked more often than usual.
@@ -224,6 +285,20 @@ fn a_standstill_is_followed_by_no_storm() {
     assert_eq!(world.healthy().unwrap(), [true; 50], "{}", world.log());
 }
 
+/// Waits until the checked table has this of its first backend.
+fn wait_for_state(world: &World, wanted: &str, healthy: bool) {
+    let begun = Instant::now();
+    loop {
+        let set = glb_table::load(&world.path("checked.toml")).unwrap();
+        let backend = &set.tables[0].backends[0];
+        if backend.state.to_string() == wanted && backend.healthy == healthy {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "{wanted}: {}", world.log());
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// A backend drains itself by its agent, and its weight is told and changes nothing.
 #[test]
 fn an_agent_that_drains_its_backend() {
@@ -245,19 +320,7 @@ fn an_agent_that_drains_its_backend() {
     fs::write(world.path("source.toml"), text).unwrap();
     world.start();
     world.wait_for(&[true]);
-    let wait = |wanted: &str, healthy: bool| {
-        let begun = Instant::now();
-        loop {
-            let set = glb_table::load(&world.path("checked.toml")).unwrap();
-            let backend = &set.tables[0].backends[0];
-            if backend.state.to_string() == wanted && backend.healthy == healthy {
-                return;
-            }
-            assert!(begun.elapsed() < Duration::from_secs(10), "{wanted}: {}", world.log());
-            thread::sleep(Duration::from_millis(5));
-        }
-    };
-    wait("active", true);
+    wait_for_state(&world, "active", true);
     for (says, state, healthy) in [
         ("drain 50%\n", "draining", true),
         // Until it says that it is ready.
@@ -272,7 +335,7 @@ fn an_agent_that_drains_its_backend() {
         if says == "up\n" && state == "draining" {
             thread::sleep(Duration::from_millis(700));
         }
-        wait(state, healthy);
+        wait_for_state(&world, state, healthy);
         if says.contains("50%") {
             let status = world.ask(&["status"]);
             assert!(status.contains("(wants drain) (50%)"), "{status}");
@@ -281,4 +344,26 @@ fn an_agent_that_drains_its_backend() {
         }
     }
     assert!(world.log().contains("agent: down: a new disk"), "{}", world.log());
+
+    // A restart keeps its wish, which it need not say again.
+    *word.lock().unwrap() = "drain\n";
+    wait_for_state(&world, "draining", true);
+    *word.lock().unwrap() = "up\n";
+    thread::sleep(Duration::from_millis(700));
+    world.stop(Signal::SIGKILL);
+    world.start();
+    thread::sleep(Duration::from_millis(1000));
+    wait_for_state(&world, "draining", true);
+    *word.lock().unwrap() = "ready\n";
+    wait_for_state(&world, "active", true);
+    // But not the operator's, who takes it back while no checker runs.
+    *word.lock().unwrap() = "up\n";
+    let source = fs::read_to_string(world.path("source.toml")).unwrap();
+    fs::write(world.path("source.toml"), source.replace("\"active\"", "\"draining\"")).unwrap();
+    world.signal(Signal::SIGHUP);
+    wait_for_state(&world, "draining", true);
+    world.stop(Signal::SIGKILL);
+    fs::write(world.path("source.toml"), source).unwrap();
+    world.start();
+    wait_for_state(&world, "active", true);
 }

@@ -15,6 +15,7 @@ pub mod generations;
 pub mod kept_pins;
 pub mod link_events;
 pub mod load;
+pub mod lock_file;
 pub mod mapped;
 pub mod metrics;
 pub mod next_hop;

@@ -34,7 +34,10 @@ fn shown(snapshot: &Snapshot) -> String {
         text += "THIS CHECKER IS CUT OFF: the last judgement stands\n";
     }
     if snapshot.pending > 0 {
-        text += &format!("{} targets have no result yet\n", snapshot.pending);
+        text += &format!(
+            "{} targets have no result yet: the newest source is written when they have\n",
+            snapshot.pending
+        );
     }
     if let Some(trouble) = &snapshot.trouble {
         text += &format!("NOT PUBLISHED: {trouble}\n");

@@ -175,7 +175,7 @@ impl Engine {
     /// Whether this machine cannot do some check of too many backends at all.
     fn is_mute(&self) -> bool {
         let is_mute = |id: &u64| self.targets.get(id).is_some_and(|watched| watched.mute);
-        let backends = self.backends.iter().flatten();
+        let backends = self.tables().flatten();
         let mute = backends.clone().filter(|ids| ids.iter().any(is_mute)).count();
         self.is_mass_of(mute, backends.count())
     }
@@ -191,7 +191,7 @@ impl Engine {
         if self.is_mass_of(failing, self.targets.len()) {
             return true;
         }
-        self.backends.iter().any(|table| {
+        self.tables().any(|table| {
             let ids = || table.iter().flatten();
             of.is_none_or(|id| ids().any(|other| *other == id))
                 && ids().next().is_some()

@@ -1,10 +1,10 @@
 //! From judgements to what is written of each backend, and when.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use glb_table::{State, checked::Finding};
 
-use super::{Decision, Engine};
+use super::{Decision, Engine, Layout, Said};
 use crate::{Moment, floor, judge::Standing};
 
 impl Engine {
@@ -18,21 +18,22 @@ impl Engine {
             return None;
         }
         self.publish_at = None;
-        let findings = self.findings()?;
-        let urgent = self.is_urgent(&findings);
-        self.submitted = Some(findings.clone());
+        let said = self.say()?;
+        let urgent = self.is_urgent(&said);
+        self.submitted = Some(said.clone());
         self.last_submit = Some(now);
-        Some(Decision { source: Arc::clone(&self.source), findings, urgent })
+        let Said { findings, drains } = said;
+        Some(Decision { source: Arc::clone(&self.current.source), findings, drains, urgent })
     }
 
     fn plan(&mut self, now: Moment) {
-        let Some(findings) = self.findings() else { return };
-        if self.submitted.as_ref() == Some(&findings) {
+        let Some(said) = self.say() else { return };
+        if self.submitted.as_ref() == Some(&said) {
             self.publish_at = None;
             return;
         }
         let earliest = self.last_submit.map_or(now, |last| now.max(last + self.options.gap));
-        let at = if self.submitted.is_none() || self.is_urgent(&findings) {
+        let at = if self.submitted.is_none() || self.is_urgent(&said) {
             earliest
         } else {
             earliest.max(now + self.options.settle)
@@ -41,18 +42,18 @@ impl Engine {
     }
 
     /// Whether someone who took connections no longer can: that cannot wait.
-    fn is_urgent(&self, findings: &[Vec<Finding>]) -> bool {
+    fn is_urgent(&self, said: &Said) -> bool {
         let Some(old) = &self.submitted else { return true };
         let takes = |finding: &Finding| {
             finding.healthy && matches!(finding.state, State::Active | State::Filling)
         };
-        let pairs = old.iter().flatten().zip(findings.iter().flatten());
-        pairs.into_iter().any(|(old, new)| takes(old) && !takes(new))
+        let mut pairs = old.findings.iter().flatten().zip(said.findings.iter().flatten());
+        pairs.any(|(old, new)| takes(old) && !takes(new))
     }
 
-    /// What is to be said of each backend; None while some target has no result yet.
-    fn findings(&self) -> Option<Vec<Vec<Finding>>> {
-        if !self.pending.is_empty() {
+    /// What is to be said of each backend; None before the first round is over.
+    fn say(&self) -> Option<Said> {
+        if !self.begun {
             return None;
         }
         let table = |(table, ids): (&glb_table::Table, &Vec<Vec<u64>>)| {
@@ -81,7 +82,13 @@ impl Engine {
                 };
             pairs.map(finding).collect()
         };
-        Some(self.source.set.tables.iter().zip(&self.backends).map(table).collect())
+        let Layout { source, backends } = &self.current;
+        let tables = source.set.tables.iter().zip(backends);
+        let pairs = tables.clone().flat_map(|(table, ids)| table.backends.iter().zip(ids));
+        let drains = pairs.filter(|(_, ids)| self.wants_drain(ids)).map(|(of, _)| of.address);
+        let drains: BTreeSet<IpAddr> = drains.collect();
+        let findings = tables.map(table).collect();
+        Some(Said { findings, drains: drains.into_iter().collect() })
     }
 
     /// All that is listed must pass; without any check a backend is taken for healthy.

@@ -7,7 +7,7 @@ use std::{
 
 use glb_table::State;
 
-use super::{Engine, History, Known, Source, Watched};
+use super::{Engine, History, Known, Layout, Source, Watched};
 use crate::{
     Moment,
     check::{Kind, Target},
@@ -22,11 +22,12 @@ impl Engine {
             self.ids.iter().map(|(target, id)| (same(target), *id)).collect();
         let mut kept = HashSet::new();
         let mut started = Vec::new();
-        self.backends.clear();
+        let mut followed = HashMap::new();
+        let mut backends = Vec::with_capacity(source.wanted.len());
         for (table, wanted) in source.set.tables.iter().zip(&source.wanted) {
             let mut of_table = Vec::with_capacity(wanted.len());
             for (backend, wanted) in table.backends.iter().zip(wanted) {
-                let before = known.get(&(table.name.clone(), backend.address)).copied();
+                let before = known.findings.get(&(table.name.clone(), backend.address)).copied();
                 let mut of_backend = Vec::with_capacity(wanted.len());
                 for target in wanted {
                     let id = match self.ids.get(target) {
@@ -34,6 +35,7 @@ impl Engine {
                         None => {
                             let of = asked.get(&same(target)).copied();
                             let id = self.watch(target.clone(), of, now);
+                            followed.extend(of.map(|of| (of, id)));
                             started.push(id);
                             id
                         }
@@ -46,19 +48,56 @@ impl Engine {
                         if before.healthy || watched.judge.standing() == Standing::Unknown {
                             watched.judge = Judge::resumed(before.healthy, now);
                         }
-                        // An agent's wish stands until it says that it is ready.
+                        // An agent's wish stands until it says that it is ready; the operator's
+                        // ends when the source no longer has it.
                         let agent = matches!(watched.target.check.kind, Kind::Agent { .. });
                         let drained = before.state == State::Draining
                             && matches!(backend.state, State::Active | State::Filling);
-                        watched.drain |= agent && drained;
+                        watched.drain |=
+                            agent && drained && known.drains.contains(&backend.address);
                     }
                     kept.insert(id);
                     of_backend.push(id);
                 }
                 of_table.push(of_backend);
             }
-            self.backends.push(of_table);
+            backends.push(of_table);
         }
+        let layout = Layout { source, backends };
+        if self.begun {
+            for id in self.current.backends.iter_mut().flatten().flatten() {
+                if let Some(follower) = followed.get(id).filter(|_| !kept.contains(id)) {
+                    *id = *follower;
+                }
+            }
+            self.next = Some(layout);
+        } else {
+            // Nothing was written yet that could go on.
+            self.current = layout;
+        }
+        self.forget_others();
+        self.schedule.start(started, now);
+        self.dirty = true;
+        self.adopt();
+    }
+
+    /// The newest source comes into force if all that it asks for has a result.
+    pub(super) fn adopt(&mut self) {
+        if !self.pending.is_empty() {
+            return;
+        }
+        self.begun = true;
+        if let Some(next) = self.next.take() {
+            self.current = next;
+            // Whatever differs from what was written is what the operator asked for.
+            self.submitted = None;
+            self.forget_others();
+        }
+    }
+
+    /// Ends the watch on whom no source asks for.
+    fn forget_others(&mut self) {
+        let kept: HashSet<u64> = self.tables().flatten().flatten().copied().collect();
         let gone: Vec<u64> = self.targets.keys().filter(|id| !kept.contains(id)).copied().collect();
         for id in gone {
             if let Some(watched) = self.targets.remove(&id) {
@@ -68,9 +107,6 @@ impl Engine {
             self.pending.remove(&id);
             self.cut_off.remove(id);
         }
-        self.schedule.start(started, now);
-        self.source = source;
-        self.dirty = true;
     }
 
     /// Begins to watch a target; `of` is the one that it goes on from.

@@ -67,8 +67,14 @@ impl Default for Options {
     }
 }
 
-/// What a former checker has written, by table and backend.
-pub type Known = HashMap<(String, IpAddr), Finding>;
+/// What a former checker has left.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// What it has written, by table and backend.
+    pub findings: HashMap<(String, IpAddr), Finding>,
+    /// Whose agents wanted no new connections.
+    pub drains: HashSet<IpAddr>,
+}
 
 /// A source table with the checks it asks for.
 #[derive(Debug)]
@@ -99,6 +105,8 @@ pub struct Decision {
     pub source: Arc<Source>,
     /// For each table and backend.
     pub findings: Vec<Vec<Finding>>,
+    /// The backends whose agents want no new connections, in order.
+    pub drains: Vec<IpAddr>,
     /// Whether someone who took connections no longer can.
     pub urgent: bool,
 }
@@ -170,6 +178,23 @@ pub struct Seen<'e> {
     pub checks: Vec<&'e Watched>,
 }
 
+/// A source, and who is asked about it.
+#[derive(Debug)]
+struct Layout {
+    source: Arc<Source>,
+    /// The ids of each backend of each table.
+    backends: Vec<Vec<Vec<u64>>>,
+}
+
+/// What is said of the backends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Said {
+    /// For each table and backend.
+    findings: Vec<Vec<Finding>>,
+    /// Whose agents want no new connections, in order.
+    drains: Vec<IpAddr>,
+}
+
 /// All targets and what follows from them.
 #[derive(Debug)]
 pub struct Engine {
@@ -178,15 +203,18 @@ pub struct Engine {
     targets: HashMap<u64, Watched>,
     ids: HashMap<Arc<Target>, u64>,
     next_id: u64,
-    source: Arc<Source>,
-    /// The ids of each backend of each table.
-    backends: Vec<Vec<Vec<u64>>>,
+    /// What is written about.
+    current: Layout,
+    /// What will be, once each of its targets has a result.
+    next: Option<Layout>,
+    /// Whether the first round is over.
+    begun: bool,
     /// Targets without a first result.
     pending: HashSet<u64>,
     cut_off: CutOff,
     /// Something changed since the findings were last looked at.
     dirty: bool,
-    submitted: Option<Vec<Vec<Finding>>>,
+    submitted: Option<Said>,
     last_submit: Option<Moment>,
     publish_at: Option<Moment>,
 }
@@ -208,8 +236,9 @@ impl Engine {
             targets: HashMap::new(),
             ids: HashMap::new(),
             next_id: 0,
-            source: Arc::clone(&source),
-            backends: Vec::new(),
+            current: Layout { source: Arc::clone(&source), backends: Vec::new() },
+            next: None,
+            begun: false,
             pending: HashSet::new(),
             cut_off: CutOff::new(controls),
             dirty: true,
@@ -221,12 +250,11 @@ impl Engine {
         engine
     }
 
-    /// Takes another source: what did not change keeps its judgement, what is new is checked
-    /// before anything is written.
+    /// Takes another source: what did not change keeps its judgement. What is new is checked before
+    /// anything is written about the new source; until then the old one stays in force as a whole,
+    /// checks and all, so that whoever hangs holds up nobody's death.
     pub fn reload(&mut self, source: Arc<Source>, now: Moment) {
-        self.load(source, &Known::new(), now);
-        // Whatever differs from what was written is what the operator asked for.
-        self.submitted = None;
+        self.load(source, &Known::default(), now);
     }
 
     /// A probe that is due. Its next one is planned already.
@@ -324,23 +352,24 @@ impl Engine {
     /// Gives a result to the judge.
     fn settle(&mut self, id: u64, passed: bool, now: Moment) -> Option<Transition> {
         let watched = self.targets.get_mut(&id)?;
-        if !watched.checked {
-            watched.checked = true;
-            self.pending.remove(&id);
-            self.dirty = true;
-        }
+        let is_first = !std::mem::replace(&mut watched.checked, true);
         let rules = rules(&self.options, &watched.target.check.pace);
         let since = watched.judge.since();
-        let from = watched.judge.take(&rules, passed, now)?;
-        self.dirty = true;
-        Some(Transition {
+        let from = watched.judge.take(&rules, passed, now);
+        let transition = from.map(|from| Transition {
             target: Arc::clone(&watched.target),
             from,
             to: watched.judge.standing(),
             after: now.saturating_sub(since),
             reason: watched.last_error.clone().filter(|_| !passed),
             held_until: watched.judge.held_until(),
-        })
+        });
+        self.dirty |= is_first || transition.is_some();
+        if is_first {
+            self.pending.remove(&id);
+            self.adopt();
+        }
+        transition
     }
 
     /// When to look again, if no result comes before.
@@ -349,19 +378,42 @@ impl Engine {
         [probe, self.publish_at, self.cut_off.wake()].into_iter().flatten().min()
     }
 
-    /// What is known of each backend of each table, in the source's order, and what was last said.
+    /// What is known of each backend of each table, in the newest source's order, and what was last
+    /// said.
     pub fn backends(&self) -> impl Iterator<Item = (&glb_table::Table, Vec<Seen<'_>>)> {
-        let tables = self.source.set.tables.iter().zip(&self.backends).enumerate();
-        tables.map(|(index, (table, ids))| {
-            let said = self.submitted.as_ref().and_then(|said| said.get(index));
-            let pairs = table.backends.iter().zip(ids).enumerate();
-            let seen = pairs.map(|(place, (backend, ids))| Seen {
+        let mut said = HashMap::new();
+        let tables = self
+            .current
+            .source
+            .set
+            .tables
+            .iter()
+            .zip(self.submitted.iter().flat_map(|said| &said.findings));
+        for (table, findings) in tables {
+            for (backend, finding) in table.backends.iter().zip(findings) {
+                said.insert((table.name.as_str(), backend.address), *finding);
+            }
+        }
+        let Layout { source, backends } = self.newest();
+        source.set.tables.iter().zip(backends).map(move |(table, ids)| {
+            let seen = table.backends.iter().zip(ids).map(|(backend, ids)| Seen {
                 backend,
-                finding: said.and_then(|said| said.get(place)).copied(),
+                finding: said.get(&(table.name.as_str(), backend.address)).copied(),
                 checks: ids.iter().filter_map(|id| self.targets.get(id)).collect(),
             });
             (table, seen.collect())
         })
+    }
+
+    /// What was loaded last.
+    fn newest(&self) -> &Layout {
+        self.next.as_ref().unwrap_or(&self.current)
+    }
+
+    /// The tables' ids, of what is in force and of what is to be.
+    fn tables(&self) -> impl Iterator<Item = &Vec<Vec<u64>>> + Clone {
+        let next = self.next.iter().flat_map(|layout| &layout.backends);
+        self.current.backends.iter().chain(next)
     }
 
     /// All targets, in no order.
@@ -375,10 +427,10 @@ impl Engine {
         self.pending.len()
     }
 
-    /// The source in force.
+    /// The source that was loaded last.
     #[must_use]
     pub fn source(&self) -> &Arc<Source> {
-        &self.source
+        &self.newest().source
     }
 }
 

@@ -171,7 +171,7 @@ pub enum ToolsError {
 }
 
 impl Tools {
-    /// Makes what the probes of these targets need. Devices and raw sockets of `old` are used on.
+    /// Makes what the probes of these targets need. What `old` has is used on; CA files are read anew.
     ///
     /// # Errors
     /// When a CA file cannot be used, or this process lacks a permission.
@@ -180,10 +180,11 @@ impl Tools {
         old: Option<&Self>,
     ) -> Result<Self, ToolsError> {
         let kinds = || targets.clone().into_iter().map(|target| &target.check.kind);
-        let tls = TlsConfigs::new(kinds().filter_map(|kind| match kind {
+        let tls = kinds().filter_map(|kind| match kind {
             Kind::Http(http) => http.tls.as_ref(),
             _ => None,
-        }))?;
+        });
+        let tls = TlsConfigs::new(tls, old.map(|old| &old.tls))?;
         let echo = match old.and_then(|old| old.echo.clone()) {
             Some(echo) => Some(echo),
             None if kinds().any(|kind| matches!(kind, Kind::Gue { .. })) => {

@@ -70,17 +70,24 @@ impl Trust {
 pub struct TlsConfigs(HashMap<Trust, Arc<ClientConfig>>);
 
 impl TlsConfigs {
-    /// Makes them.
+    /// Makes them. Those of `old` that nobody asks for any more stay: a former source may still be in
+    /// force.
     ///
     /// # Errors
     /// When a CA file cannot be used.
-    pub(super) fn new<'t>(checks: impl IntoIterator<Item = &'t Tls>) -> Result<Self, TlsError> {
+    pub(super) fn new<'t>(
+        checks: impl IntoIterator<Item = &'t Tls>,
+        old: Option<&Self>,
+    ) -> Result<Self, TlsError> {
         let mut configs = HashMap::new();
         for tls in checks {
             if let Entry::Vacant(entry) = configs.entry(Trust::of(tls)) {
                 let config = Arc::new(config(entry.key())?);
                 entry.insert(config);
             }
+        }
+        for (trust, config) in old.iter().flat_map(|old| &old.0) {
+            configs.entry(trust.clone()).or_insert_with(|| Arc::clone(config));
         }
         Ok(Self(configs))
     }

@@ -11,7 +11,10 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::AsRawFd as _,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -35,8 +38,11 @@ use tracing::{error, warn};
 use super::{Failure, Step, echo::tunnelled};
 use crate::check::{Target, Vip};
 
-/// Marks packets for the tunnel, and names the routing table that leads there.
-const MARK: u32 = 0x676c_6263;
+/// Marks packets for the tunnel, and names the routing table that leads there: this plus the device's
+/// number, so that each checker of a machine has its own.
+const MARKS: u32 = 0x676c_0000;
+/// The devices' name; the kernel gives each its number.
+const NAME: &str = "glbcheck";
 /// Before the main table, after the local one.
 const PRIORITY: u32 = 19_523;
 
@@ -76,6 +82,8 @@ pub struct Tunnel {
     ways: Ways,
     /// Told when a connection did not go through the device.
     missed: Arc<Notify>,
+    /// What leads to the device.
+    mark: Arc<AtomicU32>,
     keeper: tokio::task::AbortHandle,
 }
 
@@ -91,12 +99,13 @@ impl Tunnel {
     /// # Errors
     /// Without CAP_NET_ADMIN.
     pub(super) async fn open() -> Result<Self, TunnelError> {
-        let (device, name) = open_device().map_err(TunnelError::Device)?;
-        route(&name).await?;
+        let device = open_device().map_err(TunnelError::Device)?;
+        route(&device).await?;
         let ways = Ways::default();
         let missed = Arc::new(Notify::new());
-        let keeper = keep(device, name, Arc::clone(&ways), Arc::clone(&missed));
-        Ok(Self { ways, missed, keeper: tokio::spawn(keeper).abort_handle() })
+        let mark = Arc::new(AtomicU32::new(device.mark));
+        let keeper = keep(device, Arc::clone(&mark), Arc::clone(&ways), Arc::clone(&missed));
+        Ok(Self { ways, missed, mark, keeper: tokio::spawn(keeper).abort_handle() })
     }
 
     pub(super) async fn connect(
@@ -125,7 +134,7 @@ impl Tunnel {
         socket.set_nonblocking(true).map_err(failed)?;
         socket.set_linger(Some(Duration::ZERO)).map_err(failed)?;
         socket.set_tcp_nodelay(true).map_err(failed)?;
-        socket.set_mark(MARK).map_err(failed)?;
+        socket.set_mark(self.mark.load(Ordering::Relaxed)).map_err(failed)?;
         // The port must be known before the first packet.
         socket.bind(&SocketAddr::new(own, 0).into()).map_err(failed)?;
         let port = socket.local_addr().map_err(failed)?.as_socket().map_or(0, |own| own.port());
@@ -179,11 +188,20 @@ fn own_address(vip: &Vip) -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-fn open_device() -> io::Result<(AsyncFd<File>, String)> {
+/// A TUN device that goes with its process.
+#[derive(Debug)]
+struct Device {
+    file: AsyncFd<File>,
+    name: String,
+    /// Of packets that are led to it, and of the table that leads them.
+    mark: u32,
+}
+
+fn open_device() -> io::Result<Device> {
     let file = File::options().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: all-zero bytes are a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"glbcheck%d") {
+    for (to, from) in request.ifr_name.iter_mut().zip(format!("{NAME}%d").as_bytes()) {
         *to = libc::c_char::from_ne_bytes([*from]);
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
@@ -203,12 +221,15 @@ fn open_device() -> io::Result<(AsyncFd<File>, String)> {
     if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
         return Err(io::Error::last_os_error());
     }
+    let name = String::from_utf8_lossy(&name).into_owned();
+    let number = name.strip_prefix(NAME).and_then(|number| number.parse::<u16>().ok());
+    let number = number.ok_or_else(|| io::Error::other(format!("{name} has no number")))?;
     // SAFETY: the file owns its descriptor and keeps it open and the same until it is dropped.
     let file = unsafe { AsyncFd::register(file) };
-    Ok((file?, String::from_utf8_lossy(&name).into_owned()))
+    Ok(Device { file: file?, name, mark: MARKS + u32::from(number) })
 }
 
-async fn route(name: &str) -> Result<(), TunnelError> {
+async fn route(device: &Device) -> Result<(), TunnelError> {
     let failed = |step| {
         move |problem: &dyn std::fmt::Display| TunnelError::Route {
             step,
@@ -218,12 +239,12 @@ async fn route(name: &str) -> Result<(), TunnelError> {
     let (connection, netlink, _) =
         rtnetlink::new_connection().map_err(|error| failed("netlink")(&error))?;
     let connection = tokio::spawn(connection);
-    let done = routes(&netlink, name).await;
+    let done = routes(&netlink, &device.name, device.mark).await;
     connection.abort();
     done
 }
 
-async fn routes(netlink: &Handle, name: &str) -> Result<(), TunnelError> {
+async fn routes(netlink: &Handle, name: &str, mark: u32) -> Result<(), TunnelError> {
     let failed = |step| {
         move |error: rtnetlink::Error| TunnelError::Route { step, problem: error.to_string() }
     };
@@ -235,34 +256,34 @@ async fn routes(netlink: &Handle, name: &str) -> Result<(), TunnelError> {
     netlink.link().set(up).execute().await.map_err(failed("set the device up"))?;
     for v4 in [true, false] {
         let message: RouteMessage = if v4 {
-            RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).table_id(MARK).build()
+            RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).table_id(mark).build()
         } else {
-            RouteMessageBuilder::<Ipv6Addr>::new().output_interface(index).table_id(MARK).build()
+            RouteMessageBuilder::<Ipv6Addr>::new().output_interface(index).table_id(mark).build()
         };
         let added = netlink.route().add(message).replace().execute().await;
         match added {
             Err(_) if !v4 => return Ok(()), // A machine without IPv6.
             other => other.map_err(failed("add a route"))?,
         }
-        add_rule(netlink, v4).await.map_err(failed("add a rule"))?;
+        add_rule(netlink, v4, mark).await.map_err(failed("add a rule"))?;
     }
     Ok(())
 }
 
 /// A rule outlives the process; without a route in its table it leads nowhere, and the next start
 /// finds it there.
-async fn add_rule(netlink: &Handle, v4: bool) -> Result<(), rtnetlink::Error> {
+async fn add_rule(netlink: &Handle, v4: bool, mark: u32) -> Result<(), rtnetlink::Error> {
     let request = netlink.rule().add();
-    let mark = RuleAttribute::FwMark(MARK);
+    let of_mark = RuleAttribute::FwMark(mark);
     let added = if v4 {
         let mut request =
-            request.v4().table_id(MARK).priority(PRIORITY).action(RuleAction::ToTable);
-        request.message_mut().attributes.push(mark);
+            request.v4().table_id(mark).priority(PRIORITY).action(RuleAction::ToTable);
+        request.message_mut().attributes.push(of_mark);
         request.execute().await
     } else {
         let mut request =
-            request.v6().table_id(MARK).priority(PRIORITY).action(RuleAction::ToTable);
-        request.message_mut().attributes.push(mark);
+            request.v6().table_id(mark).priority(PRIORITY).action(RuleAction::ToTable);
+        request.message_mut().attributes.push(of_mark);
         request.execute().await
     };
     match added {
@@ -274,11 +295,11 @@ async fn add_rule(netlink: &Handle, v4: bool) -> Result<(), rtnetlink::Error> {
 }
 
 /// Carries packets, and makes device, routes and rule anew when somebody has removed them.
-async fn keep(mut device: AsyncFd<File>, mut name: String, ways: Ways, missed: Arc<Notify>) {
+async fn keep(mut device: Device, mark: Arc<AtomicU32>, ways: Ways, missed: Arc<Notify>) {
     let mut restored = None;
     loop {
         let gone = tokio::select! {
-            () = carry(&device, &ways) => true,
+            () = carry(&device.file, &ways) => true,
             () = missed.notified() => false,
         };
         // Where something else keeps packets from the device, this does not help.
@@ -294,13 +315,14 @@ async fn keep(mut device: AsyncFd<File>, mut name: String, ways: Ways, missed: A
         warn!(
             "checks of VIPs do not go through the tunnel: its device and routing rules are made anew"
         );
-        if !gone && route(&name).await.is_ok() {
+        if !gone && route(&device).await.is_ok() {
             continue;
         }
         let done = match open_device() {
-            Ok((new, its)) => {
-                (device, name) = (new, its);
-                route(&name).await
+            Ok(new) => {
+                device = new;
+                mark.store(device.mark, Ordering::Relaxed);
+                route(&device).await
             }
             Err(problem) => Err(TunnelError::Device(problem)),
         };

@@ -1,6 +1,7 @@
 //! Writing the checked table and telling the director, with retries. A slow disk or a hanging
 //! command delays no check: this runs beside them.
 
+pub(crate) mod drains;
 mod tell;
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
 
 use glb_table::checked;
 use tokio::sync::{oneshot, watch};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{config::Tell, engine::Decision};
 pub use tell::TellError;
@@ -22,6 +23,8 @@ pub use tell::TellError;
 const RETRY: Duration = Duration::from_millis(500);
 /// Longest wait after a failure.
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// How often it is looked whether the table is still there.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Why the checked table was not written or the director not told.
 #[derive(Debug, thiserror::Error)]
@@ -154,10 +157,22 @@ impl Publisher {
     ) {
         let mut published = Some(published);
         let mut retry = Retry::default();
-        // What is newer replaces what could not be written.
-        while retry.wait(&mut decisions).await {
+        let mut is_there = false;
+        loop {
+            // What is newer replaces what could not be written.
+            let goes_on = tokio::select! {
+                goes_on = retry.wait(&mut decisions) => goes_on,
+                () = self.gone(), if is_there => {
+                    warn!(file = %self.checked.display(), "somebody removed the checked table: it is written anew");
+                    true
+                }
+            };
+            if !goes_on {
+                return;
+            }
             let Some(decision) = decisions.borrow_and_update().clone() else { continue };
             let done = self.write(&decision).await;
+            is_there = done.is_ok();
             if let Ok(changed) = done {
                 // A former checker may have been killed between its write and its word to the
                 // director.
@@ -170,6 +185,18 @@ impl Publisher {
             }
             let trouble = retry.after(done.map(drop));
             self.record.edit(|record| record.not_written = trouble);
+        }
+    }
+
+    /// Waits until the table is not there.
+    async fn gone(&self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let path = self.checked.clone();
+            let there = tokio::task::spawn_blocking(move || path.try_exists()).await;
+            if matches!(there, Ok(Ok(false))) {
+                return;
+            }
         }
     }
 
@@ -216,13 +243,14 @@ fn replace(decision: &Decision, path: &Path) -> Result<bool, PublishError> {
     let source = &decision.source;
     let text = checked::enter(&source.path, &source.text, &decision.findings)
         .map_err(PublishError::Text)?;
+    let failed = |source| PublishError::Write { path: path.to_owned(), source };
+    drains::write(path, &decision.drains).map_err(failed)?;
     if fs::read(path).is_ok_and(|old| old == text.as_bytes()) {
         return Ok(false);
     }
     // A new file may be read by those who may read the source: both hold the same keys.
     let mode = fs::metadata(&source.path).map_or(0o600, |found| found.permissions().mode() & 0o666);
-    glb_table::write::replace_or_create(path, text.as_bytes(), mode)
-        .map_err(|source| PublishError::Write { path: path.to_owned(), source })?;
+    glb_table::write::replace_or_create(path, text.as_bytes(), mode).map_err(failed)?;
     Ok(true)
 }
 

@@ -1,4 +1,4 @@
-use std::path::Path;
+use std::{collections::HashSet, net::IpAddr, path::Path};
 
 use glb_table::{Form, State, checked::Finding, parse_bytes};
 
@@ -16,7 +16,12 @@ fn decision(healthy: bool) -> Option<Arc<Decision>> {
     let wanted = wanted::targets(path, &set, &Pace::default()).unwrap();
     let source = Source { path: path.to_owned(), text: TEXT.into(), set, wanted };
     let findings = vec![vec![Finding { healthy, state: State::Active }]];
-    Some(Arc::new(Decision { source: Arc::new(source), findings, urgent: true }))
+    Some(Arc::new(Decision {
+        source: Arc::new(source),
+        findings,
+        drains: Vec::new(),
+        urgent: true,
+    }))
 }
 
 fn publisher(folder: &Path, command: &str) -> Publisher {
@@ -126,4 +131,40 @@ async fn a_file_that_cannot_be_written_is_tried_again() {
     let set = glb_table::load(&publisher.checked).unwrap();
     assert!(!set.tables[0].backends[0].healthy);
     running.abort();
+}
+
+#[tokio::test]
+async fn a_table_that_somebody_removes_is_written_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let publisher = publisher(folder.path(), "true");
+    let (sender, receiver) = watch::channel(None);
+    let running = tokio::spawn(publisher.clone().run(receiver, oneshot::channel().0));
+    sender.send_replace(decision(false));
+    for writes in 1..=3 {
+        while publisher.record.get().writes < writes {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let set = glb_table::load(&publisher.checked).unwrap();
+        assert!(!set.tables[0].backends[0].healthy);
+        std::fs::remove_file(&publisher.checked).unwrap();
+    }
+    running.abort();
+}
+
+#[tokio::test]
+async fn an_agents_wish_is_left_for_the_next_checker() {
+    let folder = tempfile::tempdir().unwrap();
+    let publisher = publisher(folder.path(), "true");
+    let agent = [IpAddr::from([10, 0, 0, 1])];
+    let wish = |drains: &[IpAddr]| {
+        let decision = decision(true).unwrap();
+        Arc::new(Decision { drains: drains.to_vec(), ..Decision::clone(&decision) })
+    };
+    for drains in [&[][..], &agent, &agent, &[]] {
+        publisher.write(&wish(drains)).await.unwrap();
+        assert_eq!(drains::read(&publisher.checked), HashSet::from_iter(drains.iter().copied()));
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    std::fs::write(drains::file(&publisher.checked), "nonsense").unwrap();
+    assert!(drains::read(&publisher.checked).is_empty());
 }

@@ -167,6 +167,14 @@ impl World {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
+    pub fn wait_for_log(&self, words: &str) {
+        let begun = Instant::now();
+        while !self.log().contains(words) {
+            assert!(begun.elapsed() < Duration::from_secs(10), "{words:?}: {}", self.log());
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     pub fn reloads(&self) -> usize {
         let told = fs::read_to_string(self.path("healthcheck.toml.reloads"));
         told.unwrap_or_default().lines().count()

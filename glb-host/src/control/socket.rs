@@ -2,22 +2,18 @@
 //! taken over from a dead daemon, refused if a living one has it.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read as _, Seek as _, Write as _},
+    fs, io,
     os::unix::{
-        fs::{FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _},
+        fs::{FileTypeExt as _, PermissionsExt as _},
         net::UnixListener,
     },
     path::{Path, PathBuf},
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-};
 use socket2::{Domain, SockAddr, Type};
 
 use super::access::{self, NoGroup};
+use crate::lock_file::{LockError, LockFile};
 
 /// How many clients may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -115,8 +111,8 @@ fn hint(source: &io::Error, what: &Path) -> String {
 pub struct Socket {
     pub(super) listener: UnixListener,
     place: Place,
-    /// Held as long as the socket is ours: the kernel lets go of it when we die.
-    _lock: Flock<File>,
+    /// Held as long as the socket is ours.
+    _lock: LockFile,
 }
 
 impl Socket {
@@ -143,7 +139,12 @@ impl Socket {
             ),
             None => None,
         };
-        let lock = lock(path)?;
+        let lock = LockFile::take(path).map_err(|problem| match problem {
+            LockError::Held { owner } => SocketError::Taken { path: path.clone(), owner },
+            LockError::Io { action, path: what, source } => {
+                SocketError::Io { path: path.clone(), action, what, source }
+            }
+        })?;
         remove_dead(path)?;
         let socket =
             socket2::Socket::new(Domain::UNIX, Type::STREAM, None).map_err(error("make", path))?;
@@ -173,46 +174,6 @@ impl Drop for Socket {
     fn drop(&mut self) {
         // Whoever finds it left behind replaces it.
         fs::remove_file(&self.place.path).ok();
-    }
-}
-
-/// Takes the lock beside the socket: of two that start at once, one gets it.
-fn lock(path: &Path) -> Result<Flock<File>, SocketError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let name = PathBuf::from(name);
-    let error = |action, source| SocketError::Io {
-        path: path.to_owned(),
-        action,
-        what: name.clone(),
-        source,
-    };
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(&name)
-        .map_err(|source| error("open", source))?;
-    let mut owner = String::new();
-    (&mut file).take(64).read_to_string(&mut owner).ok();
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            let id = format!("{}\n", std::process::id());
-            // Only for the other one's message: a full disk is no reason not to start.
-            lock.set_len(0)
-                .and_then(|()| lock.rewind())
-                .and_then(|()| lock.write_all(id.as_bytes()))
-                .ok();
-            Ok(lock)
-        }
-        Err((_, Errno::EWOULDBLOCK)) => Err(SocketError::Taken {
-            path: path.to_owned(),
-            owner: crate::process_in_words(owner.trim()),
-        }),
-        Err((_, errno)) => Err(error("lock", errno.into())),
     }
 }
 

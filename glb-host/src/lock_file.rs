@@ -1,0 +1,78 @@
+//! A lock beside a file: one process at a time owns the file. The kernel lets go of it when its holder
+//! dies; the lock's own file stays.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+
+/// Held until it is dropped.
+#[derive(Debug)]
+pub struct LockFile(#[expect(dead_code, reason = "held, not looked at")] Flock<File>);
+
+/// Why there is no lock.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody has it.
+    #[error("{owner} holds it")]
+    Held {
+        /// The other process, as far as it is known.
+        owner: String,
+    },
+    /// A system call said no.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl LockFile {
+    /// Takes the lock of `file`, which is `FILE.lock` beside it: of two that start at once, one gets it.
+    ///
+    /// # Errors
+    /// When somebody else has it, or it cannot be made.
+    pub fn take(file: &Path) -> Result<Self, LockError> {
+        let mut path = file.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        let error = |action, source| LockError::Io { action, path: path.clone(), source };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&path)
+            .map_err(|source| error("open", source))?;
+        let mut owner = String::new();
+        (&mut file).take(64).read_to_string(&mut owner).ok();
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut lock) => {
+                let id = format!("{}\n", std::process::id());
+                // Only for the other one's message: a full disk is no reason not to start.
+                lock.set_len(0)
+                    .and_then(|()| lock.rewind())
+                    .and_then(|()| lock.write_all(id.as_bytes()))
+                    .ok();
+                Ok(Self(lock))
+            }
+            Err((_, Errno::EWOULDBLOCK)) => {
+                Err(LockError::Held { owner: crate::process_in_words(owner.trim()) })
+            }
+            Err((_, errno)) => Err(error("lock", errno.into())),
+        }
+    }
+}
