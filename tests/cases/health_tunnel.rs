@@ -1,0 +1,138 @@
+//! Checks of VIPs go through the tunnel, whoever else does so on this machine and whatever is removed.
+
+use std::{fs, thread, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use glb_lab::{Checked, Family, Illness, Node, Pace, Plan, Process, Program, command};
+use nix::sys::signal::Signal;
+
+use crate::support::build;
+
+const DIRECTOR: Node = Node::Director(1);
+const PACE: Pace =
+    Pace { interval: Duration::from_millis(500), timeout: Duration::from_millis(400), fall: 3 };
+const LOST: &str = "do not go through the tunnel";
+
+fn fleet(name: &str) -> Result<Checked> {
+    build()?;
+    let plan = Plan { backends: 2, tunnel: Family::V4, ..Plan::new(name) };
+    Checked::up(plan, PACE, "hold_down_ms = 0\n")
+}
+
+fn ip(fleet: &Checked, words: &str) -> Result<String> {
+    let mut ip = fleet.lab.netns(DIRECTOR)?.command("ip");
+    command::output(ip.args(words.split_whitespace()))
+}
+
+/// The table that leads into the tunnel: the routing rule names it.
+fn table(fleet: &Checked) -> Result<String> {
+    let rules = ip(fleet, "rule show")?;
+    let rule = rules.lines().find(|line| line.contains("19523:")).context("no rule")?;
+    Ok(rule.split_whitespace().last().context("no table")?.to_owned())
+}
+
+/// Device, rules and routes; without them nothing goes through the tunnel.
+fn is_whole(fleet: &Checked, table: &str) -> Result<bool> {
+    let show = |words: &str| ip(fleet, words).unwrap_or_default();
+    let lookup = format!("lookup {table}");
+    Ok(["-4", "-6"].iter().all(|family| {
+        show(&format!("{family} rule show")).contains(&lookup)
+            && show(&format!("{family} route show table {table}")).contains("dev glbcheck0")
+    }))
+}
+
+/// How each VIP's check fares: its last results, and why it last did not pass.
+fn fares(status: &str) -> Result<Vec<(String, String)>> {
+    let status: serde_json::Value = serde_json::from_str(status)?;
+    let list = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
+    let backends = list(&status["tables"]).into_iter().flat_map(|t| list(&t["backends"]));
+    let checks = backends.flat_map(|backend| list(&backend["checks"]));
+    let word = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let vips = checks.filter(|check| word(&check["check"]).starts_with("vip "));
+    Ok(vips.map(|check| (word(&check["history"]), word(&check["last_error"]))).collect())
+}
+
+#[test]
+fn what_is_removed_is_made_anew() -> Result<()> {
+    let mut fleet = fleet("glb-t-hway")?;
+    let table = table(&fleet)?;
+    ensure!(is_whole(&fleet, &table)?, "{}", ip(&fleet, "rule show")?);
+    let removals = [
+        "-4 rule del priority 19523".to_owned(),
+        "-6 rule del priority 19523".to_owned(),
+        format!("-4 route flush table {table}"),
+        format!("-6 route flush table {table}"),
+        "link set glbcheck0 down".to_owned(),
+        "link del glbcheck0".to_owned(),
+    ];
+    for removal in removals {
+        let mark = fleet.mark()?;
+        ip(&fleet, &removal)?;
+        ensure!(!is_whole(&fleet, &table)?, "{removal} removes nothing");
+        fleet.wait(&removal, |fleet| is_whole(fleet, &table)).context(removal.clone())?;
+        let log = fleet.log_since(&mark)?;
+        ensure!(log.contains(LOST), "{removal}: {log}");
+        // Each VIP is checked again, and nobody was blamed meanwhile.
+        fleet.wait("passes", |fleet| {
+            let status =
+                command::output(fleet.checker.command(&fleet.lab, "status")?.args(["-o", "json"]))?;
+            Ok(fares(&status)?.iter().all(|(history, _)| history.ends_with("..")))
+        })?;
+        ensure!(fleet.writes(&mark)? == 0, "{removal}: {}", fleet.log_since(&mark)?);
+    }
+    // It still tells who is ill.
+    let mark = fleet.mark()?;
+    fleet.strike(0, Illness::VipMissing)?;
+    fleet.in_force(&mark, &[false, true])?;
+    fleet.heal(0, Illness::VipMissing)?;
+    Ok(())
+}
+
+#[test]
+fn two_checkers_on_one_machine_do_not_meet() -> Result<()> {
+    let mut fleet = fleet("glb-t-htwo")?;
+    let folder = fleet.lab.scratch().join("second");
+    fs::create_dir(&folder)?;
+    fs::copy(fleet.checker.config().with_file_name("source.toml"), folder.join("source.toml"))?;
+    let config = folder.join("healthcheck.toml");
+    let text = "source = \"source.toml\"\nchecked = \"table.toml\"\ncontrol.socket = \"sock\"\n";
+    fs::write(&config, format!("{text}hold_down_ms = 0\n"))?;
+    let start = |fleet: &Checked| -> Result<Process> {
+        let mut run = fleet.lab.netns(DIRECTOR)?.command(Program::Healthcheck.path()?);
+        run.args(["run", "--config"]).arg(&config);
+        let mut process = fleet.lab.spawn(DIRECTOR, "glb-healthcheck-second", &mut run)?;
+        process.wait_for_log("ready", 0, Duration::from_secs(60))?;
+        Ok(process)
+    };
+    let goes_on = |fleet: &mut Checked| -> Result<()> {
+        thread::sleep(4 * PACE.interval);
+        let status =
+            command::output(fleet.checker.command(&fleet.lab, "status")?.args(["-o", "json"]))?;
+        for (history, error) in fares(&status)? {
+            ensure!(!error.contains("tunnel: its device"), "{history} {error}");
+        }
+        let log = fleet.log()?;
+        ensure!(!log.contains(LOST), "{log}");
+        Ok(())
+    };
+    let mut second = start(&fleet)?;
+    goes_on(&mut fleet)?;
+    ensure!(!second.log()?.contains(LOST), "{}", second.log()?);
+    // Each finds for itself who is ill.
+    let mark = fleet.mark()?;
+    fleet.strike(1, Illness::VipMissing)?;
+    fleet.in_force(&mark, &[true, false])?;
+    fleet.wait("the second one's word", |_| {
+        Ok(fs::read_to_string(folder.join("table.toml"))?.contains("healthy = false"))
+    })?;
+    fleet.heal(1, Illness::VipMissing)?;
+    fleet.in_force(&mark, &[true, true])?;
+    // One that dies and one that comes back take nothing from the other.
+    second.signal(Signal::SIGKILL)?;
+    second.wait(Duration::from_secs(10))?;
+    goes_on(&mut fleet)?;
+    let second = start(&fleet)?;
+    goes_on(&mut fleet)?;
+    ensure!(!second.log()?.contains(LOST), "{}", second.log()?);
+    Ok(())
+}

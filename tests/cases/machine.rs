@@ -1,0 +1,201 @@
+//! A machine whose first process is systemd, in namespaces of its own, which runs nothing but one
+//! packaged unit with its whole sandbox.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Output},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use glb_lab::{Lab, Node, Process, Program, command, interrupt};
+use nix::sys::signal::Signal;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Makes the namespaces a machine: folders of its own wherever the unit or systemd writes, a user, the
+/// program, and no other unit. `$1` is the folder with the files, `$2` the program, `$3` the unit.
+const MACHINE: &str = r#"
+set -e
+mount --make-rprivate /
+mount --bind "$1/passwd" /etc/passwd
+mount --bind "$1/group" /etc/group
+mount --bind "$1" /mnt
+mount -t tmpfs tmpfs /run
+mkdir -p /run/glb /run/empty /run/systemd/system
+mount --bind /mnt /run/glb
+touch /run/glb-program
+mount --bind "$2" /run/glb-program
+mount -t tmpfs tmpfs /var/lib
+mount -t bpf -o mode=0700 bpf /sys/fs/bpf
+# What is mounted there shows the whole machine's groups; systemd mounts its own.
+umount --recursive --lazy /sys/fs/cgroup
+for target in sysinit local-fs basic multi-user sockets timers paths; do
+    for folder in /lib/systemd/system /etc/systemd/system; do
+        wants=$folder/$target.target.wants
+        [ ! -d $wants ] || mount --bind /run/empty $wants
+    done
+done
+for unit in dbus.service dbus.socket systemd-journald.service systemd-journald.socket \
+    systemd-journald-dev-log.socket systemd-udevd.service systemd-udevd-control.socket \
+    systemd-udevd-kernel.socket systemd-tmpfiles-setup.service sys-fs-bpf.mount; do
+    ln -s /dev/null /run/systemd/system/$unit
+done
+cp "$1/$3" /run/systemd/system/
+mkdir "/run/systemd/system/$3.d"
+printf '[Service]\nStandardError=append:/run/glb/log\n' > "/run/systemd/system/$3.d/log.conf"
+printf '[Unit]\nDefaultDependencies=no\nWants=%s\n' "$3" > /run/systemd/system/lab.target
+# One hierarchy of groups, the one that the test cleans up.
+export container=lab SYSTEMD_PROC_CMDLINE=systemd.unified_cgroup_hierarchy=1
+exec /lib/systemd/systemd --system --log-target=console --unit=lab.target
+"#;
+
+/// Where the machine has the program.
+pub(crate) const PROGRAM: &str = "/run/glb-program";
+/// The user's and group's number, whatever their name.
+const USER: u32 = 47_110;
+
+/// A machine with systemd on a node's network. It runs one packaged unit, whose files are in
+/// `/run/glb`.
+pub(crate) struct Machine {
+    process: Process,
+    pub(crate) unit: String,
+    /// What is `/run/glb` in the machine.
+    pub(crate) folder: PathBuf,
+    /// Its control group, with those that systemd would leave behind.
+    group: PathBuf,
+}
+
+impl Machine {
+    /// Starts it with these files, by name and text.
+    pub(crate) fn start(
+        lab: &Lab,
+        node: Node,
+        program: Program,
+        files: &[(&str, &str)],
+    ) -> Result<Self> {
+        let (name, folder) = (program.name(), lab.scratch().join("machine"));
+        fs::create_dir(&folder)?;
+        for (file, line) in [
+            ("passwd", format!("{name}:x:{USER}:{USER}::/nonexistent:/usr/sbin/nologin\n")),
+            ("group", format!("{name}:x:{USER}:\n")),
+        ] {
+            fs::write(folder.join(file), fs::read_to_string(format!("/etc/{file}"))? + &line)?;
+        }
+        for (file, text) in files {
+            fs::write(folder.join(file), text)?;
+        }
+        // As the unit's head says; what is written over the lab's file system is given back.
+        let mut own = Command::new("chgrp");
+        command::run(own.args(["-R", &USER.to_string()]).arg(&folder))?;
+        command::run(Command::new("chmod").args(["-R", "u=rwX,g=rX,o="]).arg(&folder))?;
+        let unit = format!("{name}.service");
+        let packaged = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../packaging").join(&unit);
+        let packaged = fs::read_to_string(packaged)?
+            .replace(&format!("/usr/bin/{name}"), PROGRAM)
+            .replace("/etc/glb/", "/run/glb/");
+        fs::write(folder.join(&unit), packaged)?;
+
+        // A control group of its own: what systemd makes lies below it.
+        let roots = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(PathBuf::from);
+        let root = roots.into_iter().find(|root| root.join("cgroup.controllers").exists());
+        let root = root.context("no cgroup2 file system is mounted")?;
+        let group = root.join(format!("glb-t-{name}-{}", std::process::id()));
+        fs::create_dir(&group)?;
+        let join = format!("echo $$ > {}/cgroup.procs", group.display());
+        let machine = format!(
+            "{join} && exec unshare --kill-child --fork --pid --mount --mount-proc --uts --ipc --cgroup \
+             bash -c \"$0\" machine \"$@\""
+        );
+        let mut bash = lab.netns(node)?.command("bash");
+        bash.args(["-c", &machine, MACHINE]).arg(&folder).arg(program.path()?).arg(&unit);
+        let process = lab.spawn(node, "systemd", &mut bash)?;
+        Ok(Self { process, unit, folder, group })
+    }
+
+    /// A command beside systemd.
+    pub(crate) fn run(&self, words: &[&str]) -> Result<Output> {
+        let unshare = self.process.id();
+        let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"))?;
+        let first = children.split_whitespace().next().context("systemd does not run")?;
+        let mut nsenter = Command::new("nsenter");
+        command::finish(nsenter.args(["--mount", "--pid", "--net", "--target", first]).args(words))
+    }
+
+    pub(crate) fn well(&self, words: &[&str]) -> Result<String> {
+        let output = self.run(words)?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "{words:?}: {}\n{text}{error}\n{}",
+            output.status,
+            self.log()
+        );
+        Ok(text)
+    }
+
+    pub(crate) fn property(&self, name: &str) -> Result<String> {
+        let text = self.well(&["systemctl", "show", "--value", "--property", name, &self.unit])?;
+        Ok(text.trim().to_owned())
+    }
+
+    /// Waits until the unit is active and the daemon another one than `before`.
+    pub(crate) fn active(&self, before: &str) -> Result<String> {
+        interrupt::wait("the unit", PATIENCE, || {
+            // It may be about to begin itself.
+            let Ok(state) = self.run(&["systemctl", "is-active", &self.unit]) else {
+                return Ok(None);
+            };
+            let state = String::from_utf8_lossy(&state.stdout).trim().to_owned();
+            ensure!(state != "failed", "{}", self.log());
+            let id = if state == "active" { self.property("MainPID")? } else { "0".into() };
+            Ok((id != "0" && id != before).then_some(id))
+        })
+        .with_context(|| self.log())
+    }
+
+    /// Whether its daemon runs as its user, with no more than these capabilities.
+    pub(crate) fn is_confined(&self, process: &str, capabilities: &str) -> Result<()> {
+        let status = self.well(&["cat", &format!("/proc/{process}/status")])?;
+        let user = format!("Uid:\t{USER}");
+        let capabilities = ["CapEff", "CapBnd"].map(|set| format!("{set}:\t{capabilities}"));
+        let lines = ["NoNewPrivs:\t1", "Seccomp:\t2", &user];
+        for line in lines.into_iter().chain(capabilities.iter().map(String::as_str)) {
+            ensure!(status.contains(line), "{line:?} is missing in {status}");
+        }
+        Ok(())
+    }
+
+    /// systemd itself finds nothing wrong with the unit.
+    pub(crate) fn verify(&self) -> Result<()> {
+        let path = format!("/run/systemd/system/{}", self.unit);
+        let verified = self.run(&["systemd-analyze", "verify", &path])?;
+        let said = String::from_utf8_lossy(&verified.stderr);
+        ensure!(verified.status.success() && said.trim().is_empty(), "{said}");
+        Ok(())
+    }
+
+    pub(crate) fn log(&self) -> String {
+        let own = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+        format!("{own}\n{}", self.process.log().unwrap_or_default())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        drop(self.process.signal(Signal::SIGKILL));
+        drop(self.process.wait(Duration::from_secs(10)));
+        let mut find = Command::new("find");
+        find.arg(&self.group).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]);
+        // What has just died may need a moment to be gone.
+        let gone = interrupt::wait("the control groups", Duration::from_secs(10), || {
+            drop(find.output());
+            Ok((!self.group.exists()).then_some(()))
+        });
+        if let Err(error) = gone {
+            eprintln!("left behind: {}: {error:#}", self.group.display());
+        }
+    }
+}
