@@ -332,3 +332,89 @@ fn a_start_withdraws_before_it_loads_what_has_changed_meanwhile() {
         }
     });
 }
+
+#[test]
+fn a_stuck_announcer_keeps_what_it_cannot_withdraw_in_service_and_nothing_else_from_being_done() {
+    alone(|site| {
+        configure(&site, BY_BIRD);
+        let bird = Bird::start(&site);
+        let mut daemon = site.start();
+        bird.announces(&["vip"]);
+        site.fault("hold announcing");
+        // What concerns no announcement goes on as ever.
+        let before = site.running();
+        site.write(&(web(&WELL) + &other().replace("10.0.1.12", "10.0.1.13")));
+        wait("the change", || (site.running() != before).then_some(()));
+        let (before, from) = (site.running(), daemon.log().len());
+        site.write(&other());
+        daemon.says("the thread of the announcements does not answer", from);
+        assert_eq!(site.running(), before);
+        site.fault("");
+        wait("the change", || (site.running() != before).then_some(()));
+        bird.announces(&[]);
+    });
+}
+
+/// Killed at any step, the daemon's successor ends what it has begun.
+#[test]
+fn killed_between_withdrawal_and_swap_its_successor_goes_on() {
+    alone(|site| {
+        configure(&site, BY_BIRD);
+        let bird = Bird::start(&site);
+        for place in ["pinned", "recorded", "swap 0", "in force"] {
+            site.write(&both());
+            let mut daemon = site.start();
+            bird.announces(&["vip"]);
+            site.fault(&format!("kill {place}"));
+            site.write(&other());
+            assert!(daemon.ended().code().is_none(), "{place}: {}", daemon.log());
+            bird.announces(&[]);
+            site.fault("");
+            let mut daemon = site.start();
+            thread::sleep(Duration::from_millis(500));
+            bird.announces(&[]);
+            // And with the file put right, it is announced.
+            site.write(&both());
+            bird.announces(&["vip"]);
+            daemon.end(Signal::SIGTERM);
+        }
+    });
+}
+
+#[test]
+fn a_vip_that_comes_and_goes_is_never_announced_where_it_is_not_served() {
+    alone(|site| {
+        configure(&site, "way = \"tun\"\ninterface = \"vip\"");
+        let _daemon = site.start();
+        let routed = || {
+            let ip = Command::new("ip").args(["route", "show", "198.51.100.1"]).output();
+            !ip.unwrap().stdout.is_empty()
+        };
+        wait("the route", || routed().then_some(()));
+        let in_force = |site: &Site| {
+            let status = site.json("status", &[]);
+            (status["generation"].clone(), status["membership_digest"].clone())
+        };
+        let (_, serving) = in_force(&site);
+        let mut seen = std::collections::BTreeSet::new();
+        for round in 0..60 {
+            site.write(&if round % 2 == 0 { other() } else { both() });
+            if round % 20 == 10 {
+                // Somebody takes the interface away too.
+                drop(Command::new("ip").args(["link", "del", "vip"]).output());
+            }
+            let before = in_force(&site);
+            let routed = routed();
+            if before == in_force(&site) {
+                let serves = before.1 == serving;
+                assert!(serves || !routed, "round {round}: routed, and not served");
+                seen.insert((serves, routed));
+            }
+            thread::sleep(Duration::from_millis([10, 300, 1_200][round % 3]));
+        }
+        assert!(seen.contains(&(false, false)), "{seen:?}");
+        site.write(&both());
+        wait("the route", || routed().then_some(()));
+        assert_eq!(in_force(&site).1, serving);
+    });
+}

@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeMap, future::Future, io, sync::Arc, thread, time::Duration};
 
-use glb_host::control::{Answer, Refusal};
+use glb_host::{
+    control::{Answer, Refusal},
+    fault,
+};
 use glb_table::TableSet;
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
@@ -304,6 +307,9 @@ impl Runner {
     }
 
     fn look(&mut self) {
+        if let Err(error) = fault::point("announcing") {
+            warn!(%error, "a test");
+        }
         let seen = self.seen();
         let now = self.now();
         let draining = self.choreography.stage().is_some_and(|stage| stage != Stage::Drained);
