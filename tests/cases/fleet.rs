@@ -105,6 +105,13 @@ fn a_lab_that_was_left_up_is_operated_by_commands() -> Result<()> {
     let daemons = &status(name)?["nodes"];
     let text = lab(name, &["status"])?;
     ensure!(text.contains("bird DEAD"), "{text} {daemons}");
+    // What a director says of its troubles is shown, beside all the rest of it.
+    interrupt::wait("the director's problem", Duration::from_secs(30), || {
+        let seen = status(name)?;
+        let problems = seen["directors"][0]["problems"].to_string();
+        let generation = &seen["directors"][0]["generation"];
+        Ok((problems.contains("BIRD") && generation.is_u64()).then_some(()))
+    })?;
     let error = lab(name, &["kill", "director1/bird"]).expect_err("it is dead").to_string();
     ensure!(error.contains("does not run"), "{error}");
     // It is in service again when the command ends.

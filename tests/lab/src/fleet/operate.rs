@@ -240,7 +240,8 @@ impl Fleet {
             checker.process()?.signal(Signal::SIGHUP)?;
         }
         interrupt::wait(&format!("another table on {node}"), super::ROUTES, || {
-            Ok((self.director_state(node)?.membership_digest != before).then_some(()))
+            let now = self.director_state(node)?.membership_digest;
+            Ok((now.is_some() && now != before).then_some(()))
         })
     }
 

@@ -160,8 +160,9 @@ impl Fleet {
                 },
             );
             let mut command = director.command(&self.lab, "status")?;
-            let answer = command::output(command.args(["-o", "json"])).unwrap_or_default();
-            let answer: Value = serde_json::from_str(&answer).unwrap_or_default();
+            // It says what is not well by its exit status too.
+            let answer = command::finish(command.args(["-o", "json"]))?.stdout;
+            let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
             let text = |key: &str| answer[key].as_str().map(str::to_owned);
             let problems = answer["problems"].as_array().into_iter().flatten();
             let problems = problems.filter_map(|problem| problem["message"].as_str());
