@@ -382,7 +382,7 @@ fn killed_between_withdrawal_and_swap_its_successor_goes_on() {
 }
 
 #[test]
-fn a_vip_that_comes_and_goes_is_never_announced_where_it_is_not_served() {
+fn a_vip_that_comes_and_goes_ends_as_its_table_says() {
     alone(|site| {
         configure(&site, "way = \"tun\"\ninterface = \"vip\"");
         let _daemon = site.start();
