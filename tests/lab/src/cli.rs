@@ -139,7 +139,7 @@ struct ProofArguments {
     /// How many directors, 2 to 10.
     #[arg(long, default_value_t = 3)]
     directors: u8,
-    /// How directors announce the VIPs.
+    /// How directors announce the VIPs: bird or tun.
     #[arg(long, value_enum, default_value_t)]
     way: Way,
     /// How many connections of each of the four kinds.

@@ -10,7 +10,7 @@ mod server;
 
 use std::{fmt, io::Write, time::Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde::Serialize;
 
 pub use self::{
@@ -96,6 +96,11 @@ impl Matrix {
 /// # Errors
 /// When a part of the lab does not work at all, and on Ctrl-C.
 pub fn run(options: &Options, out: &mut dyn Write) -> Result<Matrix> {
+    // Its events say what is to come of each daemon's death, and are written for these.
+    ensure!(
+        matches!(options.way, Way::Bird | Way::Tun),
+        "the proof knows directors that announce by `bird` or `tun`; `lab up` knows the others too"
+    );
     let plan = Plan {
         directors: options.directors,
         routing: Routing::Bgp,
