@@ -7,6 +7,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -17,17 +18,19 @@ use glb_healthcheck::{channel, status::Snapshot};
 use glb_host::control::Client;
 use glb_lab::Program;
 use nix::sched::{CloneFlags, unshare};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// Options of `bench health`.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
     /// What is checked.
-    #[arg(long, value_enum, default_values_t = [Check::Tcp, Check::Http])]
+    #[arg(long, value_enum, default_values_t = [Check::Tcp, Check::Http, Check::Https])]
     check: Vec<Check>,
     /// Targets, each with an address of its own.
     #[arg(long, default_value_t = 10_000)]
     targets: u32,
-    /// From one probe of a target to the next, in milliseconds.
+    /// From one probe of a target to the next, in milliseconds; twice that for HTTPS, whose
+    /// server needs a core of its own.
     #[arg(long, default_value_t = 2000)]
     interval: u64,
     /// How long is measured, in seconds.
@@ -42,7 +45,12 @@ enum Check {
     Tcp,
     /// A request.
     Http,
+    /// A request over TLS 1.3, whose certificate is verified.
+    Https,
 }
+
+/// The name in the certificate.
+const NAME: &str = "bench.example";
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     ensure!((1..=50_000).contains(&arguments.targets), "1 to 50,000 targets, please");
@@ -71,9 +79,13 @@ impl Drop for Checker {
 }
 
 fn measure(arguments: &Arguments, check: Check, folder: &Path) -> anyhow::Result<()> {
-    let port = serve(check)?;
+    let interval = arguments.interval * if check == Check::Https { 2 } else { 1 };
+    let port = if check == Check::Https { serve_tls(folder)? } else { serve(check)? };
     let (config, checked) = (folder.join("healthcheck.toml"), folder.join("checked.toml"));
-    fs::write(folder.join("source.toml"), source(arguments, check, port)?)?;
+    fs::write(
+        folder.join("source.toml"),
+        source(arguments.targets, interval, check, port, folder)?,
+    )?;
     fs::write(
         &config,
         "source = \"source.toml\"\nchecked = \"checked.toml\"\ncontrol.socket = \"sock\"\n\
@@ -94,7 +106,7 @@ fn measure(arguments: &Arguments, check: Check, folder: &Path) -> anyhow::Result
     }
     let first = begun.elapsed();
     // Until its targets are spread over the interval.
-    thread::sleep(Duration::from_millis(2 * arguments.interval));
+    thread::sleep(Duration::from_millis(2 * interval));
     let (before, from) = (processor_time(id)?, probes(folder)?);
     let time = Instant::now();
     thread::sleep(Duration::from_secs(arguments.seconds));
@@ -106,14 +118,14 @@ fn measure(arguments: &Arguments, check: Check, folder: &Path) -> anyhow::Result
         "{} {name} targets every {} ms: {:.1} % of a core, {:.1} MB (at most {:.1} MB); {:.0} probes a \
          second, {failed} failed; first table after {:.2} s",
         arguments.targets,
-        arguments.interval,
+        interval,
         100.0 * (after - before) / time,
         memory(id, "VmRSS")?,
         memory(id, "VmHWM")?,
         count as f64 / time,
         first.as_secs_f64(),
     );
-    let wanted = f64::from(arguments.targets) / arguments.interval as f64 * 1e3;
+    let wanted = f64::from(arguments.targets) / interval as f64 * 1e3;
     ensure!(
         count as f64 / time > 0.9 * wanted,
         "it does not keep up with {wanted:.0} probes a second"
@@ -138,20 +150,76 @@ fn serve(check: Check) -> anyhow::Result<u16> {
     Ok(port)
 }
 
-fn source(arguments: &Arguments, check: Check, port: u16) -> anyhow::Result<String> {
+/// The same over TLS; the certificate is left as `ca.pem` in the folder.
+fn serve_tls(folder: &Path) -> anyhow::Result<u16> {
+    use tokio_rustls::{
+        TlsAcceptor,
+        rustls::{ServerConfig, crypto::ring, pki_types::PrivateKeyDer},
+    };
+    let made = rcgen::generate_simple_self_signed([NAME.to_owned()])?;
+    fs::write(folder.join("ca.pem"), made.cert.pem())?;
+    let key =
+        PrivateKeyDer::try_from(made.signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)?;
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("0.0.0.0:0")?;
+    listener.set_nonblocking(true)?;
+    let port = listener.local_addr()?.port();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let listener = {
+        let _inside = runtime.enter();
+        tokio::net::TcpListener::from_std(listener)?
+    };
+    thread::spawn(move || {
+        runtime.block_on(async move {
+            loop {
+                let Ok((stream, _)) = listener.accept().await else {
+                    // It is out of files: some connections must end first.
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    continue;
+                };
+                let acceptor = acceptor.clone();
+                // Who goes away without an answer is counted by the checker.
+                tokio::spawn(async move {
+                    let mut stream = acceptor.accept(stream).await?;
+                    let _length = stream.read(&mut [0; 1024]).await?;
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await?;
+                    stream.shutdown().await
+                });
+            }
+        });
+    });
+    Ok(port)
+}
+
+fn source(
+    targets: u32,
+    interval: u64,
+    check: Check,
+    port: u16,
+    folder: &Path,
+) -> anyhow::Result<String> {
     let kind = match check {
-        Check::Tcp => "tcp",
-        Check::Http => "http",
+        Check::Tcp => format!("tcp = {port}"),
+        Check::Http => format!("http = {port}"),
+        Check::Https => {
+            let ca = folder.join("ca.pem");
+            let ca = ca.display();
+            format!("https = {{ port = {port}, tls_name = \"{NAME}\", ca = \"{ca}\" }}")
+        }
     };
     let mut text = format!(
-        "[healthchecks]\ninterval_ms = {}\ntimeout_ms = {}\n{kind} = {port}\n\
+        "[healthchecks]\ninterval_ms = {}\ntimeout_ms = {}\n{kind}\n\
          [[tables]]\nname = \"t\"\nhash_key = \"5b1f8a1e6f0c43d2a7e94c0d1b2a3f48\"\n\
          seed = \"d17b6f20c39e4855b0a1427e8cf3690b\"\n\
          binds = [{{ ip = \"203.0.113.10\", proto = \"tcp\", port = 80 }}]\n",
-        arguments.interval,
-        arguments.interval / 2,
+        interval,
+        interval / 2,
     );
-    for n in 0..arguments.targets {
+    for n in 0..targets {
         let ip = format!("127.{}.{}.{}", 100 + n / 60_000, n / 250 % 250, 1 + n % 250);
         writeln!(text, "[[tables.backends]]\nip = \"{ip}\"\nstate = \"active\"")?;
     }
