@@ -165,6 +165,11 @@ impl PinFolder {
         Ok(folder)
     }
 
+    /// As [`PinFolder::create`], of this same folder, which somebody has removed.
+    pub(crate) fn create_again(&self) -> Result<Self, PinFolderError> {
+        Self::create(&self.path, &self.owner)
+    }
+
     fn new(path: &Path, owner: &str) -> Self {
         Self { path: path.to_owned(), owner: owner.to_owned() }
     }

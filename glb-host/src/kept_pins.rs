@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    bpffs::{PinFolder, PinFolderError},
+    bpffs::{PinFolder, PinFolderError, PinLock},
     sys,
 };
 
@@ -63,17 +63,29 @@ impl KeptPins {
         self.0.contains_key(path)
     }
 
-    /// Whether something is not pinned any more that should be.
+    /// Whether the folder is the one that was locked, and all is pinned there that should be.
     #[must_use]
-    pub fn are_lost(&self) -> bool {
-        self.0.iter().any(|(path, kept)| !kept.is_pinned(path))
+    pub fn are_whole(&self, pins: &PinFolder, lock: &PinLock) -> bool {
+        pins.is_marked()
+            && lock.is_of(pins)
+            && self.0.iter().all(|(path, kept)| kept.is_pinned(path))
     }
 
-    /// Pins again what is not, in place of whatever is there instead; how many.
+    /// Makes the folder again and locks it, should it be gone, and pins again what is not pinned, in
+    /// place of whatever is there instead; how many.
     ///
     /// # Errors
-    /// When the kernel says no.
-    pub fn pin_again(&mut self, pins: &PinFolder) -> Result<usize, PinFolderError> {
+    /// When the kernel says no, or another process has the folder now.
+    pub fn pin_again(
+        &mut self,
+        pins: &PinFolder,
+        lock: &mut PinLock,
+    ) -> Result<usize, PinFolderError> {
+        if lock.is_of(pins) {
+            pins.mark_again()?;
+        } else {
+            *lock = pins.create_again()?.lock()?;
+        }
         let mut count = 0;
         for (path, kept) in self.0.iter_mut().filter(|(path, kept)| !kept.is_pinned(path)) {
             pins.make(path.parent().unwrap_or(Path::new("/")))?;

@@ -1,6 +1,6 @@
 //! What is looked after now and then: that everything is pinned, attached and kept on disk.
 
-use glb_host::{bpffs::PinFolder, generations, xdp_link};
+use glb_host::{generations, xdp_link};
 use tracing::{error, info, warn};
 
 use super::{Error, director::Director, making::Making, watch::Watcher};
@@ -31,8 +31,7 @@ impl Director<'_> {
     /// end with it. Says whether everything is pinned.
     pub(super) fn keep_pinned(&mut self, state: &State) -> bool {
         let pins = &self.making.pins;
-        let is_whole = pins.is_marked() && self.is_held() && !self.kept.are_lost();
-        if is_whole && self.lock.is_of(pins) {
+        if self.is_held() && self.kept.are_whole(pins, &self.lock) {
             return true;
         }
         match self.pin_again() {
@@ -68,13 +67,7 @@ impl Director<'_> {
     fn pin_again(&mut self) -> Result<usize, Error> {
         // It may make counters of its own, where it finds none.
         self.making.spare.discard();
-        let pins = &self.making.pins;
-        if self.lock.is_of(pins) {
-            pins.mark_again()?;
-        } else {
-            self.lock = PinFolder::create(pins.path(), crate::OWNER)?.lock()?;
-        }
-        let count = self.kept.pin_again(&self.making.pins)?;
+        let count = self.kept.pin_again(&self.making.pins, &mut self.lock)?;
         if !self.is_held() {
             let generation = &self.current.generation;
             self.making.pins.remove(&generations::folder(&self.making.pins, generation.number))?;
