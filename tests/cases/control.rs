@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use glb_lab::{Daemon, Lab, Node, Plan, TableFile, command};
+use glb_lab::{Daemon, Lab, Node, Plan, Program, TableFile, command};
 use nix::sys::signal::Signal;
 
 use crate::support::{build, refusal};
@@ -34,6 +34,14 @@ fn status_and_reload_say_how_it_is_and_exit_codes_are_stable() -> Result<()> {
     let (lab, mut director) = director("glb-t-control")?;
     let (output, text) = ask(&lab, &director, &["status"])?;
     ensure!(output.status.code() == Some(3) && text.contains("no daemon answers"), "{text}");
+    // What is advised is to be had where it is advised.
+    ensure!(text.contains("`control.socket`"), "{text}");
+    let mut fleet = lab.netns(DIRECTOR)?.command(Program::Director.path()?);
+    let nobody = lab.scratch().join("nobody.sock");
+    let output = command::finish(fleet.args(["fleet", "status", "--targets"]).arg(&nobody))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.code() == Some(3) && text.contains("no daemon answers"), "{text}");
+    ensure!(text.contains("nobody.sock") && !text.contains("--config"), "{text}");
 
     director.start(&lab)?;
     let (output, text) = ask(&lab, &director, &["status"])?;

@@ -133,6 +133,18 @@ fn each_thing_that_is_wrong_is_found_and_found_mended() -> Result<()> {
         ),
         (
             Box::new(|bad| {
+                let config = fleet.directors[0].config();
+                let text = fs::read_to_string(config)?;
+                let line = "outer_source_ipv6 = \"2001:db8::77\"\n";
+                let text = if bad { format!("{line}{text}") } else { text.replace(line, "") };
+                Ok(fs::write(config, text)?)
+            }),
+            "outer_source",
+            "problem",
+            vec!["2001:db8::77".into(), "own addresses".into()],
+        ),
+        (
+            Box::new(|bad| {
                 let table = fleet.directors[0].config().with_file_name("table.toml");
                 let mode = if bad { 0o644 } else { 0o600 };
                 Ok(fs::set_permissions(table, fs::Permissions::from_mode(mode))?)

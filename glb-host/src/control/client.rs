@@ -25,7 +25,7 @@ pub enum ClientError {
     /// Nobody listens.
     #[error(
         "no daemon answers at {}: {source}.\n  \
-         Start it, or name its configuration with --config.",
+         Does it run, and is this its socket (`control.socket` in its configuration)?",
         path.display()
     )]
     NotRunning {
