@@ -1,6 +1,11 @@
 //! What the director tells Prometheus. `docs/metrics.md` lists it.
 
-use std::{collections::BTreeSet, error::Error, sync::atomic::AtomicU64, time::SystemTime};
+use std::{
+    collections::{BTreeSet, HashSet},
+    error::Error,
+    net::IpAddr,
+    sync::atomic::AtomicU64,
+};
 
 use glb_common::reason::{Action, DirectorReason};
 use glb_host::metrics::{PacketsAndBytes, Page, Source, gauge};
@@ -14,7 +19,7 @@ use crate::{
     announce::{AnnounceView, Level, Stage, choreography::Cause},
     counters::{self, CountersError, Report},
     fleet::Member,
-    observe::{Observer, epoch},
+    observe::{Observer, When},
     state::{Phase, Snapshot},
 };
 
@@ -113,6 +118,7 @@ impl Source for Metered {
         reloads(registry, &snapshot);
         self.interfaces(registry);
         self.tables(registry, &report);
+        uncounted(registry, &snapshot, &report);
         packets(registry, report);
         Ok(())
     }
@@ -172,8 +178,8 @@ fn seconds(value: f64) -> Gauge<f64, AtomicU64> {
     gauge
 }
 
-fn since_epoch(at: Option<SystemTime>) -> Gauge<f64, AtomicU64> {
-    seconds(at.map_or(0.0, epoch))
+fn since_epoch(at: Option<When>) -> Gauge<f64, AtomicU64> {
+    seconds(at.map_or(0.0, |at| at.epoch()))
 }
 
 fn generation(registry: &mut Registry, snapshot: &Snapshot) {
@@ -182,7 +188,7 @@ fn generation(registry: &mut Registry, snapshot: &Snapshot) {
     registry.register("generation", "Generation in force; 0 before the first", gauge(number));
     registry.register_with_unit(
         "last_swap_timestamp",
-        "When the generation in force was swapped in, since the epoch",
+        "When the generation in force was swapped in, or taken over, since the epoch",
         Unit::Seconds,
         since_epoch(in_force.map(|in_force| in_force.since)),
     );
@@ -270,6 +276,25 @@ impl Metered {
         let help = "Whether the kernel knows the way to the backend now";
         registry.register("backend_reachable", help, reachable);
     }
+}
+
+/// Who found no counter of their own, since those of generations that can still count are not taken.
+fn uncounted(registry: &mut Registry, snapshot: &Snapshot, report: &Report) {
+    let of_tables: HashSet<&str> = report.tables.iter().map(|table| table.name.as_str()).collect();
+    let of_backends: HashSet<(&str, IpAddr)> =
+        report.backends.iter().map(|backend| (backend.table.as_str(), backend.address)).collect();
+    let tables = snapshot.in_force.iter().flat_map(|in_force| &in_force.tables.tables);
+    let backends = tables.clone().flat_map(|table| {
+        table.backends.iter().map(|backend| (table.name.as_str(), backend.address))
+    });
+    let tables = tables.filter(|table| !of_tables.contains(table.name.as_str())).count();
+    let backends = backends.filter(|backend| !of_backends.contains(backend)).count();
+    let help =
+        "Tables in force without counters of their own: their packets are counted under no table";
+    registry.register("uncounted_tables", help, gauge(tables as u64));
+    let help = "Backends in force without a counter of their own: what is sent to them is counted under \
+                no table";
+    registry.register("uncounted_backends", help, gauge(backends as u64));
 }
 
 fn packets(registry: &mut Registry, report: Report) {

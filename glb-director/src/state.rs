@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Arc, OnceLock},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use glb_host::service;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::{
     announce::AnnounceView,
     daemon::Done,
-    observe::{self, Ways},
+    observe::{self, Ways, When},
 };
 
 /// What the daemon is doing.
@@ -36,7 +36,7 @@ pub enum Phase {
 #[derive(Clone, Debug)]
 pub struct Reload {
     /// When it ended.
-    pub at: SystemTime,
+    pub at: When,
     /// How long it took.
     pub took: Duration,
     /// Why it failed, if it did.
@@ -55,7 +55,7 @@ pub struct InForce {
     /// Their digests.
     pub digest: Digest,
     /// Since when.
-    pub since: SystemTime,
+    pub since: When,
     /// Counted when somebody asks for the first time.
     rows: Arc<OnceLock<RowsByHop>>,
 }
@@ -169,7 +169,7 @@ impl State {
     pub fn in_force(&self, generation: u64, tables: Arc<TableSet>) {
         self.change(|snapshot| {
             snapshot.phase = Phase::Running;
-            let (since, digest, rows) = (SystemTime::now(), tables.digest(), Arc::default());
+            let (since, digest, rows) = (When::now(), tables.digest(), Arc::default());
             snapshot.in_force = Some(InForce { generation, tables, digest, since, rows });
         });
         self.say("");
@@ -195,7 +195,7 @@ impl State {
                 Err(_) => snapshot.failed_reloads += 1,
             }
             let (error, done) = (result.as_ref().err().cloned(), result.ok());
-            snapshot.last_reload = Some(Reload { at: SystemTime::now(), took, error, done });
+            snapshot.last_reload = Some(Reload { at: When::now(), took, error, done });
         });
         self.say(if failed { "; the last reload failed" } else { "" });
     }
@@ -216,7 +216,7 @@ impl State {
     pub fn not_taken(&self, error: String) {
         self.change(|snapshot| {
             snapshot.failed_reloads += 1;
-            let (at, took) = (SystemTime::now(), Duration::ZERO);
+            let (at, took) = (When::now(), Duration::ZERO);
             snapshot.last_reload = Some(Reload { at, took, error: Some(error), done: None });
         });
     }

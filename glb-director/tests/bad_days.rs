@@ -7,12 +7,13 @@ use std::{
     fmt::Write as _,
     fs,
     io::Write as _,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use common::{
-    live::{Daemon, Site, alone, ip, table},
+    live::{Daemon, PATIENCE, Site, alone, files_below, ip, table},
     traffic::Traffic,
 };
 use nix::{
@@ -46,23 +47,107 @@ fn survives(site: &Site, daemon: &mut Daemon, mut change: impl FnMut()) -> Strin
     said
 }
 
+/// What stands in an error about a program that the verifier does not take.
+#[track_caller]
+fn says_why_it_is_refused(said: &str) {
+    // What the verifier found, on which kernel, and what to do.
+    for words in ["refuses the program", "infinite loop", "this is Linux", "report it"] {
+        assert!(said.contains(words), "{words:?} is missing in: {said}");
+    }
+    assert!(said.len() < 8_192, "{} bytes", said.len());
+}
+
+#[test]
+fn a_program_that_the_verifier_refuses_leaves_the_running_generation() {
+    alone(|site| {
+        site.write(&table("t", 80, &ALL));
+        let mut daemon = site.start();
+        let (running, before) = (site.running(), site.encapsulated());
+        let traffic = Traffic::start("a", 1);
+        site.fault("refuse load");
+        // Another table more: no program that was loaded ahead has room for it.
+        let more = table("t", 80, &DRAINED) + &table("u", 81, &ALL);
+        site.write(&more);
+        daemon.says("the running one stays", 0);
+        let (well, said) = site.run("reload", &[]);
+        assert!(!well, "{said}");
+        says_why_it_is_refused(&said);
+        assert_eq!((site.running(), site.pinned()), (running, vec![1]));
+        let status = site.json("status", &[]);
+        says_why_it_is_refused(&status["problems"].to_string());
+        site.fault("");
+        let done = site.json("reload", &[]);
+        assert_eq!(done["changed"].as_bool(), Some(true), "{done}\n{}", daemon.log());
+        assert_ne!(site.running(), running);
+        let seen = traffic.stop();
+        assert_eq!(seen.sent, seen.back);
+        assert_eq!(site.encapsulated() - before, seen.sent);
+        assert!(site.json("status", &[])["problems"].as_array().is_some_and(Vec::is_empty));
+        assert!(daemon.end(Signal::SIGTERM).success());
+    });
+}
+
+#[test]
+fn a_start_whose_program_the_verifier_refuses_leaves_what_there_was() {
+    alone(|site| {
+        // Nothing ran: nothing is left.
+        site.write(&table("t", 80, &ALL));
+        site.fault("refuse load");
+        let mut daemon = site.spawn();
+        assert_eq!(daemon.ended().code(), Some(1), "{}", daemon.log());
+        says_why_it_is_refused(&daemon.log());
+        assert!(!site.pins.exists(), "{:?}", files_below(&site.pins));
+        site.fault("");
+        let mut daemon = site.start();
+        assert!(daemon.end(Signal::SIGTERM).success());
+
+        // What runs is adopted, and nothing needs to be loaded for that.
+        let (running, before) = (site.running(), site.encapsulated());
+        let traffic = Traffic::start("a", 1);
+        site.fault("refuse load");
+        let mut daemon = site.start();
+        assert_eq!(site.running(), running, "{}", daemon.log());
+        assert!(daemon.end(Signal::SIGTERM).success());
+        // The file says something else, for which a program is needed: what runs stays, looked after.
+        site.write(&table("t", 80, &DRAINED));
+        let mut daemon = site.start();
+        says_why_it_is_refused(&daemon.log());
+        assert_eq!((site.running(), site.pinned()), (running, vec![1]));
+        says_why_it_is_refused(&site.json("status", &[])["problems"].to_string());
+        assert!(daemon.end(Signal::SIGTERM).success());
+        // It is another release's, which nobody else can look after: it goes on all the same.
+        let config = fs::read_to_string(site.at("director.toml")).unwrap();
+        site.configure("outer_tos = 4");
+        let mut daemon = site.spawn();
+        assert_eq!(daemon.ended().code(), Some(1), "{}", daemon.log());
+        says_why_it_is_refused(&daemon.log());
+        assert_eq!((site.running(), site.pinned()), (running, vec![1]));
+        // The old release comes back and takes it over once more.
+        fs::write(site.at("director.toml"), config).unwrap();
+        site.write(&table("t", 80, &ALL));
+        let mut daemon = site.start();
+        assert_eq!(site.running(), running, "{}", daemon.log());
+        site.fault("");
+        site.write(&table("t", 80, &DRAINED));
+        daemon.says("generation=2", 0);
+        let seen = traffic.stop();
+        assert_eq!(seen.sent, seen.back);
+        assert_eq!(site.encapsulated() - before, seen.sent);
+        assert!(daemon.end(Signal::SIGTERM).success());
+    });
+}
+
 #[test]
 fn pins_that_cannot_be_made_leave_the_running_generation() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
-        let remount = |flags: MsFlags| {
-            let none: Option<&str> = None;
-            let folder = site.pins.parent().unwrap();
-            mount(none, folder, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags, none)
-                .unwrap();
-        };
-        remount(MsFlags::MS_RDONLY);
+        site.remount(MsFlags::MS_RDONLY);
         site.write(&table("t", 80, &DRAINED));
         let (well, said) = site.run("reload", &[]);
         assert!(!well && said.contains("Read-only file system"), "{said}");
         assert_eq!(site.pinned(), [1]);
-        remount(MsFlags::empty());
+        site.remount(MsFlags::empty());
         assert_eq!(site.json("reload", &[])["changed"].as_bool(), Some(true), "{}", daemon.log());
         assert!(daemon.end(Signal::SIGTERM).success());
     });
@@ -109,6 +194,65 @@ fn too_little_memory_ends_the_daemon_at_worst() {
         let many: String = (0..200).map(|n| table(&format!("t{n}"), 1000 + n, &ALL)).collect();
         let said = survives(&site, &mut daemon, || site.write(&many));
         assert!(!said.is_empty());
+        let mut daemon = site.start();
+        let counters = site.json("counters", &[]);
+        assert!(counters["tables"].as_array().is_some_and(|tables| tables.len() >= 200));
+        assert!(daemon.end(Signal::SIGTERM).success());
+    });
+}
+
+/// A control group with a limit for its memory; it goes when its processes have ended.
+struct Group(PathBuf);
+
+impl Group {
+    fn new() -> Self {
+        let name = format!("glb-t-memory-{}", std::process::id());
+        let first = Path::new("/sys/fs/cgroup/memory");
+        let folder = if first.is_dir() {
+            first.join(name)
+        } else {
+            fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory").unwrap();
+            Path::new("/sys/fs/cgroup").join(name)
+        };
+        fs::create_dir(&folder).unwrap();
+        Self(folder)
+    }
+
+    fn write(&self, names: [&str; 2], value: &str) {
+        let path = names.map(|name| self.0.join(name)).into_iter().find(|path| path.exists());
+        fs::write(path.unwrap(), value).unwrap();
+    }
+
+    fn limit(&self, bytes: u64) {
+        self.write(["memory.max", "memory.limit_in_bytes"], &bytes.to_string());
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let begun = Instant::now();
+        while let Err(error) = fs::remove_dir(&self.0) {
+            if begun.elapsed() > PATIENCE {
+                return eprintln!("left behind: {}: {error}", self.0.display());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[test]
+fn a_control_group_without_memory_ends_the_daemon_at_worst() {
+    alone(|site| {
+        site.write(&table("t", 80, &ALL));
+        let group = Group::new();
+        let mut daemon = site.start();
+        group.write(["cgroup.procs", "cgroup.procs"], &daemon.child.id().to_string());
+        // What it has is another group's; rows and programs of 200 tables are many times this.
+        group.limit(16 << 20);
+        let many: String = (0..200).map(|n| table(&format!("t{n}"), 1000 + n, &ALL)).collect();
+        let said = survives(&site, &mut daemon, || site.write(&many));
+        assert!(!said.is_empty());
+        // With room again, the next one takes over and loads the table.
         let mut daemon = site.start();
         let counters = site.json("counters", &[]);
         assert!(counters["tables"].as_array().is_some_and(|tables| tables.len() >= 200));

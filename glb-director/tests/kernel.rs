@@ -7,33 +7,19 @@ mod common;
 
 use std::{env, thread};
 
-use common::{generate::frame, golden, golden_tables, hex, image_of, private_pins};
+use common::{
+    alone, generate::frame, golden, golden_tables, hex, image_of, load, private_pins, varied,
+};
 use glb_common::reason::DirectorReason as Reason;
 use glb_director::{
-    counters::Identities,
-    generation::{
-        Generation,
-        self_test::{TEST_INTERFACE, compare, test_run},
-    },
+    generation::self_test::{TEST_INTERFACE, compare, test_run},
     image::{Image, Options},
     reference::{self, Verdict},
 };
-use glb_table::{Form, TableSet};
 use proptest::{
     strategy::{Strategy as _, ValueTree as _},
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
-
-/// Runs `test` in a thread with a mount namespace of its own.
-fn alone(test: impl FnOnce() + Send + 'static) {
-    if let Err(panic) = thread::spawn(test).join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-fn load(image: &Image, number: u64, pins: &glb_host::bpffs::PinFolder) -> Generation {
-    Generation::load(image.clone(), number, pins).unwrap_or_else(|error| panic!("{error}"))
-}
 
 #[test]
 fn golden_packets_and_every_part_of_them() {
@@ -58,78 +44,6 @@ fn golden_packets_and_every_part_of_them() {
     });
 }
 
-/// Tables that use what a table can have.
-const TABLES: &str = r#"
-[[tables]]
-name = "plain"
-hash_key = "12345678901234561234567890123456"
-seed = "34567890123456783456789012345678"
-binds = [
-  { ip = "1.1.1.1", proto = "tcp", port = 80 },
-  { ip = "1.1.1.1", proto = "udp", port = 53 },
-  { ip = "2.2.2.2", proto = "tcp", port = 80 },
-  { ip = "2001:db8::1", proto = "tcp", port = 80 },
-]
-backends = [
-  { ip = "10.0.0.1", state = "active", healthy = true },
-  { ip = "10.0.0.2", state = "draining", healthy = true },
-  { ip = "10.0.0.3", state = "active", healthy = false },
-]
-
-[[tables]]
-name = "ranges"
-hash_key = "22345678901234561234567890123456"
-seed = "44567890123456783456789012345678"
-hash_fields = ["src_addr", "src_port"]
-binds = [
-  { ip = "1.1.1.0/24", proto = "tcp", port_start = 80, port_end = 443 },
-  { ip = "1.1.0.0/16", proto = "udp", port_start = 1, port_end = 65535 },
-  { ip = "2001:db8::/64", proto = "tcp", port = 443 },
-  { ip = "1.1.1.2", proto = "tcp", port = 65535 },
-]
-backends = [ { ip = "10.0.1.1", state = "active", healthy = true } ]
-
-[[tables]]
-name = "four"
-hash_key = "32345678901234561234567890123456"
-seed = "54567890123456783456789012345678"
-hops = 4
-hash_fields = ["src_addr", "dst_addr", "src_port", "dst_port"]
-alt_hash_fields = ["dst_addr", "dst_port"]
-binds = [
-  { ip = "1.1.1.3", proto = "tcp", port = 80 },
-  { ip = "2001:db8::3", proto = "udp", port = 53 },
-]
-backends = [
-  { ip = "10.0.2.1", state = "active", healthy = true },
-  { ip = "10.0.2.2", state = "filling", healthy = true },
-  { ip = "10.0.2.3", state = "draining", healthy = true },
-  { ip = "10.0.2.4", state = "active", healthy = false },
-  { ip = "10.0.2.5", state = "active", healthy = true },
-]
-"#;
-
-/// A table whose backends have IPv6 addresses.
-const OUTER_V6: &str = r#"
-[[tables]]
-name = "six"
-hash_key = "42345678901234561234567890123456"
-seed = "64567890123456783456789012345678"
-hops = 3
-alt_hash_fields = ["src_addr", "src_port"]
-binds = [
-  { ip = "1.1.1.4", proto = "tcp", port = 80 },
-  { ip = "2001:db8::4", proto = "tcp", port = 80 },
-  { ip = "2001:db8::4", proto = "udp", port = 53 },
-]
-backends = [
-  { ip = "2001:db8:1::1", state = "active", healthy = true },
-  { ip = "2001:db8:1::2", state = "active", healthy = true },
-  { ip = "2001:db8:1::3", state = "draining", healthy = true },
-  { ip = "2001:db8:1::4", state = "active", healthy = true },
-]
-"#;
-
 /// The options under which generated packets are run.
 fn matrix() -> Vec<Options> {
     let plain = Options { answers_per_second: 0, ..Options::default() };
@@ -140,10 +54,6 @@ fn matrix() -> Vec<Options> {
         Options { vlan: Some(vec![100]), fragment_tunnel: true, ..plain.clone() },
         Options { vlan: Some(vec![4094, 7]), ..plain },
     ]
-}
-
-fn tables() -> TableSet {
-    common::tables(&[TABLES, OUTER_V6].concat(), Form::Toml)
 }
 
 /// How many packets: `GLB_TEST_PACKETS`, else a number that takes some seconds.
@@ -237,7 +147,7 @@ fn mutated(frame: &[u8], random: &mut u64) -> Vec<u8> {
 fn generated_packets() {
     alone(|| {
         let pins = private_pins();
-        let (tables, matrix) = (tables(), matrix());
+        let (tables, matrix) = (varied(), matrix());
         let next_hops = common::gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
         let seed = seed();
         let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
@@ -287,45 +197,6 @@ fn generated_packets() {
     });
 }
 
-#[test]
-fn each_packet_is_counted_once() {
-    alone(|| {
-        let pins = private_pins();
-        let tables = tables();
-        pins.make(&pins.join("counters")).unwrap();
-        let mut identities = Identities::open_or_create(&pins).unwrap();
-        identities.assign(&tables).unwrap();
-        let next_hops = common::gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
-        let image = Image::new(&tables, &identities, &next_hops, &Options::default()).unwrap();
-        let mut generation = load(&image, 1, &pins);
-        let mut runner = TestRunner::deterministic();
-        let strategy = frame();
-        let mut expected = std::collections::BTreeMap::<(u32, &str), (u64, u64)>::new();
-        for _ in 0..5_000 {
-            let packet = strategy.new_tree(&mut runner).unwrap().current();
-            compare(generation.program().unwrap(), &image, &packet).unwrap();
-            let answer = reference::direct(&image, &packet);
-            let count = expected.entry((answer.counter_slot, answer.reason.name())).or_default();
-            count.0 += 1;
-            count.1 += packet.len() as u64;
-        }
-        let report = glb_director::counters::read(&pins).unwrap();
-        let mut counted = std::collections::BTreeMap::new();
-        let slot = |name: &str| glb_director::image::CounterSlots::table(&identities, name);
-        for (reason, count) in &report.reasons {
-            counted.insert((0, reason.as_str()), (count.packets, count.bytes));
-        }
-        for table in &report.tables {
-            for (reason, count) in &table.reasons {
-                counted.insert((slot(&table.name), reason.as_str()), (count.packets, count.bytes));
-            }
-        }
-        assert_eq!(counted, expected);
-        let sent: u64 = report.tables.iter().map(|t| t.reasons["encapsulated"].packets).sum();
-        assert_eq!(report.backends.iter().map(|b| b.count.packets).sum::<u64>(), sent);
-    });
-}
-
 /// A TCP packet of `length` bytes from the IP header on, to the vectors' first bind of its family.
 fn long_packet(is_v6: bool, length: u16) -> Vec<u8> {
     let mut packet = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
@@ -350,7 +221,7 @@ fn too_big_packets_are_answered_with_what_fits() {
     use etherparse::{Icmpv4Type, Icmpv6Type, NetSlice, SlicedPacket, TransportSlice};
     alone(|| {
         let pins = private_pins();
-        let image = image_of(&tables(), TEST_INTERFACE);
+        let image = image_of(&varied(), TEST_INTERFACE);
         let mut generation = load(&image, 1, &pins);
         let program = generation.program().unwrap();
         // The way's MTU is 1,600; one listed hop costs 40 bytes.
@@ -408,7 +279,7 @@ fn too_big_packets_are_answered_with_what_fits() {
 fn frames_of_several_buffers() {
     alone(|| {
         let pins = private_pins();
-        let tables = tables();
+        let tables = varied();
         let mut next_hops = common::gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
         for way in next_hops.values_mut().flatten() {
             (way.mtu, way.link_mtu) = (12_000, 16_000);
@@ -477,7 +348,7 @@ fn fifty_thousand_binds_and_as_many_ranges_as_one_likes() {
             }
             text.push_str("]\n");
         }
-        let tables = common::tables(&text, Form::Toml);
+        let tables = common::tables(&text, glb_table::Form::Toml);
         let image = image_of(&tables, TEST_INTERFACE);
         assert_eq!(image.binds.iter().filter(|slot| slot.tail != 0).count(), 50_000);
         let mut generation = load(&image, 1, &pins);
@@ -511,7 +382,7 @@ fn fifty_thousand_binds_and_as_many_ranges_as_one_likes() {
 fn answers_are_rationed() {
     alone(|| {
         let pins = private_pins();
-        let tables = tables();
+        let tables = varied();
         let next_hops = common::gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
         let options = Options { answers_per_second: 3, ..Options::default() };
         let image =
@@ -525,57 +396,5 @@ fn answers_are_rationed() {
         let cpus = thread::available_parallelism().unwrap().get();
         let seconds = begun.elapsed().as_secs() as usize + 2;
         assert!((1..=3 * cpus * seconds).contains(&answered), "{answered}");
-    });
-}
-
-/// As many tables as there are counters for, none of them named as those with another prefix.
-fn crowd(prefix: &str) -> TableSet {
-    use std::fmt::Write as _;
-    let mut text = String::new();
-    for index in 0..glb_common::layout::TABLE_SLOTS - 2 {
-        let (high, low) = (index >> 8, index & 255);
-        writeln!(
-            text,
-            "[[tables]]\nname = \"{prefix}{index}\"\n\
-             hash_key = \"12345678901234561234567890123456\"\n\
-             seed = \"34567890123456783456789012345678\"\n\
-             binds = [{{ ip = \"1.2.{high}.{low}\", proto = \"tcp\", port = 80 }}]\n\
-             backends = [{{ ip = \"10.0.0.1\", state = \"active\", healthy = true }}]"
-        )
-        .unwrap();
-    }
-    common::tables(&text, Form::Toml)
-}
-
-#[test]
-fn counters_outlive_reloads_and_restarts_and_change_hands_at_zero() {
-    alone(|| {
-        let pins = private_pins();
-        pins.make(&pins.join("counters")).unwrap();
-        let tables = tables();
-        let mut identities = Identities::open_or_create(&pins).unwrap();
-        identities.assign(&tables).unwrap();
-        let next_hops = common::gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
-        let image = Image::new(&tables, &identities, &next_hops, &Options::default()).unwrap();
-        let packet = hex(common::golden()["vectors"][0]["input"].as_str().unwrap());
-        let counted = || {
-            let report = glb_director::counters::read(&pins).unwrap();
-            let plain = report.tables.into_iter().find(|table| table.name == "plain");
-            plain.map(|table| table.reasons.get("encapsulated").map_or(0, |count| count.packets))
-        };
-        let mut first = load(&image, 1, &pins);
-        compare(first.program().unwrap(), &image, &packet).unwrap();
-        // A reload, and a restart that finds everything by its pin.
-        let mut second = load(&image, 2, &pins);
-        compare(second.program().unwrap(), &image, &packet).unwrap();
-        drop((first, second, identities));
-        let mut identities = Identities::open(&pins).unwrap().unwrap();
-        identities.assign(&tables).unwrap();
-        assert_eq!(counted(), Some(2));
-        // So many new names that every slot is needed, and then the old names again.
-        identities.assign(&crowd("a")).unwrap();
-        assert_eq!(counted(), None);
-        identities.assign(&tables).unwrap();
-        assert_eq!(counted(), Some(0));
     });
 }

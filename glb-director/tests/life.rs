@@ -12,10 +12,7 @@ use common::{
     live::{Daemon, PATIENCE, Site, alone, files_below, table},
     traffic::Traffic,
 };
-use nix::{
-    mount::{MsFlags, mount},
-    sys::signal::Signal,
-};
+use nix::{mount::MsFlags, sys::signal::Signal};
 
 const ALL: [(u8, &str); 3] = [(11, "active"), (12, "active"), (13, "active")];
 const DRAINED: [(u8, &str); 3] = [(11, "draining"), (12, "active"), (13, "active")];
@@ -338,12 +335,12 @@ fn pins_that_somebody_removes_are_made_again_and_nothing_is_lost() {
             thread::sleep(Duration::from_millis(20));
         }
         // At once, where something is wanted of it.
-        let before = counted(&site);
+        let before = site.encapsulated();
         assert!(before > 0);
         remove(&site, "");
         assert_eq!(site.json("rollback", &[])["generation"].as_u64(), Some(1), "{}", daemon.log());
         assert_eq!(site.json("reload", &["--force"])["changed"].as_bool(), Some(true));
-        assert_eq!(counted(&site), before);
+        assert_eq!(site.encapsulated(), before);
         // And the next one takes over what was pinned again.
         let running = site.running();
         daemon.signal(Signal::SIGKILL);
@@ -355,25 +352,15 @@ fn pins_that_somebody_removes_are_made_again_and_nothing_is_lost() {
     });
 }
 
-fn counted(site: &Site) -> u64 {
-    let counters = site.json("counters", &[]);
-    counters["tables"][0]["reasons"]["encapsulated"]["packets"].as_u64().unwrap()
-}
-
 #[test]
 fn pins_that_cannot_be_made_again_are_a_problem_until_they_can() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
-        let root = site.pins.parent().unwrap();
         // It looks only when both has been done.
         daemon.signal(Signal::SIGSTOP);
         remove(&site, "");
-        let none: Option<&str> = None;
-        let remount = |flags: MsFlags| {
-            mount(none, root, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags, none).unwrap();
-        };
-        remount(MsFlags::MS_RDONLY);
+        site.remount(MsFlags::MS_RDONLY);
         daemon.signal(Signal::SIGCONT);
         daemon.says("cannot be made again", 0);
         let status = site.json("status", &[]);
@@ -385,7 +372,7 @@ fn pins_that_cannot_be_made_again_are_a_problem_until_they_can() {
         thread::sleep(Duration::from_millis(200));
         let seen = traffic.stop();
         assert!(seen.sent > 0 && seen.sent == seen.back);
-        remount(MsFlags::empty());
+        site.remount(MsFlags::empty());
         daemon.says("had removed pins", 0);
         assert_eq!(daemon.log().matches("cannot be made again").count(), 1, "{}", daemon.log());
         assert!(problems(&site.json("status", &[])).is_empty());

@@ -87,7 +87,9 @@ fn swap_under_load(interfaces: &'static [&'static str], count: usize) {
         pins.make(&pins.join(counters::pins::FOLDER)).unwrap();
         let mut identities = Identities::open_or_create(&pins).unwrap();
         let sets = [tables([11, 12, 13]), tables([14, 15, 16])];
-        sets.iter().for_each(|set| identities.assign(set).unwrap());
+        for set in &sets {
+            assert_eq!(identities.assign(set).unwrap(), counters::Uncounted::default());
+        }
         let mut generations: Vec<Generation> = sets
             .iter()
             .zip(1..)

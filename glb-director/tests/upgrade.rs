@@ -32,11 +32,6 @@ fn wait(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-fn encapsulated(site: &Site) -> u64 {
-    let counters = site.json("counters", &[]);
-    counters["tables"][0]["reasons"]["encapsulated"]["packets"].as_u64().unwrap_or(0)
-}
-
 /// Puts another map in the place of a pinned one.
 fn replace_pin<V: aya::Pod>(site: &Site, name: &str, entries: u32, values: &[(u32, V)]) {
     let mut array = PerCpuArray::<MapData, V>::create(entries, 0).unwrap();
@@ -70,7 +65,7 @@ fn counters_of_another_shape_are_taken_over_as_far_as_they_fit() {
         std::thread::sleep(Duration::from_millis(50));
         let seen = traffic.stop();
         assert_eq!(seen.sent, seen.back);
-        let counted = encapsulated(&site);
+        let counted = site.encapsulated();
         assert!(
             counted > 1_000 * cpus && counted <= 1_000 * cpus + seen.sent,
             "{counted} {seen:?}"
@@ -89,7 +84,7 @@ fn counters_of_another_shape_are_taken_over_as_far_as_they_fit() {
         std::thread::sleep(Duration::from_millis(50));
         let seen = traffic.stop();
         assert_eq!(seen.sent, seen.back);
-        assert!((1..=seen.sent).contains(&encapsulated(&site)));
+        assert!((1..=seen.sent).contains(&site.encapsulated()));
         assert!(daemon.end(Signal::SIGTERM).success());
     });
 }
@@ -107,7 +102,7 @@ fn killed_between_new_counters_and_the_swap_the_old_ones_are_found_again() {
         site.fault("");
         let mut daemon = site.start();
         let cpus = aya::util::nr_cpus().unwrap() as u64;
-        assert_eq!(encapsulated(&site), 500 * cpus, "{}", daemon.log());
+        assert_eq!(site.encapsulated(), 500 * cpus, "{}", daemon.log());
         let left = files_below(&site.pins.join("counters"));
         assert_eq!(left.len(), 3, "{left:?}");
         assert!(daemon.end(Signal::SIGTERM).success());

@@ -1,9 +1,10 @@
 //! Places at which tests end a daemon or make a step fail, to see what then becomes of it. They
 //! exist in debug builds only: a release has nothing of this in it.
 
-use std::io;
+use std::{borrow::Cow, io};
 
-/// Names the file that says what is to happen, for instance `kill swapped 0` or `fail swap 1`.
+/// Names the file that says what is to happen, for instance `kill swapped 0`, `fail swap 1` or
+/// `refuse load`.
 #[cfg(debug_assertions)]
 pub const VARIABLE: &str = "GLB_FAULT_FILE";
 
@@ -50,4 +51,25 @@ pub fn point(name: &str) -> io::Result<()> {
     }
     let _ = name;
     Ok(())
+}
+
+/// A BPF object on its way into the kernel: as it is, or with every `exit` made a jump to itself, which
+/// the verifier refuses.
+#[must_use]
+pub fn object(object: &[u8]) -> Cow<'_, [u8]> {
+    #[cfg(debug_assertions)]
+    if let Some(file) = std::env::var_os(VARIABLE)
+        && std::fs::read_to_string(file).is_ok_and(|wish| wish.trim() == "refuse load")
+    {
+        const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
+        const JUMP_TO_ITSELF: [u8; 8] = [0x05, 0, 0xff, 0xff, 0, 0, 0, 0];
+        let mut object = object.to_owned();
+        for instruction in object.as_chunks_mut::<8>().0 {
+            if *instruction == EXIT {
+                *instruction = JUMP_TO_ITSELF;
+            }
+        }
+        return Cow::Owned(object);
+    }
+    Cow::Borrowed(object)
 }

@@ -104,7 +104,7 @@ fn binds(views: &[BindView]) -> String {
 
 fn generations(views: &[GenerationView]) -> String {
     let rows = views.iter().map(|view| {
-        let since = view.since.map(|since| format!("for {}", super::status::ago(since)));
+        let since = view.age_seconds.map(|age| format!("for {}", super::status::span(age)));
         [
             view.number.to_string(),
             since.unwrap_or_else(|| "kept".into()),

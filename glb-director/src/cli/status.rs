@@ -1,9 +1,6 @@
 //! `glb-director status`
 
-use std::{
-    process::ExitCode,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{process::ExitCode, time::Duration};
 
 use glb_host::control::DEGRADED;
 
@@ -34,8 +31,8 @@ fn text(status: &Status) -> String {
             span(status.uptime_seconds)
         ),
     )];
-    if let (Some(number), Some(since)) = (status.generation, status.generation_since) {
-        lines.push(("generation", format!("{number}, in force for {}", ago(since))));
+    if let (Some(number), Some(age)) = (status.generation, status.generation_age_seconds) {
+        lines.push(("generation", format!("{number}, in force for {}", span(age))));
     }
     for interface in &status.interfaces {
         let generation =
@@ -64,7 +61,10 @@ fn text(status: &Status) -> String {
     if let Some(last) = &status.last_reload {
         let how = if last.error.is_some() { "failed" } else { "well" };
         let took = last.seconds * 1000.0;
-        lines.push(("last reload", format!("{how}, {} ago, took {took:.0} ms", ago(last.at))));
+        lines.push((
+            "last reload",
+            format!("{how}, {} ago, took {took:.0} ms", span(last.age_seconds)),
+        ));
     }
     for problem in &status.problems {
         lines.push(("PROBLEM", format!("{}: {}", problem.name, problem.message)));
@@ -75,13 +75,8 @@ fn text(status: &Status) -> String {
     lines.into_iter().map(|(name, text)| format!("{name:<12} {text}\n")).collect()
 }
 
-pub(super) fn ago(since: f64) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    span((now.as_secs_f64() - since).max(0.0))
-}
-
 /// A span of time in two units at most.
-fn span(seconds: f64) -> String {
+pub(super) fn span(seconds: f64) -> String {
     let whole = seconds as u64;
     let (days, hours, minutes) = (whole / 86_400, whole / 3600 % 24, whole / 60 % 60);
     match whole {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     announce::AnnounceView,
     daemon::Done,
-    observe::{InterfaceView, Observer, epoch},
+    observe::{InterfaceView, Observer},
     state::Phase,
 };
 
@@ -28,6 +28,9 @@ pub struct Status {
     pub generation: Option<u64>,
     /// Since when, in seconds since the epoch.
     pub generation_since: Option<f64>,
+    /// For how many seconds, however the calendar was set meanwhile.
+    #[serde(default)]
+    pub generation_age_seconds: Option<f64>,
     /// Digest of what must be equal on all directors of a fleet.
     pub membership_digest: Option<String>,
     /// Digest of states and health.
@@ -48,6 +51,9 @@ pub struct Status {
 pub struct LastReload {
     /// When it ended, in seconds since the epoch.
     pub at: f64,
+    /// How many seconds ago.
+    #[serde(default)]
+    pub age_seconds: f64,
     /// How long it took, in seconds.
     pub seconds: f64,
     /// Why it failed, if it did.
@@ -129,13 +135,15 @@ impl Status {
             problems,
             interfaces,
             generation: in_force.map(|in_force| in_force.generation),
-            generation_since: in_force.map(|in_force| epoch(in_force.since)),
+            generation_since: in_force.map(|in_force| in_force.since.epoch()),
+            generation_age_seconds: in_force.map(|in_force| in_force.since.age()),
             membership_digest: digest.map(|digest| glb_table::hex(&digest.membership)),
             order_digest: digest.map(|digest| glb_table::hex(&digest.order)),
             reloads: snapshot.reloads,
             failed_reloads: snapshot.failed_reloads,
             last_reload: snapshot.last_reload.as_ref().map(|reload| LastReload {
-                at: epoch(reload.at),
+                at: reload.at.epoch(),
+                age_seconds: reload.at.age(),
                 seconds: reload.took.as_secs_f64(),
                 error: reload.error.clone(),
                 done: reload.done.clone(),

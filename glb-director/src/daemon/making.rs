@@ -22,7 +22,7 @@ use super::{
 use crate::{
     announce::Ahead,
     config::Config,
-    counters::Identities,
+    counters::{Identities, Uncounted},
     generation::{Generation, Shape, Shell, self_test},
     image::Image,
 };
@@ -90,7 +90,7 @@ impl Making<'_> {
         steps: &mut Steps,
     ) -> Result<Made, Error> {
         let tables = Arc::new(tables);
-        self.identities.assign(&tables)?;
+        self.assign_counters(&tables)?;
         let snapshot = self.ways(&tables, running).await;
         steps.done("next hops");
         let options = &self.config.options;
@@ -123,6 +123,7 @@ impl Making<'_> {
             generation.discard(&self.pins);
             return Err(error);
         }
+        self.identities.hold(number, Some(Arc::clone(&tables)));
         Ok(Made { generation, tables, built, sum: source.sum })
     }
 
@@ -135,6 +136,20 @@ impl Making<'_> {
     ) -> Result<(), Error> {
         self.ahead.make_way(tables, force).await?;
         steps.done("withdraw");
+        Ok(())
+    }
+
+    /// Gives everybody in the tables a counter, and says who gets none.
+    fn assign_counters(&mut self, tables: &TableSet) -> Result<(), Error> {
+        let Uncounted { tables, backends } = self.identities.assign(tables)?;
+        if tables + backends > 0 {
+            warn!(
+                tables,
+                backends,
+                "no counters of their own are left for these until a generation goes that has them: \
+                 their packets are counted with those of no table"
+            );
+        }
         Ok(())
     }
 
@@ -203,6 +218,7 @@ impl Making<'_> {
             warn!(%error, "an old generation is left behind");
         }
         self.store.forget_all_but(&keep);
+        self.identities.let_go_all_but(&keep);
         self.spare.prepare(&made.generation.image, &self.pins);
         if let Err(error) = fault::point("cleaned") {
             warn!(%error, "a test");
@@ -214,7 +230,7 @@ impl Making<'_> {
         let source = Source::of(record);
         let tables = source.parse()?;
         let built = self.builder.build(&tables);
-        self.identities.assign(&tables)?;
+        self.assign_counters(&tables)?;
         let snapshot = self.next_hops.snapshot();
         let options = &self.config.options;
         let image = Image::of(&built, &tables, None, &self.identities, &snapshot, options)?;

@@ -4,6 +4,7 @@ mod director;
 mod error;
 mod keep;
 mod making;
+mod moment;
 mod safety;
 mod source;
 mod spare;

@@ -2,9 +2,8 @@
 //! them.
 
 use std::{
-    fs,
     net::IpAddr,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use glb_table::{
@@ -12,11 +11,12 @@ use glb_table::{
     holders::{Judgement, Memory},
     plan::duration,
 };
-use nix::time::{ClockId, clock_gettime};
-use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::store::Store;
+use super::{
+    moment::{self, Moment},
+    store::Store,
+};
 
 /// Names that are given at most for what may be lost.
 const MOST: usize = 5;
@@ -36,40 +36,6 @@ pub(super) struct Safety {
 /// it.
 const SHARE: u32 = 10;
 
-/// When the memory was kept: by the clock that goes on through sleep and is never set, as long as it
-/// is the same machine's same life; else by the calendar.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Kept {
-    boot: String,
-    since_boot: u64,
-    calendar: u64,
-}
-
-fn since_boot() -> Duration {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
-}
-
-impl Kept {
-    fn now() -> Self {
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let calendar = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self {
-            boot: boot.trim().to_owned(),
-            since_boot: since_boot().as_secs(),
-            calendar: calendar.as_secs(),
-        }
-    }
-
-    /// Seconds from this moment to that one; a clock that was set back says that none have passed.
-    fn until(&self, now: &Self) -> u64 {
-        if self.boot == now.boot {
-            now.since_boot.saturating_sub(self.since_boot)
-        } else {
-            now.calendar.saturating_sub(self.calendar)
-        }
-    }
-}
-
 impl Safety {
     /// What was kept, or nothing.
     pub(super) fn open(store: &Store, flow_age: u64) -> Self {
@@ -86,11 +52,11 @@ impl Safety {
             }
         });
         let memory = kept.unwrap_or_else(|| Memory::new(flow_age));
-        Self { memory, until: since_boot(), is_due: false, not_before: Instant::now() }
+        Self { memory, until: moment::since_boot(), is_due: false, not_before: Instant::now() }
     }
 
     fn pass(&mut self) {
-        let seconds = since_boot().saturating_sub(self.until).as_secs();
+        let seconds = moment::since_boot().saturating_sub(self.until).as_secs();
         self.until += Duration::from_secs(seconds);
         self.memory.pass(seconds);
     }
@@ -136,7 +102,7 @@ impl Safety {
             return;
         }
         let begun = Instant::now();
-        let mut bytes = serde_json::to_vec(&Kept::now()).unwrap_or_default();
+        let mut bytes = serde_json::to_vec(&Moment::now()).unwrap_or_default();
         bytes.push(b'\n');
         bytes.extend(self.memory.to_bytes());
         store.keep_holders(bytes);
@@ -147,11 +113,11 @@ impl Safety {
 fn read(bytes: &[u8], flow_age: u64) -> Result<Memory, String> {
     let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("it is damaged: cut off")?;
     let (kept, memory) = bytes.split_at(end);
-    let kept: Kept =
+    let kept: Moment =
         serde_json::from_slice(kept).map_err(|error| format!("it is damaged: {error}"))?;
     let memory = memory.get(1..).unwrap_or_default();
     let mut memory = Memory::from_bytes(memory, flow_age).map_err(|error| error.to_string())?;
-    memory.pass(kept.until(&Kept::now()));
+    memory.pass(kept.until(&Moment::now()));
     Ok(memory)
 }
 
@@ -195,21 +161,4 @@ pub(super) fn in_words(judgement: &Judgement) -> String {
         }
     }
     lines.join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_time_between_two_daemons_is_by_the_clock_that_nobody_sets() {
-        let at =
-            |boot: &str, since_boot, calendar| Kept { boot: boot.to_owned(), since_boot, calendar };
-        // The calendar was set a year ahead, or back, while the machine ran on.
-        assert_eq!(at("a", 10, 1_000).until(&at("a", 70, 40_000_000)), 60);
-        assert_eq!(at("a", 10, 1_000).until(&at("a", 70, 5)), 60);
-        // Another life of the machine: only the calendar tells, and it does not go back.
-        assert_eq!(at("a", 10_000, 1_000).until(&at("b", 5, 1_500)), 500);
-        assert_eq!(at("a", 10_000, 1_000).until(&at("b", 5, 900)), 0);
-    }
 }

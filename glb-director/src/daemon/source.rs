@@ -52,10 +52,14 @@ impl Source {
         Self { path: path.to_owned(), bytes, sum }
     }
 
+    /// What it means.
+    pub(super) fn tables(&self) -> Result<TableSet, Error> {
+        glb_table::parse_bytes(&self.path, Form::of(&self.path), &self.bytes).map_err(Error::Table)
+    }
+
     /// What it means; doubts are logged.
     pub(super) fn parse(&self) -> Result<TableSet, Error> {
-        let tables = glb_table::parse_bytes(&self.path, Form::of(&self.path), &self.bytes)
-            .map_err(Error::Table)?;
+        let tables = self.tables()?;
         if !tables.warnings.is_empty() {
             warn!("{}", glb_table::render(&tables.warnings, false).trim_end());
         }

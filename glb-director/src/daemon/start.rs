@@ -146,12 +146,17 @@ impl<'c> Director<'c> {
         pins.make(&pins.join(counters::pins::FOLDER))?;
         let renewed = counters::renew(pins, &in_use.unwrap_or_default())?;
         renewed.iter().for_each(|said| warn!("{said}"));
-        let identities = Identities::open_or_create(pins)?;
+        let mut identities = Identities::open_or_create(pins)?;
         let next_hops = NextHops::start_behind(config.gateway_mac, targets(&wanted.tables)).await?;
         state.follow(next_hops.subscribe());
         // What a killed predecessor loaded and never swapped in.
         let keep: Vec<u64> = running.into_iter().chain(previous).collect();
         let next_number = generations::remove_stale(pins, &keep)?;
+        for number in keep {
+            let record = store.record(number);
+            let tables = record.and_then(|record| Source::of(&record).tables().ok());
+            identities.hold(number, tables.map(Arc::new));
+        }
         let safety = Safety::open(&store, config.flow_age);
         let mut making = Making {
             config,
@@ -208,15 +213,15 @@ impl<'c> Director<'c> {
             return Ok((made, stays));
         }
         match making.bring(&source, tables, built, Some(&made), false, &mut steps).await {
-            Err(error @ Error::NotWithdrawn(_)) => {
+            Ok(new) => {
+                say(&new, steps.end(new.generation.number).milliseconds);
+                Ok((new, Previous::Here(Box::new(made))))
+            }
+            // It can be looked after as it is.
+            Err(error) => {
                 not_loaded(&error, state);
                 say(&made, 0.0);
                 Ok((made, stays))
-            }
-            new => {
-                let new = new?;
-                say(&new, steps.end(new.generation.number).milliseconds);
-                Ok((new, Previous::Here(Box::new(made))))
             }
         }
     }

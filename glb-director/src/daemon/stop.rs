@@ -1,15 +1,14 @@
 //! Drains that were asked for, and the end of the daemon: what is announced goes before the program.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use glb_host::{control::Answer, service};
 use tracing::{error, info, warn};
 
-use super::{director::Director, store::Drain};
+use super::{director::Director, moment::Moment, store::Drain};
 use crate::{
     announce::{Announcer, Ended, choreography::Order},
     config::{Config, OnStop},
-    observe::epoch,
 };
 
 /// How long packets are waited for at a stop that only withdraws.
@@ -54,7 +53,7 @@ impl Announcing {
         let timeout = given.unwrap_or(director.config().drain.timeout);
         if self.announcer.announces() {
             director.making.store.keep_drain(Some(&Drain {
-                asked_at: epoch(SystemTime::now()),
+                asked: Moment::now(),
                 timeout_seconds: timeout.as_secs_f64(),
                 force,
                 is_drained: false,
@@ -128,7 +127,7 @@ pub(super) fn kept(director: &mut Director<'_>) -> Option<Option<Order>> {
         info!("the director is drained, and stays so until `glb-director undrain`");
         return Some(None);
     }
-    let gone = (epoch(SystemTime::now()) - drain.asked_at).max(0.0);
+    let gone = drain.asked.until(&Moment::now()) as f64;
     let left = Duration::try_from_secs_f64(drain.timeout_seconds - gone).unwrap_or_default();
     if left.is_zero() {
         warn!("the time of a drain that was under way is up: it is given up");

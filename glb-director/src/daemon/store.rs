@@ -13,6 +13,8 @@ use glb_host::fault;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+use super::moment::Moment;
+
 /// A file's contents, by its SHA-256.
 pub(super) type Sum = [u8; 32];
 
@@ -30,10 +32,11 @@ pub(super) struct Record {
 }
 
 /// A drain that somebody asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Drain {
-    /// When, in seconds since the epoch.
-    pub(super) asked_at: f64,
+    /// When.
+    #[serde(default)]
+    pub(super) asked: Moment,
     /// How long packets may take to cease, in seconds.
     pub(super) timeout_seconds: f64,
     /// Whether it goes on when they have not.
@@ -317,7 +320,8 @@ mod tests {
         assert_eq!(store.rolled_back(), Some([0xa5; 32]));
         store.keep_rolled_back(None);
         assert_eq!(store.rolled_back(), None);
-        let drain = Drain { asked_at: 1.5, timeout_seconds: 2.0, force: true, is_drained: false };
+        let asked = Moment::now();
+        let drain = Drain { asked, timeout_seconds: 2.0, force: true, is_drained: false };
         assert_eq!(store.drain(), None);
         store.keep_drain(Some(&drain));
         assert_eq!(store.drain(), Some(drain));

@@ -17,7 +17,7 @@ use glb_common::{
 use glb_host::{
     bpffs::PinFolder,
     explain::trace,
-    generations,
+    fault, generations,
     load::{LoadError, check_counters},
     mapped::MappedArray,
 };
@@ -170,7 +170,7 @@ impl Shell {
         };
         let mut ebpf = loader
             .override_global("CONFIG", shape.config.as_bytes(), true)
-            .load(object)
+            .load(&fault::object(object))
             .map_err(LoadError::from)?;
         load_programs(&mut ebpf)?;
         Ok(Self { shape, ebpf })

@@ -6,7 +6,7 @@ use glb_host::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Observer, epoch};
+use super::Observer;
 
 /// An interface that the director is to be attached to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub struct GenerationView {
     pub in_force: bool,
     /// Since when, in seconds since the epoch, if it is in force.
     pub since: Option<f64>,
+    /// For how many seconds.
+    #[serde(default)]
+    pub age_seconds: Option<f64>,
     /// The interfaces that it runs on.
     pub interfaces: Vec<String>,
     /// Digest of what must be equal on all directors of a fleet, if it is in force.
@@ -94,7 +97,8 @@ impl Observer {
                 GenerationView {
                     number,
                     in_force: in_force.is_some(),
-                    since: in_force.map(|running| epoch(running.since)),
+                    since: in_force.map(|running| running.since.epoch()),
+                    age_seconds: in_force.map(|running| running.since.age()),
                     interfaces: interfaces
                         .iter()
                         .filter(|interface| interface.generation == Some(number))

@@ -7,7 +7,7 @@ mod tables;
 
 use std::{
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use glb_host::{bpffs::PinFolder, next_hop};
@@ -62,8 +62,29 @@ impl Observer {
     }
 }
 
-/// Seconds since the epoch.
-#[must_use]
-pub fn epoch(at: SystemTime) -> f64 {
-    at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+/// A moment of this process's life.
+#[derive(Clone, Copy, Debug)]
+pub struct When {
+    calendar: SystemTime,
+    clock: Instant,
+}
+
+impl When {
+    /// This moment.
+    #[must_use]
+    pub fn now() -> Self {
+        Self { calendar: SystemTime::now(), clock: Instant::now() }
+    }
+
+    /// Seconds since the epoch, by the calendar as it was then.
+    #[must_use]
+    pub fn epoch(&self) -> f64 {
+        self.calendar.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+    }
+
+    /// Seconds that have passed since, however the calendar was set meanwhile.
+    #[must_use]
+    pub fn age(&self) -> f64 {
+        self.clock.elapsed().as_secs_f64()
+    }
 }

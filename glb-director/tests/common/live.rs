@@ -15,6 +15,7 @@ use glb_host::{
     xdp_link::program_behind,
 };
 use nix::{
+    mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -132,8 +133,15 @@ impl Site {
     }
 
     pub(crate) fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_glb-director"));
-        command.arg(name).arg("--config").arg(self.at("director.toml"));
+        self.command_by(&[], name)
+    }
+
+    /// As [`Self::command`], by a program that becomes the director's.
+    pub(crate) fn command_by(&self, before: &[&str], name: &str) -> Command {
+        let program = env!("CARGO_BIN_EXE_glb-director");
+        let words: Vec<&str> = before.iter().copied().chain([program, name, "--config"]).collect();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(self.at("director.toml"));
         command.env("GLB_FAULT_FILE", self.at("fault"));
         command
     }
@@ -152,6 +160,19 @@ impl Site {
         serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
     }
 
+    /// Packets of the first table that were sent to a backend.
+    pub(crate) fn encapsulated(&self) -> u64 {
+        let counters = self.json("counters", &[]);
+        counters["tables"][0]["reasons"]["encapsulated"]["packets"].as_u64().unwrap_or(0)
+    }
+
+    /// Mounts the file system of the pins anew with these flags.
+    pub(crate) fn remount(&self, flags: MsFlags) {
+        let none: Option<&str> = None;
+        let root = self.pins.parent().unwrap();
+        mount(none, root, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags, none).unwrap();
+    }
+
     /// What is to happen at a place in the daemon.
     pub(crate) fn fault(&self, what: &str) {
         fs::write(self.at("fault"), what).unwrap();
@@ -159,11 +180,15 @@ impl Site {
 
     /// Starts the daemon and does not wait.
     pub(crate) fn spawn(&self) -> Daemon {
+        self.spawn_by(self.command("run"))
+    }
+
+    /// As [`Self::spawn`], by a command that becomes the daemon.
+    pub(crate) fn spawn_by(&self, mut command: Command) -> Daemon {
         let log = self.at("log");
         let file = fs::File::options().create(true).append(true).open(&log).unwrap();
         let start = file.metadata().unwrap().len() as usize;
-        let child = self
-            .command("run")
+        let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
             .stderr(file)
@@ -174,7 +199,12 @@ impl Site {
 
     /// Starts the daemon and waits until it is ready.
     pub(crate) fn start(&self) -> Daemon {
-        let mut daemon = self.spawn();
+        self.start_by(self.command("run"))
+    }
+
+    /// As [`Self::start`], by a command that becomes the daemon.
+    pub(crate) fn start_by(&self, command: Command) -> Daemon {
+        let mut daemon = self.spawn_by(command);
         daemon.says("ready", 0);
         daemon
     }

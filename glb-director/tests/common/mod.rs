@@ -14,7 +14,10 @@ use std::{
 };
 
 use glb_common::hash::HashFields;
-use glb_director::image::{CounterSlots, Image, Options, Owner};
+use glb_director::{
+    generation::Generation,
+    image::{CounterSlots, Image, Options, Owner},
+};
 use glb_host::{
     bpffs::PinFolder,
     next_hop::{NextHop, Snapshot},
@@ -93,6 +96,11 @@ pub(crate) fn tables(text: &str, form: glb_table::Form) -> TableSet {
         .unwrap_or_else(|error| panic!("{}", error.render(false)))
 }
 
+/// Tables that use what a table can have.
+pub(crate) fn varied() -> TableSet {
+    tables(include_str!("../data/varied.toml"), glb_table::Form::Toml)
+}
+
 /// The vectors' tables under one of their configurations.
 pub(crate) fn golden_tables(golden: &Value, config: &str) -> TableSet {
     let text = golden["forwarding_table"].to_string();
@@ -108,6 +116,17 @@ pub(crate) fn golden_tables(golden: &Value, config: &str) -> TableSet {
         table.alt_hash_fields = fields(&config["alt_hash_fields"]);
     }
     tables
+}
+
+/// Runs `test` in a thread, which may have mounts of its own.
+pub(crate) fn alone(test: impl FnOnce() + Send + 'static) {
+    if let Err(panic) = std::thread::spawn(test).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+pub(crate) fn load(image: &Image, number: u64, pins: &PinFolder) -> Generation {
+    Generation::load(image.clone(), number, pins).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A pin folder of this thread's own.

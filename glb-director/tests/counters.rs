@@ -1,0 +1,189 @@
+//! Who is counted where: each packet once, over reloads and restarts, and for nobody else. Needs root.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::{fmt::Write as _, sync::Arc};
+
+use common::{alone, gateway, generate::frame, golden, hex, load, private_pins, varied};
+use glb_common::layout::{BACKEND_SLOTS, TABLE_SLOTS};
+use glb_director::{
+    counters::{self, Identities, Uncounted},
+    generation::self_test::{TEST_INTERFACE, compare},
+    image::{CounterSlots as _, Image, Options},
+    reference,
+};
+use glb_table::TableSet;
+use proptest::{
+    strategy::{Strategy as _, ValueTree as _},
+    test_runner::TestRunner,
+};
+
+#[test]
+fn each_packet_is_counted_once() {
+    alone(|| {
+        let pins = private_pins();
+        let tables = varied();
+        pins.make(&pins.join("counters")).unwrap();
+        let mut identities = Identities::open_or_create(&pins).unwrap();
+        assert_eq!(identities.assign(&tables).unwrap(), Uncounted::default());
+        let next_hops = gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
+        let image = Image::new(&tables, &identities, &next_hops, &Options::default()).unwrap();
+        let mut generation = load(&image, 1, &pins);
+        let mut runner = TestRunner::deterministic();
+        let strategy = frame();
+        let mut expected = std::collections::BTreeMap::<(u32, &str), (u64, u64)>::new();
+        for _ in 0..5_000 {
+            let packet = strategy.new_tree(&mut runner).unwrap().current();
+            compare(generation.program().unwrap(), &image, &packet).unwrap();
+            let answer = reference::direct(&image, &packet);
+            let count = expected.entry((answer.counter_slot, answer.reason.name())).or_default();
+            count.0 += 1;
+            count.1 += packet.len() as u64;
+        }
+        let report = counters::read(&pins).unwrap();
+        let mut counted = std::collections::BTreeMap::new();
+        let slot = |name: &str| identities.table(name);
+        for (reason, count) in &report.reasons {
+            counted.insert((0, reason.as_str()), (count.packets, count.bytes));
+        }
+        for table in &report.tables {
+            for (reason, count) in &table.reasons {
+                counted.insert((slot(&table.name), reason.as_str()), (count.packets, count.bytes));
+            }
+        }
+        assert_eq!(counted, expected);
+        let sent: u64 = report.tables.iter().map(|t| t.reasons["encapsulated"].packets).sum();
+        assert_eq!(report.backends.iter().map(|b| b.count.packets).sum::<u64>(), sent);
+    });
+}
+
+/// So many tables, none of them named as those with another prefix.
+fn crowd(prefix: &str, count: u32) -> TableSet {
+    let mut text = String::new();
+    for index in 0..count {
+        let (high, low) = (index >> 8, index & 255);
+        writeln!(
+            text,
+            "[[tables]]\nname = \"{prefix}{index}\"\n\
+             hash_key = \"12345678901234561234567890123456\"\n\
+             seed = \"34567890123456783456789012345678\"\n\
+             binds = [{{ ip = \"1.2.{high}.{low}\", proto = \"tcp\", port = 80 }}]\n\
+             backends = [{{ ip = \"10.0.0.1\", state = \"active\", healthy = true }}]"
+        )
+        .unwrap();
+    }
+    common::tables(&text, glb_table::Form::Toml)
+}
+
+#[test]
+fn counters_outlive_reloads_and_restarts_and_change_hands_at_zero() {
+    alone(|| {
+        let pins = private_pins();
+        pins.make(&pins.join("counters")).unwrap();
+        let tables = varied();
+        let mut identities = Identities::open_or_create(&pins).unwrap();
+        identities.assign(&tables).unwrap();
+        let next_hops = gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
+        let image = Image::new(&tables, &identities, &next_hops, &Options::default()).unwrap();
+        let packet = hex(golden()["vectors"][0]["input"].as_str().unwrap());
+        let counted = || {
+            let report = counters::read(&pins).unwrap();
+            let plain = report.tables.into_iter().find(|table| table.name == "plain");
+            plain.map(|table| table.reasons.get("encapsulated").map_or(0, |count| count.packets))
+        };
+        let mut first = load(&image, 1, &pins);
+        compare(first.program().unwrap(), &image, &packet).unwrap();
+        // A reload, and a restart that finds everything by its pin.
+        let mut second = load(&image, 2, &pins);
+        compare(second.program().unwrap(), &image, &packet).unwrap();
+        drop((first, second, identities));
+        let mut identities = Identities::open(&pins).unwrap().unwrap();
+        identities.assign(&tables).unwrap();
+        assert_eq!(counted(), Some(2));
+        // So many new names that every slot is needed, and then the old names again.
+        identities.assign(&crowd("a", TABLE_SLOTS - 2)).unwrap();
+        assert_eq!(counted(), None);
+        identities.assign(&tables).unwrap();
+        assert_eq!(counted(), Some(0));
+    });
+}
+
+/// A table whose backends are 10.0.0.0 and the next ones.
+fn many(name: &str, first: u32, count: u32) -> TableSet {
+    let mut text = format!(
+        "[[tables]]\nname = \"{name}\"\nhash_key = \"12345678901234561234567890123456\"\n\
+         seed = \"34567890123456783456789012345678\"\n\
+         binds = [{{ ip = \"1.1.1.1\", proto = \"tcp\", port = 80 }}]\nbackends = [\n"
+    );
+    for number in first..first + count {
+        let address = std::net::Ipv4Addr::from(0x0a00_0000 + number);
+        writeln!(text, "{{ ip = \"{address}\", state = \"active\", healthy = true }},").unwrap();
+    }
+    common::tables(&(text + "]\n"), glb_table::Form::Toml)
+}
+
+/// While a generation can still count packets, nobody gets its slots, neither before the next one is
+/// swapped in nor as long as there is a way back.
+#[test]
+fn counters_of_what_may_still_run_are_nobody_elses() {
+    alone(|| {
+        let pins = private_pins();
+        pins.make(&pins.join("counters")).unwrap();
+        let mut identities = Identities::open_or_create(&pins).unwrap();
+        let packet = hex(golden()["vectors"][0]["input"].as_str().unwrap());
+        let tables = many("t", 0, 8);
+        assert_eq!(identities.assign(&tables).unwrap(), Uncounted::default());
+        let image = |tables: &TableSet, identities: &Identities| {
+            let next_hops = gateway(tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
+            Image::new(tables, identities, &next_hops, &Options::default()).unwrap()
+        };
+        let first_image = image(&tables, &identities);
+        let mut first = load(&first_image, 1, &pins);
+        identities.hold(1, Some(Arc::new(tables)));
+        let sent = |name: &str| {
+            let report = counters::read(&pins).unwrap();
+            let of = report.backends.iter().filter(|backend| backend.table == name);
+            of.map(|backend| backend.count.packets).sum::<u64>()
+        };
+        compare(first.program().unwrap(), &first_image, &packet).unwrap();
+        assert_eq!(sent("t"), 1);
+
+        // All slots are used, eight of them by who runs and the others by who is gone.
+        let room = BACKEND_SLOTS - 2;
+        let gone = many("gone", 0, room - 8);
+        assert_eq!(identities.assign(&gone).unwrap(), Uncounted::default());
+        let wanted = many("wanted", 0, room - 4);
+        let uncounted = identities.assign(&wanted).unwrap();
+        assert_eq!(uncounted, Uncounted { tables: 0, backends: 4 });
+        // Who runs still counts, and for themselves.
+        compare(first.program().unwrap(), &first_image, &packet).unwrap();
+        assert_eq!((sent("t"), sent("wanted")), (2, 0));
+
+        // Who has no counter is counted as if no table were concerned: nothing is lost.
+        let others = many("others", 0, 4);
+        identities.hold(2, Some(Arc::new(wanted)));
+        assert_eq!(identities.assign(&others).unwrap(), Uncounted { tables: 0, backends: 4 });
+        let others_image = image(&others, &identities);
+        let mut third = load(&others_image, 3, &pins);
+        compare(third.program().unwrap(), &others_image, &packet).unwrap();
+        let report = counters::read(&pins).unwrap();
+        assert_eq!((report.reasons["encapsulated"].packets, sent("others")), (1, 0));
+        assert_eq!(sent("t"), 2);
+
+        // After a restart nobody knows what an old one counts: it keeps what it has.
+        drop(identities);
+        let mut identities = Identities::open(&pins).unwrap().unwrap();
+        identities.hold(1, None);
+        assert_eq!(identities.assign(&others).unwrap(), Uncounted { tables: 0, backends: 4 });
+        // Once it has gone, its slots are free, and begin at 0; its sums stay its table's.
+        identities.let_go_all_but(&[3]);
+        identities.hold(3, Some(Arc::new(others.clone())));
+        assert_eq!(identities.assign(&others).unwrap(), Uncounted::default());
+        assert_eq!(sent("others"), 0);
+        let report = counters::read(&pins).unwrap();
+        let all = report.tables.iter().filter_map(|table| table.reasons.get("encapsulated"));
+        let all: u64 = all.map(|count| count.packets).sum();
+        assert_eq!(all + report.reasons["encapsulated"].packets, 3);
+    });
+}
