@@ -1,6 +1,7 @@
 //! The running backend: builds generations, keeps the ways to peers fresh, answers signals.
 
 mod build;
+mod keep;
 mod table;
 
 use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc};
@@ -11,13 +12,17 @@ use glb_host::{
     control::{Call, Refusal},
     explain::trace::{self, Over, Session, Showing},
     generations::{self, SwapError},
+    kept_pins::KeptPins,
     load::LoadError,
     metrics::{self, MetricsError},
     next_hop::{NextHops, OpenError, Snapshot},
     service::{self, Watchdog},
     xdp_link::{self, AttachError},
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Duration, MissedTickBehavior, interval},
+};
 use tracing::{debug, error, info, warn};
 
 use crate::{
@@ -38,6 +43,9 @@ use table::Table;
 
 /// Folder in the pin folder with the tc program's link for each interface.
 pub(crate) const CLAMPS: &str = "clamps";
+
+/// How often the pins are looked at.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Why the daemon does not start, or a configuration is not taken.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +104,8 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
     info!(generation = backend.number, interfaces = backend.config.interfaces.join(","), "ready");
     backend.say();
     let mut watchdog = Watchdog::from_environment();
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut next_hops = backend.next_hops.subscribe();
     loop {
         tokio::select! {
@@ -114,6 +124,7 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
             }
             () = table.changed() => backend.table_changed().await,
             () = watchdog.turn() => {}
+            _ = look.tick() => backend.keep_pinned(),
             _ = hangup.recv() => {
                 service::reloading("the configuration is read anew");
                 let result = backend.reload().await;
@@ -166,7 +177,11 @@ struct Backend {
     config: Config,
     metrics: Arc<Metrics>,
     pins: PinFolder,
-    _lock: PinLock,
+    lock: PinLock,
+    /// What is pinned, for when it is not any more.
+    kept: KeptPins,
+    /// Why what is pinned no more cannot be pinned again, so that it is said once.
+    pins_problem: Option<String>,
     next_hops: NextHops,
     connections: Watch,
     machine: Machine,
@@ -201,11 +216,13 @@ impl Backend {
             Ok(Built { machine, image, next_hops, generation, number }) => {
                 let connections = Watch::start(config.vips.clone(), pins.join(connections::PIN))
                     .map_err(Error::Thread)?;
-                let backend = Self {
+                let mut backend = Self {
                     config,
                     metrics: Arc::default(),
                     pins,
-                    _lock: lock,
+                    lock,
+                    kept: KeptPins::default(),
+                    pins_problem: None,
                     next_hops,
                     connections,
                     machine,
@@ -218,6 +235,7 @@ impl Backend {
                 };
                 backend.tidy()?;
                 backend.tell();
+                backend.hold();
                 Ok(backend)
             }
             Err(error) => {
@@ -342,6 +360,7 @@ impl Backend {
         let put = put_vips(&config).await?;
         // Peers of both: those of the running generation are followed until it is replaced.
         let both: BTreeSet<IpAddr> = self.image.peers.union(&image.peers).copied().collect();
+        self.keep_pinned();
         self.next_hops.set_targets(both);
         let number = self.number + 1;
         let settings = self.watcher.as_ref().map(|(_, settings)| settings);
@@ -361,6 +380,7 @@ impl Backend {
         (self.generation, self.number) = (generation, number);
         self.next_hops.set_targets(self.image.peers.iter().copied());
         self.connections.set_vips(self.config.vips.clone());
+        self.hold();
         self.tidy()?;
         self.tell();
         if removes_vips {
@@ -420,6 +440,7 @@ impl Backend {
 
     /// Swaps in the other build of the program, for what is in force.
     async fn exchange(&mut self, settings: Option<&TraceSettings>) -> Result<(), Error> {
+        self.keep_pinned();
         let number = self.number + 1;
         let (config, machine, image) = (&self.config, &self.machine, &self.image);
         let (next_hops, pins) = (&self.next_hops, &self.pins);
@@ -429,6 +450,7 @@ impl Backend {
         if let Err(error) = self.tidy() {
             warn!("{error}");
         }
+        self.hold();
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! The life of a backend's daemon: killed, fed nonsense, detached.
 
-use std::fs;
+use std::{collections::BTreeSet, fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, MapData};
@@ -105,6 +105,41 @@ fn sigterm_leaves_it_working_and_detach_takes_it_off() -> Result<()> {
 
     fleet.redirects[1].start(&fleet.lab)?;
     everybody_answers(&fleet.lab)
+}
+
+#[test]
+fn pins_that_somebody_removes_are_made_again() -> Result<()> {
+    let mut fleet = fleet("glb-t-rpins")?;
+    let node = fleet.redirects[0].node();
+    let pins = fleet.lab.bpf().join(node.to_string());
+    let running = program_id(&fleet.lab, node)?;
+    let pinned = || -> Result<BTreeSet<_>> { Ok(files_below(&pins)?.into_iter().collect()) };
+    let wanted = pinned()?;
+    let links = wanted.iter().filter(|pin| pin.starts_with(pins.join("links"))).count();
+    ensure!(links == 1, "{wanted:?}");
+    for of in ["", "links", "counters", "generations"] {
+        let from = fleet.redirects[0].process()?.log()?.len();
+        fs::remove_dir_all(if of.is_empty() { pins.clone() } else { pins.join(of) })?;
+        let wait = Duration::from_secs(30);
+        fleet.redirects[0].process()?.wait_for_log("had removed pins", from, wait)?;
+        ensure!(pinned()? == wanted, "{of}: {:?} {wanted:?}", pinned()?);
+        ensure!(program_id(&fleet.lab, node)? == running, "{of}: another program");
+        everybody_answers(&fleet.lab)?;
+    }
+    // With the daemon dead it goes on, and the next one takes over; counters go on too.
+    let before = fleet.redirects[0].redirect_counters(&fleet.lab)?;
+    ensure!(fleet.redirects[0].end(Signal::SIGKILL)?.code().is_none());
+    everybody_answers(&fleet.lab)?;
+    fleet.redirects[0].start(&fleet.lab)?;
+    everybody_answers(&fleet.lab)?;
+    let after = fleet.redirects[0].redirect_counters(&fleet.lab)?;
+    ensure!(after.taken() > before.taken(), "{before:?} {after:?}");
+    // Another daemon finds the folder locked.
+    let mut second = fleet.redirects[0].command(&fleet.lab, "detach")?;
+    let said = command::finish(&mut second)?;
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    ensure!(said.contains("holds this folder"), "{said}");
+    Ok(())
 }
 
 #[test]

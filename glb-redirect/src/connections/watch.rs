@@ -37,11 +37,11 @@ impl Watch {
     pub fn start(vips: BTreeSet<IpAddr>, pin: PathBuf) -> io::Result<Self> {
         let watch = Self(Arc::new(Mutex::new(Shared { vips, newest: None })));
         let of_thread = watch.clone();
+        let mut ages = Ages::own(&pin).unwrap_or_else(|error| {
+            tracing::warn!(%error, "ages of connections are not kept at {}", pin.display());
+            Ages::default()
+        });
         let run = move || {
-            let mut ages = Ages::own(&pin).unwrap_or_else(|error| {
-                tracing::warn!(%error, "ages of connections are not kept at {}", pin.display());
-                Ages::default()
-            });
             loop {
                 let start = Instant::now();
                 of_thread.look(&mut ages);
