@@ -163,6 +163,9 @@ fn run(arguments: &RunArguments) -> Result<bool> {
         report.broken.len(),
         file.display()
     );
+    if let Some(failure) = &report.failure {
+        bail!("the run ended before its time: {failure}");
+    }
     Ok(bad == 0)
 }
 
@@ -181,6 +184,9 @@ fn compare(arguments: &RunArguments, wanted: &Wanted) -> Result<bool> {
         };
         let (report, _) = run::run(&wanted)?;
         report.print();
+        if let Some(failure) = &report.failure {
+            bail!("{} ended before its time: {failure}", mode.name());
+        }
         report.write(&arguments.reports.join(format!("compare-{number}.json")))?;
     }
     Ok(true)

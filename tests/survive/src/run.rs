@@ -66,7 +66,8 @@ const HOLD: Duration = Duration::from_secs(1);
 /// Runs it; returns the verdict and every connection.
 ///
 /// # Errors
-/// When the fleet does not come up, or an event does not come into force.
+/// When the fleet does not come up, or the accounts cannot be made. An event that does not come into
+/// force ends the run, and stands in the report.
 pub(crate) fn run(wanted: &Wanted) -> Result<(Report, Vec<Connection>)> {
     interrupt::install()?;
     let started = Instant::now();
@@ -94,10 +95,18 @@ pub(crate) fn run(wanted: &Wanted) -> Result<(Report, Vec<Connection>)> {
     let clients = Clients::start(&site, pool.as_ref());
     // Everything is to have begun before the first event.
     interrupt::sleep(Duration::from_secs(3))?;
-    let noted = all_events(wanted, &mut world)?;
+    let mut noted = Vec::new();
+    let failure = all_events(wanted, &mut world, &mut noted).err();
+    interrupt::check()?;
+    if let Some(failure) = &failure {
+        // What broke until then has its account all the same: it may well be the cause.
+        say(&world, &format!("no more events: {failure:#}"));
+    }
     say(&world, "the clients bring to an end what they have begun");
     clients.finish()?;
-    judge(wanted, &world, &noted)
+    let (mut report, connections) = judge(wanted, &world, &noted)?;
+    report.failure = failure.map(|failure| format!("{failure:#}"));
+    Ok((report, connections))
 }
 
 /// A line on stderr with the time.
@@ -133,9 +142,8 @@ fn fill_pool(site: &Arc<Site>) -> Result<Arc<Pool>> {
     Ok(pool)
 }
 
-fn all_events(wanted: &Wanted, world: &mut World) -> Result<Vec<Noted>> {
+fn all_events(wanted: &Wanted, world: &mut World, noted: &mut Vec<Noted>) -> Result<()> {
     let mut random = Random::new(wanted.seed, 0);
-    let mut noted = Vec::new();
     loop {
         let mut round: Vec<&Scenario> = match &wanted.scenarios {
             Some(names) => {
@@ -166,12 +174,12 @@ fn all_events(wanted: &Wanted, world: &mut World) -> Result<Vec<Noted>> {
                 noted.push(done.with_context(|| format!("the event \"{name}\""))?);
             }
             if wanted.time.is_some_and(|time| world.ledger.now() >= time) {
-                return Ok(noted);
+                return Ok(());
             }
         }
         ensure!(noted.len() > before, "no event is called {:?}", wanted.only);
         if wanted.time.is_none() {
-            return Ok(noted);
+            return Ok(());
         }
     }
 }

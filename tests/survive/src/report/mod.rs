@@ -37,6 +37,9 @@ pub(crate) struct Report {
     pub(crate) events: Vec<EventReport>,
     /// Every connection that broke.
     pub(crate) broken: Vec<Broken>,
+    /// Why the run ended before its time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) failure: Option<String>,
     /// What somebody who looked into it has to say; it goes into the page.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) notes: Vec<String>,
@@ -148,6 +151,7 @@ impl Report {
             slowest: slowest(connections),
             events,
             broken,
+            failure: None,
             notes: Vec::new(),
         }
     }

@@ -102,6 +102,11 @@ fn results(to: &mut String, runs: &[Report]) -> Result<()> {
          watched, since nobody can tell its thinking from a stall. *sent again*: TCP segments, of clients and \
          backends.\n\n",
     );
+    for run in runs {
+        if let Some(failure) = &run.failure {
+            writeln!(to, "**Seed {} ended before its time**: {failure}\n", run.seed)?;
+        }
+    }
     for note in runs.iter().flat_map(|run| &run.notes) {
         writeln!(to, "{note}\n")?;
     }
