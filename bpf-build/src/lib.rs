@@ -261,8 +261,9 @@ pub fn command(
     }
     command.env("RUSTC", rustc).env("CARGO", cargo);
     if matches!(compiler, Compiler::Debian { .. }) {
-        // aya-ebpf needs one feature (inline assembly for BPF) that is not stable yet.
-        command.env("RUSTC_BOOTSTRAP", "aya_ebpf");
+        // One feature (inline assembly for BPF) is not stable yet: aya-ebpf needs it, and so do
+        // arrays without look-ups.
+        command.env("RUSTC_BOOTSTRAP", "aya_ebpf,glb_director_bpf");
     }
     let flags = [
         format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),

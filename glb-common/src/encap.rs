@@ -5,7 +5,7 @@ use crate::{
     frame::FrameMut,
     layout::{Backend, Hops, KEEP_TAGS},
     parse::{MAX_TAGGED, Packet, Tags},
-    steer::{Send, View},
+    steer::{FRAGMENTABLE, Send, View},
     wire::{
         ethernet::{self, EthernetHeader},
         gue::{self, GueHeader},
@@ -234,7 +234,8 @@ fn write_v4<F: FrameMut + ?Sized, V: View + ?Sized>(
     hops: &Hops,
 ) -> Option<()> {
     let [h0, h1, mut h2, mut h3, h4, h5] = words_v4(send.backend, patch);
-    if let Some(identification) = send.fragmentable {
+    if send.fragmentable & FRAGMENTABLE != 0 {
+        let identification = send.fragmentable as u16;
         // No DF, and an identification by which fragments find each other.
         h2 = h2 & !(0x40 << 32) | (identification.swap_bytes() as u64) << 16;
         let more = (!ipv4::DONT_FRAGMENT).swap_bytes() as u32 + identification.swap_bytes() as u32;

@@ -11,7 +11,7 @@ use crate::{
     encap::{Patch, inner_protocol, overhead, words_v4},
     frame::{Frame, FrameMut, put_at, u16_at, u32_at, u64_at},
     hash::{Address, V4, V6},
-    layout::{Backend, BindSlot, NO_HOP, NO_ROWS},
+    layout::{Backend, BindSlot, TableRows},
     parse::IP_OFFSET,
     siphash::SipHash24,
     steer::{self, View, source_port},
@@ -26,10 +26,8 @@ pub const GROWTH: usize = overhead(false, 1);
 pub struct Bound<'v> {
     /// Its bind.
     pub slot: &'v BindSlot,
-    /// Length of the IP packet, at most 65,535.
-    pub ip_length: u32,
-    /// TOS or traffic class in the low byte.
-    pub tos: u32,
+    /// The table's rows.
+    pub rows: &'v TableRows,
 }
 
 /// The EtherType, as it is compared: one little-endian number.
@@ -55,8 +53,14 @@ const fn shortest(protocol: u8) -> Option<u32> {
 }
 
 #[inline(always)]
-fn bound<V: View + ?Sized>(view: &V, address: [u64; 2], tail: u32) -> Option<&BindSlot> {
-    bind::exact(view, address, tail).filter(|slot| slot.plain_rows != NO_ROWS)
+fn bound<V: View + ?Sized>(
+    view: &V,
+    address: [u64; 2],
+    tail: u32,
+) -> Option<(&BindSlot, &TableRows)> {
+    let slot = bind::exact(view, address, tail)?;
+    // There are none with the index `NO_ROWS`.
+    Some((slot, view.rows(slot.plain_rows)?))
 }
 
 /// Recognises an IPv4 packet.
@@ -65,21 +69,23 @@ pub fn recognise_v4<'v, V: View + ?Sized, F: Frame + ?Sized>(
     view: &'v V,
     frame: &F,
 ) -> Option<Bound<'v>> {
-    // Version, header length, TOS, total length, identification, fragment | TTL, protocol, checksum,
-    // source | destination, ports.
-    let [first, second, third] = frame.read::<[u64; 3]>(IP_OFFSET)?;
+    let head = frame.window::<{ IP_OFFSET + 24 }>()?;
+    // Version, header length, TOS, total length, identification, fragment.
+    let first = u64_at(head, IP_OFFSET);
+    let address = u32_at(head, IP_OFFSET + 16);
+    let port = u16_at(head, IP_OFFSET + 22);
     const FRAGMENT: u64 = (0xff3f_u64) << 48;
     if first as u8 != 0x45 || first & FRAGMENT != 0 {
         return None;
     }
-    let (ip_length, protocol) = ((first >> 16) as u16, (second >> 8) as u8);
+    let (ip_length, protocol) = ((first >> 16) as u16, head[IP_OFFSET + 9]);
     let ip_length = ip_length.swap_bytes() as u32;
     if ip_length < 20 + shortest(protocol)? || IP_OFFSET + ip_length as usize > frame.len() {
         return None;
     }
-    let tail = bind::tail(V4::FAMILY, protocol, ((third >> 48) as u16).swap_bytes());
-    let slot = bound(view, [0, third & 0xffff_ffff], tail)?;
-    Some(Bound { slot, ip_length, tos: (first >> 8) as u32 })
+    let tail = bind::tail(V4::FAMILY, protocol, port.swap_bytes());
+    let (slot, rows) = bound(view, [0, address.into()], tail)?;
+    Some(Bound { slot, rows })
 }
 
 /// Recognises an IPv6 packet.
@@ -90,7 +96,7 @@ pub fn recognise_v6<'v, V: View + ?Sized, F: Frame + ?Sized>(
 ) -> Option<Bound<'v>> {
     // Version, class, flow label, payload length, next header, hop limit | source | destination.
     let [first, _, _, high, low] = frame.read::<[u64; 5]>(IP_OFFSET)?;
-    let ports = frame.read::<u32>(IP_OFFSET + 40)?;
+    let port = frame.read::<u16>(IP_OFFSET + 42)?;
     let (payload, protocol) = ((first >> 32) as u16, (first >> 48) as u8);
     let payload = payload.swap_bytes() as u32;
     let ip_length = payload + 40;
@@ -101,10 +107,9 @@ pub fn recognise_v6<'v, V: View + ?Sized, F: Frame + ?Sized>(
     {
         return None;
     }
-    let tail = bind::tail(V6::FAMILY, protocol, ((ports >> 16) as u16).swap_bytes());
-    let slot = bound(view, [high, low], tail)?;
-    let tos = (first as u32) << 4 | (first >> 12) as u32 & 0x0f;
-    Some(Bound { slot, ip_length, tos })
+    let tail = bind::tail(V6::FAMILY, protocol, port.swap_bytes());
+    let (slot, rows) = bound(view, [high, low], tail)?;
+    Some(Bound { slot, rows })
 }
 
 /// Hashes the packet, finds its backend and writes the outer headers of a frame that has grown by
@@ -123,38 +128,50 @@ pub fn send<'v, V: View + ?Sized, F: FrameMut + ?Sized, A: Address>(
         let head = frame.window_mut::<{ IP + 24 }>()?;
         let hash = SipHash24::of_4(half, u32_at(head, IP + 12));
         let port = u16_at(head, IP + 20);
-        encapsulate::<V, A, _>(view, head, bound, hash, port)
+        // Read here and not before: the fewer values live across the hash, the better.
+        let tos = u32::from(head[IP + 1]);
+        let length = u16_at(head, IP + 2).swap_bytes().into();
+        encapsulate::<V, A, _>(view, head, bound, Inner { hash, port, tos, length })
     } else {
         let head = frame.window_mut::<{ IP + 42 }>()?;
         let hash = SipHash24::of_16(half, [u64_at(head, IP + 8), u64_at(head, IP + 16)]);
         let port = u16_at(head, IP + 40);
-        encapsulate::<V, A, _>(view, head, bound, hash, port)
+        let start = u16_at(head, IP).swap_bytes();
+        let tos = u32::from(start >> 4) & 0xff;
+        let length = u32::from(u16_at(head, IP + 4).swap_bytes()) + 40;
+        encapsulate::<V, A, _>(view, head, bound, Inner { hash, port, tos, length })
     }
 }
 
-/// `port` is the source port as it lies on the wire, in a little-endian word.
+/// What of a packet goes into its outer headers.
+struct Inner {
+    hash: u64,
+    /// The source port as it lies on the wire, in a little-endian word.
+    port: u16,
+    tos: u32,
+    length: u32,
+}
+
 #[inline(always)]
 fn encapsulate<'v, V: View + ?Sized, A: Address, const N: usize>(
     view: &'v V,
     head: &mut [u8; N],
     bound: &Bound<'v>,
-    hash: u64,
-    port: u16,
+    inner: Inner,
 ) -> Option<&'v Backend> {
+    let Inner { hash, port, tos, length } = inner;
     let side = bound.slot.side;
-    let row = view.row(bound.slot.plain_rows, hash as u16)?;
+    let row = bound.rows[usize::from(hash as u16)];
     let backend = view.backend(row.first, side)?;
-    if row.second == NO_HOP {
-        return None;
-    }
+    // There is none with the index `NO_HOP`.
     let hop = view.backend(row.second, side)?.address;
-    let total = bound.ip_length + GROWTH as u32;
+    let total = length + GROWTH as u32;
     // 0 while the next hop is not resolved.
     if total > backend.mtu as u32 {
         return None;
     }
     let patch = Patch {
-        tos: steer::tos(view, bound.tos as u8).into(),
+        tos: steer::tos(view, tos as u8).into(),
         total,
         source_port: source_port(hash, port.swap_bytes()).into(),
         inner: inner_protocol(A::FAMILY).into(),

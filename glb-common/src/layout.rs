@@ -47,6 +47,16 @@ pub struct Config {
 /// In the place of a number of tags: what is sent carries those that it came with.
 pub const KEEP_TAGS: u32 = u32::MAX;
 
+/// How many elements the arrays hold whose indices nothing else bounds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// [`TableRows`].
+    pub rows: u32,
+    /// Entries of backends: two of each.
+    pub backends: u32,
+}
+
 /// A bind of one address, one protocol and one port.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,9 +154,11 @@ pub struct Row {
 /// No backend stands here.
 pub const NO_HOP: u16 = u16::MAX;
 
-/// Two hops of all rows: one element of its map, because the kernel rounds elements up to 8 bytes and
-/// a row is 4.
+/// Two hops of all rows.
 pub type TableRows = [Row; ROWS];
+
+/// Most [`TableRows`] of a generation: the verifier allows offsets below 2^29 (`BPF_MAX_VAR_OFF`).
+pub const MAX_ROWS: usize = (1 << 29) / size_of::<TableRows>();
 
 /// A backend and the way to it. One cache line.
 #[repr(C)]
@@ -267,6 +279,7 @@ pub struct ReasonCounters {
 
 const _: () = {
     assert!(size_of::<Config>() == 40);
+    assert!(size_of::<Room>() == 8);
     assert!(size_of::<BindSlot>() == 64);
     assert!(size_of::<PrefixEntry>() == 8);
     assert!(size_of::<Segment>() == 16);
@@ -312,6 +325,7 @@ macro_rules! plain {
 plain!(
     u32,
     Config,
+    Room,
     BindSlot,
     PrefixEntry,
     Segment,

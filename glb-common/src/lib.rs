@@ -6,6 +6,7 @@
 
 pub mod bind;
 pub mod checksum;
+pub mod direct;
 pub mod encap;
 pub mod ends;
 pub mod fast;

@@ -6,6 +6,7 @@ use crate::{
     hash::{HashFields, flow_hash},
     layout::{
         Backend, BindSlot, Config, Hops, Ipv6Way, NO_ROWS, PrefixEntry, Row, Segment, TableInfo,
+        TableRows,
     },
     parse::{FiveTuple, Oversize, Packet},
     reason::DirectorReason as Reason,
@@ -25,13 +26,16 @@ pub trait View {
     fn segment(&self, index: u32) -> Option<&Segment>;
     /// One table.
     fn table(&self, index: u32) -> Option<&TableInfo>;
-    /// Two hops of one row, of the rows with this index.
-    fn row(&self, rows: u32, row: u16) -> Option<Row>;
+    /// The rows with this index.
+    fn rows(&self, index: u32) -> Option<&TableRows>;
     /// One backend, by the [`TableInfo::side`] that is in force.
     fn backend(&self, index: u16, side: u32) -> Option<&Backend>;
     /// What an IPv6 backend has beside.
     fn ipv6_way(&self, index: u16, side: u32) -> Option<&Ipv6Way>;
 }
+
+/// The bit of [`Send::fragmentable`] that says so.
+pub const FRAGMENTABLE: u32 = 1 << 16;
 
 /// How a packet is to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +52,9 @@ pub struct Send<'v> {
     pub source_port: u16,
     /// Outer TOS or traffic class.
     pub tos: u8,
-    /// The identification of an outer packet that routers may fragment.
-    pub fragmentable: Option<u16>,
+    /// [`FRAGMENTABLE`] and the identification of an outer packet that routers may fragment, or 0. (An
+    /// `Option` leaves its value unset where there is none, which the verifier takes amiss.)
+    pub fragmentable: u32,
     /// Slot of the table's counters.
     pub counter_slot: u32,
 }
@@ -131,7 +136,7 @@ pub fn steer<'v, V: View + ?Sized>(
 
     let hash = hash_of(table.key, table.hash_fields, &packet.flow).ok_or_else(inconsistent)?;
     let side = table.side;
-    let row = view.row(table.rows, hash as u16).ok_or_else(inconsistent)?;
+    let row = row(view, table.rows, hash as u16).ok_or_else(inconsistent)?;
     let backend = view.backend(row.first, side).ok_or_else(inconsistent)?;
     if !backend.is_resolved() {
         return Err(refuse(Reason::NextHopUnresolved));
@@ -148,7 +153,7 @@ pub fn steer<'v, V: View + ?Sized>(
         is_v6,
         source_port: source_port(hash, packet.flow_hint),
         tos: tos(view, packet.tos),
-        fragmentable: None,
+        fragmentable: 0,
         counter_slot: table.counter_slot,
     };
     let overhead = overhead(is_v6, hops.len()) as u32;
@@ -159,7 +164,8 @@ pub fn steer<'v, V: View + ?Sized>(
         if may_fragment && !is_v6 && total <= backend.link_mtu as u32 {
             // Its own identification keeps the fragments of one sender's packets apart, the hash
             // those of different senders. 0 would be as good as any.
-            send.fragmentable = Some(packet.identification ^ (hash >> 16) as u16);
+            send.fragmentable =
+                FRAGMENTABLE | u32::from(packet.identification ^ (hash >> 16) as u16);
             return Ok(send);
         }
         let reason = match packet.oversize {
@@ -185,22 +191,28 @@ fn list_more<V: View + ?Sized>(
     hops: &mut Hops,
 ) -> Option<()> {
     if table.more_rows != NO_ROWS {
-        let more = view.row(table.more_rows, row)?;
+        let more = self::row(view, table.more_rows, row)?;
         hops.list(more.first);
         hops.list(more.second);
     }
     if table.alt_rows != NO_ROWS {
         let row = hash_of(table.alt_key, table.alt_hash_fields, flow)? as u16;
-        let alt = view.row(table.alt_rows, row)?;
+        let alt = self::row(view, table.alt_rows, row)?;
         hops.list(alt.first);
         hops.list(alt.second);
         if table.alt_more_rows != NO_ROWS {
-            let more = view.row(table.alt_more_rows, row)?;
+            let more = self::row(view, table.alt_more_rows, row)?;
             hops.list(more.first);
             hops.list(more.second);
         }
     }
     Some(())
+}
+
+/// Two hops of one row.
+#[inline(always)]
+fn row<V: View + ?Sized>(view: &V, rows: u32, row: u16) -> Option<Row> {
+    view.rows(rows)?.get(usize::from(row)).copied()
 }
 
 #[inline(always)]

@@ -133,7 +133,8 @@ impl Replay {
         let index = self.names.iter().position(|name| Some(name) == decision.table.as_ref());
         let table = index.and_then(|index| image.tables.get(index));
         let (Some(table), Some(row)) = (table, decision.row) else { return };
-        let Some(row) = image.row(table.rows, row) else { return };
+        let Some(rows) = image.rows(table.rows) else { return };
+        let row = rows[usize::from(row)];
         let hops = [row.first, row.second].into_iter();
         let owner = |hop: u16| image.owners.get(usize::from(hop)).map(|owner| owner.address);
         decision.hops = hops.filter_map(owner).collect();

@@ -158,8 +158,10 @@ fn no_packet_sees_half_of_a_change() {
 /// A pinned array, as a successor or a debugger opens it.
 fn pinned<T: Plain>(pins: &PinFolder, name: &str) -> MappedArray<T> {
     let data = MapData::from_pin(folder(pins, 1).join(name)).unwrap();
-    let entries = data.info().unwrap().max_entries() as usize;
-    MappedArray::new(data.fd(), entries).unwrap()
+    let info = data.info().unwrap();
+    // Of some arrays one value holds all elements.
+    let bytes = info.max_entries() as usize * info.value_size() as usize;
+    MappedArray::new(data.fd(), bytes / MappedArray::<T>::STRIDE).unwrap()
 }
 
 #[test]

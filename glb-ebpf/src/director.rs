@@ -5,6 +5,7 @@
 //! decides and encapsulates, `answer` tells a client what fits. They hand each other a [`Work`].
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 use aya_ebpf::{
     Global,
@@ -18,12 +19,13 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use glb_common::{
+    direct::array,
     encap, fast,
     frame::{Frame, Wire},
     hash::{Address, V4, V6},
     layout::{
         BACKEND_SLOTS, Backend, BindSlot, Config, Counter, Hops, Ipv6Way, KEEP_TAGS, PrefixEntry,
-        ReasonCounters, Row, Segment, TABLE_SLOTS, TableInfo, TableRows, Work,
+        ReasonCounters, Room, Segment, TABLE_SLOTS, TableInfo, TableRows, Work,
     },
     parse::{IP_OFFSET, Packet, Tags, parse},
     reason::{Action, DirectorReason as Reason, MAX_REASONS},
@@ -31,9 +33,11 @@ use glb_common::{
     too_big::{self, Answer},
 };
 
+mod direct;
 mod frame;
 mod prefix_key;
 mod trace;
+use direct::Direct;
 use frame::XdpFrame;
 use prefix_key::Words;
 
@@ -54,10 +58,13 @@ static CONFIG: Global<Config> = Global::new(Config {
     tag_words: [0; 2],
     padding: 0,
 });
-#[map]
-static DISPLACEMENTS: Array<u32> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map]
-static BINDS: Array<BindSlot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// How much of what is addressed directly there is.
+#[unsafe(no_mangle)]
+static ROOM: Global<Room> = Global::new(Room { rows: 0, backends: 0 });
+const DISPLACEMENTS: Direct<u32, { array::DISPLACEMENTS }> = Direct::new();
+const BINDS: Direct<BindSlot, { array::BINDS }> = Direct::new();
+const ROWS: Direct<TableRows, { array::ROWS }> = Direct::new();
+const BACKENDS: Direct<Backend, { array::BACKENDS }> = Direct::new();
 #[map]
 static PREFIXES_V4: LpmTrie<[u8; 4], PrefixEntry> = LpmTrie::with_max_entries(1, 1);
 #[map]
@@ -66,10 +73,6 @@ static PREFIXES_V6: LpmTrie<[u8; 16], PrefixEntry> = LpmTrie::with_max_entries(1
 static SEGMENTS: Array<Segment> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static TABLES: Array<TableInfo> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map]
-static ROWS: Array<TableRows> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map]
-static BACKENDS: Array<Backend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static IPV6_WAYS: Array<Ipv6Way> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// The parts of the general program, by [`part`].
@@ -112,6 +115,15 @@ fn entry(index: u16, side: u32) -> u32 {
     2 * u32::from(index) + side
 }
 
+macro_rules! room {
+    ($field:ident) => {{
+        let room = (&raw const ROOM).cast::<Room>();
+        // SAFETY: what user space put there, of which one field is read. Volatile: to the compiler it
+        // is a constant that it knows.
+        unsafe { (&raw const (*room).$field).read_volatile() }
+    }};
+}
+
 /// This generation's maps.
 struct Maps;
 
@@ -128,12 +140,12 @@ impl View for Maps {
 
     #[inline(always)]
     fn displacement(&self, index: u32) -> Option<u32> {
-        DISPLACEMENTS.get(index).copied()
+        Some(*DISPLACEMENTS.at(index))
     }
 
     #[inline(always)]
     fn bind(&self, index: u32) -> Option<&BindSlot> {
-        BINDS.get(index)
+        Some(BINDS.at(index))
     }
 
     #[inline(always)]
@@ -156,13 +168,14 @@ impl View for Maps {
     }
 
     #[inline(always)]
-    fn row(&self, rows: u32, row: u16) -> Option<Row> {
-        ROWS.get(rows)?.get(usize::from(row)).copied()
+    fn rows(&self, index: u32) -> Option<&TableRows> {
+        (index < room!(rows)).then(|| ROWS.at(index))
     }
 
     #[inline(always)]
     fn backend(&self, index: u16, side: u32) -> Option<&Backend> {
-        BACKENDS.get(entry(index, side))
+        let entry = entry(index, side);
+        (entry < room!(backends)).then(|| BACKENDS.at(entry))
     }
 
     #[inline(always)]

@@ -6,6 +6,7 @@ pub mod capture_file;
 pub mod config_file;
 pub mod control;
 pub mod counter_map;
+pub mod direct;
 pub mod doctor;
 pub mod duration;
 pub mod ethtool;

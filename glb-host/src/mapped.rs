@@ -33,7 +33,7 @@ pub struct MappedArray<T> {
 
 impl<T: Plain> MappedArray<T> {
     /// The kernel lays elements out at multiples of 8 bytes.
-    const STRIDE: usize = size_of::<T>().next_multiple_of(8);
+    pub const STRIDE: usize = size_of::<T>().next_multiple_of(8);
 
     /// Maps the array behind `map`, which has `entries` elements.
     ///

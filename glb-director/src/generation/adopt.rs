@@ -10,7 +10,7 @@ use glb_common::layout::{BindSlot, Plain, TableInfo};
 use glb_host::{bpffs::PinFolder, generations, mapped::MappedArray};
 
 use super::{
-    load::{Generation, Objects},
+    load::{DIRECT, Generation, Objects},
     ways::Ways,
 };
 use crate::image::Image;
@@ -109,9 +109,17 @@ fn open_pinned<T: Plain>(
     let data = MapData::from_pin(&path).map_err(error)?;
     let info = data.info().map_err(error)?;
     let kind = info.map_type().map_err(error)?;
-    let (value, room) = (info.value_size() as usize, info.max_entries() as usize);
-    if !matches!(kind, MapType::Array) || value != size_of::<T>() || room < entries {
-        let found = format!("it is {kind:?} of {room} × {value} bytes, as another release made it");
+    let (value, count) = (info.value_size() as usize, info.max_entries() as usize);
+    let stride = MappedArray::<T>::STRIDE;
+    let is_direct = DIRECT.iter().any(|(direct, ..)| *direct == name);
+    let (fits, room) = if is_direct {
+        (count == 1 && value.is_multiple_of(stride), value / stride)
+    } else {
+        (value == size_of::<T>(), count)
+    };
+    if !matches!(kind, MapType::Array) || !fits || room < entries {
+        let found =
+            format!("it is {kind:?} of {count} × {value} bytes, as another release made it");
         return Err(not_adopted(&path, found));
     }
     let array = MappedArray::new(data.fd(), room).map_err(|error| not_adopted(&path, error))?;

@@ -7,6 +7,7 @@ use aya::{Ebpf, EbpfLoader, programs::Xdp};
 use glb_common::{layout::Plain as _, trace::Settings};
 use glb_host::{
     bpffs::{PinFolder, PinFolderError},
+    direct::{self, DirectArray},
     explain::trace,
     generations,
     load::LoadError,
@@ -14,7 +15,7 @@ use glb_host::{
 
 use super::{
     Generation, Shape, Shell,
-    load::{PROGRAM, load_programs, program_mut},
+    load::{DIRECT, PROGRAM, load_programs, program_mut},
     self_test::{self, SelfTestError},
 };
 use crate::counters;
@@ -54,6 +55,7 @@ impl Lens {
     ) -> Result<Self, LensError> {
         // On a copy with maps and counters of its own.
         let shape = Shape::of(&generation.image).showing();
+        let bounds = shape.bounds();
         let mut copy = Shell::load(shape, None)?.fill(generation.image.clone(), 0)?;
         self_test::run(&mut copy)?;
         drop(copy);
@@ -63,13 +65,19 @@ impl Lens {
         let constants = generation.image.config;
         loader
             .override_global("CONFIG", constants.as_bytes(), true)
+            .override_global("ROOM", bounds.as_bytes(), true)
             .map_max_entries(trace::EVENTS, trace::EVENTS_BYTES)
             .map_pin_path("TABLE_COUNTERS", pins.join(counters::pins::TABLES))
             .map_pin_path("BACKEND_COUNTERS", pins.join(counters::pins::BACKENDS));
         for name in Shape::maps() {
             loader.map_pin_path(name, own.join(name.to_lowercase()));
         }
-        let ebpf = loader.load(glb_host::DIRECTOR_TRACE_OBJECT).map_err(LoadError::from)?;
+        let open = |(name, number, _): (&'static str, u8, usize)| {
+            DirectArray::open(name, number, &own.join(name.to_lowercase()))
+        };
+        let arrays = DIRECT.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let object = direct::put_into(glb_host::DIRECTOR_TRACE_OBJECT, &arrays)?;
+        let ebpf = loader.load(&object).map_err(LoadError::from)?;
         let folder = generations::lens_folder(pins, generation.number);
         let mut lens = Self { ebpf, folder };
         load_programs(&mut lens.ebpf)?;

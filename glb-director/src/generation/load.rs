@@ -11,11 +11,16 @@ use aya::{
     programs::{ProgramError, ProgramInfo, Xdp},
 };
 use glb_common::{
-    layout::{BACKEND_SLOTS, Config, Counter, Plain, PrefixEntry, ReasonCounters, TABLE_SLOTS},
+    direct::array as number,
+    layout::{
+        BACKEND_SLOTS, Backend, BindSlot, Config, Counter, NO_HOP, Plain, PrefixEntry,
+        ReasonCounters, Room, TABLE_SLOTS, TableRows,
+    },
     trace::Settings,
 };
 use glb_host::{
     bpffs::PinFolder,
+    direct::{self, DirectArray},
     explain::trace,
     fault, generations,
     load::{LoadError, check_counters},
@@ -33,16 +38,14 @@ pub(super) const PROGRAM: &str = "glb_director";
 const PARTS: [&str; 3] = ["general", "steer_packet", "answer"];
 
 /// What makes a generation's tables.
-const MAPS: [&str; 9] = [
-    "DISPLACEMENTS",
-    "BINDS",
-    "PREFIXES_V4",
-    "PREFIXES_V6",
-    "SEGMENTS",
-    "TABLES",
-    "ROWS",
-    "BACKENDS",
-    "IPV6_WAYS",
+const MAPS: [&str; 5] = ["PREFIXES_V4", "PREFIXES_V6", "SEGMENTS", "TABLES", "IPV6_WAYS"];
+
+/// And what of that is addressed without a look-up: name, number, bytes of an element.
+pub(super) const DIRECT: [(&str, u8, usize); 4] = [
+    ("DISPLACEMENTS", number::DISPLACEMENTS, MappedArray::<u32>::STRIDE),
+    ("BINDS", number::BINDS, MappedArray::<BindSlot>::STRIDE),
+    ("ROWS", number::ROWS, MappedArray::<TableRows>::STRIDE),
+    ("BACKENDS", number::BACKENDS, MappedArray::<Backend>::STRIDE),
 ];
 
 /// What the kernel is told when a program is loaded and cannot be changed afterwards: its constants,
@@ -61,25 +64,32 @@ impl Shape {
     #[must_use]
     pub fn of(image: &Image) -> Self {
         let lengths = [
-            image.displacements.len(),
-            image.binds.len(),
             image.prefixes_v4.len(),
             image.prefixes_v6.len(),
             image.segments.len(),
             image.tables.len(),
-            image.rows.len(),
             // Two entries of each: see `TableInfo::side`.
-            2 * image.backends.len(),
             2 * image.ipv6_ways.len(),
+            image.displacements.len(),
+            image.binds.len(),
+            image.rows.len(),
+            2 * image.backends.len(),
         ];
         let lengths = lengths.map(|length| length.max(1) as u32);
-        let room = MAPS.into_iter().zip(lengths).collect();
+        let room = MAPS.into_iter().chain(DIRECT.map(|(name, ..)| name)).zip(lengths).collect();
         Self { config: image.config, shows: false, room }
     }
 
     /// Names of the maps that make a generation's tables.
     pub(super) fn maps() -> &'static [&'static str] {
         &MAPS
+    }
+
+    /// How much there is of what the program's own checks bound.
+    pub(super) fn bounds(&self) -> Room {
+        // `NO_HOP` is no backend's index, however much room there is.
+        let backends = self.room("BACKENDS").min(2 * usize::from(NO_HOP));
+        Room { rows: self.room("ROWS") as u32, backends: backends as u32 }
     }
 
     /// The same, of the program that shows its decisions.
@@ -120,6 +130,7 @@ impl Shape {
 pub struct Shell {
     shape: Shape,
     ebpf: Ebpf,
+    arrays: Vec<DirectArray>,
 }
 
 /// A generation in the kernel.
@@ -137,7 +148,7 @@ pub struct Generation {
 #[derive(Debug)]
 pub(super) enum Objects {
     /// All that was loaded.
-    Loaded(Box<Ebpf>),
+    Loaded(Box<Ebpf>, Vec<DirectArray>),
     /// The program that a predecessor pinned; the rest is pinned too, and held by the program.
     Adopted(Box<Xdp>),
 }
@@ -159,8 +170,8 @@ impl Shell {
                 .map_pin_path("TABLE_COUNTERS", tables)
                 .map_pin_path("BACKEND_COUNTERS", backends);
         }
-        for (name, room) in &shape.room {
-            loader.map_max_entries(name, *room);
+        for name in MAPS {
+            loader.map_max_entries(name, shape.room(name) as u32);
         }
         let object = if shape.shows {
             loader.map_max_entries(trace::EVENTS, trace::EVENTS_BYTES);
@@ -168,12 +179,19 @@ impl Shell {
         } else {
             glb_host::DIRECTOR_OBJECT
         };
+        let arrays = DIRECT
+            .into_iter()
+            .map(|(name, number, stride)| {
+                DirectArray::create(name, number, stride * shape.room(name))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
         let mut ebpf = loader
             .override_global("CONFIG", shape.config.as_bytes(), true)
-            .load(&fault::object(object))
+            .override_global("ROOM", shape.bounds().as_bytes(), true)
+            .load(&direct::put_into(&fault::object(object), &arrays)?)
             .map_err(LoadError::from)?;
         load_programs(&mut ebpf)?;
-        Ok(Self { shape, ebpf })
+        Ok(Self { shape, ebpf, arrays })
     }
 
     /// Whether `image` can be carried by this program.
@@ -187,18 +205,18 @@ impl Shell {
     /// # Errors
     /// When the kernel says no.
     pub fn fill(self, image: Image, number: u64) -> Result<Generation, LoadError> {
-        let Self { shape, mut ebpf } = self;
-        fill(&ebpf, &shape, "DISPLACEMENTS", &image.displacements)?;
-        let binds = fill(&ebpf, &shape, "BINDS", &image.binds)?;
-        fill(&ebpf, &shape, "SEGMENTS", &image.segments)?;
-        fill_rows(&ebpf, &shape, &image)?;
+        let Self { shape, mut ebpf, arrays } = self;
+        fill(direct(&arrays, &shape, "DISPLACEMENTS")?, "DISPLACEMENTS", &image.displacements)?;
+        let binds = fill(direct(&arrays, &shape, "BINDS")?, "BINDS", &image.binds)?;
+        fill(mapped(&ebpf, &shape, "SEGMENTS")?, "SEGMENTS", &image.segments)?;
+        fill_rows(&direct(&arrays, &shape, "ROWS")?, &image)?;
         fill_prefixes(&mut ebpf, &image)?;
-        let tables = fill(&ebpf, &shape, "TABLES", &image.tables)?;
-        let backends = mapped(&ebpf, &shape, "BACKENDS")?;
+        let tables = fill(mapped(&ebpf, &shape, "TABLES")?, "TABLES", &image.tables)?;
+        let backends = direct(&arrays, &shape, "BACKENDS")?;
         let beside = mapped(&ebpf, &shape, "IPV6_WAYS")?;
         let ways = Ways::new(binds, tables, backends, beside);
         ways.enter(&image).map_err(|error| LoadError::map("fill", "BACKENDS", error))?;
-        let objects = Objects::Loaded(Box::new(ebpf));
+        let objects = Objects::Loaded(Box::new(ebpf), arrays);
         Ok(Generation { number, image, objects, ways })
     }
 }
@@ -240,7 +258,14 @@ impl Generation {
 
     /// Pins the program and every map that is the generation's own.
     fn pin(&self, folder: &Path) -> Result<(), LoadError> {
-        let Objects::Loaded(ebpf) = &self.objects else { return Ok(()) };
+        let Objects::Loaded(ebpf, arrays) = &self.objects else { return Ok(()) };
+        for array in arrays {
+            let name = array.name();
+            array
+                .data()
+                .pin(folder.join(name.to_lowercase()))
+                .map_err(|e| LoadError::map("pin", name, e))?;
+        }
         for (name, map) in ebpf.maps() {
             // Those that outlive generations are pinned elsewhere already. Sections of the object
             // (".rodata") are no names for files, and the program keeps them alive.
@@ -262,7 +287,7 @@ impl Generation {
     /// Only if the object has none.
     pub fn counters(&self) -> Result<[&Map; 2], LoadError> {
         let map = |name| match &self.objects {
-            Objects::Loaded(ebpf) => ebpf.map(name).ok_or_else(|| LoadError::missing(name)),
+            Objects::Loaded(ebpf, _) => ebpf.map(name).ok_or_else(|| LoadError::missing(name)),
             // Those of all generations are pinned in one place.
             Objects::Adopted(_) => Err(LoadError::missing(name)),
         };
@@ -275,7 +300,7 @@ impl Generation {
     /// When it is not such a program.
     pub fn show(&mut self, settings: &Settings) -> Result<(), LoadError> {
         match &mut self.objects {
-            Objects::Loaded(ebpf) => trace::configure(ebpf, settings),
+            Objects::Loaded(ebpf, _) => trace::configure(ebpf, settings),
             // What is adopted is what forwards, which never shows any.
             Objects::Adopted(_) => Err(LoadError::missing(trace::EVENTS)),
         }
@@ -287,7 +312,7 @@ impl Generation {
     /// Only if the object has none.
     pub fn program(&mut self) -> Result<&mut Xdp, LoadError> {
         match &mut self.objects {
-            Objects::Loaded(ebpf) => program_mut(ebpf, PROGRAM),
+            Objects::Loaded(ebpf, _) => program_mut(ebpf, PROGRAM),
             Objects::Adopted(program) => Ok(program),
         }
     }
@@ -307,7 +332,7 @@ impl Generation {
         &self,
     ) -> impl Iterator<Item = (&'static str, Result<ProgramInfo, ProgramError>)> {
         let loaded = match &self.objects {
-            Objects::Loaded(ebpf) => Some(ebpf),
+            Objects::Loaded(ebpf, _) => Some(ebpf),
             Objects::Adopted(_) => None,
         };
         [PROGRAM].into_iter().chain(PARTS).filter_map(move |name| {
@@ -368,12 +393,10 @@ pub(super) fn program_mut<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut 
 }
 
 fn fill<T: Plain>(
-    ebpf: &Ebpf,
-    shape: &Shape,
+    array: MappedArray<T>,
     name: &str,
     values: &[T],
 ) -> Result<MappedArray<T>, LoadError> {
-    let array = mapped(ebpf, shape, name)?;
     array.fill(values).map_err(|error| LoadError::map("fill", name, error))?;
     Ok(array)
 }
@@ -385,8 +408,18 @@ fn mapped<T: Plain>(ebpf: &Ebpf, shape: &Shape, name: &str) -> Result<MappedArra
         .map_err(|error| LoadError::map("map into memory", name, error))
 }
 
-fn fill_rows(ebpf: &Ebpf, shape: &Shape, image: &Image) -> Result<(), LoadError> {
-    let array = mapped(ebpf, shape, "ROWS")?;
+fn direct<T: Plain>(
+    arrays: &[DirectArray],
+    shape: &Shape,
+    name: &str,
+) -> Result<MappedArray<T>, LoadError> {
+    let found = arrays.iter().find(|array| array.name() == name);
+    let array = found.ok_or_else(|| LoadError::missing(name))?;
+    MappedArray::new(array.data().fd(), shape.room(name))
+        .map_err(|error| LoadError::map("map into memory", name, error))
+}
+
+fn fill_rows(array: &MappedArray<TableRows>, image: &Image) -> Result<(), LoadError> {
     for (index, rows) in image.rows.iter().enumerate() {
         array.set(index, rows.as_ref()).map_err(|error| LoadError::map("fill", "ROWS", error))?;
     }

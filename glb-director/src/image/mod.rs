@@ -13,8 +13,8 @@ use std::{
 use glb_common::{
     hash::{Address as _, HashFields, V4},
     layout::{
-        Backend, BindSlot, Config, Ipv6Way, KEEP_TAGS, NO_HOP, NO_ROWS, PrefixEntry, ROWS, Row,
-        Segment, TableInfo, TableRows,
+        Backend, BindSlot, Config, Ipv6Way, KEEP_TAGS, MAX_ROWS, NO_HOP, NO_ROWS, PrefixEntry,
+        ROWS, Row, Segment, TableInfo, TableRows,
     },
     parse::MAX_TAGS,
     siphash::SipHash24,
@@ -116,6 +116,15 @@ pub enum ImageError {
         /// How many there are.
         count: usize,
     },
+    /// More rows than a program can address.
+    #[error(
+        "the tables need {count} times 65,536 pairs of hops, and {MAX_ROWS} are the most.\n  \
+         A table needs one, another with more than two hops, and as many again for an alternative."
+    )]
+    TooManyRows {
+        /// How many are needed.
+        count: usize,
+    },
 }
 
 impl Image {
@@ -152,12 +161,18 @@ impl Image {
         if image.backends.len() > usize::from(u16::MAX) {
             return Err(ImageError::TooManyBackends { count: image.backends.len() });
         }
+        image.check_rows()?;
         if image.owners.iter().any(|owner| owner.address.is_ipv6()) {
             image.ipv6_ways = vec![Ipv6Way::default(); image.backends.len()];
         }
         image.resolve(next_hops, options);
         image.add_binds(tables, options);
         Ok(image)
+    }
+
+    fn check_rows(&self) -> Result<(), ImageError> {
+        let count = self.rows.len();
+        if count > MAX_ROWS { Err(ImageError::TooManyRows { count }) } else { Ok(()) }
     }
 
     fn add_table(&mut self, built: &Built, running: Option<&Self>, slots: &impl CounterSlots) {
@@ -351,8 +366,8 @@ impl View for Image {
         self.tables.get(index as usize)
     }
 
-    fn row(&self, rows: u32, row: u16) -> Option<Row> {
-        self.rows.get(rows as usize).map(|rows| rows[usize::from(row)])
+    fn rows(&self, index: u32) -> Option<&TableRows> {
+        self.rows.get(index as usize).map(|rows| &**rows)
     }
 
     fn backend(&self, index: u16, _side: u32) -> Option<&Backend> {
@@ -369,4 +384,18 @@ fn longest<'a, N: 'a>(
     length: impl Fn(&N) -> u8,
 ) -> Option<PrefixEntry> {
     covering.max_by_key(|(net, _)| length(net)).map(|(_, entry)| *entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_no_program_can_address_are_refused() {
+        let rows = Arc::new([Row { first: NO_HOP, second: NO_HOP }; ROWS]);
+        let of = |count| Image { rows: vec![Arc::clone(&rows); count], ..Image::default() };
+        assert!(of(2048).check_rows().is_ok());
+        let error = of(2049).check_rows().unwrap_err();
+        assert!(error.to_string().contains("2049 times"), "{error}");
+    }
 }
