@@ -1,12 +1,14 @@
 //! Small tables in plain memory, with everything that a director can have.
 
+use std::sync::LazyLock;
+
 use glb_common::{
     bind::{self, NO_TABLE, segment_key, tail},
     encap::Way,
     hash::{Address as _, HashFields, V4, V6},
     layout::{
         Backend, BindSlot, Config, Ipv6Way, KEEP_TAGS, NO_HOP, NO_ROWS, PrefixEntry, Row, Segment,
-        TableInfo,
+        TableInfo, TableRows,
     },
     siphash::SipHash24,
     steer::View,
@@ -56,7 +58,8 @@ impl Tables {
             alt_hash_fields: if has_more { HashFields::SRC_ADDR.bits() } else { 0 },
             has_more: u8::from(has_more),
             is_v6,
-            side: 0, padding: [0; 4],
+            side: 0,
+            padding: [0; 4],
         };
         let tables = vec![
             table(0, HashFields::SRC_ADDR, 0, false),
@@ -74,13 +77,13 @@ impl Tables {
         let mtus = [1500, 9000, 1400, 0];
         let source = [10, 0, 2, 10];
         let mut backends: Vec<Backend> = (0..4)
-            .map(|i| way(mtus[i], u32::from(mtus[i] != 0)).to_v4(source, [10, 0, 2, 21 + i as u8], 1))
+            .map(|i| {
+                way(mtus[i], u32::from(mtus[i] != 0)).to_v4(source, [10, 0, 2, 21 + i as u8], 1)
+            })
             .collect();
         backends.extend(mtus.map(|mtu| way(mtu, u32::from(mtu != 0)).to_v6(1)));
         let own = |last| V6::new([0xfd, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]).words();
-        let ways = (0..8)
-            .map(|i| Ipv6Way { source: own(0x10), address: own(0x20 + i) })
-            .collect();
+        let ways = (0..8).map(|i| Ipv6Way { source: own(0x10), address: own(0x20 + i) }).collect();
         let v4 = |last| V4::new([203, 0, 113, last]).words();
         let slot = |address, family, protocol, port, table: u32| BindSlot {
             address,
@@ -132,6 +135,15 @@ impl Tables {
     }
 }
 
+/// Rows over four backends, from this one on.
+fn rows(base: u16) -> Vec<Row> {
+    let row = |row: u16| {
+        let second = if row % 7 == 0 { NO_HOP } else { base + row.wrapping_add(1) % 4 };
+        Row { first: base + row % 4, second }
+    };
+    (0..=u16::MAX).map(row).collect()
+}
+
 impl View for Tables {
     fn config<T: Copy>(&self, field: impl Fn(&Config) -> &T) -> T {
         *field(&self.config)
@@ -163,11 +175,11 @@ impl View for Tables {
         self.tables.get(index as usize)
     }
 
-    fn row(&self, rows: u32, row: u16) -> Option<Row> {
+    fn rows(&self, index: u32) -> Option<&TableRows> {
         // The third table's backends are the second four.
-        let base = if rows % 10 == 2 { 4 } else { 0 };
-        let second = if row % 7 == 0 { NO_HOP } else { base + row.wrapping_add(1) % 4 };
-        Some(Row { first: base + row % 4, second })
+        static ROWS: LazyLock<[Vec<Row>; 2]> = LazyLock::new(|| [0, 4].map(rows));
+        let rows = &ROWS[usize::from(index % 10 == 2)];
+        if index == NO_ROWS { None } else { rows.first_chunk() }
     }
 
     fn backend(&self, index: u16, _side: u32) -> Option<&Backend> {
