@@ -380,8 +380,11 @@ impl Backend {
         (self.generation, self.number) = (generation, number);
         self.next_hops.set_targets(self.image.peers.iter().copied());
         self.connections.set_vips(self.config.vips.clone());
+        let tidied = self.tidy();
+        // What is no longer wanted would go on as long as it is held, and be pinned again.
+        self.kept = KeptPins::default();
         self.hold();
-        self.tidy()?;
+        tidied?;
         self.tell();
         if removes_vips {
             vip::remove_own(&gone).await?;
