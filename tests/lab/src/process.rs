@@ -180,7 +180,28 @@ impl Process {
         if let Some(status) = self.ended()? {
             bail!("{} has ended with {status}", self.what);
         }
-        kill(self.pid()?, signal).with_context(|| format!("cannot send {signal} to {}", self.what))
+        kill(self.pid()?, signal)
+            .with_context(|| format!("cannot send {signal} to {}", self.what))?;
+        if signal == Signal::SIGSTOP {
+            // On a busy machine its threads go on for a while.
+            let what = format!("{} to stand still", self.what);
+            wait(&what, Duration::from_secs(10), || Ok(self.stands_still()?.then_some(())))?;
+        }
+        Ok(())
+    }
+
+    /// Whether every thread is stopped.
+    fn stands_still(&self) -> Result<bool> {
+        for thread in fs::read_dir(format!("/proc/{}/task", self.id))? {
+            let Ok(stat) = fs::read_to_string(thread?.path().join("stat")) else {
+                continue; // It has ended meanwhile.
+            };
+            // The state stands behind the name, which is in parentheses and may hold anything.
+            if !stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Waits for the process's end.
