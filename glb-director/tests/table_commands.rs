@@ -85,6 +85,36 @@ fn check_is_zero_only_if_all_is_valid_and_names_the_file() {
     assert_eq!(said[0]["valid"], false);
 }
 
+/// As the daemon does, which reads its table in the same way.
+#[test]
+fn both_checks_refuse_more_rows_than_the_program_addresses() {
+    let dir = folder();
+    let at = dir.path();
+    let seed = "\nhops = 4\nalt_seed = \"45678901234567894567890123456789\"\nbinds";
+    let table = |number: usize| {
+        let table = TABLE.replace("web", &format!("t{number}"));
+        table.replace("\nbinds", seed).replace("port = 80", &format!("port = {number}"))
+    };
+    let tables: String = (1..=513).map(table).collect();
+    fs::write(at.join("t.toml"), tables).unwrap();
+    fs::write(at.join("director.toml"), "interfaces = [\"lo\"]\ntable = \"t.toml\"\n").unwrap();
+    let config = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_glb-director"));
+        command.args(["config", "check", "-c", "director.toml"]).current_dir(at).output().unwrap()
+    };
+    let refused = config();
+    assert_eq!(refused.status.code(), Some(1));
+    for text in [fails(at, &["check", "t.toml"]), String::from_utf8(refused.stderr).unwrap()] {
+        for part in ["t.toml:", "rows take 513 MiB", "name = \"t513\"", "512 MiB", "alt_seed"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    }
+    fs::write(at.join("t.toml"), (1..=512).map(table).collect::<String>()).unwrap();
+    assert!(ok(at, &["check", "t.toml"]).contains("512 tables"));
+    let taken = config();
+    assert!(taken.status.success(), "{}", String::from_utf8_lossy(&taken.stderr));
+}
+
 #[test]
 fn show_and_lookup_and_diff_speak_both_ways() {
     let dir = folder();

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use crate::{
     Bind, Order, Proto, Table, TableSet,
-    model::{MAX_BACKENDS, MAX_BINDS, MAX_TABLES},
+    model::{MAX_BACKENDS, MAX_BINDS, MAX_ROWS_BYTES, MAX_TABLES},
     read::Reader,
 };
 
@@ -65,6 +65,7 @@ fn limits(reader: &mut Reader, set: &TableSet, places: &Places) {
         let help = format!("a file holds at most {MAX_TABLES} tables");
         reader.error(&places.tables[MAX_TABLES].name, message, "this is the first too many", help);
     }
+    rows(reader, set, places);
     let (mut backends, mut binds) = (0, 0);
     for (table, place) in set.tables.iter().zip(&places.tables) {
         let before = (backends, binds);
@@ -83,6 +84,25 @@ fn limits(reader: &mut Reader, set: &TableSet, places: &Places) {
             reader.error(span, "too many binds", "this is the first too many", help);
         }
     }
+}
+
+fn rows(reader: &mut Reader, set: &TableSet, places: &Places) {
+    let bytes = |tables: &[Table]| tables.iter().map(Table::rows_bytes).sum::<usize>();
+    let needed = bytes(&set.tables);
+    if needed <= MAX_ROWS_BYTES {
+        return;
+    }
+    let fit = (0..set.tables.len()).rfind(|count| bytes(&set.tables[..*count]) <= MAX_ROWS_BYTES);
+    let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    let message = format!("the tables' rows take {} MiB", mib(needed));
+    let help = format!(
+        "a director addresses {} MiB of rows. A table takes 256 KiB, twice that with more than two \
+         `hops`, and twice again with `alt_seed`: end changes of seeds, or give other directors \
+         some of the tables",
+        mib(MAX_ROWS_BYTES)
+    );
+    let place = &places.tables[fit.unwrap_or_default()].name;
+    reader.error(place, message, "this is the first too many", help);
 }
 
 fn backends(reader: &mut Reader, table: &Table, place: &TablePlaces) {

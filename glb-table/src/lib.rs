@@ -36,8 +36,8 @@ pub use form::WriteError;
 pub use glb_common::hash::HashFields;
 pub use key::Key;
 pub use model::{
-    Backend, Bind, MAX_BACKENDS, MAX_BINDS, MAX_FILE, MAX_HOPS, MAX_NAME, MAX_TABLES, Order, Proto,
-    ROWS, State, Table, TableSet, load, parse_bytes, read_bytes,
+    Backend, Bind, MAX_BACKENDS, MAX_BINDS, MAX_FILE, MAX_HOPS, MAX_NAME, MAX_ROWS_BYTES,
+    MAX_TABLES, Order, Proto, ROWS, State, Table, TableSet, load, parse_bytes, read_bytes,
 };
 pub use problem::{LoadError, Problem, render};
 pub use rank::Ranks;

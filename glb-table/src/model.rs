@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use glb_common::layout::{self, TableRows};
 use ipnet::IpNet;
 use serde_json::Value as Json;
 
@@ -21,6 +22,9 @@ pub const MAX_TABLES: usize = 1_024;
 pub const MAX_BACKENDS: usize = 65_535;
 /// Most binds of all tables together; a range of ports is one bind.
 pub const MAX_BINDS: usize = 65_536;
+/// Most bytes of rows of all tables together ([`Table::rows_bytes`]): what a director's program can
+/// address.
+pub const MAX_ROWS_BYTES: usize = layout::MAX_ROWS * size_of::<TableRows>();
 /// Longest name of a table or a zone, in bytes.
 pub const MAX_NAME: usize = 63;
 /// Largest table file, in bytes.
@@ -230,6 +234,14 @@ impl Table {
     #[must_use]
     pub fn has_alternative(&self) -> bool {
         self.alt_hash_fields.is_some() || self.alt_hash_key.is_some() || self.alt_seed.is_some()
+    }
+
+    /// Memory of its rows in a director, once as many backends are usable as a row has hops. Two
+    /// hops stand together; another seed leads to rows of their own.
+    #[must_use]
+    pub fn rows_bytes(&self) -> usize {
+        let rows = 1 + usize::from(self.alt_seed.is_some());
+        rows * usize::from(self.hops).div_ceil(2) * size_of::<TableRows>()
     }
 
     /// Which backends stand in rows.

@@ -265,3 +265,24 @@ fn limits_are_checked() {
     input["tables"][0]["backends"].as_array_mut().unwrap().pop();
     assert!(load_json(&input).is_ok());
 }
+
+/// Each of these tables takes four times 256 KiB.
+#[test]
+fn more_rows_than_a_director_addresses_are_refused_at_the_first_table_too_many() {
+    let table = |number: usize, more: &str| {
+        let good = GOOD.replace("web", &format!("t{number}")).replace("port = 80", "port = PORT");
+        good.replace("PORT", &(number + 1).to_string()).replace("\n\n[[tables.binds]]", more)
+    };
+    let large = "\nhops = 3\nalt_seed = \"45678901234567894567890123456789\"\n\n[[tables.binds]]";
+    let tables = |count: usize| (0..count).map(|number| table(number, large)).collect::<String>();
+    assert_eq!(load_toml(&tables(512)).unwrap().tables.len(), 512);
+    let one_more = tables(512) + &table(512, "\n\n[[tables.binds]]");
+    let line = tables(512).lines().count() + 3;
+    let (message, found) = ("the tables' rows take 512.25 MiB", "this is the first too many");
+    one(&one_more, line, 8, message, found, "512 MiB of rows");
+    one(&tables(514), line, 8, "the tables' rows take 514 MiB", found, "`alt_seed`");
+    // Another key alone leads to the same rows.
+    let key = "\nhops = 3\nalt_hash_key = \"45678901234567894567890123456789\"\n\n[[tables.binds]]";
+    let tables: String = (0..1_024).map(|number| table(number, key)).collect();
+    assert_eq!(load_toml(&tables).unwrap().tables.len(), 1_024);
+}

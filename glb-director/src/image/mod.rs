@@ -13,8 +13,8 @@ use std::{
 use glb_common::{
     hash::{Address as _, HashFields, V4},
     layout::{
-        Backend, BindSlot, Config, Ipv6Way, KEEP_TAGS, MAX_ROWS, NO_HOP, NO_ROWS, PrefixEntry,
-        ROWS, Row, Segment, TableInfo, TableRows,
+        Backend, BindSlot, Config, Ipv6Way, KEEP_TAGS, NO_HOP, NO_ROWS, PrefixEntry, ROWS, Row,
+        Segment, TableInfo, TableRows,
     },
     parse::MAX_TAGS,
     siphash::SipHash24,
@@ -116,15 +116,6 @@ pub enum ImageError {
         /// How many there are.
         count: usize,
     },
-    /// More rows than a program can address.
-    #[error(
-        "the tables need {count} times 65,536 pairs of hops, and {MAX_ROWS} are the most.\n  \
-         A table needs one, another with more than two hops, and as many again for an alternative."
-    )]
-    TooManyRows {
-        /// How many are needed.
-        count: usize,
-    },
 }
 
 impl Image {
@@ -161,18 +152,12 @@ impl Image {
         if image.backends.len() > usize::from(u16::MAX) {
             return Err(ImageError::TooManyBackends { count: image.backends.len() });
         }
-        image.check_rows()?;
         if image.owners.iter().any(|owner| owner.address.is_ipv6()) {
             image.ipv6_ways = vec![Ipv6Way::default(); image.backends.len()];
         }
         image.resolve(next_hops, options);
         image.add_binds(tables, options);
         Ok(image)
-    }
-
-    fn check_rows(&self) -> Result<(), ImageError> {
-        let count = self.rows.len();
-        if count > MAX_ROWS { Err(ImageError::TooManyRows { count }) } else { Ok(()) }
     }
 
     fn add_table(&mut self, built: &Built, running: Option<&Self>, slots: &impl CounterSlots) {
@@ -189,10 +174,12 @@ impl Image {
             self.owners.push(owner);
         }
         let (rows, more_rows) = self.add_rows(&built.rows, base, running);
-        let (alt_rows, alt_more_rows) = built
-            .alternative
-            .as_ref()
-            .map_or((NO_ROWS, NO_ROWS), |alternative| self.add_rows(alternative, base, running));
+        let (alt_rows, alt_more_rows) = match &built.alternative {
+            None => (NO_ROWS, NO_ROWS),
+            // Another hash of a flow leads to the same rows.
+            Some(alternative) if Arc::ptr_eq(alternative, &built.rows) => (rows, more_rows),
+            Some(alternative) => self.add_rows(alternative, base, running),
+        };
         let has_alternative = alt_rows != NO_ROWS;
         self.tables.push(TableInfo {
             key: table.hash_key.words(),
@@ -388,14 +375,36 @@ fn longest<'a, N: 'a>(
 
 #[cfg(test)]
 mod tests {
+    use glb_table::{Form, Table};
+
     use super::*;
 
+    struct NoSlots;
+
+    impl CounterSlots for NoSlots {
+        fn table(&self, _: &str) -> u32 {
+            0
+        }
+
+        fn backend(&self, _: &Owner) -> u32 {
+            0
+        }
+    }
+
+    /// What the table file's limit counts is what the program's array has.
     #[test]
-    fn rows_that_no_program_can_address_are_refused() {
-        let rows = Arc::new([Row { first: NO_HOP, second: NO_HOP }; ROWS]);
-        let of = |count| Image { rows: vec![Arc::clone(&rows); count], ..Image::default() };
-        assert!(of(2048).check_rows().is_ok());
-        let error = of(2049).check_rows().unwrap_err();
-        assert!(error.to_string().contains("2049 times"), "{error}");
+    fn rows_take_the_memory_that_is_said_of_their_tables() {
+        let text = include_str!("../../tests/data/varied.toml");
+        let mut set =
+            glb_table::parse_bytes("t.toml".as_ref(), Form::Toml, text.as_bytes()).unwrap();
+        set.tables.truncate(4);
+        set.tables[2].alt_seed = Some(set.tables[0].seed);
+        for count in 1..=set.tables.len() {
+            let tables = TableSet { tables: set.tables[..count].to_vec(), ..set.clone() };
+            let image =
+                Image::new(&tables, &NoSlots, &Snapshot::default(), &Options::default()).unwrap();
+            let bytes: usize = tables.tables.iter().map(Table::rows_bytes).sum();
+            assert_eq!(size_of::<TableRows>() * image.rows.len(), bytes, "{count} tables");
+        }
     }
 }

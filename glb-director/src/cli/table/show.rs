@@ -97,7 +97,7 @@ fn show(table: &Table) -> ShownTable {
         binds: table.binds.iter().map(Bind::to_string).collect(),
         backends: backends.collect(),
         digest: table.digest(),
-        rows_bytes: rows.as_flat().len() * 2,
+        rows_bytes: table.rows_bytes(),
         ranks_bytes: ranks.bytes(),
     }
 }
