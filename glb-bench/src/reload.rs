@@ -117,6 +117,8 @@ fn measure(arguments: &Arguments, folder: &Path) -> anyhow::Result<()> {
     ] {
         site.kind(kind, name, &link)?;
     }
+    // The next program is loaded then.
+    thread::sleep(Duration::from_secs(2));
     println!("memory of the daemon: {}", resident(daemon.0.id())?);
     for number in generations::numbers(&folder) {
         let kilobytes = pinned_memory(&generations::folder(&folder, number))? / 1024;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::{
-    EbpfError,
+    EbpfError, EbpfLoader,
     maps::{MapData, MapError, MapType},
     programs::ProgramError,
 };
@@ -31,6 +31,19 @@ pub fn undisturbed<T>(work: impl FnOnce() -> T) -> T {
     let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
     let _masked = mask.map(Masked);
     work()
+}
+
+/// A loader without the kernel's types. aya reads them for each one, 23 MB, and no object here is to be
+/// fitted to them. The allocator learns from buffers of that size to keep as much, so it is told not to.
+#[must_use]
+pub fn loader<'a>() -> EbpfLoader<'a> {
+    /// What it starts with.
+    const LARGE: libc::c_int = 128 << 10;
+    // SAFETY: sets from which size on memory is the kernel's again once it is free.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    loader
 }
 
 /// Why a generation could not be loaded.

@@ -3,7 +3,7 @@
 use std::{io, net::IpAddr, path::Path};
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader, Pod,
+    Ebpf, EbpfError, Pod,
     maps::{
         Map, MapData, ProgramArray,
         lpm_trie::{Key, LpmTrie},
@@ -78,7 +78,7 @@ impl Generation {
             let of_family = image.many_nets.iter().filter(|net| matches!(net, IpNet::V4(_)) == v4);
             of_family.count().max(1) as u32
         };
-        let mut loader = EbpfLoader::new();
+        let mut loader = glb_host::load::loader();
         loader
             .override_global("SETTINGS", settings.as_bytes(), true)
             .map_max_entries("DISPLACEMENTS", displacements as u32)

@@ -3,14 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
-use aya::{Ebpf, EbpfLoader, programs::Xdp};
+use aya::{Ebpf, programs::Xdp};
 use glb_common::{layout::Plain as _, trace::Settings};
 use glb_host::{
     bpffs::{PinFolder, PinFolderError},
     direct::{self, DirectArray},
     explain::trace,
     generations,
-    load::LoadError,
+    load::{LoadError, loader},
 };
 
 use super::{
@@ -61,7 +61,7 @@ impl Lens {
         drop(copy);
 
         let own = generations::folder(pins, generation.number);
-        let mut loader = EbpfLoader::new();
+        let mut loader = loader();
         let constants = generation.image.config;
         loader
             .override_global("CONFIG", constants.as_bytes(), true)

@@ -3,7 +3,7 @@
 use std::{io, path::Path};
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader,
+    Ebpf, EbpfError,
     maps::{
         Map, MapData, ProgramArray,
         lpm_trie::{Key, LpmTrie},
@@ -23,7 +23,7 @@ use glb_host::{
     direct::{self, DirectArray},
     explain::trace,
     fault, generations,
-    load::{LoadError, check_counters},
+    load::{LoadError, check_counters, loader},
     mapped::MappedArray,
 };
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -159,7 +159,7 @@ impl Shell {
     /// # Errors
     /// When the kernel says no.
     pub fn load(shape: Shape, pins: Option<&PinFolder>) -> Result<Self, LoadError> {
-        let mut loader = EbpfLoader::new();
+        let mut loader = loader();
         if let Some(pins) = pins {
             pins.make(&pins.join(counters::pins::FOLDER))?;
             let (tables, backends) =
