@@ -263,7 +263,7 @@ pub fn command(
     if matches!(compiler, Compiler::Debian { .. }) {
         // One feature (inline assembly for BPF) is not stable yet: aya-ebpf needs it, and so do
         // arrays without look-ups.
-        command.env("RUSTC_BOOTSTRAP", "aya_ebpf,glb_director_bpf");
+        command.env("RUSTC_BOOTSTRAP", "aya_ebpf,glb_director_bpf,glb_redirect_bpf");
     }
     let flags = [
         format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),

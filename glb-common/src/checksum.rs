@@ -8,6 +8,17 @@ pub const fn fold(sum: u32) -> u16 {
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
+/// As [`fold`], of a sum of 32-bit words: they may be added before they are folded, since 2^32 is 1 when one
+/// counts with end-around carry.
+#[inline(always)]
+#[must_use]
+pub const fn fold_wide(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    // At most 2^33 now, so twice more.
+    let sum = (sum & 0xffff) + (sum >> 16);
+    fold(((sum & 0xffff) + (sum >> 16)) as u32)
+}
+
 /// The sum of a four-byte field's two words.
 #[inline(always)]
 #[must_use]
@@ -35,6 +46,16 @@ pub const fn replace(checksum: u16, old: u32, new: u32) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn folds_wide_sums_as_their_halves() {
+        for sum in
+            [0, 1, 0xffff, 0x1_0000, 0xffff_ffff, 0x1_0000_0000, 0x4_ffff_fffe, u64::MAX >> 1]
+        {
+            let halves = [0, 16, 32, 48].map(|bits| (sum >> bits) as u32 & 0xffff);
+            assert_eq!(fold_wide(sum), fold(halves.iter().sum()), "{sum:#x}");
+        }
+    }
 
     #[test]
     fn folds_every_carry() {

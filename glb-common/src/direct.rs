@@ -19,9 +19,9 @@ pub const fn number(upper: u32) -> Option<u8> {
     if upper & !0xff == MARK { Some(upper as u8) } else { None }
 }
 
-/// Numbers of the director's arrays.
+/// Numbers of the arrays.
 pub mod array {
-    /// [`u32`].
+    /// [`u32`], of a perfect hash.
     pub const DISPLACEMENTS: u8 = 0;
     /// [`crate::layout::BindSlot`].
     pub const BINDS: u8 = 1;
@@ -29,4 +29,6 @@ pub mod array {
     pub const ROWS: u8 = 2;
     /// [`crate::layout::Backend`].
     pub const BACKENDS: u8 = 3;
+    /// [`crate::second_chance::layout::Known`].
+    pub const KNOWN: u8 = 4;
 }

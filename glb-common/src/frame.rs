@@ -67,6 +67,13 @@ pub trait Nested: Frame {
 
     /// What follows the first `offset` bytes, if there is so much.
     fn rest(&self, offset: usize) -> Option<Self::Rest<'_>>;
+
+    /// As [`Self::rest`], for an offset that is constant. There may be less than that: whoever reads of
+    /// it finds out.
+    #[inline(always)]
+    fn rest_at(&self, offset: usize) -> Option<Self::Rest<'_>> {
+        self.rest(offset)
+    }
 }
 
 /// A frame that can be changed.

@@ -33,6 +33,7 @@ impl Bounds for XdpContext {
 
 /// The linear part of the packet behind an XDP context (or a tc one). Every access is checked against its end,
 /// which is what the verifier wants to see. Made anew after each change of the head or tail.
+#[derive(Clone, Copy)]
 pub(crate) struct XdpFrame {
     start: usize,
     end: usize,
@@ -124,6 +125,13 @@ impl Nested for XdpFrame {
             end: self.end,
             length: self.length.wrapping_sub(offset),
         })
+    }
+
+    #[inline(always)]
+    fn rest_at(&self, offset: usize) -> Option<Self> {
+        // Constant offsets are what the verifier keeps account of by itself.
+        let (start, end) = (self.start + offset, self.end);
+        Some(Self { start, end, length: self.length.wrapping_sub(offset) })
     }
 }
 

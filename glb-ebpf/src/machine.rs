@@ -1,12 +1,8 @@
 //! What the backend's machine knows, by its maps and its kernel.
 
-use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    macros::map,
-    maps::{Array, LpmTrie},
-    programs::XdpContext,
-};
+use aya_ebpf::{bindings::BPF_F_NO_PREALLOC, macros::map, maps::LpmTrie, programs::XdpContext};
 use glb_common::{
+    direct::array,
     hash::Address,
     parse::Flow,
     second_chance::{
@@ -15,17 +11,15 @@ use glb_common::{
     },
 };
 
-use crate::{prefix_key::Words, sockets};
+use crate::{direct::Direct, prefix_key::Words, sockets};
 
 // What belongs to a generation; sizes are set by user space when it loads the program.
 
 /// Displacements of the perfect hash.
-#[map]
-static DISPLACEMENTS: Array<u32> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+const DISPLACEMENTS: Direct<u32, { array::DISPLACEMENTS }> = Direct::new();
 /// Its elements: VIPs, own addresses, directors and fellow backends with the ways to them, which user
 /// space follows.
-#[map]
-static KNOWN: Array<Known> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+const KNOWN: Direct<Known, { array::KNOWN }> = Direct::new();
 /// Networks of directors, where there are many.
 #[map]
 static DIRECTORS_V4: LpmTrie<[u8; 4], u8> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
@@ -48,13 +42,10 @@ fn has(flag: u64) -> bool {
 fn known<A: Address>(address: &A) -> Option<&'static Known> {
     let hash = Known::hash(setting!(seed), address);
     let bucket = Known::bucket(hash, setting!(displacement_mask));
-    // SAFETY: the elements live as long as the program, and user space changes no displacement of
-    // a running generation.
-    let displacement = unsafe { *DISPLACEMENTS.get_ptr(bucket)? };
-    let place = Known::place(hash, displacement, setting!(known_mask));
-    // SAFETY: as above. Of an element only the way is ever changed: the one that is not in force, and
-    // then, by one store, which is.
-    let known = unsafe { &*KNOWN.get_ptr(place)? };
+    let place = Known::place(hash, *DISPLACEMENTS.at(bucket), setting!(known_mask));
+    // Of an element only the way is ever changed: the one that is not in force, and then, by one store,
+    // which is.
+    let known = KNOWN.at(place);
     known.is_of(address).then_some(known)
 }
 
@@ -68,12 +59,9 @@ pub(crate) fn vip<A: Address>(address: &A) -> Option<u32> {
                 return Some(setting!(vips_v4[i][1]) as u32);
             }
         }
-    } else {
+    } else if has(Settings::VIPS_V6) {
         for i in 0..FEW {
-            if has(Settings::VIPS_V6)
-                && setting!(vips_v6[i][1]) == low
-                && setting!(vips_v6[i][0]) == high
-            {
+            if setting!(vips_v6[i][1]) == low && setting!(vips_v6[i][0]) == high {
                 return Some(setting!(vips_v6[i][2]) as u32);
             }
         }

@@ -1,26 +1,28 @@
-//! The backend's XDP programs: maps, socket look-ups and edits. Every decision is in glb-common.
+//! The backend's XDP programs. Every decision is in glb-common, what is done about it in `actions`.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     bindings::xdp_action,
-    helpers::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
+    helpers::bpf_xdp_get_buff_len,
     macros::{map, xdp},
     maps::{PerCpuArray, ProgramArray},
     programs::XdpContext,
 };
 use glb_common::{
-    frame::{Frame, FrameMut as _, Nested, Wire, put_at, u32_at, u64_at},
-    reason::{Action, RedirectReason as Reason},
+    frame::{Frame, Nested, Wire},
+    reason::RedirectReason as Reason,
     second_chance::{
-        Decision, Forward, NO_VIP, TAG, Take, Verdict, decide, fast,
+        Decision, NO_VIP, TAG, Verdict, decide, fast,
         layout::{REDIRECT_COUNTERS, RedirectCounters, Settings},
         tags,
     },
 };
 
+mod direct;
 mod frame;
 mod prefix_key;
 mod trace;
@@ -42,9 +44,11 @@ macro_rules! setting {
     }};
 }
 
+mod actions;
 mod machine;
 mod mss_clamp;
 mod sockets;
+use actions::{Ordinary, leave, send, strip};
 use machine::ThisHost;
 
 /// The program for packets out of the ordinary.
@@ -101,17 +105,17 @@ impl Nested for Received {
 
 /// Ordinary packets.
 #[xdp(frags)]
+#[inline(always)]
 fn glb_redirect(ctx: XdpContext) -> u32 {
     trace::begin(&ctx);
     let frame = XdpFrame::new(&ctx);
-    let bytes = frame.len() as u64;
-    let Some(decision) = fast::decide(&frame, &ThisHost { ctx: &ctx }) else {
+    let actions = Ordinary { ctx: &ctx, bytes: frame.len() as u64 };
+    fast::decide(&frame, &ThisHost { ctx: &ctx }, &actions).unwrap_or_else(|| {
         // SAFETY: a tail call; it comes back only if the slot is empty, which user space never lets
         // be.
         unsafe { GENERAL.tail_call(&ctx, 0) };
-        return count(&ctx, xdp_action::XDP_DROP, Reason::Refused, NO_VIP, bytes);
-    };
-    finish(&ctx, &decision, 0, bytes)
+        actions.done(None, Reason::Refused, NO_VIP)
+    })
 }
 
 /// All others: with VLAN tags, in several buffers, with options or extension headers, marked by ECN,
@@ -166,87 +170,6 @@ fn count(ctx: &XdpContext, verdict: u32, reason: Reason, vip: u32, bytes: u64) -
     }
     trace::end(ctx, verdict, reason as u8, vip);
     verdict
-}
-
-#[inline(always)]
-fn leave(reason: Reason) -> u32 {
-    match reason.action() {
-        Action::Pass => xdp_action::XDP_PASS,
-        Action::Send | Action::Take | Action::Drop | Action::Answer => xdp_action::XDP_DROP,
-    }
-}
-
-/// Cuts the tunnel's headers out, from behind the Ethernet header and its tags: the kernel gets the
-/// inner packet on the VLAN that the tunnel came by.
-#[inline(always)]
-fn strip(ctx: &XdpContext, take: &Take, tag_bytes: usize) -> Option<u32> {
-    // What stands in front is written where it will be first, before the cut: no pointer has to be
-    // made anew then. It is far enough away not to overlap.
-    let frame = XdpFrame::new(ctx);
-    let head = frame.window::<20>()?;
-    let (macs, more_macs) = (u64_at(head, 0), u32_at(head, 8));
-    let mut start = frame.rest(take.strip)?;
-    if tag_bytes == 0 {
-        if !take.mark(&mut start) {
-            return None;
-        }
-        let first = start.window_mut::<14>()?;
-        put_at(first, 0, macs);
-        put_at(first, 8, more_macs);
-        put_at(first, 12, take.ethertype as u16);
-    } else {
-        let (one, two) = (u32_at(head, 12), u32_at(head, 16));
-        let mut inner = start.rest(tag_bytes)?;
-        if !take.mark(&mut inner) || !inner.write(12, take.ethertype as u16) {
-            return None;
-        }
-        let first = start.window_mut::<20>()?;
-        put_at(first, 0, macs);
-        put_at(first, 8, more_macs);
-        put_at(first, 12, one);
-        if tag_bytes > TAG {
-            put_at(first, 16, two);
-        }
-    }
-    // SAFETY: the context is this program's own; no pointer is used any more.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, take.strip as i32) } != 0 {
-        return None;
-    }
-    Some(xdp_action::XDP_PASS)
-}
-
-/// Readdresses the packet to the next hop and sends it there.
-#[inline(always)]
-fn send(ctx: &XdpContext, forward: &Forward, tag_bytes: usize) -> Option<u32> {
-    // SAFETY: the context is this program's own.
-    let arrived_on = unsafe { (*ctx.ctx).ingress_ifindex };
-    let back = forward.peer.interface == arrived_on;
-    // A way of a VLAN has one tag. Otherwise tags belong to where the packet came from. Tags stand
-    // before the EtherType, which need not move when they are cut or put there.
-    let tags_out = match forward.peer.tag {
-        0 if back => tag_bytes,
-        0 => 0,
-        _ => TAG,
-    };
-    if tags_out != tag_bytes {
-        let cut = tag_bytes as i32 - tags_out as i32;
-        // SAFETY: the context is this program's own; pointers are made anew below.
-        if unsafe { bpf_xdp_adjust_head(ctx.ctx, cut) } != 0 {
-            return None;
-        }
-    }
-    let mut frame = XdpFrame::new(ctx);
-    if !forward.write_outer(&mut frame.rest(tags_out)?)
-        || (forward.peer.tag != 0 && !frame.write(12, forward.peer.tag))
-        || !forward.write_macs(&mut frame)
-    {
-        return None;
-    }
-    if back {
-        return Some(xdp_action::XDP_TX);
-    }
-    // SAFETY: a plain helper call; an interface that is gone makes it an aborted packet.
-    Some(unsafe { bpf_redirect(forward.peer.interface, 0) as u32 })
 }
 
 #[panic_handler]

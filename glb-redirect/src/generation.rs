@@ -5,18 +5,20 @@ use std::{io, net::IpAddr, path::Path};
 use aya::{
     Ebpf, EbpfError, Pod,
     maps::{
-        Map, MapData, ProgramArray,
+        MapData, ProgramArray,
         lpm_trie::{Key, LpmTrie},
     },
     programs::{ProgramInfo, SchedClassifier, Xdp},
 };
 use glb_common::{
+    direct::array,
     layout::Plain,
     second_chance::layout::{Known, Peer, REDIRECT_COUNTERS, RedirectCounters},
     trace::Settings as TraceSettings,
 };
 use glb_host::{
     bpffs::PinFolder,
+    direct::{self, DirectArray},
     explain::trace,
     generations,
     load::{LoadError, check_counters},
@@ -44,6 +46,7 @@ pub(crate) const CLAMPED: &str = "counters/clamped";
 #[derive(Debug)]
 pub struct Generation {
     ebpf: Ebpf,
+    arrays: [DirectArray; 2],
     known: MappedArray<Known>,
     hash: PerfectHash,
 }
@@ -81,8 +84,6 @@ impl Generation {
         let mut loader = glb_host::load::loader();
         loader
             .override_global("SETTINGS", settings.as_bytes(), true)
-            .map_max_entries("DISPLACEMENTS", displacements as u32)
-            .map_max_entries("KNOWN", elements as u32)
             .map_max_entries("DIRECTORS_V4", nets(true))
             .map_max_entries("DIRECTORS_V6", nets(false));
         if let Some(pins) = pins {
@@ -97,12 +98,13 @@ impl Generation {
             }
         }
         loader.map_max_entries(trace::EVENTS, trace::EVENTS_BYTES);
-        let mut ebpf = loader.load(object)?;
-        mapped(&ebpf, "DISPLACEMENTS", displacements)?
-            .fill(&hash.displacements)
-            .map_err(|error| LoadError::map("fill", "DISPLACEMENTS", error))?;
-        let known = mapped(&ebpf, "KNOWN", elements)?;
-        known.fill(&hash.elements).map_err(|error| LoadError::map("fill", "KNOWN", error))?;
+        let arrays = [
+            direct_array::<u32>("DISPLACEMENTS", array::DISPLACEMENTS, displacements)?,
+            direct_array::<Known>("KNOWN", array::KNOWN, elements)?,
+        ];
+        let mut ebpf = loader.load(&direct::put_into(object, &arrays)?)?;
+        filled(&arrays[0], &hash.displacements)?;
+        let known = filled(&arrays[1], &hash.elements)?;
         for net in &image.many_nets {
             let bits = u32::from(net.prefix_len());
             match net.network() {
@@ -121,7 +123,7 @@ impl Generation {
         ProgramArray::try_from(slots)
             .and_then(|mut slots| slots.set(0, &general, 0))
             .map_err(|error| LoadError::map("fill", "GENERAL", error))?;
-        Ok(Self { ebpf, known, hash })
+        Ok(Self { ebpf, arrays, known, hash })
     }
 
     /// Pins the program and every map that is the generation's own in `folder`.
@@ -129,6 +131,10 @@ impl Generation {
     /// # Errors
     /// When the kernel says no.
     pub fn pin(&self, folder: &Path) -> Result<(), LoadError> {
+        for array in &self.arrays {
+            let (name, path) = (array.name(), folder.join(array.name().to_lowercase()));
+            array.data().pin(path).map_err(|error| LoadError::map("pin", name, error))?;
+        }
         for (name, map) in self.ebpf.maps() {
             // Those that outlive generations are pinned elsewhere already. Sections of the object
             // (".rodata") are no names for files, and the program keeps them alive.
@@ -234,11 +240,20 @@ fn xdp<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp, LoadError> {
         .map_err(|error| LoadError::from(EbpfError::ProgramError(error)))
 }
 
-/// An array of the object, in this process's memory.
-fn mapped<T: Plain>(ebpf: &Ebpf, name: &str, entries: usize) -> Result<MappedArray<T>, LoadError> {
-    let map = ebpf.map(name).ok_or_else(|| LoadError::missing(name))?;
-    let Map::Array(data) = map else { return Err(LoadError::missing(name)) };
-    MappedArray::new(data.fd(), entries).map_err(|error| LoadError::map("map", name, error))
+fn direct_array<T: Plain>(
+    name: &'static str,
+    number: u8,
+    entries: usize,
+) -> Result<DirectArray, LoadError> {
+    DirectArray::create(name, number, entries * MappedArray::<T>::STRIDE)
+}
+
+/// An array in this process's memory, with these elements.
+fn filled<T: Plain>(array: &DirectArray, elements: &[T]) -> Result<MappedArray<T>, LoadError> {
+    let mapped = MappedArray::new(array.data().fd(), elements.len());
+    let mapped = mapped.map_err(|error| LoadError::map("map", array.name(), error))?;
+    mapped.fill(elements).map_err(|error| LoadError::map("fill", array.name(), error))?;
+    Ok(mapped)
 }
 
 fn insert_prefix<K: Pod>(

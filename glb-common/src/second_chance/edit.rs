@@ -143,8 +143,7 @@ impl Forward {
         let Readdressed { is_v6, addresses: [a, b, c, d], .. } = self.outer;
         let Readdressed { checksum, udp_checksum, next_hop, .. } = self.outer;
         if is_v6 != 0 {
-            const HEAD: usize = V6::GUE_OFFSET + NEXT_HOP + 1;
-            let Some(head) = frame.window_mut::<HEAD>() else { return false };
+            let Some(head) = frame.window_mut::<{ V6::HOPS_OFFSET }>() else { return false };
             put_at(head, IP_OFFSET + 8, a.to_le());
             put_at(head, IP_OFFSET + 16, b.to_le());
             put_at(head, IP_OFFSET + 24, c.to_le());
@@ -152,8 +151,7 @@ impl Forward {
             put_at(head, V6::GUE_OFFSET - UDP_CHECKSUM, (udp_checksum as u16).to_le());
             put_at(head, V6::GUE_OFFSET + NEXT_HOP, next_hop as u8);
         } else {
-            const HEAD: usize = V4::GUE_OFFSET + NEXT_HOP + 1;
-            let Some(head) = frame.window_mut::<HEAD>() else { return false };
+            let Some(head) = frame.window_mut::<{ V4::HOPS_OFFSET }>() else { return false };
             put_at(head, IP_OFFSET + 10, (checksum as u16).to_le());
             put_at(head, IP_OFFSET + 12, a.to_le());
             put_at(head, V4::GUE_OFFSET - UDP_CHECKSUM, (udp_checksum as u16).to_le());

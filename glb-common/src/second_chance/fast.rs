@@ -17,7 +17,6 @@ use crate::{
         ipv6::Ipv6Header,
         protocol, tcp,
         tcp::TcpHeader,
-        udp::UdpHeader,
     },
 };
 
@@ -26,15 +25,68 @@ const fn low(ethertype: [u8; 2]) -> u32 {
     ethertype[0] as u32 | (ethertype[1] as u32) << 8
 }
 
-fn leave(reason: Reason) -> Option<Decision> {
-    Some(Decision::leave(reason, NO_VIP))
+/// What carries a decision out, with what is known of the frame by then.
+pub trait Actions<F: Nested> {
+    /// What comes of it.
+    type Done;
+
+    /// Leaves the frame as it is.
+    fn leave(&self, reason: Reason, vip: u32) -> Self::Done;
+
+    /// Takes a frame, of which the first `HEAD` bytes are there, and of `taken`, which is where it starts
+    /// once its tunnel is cut out, the first `TAKEN`.
+    fn take<const HEAD: usize, const TAKEN: usize>(
+        &self,
+        frame: &F,
+        taken: F::Rest<'_>,
+        take: Take,
+        reason: Reason,
+        vip: u32,
+    ) -> Self::Done;
+
+    /// Sends a frame on.
+    fn send(&self, frame: &F, forward: &Forward, reason: Reason, vip: u32) -> Self::Done;
 }
 
-/// Decides about a frame if it is an ordinary one.
+/// Does nothing, and says what is to be done.
+#[derive(Clone, Copy, Debug)]
+pub struct AsDecision;
+
+impl<F: Nested> Actions<F> for AsDecision {
+    type Done = Decision;
+
+    fn leave(&self, reason: Reason, vip: u32) -> Decision {
+        Decision::leave(reason, vip)
+    }
+
+    fn take<const HEAD: usize, const TAKEN: usize>(
+        &self,
+        _frame: &F,
+        _taken: F::Rest<'_>,
+        take: Take,
+        reason: Reason,
+        vip: u32,
+    ) -> Decision {
+        Decision::take(reason, vip, take)
+    }
+
+    fn send(&self, _frame: &F, forward: &Forward, reason: Reason, vip: u32) -> Decision {
+        Decision::send(reason, vip, *forward)
+    }
+}
+
+/// Decides about a frame if it is an ordinary one, and has `actions` do it.
 #[inline(always)]
-pub fn decide<F: Nested, H: Host>(frame: &F, host: &H) -> Option<Decision> {
+pub fn decide<F: Nested, H: Host, D: Actions<F>>(
+    frame: &F,
+    host: &H,
+    actions: &D,
+) -> Option<D::Done> {
     const V4_WITHOUT_OPTIONS: u32 = low(ethernet::IPV4) | 0x45 << 16;
     const V6_OF_ANY_CLASS: u32 = low(ethernet::IPV6) | 0x60 << 16;
+    /// Flags but "don't fragment" and "reserved", fragment, protocol.
+    const V4_FIELDS: u32 = 0xff00_ff3f;
+    const V4_WHOLE_UDP: u32 = (protocol::UDP as u32) << 24;
     let head = frame.window::<{ V4::HOPS_OFFSET }>()?;
     // EtherType, the IP header's first two bytes.
     let start = u32_at(head, 12);
@@ -42,25 +94,28 @@ pub fn decide<F: Nested, H: Host>(frame: &F, host: &H) -> Option<Decision> {
         // Flags and fragment, TTL, protocol.
         let fields = u32_at(head, IP_OFFSET + 6);
         let total = u16::from_be(u16_at(head, IP_OFFSET + 2)) as usize;
-        let ports = u64_at(head, V4::GUE_OFFSET - UdpHeader::LEN);
-        if fields >> 24 != protocol::UDP as u32 || (fields & 0xff1f == 0 && !is_tunnel(ports)) {
-            return not_tunnel(frame, total);
+        let to_tunnel = u16_at(head, V4::GUE_OFFSET - 6) == gue::PORT.to_be();
+        if fields & V4_FIELDS != V4_WHOLE_UDP || !to_tunnel {
+            let later_fragment = fields & 0xff1f != 0;
+            let of_tunnel = fields >> 24 == protocol::UDP as u32 && (later_fragment || to_tunnel);
+            return if of_tunnel { None } else { not_tunnel(frame, actions, total) };
         }
-        // A fragment, or marked by ECN on the way.
-        if fields & 0xff3f != 0 || start >> 24 & 1 != 0 {
+        // Marked by ECN on the way.
+        if start >> 24 & 1 != 0 {
             return None;
         }
-        let addresses = u64_at(head, IP_OFFSET + 12);
-        let source = V4::from_word(addresses as u32);
-        let destination = V4::from_word((addresses >> 32) as u32);
+        let source = V4::from_word(u32_at(head, IP_OFFSET + 12));
+        let destination = V4::from_word(u32_at(head, IP_OFFSET + 16));
+        let udp_length = u16_at(head, V4::GUE_OFFSET - 4);
         let gue = u64_at(head, V4::GUE_OFFSET);
-        tunnel(frame, host, source, destination, total, ports, gue)
+        let on = On { frame, host, actions };
+        on.tunnel::<V4, { V4::HOPS_OFFSET }>(source, destination, total, udp_length, gue)
     } else if start & 0x00f0_ffff == V6_OF_ANY_CLASS {
         let head = frame.window::<{ V6::HOPS_OFFSET }>()?;
         let total = Ipv6Header::LEN + u16::from_be(u16_at(head, IP_OFFSET + 4)) as usize;
-        let ports = u64_at(head, V6::GUE_OFFSET - UdpHeader::LEN);
-        if head[IP_OFFSET + 6] != protocol::UDP || !is_tunnel(ports) {
-            return not_tunnel(frame, total);
+        let to_tunnel = u16_at(head, V6::GUE_OFFSET - 6) == gue::PORT.to_be();
+        if head[IP_OFFSET + 6] != protocol::UDP || !to_tunnel {
+            return not_tunnel(frame, actions, total);
         }
         // The low bit of ECN, in the header's second byte.
         if start >> 24 & 0x10 != 0 {
@@ -69,124 +124,39 @@ pub fn decide<F: Nested, H: Host>(frame: &F, host: &H) -> Option<Decision> {
         let source = V6::from_words([u64_at(head, IP_OFFSET + 8), u64_at(head, IP_OFFSET + 16)]);
         let destination =
             V6::from_words([u64_at(head, IP_OFFSET + 24), u64_at(head, IP_OFFSET + 32)]);
+        let udp_length = u16_at(head, V6::GUE_OFFSET - 4);
         let gue = u64_at(head, V6::GUE_OFFSET);
-        tunnel(frame, host, source, destination, total, ports, gue)
+        let on = On { frame, host, actions };
+        on.tunnel::<V6, { V6::HOPS_OFFSET }>(source, destination, total, udp_length, gue)
     } else {
         None
     }
 }
 
-/// Whether the UDP header, as a little-endian word, says that this is the tunnel.
-#[inline(always)]
-const fn is_tunnel(udp: u64) -> bool {
-    (udp >> 16) as u16 == gue::PORT.to_be()
-}
-
 /// What is no tunnel's packet is left, unless the frame goes on elsewhere: it is counted whole.
 #[inline(always)]
-fn not_tunnel<F: Nested>(frame: &F, total: usize) -> Option<Decision> {
-    if IP_OFFSET + total > frame.len() { None } else { leave(Reason::NotTunnel) }
+fn not_tunnel<F: Nested, D: Actions<F>>(frame: &F, actions: &D, total: usize) -> Option<D::Done> {
+    if IP_OFFSET + total > frame.len() {
+        return None;
+    }
+    Some(actions.leave(Reason::NotTunnel, NO_VIP))
 }
 
-/// `total` is the outer packet's length, `udp` and `gue` are its headers as little-endian words.
-#[inline(always)]
-fn tunnel<F: Nested, H: Host, A: Outer>(
-    frame: &F,
-    host: &H,
-    source: A,
-    destination: A,
-    total: usize,
-    udp: u64,
-    gue: u64,
-) -> Option<Decision> {
-    let end = IP_OFFSET + total;
-    let udp_length = u16::from_be((udp >> 32) as u16) as usize;
-    if udp_length + A::HEADER_LEN != total || end > frame.len() {
-        return None;
-    }
-    // Version and control bit, flags, private type.
-    if gue & 0x0000_ffff_ffff_00e0 != (A::PRIVATE_TYPE.to_be() as u64) << 32 {
-        return None;
-    }
-    let (hlen, hop_count) = (gue as usize & 0x1f, (gue >> 56) as usize);
-    if hlen != 1 + A::HOP_LEN / 4 * hop_count {
-        return None;
-    }
-    if !host.is_own(&destination) || !host.may_send(&source) {
-        return None;
-    }
-    // From the Ethernet header to where it will be.
-    let strip = A::GUE_OFFSET + 4 - EthernetHeader::LEN + 4 * hlen;
-    let taken = frame.rest(strip)?;
-    let room = end.checked_sub(strip + EthernetHeader::LEN)?;
-    let on = On { frame, host, next_hop: (gue >> 48) as u8, hop_count: hop_count as u8, strip };
-    match (gue >> 8) as u8 {
-        protocol::IPV4 => inner_v4::<F, H, A>(&on, &taken, room),
-        protocol::IPV6 => inner_v6::<F, H, A>(&on, &taken, room),
-        _ => None,
-    }
-}
-
-/// What is asked for once the inner packet is known.
-struct On<'a, F, H> {
+/// A frame, and whom to ask about it.
+struct On<'a, F, H, D> {
     frame: &'a F,
     host: &'a H,
+    actions: &'a D,
+}
+
+/// The list of hops, and where the tunnel is cut out.
+struct List {
     next_hop: u8,
     hop_count: u8,
+    /// From the Ethernet header to where it will be.
     strip: usize,
-}
-
-#[inline(always)]
-fn inner_v4<F: Nested, H: Host, A: Outer>(
-    on: &On<'_, F, H>,
-    taken: &F::Rest<'_>,
-    room: usize,
-) -> Option<Decision> {
-    const TCP: usize = IP_OFFSET + Ipv4Header::LEN;
-    let head = taken.window::<{ TCP + TcpHeader::LEN }>()?;
-    let start = u32_at(head, IP_OFFSET);
-    let total = u16::from_be((start >> 16) as u16) as usize;
-    let fields = u32_at(head, IP_OFFSET + 6);
-    if start & 0xff != 0x45
-        || fields & 0xff3f != 0
-        || total > room
-        || total < Ipv4Header::LEN + TcpHeader::LEN
-    {
-        return None;
-    }
-    let addresses = u64_at(head, IP_OFFSET + 12);
-    let source = V4::from_word(addresses as u32);
-    let destination = V4::from_word((addresses >> 32) as u32);
-    let segment = Segment {
-        ports: u32_at(head, TCP),
-        numbers: u64_at(head, TCP + 4),
-        flags: head[TCP + 13],
-        ethertype: low(ethernet::IPV4),
-    };
-    transport::<F, H, A, V4>(on, (fields >> 24) as u8, source, destination, &segment)
-}
-
-#[inline(always)]
-fn inner_v6<F: Nested, H: Host, A: Outer>(
-    on: &On<'_, F, H>,
-    taken: &F::Rest<'_>,
-    room: usize,
-) -> Option<Decision> {
-    const TCP: usize = IP_OFFSET + Ipv6Header::LEN;
-    let head = taken.window::<{ TCP + TcpHeader::LEN }>()?;
-    let total = Ipv6Header::LEN + u16::from_be(u16_at(head, IP_OFFSET + 4)) as usize;
-    if head[IP_OFFSET] >> 4 != 6 || total > room || total < Ipv6Header::LEN + TcpHeader::LEN {
-        return None;
-    }
-    let source = V6::from_words([u64_at(head, IP_OFFSET + 8), u64_at(head, IP_OFFSET + 16)]);
-    let destination = V6::from_words([u64_at(head, IP_OFFSET + 24), u64_at(head, IP_OFFSET + 32)]);
-    let segment = Segment {
-        ports: u32_at(head, TCP),
-        numbers: u64_at(head, TCP + 4),
-        flags: head[TCP + 13],
-        ethertype: low(ethernet::IPV6),
-    };
-    transport::<F, H, A, V6>(on, head[IP_OFFSET + 6], source, destination, &segment)
+    /// Whether there is one hop in the list: everything then lies at offsets that the compiler knows.
+    is_one: bool,
 }
 
 /// Fields of a TCP header, as they lie on the wire, in little-endian words.
@@ -198,65 +168,208 @@ struct Segment {
     ethertype: u32,
 }
 
-#[inline(always)]
-fn transport<F: Nested, H: Host, A: Outer, I: Address>(
-    on: &On<'_, F, H>,
-    protocol: u8,
-    source: I,
-    destination: I,
-    segment: &Segment,
-) -> Option<Decision> {
-    let vip = on.host.vip(&destination)?;
-    let take = |reason| {
-        let (strip, ethertype) = (on.strip, segment.ethertype);
-        let take = Take { strip, ethertype, ..Take::default() };
-        Some(Decision::take(reason, vip, take))
-    };
-    match protocol {
-        protocol::TCP => {}
-        protocol::UDP => return take(Reason::TakenUdp),
-        _ => return None,
+impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
+    /// `total` is the outer packet's length, `udp_length` and `gue` are as they lie on the wire, in
+    /// little-endian words; `HEAD` bytes are known to be there.
+    #[inline(always)]
+    fn tunnel<A: Outer, const HEAD: usize>(
+        &self,
+        source: A,
+        destination: A,
+        total: usize,
+        udp_length: u16,
+        gue: u64,
+    ) -> Option<D::Done> {
+        let end = IP_OFFSET + total;
+        if u16::from_be(udp_length) as usize + A::HEADER_LEN != total || end > self.frame.len() {
+            return None;
+        }
+        /// Version and control bit, flags, private type.
+        const FIXED: u64 = 0x0000_ffff_ffff_00e0;
+        /// Header length, number of hops.
+        const LENGTHS: u64 = 0xff00_0000_0000_001f;
+        let fixed = (A::PRIVATE_TYPE.to_be() as u64) << 32;
+        let words_per_hop = A::HOP_LEN / 4;
+        let next_hop = (gue >> 48) as u8;
+        let is_own = || self.host.is_own(&destination) && self.host.may_send(&source);
+        let strip = |hlen: usize| A::GUE_OFFSET + 4 - EthernetHeader::LEN + 4 * hlen;
+        // One hop, as directors with two hops in a row list them.
+        let one = (1 << 56) | (1 + words_per_hop as u64);
+        if gue & (FIXED | LENGTHS) == fixed | one {
+            if !is_own() {
+                return None;
+            }
+            let strip = strip(1 + words_per_hop);
+            let list = List { next_hop, hop_count: 1, strip, is_one: true };
+            let taken = self.frame.rest_at(strip)?;
+            return self.inner::<A, HEAD>((gue >> 8) as u8, &list, taken, end);
+        }
+        if gue & FIXED != fixed {
+            return None;
+        }
+        let (hlen, hop_count) = (gue as usize & 0x1f, (gue >> 56) as usize);
+        if hlen != 1 + words_per_hop * hop_count || !is_own() {
+            return None;
+        }
+        let strip = strip(hlen);
+        let list = List { next_hop, hop_count: hop_count as u8, strip, is_one: false };
+        let taken = self.frame.rest(strip)?;
+        self.inner::<A, HEAD>((gue >> 8) as u8, &list, taken, end)
     }
-    if segment.flags & tcp::SYN != 0 {
-        return take(Reason::TakenSyn);
+
+    #[inline(always)]
+    fn inner<A: Outer, const HEAD: usize>(
+        &self,
+        protocol: u8,
+        list: &List,
+        taken: F::Rest<'_>,
+        end: usize,
+    ) -> Option<D::Done> {
+        match protocol {
+            protocol::IPV4 => self.inner_v4::<A, HEAD>(list, taken, end),
+            protocol::IPV6 => self.inner_v6::<A, HEAD>(list, taken, end),
+            _ => None,
+        }
     }
-    let flow = Flow {
-        source,
-        destination,
-        source_port: u16::from_be(segment.ports as u16),
-        destination_port: u16::from_be((segment.ports >> 16) as u16),
-        protocol: protocol::TCP,
-    };
-    let may_carry_cookie = segment.flags & (tcp::ACK | tcp::RST) == tcp::ACK;
-    let ack =
-        Ack { sequence: segment.numbers as u32, acknowledgement: (segment.numbers >> 32) as u32 };
-    match on.host.owner(&flow, may_carry_cookie.then_some(ack)) {
-        Owner::Here => return take(Reason::TakenEstablished),
-        Owner::Cookie => return take(Reason::TakenCookie),
-        Owner::Nobody => {}
+
+    #[inline(always)]
+    fn inner_v4<A: Outer, const HEAD: usize>(
+        &self,
+        list: &List,
+        taken: F::Rest<'_>,
+        end: usize,
+    ) -> Option<D::Done> {
+        const TCP: usize = IP_OFFSET + Ipv4Header::LEN;
+        const TAKEN: usize = TCP + TcpHeader::LEN;
+        let head = taken.window::<TAKEN>()?;
+        let start = u32_at(head, IP_OFFSET);
+        let total = u16::from_be((start >> 16) as u16) as usize;
+        let fields = u32_at(head, IP_OFFSET + 6);
+        if start & 0xff != 0x45
+            || fields & 0xff3f != 0
+            || list.strip + IP_OFFSET + total > end
+            || total < Ipv4Header::LEN + TcpHeader::LEN
+        {
+            return None;
+        }
+        let source = V4::from_word(u32_at(head, IP_OFFSET + 12));
+        let destination = V4::from_word(u32_at(head, IP_OFFSET + 16));
+        let segment = Segment {
+            ports: u32_at(head, TCP),
+            numbers: u64_at(head, TCP + 4),
+            flags: head[TCP + 13],
+            ethertype: low(ethernet::IPV4),
+        };
+        let protocol = (fields >> 24) as u8;
+        self.transport::<A, V4, HEAD, TAKEN>(list, taken, protocol, source, destination, &segment)
     }
-    if on.next_hop >= on.hop_count {
-        return take(Reason::TakenLastHop);
+
+    #[inline(always)]
+    fn inner_v6<A: Outer, const HEAD: usize>(
+        &self,
+        list: &List,
+        taken: F::Rest<'_>,
+        end: usize,
+    ) -> Option<D::Done> {
+        const TCP: usize = IP_OFFSET + Ipv6Header::LEN;
+        const TAKEN: usize = TCP + TcpHeader::LEN;
+        let head = taken.window::<TAKEN>()?;
+        let total = Ipv6Header::LEN + u16::from_be(u16_at(head, IP_OFFSET + 4)) as usize;
+        if head[IP_OFFSET] >> 4 != 6
+            || list.strip + IP_OFFSET + total > end
+            || total < Ipv6Header::LEN + TcpHeader::LEN
+        {
+            return None;
+        }
+        let source = V6::from_words([u64_at(head, IP_OFFSET + 8), u64_at(head, IP_OFFSET + 16)]);
+        let destination =
+            V6::from_words([u64_at(head, IP_OFFSET + 24), u64_at(head, IP_OFFSET + 32)]);
+        let segment = Segment {
+            ports: u32_at(head, TCP),
+            numbers: u64_at(head, TCP + 4),
+            flags: head[TCP + 13],
+            ethertype: low(ethernet::IPV6),
+        };
+        let protocol = head[IP_OFFSET + 6];
+        self.transport::<A, V6, HEAD, TAKEN>(list, taken, protocol, source, destination, &segment)
     }
-    if !on.host.gives_second_chance() {
-        return take(Reason::TakenNoSecondChance);
+
+    #[inline(always)]
+    fn transport<A: Outer, I: Address, const HEAD: usize, const TAKEN: usize>(
+        &self,
+        list: &List,
+        taken: F::Rest<'_>,
+        protocol: u8,
+        source: I,
+        destination: I,
+        segment: &Segment,
+    ) -> Option<D::Done> {
+        let vip = self.host.vip(&destination)?;
+        let reason = match protocol {
+            protocol::TCP if segment.flags & tcp::SYN != 0 => Reason::TakenSyn,
+            protocol::TCP => {
+                let flow = Flow {
+                    source,
+                    destination,
+                    source_port: u16::from_be(segment.ports as u16),
+                    destination_port: u16::from_be((segment.ports >> 16) as u16),
+                    protocol: protocol::TCP,
+                };
+                let may_carry_cookie = segment.flags & (tcp::ACK | tcp::RST) == tcp::ACK;
+                let ack = Ack {
+                    sequence: segment.numbers as u32,
+                    acknowledgement: (segment.numbers >> 32) as u32,
+                };
+                match self.host.owner(&flow, may_carry_cookie.then_some(ack)) {
+                    Owner::Here => Reason::TakenEstablished,
+                    Owner::Cookie => Reason::TakenCookie,
+                    Owner::Nobody if list.next_hop >= list.hop_count => Reason::TakenLastHop,
+                    Owner::Nobody if !self.host.gives_second_chance() => {
+                        Reason::TakenNoSecondChance
+                    }
+                    Owner::Nobody => match self.next::<A>(list)? {
+                        (hop, Hop::Peer(peer)) if peer.interface != 0 => {
+                            return Some(self.send::<A>(list, hop, peer, vip));
+                        }
+                        (_, Hop::Peer(_)) => {
+                            return Some(self.actions.leave(Reason::PeerUnresolved, vip));
+                        }
+                        (_, Hop::Unknown) => {
+                            return Some(self.actions.leave(Reason::UnknownPeer, vip));
+                        }
+                        // Listed twice in a row; the general program looks further.
+                        (_, Hop::Own) if list.next_hop + 1 < list.hop_count => return None,
+                        (_, Hop::Own) => Reason::TakenOwnHop,
+                    },
+                }
+            }
+            protocol::UDP => Reason::TakenUdp,
+            _ => return None,
+        };
+        let take = Take { strip: list.strip, ethertype: segment.ethertype, ..Take::default() };
+        Some(self.actions.take::<HEAD, TAKEN>(self.frame, taken, take, reason, vip))
     }
-    let leave = |reason| Some(Decision::leave(reason, vip));
-    let offset = A::HOPS_OFFSET + on.next_hop as usize * A::HOP_LEN;
-    let Some(hop) = on.frame.rest(offset).and_then(|rest| A::read(&rest)) else {
-        return leave(Reason::OuterMalformed);
-    };
-    let peer: Peer = match on.host.hop(&hop) {
-        // Listed twice in a row; the general program looks further.
-        Hop::Own if on.next_hop + 1 < on.hop_count => return None,
-        Hop::Own => return take(Reason::TakenOwnHop),
-        Hop::Unknown => return leave(Reason::UnknownPeer),
-        Hop::Peer(peer) if peer.interface == 0 => return leave(Reason::PeerUnresolved),
-        Hop::Peer(peer) => peer,
-    };
-    match A::readdress(on.frame, on.next_hop, 0, hop) {
-        Some(outer) => Some(Decision::send(Reason::Forwarded, vip, Forward { peer, outer })),
-        None => leave(Reason::OuterMalformed),
+
+    /// The next hop, and what it is.
+    #[inline(always)]
+    fn next<A: Outer>(&self, list: &List) -> Option<(A, Hop)> {
+        let rest = if list.is_one {
+            self.frame.rest_at(A::HOPS_OFFSET)
+        } else {
+            self.frame.rest(A::HOPS_OFFSET + list.next_hop as usize * A::HOP_LEN)
+        };
+        let hop = A::read(&rest?)?;
+        Some((hop, self.host.hop(&hop)))
+    }
+
+    #[inline(always)]
+    fn send<A: Outer>(&self, list: &List, hop: A, peer: Peer, vip: u32) -> D::Done {
+        match A::readdress(self.frame, list.next_hop, 0, hop) {
+            Some(outer) => {
+                self.actions.send(self.frame, &Forward { peer, outer }, Reason::Forwarded, vip)
+            }
+            None => self.actions.leave(Reason::OuterMalformed, vip),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Host, Reason, edit::Readdressed};
 use crate::{
-    checksum::replace,
+    checksum::fold_wide,
     frame::{Frame, Nested, u16_at, u32_at, u64_at},
     hash::{Address, V4, V6},
     parse::IP_OFFSET,
@@ -73,12 +73,11 @@ impl Outer for V4 {
         let (source, destination) = (u32_at(head, IP_OFFSET + 12), u32_at(head, IP_OFFSET + 16));
         let [_, hop] = hop.words();
         // The old destination becomes the source: only the old source leaves the sum.
-        let (old, new) = (sum_32(source), sum_32(hop as u32));
+        let change = hop + u64::from(!source);
         Some(Readdressed {
-            checksum: replace(u16_at(head, IP_OFFSET + 10), old, new).into(),
+            checksum: add(u16_at(head, IP_OFFSET + 10), change).into(),
             addresses: [u64::from(destination) | hop << 32, 0, 0, 0],
-            udp_checksum: replace_udp(u16_at(head, Self::GUE_OFFSET - 2), old, new + further)
-                .into(),
+            udp_checksum: add_udp(u16_at(head, Self::GUE_OFFSET - 2), change, further).into(),
             next_hop: u32::from(next_hop) + further,
             is_v6: 0,
         })
@@ -102,11 +101,10 @@ impl Outer for V6 {
         let source = [u64_at(head, IP_OFFSET + 8), u64_at(head, IP_OFFSET + 16)];
         let destination = [u64_at(head, IP_OFFSET + 24), u64_at(head, IP_OFFSET + 32)];
         let hop = hop.words();
-        let (old, new) = (sum_128(source), sum_128(hop));
+        let change = sum(hop) + sum([!source[0], !source[1]]);
         Some(Readdressed {
             addresses: [destination[0], destination[1], hop[0], hop[1]],
-            udp_checksum: replace_udp(u16_at(head, Self::GUE_OFFSET - 2), old, new + further)
-                .into(),
+            udp_checksum: add_udp(u16_at(head, Self::GUE_OFFSET - 2), change, further).into(),
             next_hop: u32::from(next_hop) + further,
             is_v6: 1,
             checksum: 0,
@@ -117,25 +115,29 @@ impl Outer for V6 {
 // The Internet checksum's words may be added in either byte order, as long as it is one (RFC 1071):
 // here it is that of the words as they are loaded.
 
+/// The sum of two words, by their halves.
 #[inline(always)]
-const fn sum_32(word: u32) -> u32 {
-    (word & 0xffff) + (word >> 16)
+const fn sum([a, b]: [u64; 2]) -> u64 {
+    const HALF: u64 = 0xffff_ffff;
+    (a & HALF) + (a >> 32) + (b & HALF) + (b >> 32)
 }
 
+/// A checksum after the sum below it has grown by this (RFC 1624, equation 3: what left it was added as
+/// its complement).
 #[inline(always)]
-const fn sum_128([a, b]: [u64; 2]) -> u32 {
-    sum_32(a as u32) + sum_32((a >> 32) as u32) + sum_32(b as u32) + sum_32((b >> 32) as u32)
+const fn add(checksum: u16, change: u64) -> u16 {
+    !fold_wide(!checksum as u64 + change)
 }
 
 /// The UDP checksum after the addresses' sum and the next hop's index changed. None stays none. The
 /// index is the first byte of its word, so in a little-endian word the low one: what is added to it is
 /// added to the sum.
 #[inline(always)]
-fn replace_udp(checksum: u16, old: u32, new: u32) -> u16 {
+fn add_udp(checksum: u16, change: u64, further: u32) -> u16 {
     if checksum == 0 {
         return 0;
     }
-    match replace(checksum, old, new) {
+    match add(checksum, change + u64::from(further)) {
         // Zero on the wire would mean that there is none.
         0 => 0xffff,
         checksum => checksum,

@@ -144,7 +144,7 @@ pub fn run(host: &FakeHost, received: &[u8]) -> Outcome {
     let decision = decide(&&rest[..], host);
     let Decision { verdict, reason, take, forward, .. } = decision;
     // The quick decision is the same, or none.
-    if let Some(quick) = fast::decide(&received, host) {
+    if let Some(quick) = fast::decide(&received, host, &fast::AsDecision) {
         assert_eq!(quick, decision, "the quick decision, of {received:02x?}");
     }
     match verdict {
