@@ -5,10 +5,10 @@ mod live;
 use std::{
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use aya::programs::ProgramFd;
 use clap::Args;
 use glb_director::{
@@ -41,7 +41,8 @@ pub(crate) struct Arguments {
     /// Measure only workloads whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
-    /// A further program to measure beside: NAME=OBJECT:PROGRAM. It must send the packet.
+    /// A further program to measure beside: NAME=OBJECT:PROGRAM. It must send the packet. One that is
+    /// called glb_director is another build of this project's and gets the same table.
     #[arg(long, value_name = "NAME=OBJECT:PROGRAM")]
     also: Vec<String>,
     /// Leave out what is measured with live frames.
@@ -108,6 +109,10 @@ impl Setup {
     }
 
     fn load(&self, number: u64, interface: u32, pins: &PinFolder) -> anyhow::Result<Generation> {
+        Ok(Generation::load(self.image(interface)?, number, pins)?)
+    }
+
+    fn image(&self, interface: u32) -> anyhow::Result<Image> {
         let path = Path::new("bench.toml");
         let tables = glb_table::parse_bytes(path, glb_table::Form::Toml, self.table.as_bytes())
             .map_err(|error| anyhow::anyhow!("{}", error.render(false)))?;
@@ -125,8 +130,7 @@ impl Setup {
         };
         let backends = tables.tables[0].backends.iter();
         let next_hops = backends.map(|b| (b.address, Ok(hop(b.address)))).collect();
-        let image = Image::new(&tables, &Slots, &next_hops, &Options::default())?;
-        Ok(Generation::load(image, number, pins)?)
+        Ok(Image::new(&tables, &Slots, &next_hops, &Options::default())?)
     }
 }
 
@@ -148,9 +152,21 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .collect::<Result<Vec<_>, _>>()?;
     let mut others = Vec::new();
     for also in &arguments.also {
-        let (name, mut ebpf, program) = load_other(also)?;
+        let (name, object, program) = other(also)?;
+        if program == "glb_director" {
+            let image = Setup::plain(arguments).image(TEST_INTERFACE)?;
+            let mut generation = Generation::load_other(&object, image)
+                .with_context(|| format!("cannot load `--also {also}`"))?;
+            let fd = generation.program()?.fd()?.try_clone()?;
+            sizes.push(size(&name, &generation.program()?.info()?));
+            programs.push((name, fd));
+            generations.push(generation);
+            continue;
+        }
+        let mut ebpf =
+            aya::Ebpf::load(&object).with_context(|| format!("cannot load `--also {also}`"))?;
         let xdp: &mut aya::programs::Xdp = ebpf
-            .program_mut(&program)
+            .program_mut(program)
             .with_context(|| format!("no program {program}"))?
             .try_into()?;
         xdp.load()?;
@@ -170,6 +186,12 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             figures.extend(measure(workload, outer, &programs, arguments)?);
         }
     }
+    ensure!(
+        !figures.is_empty(),
+        "no workload's name contains `{}`: there are {}",
+        arguments.only,
+        KINDS.map(|(name, ..)| format!("`{name}`")).join(", ")
+    );
     let mut variants = Vec::new();
     for (name, length, is_v6) in [KINDS[0], KINDS[2]] {
         if name.contains(&arguments.only) {
@@ -285,15 +307,19 @@ pub(crate) fn size(name: &str, info: &aya::programs::ProgramInfo) -> Size {
     }
 }
 
-fn load_other(also: &str) -> anyhow::Result<(String, aya::Ebpf, String)> {
+/// Name, object and program of `--also`.
+fn other(also: &str) -> anyhow::Result<(String, Vec<u8>, &str)> {
     let parts = also.split_once('=').and_then(|(name, rest)| {
-        rest.rsplit_once(':').map(|(object, program)| (name, PathBuf::from(object), program))
+        rest.rsplit_once(':').map(|(object, program)| (name, object, program))
     });
     let (name, object, program) =
         parts.with_context(|| format!("`--also {also}` is not NAME=OBJECT:PROGRAM"))?;
-    let ebpf = aya::Ebpf::load_file(&object)
-        .with_context(|| format!("cannot load {}", object.display()))?;
-    Ok((name.into(), ebpf, program.into()))
+    Ok((name.into(), read_object(object.as_ref())?, program))
+}
+
+/// A BPF object.
+pub(crate) fn read_object(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// Counters as they would stand for one table.

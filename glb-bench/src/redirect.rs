@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, anyhow, ensure};
+use anyhow::{Context as _, ensure};
 use aya::programs::XdpMode;
 use clap::Args;
 use glb_common::{checksum, second_chance::layout::Peer};
@@ -36,6 +36,9 @@ pub(crate) struct Arguments {
     /// Measure only workloads whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Another build of this project's program to measure beside: NAME=OBJECT.
+    #[arg(long, value_name = "NAME=OBJECT")]
+    also: Vec<String>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -109,11 +112,12 @@ const CASES: [Case; 10] = [
     forwarded("v6 forwarded", true, 1 << 20),
 ];
 
-/// What was measured of one path.
+/// What was measured of one program on one path.
 #[derive(Debug, serde::Serialize)]
 struct Figure {
     path: &'static str,
     flows: u64,
+    program: String,
     /// Net of the surroundings.
     net: Net,
     /// The same of the floor.
@@ -153,21 +157,33 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     );
     let config = Config::parse(&text, Path::new("bench.toml"))?;
     let own = BTreeSet::from([IpAddr::from(OWN)]);
-    let mut generation = Generation::load(&Image::new(&config, &own), None)?;
+    let image = Image::new(&config, &own);
+    let mut builds = vec![("backend".to_owned(), Generation::load(&image, None)?)];
+    for also in &arguments.also {
+        let (name, object) =
+            also.split_once('=').with_context(|| format!("`--also {also}` is not NAME=OBJECT"))?;
+        let object = packet::read_object(object.as_ref())?;
+        let generation = Generation::load_object(&image, None, &object)
+            .with_context(|| format!("cannot load `--also {also}`"))?;
+        builds.push((name.into(), generation));
+    }
     let way = Peer::new([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1], TEST_INTERFACE);
-    generation.enter_peer(IpAddr::from(PEER), way)?;
-    generation.program()?.attach("idle0", XdpMode::Driver)?;
+    for (_, generation) in &mut builds {
+        generation.enter_peer(IpAddr::from(PEER), way)?;
+    }
+    builds[0].1.program()?.attach("idle0", XdpMode::Driver)?;
 
     let mut figures = Vec::new();
     for case in CASES.iter().filter(|case| case.name.contains(&arguments.only)) {
-        figures.push(measure(case, &mut generation, arguments)?);
+        figures.extend(measure(case, &mut builds, arguments)?);
     }
+    ensure!(!figures.is_empty(), "no path's name contains `{}`", arguments.only);
     drop(open);
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&figures)?);
     } else {
         print!("{}", show(&figures));
-        let sizes = generation.infos()?.map(|(name, info)| packet::size(name, &info));
+        let sizes = builds[0].1.infos()?.map(|(name, info)| packet::size(name, &info));
         print!("{}", packet::show_sizes(&sizes));
     }
     Ok(())
@@ -191,34 +207,49 @@ fn connection(
 
 fn measure(
     case: &Case,
-    generation: &mut Generation,
+    builds: &mut [(String, Generation)],
     arguments: &Arguments,
-) -> anyhow::Result<Figure> {
+) -> anyhow::Result<Vec<Figure>> {
     let packet = packet(case);
     let length = packet.len() as u32;
     let workload = Workload { name: case.name, length, is_v6: case.is_v6, flows: case.flows };
     let mut harness = Harness::tunnel(workload, packet)?;
-    let programs = [
+    let mut programs = vec![
         (harness.own("nothing")?, XDP_TX),
         (harness.own("floor_strip")?, XDP_PASS),
-        (generation.program()?.fd()?.try_clone()?, case.verdict),
         (harness.own("look_up")?, XDP_TX),
     ];
-    let before = packets(generation, case.reason)?;
+    let surroundings = programs.len();
+    for (_, generation) in &mut *builds {
+        programs.push((generation.program()?.fd()?.try_clone()?, case.verdict));
+    }
+    let count = |builds: &[(String, Generation)]| -> anyhow::Result<Vec<u64>> {
+        builds.iter().map(|(_, generation)| packets(generation, case.reason)).collect()
+    };
+    let before = count(builds)?;
     let times = rounds(arguments.rounds, programs.len(), |index| {
         let (program, verdict) = &programs[index];
         harness.time(program, *verdict, arguments.packets)
     })?;
     // Every packet went the way that the case is about.
-    let counted = packets(generation, case.reason)? - before;
+    let after = count(builds)?;
     let expected = u64::from(arguments.packets) * (arguments.rounds as u64 + 1);
-    ensure!(counted == expected, "{}: {counted} of {expected} were {}", case.name, case.reason);
-    let [nothing, floor, program, look_up] =
-        times.try_into().map_err(|_| anyhow!("four programs"))?;
-    let net = |times: &[f64]| Net::of(times, &nothing);
-    let (floor, look_up) = (net(&floor), (case.flags != SYN).then(|| net(&look_up)));
-    let (path, flows, net) = (case.name, case.flows, net(&program));
-    Ok(Figure { path, flows, net, floor, look_up, ratio: net.ratio(&floor) })
+    for (before, after) in before.iter().zip(after) {
+        let counted = after - before;
+        ensure!(counted == expected, "{}: {counted} of {expected} were {}", case.name, case.reason);
+    }
+    let net: Vec<Net> = times.iter().map(|program| Net::of(program, &times[0])).collect();
+    let (floor, look_up) = (net[1], (case.flags != SYN).then_some(net[2]));
+    let of = |((name, _), net): (&(String, Generation), &Net)| Figure {
+        path: case.name,
+        flows: case.flows,
+        program: name.clone(),
+        net: *net,
+        floor,
+        look_up,
+        ratio: net.ratio(&floor),
+    };
+    Ok(builds.iter().zip(&net[surroundings..]).map(of).collect())
 }
 
 fn packets(generation: &Generation, reason: &str) -> anyhow::Result<u64> {
@@ -228,9 +259,10 @@ fn packets(generation: &Generation, reason: &str) -> anyhow::Result<u64> {
 
 fn show(figures: &[Figure]) -> String {
     let mut text = format!(
-        "{:<25} {:>8} {:>8} {:>8} {:>8} {:>8} {:>10} {:>8} {:>8} {:>8}\n",
+        "{:<25} {:>8} {:<10} {:>8} {:>8} {:>8} {:>8} {:>10} {:>8} {:>8} {:>8}\n",
         "path",
         "flows",
+        "program",
         "p10 ns",
         "median",
         "paired",
@@ -240,12 +272,12 @@ fn show(figures: &[Figure]) -> String {
         "median ×",
         "paired ×"
     );
-    for Figure { path, flows, net, floor, look_up, ratio } in figures {
+    for Figure { path, flows, program, net, floor, look_up, ratio } in figures {
         let look_up = look_up.map_or_else(|| "-".to_owned(), |net| format!("{:.1}", net.p10_ns));
         // Writing to a string does not fail.
         let _written = writeln!(
             text,
-            "{path:<25} {flows:>8} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {look_up:>10} {:>8.2} {:>8.2} {:>8.2}",
+            "{path:<25} {flows:>8} {program:<10} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {look_up:>10} {:>8.2} {:>8.2} {:>8.2}",
             net.p10_ns,
             net.median_ns,
             net.paired_p10_ns,

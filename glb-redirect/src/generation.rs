@@ -69,10 +69,14 @@ impl Generation {
         Self::load_object(image, pins, glb_host::REDIRECT_TRACE_OBJECT)
     }
 
-    fn load_object(
+    /// As [`Self::load`], with another build of the program: `object` is its ELF file.
+    ///
+    /// # Errors
+    /// When the kernel says no, or it is another program.
+    pub fn load_object(
         image: &Image,
         pins: Option<&PinFolder>,
-        object: &'static [u8],
+        object: &[u8],
     ) -> Result<Self, LoadError> {
         let hash = PerfectHash::new(&image.known);
         let (displacements, elements) = (hash.displacements.len(), hash.elements.len());

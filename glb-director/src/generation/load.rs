@@ -159,6 +159,16 @@ impl Shell {
     /// # Errors
     /// When the kernel says no.
     pub fn load(shape: Shape, pins: Option<&PinFolder>) -> Result<Self, LoadError> {
+        let object =
+            if shape.shows { glb_host::DIRECTOR_TRACE_OBJECT } else { glb_host::DIRECTOR_OBJECT };
+        Self::load_object(shape, pins, object)
+    }
+
+    fn load_object(
+        shape: Shape,
+        pins: Option<&PinFolder>,
+        object: &[u8],
+    ) -> Result<Self, LoadError> {
         let mut loader = loader();
         if let Some(pins) = pins {
             pins.make(&pins.join(counters::pins::FOLDER))?;
@@ -173,12 +183,9 @@ impl Shell {
         for name in MAPS {
             loader.map_max_entries(name, shape.room(name) as u32);
         }
-        let object = if shape.shows {
+        if shape.shows {
             loader.map_max_entries(trace::EVENTS, trace::EVENTS_BYTES);
-            glb_host::DIRECTOR_TRACE_OBJECT
-        } else {
-            glb_host::DIRECTOR_OBJECT
-        };
+        }
         let arrays = DIRECT
             .into_iter()
             .map(|(name, number, stride)| {
@@ -230,6 +237,14 @@ impl Generation {
         let generation = Shell::load(Shape::of(&image), Some(pins))?.fill(image, number)?;
         generation.pin_below(pins)?;
         Ok(generation)
+    }
+
+    /// As [`Self::load_alone`], with another build of the program: `object` is its ELF file.
+    ///
+    /// # Errors
+    /// When the kernel says no, or it is another program.
+    pub fn load_other(object: &[u8], image: Image) -> Result<Self, LoadError> {
+        Shell::load_object(Shape::of(&image), None, object)?.fill(image, 0)
     }
 
     /// Loads `image` with counters of its own, and pins nothing: it goes with this process and leaves
