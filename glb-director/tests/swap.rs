@@ -5,13 +5,13 @@ mod common;
 
 use std::{process::Command, thread};
 
-use aya::programs::Xdp;
+use aya::programs::{Xdp, links::PinnedLink};
 use common::{image_of, private_pins};
 use glb_director::generation::{Generation, self_test::TEST_INTERFACE};
 use glb_host::{
     bpffs::PinFolder,
     generations::{self, SwapError, current_program, detach_all_but, link_pin},
-    xdp_link::{AttachError, Mode, program_behind},
+    xdp_link::{AttachError, Mode, attached, program_behind},
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -103,6 +103,23 @@ fn a_first_start_that_one_interface_refuses_attaches_to_none() {
         let with_one_that_is_missing = names(&["a", "missing"]);
         assert!(swap(first.program().unwrap(), &with_one_that_is_missing, &pins).is_err());
         assert_eq!(on(&pins, "a"), None);
+        assert_eq!(attached("a").unwrap(), None);
+    });
+}
+
+/// And not a moment later: who says "detached" is believed.
+#[test]
+fn what_is_detached_is_off_the_interface_at_once() {
+    alone(|pins| {
+        let mut first = generation(1, &pins);
+        for _ in 0..20 {
+            swap(first.program().unwrap(), &names(&["a", "b"]), &pins).unwrap();
+            assert!(attached("a").unwrap().is_some());
+            // Somebody looks at it just now.
+            let _link = PinnedLink::from_pin(link_pin(&pins, "a")).unwrap();
+            assert_eq!(detach_all_but(&pins, &[]).unwrap(), names(&["a", "b"]));
+            assert_eq!((attached("a").unwrap(), attached("b").unwrap()), (None, None));
+        }
     });
 }
 

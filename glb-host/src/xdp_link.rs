@@ -349,8 +349,13 @@ pub fn attach(
 /// Takes off what is attached by the link pinned at `pin`; says whether there was one.
 ///
 /// # Errors
-/// When the pin cannot be removed.
+/// When the pin cannot be opened or removed, or the kernel says no.
 pub fn detach(pin: &Path) -> Result<bool, AttachError> {
+    // Without its pin the link would go too, but a moment later, or whenever somebody who looks at it
+    // just now has done so.
+    if let Some(link) = open(pin)? {
+        sys::detach_link(link.as_fd_ref()).map_err(|error| pin_error("detach", pin, error))?;
+    }
     match fs::remove_file(pin) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
