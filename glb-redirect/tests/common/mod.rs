@@ -5,7 +5,11 @@ pub mod program;
 pub mod tcp;
 pub mod tun;
 
-use std::{net::IpAddr, process::Command};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use nix::sched::{CloneFlags, unshare};
 
@@ -26,10 +30,33 @@ pub fn in_namespace(test: impl FnOnce(tun::Tun) + Send + 'static) {
         ip("-6 route add default dev wire0");
         // An idle place to keep the program attached: see program.rs.
         ip("link add idle0 type veth peer name idle1");
+        VIPS.iter().for_each(|vip| wait_until_local(vip));
         test(wire);
     });
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
+    }
+}
+
+/// The kernel makes an IPv6 address its own in work of its own, which on a busy machine is done some
+/// time after `ip` has ended. What comes for it before is lost, and no test sends a packet twice.
+fn wait_until_local(vip: &str) {
+    const LOCAL: u32 = 0x8000_0000;
+    let Ok(vip) = vip.parse::<Ipv6Addr>() else { return };
+    let destination = format!("{:032x}", u128::from(vip));
+    let is_local = |line: &str| {
+        let flags = line.split_whitespace().nth(8);
+        let flags = flags.and_then(|flags| u32::from_str_radix(flags, 16).ok()).unwrap();
+        line.starts_with(&destination) && flags & LOCAL != 0
+    };
+    let begun = Instant::now();
+    loop {
+        let routes = std::fs::read_to_string("/proc/thread-self/net/ipv6_route").unwrap();
+        if routes.lines().any(is_local) {
+            return;
+        }
+        assert!(begun.elapsed() < tun::PATIENCE, "{vip} is not local:\n{routes}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

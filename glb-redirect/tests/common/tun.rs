@@ -7,7 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Much more than anything takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Tun {
     file: File,
@@ -43,12 +44,14 @@ impl Tun {
     pub fn receive<T>(&mut self, what: &str, mut wanted: impl FnMut(&[u8]) -> Option<T>) -> T {
         let end = Instant::now() + PATIENCE;
         let mut packet = vec![0; 65_536];
+        let mut others = 0;
         while Instant::now() < end {
             match self.file.read(&mut packet) {
                 Ok(length) => {
                     if let Some(found) = wanted(&packet[..length]) {
                         return found;
                     }
+                    others += 1;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     std::thread::sleep(Duration::from_millis(1));
@@ -56,6 +59,6 @@ impl Tun {
                 Err(error) => panic!("{error}"),
             }
         }
-        panic!("not within {PATIENCE:?}: {what}");
+        panic!("not within {PATIENCE:?}: {what}, but {others} other packets");
     }
 }
