@@ -28,6 +28,8 @@ pub struct Bound<'v> {
     pub slot: &'v BindSlot,
     /// The table's rows.
     pub rows: &'v TableRows,
+    /// Its source address, IPv4 in the second word.
+    pub source: [u64; 2],
 }
 
 /// The EtherType, as it is compared: one little-endian number.
@@ -85,7 +87,7 @@ pub fn recognise_v4<'v, V: View + ?Sized, F: Frame + ?Sized>(
     }
     let tail = bind::tail(V4::FAMILY, protocol, port.swap_bytes());
     let (slot, rows) = bound(view, [0, address.into()], tail)?;
-    Some(Bound { slot, rows })
+    Some(Bound { slot, rows, source: [0, u32_at(head, IP_OFFSET + 12).into()] })
 }
 
 /// Recognises an IPv6 packet.
@@ -95,7 +97,7 @@ pub fn recognise_v6<'v, V: View + ?Sized, F: Frame + ?Sized>(
     frame: &F,
 ) -> Option<Bound<'v>> {
     // Version, class, flow label, payload length, next header, hop limit | source | destination.
-    let [first, _, _, high, low] = frame.read::<[u64; 5]>(IP_OFFSET)?;
+    let [first, from_high, from_low, high, low] = frame.read::<[u64; 5]>(IP_OFFSET)?;
     let port = frame.read::<u16>(IP_OFFSET + 42)?;
     let (payload, protocol) = ((first >> 32) as u16, (first >> 48) as u8);
     let payload = payload.swap_bytes() as u32;
@@ -109,7 +111,7 @@ pub fn recognise_v6<'v, V: View + ?Sized, F: Frame + ?Sized>(
     }
     let tail = bind::tail(V6::FAMILY, protocol, port.swap_bytes());
     let (slot, rows) = bound(view, [high, low], tail)?;
-    Some(Bound { slot, rows })
+    Some(Bound { slot, rows, source: [from_high, from_low] })
 }
 
 /// Hashes the packet, finds its backend and writes the outer headers of a frame that has grown by
@@ -126,7 +128,7 @@ pub fn send<'v, V: View + ?Sized, F: FrameMut + ?Sized, A: Address>(
     // One check for all that is read and written: the ports stand behind the outer headers.
     if A::FAMILY == V4::FAMILY {
         let head = frame.window_mut::<{ IP + 24 }>()?;
-        let hash = SipHash24::of_4(half, u32_at(head, IP + 12));
+        let hash = SipHash24::of_4(half, bound.source[1] as u32);
         let port = u16_at(head, IP + 20);
         // Read here and not before: the fewer values live across the hash, the better.
         let tos = u32::from(head[IP + 1]);
@@ -134,7 +136,7 @@ pub fn send<'v, V: View + ?Sized, F: FrameMut + ?Sized, A: Address>(
         encapsulate::<V, A, _>(view, head, bound, Inner { hash, port, tos, length })
     } else {
         let head = frame.window_mut::<{ IP + 42 }>()?;
-        let hash = SipHash24::of_16(half, [u64_at(head, IP + 8), u64_at(head, IP + 16)]);
+        let hash = SipHash24::of_16(half, bound.source);
         let port = u16_at(head, IP + 40);
         let start = u16_at(head, IP).swap_bytes();
         let tos = u32::from(start >> 4) & 0xff;
