@@ -181,23 +181,29 @@ fn too_few_descriptors_leave_the_running_generation() {
     });
 }
 
+/// More tables than it has memory for.
+fn survives_200_tables(site: &Site, mut daemon: Daemon) {
+    let many: String = (0..200).map(|n| table(&format!("t{n}"), 1000 + n, &ALL)).collect();
+    let said = survives(site, &mut daemon, || site.write(&many));
+    assert!(!said.is_empty());
+    // With room again, the next one takes over and loads the table.
+    let mut daemon = site.start();
+    let counters = site.json("counters", &[]);
+    assert!(counters["tables"].as_array().is_some_and(|tables| tables.len() >= 200));
+    assert!(daemon.end(Signal::SIGTERM).success());
+}
+
 #[test]
 fn too_little_memory_ends_the_daemon_at_worst() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
-        let mut daemon = site.start();
+        let daemon = site.start();
         std::thread::sleep(Duration::from_millis(500));
         let status = fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).unwrap();
         let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
         let size: u64 = size.split_whitespace().next().unwrap().parse().unwrap();
         limit(&daemon, "as", (size + 8_192) * 1024);
-        let many: String = (0..200).map(|n| table(&format!("t{n}"), 1000 + n, &ALL)).collect();
-        let said = survives(&site, &mut daemon, || site.write(&many));
-        assert!(!said.is_empty());
-        let mut daemon = site.start();
-        let counters = site.json("counters", &[]);
-        assert!(counters["tables"].as_array().is_some_and(|tables| tables.len() >= 200));
-        assert!(daemon.end(Signal::SIGTERM).success());
+        survives_200_tables(&site, daemon);
     });
 }
 
@@ -245,18 +251,11 @@ fn a_control_group_without_memory_ends_the_daemon_at_worst() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let group = Group::new();
-        let mut daemon = site.start();
+        let daemon = site.start();
         group.write(["cgroup.procs", "cgroup.procs"], &daemon.child.id().to_string());
         // What it has is another group's; rows and programs of 200 tables are many times this.
         group.limit(16 << 20);
-        let many: String = (0..200).map(|n| table(&format!("t{n}"), 1000 + n, &ALL)).collect();
-        let said = survives(&site, &mut daemon, || site.write(&many));
-        assert!(!said.is_empty());
-        // With room again, the next one takes over and loads the table.
-        let mut daemon = site.start();
-        let counters = site.json("counters", &[]);
-        assert!(counters["tables"].as_array().is_some_and(|tables| tables.len() >= 200));
-        assert!(daemon.end(Signal::SIGTERM).success());
+        survives_200_tables(&site, daemon);
     });
 }
 

@@ -182,13 +182,7 @@ fn errors_at_the_start_name_the_file_and_the_fix() {
         ("source = \"s.toml\"\nchecked = \"s.toml\"\n", vec!["a file of its own"]),
     ] {
         fs::write(world.path("healthcheck.toml"), config).unwrap();
-        let output = Command::new(env!("CARGO_BIN_EXE_glb-healthcheck"))
-            .args(["run", "--config"])
-            .arg(world.path("healthcheck.toml"))
-            .output()
-            .unwrap();
-        let text = String::from_utf8(output.stderr).unwrap();
-        assert!(!output.status.success());
+        let text = world.refuses("healthcheck.toml");
         for word in words {
             assert!(text.contains(word), "{word:?} is missing in: {text}");
         }
@@ -246,13 +240,7 @@ fn a_second_checker_of_one_table_is_refused() {
     let config = config.replace("status.sock", "second.sock");
     let config = config.replace("\"checked.toml\"", "\"link.toml\"");
     fs::write(world.path("second.toml"), config).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_glb-healthcheck"))
-        .args(["run", "--config"])
-        .arg(world.path("second.toml"))
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(!output.status.success());
+    let text = world.refuses("second.toml");
     for words in ["link.toml already", &format!("process {}", world.id()), "of its own"] {
         assert!(text.contains(words), "{words:?} is missing in: {text}");
     }

@@ -5,6 +5,7 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io::{self, IsTerminal, Write},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -45,6 +46,15 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
         bail!("`{shown}` failed with {status}");
     }
     Ok(())
+}
+
+/// Becomes `command`, so that Ctrl-C reaches it alone.
+///
+/// # Errors
+/// When it cannot be started.
+pub(crate) fn exec(command: &mut Command) -> Result<()> {
+    let shown = shown(command);
+    Err(command.exec()).with_context(|| format!("cannot run `{shown}`"))
 }
 
 /// Runs `command` with its output in a file, and shows how long it has been at it and what it said

@@ -152,6 +152,13 @@ impl World {
     }
 
     /// What a command answers that ends with this status.
+    /// What it says to a start by this configuration, which it must refuse.
+    pub fn refuses(&self, config: &str) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_glb-healthcheck"));
+        let output = command.args(["run", "--config"]).arg(self.path(config)).output().unwrap();
+        assert!(!output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
     pub fn ask_for(&self, words: &[&str], status: i32) -> String {
         let output = Command::new(env!("CARGO_BIN_EXE_glb-healthcheck"))
             .args(words)

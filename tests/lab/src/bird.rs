@@ -16,8 +16,8 @@ use crate::{
 pub(crate) fn config(plan: &Plan, node: Node) -> Result<String> {
     match plan.way {
         _ if node == Node::Router => router(plan),
-        Way::Tun => Ok(learning_director(node)),
-        _ => Ok(director(node)),
+        Way::Tun => Ok(director(node, learned_routes())),
+        _ => Ok(director(node, switched_routes())),
     }
 }
 
@@ -68,8 +68,8 @@ template bgp director {{
     Ok(config)
 }
 
-fn director(node: Node) -> String {
-    let (vip4, vip6) = (vip(Family::V4), vip(Family::V6));
+/// A director with these routes, of which it exports what the last words say.
+fn director(node: Node, (routes, exported): (String, &str)) -> String {
     format!(
         "log stderr all;
 router id {id};
@@ -79,7 +79,28 @@ protocol bfd {{
   interface \"eth0\" {{ interval 50 ms; multiplier 3; }};
 }}
 
-# The director's daemon enables and disables these. There is no `protocol kernel`: nothing of it
+{routes}
+protocol bgp upstream {{
+  local {id} as 65010;
+  neighbor {router} as 65001;
+  bfd on;
+  connect delay time 1;
+  connect retry time 1;
+  error wait time 1, 2;
+  ipv4 {{ import none; export {exported}; next hop self; }};
+  ipv6 {{ import none; export {exported}; next hop address {id6}; }};
+}}
+",
+        id = node.v4(),
+        id6 = node.v6(),
+        router = Node::Router.v4(),
+    )
+}
+
+fn switched_routes() -> (String, &'static str) {
+    let (vip4, vip6) = (vip(Family::V4), vip(Family::V6));
+    let routes = format!(
+        "# The director's daemon enables and disables these. There is no `protocol kernel`: nothing of it
 # reaches this machine's own routes.
 protocol static vip4 {{
   disabled;
@@ -103,37 +124,16 @@ protocol static vip6_drain {{
   ipv6 {{ preference 190; }};
   route {vip6}/128 blackhole {{ bgp_med = 100; }};
 }}
-
-protocol bgp upstream {{
-  local {id} as 65010;
-  neighbor {router} as 65001;
-  bfd on;
-  connect delay time 1;
-  connect retry time 1;
-  error wait time 1, 2;
-  ipv4 {{ import none; export where source = RTS_STATIC; next hop self; }};
-  ipv6 {{ import none; export where source = RTS_STATIC; next hop address {id6}; }};
-}}
-",
-        id = node.v4(),
-        id6 = node.v6(),
-        router = Node::Router.v4(),
-    )
+"
+    );
+    (routes, "where source = RTS_STATIC")
 }
 
-/// Of a director whose daemon sets routes into a TUN interface.
-fn learning_director(node: Node) -> String {
+/// Where the daemon sets routes into a TUN interface.
+fn learned_routes() -> (String, &'static str) {
     let (vip4, vip6) = (vip(Family::V4), vip(Family::V6));
-    format!(
-        "log stderr all;
-router id {id};
-
-protocol device {{ }}
-protocol bfd {{
-  interface \"eth0\" {{ interval 50 ms; multiplier 3; }};
-}}
-
-# The director's daemon sets and removes these routes, and the kernel when it is dead.
+    let routes = format!(
+        "# The director's daemon sets and removes these routes, and the kernel when it is dead.
 protocol kernel {{
   learn;
   ipv4 {{ import where net = {vip4}/32; export none; }};
@@ -147,22 +147,9 @@ filter learned {{
   if source != RTS_INHERIT then reject;
   bgp_med = krt_metric;
   accept;
-}}
-protocol bgp upstream {{
-  local {id} as 65010;
-  neighbor {router} as 65001;
-  bfd on;
-  connect delay time 1;
-  connect retry time 1;
-  error wait time 1, 2;
-  ipv4 {{ import none; export filter learned; next hop self; }};
-  ipv6 {{ import none; export filter learned; next hop address {id6}; }};
-}}
-",
-        id = node.v4(),
-        id6 = node.v6(),
-        router = Node::Router.v4(),
-    )
+}}"
+    );
+    (routes, "filter learned")
 }
 
 /// The command that starts BIRD on `node`.

@@ -1,8 +1,8 @@
 //! `./x lab`: a data centre of network namespaces, to look around in and to break.
 
-use std::{env, os::unix::process::CommandExt, process::Command};
+use std::{env, process::Command};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::{
     commands::{build, setup},
@@ -26,8 +26,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     become_lab(if words.is_empty() { &["--help"] } else { &words })
 }
 
-/// Builds the daemons and the lab's program where they are needed anew, and becomes it, so that
-/// Ctrl-C reaches it alone.
+/// Builds the daemons and the lab's program where they are needed anew, and becomes it.
 pub(crate) fn become_lab(words: &[&str]) -> Result<()> {
     // Cargo put both into the same folder.
     let program = env::current_exe()?.with_file_name("glb-lab");
@@ -40,8 +39,5 @@ pub(crate) fn become_lab(words: &[&str]) -> Result<()> {
     if ["demo", "up", "proof"].contains(&words[0]) || !program.is_file() {
         build::for_the_lab()?;
     }
-    let mut lab = Command::new(program);
-    lab.args(words);
-    let shown = process::shown(&lab);
-    Err(lab.exec()).with_context(|| format!("cannot run `{shown}`"))
+    process::exec(Command::new(program).args(words))
 }

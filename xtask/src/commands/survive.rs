@@ -1,8 +1,8 @@
 //! `./x survive`: real long work through everything that can happen to a fleet.
 
-use std::{env, ffi::OsString, os::unix::process::CommandExt, process::Command};
+use std::{env, ffi::OsString, process::Command};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::{
     commands::{build, setup},
@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
     arguments: Vec<OsString>,
 }
 
-/// Builds the daemons and the suite and becomes it, so that Ctrl-C reaches it alone.
+/// Builds the daemons and the suite and becomes it.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     permission::check("survive")?;
     setup::ensure(Purpose::Survive)?;
@@ -32,7 +32,5 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     // Cargo put both into the same folder.
     let program = env::current_exe()?.with_file_name("glb-survive");
     let mut suite = Command::new(program);
-    suite.current_dir(process::root()).args(&arguments.arguments);
-    let shown = process::shown(&suite);
-    Err(suite.exec()).with_context(|| format!("cannot run `{shown}`"))
+    process::exec(suite.current_dir(process::root()).args(&arguments.arguments))
 }
