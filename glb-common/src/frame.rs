@@ -45,12 +45,6 @@ pub trait Frame {
         bytes <= self.len()
     }
 
-    /// Two numbers at the offsets `first < second`, with one check.
-    #[inline(always)]
-    fn read_two(&self, first: usize, second: usize) -> Option<[u32; 2]> {
-        Some([self.read(first)?, self.read(second)?])
-    }
-
     /// Whether there is nothing in the frame.
     fn is_empty(&self) -> bool {
         self.len() == 0

@@ -5,12 +5,16 @@ mod support;
 
 use std::net::IpAddr;
 
-use glb_common::reason::{Action, RedirectReason as Reason};
+use glb_common::{
+    reason::{Action, RedirectReason as Reason},
+    second_chance::fast,
+};
 use proptest::prelude::*;
 use support::{
     FakeHost, backend, golden, ip,
     packet::{
-        ACK, FIN, Gue, PSH, RST, SYN, ethernet, gue, gue_v6, icmp, ip_packet, segment, too_big,
+        ACK, FIN, Gue, PSH, RST, SYN, Segment, ethernet, gue, gue_v6, icmp, ip_packet, segment,
+        too_big,
     },
     peer_mac, run, socket,
 };
@@ -148,6 +152,67 @@ fn who_gets_what() {
     }
 }
 
+/// The quick decision may always be none; this is what it is there for.
+#[test]
+fn ordinary_packets_are_decided_quickly() {
+    let mut host = holder();
+    host.cookies.insert((socket("198.51.100.8:40000"), socket(VIP)));
+    let quick = |what: &str, frame: &[u8], expected: Reason| {
+        let decision = fast::decide(&frame, &host, &fast::AsDecision);
+        assert_eq!(decision.map(|decision| decision.reason), Some(expected), "{what}");
+        assert_eq!(run(&host, frame).reason, expected, "{what}");
+    };
+    let (client, vip) = (ip("198.51.100.7"), ip("203.0.113.10"));
+    let from = |client: &str, vip: &str| segment(socket(client), socket(vip), ACK).packet();
+    for (inner, reason) in [
+        (tcp(SYN), Reason::TakenSyn),
+        (tcp_v6(SYN), Reason::TakenSyn),
+        (tcp(ACK), Reason::TakenEstablished),
+        (tcp_v6(ACK), Reason::TakenEstablished),
+        (from("198.51.100.8:40000", VIP), Reason::TakenCookie),
+        (ip_packet(client, vip, 17, 0, &[0; 20]), Reason::TakenUdp),
+        (from("198.51.100.9:40000", VIP), Reason::Forwarded),
+        (from("[2001:db8:9::9]:40000", VIP_V6), Reason::Forwarded),
+    ] {
+        for (mut packet, own, peer, unresolved, unknown) in [
+            (gue(inner.clone()), "10.0.2.21", "10.0.2.22", "10.0.2.24", "10.0.2.99"),
+            (gue_v6(inner), "fd00:2::21", "fd00:2::22", "fd00:2::24", "fd00:2::99"),
+        ] {
+            let forwarded = reason == Reason::Forwarded;
+            for (hops, next_hop, otherwise) in [
+                (&[peer][..], 0, reason),
+                (&[own, peer], 1, reason),
+                (&[peer, own, own], 0, reason),
+                (&[own, own, own, peer], 3, reason),
+                (&[], 0, Reason::TakenLastHop),
+                (&[peer], 1, Reason::TakenLastHop),
+                (&[peer, peer], 2, Reason::TakenLastHop),
+                (&[own], 0, Reason::TakenOwnHop),
+                (&[peer, own], 1, Reason::TakenOwnHop),
+                (&[unresolved], 0, Reason::PeerUnresolved),
+                (&[peer, unknown], 1, Reason::UnknownPeer),
+            ] {
+                packet.hops = hops.iter().map(|hop| ip(hop)).collect();
+                packet.next_hop = next_hop;
+                let expected = if forwarded { otherwise } else { reason };
+                // One of ECN's bits is no mark of congestion.
+                for ecn in [0, 2] {
+                    packet.ecn = ecn;
+                    quick(&format!("{packet:?}"), &packet.frame(), expected);
+                }
+            }
+        }
+    }
+    let plain = |source, destination, protocol| {
+        let packet = ip_packet(ip(source), ip(destination), protocol, 0, &[0; 40]);
+        quick("plain", &ethernet(&packet), Reason::NotTunnel);
+    };
+    for protocol in [6, 17] {
+        plain("198.51.100.7", "203.0.113.10", protocol);
+        plain("2001:db8:9::7", "2001:db8::10", protocol);
+    }
+}
+
 /// What holds for every outcome, by its action.
 fn check(what: &str, packet: &Gue, received: &[u8], outcome: &support::Outcome) {
     match outcome.action {
@@ -268,10 +333,40 @@ fn padding_is_no_part_of_the_packet() {
 
 #[test]
 fn a_packet_cut_anywhere_is_never_taken() {
-    let whole = gue(tcp(ACK)).frame();
-    for length in 0..whole.len() {
-        let outcome = run(&holder(), &whole[..length]);
-        assert!(matches!(outcome.action, Action::Pass | Action::Drop), "{length}: {outcome:?}");
+    let with_data = |client, vip| {
+        let segment = segment(socket(client), socket(vip), ACK);
+        Segment { data: 30, ..segment }.packet()
+    };
+    for inner in [with_data(CLIENT, VIP), with_data(CLIENT_V6, VIP_V6)] {
+        for packet in [gue(inner.clone()), gue_v6(inner)] {
+            let whole = packet.frame();
+            for length in 0..whole.len() {
+                let outcome = run(&holder(), &whole[..length]);
+                let left = matches!(outcome.action, Action::Pass | Action::Drop);
+                assert!(left, "{length}: {outcome:?}");
+            }
+        }
+    }
+}
+
+/// Headers that agree on where the packet ends, in front of what is inside.
+#[test]
+fn a_packet_that_says_it_ends_early_is_never_taken() {
+    for inner in [tcp(ACK), tcp_v6(ACK)] {
+        for packet in [gue(inner.clone()), gue_v6(inner)] {
+            let whole = packet.frame();
+            // Where the two lengths stand, and by how much they differ.
+            let (ip, udp, header) = if whole[12] == 8 { (16, 38, 20) } else { (18, 58, 0) };
+            for length in 0..u16::from_be_bytes([whole[ip], whole[ip + 1]]) {
+                let mut frame = whole.clone();
+                frame[ip..ip + 2].copy_from_slice(&length.to_be_bytes());
+                let length_of_udp = length.wrapping_sub(header);
+                frame[udp..udp + 2].copy_from_slice(&length_of_udp.to_be_bytes());
+                let outcome = run(&holder(), &frame);
+                let left = matches!(outcome.action, Action::Pass | Action::Drop);
+                assert!(left, "{length}: {outcome:?}");
+            }
+        }
     }
 }
 

@@ -79,19 +79,6 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
-    fn read_two(&self, first: usize, second: usize) -> Option<[u32; 2]> {
-        let place = self.start + first;
-        let distance = second - first;
-        (place + distance + 4 <= self.end).then(|| {
-            // SAFETY: both inside the packet by the check above.
-            unsafe {
-                let (a, b) = (place as *const u32, (place + distance) as *const u32);
-                [a.read_unaligned(), b.read_unaligned()]
-            }
-        })
-    }
-
-    #[inline(always)]
     fn window<const N: usize>(&self) -> Option<&[u8; N]> {
         // SAFETY: inside the packet by the check; bytes have no alignment.
         self.at::<[u8; N]>(0).map(|place| unsafe { &*place })

@@ -74,9 +74,17 @@ fn hosts() -> Vec<FakeHost> {
             ..peer(23)
         }
     });
+    let mut on_vlan = backend();
+    for (address, interface) in
+        [("10.0.2.22", common::program::TEST_INTERFACE), ("10.0.2.23", 7), ("fd00:2::22", 7)]
+    {
+        let way = on_vlan.peers.get_mut(&ip(address)).unwrap();
+        (way.interface, way.tag) = (interface, 0x8100_0064_u32.to_be());
+    }
     vec![
         backend(),
         back,
+        on_vlan,
         FakeHost { no_second_chance: true, ..backend() },
         FakeHost { passes_strangers: true, ..many },
         v4_only,
@@ -105,7 +113,12 @@ impl Generator {
         client.set_port(self.random.choose(&[1, 40_000, 40_001, 40_099]));
         vip.set_port(self.random.choose(&[80, 80, 81]));
         if self.random.once_in(8) {
-            vip.set_ip(if v6 { ip("2001:db8::11") } else { ip("203.0.113.100") });
+            // Addresses of zeroes are what places that nobody uses hold.
+            vip.set_ip(if v6 {
+                ip(self.random.choose(&["2001:db8::11", "2001:db8:0:1::10", "::"]))
+            } else {
+                ip(self.random.choose(&["203.0.113.100", "0.0.0.0"]))
+            });
         }
         (client, vip)
     }
@@ -238,7 +251,13 @@ impl Generator {
         packet.ecn = if self.random.once_in(3) { self.random.byte() & 3 } else { 0 };
         if self.random.once_in(10) {
             packet.source = ip(if v6 {
-                self.random.choose(&["fd00:2::22", "fd00:3:7::9", "fd00:2::99"])
+                self.random.choose(&[
+                    "fd00:2::22",
+                    "fd00:3:7::9",
+                    "fd00:2::99",
+                    "fd00:2:1::10",
+                    "::",
+                ])
             } else {
                 self.random.choose(&[
                     "10.0.2.22",
@@ -246,11 +265,18 @@ impl Generator {
                     "10.0.2.99",
                     "10.0.2.11",
                     "10.0.2.12",
+                    "0.0.0.0",
                 ])
             });
         }
         match self.random.below(60) {
-            0 => packet.destination = ip(if v6 { "fd00:2::22" } else { "10.0.2.22" }),
+            0 => {
+                packet.destination = ip(if v6 {
+                    self.random.choose(&["fd00:2::22", "fd00:2:1::21", "::"])
+                } else {
+                    self.random.choose(&["10.0.2.22", "0.0.0.0"])
+                });
+            }
             1 => packet.port = 19_524,
             2 => packet.first = Some(self.random.byte()),
             3 => packet.flags = [self.random.byte(), self.random.byte() & 1],
@@ -262,8 +288,25 @@ impl Generator {
         packet
     }
 
+    /// Outer lengths that agree with each other, and with nothing else.
+    fn lie(&mut self, frame: &mut [u8]) {
+        let (ip, udp, header) = if frame[12] == 8 { (16, 38, 20) } else { (18, 58, 0) };
+        let length = u16::from_be_bytes([frame[ip], frame[ip + 1]]);
+        let length = match self.random.below(4) {
+            0 => self.random.below(120) as u16,
+            1 => length + 1 + self.random.below(60) as u16,
+            _ => length.saturating_sub(1 + self.random.below(60) as u16),
+        };
+        frame[ip..ip + 2].copy_from_slice(&length.to_be_bytes());
+        frame[udp..udp + 2].copy_from_slice(&length.wrapping_sub(header).to_be_bytes());
+    }
+
     fn frame(&mut self) -> Vec<u8> {
         let mut frame = self.tunnel().frame();
+        // Not of several buffers: see what `Program` says of the bytes of those.
+        if frame.len() < 3_000 && self.random.once_in(20) {
+            self.lie(&mut frame);
+        }
         if self.random.once_in(3) {
             for _ in 0..=self.random.below(3) {
                 // Headers are where it hurts.
