@@ -370,6 +370,25 @@ fn a_packet_that_says_it_ends_early_is_never_taken() {
     }
 }
 
+/// Room enough, but a length inside that leaves none for the segment's header, or reaches beyond the
+/// packet outside.
+#[test]
+fn a_segment_that_its_packet_has_no_room_for_is_never_taken() {
+    for (inner, at) in [(tcp(SYN), 2), (tcp_v6(SYN), 4)] {
+        let right = u16::from_be_bytes([inner[at], inner[at + 1]]);
+        for length in (0..right).chain(right + 1..right + 40) {
+            let mut inner = inner.clone();
+            inner[at..at + 2].copy_from_slice(&length.to_be_bytes());
+            for packet in [gue(inner.clone()), gue_v6(inner)] {
+                // Padding is no room.
+                let frame = [packet.frame(), vec![0; 50]].concat();
+                let outcome = run(&backend(), &frame);
+                assert_eq!(outcome.reason, Reason::InnerMalformed, "{length}");
+            }
+        }
+    }
+}
+
 #[test]
 fn outer_fragments_are_never_taken() {
     for (flags, expected) in [([0x20, 0], Reason::OuterFragment), ([0, 1], Reason::NotTunnel)] {
