@@ -151,7 +151,8 @@ struct On<'a, F, H, D> {
 
 /// The list of hops, and where the tunnel is cut out.
 struct List {
-    next_hop: u8,
+    /// The GUE header.
+    gue: u64,
     hop_count: u8,
     /// From the Ethernet header to where it will be.
     strip: usize,
@@ -159,13 +160,19 @@ struct List {
     is_one: bool,
 }
 
-/// Fields of a TCP header, as they lie on the wire, in little-endian words.
-struct Segment {
-    ports: u32,
-    numbers: u64,
-    flags: u8,
-    /// Of what it came in.
-    ethertype: u32,
+impl List {
+    #[inline(always)]
+    const fn next_hop(&self) -> u8 {
+        (self.gue >> 48) as u8
+    }
+}
+
+/// What becomes of a TCP segment.
+enum Tcp<A> {
+    Take(Reason),
+    Send(A, Peer),
+    Leave(Reason),
+    Unsure,
 }
 
 impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
@@ -186,48 +193,39 @@ impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
         }
         /// Version and control bit, flags, private type.
         const FIXED: u64 = 0x0000_ffff_ffff_00e0;
-        /// Header length, number of hops.
-        const LENGTHS: u64 = 0xff00_0000_0000_001f;
+        /// Header length, protocol inside, number of hops.
+        const VARIABLE: u64 = 0xff00_0000_0000_ff1f;
         let fixed = (A::PRIVATE_TYPE.to_be() as u64) << 32;
         let words_per_hop = A::HOP_LEN / 4;
-        let next_hop = (gue >> 48) as u8;
-        let is_own = || self.host.is_own(&destination) && self.host.may_send(&source);
         let strip = |hlen: usize| A::GUE_OFFSET + 4 - EthernetHeader::LEN + 4 * hlen;
         // One hop, as directors with two hops in a row list them.
-        let one = (1 << 56) | (1 + words_per_hop as u64);
-        if gue & (FIXED | LENGTHS) == fixed | one {
-            if !is_own() {
-                return None;
-            }
-            let strip = strip(1 + words_per_hop);
-            let list = List { next_hop, hop_count: 1, strip, is_one: true };
-            let taken = self.frame.rest_at(strip)?;
-            return self.inner::<A, HEAD>((gue >> 8) as u8, &list, taken, end);
-        }
-        if gue & FIXED != fixed {
+        let one = |protocol: u8| {
+            fixed | (1 << 56) | ((protocol as u64) << 8) | (1 + words_per_hop as u64)
+        };
+        if !self.host.is_own(&destination) || !self.host.may_send(&source) {
             return None;
         }
+        let usual = gue & (FIXED | VARIABLE);
+        if usual == one(protocol::IPV4) || usual == one(protocol::IPV6) {
+            let strip = strip(1 + words_per_hop);
+            let list = List { gue, hop_count: 1, strip, is_one: true };
+            let taken = self.frame.rest_at(strip)?;
+            return if usual == one(protocol::IPV4) {
+                self.inner_v4::<A, HEAD>(&list, taken, end)
+            } else {
+                self.inner_v6::<A, HEAD>(&list, taken, end)
+            };
+        }
         let (hlen, hop_count) = (gue as usize & 0x1f, (gue >> 56) as usize);
-        if hlen != 1 + words_per_hop * hop_count || !is_own() {
+        if gue & FIXED != fixed || hlen != 1 + words_per_hop * hop_count {
             return None;
         }
         let strip = strip(hlen);
-        let list = List { next_hop, hop_count: hop_count as u8, strip, is_one: false };
+        let list = List { gue, hop_count: hop_count as u8, strip, is_one: false };
         let taken = self.frame.rest(strip)?;
-        self.inner::<A, HEAD>((gue >> 8) as u8, &list, taken, end)
-    }
-
-    #[inline(always)]
-    fn inner<A: Outer, const HEAD: usize>(
-        &self,
-        protocol: u8,
-        list: &List,
-        taken: F::Rest<'_>,
-        end: usize,
-    ) -> Option<D::Done> {
-        match protocol {
-            protocol::IPV4 => self.inner_v4::<A, HEAD>(list, taken, end),
-            protocol::IPV6 => self.inner_v6::<A, HEAD>(list, taken, end),
+        match (gue >> 8) as u8 {
+            protocol::IPV4 => self.inner_v4::<A, HEAD>(&list, taken, end),
+            protocol::IPV6 => self.inner_v6::<A, HEAD>(&list, taken, end),
             _ => None,
         }
     }
@@ -252,16 +250,21 @@ impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
         {
             return None;
         }
-        let source = V4::from_word(u32_at(head, IP_OFFSET + 12));
         let destination = V4::from_word(u32_at(head, IP_OFFSET + 16));
-        let segment = Segment {
-            ports: u32_at(head, TCP),
-            numbers: u64_at(head, TCP + 4),
-            flags: head[TCP + 13],
-            ethertype: low(ethernet::IPV4),
+        let vip = self.host.vip(&destination)?;
+        let source = || V4::from_word(u32_at(head, IP_OFFSET + 12));
+        let reason = match (fields >> 24) as u8 {
+            protocol::TCP => match self.tcp::<A, V4, TCP, TAKEN>(list, head, destination, source) {
+                Tcp::Take(reason) => reason,
+                Tcp::Send(hop, peer) => return Some(self.send(list, hop, peer, vip)),
+                Tcp::Leave(reason) => return Some(self.actions.leave(reason, vip)),
+                Tcp::Unsure => return None,
+            },
+            protocol::UDP => Reason::TakenUdp,
+            _ => return None,
         };
-        let protocol = (fields >> 24) as u8;
-        self.transport::<A, V4, HEAD, TAKEN>(list, taken, protocol, source, destination, &segment)
+        let take = Take { strip: list.strip, ethertype: low(ethernet::IPV4), ..Take::default() };
+        Some(self.actions.take::<HEAD, TAKEN>(self.frame, taken, take, reason, vip))
     }
 
     #[inline(always)]
@@ -281,73 +284,68 @@ impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
         {
             return None;
         }
-        let source = V6::from_words([u64_at(head, IP_OFFSET + 8), u64_at(head, IP_OFFSET + 16)]);
         let destination =
             V6::from_words([u64_at(head, IP_OFFSET + 24), u64_at(head, IP_OFFSET + 32)]);
-        let segment = Segment {
-            ports: u32_at(head, TCP),
-            numbers: u64_at(head, TCP + 4),
-            flags: head[TCP + 13],
-            ethertype: low(ethernet::IPV6),
-        };
-        let protocol = head[IP_OFFSET + 6];
-        self.transport::<A, V6, HEAD, TAKEN>(list, taken, protocol, source, destination, &segment)
-    }
-
-    #[inline(always)]
-    fn transport<A: Outer, I: Address, const HEAD: usize, const TAKEN: usize>(
-        &self,
-        list: &List,
-        taken: F::Rest<'_>,
-        protocol: u8,
-        source: I,
-        destination: I,
-        segment: &Segment,
-    ) -> Option<D::Done> {
         let vip = self.host.vip(&destination)?;
-        let reason = match protocol {
-            protocol::TCP if segment.flags & tcp::SYN != 0 => Reason::TakenSyn,
-            protocol::TCP => {
-                let flow = Flow {
-                    source,
-                    destination,
-                    source_port: u16::from_be(segment.ports as u16),
-                    destination_port: u16::from_be((segment.ports >> 16) as u16),
-                    protocol: protocol::TCP,
-                };
-                let may_carry_cookie = segment.flags & (tcp::ACK | tcp::RST) == tcp::ACK;
-                let ack = Ack {
-                    sequence: segment.numbers as u32,
-                    acknowledgement: (segment.numbers >> 32) as u32,
-                };
-                match self.host.owner(&flow, may_carry_cookie.then_some(ack)) {
-                    Owner::Here => Reason::TakenEstablished,
-                    Owner::Cookie => Reason::TakenCookie,
-                    Owner::Nobody if list.next_hop >= list.hop_count => Reason::TakenLastHop,
-                    Owner::Nobody if !self.host.gives_second_chance() => {
-                        Reason::TakenNoSecondChance
-                    }
-                    Owner::Nobody => match self.next::<A>(list)? {
-                        (hop, Hop::Peer(peer)) if peer.interface != 0 => {
-                            return Some(self.send::<A>(list, hop, peer, vip));
-                        }
-                        (_, Hop::Peer(_)) => {
-                            return Some(self.actions.leave(Reason::PeerUnresolved, vip));
-                        }
-                        (_, Hop::Unknown) => {
-                            return Some(self.actions.leave(Reason::UnknownPeer, vip));
-                        }
-                        // Listed twice in a row; the general program looks further.
-                        (_, Hop::Own) if list.next_hop + 1 < list.hop_count => return None,
-                        (_, Hop::Own) => Reason::TakenOwnHop,
-                    },
-                }
-            }
+        let source = || V6::from_words([u64_at(head, IP_OFFSET + 8), u64_at(head, IP_OFFSET + 16)]);
+        let reason = match head[IP_OFFSET + 6] {
+            protocol::TCP => match self.tcp::<A, V6, TCP, TAKEN>(list, head, destination, source) {
+                Tcp::Take(reason) => reason,
+                Tcp::Send(hop, peer) => return Some(self.send(list, hop, peer, vip)),
+                Tcp::Leave(reason) => return Some(self.actions.leave(reason, vip)),
+                Tcp::Unsure => return None,
+            },
             protocol::UDP => Reason::TakenUdp,
             _ => return None,
         };
-        let take = Take { strip: list.strip, ethertype: segment.ethertype, ..Take::default() };
+        let take = Take { strip: list.strip, ethertype: low(ethernet::IPV6), ..Take::default() };
         Some(self.actions.take::<HEAD, TAKEN>(self.frame, taken, take, reason, vip))
+    }
+
+    /// What becomes of a TCP segment at `TCP` of what is there of the packet that was in the tunnel.
+    #[inline(always)]
+    fn tcp<A: Outer, I: Address, const TCP: usize, const TAKEN: usize>(
+        &self,
+        list: &List,
+        head: &[u8; TAKEN],
+        destination: I,
+        source: impl Fn() -> I,
+    ) -> Tcp<A> {
+        let flags = head[TCP + 13];
+        if flags & tcp::SYN != 0 {
+            return Tcp::Take(Reason::TakenSyn);
+        }
+        // Read here and not before: a SYN needs none of it.
+        let (ports, numbers) = (u32_at(head, TCP), u64_at(head, TCP + 4));
+        let flow = Flow {
+            source: source(),
+            destination,
+            source_port: u16::from_be(ports as u16),
+            destination_port: u16::from_be((ports >> 16) as u16),
+            protocol: protocol::TCP,
+        };
+        let may_carry_cookie = flags & (tcp::ACK | tcp::RST) == tcp::ACK;
+        let ack = Ack { sequence: numbers as u32, acknowledgement: (numbers >> 32) as u32 };
+        match self.host.owner(&flow, may_carry_cookie.then_some(ack)) {
+            Owner::Here => return Tcp::Take(Reason::TakenEstablished),
+            Owner::Cookie => return Tcp::Take(Reason::TakenCookie),
+            Owner::Nobody => {}
+        }
+        if list.next_hop() >= list.hop_count {
+            return Tcp::Take(Reason::TakenLastHop);
+        }
+        if !self.host.gives_second_chance() {
+            return Tcp::Take(Reason::TakenNoSecondChance);
+        }
+        match self.next::<A>(list) {
+            None => Tcp::Unsure,
+            Some((hop, Hop::Peer(peer))) if peer.interface != 0 => Tcp::Send(hop, peer),
+            Some((_, Hop::Peer(_))) => Tcp::Leave(Reason::PeerUnresolved),
+            Some((_, Hop::Unknown)) => Tcp::Leave(Reason::UnknownPeer),
+            // Listed twice in a row; the general program looks further.
+            Some((_, Hop::Own)) if list.next_hop() + 1 < list.hop_count => Tcp::Unsure,
+            Some((_, Hop::Own)) => Tcp::Take(Reason::TakenOwnHop),
+        }
     }
 
     /// The next hop, and what it is.
@@ -356,7 +354,7 @@ impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
         let rest = if list.is_one {
             self.frame.rest_at(A::HOPS_OFFSET)
         } else {
-            self.frame.rest(A::HOPS_OFFSET + list.next_hop as usize * A::HOP_LEN)
+            self.frame.rest(A::HOPS_OFFSET + list.next_hop() as usize * A::HOP_LEN)
         };
         let hop = A::read(&rest?)?;
         Some((hop, self.host.hop(&hop)))
@@ -364,7 +362,7 @@ impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
 
     #[inline(always)]
     fn send<A: Outer>(&self, list: &List, hop: A, peer: Peer, vip: u32) -> D::Done {
-        match A::readdress(self.frame, list.next_hop, 0, hop) {
+        match A::readdress(self.frame, list.next_hop(), 0, hop) {
             Some(outer) => {
                 self.actions.send(self.frame, &Forward { peer, outer }, Reason::Forwarded, vip)
             }
