@@ -23,6 +23,7 @@ use aya::{
     },
 };
 use clap::Args;
+use glb_lab::link::{Offload, set_offload};
 use glb_redirect::{config::Config, counters, generation::Generation, image::Image};
 use nix::{
     sched::{CloneFlags, unshare},
@@ -96,11 +97,11 @@ impl Client {
     }
 }
 
-fn command(program: &str, line: &str) -> anyhow::Result<()> {
-    let output = Command::new(program).args(line.split_whitespace()).output();
-    let output = output.with_context(|| format!("cannot run {program}"))?;
+fn ip(line: &str) -> anyhow::Result<()> {
+    let output = Command::new("ip").args(line.split_whitespace()).output();
+    let output = output.context("cannot run ip")?;
     let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} {line}: {error}");
+    ensure!(output.status.success(), "ip {line}: {error}");
     Ok(())
 }
 
@@ -115,13 +116,13 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         format!("addr add {BACKEND}/24 dev b0"),
         "link set b0 up".to_owned(),
     ] {
-        command("ip", &line)?;
+        ip(&line)?;
     }
     client.run(|| {
-        command("ip", &format!("addr add {DIRECTOR}/24 dev c0"))?;
-        command("ip", "link set c0 up")?;
+        ip(&format!("addr add {DIRECTOR}/24 dev c0"))?;
+        ip("link set c0 up")?;
         // The same segments with and without a tunnel.
-        command("ip", &format!("route add {VIP}/32 via {BACKEND} mtu 1500"))
+        ip(&format!("route add {VIP}/32 via {BACKEND} mtu 1500"))
     })?;
     let mut programs = Programs::load()?;
     let mut sender = client.run(Encapsulation::load)?;
@@ -129,9 +130,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
     let mut figures = Vec::new();
     for checksum_offload in [true, false] {
-        let setting = if checksum_offload { "on" } else { "off" };
-        command("ethtool", &format!("-K b0 gro on tx {setting}"))?;
-        client.run(move || command("ethtool", &format!("-K c0 gro on tx {setting}")))?;
+        set_offloads("b0", checksum_offload)?;
+        client.run(move || set_offloads("c0", checksum_offload))?;
         let (mut plain, mut tunnel, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..=arguments.rounds {
             let mut gbit = [0.0; 2];
@@ -165,6 +165,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         print!("{}", show(&figures));
     }
     Ok(())
+}
+
+fn set_offloads(interface: &str, checksums: bool) -> anyhow::Result<()> {
+    set_offload(interface, Offload::Gro, true)?;
+    set_offload(interface, Offload::TxChecksums, checksums)
 }
 
 fn show(figures: &[Figure]) -> String {

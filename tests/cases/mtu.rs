@@ -84,7 +84,7 @@ fn uploads_through_a_data_centre_of_1500_bytes() -> Result<()> {
 
     // The client checks sums that the backend's kernel has made.
     for node in lab.plan().backend_nodes() {
-        lab.netns(node)?.run(|| link::tx_checksums_off(INTERFACE))?;
+        lab.netns(node)?.run(|| link::set_offload(INTERFACE, link::Offload::TxChecksums, false))?;
     }
     all_arrives(&lab, 10..14)?;
 

@@ -176,23 +176,29 @@ struct EthtoolValue {
 /// From <linux/sockios.h>; the libc crate lacks it.
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 
-/// ETHTOOL_STXCSUM: what `ethtool -K IF tx` sets.
-const ETHTOOL_STXCSUM: u32 = 0x17;
+/// What `ethtool -K` turns on and off; the values are the kernel's numbers for these requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Offload {
+    /// `tx`: checksums of sent packets. Segmentation offload goes with it.
+    TxChecksums = 0x17,
+    /// `gro`: generic receive offload.
+    Gro = 0x2c,
+}
 
-/// Turns checksum offload for sent packets off, as `ethtool -K IF tx off` does; segmentation
-/// offload goes with it. Works on the calling thread's namespace.
+/// Turns an offload on or off, as `ethtool -K` does. Works on the calling thread's namespace.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn tx_checksums_off(interface: &str) -> Result<()> {
+pub fn set_offload(interface: &str, offload: Offload, on: bool) -> Result<()> {
     let control = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    let mut value = EthtoolValue { cmd: ETHTOOL_STXCSUM, data: 0 };
+    let mut value = EthtoolValue { cmd: offload as u32, data: on.into() };
     let mut request = named(interface);
     request.ifr_ifru.ifru_data = std::ptr::from_mut(&mut value).cast();
     // SAFETY: request and value live past the call and are of the shape that the call wants.
     if unsafe { libc::ioctl(control.as_raw_fd(), SIOCETHTOOL, &mut request) } != 0 {
         return Err(io::Error::last_os_error())
-            .with_context(|| format!("cannot turn checksum offload of {interface} off"));
+            .with_context(|| format!("cannot set {offload:?} of {interface}"));
     }
     Ok(())
 }

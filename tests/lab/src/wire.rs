@@ -102,7 +102,7 @@ impl Lab {
                 // Of a machine that was replaced by this one.
                 fs::remove_file(&pin)?;
             }
-            link::tx_checksums_off(&port)?;
+            link::set_offload(&port, link::Offload::TxChecksums, false)?;
             link::attach_pass(&port, &pin)
         })
     }
