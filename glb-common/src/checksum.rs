@@ -49,9 +49,17 @@ mod tests {
 
     #[test]
     fn folds_wide_sums_as_their_halves() {
-        for sum in
-            [0, 1, 0xffff, 0x1_0000, 0xffff_ffff, 0x1_0000_0000, 0x4_ffff_fffe, u64::MAX >> 1]
-        {
+        for sum in [
+            0,
+            1,
+            0xffff,
+            0x1_0000,
+            0xffff_ffff,
+            0x1_0000_0000,
+            0x4_ffff_fffe,
+            0x1_0000_ffff_ffff,
+            u64::MAX >> 1,
+        ] {
             let halves = [0, 16, 32, 48].map(|bits| (sum >> bits) as u32 & 0xffff);
             assert_eq!(fold_wide(sum), fold(halves.iter().sum()), "{sum:#x}");
         }

@@ -74,6 +74,8 @@ fn hosts() -> Vec<FakeHost> {
             ..peer(23)
         }
     });
+    // Directors by address, and no network.
+    back.senders = vec![(ip("10.0.2.10"), 32), (ip("fd00:2::10"), 128)];
     let mut on_vlan = backend();
     for (address, interface) in
         [("10.0.2.22", common::program::TEST_INTERFACE), ("10.0.2.23", 7), ("fd00:2::22", 7)]
@@ -113,12 +115,13 @@ impl Generator {
         client.set_port(self.random.choose(&[1, 40_000, 40_001, 40_099]));
         vip.set_port(self.random.choose(&[80, 80, 81]));
         if self.random.once_in(8) {
-            // Addresses of zeroes are what places that nobody uses hold.
-            vip.set_ip(if v6 {
-                ip(self.random.choose(&["2001:db8::11", "2001:db8:0:1::10", "::"]))
+            // Addresses of zeroes are what places that nobody uses hold; a backend's is known, but no
+            // VIP.
+            vip.set_ip(ip(self.random.choose(if v6 {
+                &["2001:db8::11", "2001:db8:0:1::10", "::", "fd00:2::21", "fd00:2::22"]
             } else {
-                ip(self.random.choose(&["203.0.113.100", "0.0.0.0"]))
-            });
+                &["203.0.113.100", "203.0.113.100", "0.0.0.0", "10.0.2.21", "10.0.2.22"]
+            })));
         }
         (client, vip)
     }
@@ -233,10 +236,19 @@ impl Generator {
         let inner = self.inner();
         let v6 = self.random.once_in(3);
         let mut packet = if v6 { gue_v6(inner) } else { gue(inner) };
+        // A VIP is known, but no backend.
         let known: &[&str] = if v6 {
-            &["fd00:2::22", "fd00:2::22", "fd00:2::24", "fd00:2::21", "fd00:2::99"]
+            &["fd00:2::22", "fd00:2::22", "fd00:2::24", "fd00:2::21", "fd00:2::99", "2001:db8::10"]
         } else {
-            &["10.0.2.22", "10.0.2.22", "10.0.2.23", "10.0.2.24", "10.0.2.21", "10.0.2.99"]
+            &[
+                "10.0.2.22",
+                "10.0.2.22",
+                "10.0.2.23",
+                "10.0.2.24",
+                "10.0.2.21",
+                "10.0.2.99",
+                "203.0.113.10",
+            ]
         };
         let most = if v6 { 7 } else { 30 };
         let count =
