@@ -5,15 +5,16 @@ use std::{
     fs,
     io::ErrorKind,
     net::{SocketAddr, UdpSocket},
-    process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
 use glb_lab::{
-    Family, Fleet, GitClone, Lock, Node, Requests, State, client, command, files_below, http, vip,
+    Family, Fleet, GitClone, Lock, Node, Requests, State, client, files_below, http, vip,
 };
 use nix::sys::signal::Signal;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::support::{ask, ends_well, everybody_answers, fleet, has_program, reaches};
 
@@ -122,16 +123,23 @@ fn nobody_answers(fleet: &Fleet) -> Result<()> {
                 Ok(())
             })?;
         }
-        // Later fragments that no table can claim, and whatever else has no port.
+        // Later fragments, which no table can claim, and what has no port.
         fleet.lab.netns(Node::Client)?.run(|| {
-            command::run(
-                Command::new("ping")
-                    .args(["-q", "-c", "2", "-i", "0.2", "-W", "1", "-s", "4000"])
-                    .arg("-I")
-                    .arg(client(Family::V4, 1).to_string())
-                    .arg(vip(Family::V4).to_string()),
-            )
-            .ok();
+            let from = SocketAddr::new(client(Family::V4, 1), 0);
+            let socket = UdpSocket::bind(from)?;
+            let echoes = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
+            echoes.bind(&from.into())?;
+            // An echo request with nothing but zeroes behind its type, and the checksum of that.
+            let mut echo = [0; 4000];
+            echo[..4].copy_from_slice(&[8, 0, 0xf7, 0xff]);
+            for _ in 0..2 {
+                ensure!(socket.send_to(&[0; 4000], (vip(Family::V4), 81))? == 4000);
+                ensure!(
+                    echoes.send_to(&echo, &SocketAddr::new(vip(Family::V4), 0).into())? == 4000
+                );
+                // Time for an answer.
+                thread::sleep(Duration::from_millis(200));
+            }
             Ok(())
         })
     })?;
