@@ -250,21 +250,11 @@ impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
         {
             return None;
         }
+        let source = |head: &[u8; TAKEN]| V4::from_word(u32_at(head, IP_OFFSET + 12));
         let destination = V4::from_word(u32_at(head, IP_OFFSET + 16));
-        let vip = self.host.vip(&destination)?;
-        let source = || V4::from_word(u32_at(head, IP_OFFSET + 12));
-        let reason = match (fields >> 24) as u8 {
-            protocol::TCP => match self.tcp::<A, V4, TCP, TAKEN>(list, head, destination, source) {
-                Tcp::Take(reason) => reason,
-                Tcp::Send(hop, peer) => return Some(self.send(list, hop, peer, vip)),
-                Tcp::Leave(reason) => return Some(self.actions.leave(reason, vip)),
-                Tcp::Unsure => return None,
-            },
-            protocol::UDP => Reason::TakenUdp,
-            _ => return None,
-        };
+        let protocol = (fields >> 24) as u8;
         let take = Take { strip: list.strip, ethertype: low(ethernet::IPV4), ..Take::default() };
-        Some(self.actions.take::<HEAD, TAKEN>(self.frame, taken, take, reason, vip))
+        self.inner::<A, V4, TCP, HEAD, TAKEN>(list, taken, protocol, source, destination, take)
     }
 
     #[inline(always)]
@@ -284,12 +274,31 @@ impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
         {
             return None;
         }
+        let source = |head: &[u8; TAKEN]| {
+            V6::from_words([u64_at(head, IP_OFFSET + 8), u64_at(head, IP_OFFSET + 16)])
+        };
         let destination =
             V6::from_words([u64_at(head, IP_OFFSET + 24), u64_at(head, IP_OFFSET + 32)]);
+        let protocol = head[IP_OFFSET + 6];
+        let take = Take { strip: list.strip, ethertype: low(ethernet::IPV6), ..Take::default() };
+        self.inner::<A, V6, TCP, HEAD, TAKEN>(list, taken, protocol, source, destination, take)
+    }
+
+    /// What becomes of a packet whose inner IP header holds; `source` reads its source address.
+    #[inline(always)]
+    fn inner<A: Outer, I: Address, const TCP: usize, const HEAD: usize, const TAKEN: usize>(
+        &self,
+        list: &List,
+        taken: F::Rest<'_>,
+        protocol: u8,
+        source: impl Fn(&[u8; TAKEN]) -> I,
+        destination: I,
+        take: Take,
+    ) -> Option<D::Done> {
         let vip = self.host.vip(&destination)?;
-        let source = || V6::from_words([u64_at(head, IP_OFFSET + 8), u64_at(head, IP_OFFSET + 16)]);
-        let reason = match head[IP_OFFSET + 6] {
-            protocol::TCP => match self.tcp::<A, V6, TCP, TAKEN>(list, head, destination, source) {
+        let head = taken.window::<TAKEN>()?;
+        let reason = match protocol {
+            protocol::TCP => match self.tcp::<A, I, TCP, TAKEN>(list, head, destination, source) {
                 Tcp::Take(reason) => reason,
                 Tcp::Send(hop, peer) => return Some(self.send(list, hop, peer, vip)),
                 Tcp::Leave(reason) => return Some(self.actions.leave(reason, vip)),
@@ -298,7 +307,6 @@ impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
             protocol::UDP => Reason::TakenUdp,
             _ => return None,
         };
-        let take = Take { strip: list.strip, ethertype: low(ethernet::IPV6), ..Take::default() };
         Some(self.actions.take::<HEAD, TAKEN>(self.frame, taken, take, reason, vip))
     }
 
@@ -309,7 +317,7 @@ impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
         list: &List,
         head: &[u8; TAKEN],
         destination: I,
-        source: impl Fn() -> I,
+        source: impl Fn(&[u8; TAKEN]) -> I,
     ) -> Tcp<A> {
         let flags = head[TCP + 13];
         if flags & tcp::SYN != 0 {
@@ -318,7 +326,7 @@ impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
         // Read here and not before: a SYN needs none of it.
         let (ports, numbers) = (u32_at(head, TCP), u64_at(head, TCP + 4));
         let flow = Flow {
-            source: source(),
+            source: source(head),
             destination,
             source_port: u16::from_be(ports as u16),
             destination_port: u16::from_be((ports >> 16) as u16),
