@@ -42,12 +42,12 @@ impl fast::Actions<XdpFrame> for Ordinary<'_> {
     fn take<const HEAD: usize, const TAKEN: usize>(
         &self,
         frame: &XdpFrame,
-        mut taken: XdpFrame,
+        taken: XdpFrame,
         take: Take,
         reason: Reason,
         vip: u32,
     ) -> u32 {
-        let verdict = cut::<HEAD, TAKEN>(self.ctx, frame, &mut taken, &take);
+        let verdict = cut::<HEAD, TAKEN>(self.ctx, frame, taken, &take);
         self.done(verdict, reason, vip)
     }
 
@@ -68,7 +68,7 @@ impl fast::Actions<XdpFrame> for Ordinary<'_> {
 fn cut<const HEAD: usize, const TAKEN: usize>(
     ctx: &XdpContext,
     frame: &XdpFrame,
-    taken: &mut XdpFrame,
+    mut taken: XdpFrame,
     take: &Take,
 ) -> Option<u32> {
     // What stands in front is written where it will be first, before the cut: no pointer has to be
@@ -118,33 +118,25 @@ pub(crate) fn leave(reason: Reason) -> u32 {
 /// inner packet on the VLAN that the tunnel came by.
 #[inline(always)]
 pub(crate) fn strip(ctx: &XdpContext, take: &Take, tag_bytes: usize) -> Option<u32> {
-    // What stands in front is written where it will be first, before the cut: no pointer has to be
-    // made anew then. It is far enough away not to overlap.
     let frame = XdpFrame::new(ctx);
-    let head = frame.window::<20>()?;
-    let (macs, more_macs) = (u64_at(head, 0), u32_at(head, 8));
     let mut start = frame.rest(take.strip)?;
     if tag_bytes == 0 {
-        if !take.mark(&mut start) {
-            return None;
-        }
-        let first = start.window_mut::<14>()?;
-        put_at(first, 0, macs);
-        put_at(first, 8, more_macs);
-        put_at(first, 12, take.ethertype as u16);
-    } else {
-        let (one, two) = (u32_at(head, 12), u32_at(head, 16));
-        let mut inner = start.rest(tag_bytes)?;
-        if !take.mark(&mut inner) || !inner.write(12, take.ethertype as u16) {
-            return None;
-        }
-        let first = start.window_mut::<20>()?;
-        put_at(first, 0, macs);
-        put_at(first, 8, more_macs);
-        put_at(first, 12, one);
-        if tag_bytes > TAG {
-            put_at(first, 16, two);
-        }
+        return if take.mark(&mut start) { cut::<14, 14>(ctx, &frame, start, take) } else { None };
+    }
+    // As in `cut`.
+    let head = frame.window::<20>()?;
+    let (macs, more_macs) = (u64_at(head, 0), u32_at(head, 8));
+    let (one, two) = (u32_at(head, 12), u32_at(head, 16));
+    let mut inner = start.rest(tag_bytes)?;
+    if !take.mark(&mut inner) || !inner.write(12, take.ethertype as u16) {
+        return None;
+    }
+    let first = start.window_mut::<20>()?;
+    put_at(first, 0, macs);
+    put_at(first, 8, more_macs);
+    put_at(first, 12, one);
+    if tag_bytes > TAG {
+        put_at(first, 16, two);
     }
     cut_head(ctx, take)
 }
