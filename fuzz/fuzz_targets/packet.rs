@@ -3,7 +3,7 @@
 //! a director sends.
 #![no_main]
 
-#[path = "../../glb-director/src/reference.rs"]
+#[path = "../../glb-director/src/oracle.rs"]
 #[allow(dead_code, reason = "shared with the director")]
 mod reference;
 #[path = "../../glb-common/tests/support/mod.rs"]
@@ -13,9 +13,9 @@ mod tables;
 use std::sync::LazyLock;
 
 use glb_common::{
-    ends,
+    flow_dissector,
     encap::overhead,
-    fast,
+    fast_path,
     hash::{V4, V6},
     reason::{Action, DirectorReason, RedirectReason},
     trace::Filter,
@@ -108,14 +108,14 @@ fn direct(tables: &Tables, host: &FakeHost, frame: &[u8]) {
 fn quick(tables: &Tables, frame: &[u8]) -> Option<Vec<u8>> {
     let room = vec![0; overhead(false, 1)];
     let mut grown = [&room[..], frame].concat();
-    match fast::ethertype(frame)? {
-        fast::IPV4 => {
-            let bound = fast::recognise_v4(tables, frame)?;
-            fast::send::<_, _, V4>(tables, &mut grown[..], &bound)?;
+    match fast_path::ethertype(frame)? {
+        fast_path::IPV4 => {
+            let bound = fast_path::recognise_v4(tables, frame)?;
+            fast_path::send::<_, _, V4>(tables, &mut grown[..], &bound)?;
         }
-        fast::IPV6 => {
-            let bound = fast::recognise_v6(tables, frame)?;
-            fast::send::<_, _, V6>(tables, &mut grown[..], &bound)?;
+        fast_path::IPV6 => {
+            let bound = fast_path::recognise_v6(tables, frame)?;
+            fast_path::send::<_, _, V6>(tables, &mut grown[..], &bound)?;
         }
         _ => return None,
     }
@@ -126,12 +126,12 @@ fn quick(tables: &Tables, frame: &[u8]) -> Option<Vec<u8>> {
 fn look(frame: &[u8], reason: u32) {
     let filter = Filter { ports: [80, 443], protocol: 6, ..Filter::default() };
     let mut layers = 0;
-    ends::visit(frame, |ends| {
+    flow_dissector::visit(frame, |ends| {
         layers += 1;
         filter.wants_ends(ends) && filter.wants_decision(reason, 1)
     });
-    assert!(layers <= ends::MAX_LAYERS);
-    ends::tunnel(frame).map(|(_, header, start)| (header, start)).inspect(|(_, start)| {
+    assert!(layers <= flow_dissector::MAX_LAYERS);
+    flow_dissector::tunnel(frame).map(|(_, header, start)| (header, start)).inspect(|(_, start)| {
         assert!(*start <= frame.len());
     });
 }

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum};
-use glb_healthcheck::{channel, status::Snapshot};
+use glb_healthcheck::{control_socket, status::Snapshot};
 use glb_host::control::Client;
 use glb_lab::Program;
 use nix::sched::{CloneFlags, unshare};
@@ -229,7 +229,7 @@ fn source(
 /// Probes so far, and how many of them did not pass.
 fn probes(folder: &Path) -> anyhow::Result<(u64, u64)> {
     let client = Client::connect(&folder.join("sock"))?;
-    let status: Snapshot = client.ask(&channel::Command::Status, Duration::from_secs(30))?;
+    let status: Snapshot = client.ask(&control_socket::Command::Status, Duration::from_secs(30))?;
     let checks =
         status.tables.iter().flat_map(|table| &table.backends).flat_map(|backend| &backend.checks);
     Ok(checks.fold((0, 0), |(all, failed), check| (all + check.probes, failed + check.failures)))

@@ -12,11 +12,11 @@ use anyhow::{Context as _, ensure};
 use aya::programs::ProgramFd;
 use clap::Args;
 use glb_director::{
+    compiled_tables::{CounterSlots, Image, Options, Owner},
     generation::{
         Generation,
         self_test::{TEST_INTERFACE, test_run},
     },
-    image::{CounterSlots, Image, Options, Owner},
 };
 use glb_host::{bpffs::PinFolder, next_hop::NextHop};
 use serde::Serialize;

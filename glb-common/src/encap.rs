@@ -1,11 +1,11 @@
 //! The outer headers: Ethernet, IP, UDP, GUE and the list of hops.
 
 use crate::{
+    abi::{Backend, Hops, KEEP_TAGS},
     checksum::{fold, sum_4},
-    frame::FrameMut,
-    layout::{Backend, Hops, KEEP_TAGS},
+    forwarding::{FRAGMENTABLE, Send, View},
+    packet_access::FrameMut,
     parse::{MAX_TAGGED, Packet, Tags},
-    steer::{FRAGMENTABLE, Send, View},
     wire::{
         ethernet::{self, EthernetHeader},
         gue::{self, GueHeader},
@@ -69,7 +69,7 @@ impl Way {
         }
     }
 
-    /// The entry of an IPv6 backend, beside its [`crate::layout::Ipv6Way`].
+    /// The entry of an IPv6 backend, beside its [`crate::abi::Ipv6Way`].
     #[must_use]
     pub fn to_v6(&self, counter_slot: u16) -> Backend {
         let mut bytes = [0; 48];

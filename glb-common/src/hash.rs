@@ -18,7 +18,7 @@ impl HashFields {
     /// Every field.
     pub const ALL: Self = Self(15);
 
-    /// The bits, as they stand in [`crate::layout::TableInfo`].
+    /// The bits, as they stand in [`crate::abi::TableInfo`].
     #[inline(always)]
     #[must_use]
     pub const fn bits(self) -> u8 {

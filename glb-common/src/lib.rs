@@ -4,21 +4,21 @@
 //! The same code runs in the BPF programs and, on plain slices, in the tests and in user space.
 #![cfg_attr(not(test), no_std)]
 
-pub mod bind;
+pub mod abi;
 pub mod checksum;
-pub mod direct;
 pub mod encap;
-pub mod ends;
-pub mod fast;
-pub mod frame;
+pub mod fast_path;
+pub mod flow_dissector;
+pub mod forwarding;
 pub mod hash;
-pub mod layout;
+pub mod icmp_too_big;
+pub mod map_value;
 pub mod mss;
+pub mod packet_access;
 pub mod parse;
 pub mod reason;
 pub mod second_chance;
 pub mod siphash;
-pub mod steer;
-pub mod too_big;
 pub mod trace;
+pub mod vip_lookup;
 pub mod wire;

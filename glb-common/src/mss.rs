@@ -3,8 +3,8 @@
 
 use crate::{
     checksum,
-    frame::{FrameMut, Nested},
     hash::{Address, V4, V6},
+    packet_access::{FrameMut, Nested},
     wire::{
         ethernet::{self, EthernetHeader},
         ipv4::{self, Ipv4Header},

@@ -4,8 +4,8 @@
 //! reversed, because the quoted one was sent by a backend.
 
 use crate::{
-    frame::Frame,
     hash::{Address, V4, V6},
+    packet_access::Frame,
     reason::DirectorReason as Reason,
     wire::{
         ethernet::{self, EthernetHeader},

@@ -1,7 +1,7 @@
 //! Watching live decisions: what the traced programs and user space agree on. The programs that
 //! normally run contain none of it.
 
-use crate::{ends::Ends, layout::Plain};
+use crate::{abi::Plain, flow_dissector::Ends};
 
 /// An end of a packet that a [`Filter`] asks for.
 #[repr(C)]

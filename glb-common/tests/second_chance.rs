@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use glb_common::{
     reason::{Action, RedirectReason as Reason},
-    second_chance::fast,
+    second_chance::fast_path,
 };
 use proptest::prelude::*;
 use support::{
@@ -158,7 +158,7 @@ fn ordinary_packets_are_decided_quickly() {
     let mut host = holder();
     host.cookies.insert((socket("198.51.100.8:40000"), socket(VIP)));
     let quick = |what: &str, frame: &[u8], expected: Reason| {
-        let decision = fast::decide(&frame, &host, &fast::AsDecision);
+        let decision = fast_path::decide(&frame, &host, &fast_path::AsDecision);
         assert_eq!(decision.map(|decision| decision.reason), Some(expected), "{what}");
         assert_eq!(run(&host, frame).reason, expected, "{what}");
     };

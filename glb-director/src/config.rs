@@ -22,7 +22,7 @@ use crate::{
         self, Announcement, DrainLimits, WithdrawLimits,
         config::{RawAnnouncement, RawDrain, RawWithdraw},
     },
-    image::Options,
+    compiled_tables::Options,
 };
 
 /// What is written in the file.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     announce::AnnounceView,
     control::{Problem, Status},
-    observe::Observer,
+    views::Observer,
 };
 
 /// What a director tells of itself. Fields are added, never renamed.

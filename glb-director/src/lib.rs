@@ -3,22 +3,22 @@
 
 pub mod announce;
 pub mod cli;
+pub mod compiled_tables;
 pub mod config;
 pub mod control;
 pub mod counters;
 pub mod daemon;
+pub mod daemon_status;
 pub mod doctor;
 pub mod fleet;
 pub mod generation;
-pub mod glb_config;
-pub mod image;
+pub mod glb_import;
 pub mod metrics;
-pub mod observe;
-pub mod reference;
+pub mod oracle;
 pub mod replay;
-pub mod state;
 pub mod statsd;
 pub mod trace;
+pub mod views;
 
 /// Whose pins are whose: this program's name, which marks its pin folder.
 pub const OWNER: &str = "glb-director";

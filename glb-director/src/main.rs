@@ -7,5 +7,5 @@ use glb_director::cli::Cli;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    glb_host::program::run_logging(&cli.log(), || cli.execute())
+    glb_host::cli_main::run_logging(&cli.log(), || cli.execute())
 }

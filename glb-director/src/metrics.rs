@@ -16,11 +16,11 @@ use prometheus_client::{
 };
 
 use crate::{
-    announce::{AnnounceView, Level, Stage, choreography::Cause},
+    announce::{AnnounceView, Level, Stage, state_machine::Cause},
     counters::{self, CountersError, Report},
+    daemon_status::{Phase, Snapshot},
     fleet::Member,
-    observe::{Observer, When},
-    state::{Phase, Snapshot},
+    views::{Observer, When},
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

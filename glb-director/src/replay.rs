@@ -5,26 +5,26 @@ use std::collections::HashMap;
 
 use aya::maps::PerCpuArray;
 use glb_common::{
+    abi::{TABLE_SLOTS, TableInfo},
+    forwarding::View as _,
     hash::{HashFields, flow_hash},
-    layout::{TABLE_SLOTS, TableInfo},
     parse::parse,
     reason::{Action, DirectorReason as Reason, MAX_REASONS},
-    steer::View as _,
 };
 use glb_host::{
-    explain::{
+    bpf_loader::LoadError,
+    packet_trace::{
         Decision, Headers, Way,
+        filter::ReasonName,
         replay::{Found, Part, Program, Ran, ReplayError, test_run},
-        wanted::ReasonName,
     },
-    load::LoadError,
 };
 use glb_table::TableSet;
 
 use crate::{
+    compiled_tables::{CounterSlots, Image, ImageError, Options, Owner},
     generation::Generation,
-    image::{CounterSlots, Image, ImageError, Options, Owner},
-    reference,
+    oracle,
 };
 
 const XDP_PASS: u32 = 2;
@@ -112,7 +112,7 @@ impl Replay {
             Ok(counts)
         };
         // The pure function knows where to look first; what is found there is the program's word.
-        let likely = reference::direct(&self.generation.image, frame).counter_slot as usize;
+        let likely = oracle::direct(&self.generation.image, frame).counter_slot as usize;
         let slots = self.counts.len();
         let others = (0..slots).filter(|slot| *slot != likely);
         for slot in std::iter::once(likely).filter(|slot| *slot < slots).chain(others) {

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{counters::Report, observe::Observer};
+use crate::{counters::Report, views::Observer};
 
 /// Longest datagram, in bytes: it fits every network unfragmented.
 const MAX_DATAGRAM: usize = 1_200;

@@ -4,18 +4,18 @@
 use std::collections::HashMap;
 
 use glb_common::{
-    layout::{Plain as _, TableInfo},
+    abi::{Plain as _, TableInfo},
     reason::DirectorReason as Reason,
 };
 use glb_host::{
+    bpf_loader::LoadError,
     bpffs::PinFolder,
-    explain::{
-        Decision, Headers, Way,
-        trace::{Showing, Shown, array_of},
-        watch::Decoder,
-    },
     generations,
-    load::LoadError,
+    packet_trace::{
+        Decision, Headers, Way,
+        client::Decoder,
+        trace::{Showing, Shown, array_of},
+    },
     xdp_link,
 };
 

@@ -6,12 +6,12 @@ mod common;
 use std::{fmt::Write as _, sync::Arc};
 
 use common::{alone, gateway, generate::frame, golden, hex, load, private_pins, varied};
-use glb_common::layout::{BACKEND_SLOTS, TABLE_SLOTS};
+use glb_common::abi::{BACKEND_SLOTS, TABLE_SLOTS};
 use glb_director::{
+    compiled_tables::{CounterSlots as _, Image, Options},
     counters::{self, Identities, Uncounted},
     generation::self_test::{TEST_INTERFACE, compare},
-    image::{CounterSlots as _, Image, Options},
-    reference,
+    oracle,
 };
 use glb_table::TableSet;
 use proptest::{
@@ -36,7 +36,7 @@ fn each_packet_is_counted_once() {
         for _ in 0..5_000 {
             let packet = strategy.new_tree(&mut runner).unwrap().current();
             compare(generation.program().unwrap(), &image, &packet).unwrap();
-            let answer = reference::direct(&image, &packet);
+            let answer = oracle::direct(&image, &packet);
             let count = expected.entry((answer.counter_slot, answer.reason.name())).or_default();
             count.0 += 1;
             count.1 += packet.len() as u64;

@@ -6,7 +6,7 @@ mod common;
 
 use common::{glb_image_of, golden, golden_tables, hex, image_of};
 use glb_common::reason::DirectorReason as Reason;
-use glb_director::reference::{Verdict, direct};
+use glb_director::oracle::{Verdict, direct};
 
 #[test]
 fn contract_packets_leave_as_glbs_do() {

@@ -12,9 +12,9 @@ use common::{
 };
 use glb_common::reason::DirectorReason as Reason;
 use glb_director::{
+    compiled_tables::{Image, Options},
     generation::self_test::{TEST_INTERFACE, compare, test_run},
-    image::{Image, Options},
-    reference::{self, Verdict},
+    oracle::{self, Verdict},
 };
 use proptest::{
     strategy::{Strategy as _, ValueTree as _},
@@ -166,7 +166,7 @@ fn generated_packets() {
             for _ in 0..share / (1 + MUTATIONS) {
                 let mut packet = strategy.new_tree(&mut runner).unwrap().current();
                 for _ in 0..=MUTATIONS {
-                    let expected = reference::direct(&image, &packet);
+                    let expected = oracle::direct(&image, &packet);
                     compare(program, &image, &packet).unwrap_or_else(|error| panic!("{error}"));
                     check_outer_headers(&expected.verdict, &packet, options);
                     *reasons.entry(expected.reason).or_default() += 1;
@@ -295,7 +295,7 @@ fn frames_of_several_buffers() {
                 for is_v6 in [false, true] {
                     let mut packet = long_packet(is_v6, length);
                     compare(program, &image, &packet).unwrap_or_else(|error| panic!("{error}"));
-                    let answer = reference::direct(&image, &packet);
+                    let answer = oracle::direct(&image, &packet);
                     sent += u32::from(answer.reason == Reason::Encapsulated);
                     // The same in a tunnel of IPv6, tagged, padded, and with a length that lies.
                     packet[if is_v6 { 53 } else { 33 }] = 4;
@@ -367,7 +367,7 @@ fn fifty_thousand_binds_and_as_many_ranges_as_one_likes() {
                 packet[23] = protocol;
                 packet[36..38].copy_from_slice(&port.to_be_bytes());
                 compare(program, &image, &packet).unwrap_or_else(|error| panic!("{error}"));
-                let answer = reference::direct(&image, &packet);
+                let answer = oracle::direct(&image, &packet);
                 sent += u32::from(answer.reason == Reason::Encapsulated);
                 if protocol == 6 {
                     assert_eq!(answer.counter_slot, 2 + table);

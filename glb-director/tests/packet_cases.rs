@@ -10,13 +10,13 @@ use std::{collections::BTreeMap, fmt::Write as _, path::Path};
 
 use common::{hex, private_pins};
 use glb_director::{
+    compiled_tables::{Image, Options},
     counters::{self, Identities},
     generation::{
         Generation,
         self_test::{TEST_INTERFACE, test_run},
     },
-    image::{Image, Options},
-    reference::{self, Verdict},
+    oracle::{self, Verdict},
 };
 use glb_table::{Form, TableSet};
 use serde::Deserialize;
@@ -100,7 +100,7 @@ fn the_pure_functions_give_the_right_answers() {
             Image::new(&tables, &common::Fixed::new(&tables), &next_hops, &case.options.options())
                 .unwrap();
         let input = hex(&case.input);
-        let got = reference::direct(&image, &input);
+        let got = oracle::direct(&image, &input);
         let reason = got.reason.name();
         let (verdict, output) = answer(got.verdict, &input);
         if (reason, verdict, &output)

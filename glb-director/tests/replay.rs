@@ -13,7 +13,7 @@ use std::{
 
 use common::{golden, golden_tables, hex, image_of};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use glb_director::reference::{self, Verdict};
+use glb_director::oracle::{self, Verdict};
 use glb_host::capture_file::{CaptureReader, CaptureWriter, Captured};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -91,7 +91,7 @@ fn glbs_vectors_are_explained() {
     for ((vector, frame), line) in vectors.iter().zip(&frames).zip(&lines) {
         let name = &vector["name"];
         assert_eq!(line["packet"], frame.number, "{name}");
-        let expected = reference::direct(&image, &frame.data);
+        let expected = oracle::direct(&image, &frame.data);
         assert_eq!(line["reason"], expected.reason.name(), "{name}: {line}");
         assert_eq!(line["time"].as_f64(), Some(frame.time.as_secs_f64()));
         match expected.verdict {

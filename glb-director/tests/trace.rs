@@ -8,24 +8,24 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{golden, golden_tables, hex, image_of, private_pins};
-use glb_common::{layout::TABLE_SLOTS, trace::Settings};
+use glb_common::{abi::TABLE_SLOTS, trace::Settings};
 use glb_director::{
+    compiled_tables::Image,
     generation::{
         Generation, Shape, Shell,
         self_test::{TEST_INTERFACE, compare},
     },
-    image::Image,
-    reference::{self, Verdict},
+    oracle::{self, Verdict},
     replay::REASONS,
 };
 use glb_host::{
     bpffs::PinFolder,
-    explain::{
+    generations,
+    packet_trace::{
+        filter::Wanted,
         replay::test_run,
         trace::{Events, Shown},
-        wanted::Wanted,
     },
-    generations,
 };
 
 struct Traced {
@@ -77,7 +77,7 @@ fn what_is_shown_is_what_is_decided() {
     let mut seen = BTreeSet::new();
     for (name, frame) in &vectors {
         compare(traced.generation.program().unwrap(), &image, frame).unwrap();
-        let expected = reference::direct(&image, frame);
+        let expected = oracle::direct(&image, frame);
         let shown = traced.shown();
         let [shown] = &shown[..] else { panic!("{name}: {shown:?}") };
         assert_eq!(shown.event.reason, expected.reason as u32, "{name}");
@@ -117,10 +117,10 @@ fn the_filter_is_evaluated_in_the_kernel() {
         let mut count = 0;
         for (name, frame) in &vectors {
             test_run(traced.generation.program().unwrap(), frame).unwrap();
-            let expected = reference::direct(&image, frame);
+            let expected = oracle::direct(&image, frame);
             let decision = wanted.wants_decision(expected.reason as u32, expected.counter_slot);
             let headers = !wanted.asks_headers()
-                || glb_common::ends::visit(&frame[..], |ends| wanted.wants_ends(ends));
+                || glb_common::flow_dissector::visit(&frame[..], |ends| wanted.wants_ends(ends));
             let shown = traced.shown().len();
             assert_eq!(shown, usize::from(decision && headers), "{filter}: {name}");
             count += shown;

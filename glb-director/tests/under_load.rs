@@ -12,9 +12,9 @@ use common::{
     traffic::{Seen, Traffic},
 };
 use glb_director::{
+    compiled_tables::{Image, Options},
     counters::{self, Identities},
     generation::Generation,
-    image::{Image, Options},
 };
 use glb_host::{bpffs::PinFolder, generations::swap, next_hop::NextHop, xdp_link::Mode};
 use glb_table::TableSet;

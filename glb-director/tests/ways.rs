@@ -15,19 +15,19 @@ use std::{
 
 use aya::{maps::MapData, programs::Xdp};
 use common::{Fixed, private_pins};
-use glb_common::layout::{Backend, BindSlot, Plain, TableInfo};
+use glb_common::abi::{Backend, BindSlot, Plain, TableInfo};
 use glb_director::{
+    compiled_tables::{Image, Options},
     generation::{
         Generation,
         self_test::{TEST_INTERFACE, test_run},
     },
-    image::{Image, Options},
-    reference::{self, Verdict},
+    oracle::{self, Verdict},
 };
 use glb_host::{
     bpffs::PinFolder,
     generations::{folder, pinned_program},
-    mapped::MappedArray,
+    mmap_array::MappedArray,
     next_hop::NextHop,
 };
 use glb_table::TableSet;
@@ -77,7 +77,7 @@ fn packets() -> [Vec<u8>; 2] {
 
 /// What becomes of a packet: the verdict's number and the frame.
 fn right(image: &Image, packet: &[u8]) -> (u32, Vec<u8>) {
-    match reference::direct(image, packet).verdict {
+    match oracle::direct(image, packet).verdict {
         Verdict::Send { backend, frame } if backend.interface == TEST_INTERFACE => (3, frame),
         Verdict::Send { frame, .. } => (4, frame),
         other => panic!("{other:?}"),

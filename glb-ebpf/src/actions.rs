@@ -6,12 +6,12 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use glb_common::{
-    frame::{Frame as _, FrameMut as _, Nested as _, put_at, u32_at, u64_at},
+    packet_access::{Frame as _, FrameMut as _, Nested as _, put_at, u32_at, u64_at},
     reason::{Action, RedirectReason as Reason},
-    second_chance::{Forward, TAG, Take, fast},
+    second_chance::{Forward, TAG, Take, fast_path},
 };
 
-use crate::{count, frame::XdpFrame};
+use crate::{count, packet_access::XdpFrame};
 
 /// Does what was decided about an ordinary packet, and counts it.
 pub(crate) struct Ordinary<'c> {
@@ -30,7 +30,7 @@ impl Ordinary<'_> {
     }
 }
 
-impl fast::Actions<XdpFrame> for Ordinary<'_> {
+impl fast_path::Actions<XdpFrame> for Ordinary<'_> {
     type Done = u32;
 
     #[inline(always)]

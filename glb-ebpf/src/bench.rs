@@ -16,10 +16,12 @@ use aya_ebpf::{
     maps::{Array, PerCpuArray, ProgramArray},
     programs::{TcContext, XdpContext},
 };
-use glb_common::{checksum::fold, fast, frame::FrameMut as _, wire::ethernet::EthernetHeader};
+use glb_common::{
+    checksum::fold, fast_path, packet_access::FrameMut as _, wire::ethernet::EthernetHeader,
+};
 
-mod frame;
-use frame::XdpFrame;
+mod packet_access;
+use packet_access::XdpFrame;
 
 /// Bytes of the packet under test.
 #[unsafe(no_mangle)]
@@ -271,7 +273,7 @@ static OUTER_WORDS: Global<[u64; 7]> = Global::new([0; 7]);
 #[xdp(frags)]
 fn floor(ctx: XdpContext) -> u32 {
     // SAFETY: the context is this program's own; pointers are made anew below.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(fast::GROWTH as i32)) } != 0 {
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(fast_path::GROWTH as i32)) } != 0 {
         return xdp_action::XDP_ABORTED;
     }
     let [a, b, c, d, e, f, last] = OUTER_WORDS.load();

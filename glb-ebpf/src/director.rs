@@ -19,27 +19,27 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use glb_common::{
-    direct::array,
-    encap, fast,
-    frame::{Frame, Wire},
-    hash::{Address, V4, V6},
-    layout::{
+    abi::{
         BACKEND_SLOTS, Backend, BindSlot, Config, Counter, Hops, Ipv6Way, KEEP_TAGS, PrefixEntry,
         ReasonCounters, Room, Segment, TABLE_SLOTS, TableInfo, TableRows, Work,
     },
+    encap, fast_path,
+    forwarding::{Refusal, View, steer},
+    hash::{Address, V4, V6},
+    icmp_too_big::{self, Answer},
+    map_value::array,
+    packet_access::{Frame, Wire},
     parse::{IP_OFFSET, Packet, Tags, parse},
     reason::{Action, DirectorReason as Reason, MAX_REASONS},
-    steer::{Refusal, View, steer},
-    too_big::{self, Answer},
 };
 
-mod direct;
-mod frame;
-mod prefix_key;
+mod lpm_key;
+mod map_value;
+mod packet_access;
 mod trace;
-use direct::Direct;
-use frame::XdpFrame;
-use prefix_key::Words;
+use lpm_key::Words;
+use map_value::Direct;
+use packet_access::XdpFrame;
 
 // What belongs to a generation. Sizes are set by user space when it loads the program; arrays can
 // be mapped into its memory, so that filling one takes no system call for each element.
@@ -241,10 +241,10 @@ fn glb_director(ctx: XdpContext) -> u32 {
     trace::begin(&ctx);
     let frame = XdpFrame::new(&ctx);
     let received = frame.len();
-    let sent = match fast::ethertype(&frame) {
-        Some(fast::IPV4) => fast::recognise_v4(&Maps, &frame)
+    let sent = match fast_path::ethertype(&frame) {
+        Some(fast_path::IPV4) => fast_path::recognise_v4(&Maps, &frame)
             .map_or(Attempt::NotSure, |bound| send_fast::<V4>(&ctx, &bound, received)),
-        Some(fast::IPV6) => fast::recognise_v6(&Maps, &frame)
+        Some(fast_path::IPV6) => fast_path::recognise_v6(&Maps, &frame)
             .map_or(Attempt::NotSure, |bound| send_fast::<V6>(&ctx, &bound, received)),
         _ => Attempt::NotSure,
     };
@@ -261,16 +261,20 @@ enum Attempt {
 }
 
 #[inline(always)]
-fn send_fast<A: Address>(ctx: &XdpContext, bound: &fast::Bound<'_>, received: usize) -> Attempt {
+fn send_fast<A: Address>(
+    ctx: &XdpContext,
+    bound: &fast_path::Bound<'_>,
+    received: usize,
+) -> Attempt {
     // Before the hash, so that few values have to live across the call.
     // SAFETY: the context is this program's own; the frame's pointers are made anew below.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(fast::GROWTH as i32)) } != 0 {
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(fast_path::GROWTH as i32)) } != 0 {
         return Attempt::NotSure;
     }
-    let mut frame = XdpFrame::of_length(ctx, received + fast::GROWTH);
-    let Some(backend) = fast::send::<_, _, A>(&Maps, &mut frame, bound) else {
+    let mut frame = XdpFrame::of_length(ctx, received + fast_path::GROWTH);
+    let Some(backend) = fast_path::send::<_, _, A>(&Maps, &mut frame, bound) else {
         // SAFETY: as above. What was room a moment ago can be given back.
-        unsafe { bpf_xdp_adjust_head(ctx.ctx, fast::GROWTH as i32) };
+        unsafe { bpf_xdp_adjust_head(ctx.ctx, fast_path::GROWTH as i32) };
         return Attempt::NotSure;
     };
     let table_slot =
@@ -392,11 +396,11 @@ fn answer(ctx: XdpContext) -> u32 {
 fn become_answer(ctx: &XdpContext, family: u8, tags: &Tags, mtu: u16) -> bool {
     let frame = XdpFrame::new(ctx);
     if family == V4::FAMILY {
-        let Some(headers) = too_big::answer_v4(&frame, tags, mtu) else { return false };
-        replace(ctx, too_big::V4_QUOTE, too_big::V4_GROWTH, tags, headers)
+        let Some(headers) = icmp_too_big::answer_v4(&frame, tags, mtu) else { return false };
+        replace(ctx, icmp_too_big::V4_QUOTE, icmp_too_big::V4_GROWTH, tags, headers)
     } else {
-        let Some(headers) = too_big::answer_v6(&frame, tags, mtu) else { return false };
-        replace(ctx, too_big::V6_QUOTE, too_big::V6_GROWTH, tags, headers)
+        let Some(headers) = icmp_too_big::answer_v6(&frame, tags, mtu) else { return false };
+        replace(ctx, icmp_too_big::V6_QUOTE, icmp_too_big::V6_GROWTH, tags, headers)
     }
 }
 
@@ -415,7 +419,7 @@ fn replace<I: Wire>(
         bpf_xdp_adjust_tail(ctx.ctx, keep as i32 - whole_length(ctx) as i32) == 0
             && bpf_xdp_adjust_head(ctx.ctx, -(growth as i32)) == 0
     };
-    moved && too_big::write(&mut XdpFrame::new(ctx), tags, headers)
+    moved && icmp_too_big::write(&mut XdpFrame::new(ctx), tags, headers)
 }
 
 #[inline(always)]

@@ -13,8 +13,8 @@ use glb_common::{
 };
 
 use crate::{
-    frame::{Bounds, XdpFrame},
-    machine,
+    local_state,
+    packet_access::{Bounds, XdpFrame},
 };
 
 impl Bounds for TcContext {
@@ -39,7 +39,7 @@ struct Configured;
 impl Vips for Configured {
     #[inline(always)]
     fn is_vip<A: Address>(&self, address: &A) -> bool {
-        machine::vip(address).is_some()
+        local_state::vip(address).is_some()
     }
 }
 

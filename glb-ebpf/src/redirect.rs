@@ -13,20 +13,20 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use glb_common::{
-    frame::{Frame, Nested, Wire},
+    packet_access::{Frame, Nested, Wire},
     reason::RedirectReason as Reason,
     second_chance::{
-        Decision, NO_VIP, TAG, Verdict, decide, fast,
+        Decision, NO_VIP, TAG, Verdict, decide, fast_path,
         layout::{REDIRECT_COUNTERS, RedirectCounters, Settings},
         tags,
     },
 };
 
-mod direct;
-mod frame;
-mod prefix_key;
+mod lpm_key;
+mod map_value;
+mod packet_access;
 mod trace;
-use frame::XdpFrame;
+use packet_access::XdpFrame;
 
 /// Read-only data whose fields are read one by one: the compiler must not know their values, and
 /// copying all of it for each packet would cost more than the fields are worth.
@@ -45,11 +45,11 @@ macro_rules! setting {
 }
 
 mod actions;
-mod machine;
+mod local_state;
 mod mss_clamp;
-mod sockets;
+mod socket_lookup;
 use actions::{Ordinary, leave, send, strip};
-use machine::ThisHost;
+use local_state::ThisHost;
 
 /// The program for packets out of the ordinary.
 #[map]
@@ -110,7 +110,7 @@ fn glb_redirect(ctx: XdpContext) -> u32 {
     trace::begin(&ctx);
     let frame = XdpFrame::new(&ctx);
     let actions = Ordinary { ctx: &ctx, bytes: frame.len() as u64 };
-    fast::decide(&frame, &ThisHost { ctx: &ctx }, &actions).unwrap_or_else(|| {
+    fast_path::decide(&frame, &ThisHost { ctx: &ctx }, &actions).unwrap_or_else(|| {
         // SAFETY: a tail call; it comes back only if the slot is empty, which user space never lets
         // be.
         unsafe { GENERAL.tail_call(&ctx, 0) };

@@ -38,11 +38,11 @@ mod hooks {
         programs::XdpContext,
     };
     use glb_common::{
-        ends,
+        flow_dissector,
         trace::{Event, MAX_SNAP, Settings, Tally},
     };
 
-    use crate::frame::XdpFrame;
+    use crate::packet_access::XdpFrame;
 
     /// What is wanted. In a map and not in read-only data, so that it can be changed while the
     /// program runs.
@@ -79,7 +79,7 @@ mod hooks {
         let Some(record) = TRACE_RECORD.get_ptr_mut(0) else { return };
         let Some(settings) = TRACE_SETTINGS.get(0) else { return };
         let wanted = !settings.filter.asks_headers()
-            || ends::visit(&XdpFrame::new(ctx), |ends| settings.filter.wants_ends(ends));
+            || flow_dissector::visit(&XdpFrame::new(ctx), |ends| settings.filter.wants_ends(ends));
         // SAFETY: the pointer is to this CPU's own record, which lives as long as the map; nobody
         // else has it meanwhile.
         let record = unsafe { &mut *record };

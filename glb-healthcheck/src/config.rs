@@ -15,7 +15,7 @@ use glb_table::Form;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
-use crate::{check::Pace, engine::Options, floor::Floor, probe::Control};
+use crate::{check::Pace, engine::Options, min_healthy::Floor, probe::Control};
 
 /// What is written in the file.
 #[derive(Debug, Deserialize)]
@@ -230,9 +230,9 @@ impl Config {
             let value = raw.defaults.get(&key).map(ToString::to_string).unwrap_or_default();
             wrong(&format!("defaults.{key}"), value, &problem)
         })?;
-        if let Some(key) = raw.defaults.keys().find(|key| !crate::wanted::is_pace(key)) {
+        if let Some(key) = raw.defaults.keys().find(|key| !crate::check_config::is_pace(key)) {
             let value = raw.defaults.get(key).map(ToString::to_string).unwrap_or_default();
-            let fix = format!("unknown; known are {}", crate::wanted::pace_keys().join(", "));
+            let fix = format!("unknown; known are {}", crate::check_config::pace_keys().join(", "));
             return Err(wrong(&format!("defaults.{key}"), value, &fix));
         }
         let mut options = Options::default();

@@ -12,9 +12,9 @@ use std::{
 use glb_host::{
     lock_file::{LockError, LockFile},
     metrics::{self, MetricsError},
-    service::{self, Watchdog},
+    systemd::{self, Watchdog},
 };
-use glb_table::{checked::Finding, write};
+use glb_table::{health_overlay::Finding, write};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot, watch},
@@ -25,16 +25,16 @@ use tracing::{error, info, warn};
 
 use crate::{
     Moment,
-    channel::{self, ChannelError, Command, Question},
     check::{Pace, Target},
+    check_config::{self, WantedError},
     config::Config,
+    control_socket::{self, ChannelError, Command, Question},
     engine::{Decision, Engine, Event, Job, Known, Source, Transition},
-    judge::Standing,
+    health_state::Standing,
     metrics::{Metered, Metrics},
     probe::{self, EchoError, Outcome, Tools, ToolsError},
     publish::{Publisher, SharedRecord, drains},
     status::Snapshot,
-    wanted::{self, WantedError},
 };
 
 /// Why the checker does not start, or a source is not taken.
@@ -112,7 +112,7 @@ pub async fn load(path: &Path, defaults: &Pace, old: Option<&Tools>) -> Result<L
     let set = glb_table::parse_bytes(path, form, &bytes).map_err(Error::Table)?;
     let text = String::from_utf8(bytes)
         .map_err(|error| io(io::Error::new(io::ErrorKind::InvalidData, error)))?;
-    let wanted = wanted::targets(path, &set, defaults)?;
+    let wanted = check_config::targets(path, &set, defaults)?;
     let tools = Tools::new(wanted.iter().flatten().flatten(), old).await;
     let tools =
         tools.map_err(|source| Error::Tools { file: path.display().to_string(), source })?;
@@ -142,9 +142,9 @@ async fn watch_over(config: &Config) -> Result<(), Error> {
 
     // What is in use already is found before anything is asked of anybody.
     let listener = config.metrics.map(metrics::bind).transpose()?;
-    let (questions, mut asked) = mpsc::channel(channel::WAITING);
+    let (questions, mut asked) = mpsc::channel(control_socket::WAITING);
     let _lock = own(&config.checked)?;
-    let _server = channel::open(&config.control, questions.clone())?;
+    let _server = control_socket::open(&config.control, questions.clone())?;
     let Loaded { source, tools } = load(&config.source, &config.defaults, None).await?;
     let metrics = Metrics::default();
     if let Some(listener) = listener {
@@ -179,7 +179,7 @@ async fn watch_over(config: &Config) -> Result<(), Error> {
         checked = %config.checked.display(),
         "checking"
     );
-    service::status("checking each target for the first time");
+    systemd::status("checking each target for the first time");
     let mut watchdog = Watchdog::from_environment();
     let mut ready = false;
     loop {
@@ -200,7 +200,7 @@ async fn watch_over(config: &Config) -> Result<(), Error> {
                 if result.is_ok() {
                     let targets = checker.engine.targets().count();
                     info!(targets, "ready: each target has been checked, the table is written");
-                    service::ready(&format!("checking {targets} targets"));
+                    systemd::ready(&format!("checking {targets} targets"));
                 }
             }
             Some(question) = asked.recv() => checker.tell(question),
@@ -210,7 +210,7 @@ async fn watch_over(config: &Config) -> Result<(), Error> {
             _ = interrupt.recv() => break,
         }
     }
-    service::stopping();
+    systemd::stopping();
     // What was not begun is left to the next start, which finds the file as it is.
     publishing.abort();
     info!("ended; the checked table stays as it is");
@@ -270,7 +270,7 @@ impl Checker {
     }
 
     async fn reload(&mut self, config: &Config) {
-        service::reloading("reading the source table anew");
+        systemd::reloading("reading the source table anew");
         match load(&config.source, &config.defaults, Some(&self.tools)).await {
             Ok(loaded) => {
                 self.tools = loaded.tools;
@@ -278,11 +278,11 @@ impl Checker {
                 self.engine.reload(loaded.source, now);
                 let (targets, new) = (self.engine.targets().count(), self.engine.pending());
                 info!(targets, new, "source table loaded anew");
-                service::ready(&format!("checking {targets} targets"));
+                systemd::ready(&format!("checking {targets} targets"));
             }
             Err(problem) => {
                 error!("the source table was not loaded, the running one stays:\n{problem}");
-                service::ready("the last reload failed; the targets known before are checked");
+                systemd::ready("the last reload failed; the targets known before are checked");
             }
         }
     }

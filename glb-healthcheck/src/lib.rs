@@ -1,24 +1,24 @@
 //! The health checker: which backends can take new connections.
 //!
-//! One result's way is a straight line: [`probe`] → [`judge`] → [`engine`] → [`publish`]. What
-//! decides ([`judge`], [`engine`]) is pure and takes the time as an argument; what acts
+//! One result's way is a straight line: [`probe`] → [`health_state`] → [`engine`] → [`publish`]. What
+//! decides ([`health_state`], [`engine`]) is pure and takes the time as an argument; what acts
 //! ([`probe`], [`publish`], [`daemon`]) decides nothing.
 
-pub mod channel;
 pub mod check;
+pub mod check_config;
 pub mod cli;
 pub mod config;
-pub mod control;
+pub mod connectivity;
+pub mod control_socket;
 pub mod daemon;
 pub mod engine;
-pub mod floor;
-pub mod judge;
+pub mod health_state;
 pub mod metrics;
+pub mod min_healthy;
 pub mod probe;
 pub mod publish;
 pub mod schedule;
 pub mod status;
-pub mod wanted;
 
 /// Time since the checker started, on the monotonic clock: a changed wall clock changes nothing.
 pub type Moment = std::time::Duration;

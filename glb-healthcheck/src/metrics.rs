@@ -16,7 +16,7 @@ use prometheus_client::{
 };
 use tokio::sync::mpsc::Sender;
 
-use crate::{channel::Question, check::Kind, probe::Outcome, status::Snapshot};
+use crate::{check::Kind, control_socket::Question, probe::Outcome, status::Snapshot};
 
 /// How long the daemon's loop may take to say how things are.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Moment,
     engine::{Engine, Watched},
-    judge::Standing,
+    health_state::Standing,
     publish::Record,
 };
 

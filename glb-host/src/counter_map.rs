@@ -9,7 +9,7 @@ use std::{
 
 use aya::maps::{MapData, MapType};
 
-use crate::{load::LoadError, sys};
+use crate::{bpf_loader::LoadError, sys};
 
 /// A pinned per-CPU array that this release makes otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

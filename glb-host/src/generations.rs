@@ -124,7 +124,7 @@ pub fn swap(
 }
 
 fn fault(place: &str, index: usize, pin: &Path) -> Result<(), AttachError> {
-    crate::fault::point(&format!("{place} {index}")).map_err(|source| AttachError::Pin {
+    crate::failpoints::point(&format!("{place} {index}")).map_err(|source| AttachError::Pin {
         action: "update",
         path: pin.to_owned(),
         source: source.into(),

@@ -1,33 +1,33 @@
 //! What both daemons need of the machine they run on: the BPF objects, a folder to pin in,
 //! generations behind pinned links, arrays in memory, next hops by netlink, and metrics over HTTP.
 
+pub mod bpf_loader;
 pub mod bpffs;
 pub mod capture_file;
+pub mod cli_main;
 pub mod config_file;
 pub mod control;
 pub mod counter_map;
-pub mod direct;
 pub mod doctor;
 pub mod duration;
 pub mod ethtool;
-pub mod explain;
-pub mod fault;
+pub mod failpoints;
 pub mod generations;
-pub mod kept_pins;
 pub mod link_events;
-pub mod load;
 pub mod lock_file;
-pub mod mapped;
+pub mod map_relocation;
 pub mod metrics;
+pub mod mmap_array;
 pub mod next_hop;
+pub mod packet_trace;
 pub mod permission;
+pub mod pin_guard;
 pub mod privilege;
-pub mod program;
-pub mod service;
+pub mod raw_socket;
 mod sys;
+pub mod systemd;
 pub mod tcx_link;
 pub mod watched_file;
-pub mod wire;
 pub mod xdp_link;
 
 /// The director's BPF object, an ELF file.

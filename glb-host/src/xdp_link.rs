@@ -340,7 +340,7 @@ pub fn attach(
     // aya falls back to netlink where links are missing; such an attachment would die with us.
     let link = FdLink::try_from(link)
         .map_err(|_not_a_link| AttachError::NoLinks { interface: interface.to_owned() })?;
-    crate::fault::point("attached").map_err(|error| pin_error("make", pin, error))?;
+    crate::failpoints::point("attached").map_err(|error| pin_error("make", pin, error))?;
     let pinned = link.pin(pin).map_err(|error| pin_error("make", pin, error))?;
     drop(pinned);
     Ok(Attached::New)

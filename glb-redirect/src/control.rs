@@ -5,7 +5,7 @@ use std::io;
 
 use glb_host::{
     control::{self, Access, Call, Control, Kind, NoGroup, Refusal, Server, Socket, SocketError},
-    explain::trace,
+    packet_trace::trace,
     privilege::{self, PrivilegeError},
 };
 use serde::{Deserialize, Serialize};

@@ -1,22 +1,22 @@
 //! The running backend: builds generations, keeps the ways to peers fresh, answers signals.
 
 mod build;
-mod keep;
-mod table;
+mod pin_maintenance;
+mod table_file;
 
 use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc};
 
 use glb_common::trace::Settings as TraceSettings;
 use glb_host::{
+    bpf_loader::LoadError,
     bpffs::{PinFolder, PinFolderError, PinLock},
     control::{Call, Refusal},
-    explain::trace::{self, Over, Session, Showing},
     generations::{self, SwapError},
-    kept_pins::KeptPins,
-    load::LoadError,
     metrics::{self, MetricsError},
     next_hop::{NextHops, OpenError, Snapshot},
-    service::{self, Watchdog},
+    packet_trace::trace::{self, Over, Session, Showing},
+    pin_guard::KeptPins,
+    systemd::{self, Watchdog},
     xdp_link::{self, AttachError},
 };
 use tokio::{
@@ -31,15 +31,15 @@ use crate::{
     control::{self, ControlError},
     counters::CountersError,
     generation::Generation,
+    host_state::{Changes, Machine, MachineError},
     image::Image,
-    machine::{Changes, Machine, MachineError},
     metrics::{Metered, Metrics},
     replay::REASONS,
     self_test::SelfTestError,
     vip::{self, VipError},
 };
 use build::{build, enter, image, put_vips};
-use table::Table;
+use table_file::Table;
 
 /// Folder in the pin folder with the tc program's link for each interface.
 pub(crate) const CLAMPS: &str = "clamps";
@@ -126,7 +126,7 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
             () = watchdog.turn() => {}
             _ = look.tick() => backend.keep_pinned(),
             _ = hangup.recv() => {
-                service::reloading("the configuration is read anew");
+                systemd::reloading("the configuration is read anew");
                 let result = backend.reload().await;
                 backend.reloaded(result.is_ok());
                 match result {
@@ -141,7 +141,7 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
             _ = interrupt.recv() => break,
         }
     }
-    service::stopping();
+    systemd::stopping();
     backend.end_showing(Over::Ending).await;
     info!(
         "ended; the pinned program goes on working (`glb-redirect detach --config {}` ends that)",
@@ -291,7 +291,7 @@ impl Backend {
             }
             Ok(config) => {
                 info!("the table's backends or hops have changed");
-                service::reloading("the table's backends are taken");
+                systemd::reloading("the table's backends are taken");
                 self.apply(config).await
             }
             Err(error) => Err(error.into()),
@@ -327,7 +327,7 @@ impl Backend {
     /// Tells the service manager that the daemon works, and with what.
     fn say(&self) {
         let after = if self.reload_failed { "; the last reload failed" } else { "" };
-        service::ready(&format!("generation {} is in force{after}", self.number));
+        systemd::ready(&format!("generation {} is in force{after}", self.number));
     }
 
     fn metered(&self) -> Metered {

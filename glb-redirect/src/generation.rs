@@ -11,22 +11,22 @@ use aya::{
     programs::{ProgramInfo, SchedClassifier, Xdp},
 };
 use glb_common::{
-    direct::array,
-    layout::Plain,
+    abi::Plain,
+    map_value::array,
     second_chance::layout::{Known, Peer, REDIRECT_COUNTERS, RedirectCounters},
     trace::Settings as TraceSettings,
 };
 use glb_host::{
+    bpf_loader::{LoadError, check_counters},
     bpffs::PinFolder,
-    direct::{self, DirectArray},
-    explain::trace,
     generations,
-    load::{LoadError, check_counters},
-    mapped::{MappedArray, wait_for_readers},
+    map_relocation::{self, DirectArray},
+    mmap_array::{MappedArray, wait_for_readers},
+    packet_trace::trace,
 };
 use ipnet::IpNet;
 
-use crate::{image::Image, known::PerfectHash};
+use crate::{address_table::PerfectHash, image::Image};
 
 /// The program's name in the object.
 const PROGRAM: &str = "glb_redirect";
@@ -85,7 +85,7 @@ impl Generation {
             let of_family = image.many_nets.iter().filter(|net| matches!(net, IpNet::V4(_)) == v4);
             of_family.count().max(1) as u32
         };
-        let mut loader = glb_host::load::loader();
+        let mut loader = glb_host::bpf_loader::loader();
         loader
             .override_global("SETTINGS", settings.as_bytes(), true)
             .map_max_entries("DIRECTORS_V4", nets(true))
@@ -106,7 +106,7 @@ impl Generation {
             direct_array::<u32>("DISPLACEMENTS", array::DISPLACEMENTS, displacements)?,
             direct_array::<Known>("KNOWN", array::KNOWN, elements)?,
         ];
-        let mut ebpf = loader.load(&direct::put_into(object, &arrays)?)?;
+        let mut ebpf = loader.load(&map_relocation::put_into(object, &arrays)?)?;
         filled(&arrays[0], &hash.displacements)?;
         let known = filled(&arrays[1], &hash.elements)?;
         for net in &image.many_nets {
@@ -118,7 +118,8 @@ impl Generation {
         }
         for name in [PROGRAM, GENERAL] {
             let program = xdp(&mut ebpf, name)?;
-            glb_host::load::undisturbed(|| program.load()).map_err(EbpfError::ProgramError)?;
+            glb_host::bpf_loader::undisturbed(|| program.load())
+                .map_err(EbpfError::ProgramError)?;
         }
         let general = xdp(&mut ebpf, GENERAL)?.fd().map_err(EbpfError::ProgramError)?;
         let general =
@@ -184,7 +185,8 @@ impl Generation {
         let program: &mut SchedClassifier =
             program.try_into().map_err(|error| LoadError::from(EbpfError::ProgramError(error)))?;
         if program.fd().is_err() {
-            glb_host::load::undisturbed(|| program.load()).map_err(EbpfError::ProgramError)?;
+            glb_host::bpf_loader::undisturbed(|| program.load())
+                .map_err(EbpfError::ProgramError)?;
         }
         Ok(program)
     }

@@ -2,6 +2,7 @@
 //! sends the others to the next backend in their list. The packet path is an XDP program; this
 //! crate loads it, keeps what it knows fresh, and counts.
 
+mod address_table;
 pub mod cli;
 pub mod config;
 pub mod connections;
@@ -10,11 +11,10 @@ pub mod counters;
 mod daemon;
 pub mod doctor;
 pub mod generation;
+mod host_state;
 pub mod image;
-mod known;
-mod machine;
+mod local_addresses;
 mod metrics;
-mod own;
 pub mod replay;
 pub mod self_test;
 pub mod trace;

@@ -8,13 +8,13 @@ use glb_common::{
     second_chance::layout::Peer,
 };
 use glb_host::{
-    explain::{
-        Decision, Headers, Way,
-        replay::{Found, Part, Program, Ran, ReplayError, test_run},
-        wanted::ReasonName,
-    },
-    load::LoadError,
+    bpf_loader::LoadError,
     next_hop::NextHop,
+    packet_trace::{
+        Decision, Headers, Way,
+        filter::ReasonName,
+        replay::{Found, Part, Program, Ran, ReplayError, test_run},
+    },
 };
 
 use crate::{generation::Generation, image::Image};
@@ -79,7 +79,7 @@ impl Replay {
 
 /// Whom a packet is for, and who is asked after it.
 #[must_use]
-pub fn hops_left(tunnel: glb_host::explain::Tunnel) -> Vec<std::net::IpAddr> {
+pub fn hops_left(tunnel: glb_host::packet_trace::Tunnel) -> Vec<std::net::IpAddr> {
     let left = tunnel.listed.into_iter().skip(tunnel.next_hop.into());
     std::iter::once(tunnel.destination).chain(left).collect()
 }

@@ -17,7 +17,7 @@ use glb_common::{
     reason::Action,
     second_chance::{Ack, Decision, Hop, Host, NO_VIP, Owner, Verdict, decide, layout::Peer},
 };
-use glb_host::load::LoadError;
+use glb_host::bpf_loader::LoadError;
 
 use crate::{
     config::{Config, Strangers},

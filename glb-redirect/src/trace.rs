@@ -2,12 +2,12 @@
 
 use glb_common::reason::RedirectReason as Reason;
 use glb_host::{
-    explain::{
+    bpf_loader::LoadError,
+    packet_trace::{
         Decision, Headers, Way,
+        client::Decoder,
         trace::{Showing, Shown},
-        watch::Decoder,
     },
-    load::LoadError,
     xdp_link,
 };
 

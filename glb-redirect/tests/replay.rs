@@ -22,8 +22,8 @@ use glb_common::{
 };
 use glb_host::{
     capture_file::{CaptureReader, CaptureWriter, Captured},
-    explain::replay::{Found, Part, Program as _, TEST_INTERFACE},
     next_hop::NextHop,
+    packet_trace::replay::{Found, Part, Program as _, TEST_INTERFACE},
 };
 use glb_redirect::{
     config::{Config, Strangers},

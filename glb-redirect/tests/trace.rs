@@ -12,10 +12,10 @@ use common::in_namespace;
 use glb_common::{reason::Action, second_chance::layout::Peer, trace::Settings};
 use glb_host::{
     bpffs::PinFolder,
-    explain::{
+    packet_trace::{
+        filter::Wanted,
         replay::{TEST_INTERFACE, test_run},
         trace::{Events, Shown},
-        wanted::Wanted,
     },
 };
 use glb_redirect::{

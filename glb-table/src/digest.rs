@@ -2,7 +2,7 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::{Backend, Key, Table, TableSet, form::bind_address};
+use crate::{Backend, Key, Table, TableSet, serialize::bind_address};
 
 /// Two digests of a table or of a set. Neither depends on the order of a file, nor shows a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]

@@ -3,9 +3,8 @@
 use std::{net::IpAddr, path::Path};
 
 use crate::{
-    Form, LoadError, State, TableSet,
-    doc::{self, Node, Value},
-    parse_bytes,
+    Form, LoadError, State, TableSet, parse_bytes,
+    syntax::{self, Node, Value},
 };
 
 /// Why a file was not edited.
@@ -96,7 +95,7 @@ pub fn set_state(
         return Err(EditError::NoBackend { file, address, table, known: known(names) });
     }
     // A valid file has these places, in the order of the model.
-    let root = doc::parse(form, text, &mut Vec::new());
+    let root = syntax::parse(form, text, &mut Vec::new());
     let mut out = text.to_owned();
     let mut changes = Vec::new();
     for (t, b) in found.into_iter().rev() {

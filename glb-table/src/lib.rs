@@ -1,44 +1,44 @@
 //! The forwarding table: files, the model that they mean, and the rows that follow from it.
 //!
-//! One table's way is a straight line: file → [`doc`] (what is written) → [`model`] (what is meant)
+//! One table's way is a straight line: file → [`syntax`] (what is written) → [`model`] (what is meant)
 //! → [`rank`] → [`rows`]. Nothing here touches the network or the kernel.
 
-mod built;
-mod check;
-pub mod checked;
+mod diagnostic;
 pub mod diff;
 mod digest;
-mod doc;
 pub mod edit;
-mod fields;
-mod form;
+pub mod flow_safety;
 pub mod glbd;
-pub mod holders;
+pub mod health_overlay;
 mod key;
 pub mod lookup;
 mod model;
+mod parse;
 pub mod plan;
-mod problem;
 mod rank;
-mod read;
+mod row_cache;
 mod rows;
+mod schema;
+mod serialize;
 mod simd;
 pub mod simulate;
 mod siphash;
+mod syntax;
+mod validate;
 pub mod weight;
 pub mod write;
 
-pub use built::{Builder, Built};
+pub use diagnostic::{LoadError, Problem, render};
 pub use digest::{Digest, hex};
-pub use doc::Form;
-pub use fields::hash_field_names;
-pub use form::WriteError;
 pub use glb_common::hash::HashFields;
 pub use key::Key;
 pub use model::{
     Backend, Bind, MAX_BACKENDS, MAX_BINDS, MAX_FILE, MAX_HOPS, MAX_NAME, MAX_ROWS_BYTES,
     MAX_TABLES, Order, Proto, ROWS, State, Table, TableSet, load, parse_bytes, read_bytes,
 };
-pub use problem::{LoadError, Problem, render};
 pub use rank::Ranks;
+pub use row_cache::{Builder, Built};
 pub use rows::Rows;
+pub use schema::hash_field_names;
+pub use serialize::WriteError;
+pub use syntax::Form;

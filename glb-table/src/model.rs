@@ -6,11 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use glb_common::layout::{self, TableRows};
+use glb_common::abi::{self, TableRows};
 use ipnet::IpNet;
 use serde_json::Value as Json;
 
-use crate::{HashFields, Key, LoadError, Problem, doc::Form};
+use crate::{HashFields, Key, LoadError, Problem, syntax::Form};
 
 /// Rows of every table: the low 16 bits of a flow's hash choose one.
 pub const ROWS: usize = 65_536;
@@ -24,7 +24,7 @@ pub const MAX_BACKENDS: usize = 65_535;
 pub const MAX_BINDS: usize = 65_536;
 /// Most bytes of rows of all tables together ([`Table::rows_bytes`]): what a director's program can
 /// address.
-pub const MAX_ROWS_BYTES: usize = layout::MAX_ROWS * size_of::<TableRows>();
+pub const MAX_ROWS_BYTES: usize = abi::MAX_ROWS * size_of::<TableRows>();
 /// Longest name of a table or a zone, in bytes.
 pub const MAX_NAME: usize = 63;
 /// Largest table file, in bytes.
@@ -285,7 +285,7 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>, LoadError> {
 /// As [`load`].
 pub fn parse_bytes(path: &Path, form: Form, bytes: &[u8]) -> Result<TableSet, LoadError> {
     match std::str::from_utf8(bytes) {
-        Ok(text) => crate::read::read(path, form, text),
+        Ok(text) => crate::parse::read(path, form, text),
         Err(error) => {
             let line =
                 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     Builder, State, TableSet,
-    holders::{Judgement, Memory},
+    flow_safety::{Judgement, Memory},
 };
 
 /// How long a flow lives at most, unless said otherwise: a day, in seconds.

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use glb_table::{
     Backend, Builder, Built, State, Table, TableSet,
-    holders::{Memory, SavedError},
+    flow_safety::{Memory, SavedError},
     plan::FLOW_AGE,
 };
 use strategies::plain;

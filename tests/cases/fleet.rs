@@ -8,8 +8,9 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use glb_lab::{
-    Fleet, Lock, Node, Plan, Program, Routing, Way, command, interrupt,
-    proof::{self, Live, Pings},
+    Fleet, Lock, Node, Plan, Program, Routing, Way,
+    chaos::{self, Live, Pings},
+    command, interrupt,
 };
 use serde_json::Value;
 
@@ -178,15 +179,15 @@ fn no_connection_breaks_whatever_happens_to_directors() -> Result<()> {
     let _lock = Lock::wait("timing")?;
     let name = "glb-t-proof".to_owned();
     let options =
-        proof::Options { name, directors: 3, way: Way::Bird, each: proof::EACH, health: true };
+        chaos::Options { name, directors: 3, way: Way::Bird, each: chaos::EACH, health: true };
     let mut progress = Vec::new();
-    let matrix = proof::run(&options, &mut progress);
+    let matrix = chaos::run(&options, &mut progress);
     println!("{}", String::from_utf8_lossy(&progress));
     let matrix = matrix?;
     println!("{matrix}");
     ensure!(matrix.held(), "see above");
     // It is no proof if nothing was there to break, or if nothing was ever lost.
-    ensure!(matrix.connections == 4 * proof::EACH && matrix.rows.len() > 20);
+    ensure!(matrix.connections == 4 * chaos::EACH && matrix.rows.len() > 20);
     ensure!(matrix.rows.iter().any(|row| row.lost > 0), "BFD takes its time");
     ensure!(matrix.rows.iter().all(|row| row.pings > 0));
     Ok(())

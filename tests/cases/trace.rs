@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     support::{build, everybody_answers, program_id},
-    watcher::{PATIENCE, Watcher, is_plain, packets, traffic},
+    trace_client::{PATIENCE, Watcher, is_plain, packets, traffic},
 };
 
 fn fleet(name: &str) -> Result<Fleet> {

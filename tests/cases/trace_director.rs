@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     support::{ask_everybody, build, everybody_answers},
-    watcher::{PATIENCE, Watcher, is_plain, packets, traffic},
+    trace_client::{PATIENCE, Watcher, is_plain, packets, traffic},
 };
 
 fn fleet(name: &str) -> Result<Fleet> {

@@ -3,15 +3,15 @@
 use std::sync::LazyLock;
 
 use glb_common::{
-    bind::{self, NO_TABLE, segment_key, tail},
+    vip_lookup::{self, NO_TABLE, segment_key, tail},
     encap::Way,
     hash::{Address as _, HashFields, V4, V6},
-    layout::{
+    abi::{
         Backend, BindSlot, Config, Ipv6Way, KEEP_TAGS, NO_HOP, NO_ROWS, PrefixEntry, Row, Segment,
         TableInfo, TableRows,
     },
     siphash::SipHash24,
-    steer::View,
+    forwarding::View,
 };
 
 const SLOTS: u32 = 16;
@@ -106,8 +106,8 @@ impl Tables {
             .find_map(|displacement| {
                 let mut slots = vec![BindSlot::default(); SLOTS as usize];
                 for bind in &exact {
-                    let hash = bind::hash(config.bind_seed, bind.address, bind.tail);
-                    let place = &mut slots[bind::slot(hash, displacement, SLOTS - 1) as usize];
+                    let hash = vip_lookup::hash(config.bind_seed, bind.address, bind.tail);
+                    let place = &mut slots[vip_lookup::slot(hash, displacement, SLOTS - 1) as usize];
                     if place.tail != 0 {
                         return None;
                     }

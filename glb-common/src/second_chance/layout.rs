@@ -1,8 +1,8 @@
 //! The structs that the backend's program and user space share.
 
 use crate::{
+    abi::{Counter, Plain},
     hash::Address,
-    layout::{Counter, Plain},
     reason::MAX_REDIRECT_REASONS,
 };
 

@@ -1,20 +1,20 @@
 //! The backend's decision, pure: a packet of the tunnel and what this machine knows give a
 //! verdict. Take it, send it to the next hop in its list, or leave it.
 //!
-//! [`decide`] is the whole decision. [`fast::decide`] comes to the same end for what makes up nearly
+//! [`decide`] is the whole decision. [`fast_path::decide`] comes to the same end for what makes up nearly
 //! all packets, and to none for the others.
 
-mod edit;
-pub mod fast;
-mod inner;
+mod decap;
+pub mod fast_path;
+mod inner_packet;
 pub mod layout;
-mod outer;
+mod rewrite;
 
-pub use edit::{EcnMark, Forward, Readdressed, Take};
+pub use rewrite::{EcnMark, Forward, Readdressed, Take};
 
 use crate::{
-    frame::Nested,
     hash::{Address, V4, V6},
+    packet_access::Nested,
     parse::Flow,
     reason::RedirectReason as Reason,
     wire::{
@@ -22,9 +22,9 @@ use crate::{
         protocol,
     },
 };
-use inner::Answer;
+use decap::Outer;
+use inner_packet::Answer;
 use layout::Peer;
-use outer::Outer;
 
 /// Who a flow belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,13 +159,13 @@ fn try_decide<F: Nested, H: Host>(
 ) -> Result<(Reason, Result<Take, Forward>), Reason> {
     let Some(ethernet) = frame.read::<EthernetHeader>(0) else { return Err(Reason::NotTunnel) };
     let tunnel = match ethernet.ethertype {
-        ethernet::IPV4 => outer::open_v4(frame, host)?,
-        ethernet::IPV6 => outer::open_v6(frame, host)?,
+        ethernet::IPV4 => decap::open_v4(frame, host)?,
+        ethernet::IPV6 => decap::open_v6(frame, host)?,
         _ => return Err(Reason::NotTunnel),
     };
     let answer = match tunnel.inner_protocol {
-        protocol::IPV4 => inner::ask_v4(host, &tunnel, vip)?,
-        protocol::IPV6 => inner::ask_v6(host, &tunnel, vip)?,
+        protocol::IPV4 => inner_packet::ask_v4(host, &tunnel, vip)?,
+        protocol::IPV6 => inner_packet::ask_v6(host, &tunnel, vip)?,
         _ => return Err(Reason::BadInnerProtocol),
     };
     let reason = match answer {
@@ -184,7 +184,7 @@ fn try_decide<F: Nested, H: Host>(
             }
         }
     };
-    Ok((reason, Ok(edit::take(&tunnel)?)))
+    Ok((reason, Ok(rewrite::take(&tunnel)?)))
 }
 
 /// The way on, or nothing if only this machine is left. It may be listed twice in a row: as the last

@@ -25,7 +25,7 @@ macro_rules! header {
         const _: () = assert!(core::mem::size_of::<$name>() == $size && core::mem::align_of::<$name>() == 1);
 
         // SAFETY: only byte arrays inside, without padding (the size is asserted above).
-        unsafe impl crate::frame::Wire for $name {}
+        unsafe impl crate::packet_access::Wire for $name {}
     };
 }
 pub(crate) use header;

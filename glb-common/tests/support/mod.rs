@@ -15,7 +15,8 @@ use glb_common::{
     parse::Flow,
     reason::{Action, RedirectReason as Reason},
     second_chance::{
-        Ack, Decision, Hop, Host, NO_VIP, Owner, TAG, Verdict, decide, fast, layout::Peer, tags,
+        Ack, Decision, Hop, Host, NO_VIP, Owner, TAG, Verdict, decide, fast_path, layout::Peer,
+        tags,
     },
 };
 
@@ -144,7 +145,7 @@ pub fn run(host: &FakeHost, received: &[u8]) -> Outcome {
     let decision = decide(&&rest[..], host);
     let Decision { verdict, reason, take, forward, .. } = decision;
     // The quick decision is the same, or none.
-    if let Some(quick) = fast::decide(&received, host, &fast::AsDecision) {
+    if let Some(quick) = fast_path::decide(&received, host, &fast_path::AsDecision) {
         assert_eq!(quick, decision, "the quick decision, of {received:02x?}");
     }
     match verdict {

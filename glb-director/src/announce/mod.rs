@@ -1,29 +1,29 @@
 //! Telling routers of the VIPs, and the order in which that is done.
 //!
-//! [`config`] reads what is announced and how into an [`announcement`]. [`choreography`] decides, as a
-//! pure function, what each announcement should be now; [`runner`] feeds it from the running director
-//! and has [`way`] carry its decisions out: by [`bird`]'s control socket, a [`tun`] interface, or a
-//! [`hook`]. [`ahead`] has withdrawn what the next generation will not serve.
+//! [`config`] reads what is announced and how into an [`announcement`]. [`state_machine`] decides, as a
+//! pure function, what each announcement should be now; [`task`] feeds it from the running director
+//! and has [`speaker`] carry its decisions out: by [`bird`]'s control socket, a [`tun`] interface, or a
+//! [`exec`]. [`withdraw_gate`] has withdrawn what the next generation will not serve.
 
-mod ahead;
 pub mod announcement;
 pub mod bird;
-pub mod choreography;
 pub mod config;
-mod fitness;
-pub mod guard;
-pub mod hook;
-mod runner;
+mod eligibility;
+pub mod exec;
+pub mod policy_rules;
+mod speaker;
+pub mod state_machine;
+mod task;
 pub mod tun;
-mod way;
+mod withdraw_gate;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    ahead::{Ahead, NotWithdrawn},
     announcement::{Announcement, DrainLimits, WithdrawLimits},
-    runner::{Announcer, Ended, block_on, withdraw_all},
-    way::WayError,
+    speaker::WayError,
+    task::{Announcer, Ended, block_on, withdraw_all},
+    withdraw_gate::{Ahead, NotWithdrawn},
 };
 
 /// How much routers are to want this director for the prefixes of an announcement.

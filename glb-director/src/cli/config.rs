@@ -11,7 +11,7 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use super::Output;
-use crate::{announce, config::Config, glb_config::Imported};
+use crate::{announce, config::Config, glb_import::Imported};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {

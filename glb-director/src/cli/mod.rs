@@ -20,12 +20,12 @@ use std::{net::IpAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use glb_host::{
+    cli_main::{self, Log, LogArgs},
     control::{Client, coded},
-    explain::{
+    packet_trace::{
+        client::{CaptureArgs, WatchArgs},
         replay::ReplayArgs,
-        watch::{CaptureArgs, WatchArgs},
     },
-    program::{self, Log, LogArgs},
 };
 
 use crate::config::Config;
@@ -208,7 +208,7 @@ enum Command {
     /// For instance: glb-director completions bash > /etc/bash_completion.d/glb-director
     Completions {
         /// The shell.
-        shell: program::Shell,
+        shell: cli_main::Shell,
     },
     /// Show the running director's decisions as they are taken: a line for each packet.
     ///
@@ -367,7 +367,7 @@ impl Cli {
             Command::Fleet { command, output } => fleet::execute(command, output),
             Command::Completions { shell } => {
                 let command = <Self as clap::CommandFactory>::command();
-                done(program::print_completions(command, shell).map_err(Into::into))
+                done(cli_main::print_completions(command, shell).map_err(Into::into))
             }
             Command::Table { command, output } => done(command.execute(output)),
         }

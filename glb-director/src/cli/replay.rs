@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use anyhow::Context as _;
-use glb_host::explain::replay::{Fixed, ReplayArgs};
+use glb_host::packet_trace::replay::{Fixed, ReplayArgs};
 
 use super::Output;
 use crate::{config::Config, replay::Replay};

@@ -8,7 +8,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{Asking, Output, columns::columns};
 use crate::{
     control::Command as Ask,
-    observe::{BackendView, BindView, GenerationView, TableView},
+    views::{BackendView, BindView, GenerationView, TableView},
 };
 
 /// The channel answers without waiting for the daemon's loop.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use glb_host::{
     bpffs::PinFolder,
-    explain::watch::{self, CaptureArgs, WatchArgs, WatchError},
+    packet_trace::client::{self, CaptureArgs, WatchArgs, WatchError},
 };
 
 use super::Watching;
@@ -16,7 +16,7 @@ pub(super) fn trace(
     is_json: bool,
 ) -> anyhow::Result<ExitCode> {
     let client = watching.connect()?;
-    done(watch::trace(args, client, &REASONS, &mut decoder(watching)?, is_json))
+    done(client::trace(args, client, &REASONS, &mut decoder(watching)?, is_json))
 }
 
 pub(super) fn capture(
@@ -26,7 +26,7 @@ pub(super) fn capture(
 ) -> anyhow::Result<ExitCode> {
     let client = watching.connect()?;
     let name = "glb-director capture";
-    done(watch::capture(name, args, capture, client, &REASONS, &mut decoder(watching)?))
+    done(client::capture(name, args, capture, client, &REASONS, &mut decoder(watching)?))
 }
 
 /// What the daemon says decides about the exit code.

@@ -8,7 +8,7 @@ use std::{io, net::IpAddr, sync::Arc};
 use glb_host::{
     bpffs::PinFolder,
     control::{self, Access, Call, Kind, NoGroup, Refusal, Server, Socket, SocketError},
-    explain::trace,
+    packet_trace::trace,
     privilege::{self, PrivilegeError},
 };
 use serde::{Deserialize, Serialize};
@@ -17,9 +17,9 @@ use tokio::sync::mpsc;
 use crate::{
     config::Config,
     counters::{CountersError, Report},
+    daemon_status::State,
     fleet::Member,
-    observe::Observer,
-    state::State,
+    views::Observer,
 };
 
 pub use status::{Problem, Status};
@@ -37,13 +37,13 @@ pub enum Command {
     Member,
     /// Packets and bytes since the counters were made; answered with [`Report`].
     Counters,
-    /// The tables in force; answered with a list of [`TableView`](crate::observe::TableView).
+    /// The tables in force; answered with a list of [`TableView`](crate::views::TableView).
     Tables,
-    /// Their backends; a list of [`BackendView`](crate::observe::BackendView).
+    /// Their backends; a list of [`BackendView`](crate::views::BackendView).
     Backends,
-    /// Their binds; a list of [`BindView`](crate::observe::BindView).
+    /// Their binds; a list of [`BindView`](crate::views::BindView).
     Binds,
-    /// What is pinned; a list of [`GenerationView`](crate::observe::GenerationView).
+    /// What is pinned; a list of [`GenerationView`](crate::views::GenerationView).
     Generations,
     /// Bring the table file into force, and say how that went: [`Done`](crate::daemon::Done).
     Reload {

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     announce::AnnounceView,
     daemon::Done,
-    observe::{InterfaceView, Observer},
-    state::Phase,
+    daemon_status::Phase,
+    views::{InterfaceView, Observer},
 };
 
 /// How the daemon is. Fields are added, never renamed.

@@ -2,21 +2,21 @@
 //! in a file: the slots are remembered in a pinned map beside the counters, so that neither a reload
 //! nor a restart resets or mixes them.
 
-mod identities;
+mod counter_slots;
 
 use std::{collections::HashMap, net::IpAddr, ops::AddAssign as _, path::Path};
 
 use aya::maps::{Map, MapData, MapError, PerCpuArray};
+pub use counter_slots::{Identities, Uncounted};
 use glb_common::{
-    layout::{BACKEND_SLOTS, Counter, ReasonCounters, TABLE_SLOTS},
+    abi::{BACKEND_SLOTS, Counter, ReasonCounters, TABLE_SLOTS},
     reason::{Action, DirectorReason, MAX_REASONS},
 };
 use glb_host::{
+    bpf_loader::LoadError,
     bpffs::PinFolder,
     counter_map::{self, Shape},
-    load::LoadError,
 };
-pub use identities::{Identities, Uncounted};
 use serde::{Deserialize, Serialize};
 
 /// Where packets are counted that belong to no table.

@@ -3,16 +3,16 @@
 use std::{io, net::IpAddr};
 
 use glb_host::{
-    bpffs::PinFolderError, generations::SwapError, load::LoadError, metrics::MetricsError,
+    bpf_loader::LoadError, bpffs::PinFolderError, generations::SwapError, metrics::MetricsError,
     next_hop::OpenError, xdp_link::AttachError,
 };
 
 use crate::{
     announce::NotWithdrawn,
+    compiled_tables::ImageError,
     control::ControlError,
     counters::CountersError,
     generation::{LensError, NotAdopted, self_test::SelfTestError},
-    image::ImageError,
 };
 
 /// Why the daemon does not start, or a table is not taken.

@@ -1,35 +1,35 @@
 //! The running director: builds generations, keeps next hops fresh, answers signals and requests.
 
-mod director;
+mod activate;
+mod boot_time;
 mod error;
-mod keep;
-mod making;
-mod moment;
-mod safety;
-mod source;
-mod spare;
+mod flow_safety;
+mod pin_maintenance;
+mod preload;
 mod start;
-mod steps;
+mod state;
+mod state_dir;
 mod stop;
-mod store;
+mod table_file;
+mod timing;
+mod trace_session;
 mod triggers;
-mod watch;
 
 use std::{sync::Arc, time::Instant};
 
-use director::Director;
 pub use error::Error;
 use glb_host::{
     control::Refusal,
-    explain::trace::{self, Over},
     generations,
     link_events::LinkEvents,
     metrics,
-    service::Watchdog,
+    packet_trace::trace::{self, Over},
+    systemd::Watchdog,
     watched_file::WatchedFile,
 };
-pub use steps::Done;
+use state::Director;
 use stop::{Announcing, End};
+pub use timing::Done;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Duration, MissedTickBehavior, interval},
@@ -38,8 +38,8 @@ use tracing::{error, info, warn};
 use triggers::{Trigger, Triggers};
 
 use crate::{
-    announce::Announcer, config::Config, control::Command, metrics::Metered, observe::Observer,
-    state::State, statsd,
+    announce::Announcer, config::Config, control::Command, daemon_status::State, metrics::Metered,
+    statsd, views::Observer,
 };
 
 /// How often the interfaces are looked at without having been told of a change.
@@ -182,7 +182,7 @@ pub async fn run(config: &Config) -> Result<(), Error> {
 /// hold keys. Who may hold flows stays.
 pub fn detached(config: &Config) {
     if config.state.is_dir() {
-        store::Store::open(&config.state, &config.pin).detached();
+        state_dir::Store::open(&config.state, &config.pin).detached();
     }
 }
 

@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, sync::Arc};
 use glb_host::{
     bpffs::PinFolder,
     generations,
-    kept_pins::KeptPins,
     next_hop::NextHops,
+    pin_guard::KeptPins,
     xdp_link::{self, Mode},
 };
 use glb_table::{Builder, Built, TableSet};
@@ -14,20 +14,20 @@ use tracing::{error, info, warn};
 
 use super::{
     Error,
-    director::{Director, Previous},
-    making::{Made, Making, release, say, targets},
-    safety::{self, Safety},
-    source::Source,
-    spare::Spare,
-    steps::Steps,
-    store::{Record, Store},
+    activate::{Made, Making, release, say, targets},
+    flow_safety::{self, Safety},
+    preload::Spare,
+    state::{Director, Previous},
+    state_dir::{Record, Store},
+    table_file::Source,
+    timing::Steps,
 };
 use crate::{
     announce::{self, Ahead},
     config::{Config, OnUnsafe},
     control,
     counters::{self, Identities},
-    state::State,
+    daemon_status::State,
 };
 
 /// Of a director that never forwarded nothing stays, however its start ended.
@@ -263,7 +263,7 @@ impl<'c> Director<'c> {
 async fn keep_quiet(config: &Config) {
     let prefixes: Vec<_> =
         config.announcements.iter().flat_map(|one| one.prefixes.iter().copied()).collect();
-    match announce::guard::guard(&config.interfaces, &prefixes).await {
+    match announce::policy_rules::guard(&config.interfaces, &prefixes).await {
         Err(error) if !prefixes.is_empty() => {
             warn!(
                 "{error}: with IPv6, or where it forwards, this machine may answer \"unreachable\" \
@@ -278,7 +278,7 @@ struct Begun<'c> {
     making: Making<'c>,
     current: Made,
     previous: Previous,
-    seen: Option<super::store::Sum>,
+    seen: Option<super::state_dir::Sum>,
 }
 
 /// Whether a change from what runs to the file's tables may be made. Said, and counted, if it can break
@@ -288,13 +288,13 @@ fn is_allowed(making: &mut Making<'_>, before: &[Built], built: &[Built], state:
     if judgement.safe {
         return true;
     }
-    let risk = safety::in_words(&judgement);
+    let risk = flow_safety::in_words(&judgement);
     if making.config.on_unsafe == OnUnsafe::Refuse {
         state.refused();
         not_loaded(&Error::Unsafe { risk }, state);
         return false;
     }
-    warn!(at_risk = safety::worst(&judgement), "this change can break flows:\n{risk}");
+    warn!(at_risk = flow_safety::worst(&judgement), "this change can break flows:\n{risk}");
     state.took_a_risk();
     true
 }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use glb_host::{control::Answer, service};
+use glb_host::{control::Answer, systemd};
 use tracing::{error, info, warn};
 
-use super::{director::Director, moment::Moment, store::Drain};
+use super::{boot_time::Moment, state::Director, state_dir::Drain};
 use crate::{
-    announce::{Announcer, Ended, choreography::Order},
+    announce::{Announcer, Ended, state_machine::Order},
     config::{Config, OnStop},
 };
 
@@ -106,7 +106,7 @@ impl Announcing {
         info!(
             "ends when nothing is announced and no packets come; a second signal ends it at once"
         );
-        service::stopping();
+        systemd::stopping();
         self.stopping = true;
         self.announcer.drain(order, None);
         None
@@ -115,7 +115,7 @@ impl Announcing {
     /// What is done now and then.
     pub(super) fn keep_up(&self) {
         if self.stopping {
-            service::extend(Duration::from_secs(30));
+            systemd::extend(Duration::from_secs(30));
         }
     }
 }

@@ -40,7 +40,7 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
             match ways(config, &tables).await {
                 Ok(ways) => {
                     findings.extend(network::ways(config, &tables, &ways));
-                    let rules = announce::guard::present().await.unwrap_or_default();
+                    let rules = announce::policy_rules::present().await.unwrap_or_default();
                     findings.push(network::answers(config, &tables, &ways, &rules));
                 }
                 Err(error) => {

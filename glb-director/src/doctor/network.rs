@@ -12,7 +12,7 @@ use glb_host::{
 use glb_table::{Table, TableSet};
 
 use super::{Finding, backends};
-use crate::{announce::guard::Rule, config::Config};
+use crate::{announce::policy_rules::Rule, config::Config};
 
 /// A client's full-sized packet.
 const CLIENTS: u32 = 1500;

@@ -22,7 +22,7 @@ use glb_host::{
     bpffs::PinFolder,
     generations,
     next_hop::{NextHops, Snapshot},
-    wire,
+    raw_socket,
 };
 use glb_table::{Proto, Table, TableSet};
 use serde::Serialize;
@@ -143,7 +143,7 @@ pub async fn run(config: &Config, tables: &TableSet) -> Result<Vec<Probed>, Prob
     // All at once, for the answers' times to be the network's.
     let mut sent = Vec::new();
     for (index, vip, port, interface, frame) in frames {
-        match wire::send_frame(interface, &frame) {
+        match raw_socket::send_frame(interface, &frame) {
             Ok(()) => sent.push(Sent { index, vip, port, at: Instant::now() }),
             Err(error) => probed[index].outcome = Outcome::NotAsked { why: error.to_string() },
         }

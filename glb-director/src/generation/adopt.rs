@@ -6,14 +6,14 @@ use std::{
 };
 
 use aya::maps::{MapData, MapError, MapType};
-use glb_common::layout::{BindSlot, Plain, TableInfo};
-use glb_host::{bpffs::PinFolder, generations, mapped::MappedArray};
+use glb_common::abi::{BindSlot, Plain, TableInfo};
+use glb_host::{bpffs::PinFolder, generations, mmap_array::MappedArray};
 
 use super::{
     load::{DIRECT, Generation, Objects},
-    ways::Ways,
+    next_hops::Ways,
 };
-use crate::image::Image;
+use crate::compiled_tables::Image;
 
 /// Why a pinned generation cannot be taken over as it is.
 #[derive(Debug, thiserror::Error)]

@@ -11,25 +11,25 @@ use aya::{
     programs::{ProgramError, ProgramInfo, Xdp},
 };
 use glb_common::{
-    direct::array as number,
-    layout::{
+    abi::{
         BACKEND_SLOTS, Backend, BindSlot, Config, Counter, NO_HOP, Plain, PrefixEntry,
         ReasonCounters, Room, TABLE_SLOTS, TableRows,
     },
+    map_value::array as number,
     trace::Settings,
 };
 use glb_host::{
+    bpf_loader::{LoadError, check_counters, loader},
     bpffs::PinFolder,
-    direct::{self, DirectArray},
-    explain::trace,
-    fault, generations,
-    load::{LoadError, check_counters, loader},
-    mapped::MappedArray,
+    failpoints, generations,
+    map_relocation::{self, DirectArray},
+    mmap_array::MappedArray,
+    packet_trace::trace,
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use super::ways::Ways;
-use crate::{counters, image::Image};
+use super::next_hops::Ways;
+use crate::{compiled_tables::Image, counters};
 
 /// The program's name in the object.
 pub(super) const PROGRAM: &str = "glb_director";
@@ -195,7 +195,7 @@ impl Shell {
         let mut ebpf = loader
             .override_global("CONFIG", shape.config.as_bytes(), true)
             .override_global("ROOM", shape.bounds().as_bytes(), true)
-            .load(&direct::put_into(&fault::object(object), &arrays)?)
+            .load(&map_relocation::put_into(&failpoints::object(object), &arrays)?)
             .map_err(LoadError::from)?;
         load_programs(&mut ebpf)?;
         Ok(Self { shape, ebpf, arrays })
@@ -387,7 +387,7 @@ pub(super) fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     let mut parts = Vec::new();
     for name in [PROGRAM].iter().chain(&PARTS) {
         let program = program_mut(ebpf, name)?;
-        let loaded = glb_host::load::undisturbed(|| program.load())
+        let loaded = glb_host::bpf_loader::undisturbed(|| program.load())
             .and_then(|()| program.fd().and_then(|fd| Ok(fd.try_clone()?)));
         parts.push(loaded.map_err(|error| LoadError::from(EbpfError::ProgramError(error)))?);
     }

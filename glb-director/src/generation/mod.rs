@@ -2,11 +2,11 @@
 //! kernel. Swapping it in is [`glb_host::generations`]'s part.
 
 mod adopt;
-mod lens;
 mod load;
+mod next_hops;
 pub mod self_test;
-mod ways;
+mod trace_program;
 
 pub use adopt::NotAdopted;
-pub use lens::{Lens, LensError, remove as remove_lens};
 pub use load::{Generation, Shape, Shell};
+pub use trace_program::{Lens, LensError, remove as remove_lens};

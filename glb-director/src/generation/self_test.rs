@@ -5,16 +5,16 @@ use std::net::IpAddr;
 
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp};
 use glb_common::{
-    bind,
-    layout::BindSlot,
+    abi::BindSlot,
+    vip_lookup,
     wire::{ethernet, protocol},
 };
-use glb_host::load::LoadError;
+use glb_host::bpf_loader::LoadError;
 
 use super::Generation;
 use crate::{
-    image::Image,
-    reference::{self, Verdict},
+    compiled_tables::Image,
+    oracle::{self, Verdict},
 };
 
 /// The interface index that a test run's packets seem to come from: the loopback's.
@@ -89,7 +89,7 @@ pub fn compare(program: &Xdp, image: &Image, packet: &[u8]) -> Result<(), SelfTe
     const XDP_PASS: u32 = 2;
     const XDP_TX: u32 = 3;
     const XDP_REDIRECT: u32 = 4;
-    let expected = reference::direct(image, packet);
+    let expected = oracle::direct(image, packet);
     let (action, frame) = match &expected.verdict {
         Verdict::Pass => (XDP_PASS, packet),
         Verdict::Drop => (XDP_DROP, packet),
@@ -136,7 +136,7 @@ fn packets(image: &Image) -> Vec<Vec<u8>> {
     let used: Vec<&BindSlot> = image.binds.iter().filter(|slot| slot.tail != 0).collect();
     let step = used.len().div_ceil(BINDS).max(1);
     let exact = used.iter().step_by(step).map(|slot| {
-        let (protocol, port) = ((slot.tail >> 8) as u8, bind::port(slot.tail));
+        let (protocol, port) = ((slot.tail >> 8) as u8, vip_lookup::port(slot.tail));
         (address_of(slot), protocol, port)
     });
     let prefixes = image

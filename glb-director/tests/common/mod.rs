@@ -15,8 +15,8 @@ use std::{
 
 use glb_common::hash::HashFields;
 use glb_director::{
+    compiled_tables::{CounterSlots, Image, Options, Owner},
     generation::Generation,
-    image::{CounterSlots, Image, Options, Owner},
 };
 use glb_host::{
     bpffs::PinFolder,

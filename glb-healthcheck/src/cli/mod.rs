@@ -1,6 +1,6 @@
 //! The command line, one file for each command.
 
-mod once;
+mod check;
 mod run;
 mod status;
 
@@ -9,9 +9,9 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use glb_host::{
+    cli_main::{self, Log, LogArgs},
     control::coded,
-    explain::print_line,
-    program::{self, Log, LogArgs},
+    packet_trace::print_line,
 };
 
 /// Checks the backends of a load-balancer table and writes what it finds for the directors.
@@ -65,7 +65,7 @@ enum Command {
     Completions {
         /// The shell.
         #[arg(value_enum)]
-        shell: program::Shell,
+        shell: cli_main::Shell,
     },
 }
 
@@ -103,10 +103,10 @@ impl Cli {
                 coded(status::execute(&config.config, socket.as_deref(), output))
             }
             Command::Once { table, config, output } => {
-                once::execute(&table, config.as_deref(), output)
+                check::execute(&table, config.as_deref(), output)
             }
             Command::Completions { shell } => {
-                program::print_completions(Self::command(), shell)?;
+                cli_main::print_completions(Self::command(), shell)?;
                 Ok(ExitCode::SUCCESS)
             }
         }

@@ -5,7 +5,7 @@ use std::{path::Path, process::ExitCode, time::Duration};
 use glb_host::control::{Client, DEGRADED};
 
 use super::{Output, columns, print};
-use crate::{channel::Command, config::Config, status::Snapshot};
+use crate::{config::Config, control_socket::Command, status::Snapshot};
 
 /// Of thousands of targets there is much to tell.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::{Done, Error};
 use crate::{
     config::ControlTargets,
-    control::Controls,
+    connectivity::Controls,
     probe::{self, Control, Echo},
 };
 

@@ -1,9 +1,9 @@
 //! From results to the findings that are written, and when. Pure: no clock, no socket, no file.
 
-mod cut_off;
-mod findings;
 mod history;
-mod load;
+mod isolation;
+mod reload;
+mod results;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,21 +13,21 @@ use std::{
     time::Duration,
 };
 
-use glb_table::{TableSet, checked::Finding};
+use glb_table::{TableSet, health_overlay::Finding};
 
-use cut_off::CutOff;
-pub use cut_off::Event;
 pub use history::{History, Mark};
+use isolation::CutOff;
+pub use isolation::Event;
 
 use crate::{
     Moment,
     check::{Pace, Target},
-    control::Controls,
-    floor::Floor,
-    judge::{Judge, Rules, Standing},
+    check_config::Wanted,
+    connectivity::Controls,
+    health_state::{Judge, Rules, Standing},
+    min_healthy::Floor,
     probe::Outcome,
     schedule::Schedule,
-    wanted::Wanted,
 };
 
 /// So many probes in a row that said nothing count as a failure: a check that can never be done

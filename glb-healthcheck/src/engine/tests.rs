@@ -7,8 +7,8 @@ use glb_table::{Form, State, parse_bytes};
 use super::*;
 use crate::{
     check::Pace,
+    check_config,
     probe::{Failure, Said},
-    wanted,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ fn source_of(backends: impl IntoIterator<Item = u8>) -> Arc<Source> {
 fn parsed(text: &str) -> Arc<Source> {
     let path = Path::new("t.toml");
     let set = parse_bytes(path, Form::Toml, text.as_bytes()).unwrap();
-    let wanted = wanted::targets(path, &set, &Pace::default()).unwrap();
+    let wanted = check_config::targets(path, &set, &Pace::default()).unwrap();
     Arc::new(Source { path: path.to_owned(), text: text.to_owned(), set, wanted })
 }
 

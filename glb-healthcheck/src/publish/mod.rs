@@ -2,7 +2,7 @@
 //! command delays no check: this runs beside them.
 
 pub(crate) mod drains;
-mod tell;
+mod notify;
 
 use std::{
     fs, io,
@@ -12,12 +12,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use glb_table::checked;
+use glb_table::health_overlay;
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::{config::Tell, engine::Decision};
-pub use tell::TellError;
+pub use notify::TellError;
 
 /// First wait after a failure; doubled each time.
 const RETRY: Duration = Duration::from_millis(500);
@@ -230,7 +230,7 @@ impl Publisher {
 
     async fn reload(&self) -> Result<(), PublishError> {
         let Some(tell) = &self.tell else { return Ok(()) };
-        let done = tell::tell(tell, self.timeout).await;
+        let done = notify::tell(tell, self.timeout).await;
         self.record.edit(|record| match done {
             Ok(()) => record.reloads += 1,
             Err(_) => record.reload_failures += 1,
@@ -241,7 +241,7 @@ impl Publisher {
 
 fn replace(decision: &Decision, path: &Path) -> Result<bool, PublishError> {
     let source = &decision.source;
-    let text = checked::enter(&source.path, &source.text, &decision.findings)
+    let text = health_overlay::enter(&source.path, &source.text, &decision.findings)
         .map_err(PublishError::Text)?;
     let failed = |source| PublishError::Write { path: path.to_owned(), source };
     drains::write(path, &decision.drains).map_err(failed)?;

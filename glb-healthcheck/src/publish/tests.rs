@@ -1,9 +1,9 @@
 use std::{collections::HashSet, net::IpAddr, path::Path};
 
-use glb_table::{Form, State, checked::Finding, parse_bytes};
+use glb_table::{Form, State, health_overlay::Finding, parse_bytes};
 
 use super::*;
-use crate::{check::Pace, engine::Source, wanted};
+use crate::{check::Pace, check_config, engine::Source};
 
 const TEXT: &str = "[[tables]]\nname = \"t\"\nhash_key = \"00000000000000000000000000000000\"\n\
     seed = \"11111111111111111111111111111111\"\n\
@@ -13,7 +13,7 @@ const TEXT: &str = "[[tables]]\nname = \"t\"\nhash_key = \"000000000000000000000
 fn decision(healthy: bool) -> Option<Arc<Decision>> {
     let path = Path::new("s.toml");
     let set = parse_bytes(path, Form::Toml, TEXT.as_bytes()).unwrap();
-    let wanted = wanted::targets(path, &set, &Pace::default()).unwrap();
+    let wanted = check_config::targets(path, &set, &Pace::default()).unwrap();
     let source = Source { path: path.to_owned(), text: TEXT.into(), set, wanted };
     let findings = vec![vec![Finding { healthy, state: State::Active }]];
     Some(Arc::new(Decision {

@@ -1,8 +1,8 @@
 //! Metrics for Prometheus, over HTTP, in a thread of their own: they answer while a reload runs.
 
-mod crowd;
+mod connection_limit;
 mod process;
-mod text;
+mod prometheus_text;
 
 use std::{
     convert::Infallible,
@@ -36,7 +36,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use self::crowd::{Crowd, Place};
+use self::connection_limit::{Crowd, Place};
 
 /// How long a client may take to send a request's head.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -178,7 +178,7 @@ fn answer(request: &Request<Incoming>, source: &impl Source) -> Response<Full<By
                 (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text)
             }
             Ok(text) => {
-                let text = text::from_open_metrics(&text);
+                let text = prometheus_text::from_open_metrics(&text);
                 (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
             }
             Err(error) => failed(&*error),

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use glb_host::explain::say;
+use glb_host::packet_trace::say;
 
 use super::Output;
 use crate::{

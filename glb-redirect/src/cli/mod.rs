@@ -13,14 +13,14 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use glb_host::{
+    cli_main::{self, Log, LogArgs},
     control::Client,
     duration::duration,
-    explain::{
+    packet_trace::{
+        client::{CaptureArgs, WatchArgs},
         print_line,
         replay::ReplayArgs,
-        watch::{CaptureArgs, WatchArgs},
     },
-    program::{self, Log, LogArgs},
 };
 
 use crate::config::Config;
@@ -153,7 +153,7 @@ enum Command {
     Completions {
         /// The shell.
         #[arg(value_enum)]
-        shell: program::Shell,
+        shell: cli_main::Shell,
     },
     /// Wait until no client has a live connection left on this machine.
     ///
@@ -242,7 +242,7 @@ impl Cli {
             Command::Capture { asking, capture, args } => trace::capture(&asking, &args, &capture),
             Command::Completions { shell } => {
                 let command = <Self as clap::CommandFactory>::command();
-                program::print_completions(command, shell).map_err(Into::into)
+                cli_main::print_completions(command, shell).map_err(Into::into)
             }
             Command::Doctor { config, output } => return doctor::execute(&config.config, output),
             Command::Wait { config, until_drained: _, timeout, quiet } => {

@@ -3,18 +3,19 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use glb_host::explain::{
+use glb_host::packet_trace::{
     replay::{Fixed, ReplayArgs},
     say,
 };
 
 use super::Output;
-use crate::{config::Config, image::Image, own, replay::Replay};
+use crate::{config::Config, image::Image, local_addresses, replay::Replay};
 
 pub(super) fn execute(file: &Path, args: &ReplayArgs, output: Output) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     glb_host::permission::check()?;
-    let own = own::addresses(&config).context("cannot list this machine's addresses")?;
+    let own =
+        local_addresses::addresses(&config).context("cannot list this machine's addresses")?;
     if own.is_empty() {
         say("note: this machine has no address that the tunnel can end at, so nothing is for us; \
              `addresses` in the configuration names the backend's");

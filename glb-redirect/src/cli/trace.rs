@@ -1,12 +1,12 @@
 //! `glb-redirect trace` and `glb-redirect capture`
 
-use glb_host::explain::watch::{self, CaptureArgs, WatchArgs};
+use glb_host::packet_trace::client::{self, CaptureArgs, WatchArgs};
 
 use super::Asking;
 use crate::{replay::REASONS, trace::FromFrames};
 
 pub(super) fn trace(asking: &Asking, args: &WatchArgs, is_json: bool) -> anyhow::Result<()> {
-    Ok(watch::trace(args, asking.connect()?, &REASONS, &mut FromFrames, is_json)?)
+    Ok(client::trace(args, asking.connect()?, &REASONS, &mut FromFrames, is_json)?)
 }
 
 pub(super) fn capture(
@@ -15,5 +15,5 @@ pub(super) fn capture(
     capture: &CaptureArgs,
 ) -> anyhow::Result<()> {
     let name = "glb-redirect capture";
-    Ok(watch::capture(name, args, capture, asking.connect()?, &REASONS, &mut FromFrames)?)
+    Ok(client::capture(name, args, capture, asking.connect()?, &REASONS, &mut FromFrames)?)
 }

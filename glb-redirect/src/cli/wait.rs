@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use glb_host::explain::say;
+use glb_host::packet_trace::say;
 
 use super::connections::age;
 use crate::{

@@ -7,7 +7,7 @@ use std::{collections::HashMap, path::Path, time::Duration};
 use aya::maps::{HashMap as BpfHashMap, MapData, MapError};
 use nix::time::{ClockId, clock_gettime};
 
-use super::diag::Socket;
+use super::sock_diag::Socket;
 
 /// The pin's name in the pin folder.
 pub(crate) const PIN: &str = "counters/connections";

@@ -1,7 +1,7 @@
 //! Live connections by VIP: what tells an operator that a drain is done.
 
 mod ages;
-mod diag;
+mod sock_diag;
 mod watch;
 
 use std::{
@@ -15,7 +15,7 @@ use serde::Serialize;
 
 pub use ages::Ages;
 pub(crate) use ages::PIN;
-pub use diag::{Socket, State, listeners, sockets};
+pub use sock_diag::{Socket, State, listeners, sockets};
 pub use watch::Watch;
 
 /// The connections of one VIP.

@@ -16,8 +16,8 @@ use crate::{
     config::Config,
     counters::Slots,
     generation::{COUNTERS_FOLDER, Generation},
+    host_state::Machine,
     image::{self, Image},
-    machine::Machine,
     self_test, vip,
     vlan::{self, Vlan},
 };

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use super::{Finding, machine::setting};
+use super::{Finding, host::setting};
 
 /// Tools that print the rules, if they are installed.
 const RULES: [&[&str]; 3] = [&["nft", "list", "ruleset"], &["iptables-save"], &["ip6tables-save"]];

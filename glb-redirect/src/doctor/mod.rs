@@ -2,8 +2,8 @@
 //! or their answers vanish, each with its remedy.
 
 mod firewall;
+mod host;
 mod listeners;
-mod machine;
 
 use std::net::IpAddr;
 
@@ -14,16 +14,16 @@ use crate::config::Config;
 /// Looks at this machine, in this thread's network namespace. Changes nothing.
 #[must_use]
 pub fn examine(config: &Config) -> Vec<Finding> {
-    let addresses = machine::addresses();
+    let addresses = host::addresses();
     let mut findings = Vec::new();
-    findings.extend(machine::program(config));
-    findings.extend(machine::own(config));
-    findings.extend(machine::loopback(&addresses));
-    findings.extend(machine::vips(config, &addresses));
-    findings.extend(machine::duplicates(config));
-    findings.extend(machine::rp_filter(config));
-    findings.extend(machine::arp(config));
-    findings.extend(machine::mtu(config));
+    findings.extend(host::program(config));
+    findings.extend(host::own(config));
+    findings.extend(host::loopback(&addresses));
+    findings.extend(host::vips(config, &addresses));
+    findings.extend(host::duplicates(config));
+    findings.extend(host::rp_filter(config));
+    findings.extend(host::arp(config));
+    findings.extend(host::mtu(config));
     findings.extend(firewall::conntrack());
     findings.extend(config.vips.iter().map(|vip: &IpAddr| listeners::listener(*vip)));
     findings

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{Broken, Options, Progress, Report, random::Random, run::Runner};
 use crate::{
     Backend, Bind, Builder, Built, HashFields, Key, Order, Proto, State, Table, TableSet,
-    holders::Memory,
+    flow_safety::Memory,
 };
 
 /// How often a change that could break flows is put off before its time is waited for.

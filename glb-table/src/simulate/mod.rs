@@ -9,7 +9,7 @@ mod load;
 mod maintenance;
 mod random;
 mod run;
-mod standing;
+mod table_state;
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -21,7 +21,7 @@ use random::Random;
 use rayon::prelude::*;
 pub use run::{Listed, ListedReport, Options, Progress, Report, StepReport, sequence};
 use serde::Serialize;
-use standing::{NONE, Standings, Target};
+use table_state::{NONE, Standings, Target};
 
 use crate::{Built, ROWS, lookup::Question};
 

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use glb_table::{
     Backend, Bind, Builder, Built, HashFields, Key, Order, Proto, State, Table, TableSet,
-    holders::Memory, simulate::Simulation,
+    flow_safety::Memory, simulate::Simulation,
 };
 use proptest::prelude::*;
 

@@ -15,8 +15,8 @@ use nix::sys::signal::Signal;
 use crate::{
     command,
     daemons::Daemon,
+    faulty_server::{Health, IllServer},
     http,
-    ill_server::{Health, IllServer},
     plan::{Family, Node, Plan, client, vip},
     table::TableFile,
     topology::Lab,

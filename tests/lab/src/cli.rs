@@ -10,9 +10,9 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use glb_lab::{
-    Family, Fleet, Node, Plan, Program, Routing, State, Target, Way, command,
+    Family, Fleet, Node, Plan, Program, Routing, State, Target, Way, chaos, command,
     demo::{self, Options},
-    down, interrupt, proof,
+    down, interrupt,
 };
 
 /// A data centre of network namespaces with the load balancer in it.
@@ -143,7 +143,7 @@ struct ProofArguments {
     #[arg(long, value_enum, default_value_t)]
     way: Way,
     /// How many connections of each of the four kinds.
-    #[arg(long, default_value_t = proof::EACH)]
+    #[arg(long, default_value_t = chaos::EACH)]
     connections: usize,
     /// How to print the result.
     #[arg(short, long, value_enum, default_value_t)]
@@ -197,7 +197,7 @@ impl Arguments {
             })?,
             Command::Down => down(name)?,
             Command::Proof(arguments) => return prove(name, &arguments),
-            Command::Serve => proof::serve()?,
+            Command::Serve => chaos::serve()?,
             Command::Demo(arguments) => return run_demo(name, &arguments),
         }
         Ok(ExitCode::SUCCESS)
@@ -220,7 +220,7 @@ fn run_demo(name: &str, arguments: &DemoArguments) -> Result<ExitCode> {
 
 fn prove(name: &str, arguments: &ProofArguments) -> Result<ExitCode> {
     interrupt::install()?;
-    let options = proof::Options {
+    let options = chaos::Options {
         name: name.to_owned(),
         directors: arguments.directors,
         way: arguments.way,
@@ -228,9 +228,9 @@ fn prove(name: &str, arguments: &ProofArguments) -> Result<ExitCode> {
         health: true,
     };
     // What a program reads stands alone on stdout.
-    let matrix = proof::run(&options, &mut io::stderr())?;
+    let matrix = chaos::run(&options, &mut io::stderr())?;
     match arguments.output {
-        Output::Text => println!("\n{matrix}\n{}", proof::LEGEND),
+        Output::Text => println!("\n{matrix}\n{}", chaos::LEGEND),
         Output::Json => println!("{}", serde_json::to_string_pretty(&matrix)?),
     }
     Ok(if matrix.held() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -13,12 +13,12 @@ use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    bird, command,
+    bgp_daemons, bird, command,
     counters::{DirectorCounters, RedirectCounters},
     exabgp, frr, interrupt,
     plan::{Family, Node, Routing, vip},
     process::Process,
-    services, speakers,
+    services,
     table::{TableFile, replace_file},
     topology::{INTERFACE, Lab},
 };
@@ -51,7 +51,7 @@ pub enum Program {
     Nginx,
     /// fcgiwrap, which runs git-http-backend for nginx.
     Fcgiwrap,
-    /// The server of [`crate::proof`]'s connections, on backends.
+    /// The server of [`crate::chaos`]'s connections, on backends.
     Live,
 }
 
@@ -190,7 +190,7 @@ impl Daemon {
         let pin = lab.bpf().join(node.to_string());
         let mut config = director_config(INTERFACE, &pin);
         if lab.plan().routing == Routing::Bgp {
-            config += &speakers::announcement(lab, node)?;
+            config += &bgp_daemons::announcement(lab, node)?;
         }
         let daemon = Self::new(lab, Program::Director, node, &config)?;
         daemon.write_table(&table.toml()?)?;

@@ -11,9 +11,9 @@ use anyhow::{Context, Result, bail};
 use nix::unistd::{User, chown};
 
 use crate::{
+    bgp_daemons,
     daemons::Program,
     plan::{Node, Way},
-    speakers,
     topology::Lab,
 };
 
@@ -49,7 +49,7 @@ route-map SIX permit 10
  set ipv6 next-hop global {id6}
 !
 ",
-            tun = speakers::TUN,
+            tun = bgp_daemons::TUN,
         ),
         Program::Bfdd => format!(
             "bfd

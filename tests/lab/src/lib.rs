@@ -5,43 +5,43 @@
 //! bpffs of its own. Whatever a lab makes is removed when its handle is dropped, on failure and on
 //! Ctrl-C too, and what a killed lab left is removed when one of the same name comes up.
 
+mod bgp_daemons;
 pub mod bird;
+pub mod chaos;
 mod checked;
+mod cleanup;
 pub mod command;
 mod counters;
 mod daemons;
 pub mod demo;
 mod exabgp;
+mod faulty_server;
 mod fleet;
 mod frr;
 mod git_clone;
-mod guard;
 pub mod http;
-mod ill_server;
 pub mod interrupt;
 pub mod kernel;
 pub mod link;
-mod moved;
 mod netns;
 mod plan;
 mod process;
-pub mod proof;
 mod report;
 pub mod repository;
 mod requests;
+mod row_diff;
 mod services;
-mod speakers;
 mod table;
 mod topology;
 mod wire;
 
 pub use checked::{Checked, Illness, Mark, Pace, Took};
+pub use cleanup::Lock;
 pub use counters::{BackendCounters, Count, DirectorCounters, RedirectCounters, TableCounters};
 pub use daemons::{Daemon, Program, director_config, files_below};
+pub use faulty_server::{Health, IllServer};
 pub use fleet::{Fleet, Status, Target};
 pub use git_clone::GitClone;
-pub use guard::Lock;
-pub use ill_server::{Health, IllServer};
 pub use netns::Netns;
 pub use plan::{Family, Node, Plan, Routing, Way, client, client_of, vip};
 pub use process::Process;

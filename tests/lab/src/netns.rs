@@ -24,7 +24,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{command, guard::Keep};
+use crate::{cleanup::Keep, command};
 
 /// Where `ip netns` keeps named namespaces.
 const FOLDER: &str = "/run/netns";

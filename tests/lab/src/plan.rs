@@ -157,7 +157,7 @@ pub struct Plan {
     pub way: Way,
     /// Whether each director has a health checker, which feeds it its table.
     pub health: bool,
-    /// Whether each backend serves connections of [`crate::proof`], which the table has too then.
+    /// Whether each backend serves connections of [`crate::chaos`], which the table has too then.
     pub live: bool,
     /// Speed of the links from the router to the clients in Mbit/s; as fast as they go if none.
     pub client_mbit: Option<u32>,

@@ -13,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{command, guard::Keep, interrupt::wait, table::replace_file};
+use crate::{cleanup::Keep, command, interrupt::wait, table::replace_file};
 
 /// A running process whose output goes to a file. Ended when dropped, unless the lab is kept.
 #[derive(Debug)]

@@ -20,9 +20,8 @@ use anyhow::{Context, Result, bail};
 use nix::unistd::Uid;
 
 use crate::{
-    command,
-    guard::{self, Folders, Keep, Lock},
-    link,
+    cleanup::{self, Folders, Keep, Lock},
+    command, link,
     netns::{self, Netns, OwnedNetns},
     plan::{Family, Node, Plan, Routing, vip},
     process::Process,
@@ -92,7 +91,7 @@ impl Lab {
         if netns::names()?.contains(&self.plan.namespace(node)) {
             netns::remove(&self.plan.namespace(node))?;
         }
-        guard::remove_all(&self.bpf().join(node.to_string()))?;
+        cleanup::remove_all(&self.bpf().join(node.to_string()))?;
         let new = OwnedNetns::create(&self.plan.namespace(node), &self.keep)?;
         self.nodes.insert(node, new);
         self.wire_machine(node)
@@ -226,9 +225,9 @@ fn remove_leftovers(name: &str) -> Result<()> {
             netns::remove(&namespace)?;
         }
     }
-    let (run, scratch) = guard::paths(name);
-    guard::remove(&run)?;
-    guard::remove(&scratch)
+    let (run, scratch) = cleanup::paths(name);
+    cleanup::remove(&run)?;
+    cleanup::remove(&scratch)
 }
 
 /// What a lab does needs these; root in a container may lack them.

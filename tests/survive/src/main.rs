@@ -1,9 +1,9 @@
 //! The survival suite: real long work through everything that can happen to a fleet, each
 //! connection accounted for. `./x survive` builds this and becomes it.
 
+mod accounting;
 mod clients;
 mod events;
-mod ledger;
 mod monitor;
 mod options;
 mod random;

@@ -21,7 +21,7 @@ use glb_lab::{
 };
 
 use crate::{
-    ledger::{Connection, Ledger},
+    accounting::{Connection, Ledger},
     tcp_info::tcp_info,
 };
 
@@ -176,7 +176,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::ledger::Kind;
+    use crate::accounting::Kind;
 
     fn seconds(number: u64) -> Duration {
         Duration::from_secs(number)

@@ -7,12 +7,12 @@ use anyhow::{Context, Result};
 use glb_lab::TableFile;
 use glb_table::{
     Builder, Built, Form, HashFields, Key, Proto, Rows, TableSet,
-    holders::{Judgement, Memory},
+    flow_safety::{Judgement, Memory},
     lookup::{self, Question},
     parse_bytes,
 };
 
-use crate::ledger::Connection;
+use crate::accounting::Connection;
 
 /// The memory of who may hold flows, over all tables of a run.
 pub(crate) struct Rule {

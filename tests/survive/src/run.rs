@@ -13,9 +13,9 @@ use glb_lab::{Node, interrupt};
 use glb_table::Built;
 
 use crate::{
+    accounting::{Connection, Kind},
     clients::{self, Clients, Pool, Site},
     events::{self, Allowed, Event, Scenario},
-    ledger::{Connection, Kind},
     options::Load,
     random::Random,
     report::{self, EventReport, Report},
@@ -342,7 +342,7 @@ impl Noted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::Ledger;
+    use crate::accounting::Ledger;
 
     #[test]
     fn events_since_the_last_sign_of_life_may_be_to_blame() {

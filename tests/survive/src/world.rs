@@ -17,7 +17,7 @@ use glb_table::hex;
 use nix::sys::signal::Signal;
 
 use crate::{
-    ledger::Ledger,
+    accounting::Ledger,
     monitor::Monitor,
     options::Load,
     rule::{self, Rule},

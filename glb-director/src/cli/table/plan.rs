@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::Path};
 use anyhow::{anyhow, bail};
 use clap::Args;
 use glb_table::{
-    holders::{Judgement, TableJudgement},
+    flow_safety::{Judgement, TableJudgement},
     plan::{self, FLOW_AGE, Plan, Step, Todo, duration, parse_duration},
     simulate::Report,
 };

@@ -3,14 +3,14 @@
 //!
 //! Without second chance the same drain breaks the clone, and that is then what must happen.
 
+mod scenario;
 mod screen;
-mod story;
 
 use std::{fmt::Write as _, io::Write, time::Duration};
 
 use anyhow::Result;
 
-use self::{screen::Screen, story::Story};
+use self::{scenario::Story, screen::Screen};
 pub use crate::report::Check;
 use crate::{
     fleet::{Fleet, REPOSITORY},

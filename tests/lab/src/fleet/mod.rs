@@ -9,14 +9,13 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    bird,
+    bgp_daemons, bird, chaos, cleanup,
     counters::{DirectorCounters, RedirectCounters},
     daemons::{Daemon, Program},
-    guard, interrupt, kernel,
+    interrupt, kernel,
     plan::{Family, Node, Plan, Routing, vip},
-    proof, repository,
+    repository,
     services::WebServer,
-    speakers,
     table::{TableFile, replace_file},
     topology::Lab,
 };
@@ -76,7 +75,7 @@ impl Fleet {
     pub fn up(plan: Plan, megabytes: usize, second_chance: bool) -> Result<Self> {
         let lab = Lab::up(plan)?;
         let repository = lab.scratch().join(REPOSITORY);
-        let ports: &[u16] = if lab.plan().live { &[80, proof::PORT] } else { &[80] };
+        let ports: &[u16] = if lab.plan().live { &[80, chaos::PORT] } else { &[80] };
         let table = TableFile::serving(lab.plan(), ports);
         let mut fleet = Self {
             directors: Vec::new(),
@@ -105,7 +104,7 @@ impl Fleet {
         // First, for a session takes a second.
         if plan.routing == Routing::Bgp {
             for node in [Node::Router].into_iter().chain(plan.director_nodes()) {
-                for program in speakers::programs(&plan, node) {
+                for program in bgp_daemons::programs(&plan, node) {
                     let mut speaker = Daemon::speaker(lab, *program, node)?;
                     match program {
                         // The others need it.
@@ -163,7 +162,7 @@ impl Fleet {
     /// # Errors
     /// When there is no such lab.
     pub fn open(name: &str) -> Result<Self> {
-        let (run, _) = guard::paths(name);
+        let (run, _) = cleanup::paths(name);
         let text = fs::read_to_string(run.join(SAVED)).with_context(|| {
             format!("no lab {name} is up; `./x lab up --name {name}` brings it up")
         })?;
@@ -179,7 +178,7 @@ impl Fleet {
             Routing::Bgp => [vec![Node::Router], directors.clone()].concat(),
         };
         let speakers = routers.into_iter().flat_map(|node| {
-            speakers::programs(&plan, node).iter().map(move |program| (*program, node))
+            bgp_daemons::programs(&plan, node).iter().map(move |program| (*program, node))
         });
         let speakers = speakers.map(|(program, node)| Daemon::adopt(&lab, program, node));
         let checkers = if plan.health { directors.clone() } else { Vec::new() };

@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result, ensure};
 use glb_lab::{command, repository};
 
 use crate::{
+    accounting::Kind,
     clients::{Worker, relay::Relay},
-    ledger::Kind,
     services::{GIT_PORT, REPOSITORY},
 };
 

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha512};
 
 use crate::{
+    accounting::{Account, Kind},
     clients::{Site, Worker, stream},
-    ledger::{Account, Kind},
     random::Random,
     services::GLANCE_PORT,
 };

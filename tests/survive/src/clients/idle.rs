@@ -7,8 +7,8 @@ use std::{
 };
 
 use crate::{
+    accounting::{Account, Kind},
     clients::{Site, Worker, stream},
-    ledger::{Account, Kind},
     serve::PORT,
 };
 

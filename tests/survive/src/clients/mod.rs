@@ -26,7 +26,7 @@ pub(crate) use glance::{Pool, fill};
 use glb_lab::{Family, Netns, client};
 pub(crate) use requests::pause_for;
 
-use crate::{ledger::Ledger, options::Load, random::Random};
+use crate::{accounting::Ledger, options::Load, random::Random};
 
 /// What every client needs.
 #[derive(Debug)]

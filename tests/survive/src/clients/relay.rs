@@ -20,8 +20,8 @@ use anyhow::Result;
 use glb_lab::Family;
 
 use crate::{
+    accounting::{Account, Kind},
     clients::{Site, stream},
-    ledger::{Account, Kind},
 };
 
 /// A relay for one job. To be made in the client's namespace.

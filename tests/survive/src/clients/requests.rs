@@ -8,8 +8,8 @@ use std::{
 };
 
 use crate::{
+    accounting::{Account, Kind},
     clients::{Worker, stream},
-    ledger::{Account, Kind},
 };
 
 /// One request to the web server.

@@ -11,8 +11,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
 
 use crate::{
+    accounting::{Account, Kind},
     clients::Site,
-    ledger::{Account, Kind},
 };
 
 /// Opens a connection to a port of the VIP; the account of one that cannot be opened is closed.

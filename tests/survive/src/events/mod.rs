@@ -15,7 +15,7 @@ use glb_lab::{Node, TableFile};
 use glb_table::Built;
 
 use crate::{
-    ledger::Connection,
+    accounting::Connection,
     random::Random,
     rule,
     services::Service,
@@ -194,7 +194,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        ledger::{Kind, Ledger},
+        accounting::{Kind, Ledger},
         rule::Rule,
     };
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use page::write_page;
 
 use crate::{
-    ledger::{Connection, Kind, Outcome},
+    accounting::{Connection, Kind, Outcome},
     run::Wanted,
     world::Mode,
 };

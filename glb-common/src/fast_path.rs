@@ -1,0 +1,188 @@
+//! The fast path: the common packet of a plain table, in a straight line.
+//!
+//! It answers only what it is sure of and leaves everything else to the general program
+//! ([`crate::parse`], [`crate::forwarding`]), which must come to the same answer for what is answered here:
+//! IPv4 without options or IPv6 without extension headers, untagged, TCP or UDP, no fragment, an
+//! exact bind of a table with two hops and IPv4 backends that hashes source addresses, and a packet
+//! that fits.
+
+use crate::{
+    abi::{Backend, BindSlot, TableRows},
+    encap::{Patch, inner_protocol, overhead, words_v4},
+    forwarding::{self, View, source_port},
+    hash::{Address, V4, V6},
+    packet_access::{Frame, FrameMut, put_at, u16_at, u32_at, u64_at},
+    parse::IP_OFFSET,
+    siphash::SipHash24,
+    vip_lookup,
+    wire::{ethernet, protocol, tcp::TcpHeader, udp::UdpHeader},
+};
+
+/// Bytes by which the head of a frame grows.
+pub const GROWTH: usize = overhead(false, 1);
+
+/// A packet that is bound to a plain table.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound<'v> {
+    /// Its bind.
+    pub slot: &'v BindSlot,
+    /// The table's rows.
+    pub rows: &'v TableRows,
+    /// Its source address, IPv4 in the second word.
+    pub source: [u64; 2],
+}
+
+/// The EtherType, as it is compared: one little-endian number.
+#[inline(always)]
+pub fn ethertype<F: Frame + ?Sized>(frame: &F) -> Option<u16> {
+    // One check with the IP header's start.
+    frame.window::<{ IP_OFFSET + 24 }>().map(|head| u16_at(head, IP_OFFSET - 2))
+}
+
+/// EtherType of IPv4 as [`ethertype`] gives it.
+pub const IPV4: u16 = u16::from_le_bytes(ethernet::IPV4);
+/// EtherType of IPv6 as [`ethertype`] gives it.
+pub const IPV6: u16 = u16::from_le_bytes(ethernet::IPV6);
+
+/// The shortest transport header.
+#[inline(always)]
+const fn shortest(protocol: u8) -> Option<u32> {
+    match protocol {
+        protocol::TCP => Some(TcpHeader::LEN as u32),
+        protocol::UDP => Some(UdpHeader::LEN as u32),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn bound<V: View + ?Sized>(
+    view: &V,
+    address: [u64; 2],
+    tail: u32,
+) -> Option<(&BindSlot, &TableRows)> {
+    let slot = vip_lookup::exact(view, address, tail)?;
+    // There are none with the index `NO_ROWS`.
+    Some((slot, view.rows(slot.plain_rows)?))
+}
+
+/// Recognises an IPv4 packet.
+#[inline(always)]
+pub fn recognise_v4<'v, V: View + ?Sized, F: Frame + ?Sized>(
+    view: &'v V,
+    frame: &F,
+) -> Option<Bound<'v>> {
+    let head = frame.window::<{ IP_OFFSET + 24 }>()?;
+    // Version, header length, TOS, total length, identification, fragment.
+    let first = u64_at(head, IP_OFFSET);
+    let address = u32_at(head, IP_OFFSET + 16);
+    let port = u16_at(head, IP_OFFSET + 22);
+    const FRAGMENT: u64 = (0xff3f_u64) << 48;
+    if first as u8 != 0x45 || first & FRAGMENT != 0 {
+        return None;
+    }
+    let (ip_length, protocol) = ((first >> 16) as u16, head[IP_OFFSET + 9]);
+    let ip_length = ip_length.swap_bytes() as u32;
+    if ip_length < 20 + shortest(protocol)? || IP_OFFSET + ip_length as usize > frame.len() {
+        return None;
+    }
+    let tail = vip_lookup::tail(V4::FAMILY, protocol, port.swap_bytes());
+    let (slot, rows) = bound(view, [0, address.into()], tail)?;
+    Some(Bound { slot, rows, source: [0, u32_at(head, IP_OFFSET + 12).into()] })
+}
+
+/// Recognises an IPv6 packet.
+#[inline(always)]
+pub fn recognise_v6<'v, V: View + ?Sized, F: Frame + ?Sized>(
+    view: &'v V,
+    frame: &F,
+) -> Option<Bound<'v>> {
+    // Version, class, flow label, payload length, next header, hop limit | source | destination.
+    let [first, from_high, from_low, high, low] = frame.read::<[u64; 5]>(IP_OFFSET)?;
+    let port = frame.read::<u16>(IP_OFFSET + 42)?;
+    let (payload, protocol) = ((first >> 32) as u16, (first >> 48) as u8);
+    let payload = payload.swap_bytes() as u32;
+    let ip_length = payload + 40;
+    if first as u8 >> 4 != 6
+        || payload < shortest(protocol)?
+        || ip_length > u16::MAX as u32
+        || IP_OFFSET + ip_length as usize > frame.len()
+    {
+        return None;
+    }
+    let tail = vip_lookup::tail(V6::FAMILY, protocol, port.swap_bytes());
+    let (slot, rows) = bound(view, [high, low], tail)?;
+    Some(Bound { slot, rows, source: [from_high, from_low] })
+}
+
+/// Hashes the packet, finds its backend and writes the outer headers of a frame that has grown by
+/// [`GROWTH`] since it was recognised. Nothing if the general program must see to it; the frame then
+/// holds what it did.
+#[inline(always)]
+pub fn send<'v, V: View + ?Sized, F: FrameMut + ?Sized, A: Address>(
+    view: &'v V,
+    frame: &mut F,
+    bound: &Bound<'v>,
+) -> Option<&'v Backend> {
+    const IP: usize = GROWTH + IP_OFFSET;
+    let half = bound.slot.half;
+    // One check for all that is read and written: the ports stand behind the outer headers.
+    if A::FAMILY == V4::FAMILY {
+        let head = frame.window_mut::<{ IP + 24 }>()?;
+        let hash = SipHash24::of_4(half, bound.source[1] as u32);
+        let port = u16_at(head, IP + 20);
+        // Read here and not before: the fewer values live across the hash, the better.
+        let tos = u32::from(head[IP + 1]);
+        let length = u16_at(head, IP + 2).swap_bytes().into();
+        encapsulate::<V, A, _>(view, head, bound, Inner { hash, port, tos, length })
+    } else {
+        let head = frame.window_mut::<{ IP + 42 }>()?;
+        let hash = SipHash24::of_16(half, bound.source);
+        let port = u16_at(head, IP + 40);
+        let start = u16_at(head, IP).swap_bytes();
+        let tos = u32::from(start >> 4) & 0xff;
+        let length = u32::from(u16_at(head, IP + 4).swap_bytes()) + 40;
+        encapsulate::<V, A, _>(view, head, bound, Inner { hash, port, tos, length })
+    }
+}
+
+/// What of a packet goes into its outer headers.
+struct Inner {
+    hash: u64,
+    /// The source port as it lies on the wire, in a little-endian word.
+    port: u16,
+    tos: u32,
+    length: u32,
+}
+
+#[inline(always)]
+fn encapsulate<'v, V: View + ?Sized, A: Address, const N: usize>(
+    view: &'v V,
+    head: &mut [u8; N],
+    bound: &Bound<'v>,
+    inner: Inner,
+) -> Option<&'v Backend> {
+    let Inner { hash, port, tos, length } = inner;
+    let side = bound.slot.side;
+    let row = bound.rows[usize::from(hash as u16)];
+    let backend = view.backend(row.first, side)?;
+    // There is none with the index `NO_HOP`.
+    let hop = view.backend(row.second, side)?.address;
+    let total = length + GROWTH as u32;
+    // 0 while the next hop is not resolved.
+    if total > backend.mtu as u32 {
+        return None;
+    }
+    let patch = Patch {
+        tos: forwarding::tos(view, tos as u8).into(),
+        total,
+        source_port: source_port(hash, port.swap_bytes()).into(),
+        inner: inner_protocol(A::FAMILY).into(),
+        listed: 1,
+    };
+    for (index, word) in words_v4(backend, patch).into_iter().enumerate() {
+        put_at(head, 8 * index, word);
+    }
+    put_at(head, 48, 1u16 << 8);
+    put_at(head, 50, hop);
+    Some(backend)
+}

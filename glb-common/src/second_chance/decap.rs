@@ -1,0 +1,252 @@
+//! The outer headers: is this a packet of the tunnel, for us, from one who may send it?
+
+use super::{Host, Reason, rewrite::Readdressed};
+use crate::{
+    checksum::fold_wide,
+    hash::{Address, V4, V6},
+    packet_access::{Frame, Nested, u16_at, u32_at, u64_at},
+    parse::IP_OFFSET,
+    wire::{
+        gue::{self, GueHeader},
+        ipv4::{self, Ipv4Header},
+        ipv6::Ipv6Header,
+        protocol,
+        udp::UdpHeader,
+    },
+};
+
+/// A packet of the tunnel whose outer headers hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tunnel<R> {
+    /// The inner packet and what follows it.
+    pub(super) inner: R,
+    /// Where the inner packet starts in the frame.
+    pub(super) inner_offset: usize,
+    /// Bytes that the outer packet holds from there on; the frame may hold more (padding), never
+    /// fewer.
+    pub(super) room: usize,
+    /// ECN bits of the outer header.
+    pub(super) ecn: u8,
+    /// IP protocol of the inner packet.
+    pub(super) inner_protocol: u8,
+    /// Index of the hop to try next.
+    pub(super) next_hop: u8,
+    /// Number of hops in the list.
+    pub(super) hop_count: u8,
+}
+
+/// An address family that the tunnel can have outside.
+pub(super) trait Outer: Address {
+    /// GUE private type of a list of such hops.
+    const PRIVATE_TYPE: u16;
+    /// Length of the outer IP header.
+    const HEADER_LEN: usize;
+    /// Where the GUE header starts in the frame.
+    const GUE_OFFSET: usize = IP_OFFSET + Self::HEADER_LEN + UdpHeader::LEN;
+    /// Where the list of hops starts in the frame.
+    const HOPS_OFFSET: usize = Self::GUE_OFFSET + GueHeader::LEN;
+    /// Length of an address in the list.
+    const HOP_LEN: usize;
+
+    /// The address that a frame starts with.
+    fn read<F: Frame>(frame: &F) -> Option<Self>;
+
+    /// The outer headers' fields after the packet was readdressed to `hop`, which stands `skipped`
+    /// places (0 or 1) beyond the next one in the list.
+    fn readdress<F: Frame>(frame: &F, next_hop: u8, skipped: u8, hop: Self) -> Option<Readdressed>;
+}
+
+impl Outer for V4 {
+    const PRIVATE_TYPE: u16 = 0;
+    const HEADER_LEN: usize = Ipv4Header::LEN;
+    const HOP_LEN: usize = 4;
+
+    #[inline(always)]
+    fn read<F: Frame>(frame: &F) -> Option<Self> {
+        frame.window::<4>().map(|bytes| Self::new(u32_at(bytes, 0).to_le_bytes()))
+    }
+
+    #[inline(always)]
+    fn readdress<F: Frame>(frame: &F, next_hop: u8, skipped: u8, hop: Self) -> Option<Readdressed> {
+        let further = u32::from(skipped) + 1;
+        let head = frame.window::<{ Self::HOPS_OFFSET }>()?;
+        let (source, destination) = (u32_at(head, IP_OFFSET + 12), u32_at(head, IP_OFFSET + 16));
+        let [_, hop] = hop.words();
+        // The old destination becomes the source: only the old source leaves the sum.
+        let change = hop + u64::from(!source);
+        Some(Readdressed {
+            checksum: add(u16_at(head, IP_OFFSET + 10), change).into(),
+            addresses: [u64::from(destination) | hop << 32, 0, 0, 0],
+            udp_checksum: add_udp(u16_at(head, Self::GUE_OFFSET - 2), change, further).into(),
+            next_hop: u32::from(next_hop) + further,
+            is_v6: 0,
+        })
+    }
+}
+
+impl Outer for V6 {
+    const PRIVATE_TYPE: u16 = 1;
+    const HEADER_LEN: usize = Ipv6Header::LEN;
+    const HOP_LEN: usize = 16;
+
+    #[inline(always)]
+    fn read<F: Frame>(frame: &F) -> Option<Self> {
+        frame.window::<16>().map(|bytes| Self::from_words([u64_at(bytes, 0), u64_at(bytes, 8)]))
+    }
+
+    #[inline(always)]
+    fn readdress<F: Frame>(frame: &F, next_hop: u8, skipped: u8, hop: Self) -> Option<Readdressed> {
+        let further = u32::from(skipped) + 1;
+        let head = frame.window::<{ Self::HOPS_OFFSET }>()?;
+        let source = [u64_at(head, IP_OFFSET + 8), u64_at(head, IP_OFFSET + 16)];
+        let destination = [u64_at(head, IP_OFFSET + 24), u64_at(head, IP_OFFSET + 32)];
+        let hop = hop.words();
+        let change = sum(hop) + sum([!source[0], !source[1]]);
+        Some(Readdressed {
+            addresses: [destination[0], destination[1], hop[0], hop[1]],
+            udp_checksum: add_udp(u16_at(head, Self::GUE_OFFSET - 2), change, further).into(),
+            next_hop: u32::from(next_hop) + further,
+            is_v6: 1,
+            checksum: 0,
+        })
+    }
+}
+
+// The Internet checksum's words may be added in either byte order, as long as it is one (RFC 1071):
+// here it is that of the words as they are loaded.
+
+/// The sum of two words, by their halves.
+#[inline(always)]
+const fn sum([a, b]: [u64; 2]) -> u64 {
+    const HALF: u64 = 0xffff_ffff;
+    (a & HALF) + (a >> 32) + (b & HALF) + (b >> 32)
+}
+
+/// A checksum after the sum below it has grown by this (RFC 1624, equation 3: what left it was added as
+/// its complement).
+#[inline(always)]
+const fn add(checksum: u16, change: u64) -> u16 {
+    !fold_wide(!checksum as u64 + change)
+}
+
+/// The UDP checksum after the addresses' sum and the next hop's index changed. None stays none. The
+/// index is the first byte of its word, so in a little-endian word the low one: what is added to it is
+/// added to the sum.
+#[inline(always)]
+fn add_udp(checksum: u16, change: u64, further: u32) -> u16 {
+    if checksum == 0 {
+        return 0;
+    }
+    match add(checksum, change + u64::from(further)) {
+        // Zero on the wire would mean that there is none.
+        0 => 0xffff,
+        checksum => checksum,
+    }
+}
+
+/// Opens a tunnel over IPv4.
+#[inline(always)]
+pub(super) fn open_v4<'f, F: Nested, H: Host>(
+    frame: &'f F,
+    host: &H,
+) -> Result<Tunnel<F::Rest<'f>>, Reason> {
+    let Some(ip) = frame.read::<Ipv4Header>(IP_OFFSET) else { return Err(Reason::NotTunnel) };
+    // Neither directors nor backends send options, so those packets are left to the kernel.
+    if ip.protocol != protocol::UDP || ip.version_ihl != 0x45 || ip.is_later_fragment() {
+        return Err(Reason::NotTunnel);
+    }
+    let udp = tunnel_udp::<F, V4>(frame)?;
+    admit(host, &V4::new(ip.source), &V4::new(ip.destination))?;
+    if u16::from_be_bytes(ip.flags_fragment) & ipv4::MORE_FRAGMENTS != 0 {
+        return Err(Reason::OuterFragment);
+    }
+    open_gue::<F, V4>(frame, udp, ip.total_length(), ip.tos & 3)
+}
+
+/// Opens a tunnel over IPv6.
+#[inline(always)]
+pub(super) fn open_v6<'f, F: Nested, H: Host>(
+    frame: &'f F,
+    host: &H,
+) -> Result<Tunnel<F::Rest<'f>>, Reason> {
+    let Some(ip) = frame.read::<Ipv6Header>(IP_OFFSET) else { return Err(Reason::NotTunnel) };
+    if ip.next_header != protocol::UDP || ip.version() != 6 {
+        return Err(Reason::NotTunnel);
+    }
+    let udp = tunnel_udp::<F, V6>(frame)?;
+    admit(host, &V6::new(ip.source), &V6::new(ip.destination))?;
+    open_gue::<F, V6>(frame, udp, ip.total_length(), ip.ecn())
+}
+
+#[inline(always)]
+fn tunnel_udp<F: Frame, A: Outer>(frame: &F) -> Result<UdpHeader, Reason> {
+    match frame.read::<UdpHeader>(A::GUE_OFFSET - UdpHeader::LEN) {
+        Some(udp) if udp.destination_port == gue::PORT.to_be_bytes() => Ok(udp),
+        _ => Err(Reason::NotTunnel),
+    }
+}
+
+#[inline(always)]
+fn admit<H: Host, A: Address>(host: &H, source: &A, destination: &A) -> Result<(), Reason> {
+    // A frame that was flooded to a promiscuous interface is somebody else's to answer.
+    if !host.is_own(destination) {
+        return Err(Reason::NotForUs);
+    }
+    if !host.may_send(source) {
+        return Err(if host.passes_strangers() {
+            Reason::StrangerPassed
+        } else {
+            Reason::Stranger
+        });
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn open_gue<F: Nested, A: Outer>(
+    frame: &F,
+    udp: UdpHeader,
+    total: usize,
+    ecn: u8,
+) -> Result<Tunnel<F::Rest<'_>>, Reason> {
+    let end = IP_OFFSET + total;
+    if end < A::GUE_OFFSET + GueHeader::LEN
+        || u16::from_be_bytes(udp.length) as usize != total - A::HEADER_LEN
+        || !frame.holds(end)
+    {
+        return Err(Reason::OuterMalformed);
+    }
+    let Some(gue) = frame.read::<GueHeader>(A::GUE_OFFSET) else {
+        return Err(Reason::OuterMalformed);
+    };
+    if gue.version() != 0 {
+        return Err(Reason::BadVersion);
+    }
+    if gue.is_control() {
+        return Err(Reason::ControlMessage);
+    }
+    if gue.flags != [0; 2] {
+        return Err(Reason::BadFlags);
+    }
+    if gue.private_type != A::PRIVATE_TYPE.to_be_bytes() {
+        return Err(Reason::BadPrivateType);
+    }
+    let words_per_hop = A::HOP_LEN / 4;
+    let hlen = gue.hlen() as usize;
+    if hlen != 1 + words_per_hop * gue.hop_count as usize {
+        return Err(Reason::BadHeaderLength);
+    }
+    // The first four bytes of GUE are not counted by hlen.
+    let inner_offset = A::GUE_OFFSET + 4 + 4 * hlen;
+    let Some(room) = end.checked_sub(inner_offset) else { return Err(Reason::OuterMalformed) };
+    let Some(inner) = frame.rest(inner_offset) else { return Err(Reason::OuterMalformed) };
+    Ok(Tunnel {
+        inner,
+        inner_offset,
+        room,
+        ecn,
+        inner_protocol: gue.protocol,
+        next_hop: gue.next_hop,
+        hop_count: gue.hop_count,
+    })
+}

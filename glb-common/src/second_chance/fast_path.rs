@@ -1,0 +1,382 @@
+//! The decision for what makes up nearly all packets, written for speed: one check of the frame's
+//! end for each run of headers, several fields in one comparison, one look-up for each question.
+//!
+//! Whatever is odd about a packet, there is no answer here, and [`super::decide`] has to be asked.
+//! Where there is one it is the same.
+
+use super::{Ack, Decision, Forward, Hop, Host, NO_VIP, Owner, Take, decap::Outer, layout::Peer};
+use crate::{
+    hash::{Address, V4, V6},
+    packet_access::{Frame as _, Nested, u16_at, u32_at, u64_at},
+    parse::{Flow, IP_OFFSET},
+    reason::RedirectReason as Reason,
+    wire::{
+        ethernet::{self, EthernetHeader},
+        gue::{self, GueHeader},
+        ipv4::Ipv4Header,
+        ipv6::Ipv6Header,
+        protocol, tcp,
+        tcp::TcpHeader,
+    },
+};
+
+/// An EtherType as the low half of a little-endian word.
+const fn low(ethertype: [u8; 2]) -> u32 {
+    ethertype[0] as u32 | (ethertype[1] as u32) << 8
+}
+
+/// What carries a decision out, with what is known of the frame by then.
+pub trait Actions<F: Nested> {
+    /// What comes of it.
+    type Done;
+
+    /// Leaves the frame as it is.
+    fn leave(&self, reason: Reason, vip: u32) -> Self::Done;
+
+    /// Takes a frame, of which the first `HEAD` bytes are there, and of `taken`, which is where it starts
+    /// once its tunnel is cut out, the first `TAKEN`.
+    fn take<const HEAD: usize, const TAKEN: usize>(
+        &self,
+        frame: &F,
+        taken: F::Rest<'_>,
+        take: Take,
+        reason: Reason,
+        vip: u32,
+    ) -> Self::Done;
+
+    /// Sends a frame on.
+    fn send(&self, frame: &F, forward: &Forward, reason: Reason, vip: u32) -> Self::Done;
+}
+
+/// Does nothing, and says what is to be done.
+#[derive(Clone, Copy, Debug)]
+pub struct AsDecision;
+
+impl<F: Nested> Actions<F> for AsDecision {
+    type Done = Decision;
+
+    fn leave(&self, reason: Reason, vip: u32) -> Decision {
+        Decision::leave(reason, vip)
+    }
+
+    fn take<const HEAD: usize, const TAKEN: usize>(
+        &self,
+        _frame: &F,
+        _taken: F::Rest<'_>,
+        take: Take,
+        reason: Reason,
+        vip: u32,
+    ) -> Decision {
+        Decision::take(reason, vip, take)
+    }
+
+    fn send(&self, _frame: &F, forward: &Forward, reason: Reason, vip: u32) -> Decision {
+        Decision::send(reason, vip, *forward)
+    }
+}
+
+/// Decides about a frame if it is an ordinary one, and has `actions` do it.
+#[inline(always)]
+pub fn decide<F: Nested, H: Host, D: Actions<F>>(
+    frame: &F,
+    host: &H,
+    actions: &D,
+) -> Option<D::Done> {
+    const V4_WITHOUT_OPTIONS: u32 = low(ethernet::IPV4) | 0x45 << 16;
+    const V6_OF_ANY_CLASS: u32 = low(ethernet::IPV6) | 0x60 << 16;
+    /// Flags but "don't fragment" and "reserved", fragment, protocol.
+    const V4_FIELDS: u32 = 0xff00_ff3f;
+    const V4_WHOLE_UDP: u32 = (protocol::UDP as u32) << 24;
+    let head = frame.window::<{ V4::HOPS_OFFSET }>()?;
+    // EtherType, the IP header's first two bytes.
+    let start = u32_at(head, 12);
+    if start & 0x00ff_ffff == V4_WITHOUT_OPTIONS {
+        // Flags and fragment, TTL, protocol.
+        let fields = u32_at(head, IP_OFFSET + 6);
+        let total = u16::from_be(u16_at(head, IP_OFFSET + 2)) as usize;
+        let to_tunnel = u16_at(head, V4::GUE_OFFSET - 6) == gue::PORT.to_be();
+        if fields & V4_FIELDS != V4_WHOLE_UDP || !to_tunnel {
+            let later_fragment = fields & 0xff1f != 0;
+            let of_tunnel = fields >> 24 == protocol::UDP as u32 && (later_fragment || to_tunnel);
+            return if of_tunnel { None } else { not_tunnel(frame, actions, total) };
+        }
+        // Marked by ECN on the way.
+        if start >> 24 & 1 != 0 {
+            return None;
+        }
+        let source = V4::from_word(u32_at(head, IP_OFFSET + 12));
+        let destination = V4::from_word(u32_at(head, IP_OFFSET + 16));
+        let udp_length = u16_at(head, V4::GUE_OFFSET - 4);
+        let gue = u64_at(head, V4::GUE_OFFSET);
+        let on = On { frame, host, actions };
+        on.tunnel::<V4, { V4::HOPS_OFFSET }>(source, destination, total, udp_length, gue)
+    } else if start & 0x00f0_ffff == V6_OF_ANY_CLASS {
+        let head = frame.window::<{ V6::HOPS_OFFSET }>()?;
+        let total = Ipv6Header::LEN + u16::from_be(u16_at(head, IP_OFFSET + 4)) as usize;
+        let to_tunnel = u16_at(head, V6::GUE_OFFSET - 6) == gue::PORT.to_be();
+        if head[IP_OFFSET + 6] != protocol::UDP || !to_tunnel {
+            return not_tunnel(frame, actions, total);
+        }
+        // The low bit of ECN, in the header's second byte.
+        if start >> 24 & 0x10 != 0 {
+            return None;
+        }
+        let source = V6::from_words([u64_at(head, IP_OFFSET + 8), u64_at(head, IP_OFFSET + 16)]);
+        let destination =
+            V6::from_words([u64_at(head, IP_OFFSET + 24), u64_at(head, IP_OFFSET + 32)]);
+        let udp_length = u16_at(head, V6::GUE_OFFSET - 4);
+        let gue = u64_at(head, V6::GUE_OFFSET);
+        let on = On { frame, host, actions };
+        on.tunnel::<V6, { V6::HOPS_OFFSET }>(source, destination, total, udp_length, gue)
+    } else {
+        None
+    }
+}
+
+/// What is no tunnel's packet is left, unless the frame goes on elsewhere: it is counted whole.
+#[inline(always)]
+fn not_tunnel<F: Nested, D: Actions<F>>(frame: &F, actions: &D, total: usize) -> Option<D::Done> {
+    if IP_OFFSET + total > frame.len() {
+        return None;
+    }
+    Some(actions.leave(Reason::NotTunnel, NO_VIP))
+}
+
+/// A frame, and whom to ask about it.
+struct On<'a, F, H, D> {
+    frame: &'a F,
+    host: &'a H,
+    actions: &'a D,
+}
+
+/// The list of hops, and where the tunnel is cut out.
+struct List {
+    /// The GUE header.
+    gue: u64,
+    hop_count: u8,
+    /// From the Ethernet header to where it will be.
+    strip: usize,
+    /// Whether there is one hop in the list: everything then lies at offsets that the compiler knows.
+    is_one: bool,
+}
+
+impl List {
+    #[inline(always)]
+    const fn next_hop(&self) -> u8 {
+        (self.gue >> 48) as u8
+    }
+}
+
+/// What becomes of a TCP segment.
+enum Tcp<A> {
+    Take(Reason),
+    Send(A, Peer),
+    Leave(Reason),
+    Unsure,
+}
+
+impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
+    /// `total` is the outer packet's length, `udp_length` and `gue` are as they lie on the wire, in
+    /// little-endian words; `HEAD` bytes are known to be there.
+    #[inline(always)]
+    fn tunnel<A: Outer, const HEAD: usize>(
+        &self,
+        source: A,
+        destination: A,
+        total: usize,
+        udp_length: u16,
+        gue: u64,
+    ) -> Option<D::Done> {
+        let end = IP_OFFSET + total;
+        if u16::from_be(udp_length) as usize + A::HEADER_LEN != total || end > self.frame.len() {
+            return None;
+        }
+        /// Version and control bit, flags, private type.
+        const FIXED: u64 = 0x0000_ffff_ffff_00e0;
+        /// Header length, protocol inside, number of hops.
+        const VARIABLE: u64 = 0xff00_0000_0000_ff1f;
+        let fixed = (A::PRIVATE_TYPE.to_be() as u64) << 32;
+        let words_per_hop = A::HOP_LEN / 4;
+        let strip = |hlen: usize| A::GUE_OFFSET + 4 - EthernetHeader::LEN + 4 * hlen;
+        // One hop, as directors with two hops in a row list them.
+        let one = |protocol: u8| {
+            fixed | (1 << 56) | ((protocol as u64) << 8) | (1 + words_per_hop as u64)
+        };
+        if !self.host.is_own(&destination) || !self.host.may_send(&source) {
+            return None;
+        }
+        let usual = gue & (FIXED | VARIABLE);
+        if usual == one(protocol::IPV4) || usual == one(protocol::IPV6) {
+            let strip = strip(1 + words_per_hop);
+            let list = List { gue, hop_count: 1, strip, is_one: true };
+            let taken = self.frame.rest_at(strip)?;
+            return if usual == one(protocol::IPV4) {
+                self.inner_v4::<A, HEAD>(&list, taken, end)
+            } else {
+                self.inner_v6::<A, HEAD>(&list, taken, end)
+            };
+        }
+        let (hlen, hop_count) = (gue as usize & 0x1f, (gue >> 56) as usize);
+        if gue & FIXED != fixed || hlen != 1 + words_per_hop * hop_count {
+            return None;
+        }
+        let strip = strip(hlen);
+        let list = List { gue, hop_count: hop_count as u8, strip, is_one: false };
+        let taken = self.frame.rest(strip)?;
+        match (gue >> 8) as u8 {
+            protocol::IPV4 => self.inner_v4::<A, HEAD>(&list, taken, end),
+            protocol::IPV6 => self.inner_v6::<A, HEAD>(&list, taken, end),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn inner_v4<A: Outer, const HEAD: usize>(
+        &self,
+        list: &List,
+        taken: F::Rest<'_>,
+        end: usize,
+    ) -> Option<D::Done> {
+        const TCP: usize = IP_OFFSET + Ipv4Header::LEN;
+        const TAKEN: usize = TCP + TcpHeader::LEN;
+        let head = taken.window::<TAKEN>()?;
+        let start = u32_at(head, IP_OFFSET);
+        let total = u16::from_be((start >> 16) as u16) as usize;
+        let fields = u32_at(head, IP_OFFSET + 6);
+        if start & 0xff != 0x45
+            || fields & 0xff3f != 0
+            || list.strip + IP_OFFSET + total > end
+            || total < Ipv4Header::LEN + TcpHeader::LEN
+        {
+            return None;
+        }
+        let source = |head: &[u8; TAKEN]| V4::from_word(u32_at(head, IP_OFFSET + 12));
+        let destination = V4::from_word(u32_at(head, IP_OFFSET + 16));
+        let protocol = (fields >> 24) as u8;
+        let take = Take { strip: list.strip, ethertype: low(ethernet::IPV4), ..Take::default() };
+        self.inner::<A, V4, TCP, HEAD, TAKEN>(list, taken, protocol, source, destination, take)
+    }
+
+    #[inline(always)]
+    fn inner_v6<A: Outer, const HEAD: usize>(
+        &self,
+        list: &List,
+        taken: F::Rest<'_>,
+        end: usize,
+    ) -> Option<D::Done> {
+        const TCP: usize = IP_OFFSET + Ipv6Header::LEN;
+        const TAKEN: usize = TCP + TcpHeader::LEN;
+        let head = taken.window::<TAKEN>()?;
+        let total = Ipv6Header::LEN + u16::from_be(u16_at(head, IP_OFFSET + 4)) as usize;
+        if head[IP_OFFSET] >> 4 != 6
+            || list.strip + IP_OFFSET + total > end
+            || total < Ipv6Header::LEN + TcpHeader::LEN
+        {
+            return None;
+        }
+        let source = |head: &[u8; TAKEN]| {
+            V6::from_words([u64_at(head, IP_OFFSET + 8), u64_at(head, IP_OFFSET + 16)])
+        };
+        let destination =
+            V6::from_words([u64_at(head, IP_OFFSET + 24), u64_at(head, IP_OFFSET + 32)]);
+        let protocol = head[IP_OFFSET + 6];
+        let take = Take { strip: list.strip, ethertype: low(ethernet::IPV6), ..Take::default() };
+        self.inner::<A, V6, TCP, HEAD, TAKEN>(list, taken, protocol, source, destination, take)
+    }
+
+    /// What becomes of a packet whose inner IP header holds; `source` reads its source address.
+    #[inline(always)]
+    fn inner<A: Outer, I: Address, const TCP: usize, const HEAD: usize, const TAKEN: usize>(
+        &self,
+        list: &List,
+        taken: F::Rest<'_>,
+        protocol: u8,
+        source: impl Fn(&[u8; TAKEN]) -> I,
+        destination: I,
+        take: Take,
+    ) -> Option<D::Done> {
+        let vip = self.host.vip(&destination)?;
+        let head = taken.window::<TAKEN>()?;
+        let reason = match protocol {
+            protocol::TCP => match self.tcp::<A, I, TCP, TAKEN>(list, head, destination, source) {
+                Tcp::Take(reason) => reason,
+                Tcp::Send(hop, peer) => return Some(self.send(list, hop, peer, vip)),
+                Tcp::Leave(reason) => return Some(self.actions.leave(reason, vip)),
+                Tcp::Unsure => return None,
+            },
+            protocol::UDP => Reason::TakenUdp,
+            _ => return None,
+        };
+        Some(self.actions.take::<HEAD, TAKEN>(self.frame, taken, take, reason, vip))
+    }
+
+    /// What becomes of a TCP segment at `TCP` of what is there of the packet that was in the tunnel.
+    #[inline(always)]
+    fn tcp<A: Outer, I: Address, const TCP: usize, const TAKEN: usize>(
+        &self,
+        list: &List,
+        head: &[u8; TAKEN],
+        destination: I,
+        source: impl Fn(&[u8; TAKEN]) -> I,
+    ) -> Tcp<A> {
+        let flags = head[TCP + 13];
+        if flags & tcp::SYN != 0 {
+            return Tcp::Take(Reason::TakenSyn);
+        }
+        // Read here and not before: a SYN needs none of it.
+        let (ports, numbers) = (u32_at(head, TCP), u64_at(head, TCP + 4));
+        let flow = Flow {
+            source: source(head),
+            destination,
+            source_port: u16::from_be(ports as u16),
+            destination_port: u16::from_be((ports >> 16) as u16),
+            protocol: protocol::TCP,
+        };
+        let may_carry_cookie = flags & (tcp::ACK | tcp::RST) == tcp::ACK;
+        let ack = Ack { sequence: numbers as u32, acknowledgement: (numbers >> 32) as u32 };
+        match self.host.owner(&flow, may_carry_cookie.then_some(ack)) {
+            Owner::Here => return Tcp::Take(Reason::TakenEstablished),
+            Owner::Cookie => return Tcp::Take(Reason::TakenCookie),
+            Owner::Nobody => {}
+        }
+        if list.next_hop() >= list.hop_count {
+            return Tcp::Take(Reason::TakenLastHop);
+        }
+        if !self.host.gives_second_chance() {
+            return Tcp::Take(Reason::TakenNoSecondChance);
+        }
+        match self.next::<A>(list) {
+            None => Tcp::Unsure,
+            Some((hop, Hop::Peer(peer))) if peer.interface != 0 => Tcp::Send(hop, peer),
+            Some((_, Hop::Peer(_))) => Tcp::Leave(Reason::PeerUnresolved),
+            Some((_, Hop::Unknown)) => Tcp::Leave(Reason::UnknownPeer),
+            // Listed twice in a row; the general program looks further.
+            Some((_, Hop::Own)) if list.next_hop() + 1 < list.hop_count => Tcp::Unsure,
+            Some((_, Hop::Own)) => Tcp::Take(Reason::TakenOwnHop),
+        }
+    }
+
+    /// The next hop, and what it is.
+    #[inline(always)]
+    fn next<A: Outer>(&self, list: &List) -> Option<(A, Hop)> {
+        let rest = if list.is_one {
+            self.frame.rest_at(A::HOPS_OFFSET)
+        } else {
+            self.frame.rest(A::HOPS_OFFSET + list.next_hop() as usize * A::HOP_LEN)
+        };
+        let hop = A::read(&rest?)?;
+        Some((hop, self.host.hop(&hop)))
+    }
+
+    #[inline(always)]
+    fn send<A: Outer>(&self, list: &List, hop: A, peer: Peer, vip: u32) -> D::Done {
+        match A::readdress(self.frame, list.next_hop(), 0, hop) {
+            Some(outer) => {
+                self.actions.send(self.frame, &Forward { peer, outer }, Reason::Forwarded, vip)
+            }
+            None => self.actions.leave(Reason::OuterMalformed, vip),
+        }
+    }
+}
+
+const _: () = assert!(GueHeader::LEN == 8, "the GUE header is read as one word");

@@ -1,0 +1,274 @@
+//! The inner packet: is it ours to take?
+
+use super::{Ack, Host, NO_VIP, Owner, Reason, decap::Tunnel};
+use crate::{
+    hash::{Address, V4, V6},
+    packet_access::{Frame as _, MAX_OFFSET, Nested},
+    parse::Flow,
+    wire::{
+        icmp::{self, IcmpHeader},
+        ipv4::Ipv4Header,
+        ipv6::{DESTINATION_OPTIONS, ExtensionHeader, FRAGMENT, HOP_BY_HOP, Ipv6Header, ROUTING},
+        protocol,
+        tcp::{self, TcpHeader},
+        udp::UdpHeader,
+    },
+};
+
+/// Whose packet it is.
+pub(super) enum Answer {
+    /// To be taken, for this reason.
+    Take(Reason),
+    /// Not ours; the reason if it is sent on.
+    NotOurs(Reason),
+}
+
+/// What follows the inner IP header.
+struct Payload<R> {
+    rest: R,
+    length: usize,
+}
+
+/// Asks about an inner IPv4 packet.
+#[inline(always)]
+pub(super) fn ask_v4<R: Nested, H: Host>(
+    host: &H,
+    tunnel: &Tunnel<R>,
+    vip: &mut u32,
+) -> Result<Answer, Reason> {
+    let Some(ip) = tunnel.inner.read::<Ipv4Header>(0) else { return Err(Reason::InnerMalformed) };
+    let (header_len, total) = (ip.header_len(), ip.total_length());
+    if ip.version() != 4 {
+        return Err(Reason::BadInnerProtocol);
+    }
+    if header_len < Ipv4Header::LEN || header_len > total || total > tunnel.room {
+        return Err(Reason::InnerMalformed);
+    }
+    let (source, destination) = (V4::new(ip.source), V4::new(ip.destination));
+    *vip = served(host, &destination, ip.protocol == protocol::ICMP)?;
+    if ip.is_later_fragment() {
+        return Ok(Answer::Take(Reason::TakenFragment));
+    }
+    let Some(rest) = tunnel.inner.rest(header_len) else { return Err(Reason::InnerMalformed) };
+    let payload = Payload { rest, length: total - header_len };
+    match ip.protocol {
+        protocol::TCP => segment(host, &payload, source, destination),
+        protocol::ICMP => {
+            let message = message(&payload)?;
+            if message.kind == icmp::V4_UNREACHABLE && message.code == icmp::V4_FRAGMENTATION_NEEDED
+            {
+                quoted_v4(host, &payload, destination)
+            } else {
+                Ok(Answer::Take(Reason::TakenIcmp))
+            }
+        }
+        protocol::UDP if payload.length >= UdpHeader::LEN => Ok(Answer::Take(Reason::TakenUdp)),
+        protocol::UDP => Err(Reason::InnerMalformed),
+        _ => Err(Reason::UnknownTransport),
+    }
+}
+
+/// Asks about an inner IPv6 packet.
+#[inline(always)]
+pub(super) fn ask_v6<R: Nested, H: Host>(
+    host: &H,
+    tunnel: &Tunnel<R>,
+    vip: &mut u32,
+) -> Result<Answer, Reason> {
+    let Some(ip) = tunnel.inner.read::<Ipv6Header>(0) else { return Err(Reason::InnerMalformed) };
+    let total = ip.total_length();
+    if ip.version() != 6 {
+        return Err(Reason::BadInnerProtocol);
+    }
+    if total > tunnel.room {
+        return Err(Reason::InnerMalformed);
+    }
+    let (source, destination) = (V6::new(ip.source), V6::new(ip.destination));
+    *vip = served(host, &destination, ip.next_header == protocol::ICMPV6)?;
+    let (next_header, offset) = match walk(&tunnel.inner, ip.next_header, total)? {
+        Walked::Payload(next_header, offset) => (next_header, offset),
+        Walked::LaterFragment => return Ok(Answer::Take(Reason::TakenFragment)),
+    };
+    let Some(length) = total.checked_sub(offset) else { return Err(Reason::InnerMalformed) };
+    let Some(rest) = tunnel.inner.rest(offset) else { return Err(Reason::InnerMalformed) };
+    let payload = Payload { rest, length };
+    match next_header {
+        protocol::TCP => segment(host, &payload, source, destination),
+        protocol::ICMPV6 => {
+            if message(&payload)?.kind == icmp::V6_PACKET_TOO_BIG {
+                quoted_v6(host, &payload, destination)
+            } else {
+                Ok(Answer::Take(Reason::TakenIcmp))
+            }
+        }
+        protocol::UDP if payload.length >= UdpHeader::LEN => Ok(Answer::Take(Reason::TakenUdp)),
+        protocol::UDP => Err(Reason::InnerMalformed),
+        _ => Err(Reason::UnknownTransport),
+    }
+}
+
+/// The number of the counters of a packet to this address.
+#[inline(always)]
+fn served<H: Host, A: Address>(host: &H, destination: &A, is_icmp: bool) -> Result<u32, Reason> {
+    match host.vip(destination) {
+        Some(vip) => Ok(vip),
+        // GLB's health checker pings the backend's own address through the tunnel.
+        None if is_icmp && host.is_own(destination) => Ok(NO_VIP),
+        None => Err(Reason::NotVip),
+    }
+}
+
+/// Extension headers that are walked over at most.
+const MAX_EXTENSION_HEADERS: usize = 4;
+
+/// What follows an IPv6 header's extension headers.
+enum Walked {
+    /// This protocol, so far into the packet.
+    Payload(u8, usize),
+    LaterFragment,
+}
+
+/// Walks over the extension headers of a packet of `total` bytes.
+#[inline(always)]
+fn walk<R: Nested>(inner: &R, mut kind: u8, total: usize) -> Result<Walked, Reason> {
+    let mut offset = Ipv6Header::LEN;
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        if !matches!(kind, HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | FRAGMENT) {
+            break;
+        }
+        if offset > MAX_OFFSET {
+            return Err(Reason::UnknownTransport);
+        }
+        if offset + ExtensionHeader::LEN > total {
+            return Err(Reason::InnerMalformed);
+        }
+        let header = inner.rest(offset).and_then(|rest| rest.read::<ExtensionHeader>(0));
+        let Some(header) = header else { return Err(Reason::InnerMalformed) };
+        if kind == FRAGMENT && header.is_later_fragment() {
+            return Ok(Walked::LaterFragment);
+        }
+        offset += header.len(kind);
+        kind = header.next_header;
+    }
+    if offset > MAX_OFFSET {
+        return Err(Reason::UnknownTransport);
+    }
+    // One header too many ends as a transport that nobody knows.
+    Ok(Walked::Payload(kind, offset))
+}
+
+#[inline(always)]
+fn segment<R: Nested, H: Host, A: Address>(
+    host: &H,
+    payload: &Payload<R>,
+    source: A,
+    destination: A,
+) -> Result<Answer, Reason> {
+    if payload.length < TcpHeader::LEN {
+        return Err(Reason::InnerMalformed);
+    }
+    let Some(tcp) = payload.rest.read::<TcpHeader>(0) else {
+        return Err(Reason::InnerMalformed);
+    };
+    if tcp.flags & tcp::SYN != 0 {
+        return Ok(Answer::Take(Reason::TakenSyn));
+    }
+    let flow = Flow {
+        source,
+        destination,
+        source_port: u16::from_be_bytes(tcp.source_port),
+        destination_port: u16::from_be_bytes(tcp.destination_port),
+        protocol: protocol::TCP,
+    };
+    let may_carry_cookie = tcp.flags & (tcp::ACK | tcp::RST) == tcp::ACK;
+    let ack = Ack {
+        sequence: u32::from_ne_bytes(tcp.sequence),
+        acknowledgement: u32::from_ne_bytes(tcp.acknowledgement),
+    };
+    Ok(match host.owner(&flow, may_carry_cookie.then_some(ack)) {
+        Owner::Here => Answer::Take(Reason::TakenEstablished),
+        Owner::Cookie => Answer::Take(Reason::TakenCookie),
+        Owner::Nobody => Answer::NotOurs(Reason::Forwarded),
+    })
+}
+
+#[inline(always)]
+fn message<R: Nested>(payload: &Payload<R>) -> Result<IcmpHeader, Reason> {
+    if payload.length < IcmpHeader::LEN {
+        return Err(Reason::InnerMalformed);
+    }
+    payload.rest.read(0).ok_or(Reason::InnerMalformed)
+}
+
+/// The flow that an ICMP error sent to `vip` quotes. RFC 792 promises 8 bytes behind the quoted IP
+/// header, which hold both ports.
+#[inline(always)]
+fn quoted_v4<R: Nested, H: Host>(
+    host: &H,
+    payload: &Payload<R>,
+    vip: V4,
+) -> Result<Answer, Reason> {
+    let Some(ip) = payload.rest.read::<Ipv4Header>(IcmpHeader::LEN) else {
+        return Err(Reason::InnerMalformed);
+    };
+    let header_len = ip.header_len();
+    if ip.version() != 4
+        || header_len < Ipv4Header::LEN
+        || payload.length < IcmpHeader::LEN + header_len + QUOTED
+    {
+        return Err(Reason::InnerMalformed);
+    }
+    if ip.protocol != protocol::TCP || ip.is_later_fragment() {
+        return Ok(Answer::Take(Reason::TakenIcmp));
+    }
+    let ports = payload.rest.rest(IcmpHeader::LEN + header_len).and_then(|rest| rest.read(0));
+    reversed(host, ports, V4::new(ip.source), V4::new(ip.destination), vip)
+}
+
+/// As [`quoted_v4`], for IPv6.
+#[inline(always)]
+fn quoted_v6<R: Nested, H: Host>(
+    host: &H,
+    payload: &Payload<R>,
+    vip: V6,
+) -> Result<Answer, Reason> {
+    let Some(ip) = payload.rest.read::<Ipv6Header>(IcmpHeader::LEN) else {
+        return Err(Reason::InnerMalformed);
+    };
+    if ip.version() != 6 || payload.length < IcmpHeader::LEN + Ipv6Header::LEN + QUOTED {
+        return Err(Reason::InnerMalformed);
+    }
+    if ip.next_header != protocol::TCP {
+        return Ok(Answer::Take(Reason::TakenIcmp));
+    }
+    let ports = payload.rest.read(IcmpHeader::LEN + Ipv6Header::LEN);
+    reversed(host, ports, V6::new(ip.source), V6::new(ip.destination), vip)
+}
+
+/// Bytes of the quoted packet's payload that every ICMP error carries.
+const QUOTED: usize = 8;
+
+#[inline(always)]
+fn reversed<H: Host, A: Address>(
+    host: &H,
+    ports: Option<[u8; 4]>,
+    quoted_source: A,
+    quoted_destination: A,
+    vip: A,
+) -> Result<Answer, Reason> {
+    if quoted_source != vip {
+        return Err(Reason::ForeignIcmpError);
+    }
+    let Some([a, b, c, d]) = ports else { return Err(Reason::InnerMalformed) };
+    let flow = Flow {
+        source: quoted_destination,
+        destination: quoted_source,
+        source_port: u16::from_be_bytes([c, d]),
+        destination_port: u16::from_be_bytes([a, b]),
+        protocol: protocol::TCP,
+    };
+    Ok(match host.owner(&flow, None) {
+        Owner::Here | Owner::Cookie => Answer::Take(Reason::TakenIcmpError),
+        Owner::Nobody => Answer::NotOurs(Reason::ForwardedIcmpError),
+    })
+}

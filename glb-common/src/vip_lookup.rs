@@ -1,0 +1,112 @@
+//! From an address, a protocol and a port to a table.
+//!
+//! Binds of one address and one port are found by a perfect hash (hash and displace): one
+//! displacement, one slot, the whole key compared. The cost is the same for 2 and for 10,000 of
+//! them. Prefixes and ranges of ports are asked for only where the configuration has any, and for
+//! what has no port (echo requests, later fragments), which stands there under port 0.
+
+use crate::{
+    abi::BindSlot,
+    forwarding::View,
+    hash::{Address as _, V4},
+    parse::FiveTuple,
+};
+
+/// In the place of a table's index: a packet without ports may belong to several tables.
+pub const NO_TABLE: u32 = u32::MAX;
+
+/// The part of a bind's key beside the address. Never 0.
+#[inline(always)]
+#[must_use]
+pub const fn tail(family: u8, protocol: u8, port: u16) -> u32 {
+    // The port as it lies on the wire: the fast path need not turn it.
+    (port.to_be() as u32) << 16 | (protocol as u32) << 8 | family as u32
+}
+
+/// The port of a [`tail`].
+#[must_use]
+pub const fn port(tail: u32) -> u16 {
+    u16::from_be((tail >> 16) as u16)
+}
+
+/// A [`crate::abi::Segment`]'s key.
+#[inline(always)]
+#[must_use]
+pub const fn segment_key(protocol: u8, port: u16) -> u32 {
+    (protocol as u32) << 16 | port as u32
+}
+
+/// The hash of a bind's key.
+#[inline(always)]
+#[must_use]
+pub const fn hash(seed: u64, address: [u64; 2], tail: u32) -> u64 {
+    // Odd constants with well-mixed bits (the golden ratio and two of SplitMix64's).
+    let mut hash = seed ^ address[1] ^ ((tail as u64) << 32);
+    hash = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash ^= hash >> 32;
+    // IPv4 has nothing in the first word: this then folds away.
+    hash ^= address[0].wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash = hash.wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ (hash >> 29)
+}
+
+/// The index of a hash's displacement.
+#[inline(always)]
+#[must_use]
+pub const fn bucket(hash: u64, displacement_mask: u32) -> u32 {
+    hash as u32 & displacement_mask
+}
+
+/// The slot that a displacement leads to.
+#[inline(always)]
+#[must_use]
+pub const fn slot(hash: u64, displacement: u32, bind_mask: u32) -> u32 {
+    (hash.wrapping_mul(displacement as u64 | 1) >> 40) as u32 & bind_mask
+}
+
+/// The slot of the bind of this one address, protocol and port.
+#[inline(always)]
+pub fn exact<V: View + ?Sized>(view: &V, address: [u64; 2], tail: u32) -> Option<&BindSlot> {
+    let hash = hash(view.config(|config| &config.bind_seed), address, tail);
+    let mask = view.config(|config| &config.displacement_mask);
+    let displacement = view.displacement(bucket(hash, mask))?;
+    let mask = view.config(|config| &config.bind_mask);
+    let found = view.bind(slot(hash, displacement, mask))?;
+    // The family is part of the tail, and an IPv4 address has nothing in the first word.
+    let is_v4 = tail as u8 == V4::FAMILY;
+    let same = found.tail == tail
+        && found.address[1] == address[1]
+        && (is_v4 || found.address[0] == address[0]);
+    same.then_some(found)
+}
+
+/// The index of the table that serves `flow`.
+#[inline(always)]
+pub fn find<V: View + ?Sized>(view: &V, flow: &FiveTuple) -> Option<u32> {
+    let tail = tail(flow.family, flow.protocol, flow.destination_port);
+    if let Some(found) = exact(view, flow.destination, tail) {
+        return Some(found.table);
+    }
+    if view.config(|config| &config.has_port_ranges) == 0 && flow.destination_port != 0 {
+        return None;
+    }
+    let prefix = view.prefix(flow.family, flow.destination)?;
+    let key = segment_key(flow.protocol, flow.destination_port);
+    // Binary search for the last segment that starts at or before the key. At most 2^16 segments.
+    let (mut low, mut high) = (0, prefix.count);
+    for _ in 0..17 {
+        if low >= high {
+            break;
+        }
+        let middle = low + (high - low) / 2;
+        let segment = view.segment(prefix.start.wrapping_add(middle))?;
+        if segment.first > key {
+            high = middle;
+        } else if segment.last < key {
+            low = middle + 1;
+        } else {
+            return (segment.table != NO_TABLE).then_some(segment.table);
+        }
+    }
+    None
+}

@@ -1,0 +1,292 @@
+//! The configured binds, told apart: one address with one port goes into a perfect hash, the rest
+//! into prefixes with ranges of ports.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use glb_common::{
+    abi::{BindSlot, NO_ROWS, Segment},
+    hash::{Address as _, HashFields, V4, V6},
+    vip_lookup::{NO_TABLE, bucket, hash, segment_key, slot, tail},
+    wire::protocol,
+};
+use glb_table::{Bind, TableSet};
+use ipnet::IpNet;
+
+/// The binds of a table set.
+#[derive(Debug, Default)]
+pub(super) struct Binds {
+    /// Address words and tail, with the table.
+    pub(super) exact: Vec<BindSlot>,
+    /// Prefixes with one range each: binds of prefixes and ranges, and for every bound address what
+    /// has no port: echo requests and fragments, under port 0.
+    pub(super) ranges: Vec<(IpNet, Segment)>,
+    /// Whether any of the ranges is more than that.
+    pub(super) has_port_ranges: bool,
+}
+
+/// Tells the binds apart. Echo requests to an address that several tables bind go to the first.
+pub(super) fn collect(tables: &TableSet, forward_echo: bool) -> Binds {
+    let mut binds = Binds::default();
+    let segment = |protocol, first, last, table| Segment {
+        first: segment_key(protocol, first),
+        last: segment_key(protocol, last),
+        table,
+        padding: 0,
+    };
+    for (table, bind) in each_bind(tables) {
+        let (first, last) = (*bind.ports.start(), *bind.ports.end());
+        if is_one_address(bind.prefix) && first == last {
+            let (address, tail) = exact_key(bind.prefix.addr(), bind.proto.number(), first);
+            binds.exact.push(BindSlot {
+                address,
+                tail,
+                table,
+                plain_rows: NO_ROWS,
+                ..BindSlot::default()
+            });
+        } else {
+            binds.has_port_ranges = true;
+            binds.ranges.push((bind.prefix, segment(bind.proto.number(), first, last, table)));
+        }
+    }
+    if forward_echo {
+        let mut seen = BTreeMap::new();
+        for (table, bind) in each_bind(tables) {
+            seen.entry(bind.prefix).or_insert(table);
+        }
+        for (prefix, table) in seen {
+            let echo = match prefix {
+                IpNet::V4(_) => protocol::ICMP,
+                IpNet::V6(_) => protocol::ICMPV6,
+            };
+            binds.ranges.push((prefix, segment(echo, 0, 0, table)));
+        }
+    }
+    for (prefix, protocol, table) in fragments(tables) {
+        binds.ranges.push((prefix, segment(protocol, 0, 0, table)));
+    }
+    binds
+}
+
+/// Every bind with its table's index.
+fn each_bind(tables: &TableSet) -> impl Iterator<Item = (u32, &Bind)> {
+    let all = tables.tables.iter().enumerate();
+    all.flat_map(|(table, t)| t.binds.iter().map(move |bind| (table as u32, bind)))
+}
+
+fn is_one_address(prefix: IpNet) -> bool {
+    prefix.prefix_len() == prefix.max_prefix_len()
+}
+
+/// Which table gets the later fragments of packets to a prefix: they carry no ports, so there must
+/// be one table only that any port can lead to, and it must not hash ports.
+fn fragments(tables: &TableSet) -> Vec<(IpNet, u8, u32)> {
+    let mut owners: BTreeMap<(IpNet, u8), BTreeSet<u32>> = BTreeMap::new();
+    for (table, bind) in each_bind(tables) {
+        owners.entry((bind.prefix, bind.proto.number())).or_default().insert(table);
+    }
+    let hashes_ports = |table: u32| {
+        let table = &tables.tables[table as usize];
+        let fields =
+            table.alt_hash_fields.map_or(table.hash_fields, |f| table.hash_fields.union(f));
+        fields.bits() & HashFields::SRC_PORT.union(HashFields::DST_PORT).bits() != 0
+    };
+    let owner = |(prefix, protocol): (IpNet, u8)| {
+        let mut all = BTreeSet::new();
+        let mut next = Some(prefix);
+        while let Some(net) = next {
+            all.extend(owners.get(&(net, protocol)).into_iter().flatten().copied());
+            next = net.supernet();
+        }
+        match (all.pop_first(), all.len()) {
+            (Some(table), 0) if !hashes_ports(table) => table,
+            _ => NO_TABLE,
+        }
+    };
+    owners.keys().map(|key| (key.0, key.1, owner(*key))).collect()
+}
+
+fn exact_key(address: IpAddr, protocol: u8, port: u16) -> ([u64; 2], u32) {
+    match address {
+        IpAddr::V4(address) => {
+            (V4::new(address.octets()).words(), tail(V4::FAMILY, protocol, port))
+        }
+        IpAddr::V6(address) => {
+            (V6::new(address.octets()).words(), tail(V6::FAMILY, protocol, port))
+        }
+    }
+}
+
+/// A perfect hash of binds, as [`glb_common::vip_lookup::find`] reads it.
+#[derive(Debug)]
+pub(super) struct PerfectHash {
+    pub(super) seed: u64,
+    pub(super) displacements: Vec<u32>,
+    pub(super) slots: Vec<BindSlot>,
+}
+
+/// Finds displacements under which no two binds share a slot. Half of the slots stay empty, so that
+/// the search is short.
+pub(super) fn perfect_hash(binds: &[BindSlot]) -> PerfectHash {
+    let slots = (binds.len() * 2).next_power_of_two();
+    // Some 4 binds to a displacement.
+    let buckets = (binds.len() / 4).next_power_of_two();
+    (0u64..)
+        .find_map(|seed| try_seed(seed, binds, buckets, slots))
+        // 2^64 seeds do not all fail; an empty table is the answer to the impossible.
+        .unwrap_or(PerfectHash {
+            seed: 0,
+            displacements: vec![0],
+            slots: vec![BindSlot::default()],
+        })
+}
+
+fn try_seed(seed: u64, binds: &[BindSlot], buckets: usize, slots: usize) -> Option<PerfectHash> {
+    const TRIES: u32 = 1 << 16;
+    let (displacement_mask, bind_mask) = (buckets as u32 - 1, slots as u32 - 1);
+    let mut by_bucket: Vec<Vec<(u64, &BindSlot)>> = vec![Vec::new(); buckets];
+    for bind in binds {
+        let hash = hash(seed, bind.address, bind.tail);
+        by_bucket[bucket(hash, displacement_mask) as usize].push((hash, bind));
+    }
+    // The fullest first, while there is most room.
+    let mut order: Vec<usize> = (0..buckets).collect();
+    order.sort_by_key(|index| std::cmp::Reverse(by_bucket[*index].len()));
+    let mut displacements = vec![0; buckets];
+    let mut table = vec![BindSlot::default(); slots];
+    for index in order {
+        let members = &by_bucket[index];
+        if members.is_empty() {
+            break;
+        }
+        let (displacement, places) = (0..TRIES).find_map(|displacement| {
+            let mut places: Vec<usize> = Vec::with_capacity(members.len());
+            for (hash, _) in members {
+                // Odd numbers only: the lowest bit is set anyway.
+                let place = slot(*hash, displacement << 1, bind_mask) as usize;
+                if table[place].tail != 0 || places.contains(&place) {
+                    return None;
+                }
+                places.push(place);
+            }
+            Some((displacement << 1, places))
+        })?;
+        displacements[index] = displacement;
+        for ((_, bind), place) in members.iter().zip(places) {
+            table[place] = **bind;
+        }
+    }
+    Some(PerfectHash { seed, displacements, slots: table })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn find(perfect: &PerfectHash, address: [u64; 2], tail: u32) -> Option<u32> {
+        let hash = hash(perfect.seed, address, tail);
+        let displacement =
+            perfect.displacements[bucket(hash, perfect.displacements.len() as u32 - 1) as usize];
+        let found =
+            perfect.slots[slot(hash, displacement, perfect.slots.len() as u32 - 1) as usize];
+        (found.address == address && found.tail == tail).then_some(found.table)
+    }
+
+    #[test]
+    fn no_binds_at_all_is_an_answer_too() {
+        let perfect = perfect_hash(&[]);
+        assert_eq!(find(&perfect, [0, 1], tail(4, 6, 80)), None);
+    }
+
+    #[test]
+    fn ten_thousand_neighbouring_binds() {
+        let binds: Vec<BindSlot> = (0..10_000u32)
+            .map(|i| BindSlot {
+                address: V4::new((0x0a00_0000 + i / 4).to_be_bytes()).words(),
+                tail: tail(4, 6, 80 + (i % 4) as u16),
+                table: i,
+                ..BindSlot::default()
+            })
+            .collect();
+        let perfect = perfect_hash(&binds);
+        for bind in &binds {
+            assert_eq!(find(&perfect, bind.address, bind.tail), Some(bind.table));
+        }
+    }
+
+    fn tables(text: &str) -> TableSet {
+        let path = std::path::Path::new("test");
+        glb_table::parse_bytes(path, glb_table::Form::Toml, text.as_bytes()).unwrap()
+    }
+
+    fn table(name: &str, fields: &str, binds: &str) -> String {
+        format!(
+            "[[tables]]\nname = \"{name}\"\nhash_key = \"{0}\"\nseed = \"{0}\"\n\
+             hash_fields = {fields}\nbinds = [{binds}]\n\
+             backends = [{{ ip = \"10.0.0.1\", state = \"active\", healthy = true }}]\n",
+            "00".repeat(16)
+        )
+    }
+
+    #[test]
+    fn fragments_go_where_no_port_is_needed_to_tell() {
+        let text = [
+            table(
+                "a",
+                "[\"src_addr\"]",
+                "{ ip = \"1.0.0.0/8\", proto = \"udp\", port = 53 }, \
+                 { ip = \"2.0.0.1\", proto = \"tcp\", port = 80 }, \
+                 { ip = \"2.0.0.1\", proto = \"tcp\", port = 443 }",
+            ),
+            table("b", "[\"src_addr\"]", "{ ip = \"1.2.3.4\", proto = \"udp\", port = 54 }"),
+            table("c", "[\"src_port\"]", "{ ip = \"3.0.0.1\", proto = \"tcp\", port = 80 }"),
+        ]
+        .concat();
+        let found: Vec<(String, u8, u32)> = fragments(&tables(&text))
+            .into_iter()
+            .map(|(prefix, protocol, table)| (prefix.to_string(), protocol, table))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("1.0.0.0/8".to_owned(), 17, 0),
+                // Ports lead to either table.
+                ("1.2.3.4/32".to_owned(), 17, NO_TABLE),
+                ("2.0.0.1/32".to_owned(), 6, 0),
+                // The row needs a port.
+                ("3.0.0.1/32".to_owned(), 6, NO_TABLE),
+            ]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn finds_every_bind_and_no_other(
+            keys in prop::collection::hash_set((any::<[u64; 2]>(), 1u32..), 0..300),
+            other in (any::<[u64; 2]>(), 1u32..),
+        ) {
+            let binds: Vec<BindSlot> = keys
+                .iter()
+                .enumerate()
+                .map(|(table, (address, tail))| BindSlot {
+                    address: *address,
+                    tail: *tail,
+                    table: table as u32,
+                    ..BindSlot::default()
+                })
+                .collect();
+            let perfect = perfect_hash(&binds);
+            for bind in &binds {
+                prop_assert_eq!(find(&perfect, bind.address, bind.tail), Some(bind.table));
+            }
+            if !keys.contains(&other) {
+                prop_assert_eq!(find(&perfect, other.0, other.1), None);
+            }
+        }
+    }
+}

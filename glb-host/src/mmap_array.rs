@@ -1,0 +1,128 @@
+//! BPF arrays mapped into this process: filled and changed without a system call for each element.
+
+use std::{
+    io,
+    marker::PhantomData,
+    os::fd::AsFd,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use glb_common::abi::Plain;
+use memmap2::{MmapOptions, MmapRaw};
+
+/// Waits until every BPF program that runs now has ended: what was changed before is then seen by all.
+pub fn wait_for_readers() {
+    /// `MEMBARRIER_CMD_GLOBAL` of the kernel's membarrier.h: its `synchronize_rcu`, and programs on
+    /// packets run inside RCU.
+    const GLOBAL: libc::c_int = 1;
+    // SAFETY: a system call that takes no pointer.
+    let done = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
+    if done != 0 {
+        // Kernels with CPUs that run without a tick have none. No program takes this long.
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+}
+
+/// A BPF array of `T` (made with `BPF_F_MMAPABLE`), in this process's memory.
+#[derive(Debug)]
+pub struct MappedArray<T> {
+    memory: MmapRaw,
+    entries: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Plain> MappedArray<T> {
+    /// The kernel lays elements out at multiples of 8 bytes.
+    pub const STRIDE: usize = size_of::<T>().next_multiple_of(8);
+
+    /// Maps the array behind `map`, which has `entries` elements.
+    ///
+    /// # Errors
+    /// When the kernel says no.
+    pub fn new(map: &impl AsFd, entries: usize) -> io::Result<Self> {
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&map.as_fd());
+        let memory = MmapOptions::new().len(entries * Self::STRIDE).map_raw(fd)?;
+        Ok(Self { memory, entries, element: PhantomData })
+    }
+
+    /// Writes all elements, from the first on.
+    ///
+    /// # Errors
+    /// When there are more values than elements; nothing is written then.
+    pub fn fill(&self, values: &[T]) -> io::Result<()> {
+        if values.len() > self.entries {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{} values do not fit {} elements", values.len(), self.entries),
+            ));
+        }
+        values.iter().enumerate().try_for_each(|(index, value)| self.set(index, value))
+    }
+
+    /// Writes one element that the kernel does not read yet.
+    ///
+    /// # Errors
+    /// When there is no such element.
+    pub fn set(&self, index: usize, value: &T) -> io::Result<()> {
+        self.check(index)?;
+        // SAFETY: the element lies inside the mapping; T is plain bytes without overlap.
+        unsafe { std::ptr::copy_nonoverlapping(value, self.element(index), 1) };
+        Ok(())
+    }
+
+    fn check(&self, index: usize) -> io::Result<()> {
+        if index < self.entries {
+            return Ok(());
+        }
+        let text = format!("element {index} of an array of {}", self.entries);
+        Err(io::Error::new(io::ErrorKind::InvalidInput, text))
+    }
+
+    /// Changes one element while the kernel may be reading it: whole aligned 8-byte words are
+    /// stored at once, those that differ only.
+    ///
+    /// # Errors
+    /// When there is no such element.
+    pub fn update(&self, index: usize, value: &T) -> io::Result<()> {
+        self.check(index)?;
+        let mut bytes = value.as_bytes().to_vec();
+        bytes.resize(Self::STRIDE, 0);
+        let start = self.element(index).cast::<u64>();
+        for (offset, word) in bytes.chunks_exact(8).enumerate() {
+            let word = u64::from_ne_bytes(word.try_into().map_err(io::Error::other)?);
+            // SAFETY: inside the mapping (the stride is a multiple of 8), aligned (mappings start
+            // at a page), and only ever accessed through atomics or by the kernel.
+            let place = unsafe { AtomicU64::from_ptr(start.add(offset)) };
+            if place.load(Ordering::Relaxed) != word {
+                place.store(word, Ordering::Release);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an element that nobody changes holds this value.
+    #[must_use]
+    pub fn holds(&self, index: usize, value: &T) -> bool {
+        if self.check(index).is_err() {
+            return false;
+        }
+        // SAFETY: the element lies inside the mapping, and lives as long as it.
+        let found =
+            unsafe { std::slice::from_raw_parts(self.element(index).cast::<u8>(), size_of::<T>()) };
+        found == value.as_bytes()
+    }
+
+    /// One element.
+    ///
+    /// # Errors
+    /// When there is no such element.
+    pub fn get(&self, index: usize) -> io::Result<T> {
+        self.check(index)?;
+        // SAFETY: the element lies inside the mapping; T is plain bytes, of which any are valid.
+        Ok(unsafe { std::ptr::read_volatile(self.element(index)) })
+    }
+
+    fn element(&self, index: usize) -> *mut T {
+        self.memory.as_mut_ptr().wrapping_add(index * Self::STRIDE).cast()
+    }
+}

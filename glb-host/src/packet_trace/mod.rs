@@ -1,0 +1,11 @@
+//! Decisions shown to people: what `replay` and `trace` have in common.
+
+pub mod client;
+pub mod filter;
+mod format;
+mod packet;
+pub mod replay;
+pub mod trace;
+
+pub use format::{Decision, Lines, Way, print_line, say};
+pub use packet::{End, Headers, Tunnel};

@@ -1,0 +1,168 @@
+//! A table with the health checker's findings entered: the source's text, word for word, with
+//! `healthy` (and, where a backend asked for it, `state`) of each backend set.
+
+use std::{ops::Range, path::Path};
+
+use crate::{
+    Form, LoadError, State, TableSet, parse_bytes,
+    syntax::{self, Entry, Node, Value},
+};
+
+/// What is found about one backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Whether it can take connections.
+    pub healthy: bool,
+    /// The state to write.
+    pub state: State,
+}
+
+/// The source text with the findings entered, one list for each table and one finding for each
+/// backend, in the file's order. Comments, order, spaces and unknown `healthchecks` stay.
+///
+/// # Errors
+/// The text is not a valid table, or (a fault of the caller) the findings are not of its shape.
+pub fn enter(path: &Path, text: &str, findings: &[Vec<Finding>]) -> Result<String, LoadError> {
+    let form = Form::of(path);
+    let tables = parse_bytes(path, form, text.as_bytes())?;
+    let shape = |set: &TableSet| set.tables.iter().map(|t| t.backends.len()).collect::<Vec<_>>();
+    let given: Vec<usize> = findings.iter().map(Vec::len).collect();
+    if shape(&tables) != given {
+        let message = format!("findings for {given:?} backends, the file has {:?}", shape(&tables));
+        let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, message);
+        return Err(LoadError::Io { path: path.to_owned(), source });
+    }
+    // A valid file has these places, in the order of the model.
+    let root = syntax::parse(form, text, &mut Vec::new());
+    let mut edits = Vec::new();
+    for (table, findings) in root.iter().flat_map(|root| items(root, "tables")).zip(findings) {
+        for (backend, finding) in items(table, "backends").iter().zip(findings) {
+            edit(form, text, backend, *finding, &mut edits);
+        }
+    }
+    edits.sort_by_key(|(place, _)| place.start);
+    let mut out = String::with_capacity(text.len() + 16 * edits.len());
+    let mut copied = 0;
+    for (place, new) in edits {
+        out.push_str(&text[copied..place.start]);
+        out.push_str(&new);
+        copied = place.end;
+    }
+    out.push_str(&text[copied..]);
+    parse_bytes(path, form, out.as_bytes())?;
+    Ok(out)
+}
+
+fn edit(
+    form: Form,
+    text: &str,
+    backend: &Node,
+    finding: Finding,
+    edits: &mut Vec<(Range<usize>, String)>,
+) {
+    let Some(state) = entry(backend, "state") else { return };
+    if !matches!(&state.node.value, Value::Str(name) if name == finding.state.name()) {
+        edits.push((state.node.span.clone(), format!("\"{}\"", finding.state)));
+    }
+    let healthy = finding.healthy;
+    match entry(backend, "healthy") {
+        Some(found) => {
+            if !matches!(found.node.value, Value::Bool(is) if is == healthy) {
+                edits.push((found.node.span.clone(), healthy.to_string()));
+            }
+        }
+        None => {
+            // Before the state's key, so that a comment after the state stays with it.
+            let at = state.key_span.start;
+            let line = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
+            let indent = &text[line..at];
+            let new = match form {
+                Form::Json => format!("\"healthy\": {healthy}, "),
+                Form::Toml if indent.trim().is_empty() && !inline(text, backend) => {
+                    format!("healthy = {healthy}\n{indent}")
+                }
+                Form::Toml => format!("healthy = {healthy}, "),
+            };
+            edits.push((at..at, new));
+        }
+    }
+}
+
+/// Whether a TOML table stands in braces.
+fn inline(text: &str, backend: &Node) -> bool {
+    text[backend.span.clone()].starts_with('{')
+}
+
+fn entry<'n>(node: &'n Node, key: &str) -> Option<&'n Entry> {
+    let Value::Map(entries) = &node.value else { return None };
+    entries.iter().find(|entry| entry.key == key)
+}
+
+fn items<'n>(node: &'n Node, key: &str) -> &'n [Node] {
+    match entry(node, key).map(|entry| &entry.node.value) {
+        Some(Value::List(nodes)) => nodes,
+        _ => &[],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UP: Finding = Finding { healthy: true, state: State::Active };
+    const DOWN: Finding = Finding { healthy: false, state: State::Active };
+    const DRAIN: Finding = Finding { healthy: true, state: State::Draining };
+
+    fn enter_in(file: &str, text: &str, findings: &[Vec<Finding>]) -> String {
+        enter(Path::new(file), text, findings).unwrap()
+    }
+
+    const HEAD: &str = "[[tables]]\nname = \"a\" # a comment\nhash_key = \
+         \"00000000000000000000000000000000\"\nseed = \"11111111111111111111111111111111\"\n\
+         [[tables.binds]]\nip = \"203.0.113.10\"\nproto = \"tcp\"\nport = 80\n";
+
+    #[test]
+    fn toml_keeps_all_but_health() {
+        let text = format!(
+            "{HEAD}[[tables.backends]]\n  ip = \"10.0.0.1\"\n  state = \"active\" # why\n\
+             [[tables.backends]] # second\nhealthy = true\nip = \"10.0.0.2\"\nstate = \"active\"\n\
+             [tables.backends.healthchecks]\nhttp = 80\n"
+        );
+        let out = enter_in("t.toml", &text, &[vec![UP, DOWN]]);
+        let wanted = text
+            .replace("  state = \"active\" # why", "  healthy = true\n  state = \"active\" # why")
+            .replace("# second\nhealthy = true", "# second\nhealthy = false");
+        assert_eq!(out, wanted);
+        assert_eq!(enter_in("t.toml", &out, &[vec![UP, DOWN]]), out);
+        let drained = enter_in("t.toml", &out, &[vec![DRAIN, DOWN]]);
+        assert_eq!(drained, out.replacen("\"active\"", "\"draining\"", 1));
+    }
+
+    #[test]
+    fn inline_toml_and_json() {
+        let head = HEAD.replace("[[tables.binds]]", "");
+        let head = head.split("ip =").next().unwrap();
+        let text = format!(
+            "{head}binds = [{{ ip = \"203.0.113.10\", proto = \"tcp\", port = 80 }}]\nbackends = [\n\
+             {{ ip = \"10.0.0.1\", state = \"active\" }},\n\
+             {{ ip = \"10.0.0.2\",\n  state = \"active\", healthy = true }},\n]\n"
+        );
+        let out = enter_in("t.toml", &text, &[vec![UP, DOWN]]);
+        assert!(out.contains("{ ip = \"10.0.0.1\", healthy = true, state = \"active\" }"), "{out}");
+        assert!(out.contains("\n  state = \"active\", healthy = false }"), "{out}");
+
+        let text = r#"{"healthchecks": {"trigger": 2}, "tables": [{"hash_key":
+            "00000000000000000000000000000000", "seed": "11111111111111111111111111111111",
+            "binds": [{"ip": "1.1.1.1", "proto": "tcp", "port": 80}],
+            "backends": [{"ip": "10.0.0.1", "state": "active", "healthchecks": {"http": 80}}]}]}"#;
+        let out = enter_in("t.json", text, &[vec![UP]]);
+        assert_eq!(out, text.replace("\"state\"", "\"healthy\": true, \"state\""));
+    }
+
+    #[test]
+    fn findings_of_another_shape_are_refused() {
+        let text = format!("{HEAD}[[tables.backends]]\nip = \"10.0.0.1\"\nstate = \"active\"\n");
+        assert!(enter(Path::new("t.toml"), &text, &[vec![UP, UP]]).is_err());
+        assert!(enter(Path::new("t.toml"), "nonsense", &[vec![UP]]).is_err());
+    }
+}
