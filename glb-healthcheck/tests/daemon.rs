@@ -165,7 +165,7 @@ fn once_shows_each_check() {
     };
     let output = run(&[]);
     let text = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert_eq!(output.status.code(), Some(4), "{text}");
     assert!(text.contains("127.4.0.2") && text.contains("status 503, wanted 200-299"), "{text}");
     let json = String::from_utf8(run(&["-o", "json"]).stdout).unwrap();
     assert!(json.contains("\"result\": \"pass\"") && json.contains("\"fail\""), "{json}");

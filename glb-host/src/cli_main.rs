@@ -9,6 +9,8 @@ use clap::{Args, ValueEnum};
 pub use clap_complete::Shell;
 use tracing_subscriber::EnvFilter;
 
+use crate::exit_code;
+
 /// What a command line says of the log.
 #[derive(Args, Clone, Debug)]
 pub struct LogArgs {
@@ -69,7 +71,7 @@ pub fn run_logging(log: &Log, execute: impl FnOnce() -> anyhow::Result<ExitCode>
                 io::stderr(),
                 "error: --log-level: {error}; say info, debug or the like"
             ));
-            return ExitCode::from(2);
+            return ExitCode::from(exit_code::USAGE);
         }
     };
     let ansi = io::stderr().is_terminal();
@@ -88,7 +90,7 @@ pub fn run_logging(log: &Log, execute: impl FnOnce() -> anyhow::Result<ExitCode>
                 // The last line is read by the same program as those before.
                 LogFormat::Json => tracing::error!("{text}"),
             }
-            ExitCode::FAILURE
+            ExitCode::from(exit_code::of_error(&error))
         }
     }
 }

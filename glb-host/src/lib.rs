@@ -11,6 +11,7 @@ pub mod counter_map;
 pub mod doctor;
 pub mod duration;
 pub mod ethtool;
+pub mod exit_code;
 pub mod failpoints;
 pub mod generations;
 pub mod link_events;

@@ -291,7 +291,7 @@ fn the_command_prints_and_ends_with_3() {
         };
         let (text, json) = (run(&[]), run(&["-o", "json"]));
         std::fs::remove_file(&file).unwrap();
-        assert_eq!((text.status.code(), json.status.code()), (Some(3), Some(3)), "{text:?}");
+        assert_eq!((text.status.code(), json.status.code()), (Some(4), Some(4)), "{text:?}");
         let text = String::from_utf8(text.stdout).unwrap();
         assert!(text.contains("PROBLEM  program: nothing is attached to e0"), "{text}");
         assert!(text.contains(" -> ") && text.trim_end().ends_with("problems"), "{text}");

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use glb_host::duration::duration;
+use glb_host::duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -121,7 +121,7 @@ impl RawWithdraw {
 fn time(key: &'static str, text: Option<String>, default: &str) -> Result<Duration, Wrong> {
     let text = text.unwrap_or_else(|| default.to_owned());
     let fix = || "give a time such as \"500ms\", \"3s\" or \"5m\"".to_owned();
-    duration(&text).map_err(|_| (key, format!("{text:?}"), fix()))
+    duration::parse(&text).map_err(|_| (key, format!("{text:?}"), fix()))
 }
 
 /// Checks all announcements. Relative paths are meant from `folder`, that of the configuration.
@@ -343,7 +343,7 @@ impl RawAnnouncement {
         }
         let time = |key, text: String| {
             let fix = || "give a time such as \"10s\"".to_owned();
-            let time = duration(&text).ok().filter(|time| !time.is_zero());
+            let time = duration::parse_positive(&text).ok();
             time.ok_or_else(|| (key, format!("{text:?}"), fix()))
         };
         let timeout = time("announce.timeout", self.timeout.unwrap_or_else(|| "10s".into()))?;

@@ -4,8 +4,8 @@ use std::{path::Path, process::ExitCode};
 
 use anyhow::Context as _;
 use glb_host::{
-    control::DEGRADED,
     doctor::{Finding, Level, has_problem, text},
+    exit_code,
 };
 use serde::Serialize;
 
@@ -57,7 +57,7 @@ pub(super) fn execute(file: &Path, probe: bool, output: Output) -> anyhow::Resul
         }
     }
     let problem = has_problem(&findings);
-    Ok(if problem { ExitCode::from(DEGRADED) } else { ExitCode::SUCCESS })
+    Ok(if problem { ExitCode::from(exit_code::PROBLEM) } else { ExitCode::SUCCESS })
 }
 
 /// What a probe's outcome means.

@@ -21,7 +21,7 @@ use std::{net::IpAddr, path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use glb_host::{
     cli_main::{self, Log, LogArgs},
-    control::{Client, coded},
+    control::Client,
     packet_trace::{
         client::{CaptureArgs, WatchArgs},
         replay::ReplayArgs,
@@ -121,7 +121,7 @@ enum Command {
         asking: Asking,
         /// How long packets may take to cease, at each of the two stages (30s, 5m); the
         /// configuration's `drain.timeout` if it is left out.
-        #[arg(long, value_name = "TIME", value_parser = glb_host::duration::duration)]
+        #[arg(long, value_name = "TIME", value_parser = glb_host::duration::parse)]
         timeout: Option<std::time::Duration>,
         /// Go on when packets have not ceased in time: withdraw all the same.
         #[arg(long)]
@@ -338,27 +338,25 @@ impl Cli {
         let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
         match self.command {
             Command::Run(file) => done(run::execute(&file.config)),
-            Command::Status(asking) => coded(status::execute(&asking)),
-            Command::Show { what, asking } => coded(show::execute(&asking, what)),
-            Command::Top { asking, options } => coded(top::execute(&asking, &options)),
-            Command::Reload { asking, force } => coded(reload::execute(&asking, force)),
-            Command::Rollback { asking, force } => coded(reload::rollback(&asking, force)),
-            Command::Drained { backends, asking } => coded(reload::drained(&asking, backends)),
-            Command::Drain { asking, cancel: true, .. } => coded(drain::undrain(&asking)),
-            Command::Drain { asking, timeout, force, .. } => {
-                coded(drain::drain(&asking, timeout, force))
-            }
-            Command::Undrain(asking) => coded(drain::undrain(&asking)),
+            Command::Status(asking) => status::execute(&asking),
+            Command::Show { what, asking } => show::execute(&asking, what),
+            Command::Top { asking, options } => top::execute(&asking, &options),
+            Command::Reload { asking, force } => reload::execute(&asking, force),
+            Command::Rollback { asking, force } => reload::rollback(&asking, force),
+            Command::Drained { backends, asking } => reload::drained(&asking, backends),
+            Command::Drain { asking, cancel: true, .. } => drain::undrain(&asking),
+            Command::Drain { asking, timeout, force, .. } => drain::drain(&asking, timeout, force),
+            Command::Undrain(asking) => drain::undrain(&asking),
             Command::Detach { config, force } => done(detach::execute(&config.config, force)),
             Command::Counters { config, output } => done(counters::execute(&config.config, output)),
             Command::Replay { config, args, output } => {
                 done(replay::execute(&config.config, &args, output))
             }
             Command::Trace { watching, args, output } => {
-                coded(trace::trace(&watching, &args, matches!(output, Output::Json)))
+                trace::trace(&watching, &args, matches!(output, Output::Json))
             }
             Command::Capture { watching, capture, args } => {
-                coded(trace::capture(&watching, &args, &capture))
+                trace::capture(&watching, &args, &capture)
             }
             Command::Config { command, output } => config::execute(command, output),
             Command::Doctor { config, probe, output } => {

@@ -2,7 +2,7 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use glb_host::control::DEGRADED;
+use glb_host::exit_code;
 
 use super::{Asking, Output};
 use crate::control::{Command, Status};
@@ -17,7 +17,7 @@ pub(super) fn execute(asking: &Asking) -> anyhow::Result<ExitCode> {
         Output::Table => print!("{}", text(&status)),
     }
     let well = status.problems.is_empty();
-    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(DEGRADED) })
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(exit_code::PROBLEM) })
 }
 
 fn text(status: &Status) -> String {

@@ -2,6 +2,7 @@
 
 use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
 
+use glb_host::exit_code;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
@@ -50,7 +51,7 @@ pub(super) fn execute(
         eprintln!("{unchecked} backends have no check: they are taken for healthy");
     }
     let passed = lines.iter().all(|line| line.result == "pass");
-    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(2) })
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(exit_code::PROBLEM) })
 }
 
 async fn check(loaded: &Loaded) -> Vec<Line> {

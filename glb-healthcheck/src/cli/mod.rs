@@ -10,7 +10,6 @@ use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use glb_host::{
     cli_main::{self, Log, LogArgs},
-    control::coded,
     packet_trace::print_line,
 };
 
@@ -47,7 +46,7 @@ enum Command {
     },
     /// Run each check of a source table once and show what comes of it. Writes nothing.
     ///
-    /// The exit status is 0 if all pass, and 2 if some do not.
+    /// The exit status is 0 if all pass, and 4 if some do not.
     Once {
         /// The source table (TOML, or GLB's JSON).
         #[arg(value_name = "FILE")]
@@ -100,7 +99,7 @@ impl Cli {
         match self.command {
             Command::Run(file) => run::execute(&file.config),
             Command::Status { config, socket, output } => {
-                coded(status::execute(&config.config, socket.as_deref(), output))
+                status::execute(&config.config, socket.as_deref(), output)
             }
             Command::Once { table, config, output } => {
                 check::execute(&table, config.as_deref(), output)

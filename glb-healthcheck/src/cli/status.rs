@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::ExitCode, time::Duration};
 
-use glb_host::control::{Client, DEGRADED};
+use glb_host::{control::Client, exit_code};
 
 use super::{Output, columns, print};
 use crate::{config::Config, control_socket::Command, status::Snapshot};
@@ -25,7 +25,7 @@ pub(super) fn execute(
         Output::Json => print(&serde_json::to_string_pretty(&snapshot)?)?,
     }
     let is_well = !snapshot.cut_off && snapshot.trouble.is_none();
-    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::from(DEGRADED) })
+    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::from(exit_code::PROBLEM) })
 }
 
 fn shown(snapshot: &Snapshot) -> String {

@@ -22,7 +22,6 @@
 mod access;
 mod client;
 mod config;
-mod exit;
 mod server;
 mod socket;
 
@@ -33,7 +32,6 @@ pub use self::{
     access::{Access, NoGroup, Peer},
     client::{Answers, Client, ClientError},
     config::{Control, RawControl},
-    exit::{DEGRADED, NOT_PERMITTED, NOT_RUNNING, coded},
     server::{Answer, Call, Command, Server, serve},
     socket::{Place, Socket, SocketError},
 };
@@ -71,6 +69,10 @@ pub enum Kind {
     Ended,
     /// What was asked for was tried and did not work.
     Failed,
+    /// The change could break traffic, and the request did not insist on it.
+    Unsafe,
+    /// The daemon waited as long as it may, in vain.
+    TimedOut,
     /// A kind that a newer daemon knows.
     #[serde(other)]
     Other,

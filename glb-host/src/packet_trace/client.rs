@@ -27,8 +27,7 @@ use crate::{
     bpf_loader::LoadError,
     capture_file::{CaptureError, CaptureWriter, Captured},
     control::{Answers, Client, ClientError},
-    duration::duration,
-    failpoints,
+    duration, failpoints,
 };
 
 /// How often it is looked whether to stop.
@@ -58,7 +57,7 @@ pub struct WatchArgs {
     #[arg(short = 'n', long, value_name = "N")]
     count: Option<u64>,
     /// Stop after this time, such as 30s, 10m or 2h (24h at most).
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration::parse)]
     time: Duration,
 }
 

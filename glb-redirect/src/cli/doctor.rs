@@ -2,13 +2,13 @@
 
 use std::{path::Path, process::ExitCode};
 
-use glb_host::doctor::{has_problem, text};
+use glb_host::{
+    doctor::{has_problem, text},
+    exit_code,
+};
 
 use super::Output;
 use crate::{config::Config, doctor::examine};
-
-/// What the command ends with when something is wrong; 1 is an error and 2 a wrong command line.
-const PROBLEMS: u8 = 3;
 
 pub(super) fn execute(file: &Path, output: Output) -> anyhow::Result<ExitCode> {
     let findings = examine(&Config::load(file)?);
@@ -16,5 +16,5 @@ pub(super) fn execute(file: &Path, output: Output) -> anyhow::Result<ExitCode> {
         Output::Table => super::print(&text(&findings))?,
         Output::Json => super::print(&serde_json::to_string_pretty(&findings)?)?,
     }
-    Ok(if has_problem(&findings) { ExitCode::from(PROBLEMS) } else { ExitCode::SUCCESS })
+    Ok(if has_problem(&findings) { ExitCode::from(exit_code::PROBLEM) } else { ExitCode::SUCCESS })
 }

@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use glb_host::{
     cli_main::{self, Log, LogArgs},
     control::Client,
-    duration::duration,
+    duration,
     packet_trace::{
         client::{CaptureArgs, WatchArgs},
         print_line,
@@ -76,7 +76,7 @@ enum Command {
         #[arg(short, long)]
         watch: bool,
         /// Time between two looks.
-        #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+        #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration::parse)]
         interval: Duration,
         /// How to print them.
         #[arg(short, long, value_enum, default_value_t)]
@@ -169,10 +169,10 @@ enum Command {
         #[arg(long, required = true)]
         until_drained: bool,
         /// Give up after this time, such as 90s, 15m or 2h; without it, wait for ever.
-        #[arg(long, value_name = "TIME", value_parser = duration)]
+        #[arg(long, value_name = "TIME", value_parser = duration::parse)]
         timeout: Option<Duration>,
         /// How long there must be none.
-        #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+        #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration::parse)]
         quiet: Duration,
     },
 }

@@ -7,16 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use glb_host::packet_trace::say;
+use glb_host::{exit_code, packet_trace::say};
 
 use super::connections::age;
 use crate::{
     config::Config,
     connections::{Ages, PIN, Survey, any_is_here, none_is_here, survey},
 };
-
-/// What the command ends with when time is up; 1 is an error and 2 a wrong command line.
-const TIMED_OUT: u8 = 3;
 
 /// How often the kernel is asked.
 const EVERY: Duration = Duration::from_millis(250);
@@ -55,7 +52,7 @@ pub(super) fn until_drained(
         if timeout.is_some_and(|timeout| now - start >= timeout) {
             let after = age((now - start).as_secs_f64());
             say(&format!("not drained after {after}: {}", left(&survey)));
-            return Ok(ExitCode::from(TIMED_OUT));
+            return Ok(ExitCode::from(exit_code::TIMED_OUT));
         }
         let tell = told.is_none_or(|(live, at)| {
             let pause = if live == survey.live { TELL } else { Duration::from_secs(1) };
