@@ -27,6 +27,7 @@ pub mod privilege;
 pub mod raw_socket;
 mod sys;
 pub mod systemd;
+pub mod table_source;
 pub mod tcx_link;
 pub mod watched_file;
 pub mod xdp_link;
