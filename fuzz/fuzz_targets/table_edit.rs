@@ -3,14 +3,14 @@
 
 use std::path::Path;
 
-use glb_table::{Form, State, edit, parse_bytes};
+use glb_table::{Format, State, edit, parse_bytes};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((&choice, bytes)) = bytes.split_first() else { return };
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let (path, form) =
-        if choice & 1 == 0 { (Path::new("t.toml"), Form::Toml) } else { (Path::new("t.json"), Form::Json) };
+        if choice & 1 == 0 { (Path::new("t.toml"), Format::Toml) } else { (Path::new("t.json"), Format::Json) };
     let Ok(old) = parse_bytes(path, form, bytes) else { return };
     let (_, state) = State::NAMES[usize::from(choice >> 1) % 4];
     let Some(address) = old.tables.iter().flat_map(|table| &table.backends).map(|backend| backend.address).next() else {

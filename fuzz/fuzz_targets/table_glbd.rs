@@ -4,7 +4,7 @@
 
 use std::{path::Path, sync::LazyLock};
 
-use glb_table::{Form, glbd, parse_bytes};
+use glb_table::{Format, glbd, parse_bytes};
 use libfuzzer_sys::fuzz_target;
 
 const TABLE: &str = r#"{"tables":[{"hash_key":"12345678901234561234567890123456","seed":"12345678901234561234567890123456",
@@ -13,7 +13,7 @@ const TABLE: &str = r#"{"tables":[{"hash_key":"12345678901234561234567890123456"
 {"ip":"10.0.0.3","state":"inactive"}]}]}"#;
 
 static GOOD: LazyLock<Vec<u8>> = LazyLock::new(|| {
-    let set = parse_bytes(Path::new("t.json"), Form::Json, TABLE.as_bytes()).expect("a good table");
+    let set = parse_bytes(Path::new("t.json"), Format::Json, TABLE.as_bytes()).expect("a good table");
     glbd::export(&set).expect("it fits")
 });
 

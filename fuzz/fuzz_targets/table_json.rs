@@ -3,18 +3,18 @@
 
 use std::path::Path;
 
-use glb_table::{Form, parse_bytes};
+use glb_table::{Format, parse_bytes};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    match parse_bytes(Path::new("t.json"), Form::Json, bytes) {
+    match parse_bytes(Path::new("t.json"), Format::Json, bytes) {
         Ok(set) => {
-            if let Ok(text) = set.to_text(Form::Toml) {
-                let again = parse_bytes(Path::new("t.toml"), Form::Toml, text.as_bytes()).expect("what is written is valid");
+            if let Ok(text) = set.to_text(Format::Toml) {
+                let again = parse_bytes(Path::new("t.toml"), Format::Toml, text.as_bytes()).expect("what is written is valid");
                 assert_eq!(set.tables, again.tables);
             }
-            let text = set.to_text(Form::Json).expect("JSON holds every set");
-            let again = parse_bytes(Path::new("t.json"), Form::Json, text.as_bytes()).expect("what is written is valid");
+            let text = set.to_text(Format::Json).expect("JSON holds every set");
+            let again = parse_bytes(Path::new("t.json"), Format::Json, text.as_bytes()).expect("what is written is valid");
             assert_eq!(set.tables, again.tables);
         }
         Err(error) => {

@@ -114,7 +114,7 @@ impl Setup {
 
     fn image(&self, interface: u32) -> anyhow::Result<Image> {
         let path = Path::new("bench.toml");
-        let tables = glb_table::parse_bytes(path, glb_table::Form::Toml, self.table.as_bytes())
+        let tables = glb_table::parse_bytes(path, glb_table::Format::Toml, self.table.as_bytes())
             .map_err(|error| anyhow::anyhow!("{}", error.render(false)))?;
         let hop = |to: IpAddr| NextHop {
             interface,

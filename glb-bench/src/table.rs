@@ -9,7 +9,9 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Args;
-use glb_table::{Backend, Bind, Form, HashFields, Key, Order, Proto, State, Table, TableSet, glbd};
+use glb_table::{
+    Backend, Bind, Format, HashFields, Key, Order, Proto, State, Table, TableSet, glbd,
+};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
@@ -120,7 +122,7 @@ fn set(tables: usize, backends: usize) -> TableSet {
             alt_hash_key: None,
             alt_seed: None,
             hops: 2,
-            order: Order::Right,
+            order: Order::HealthyFirst,
             binds: vec![Bind {
                 prefix: std::net::IpAddr::from(vip).into(),
                 proto: Proto::Tcp,
@@ -149,7 +151,7 @@ fn measure(
         std::env::temp_dir().display(),
         std::process::id()
     ));
-    fs::write(&file, set.to_text(Form::Json)?)
+    fs::write(&file, set.to_text(Format::Json)?)
         .with_context(|| format!("cannot write {}", file.display()))?;
     let build = || {
         glb_table::load(&file).ok().and_then(|set| glbd::export(&set).ok()).map(|bytes| bytes.len())

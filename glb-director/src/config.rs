@@ -122,7 +122,7 @@ enum Age {
 
 impl Default for Age {
     fn default() -> Self {
-        Self::Seconds(plan::FLOW_AGE)
+        Self::Seconds(plan::DEFAULT_FLOW_AGE)
     }
 }
 

@@ -251,7 +251,7 @@ mod tests {
 
     fn member(text: &str) -> Member {
         let path = Path::new("t.toml");
-        let form = glb_table::Form::of(path);
+        let form = glb_table::Format::of_path(path);
         let set = glb_table::parse_bytes(path, form, text.as_bytes()).unwrap();
         Member {
             release: String::new(),

@@ -73,7 +73,7 @@ fn crowd(prefix: &str, count: u32) -> TableSet {
         )
         .unwrap();
     }
-    common::tables(&text, glb_table::Form::Toml)
+    common::tables(&text, glb_table::Format::Toml)
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn many(name: &str, first: u32, count: u32) -> TableSet {
         let address = std::net::Ipv4Addr::from(0x0a00_0000 + number);
         writeln!(text, "{{ ip = \"{address}\", state = \"active\", healthy = true }},").unwrap();
     }
-    common::tables(&(text + "]\n"), glb_table::Form::Toml)
+    common::tables(&(text + "]\n"), glb_table::Format::Toml)
 }
 
 /// While a generation can still count packets, nobody gets its slots, neither before the next one is

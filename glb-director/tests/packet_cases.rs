@@ -18,7 +18,7 @@ use glb_director::{
     },
     oracle::{self, Verdict},
 };
-use glb_table::{Form, TableSet};
+use glb_table::{Format, TableSet};
 use serde::Deserialize;
 
 #[derive(Debug, Deserialize)]
@@ -78,7 +78,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn tables() -> TableSet {
-    common::tables(include_str!("data/packet_cases.toml"), Form::Toml)
+    common::tables(include_str!("data/packet_cases.toml"), Format::Toml)
 }
 
 /// The verdict's name, and the frame that leaves.

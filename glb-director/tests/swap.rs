@@ -49,7 +49,7 @@ fn network() {
 }
 
 fn generation(number: u64, pins: &PinFolder) -> Generation {
-    let image = image_of(&common::tables(TABLE, glb_table::Form::Toml), TEST_INTERFACE);
+    let image = image_of(&common::tables(TABLE, glb_table::Format::Toml), TEST_INTERFACE);
     Generation::load(image, number, pins).unwrap_or_else(|error| panic!("{error}"))
 }
 

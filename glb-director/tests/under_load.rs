@@ -37,7 +37,7 @@ fn tables(hosts: [u8; 3]) -> TableSet {
                 .replace("198.51.100.1", &format!("198.51.100.{network}"))
         })
         .collect();
-    common::tables(&text, glb_table::Form::Toml)
+    common::tables(&text, glb_table::Format::Toml)
 }
 
 fn load(tables: &TableSet, number: u64, identities: &Identities, pins: &PinFolder) -> Generation {

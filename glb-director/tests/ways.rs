@@ -94,7 +94,7 @@ struct Loaded {
 
 impl Loaded {
     fn new(pins: &PinFolder) -> Self {
-        let tables = common::tables(TABLE, glb_table::Form::Toml);
+        let tables = common::tables(TABLE, glb_table::Format::Toml);
         let images = [image(&tables, 0), image(&tables, 1)];
         let generation = Generation::load(images[0].clone(), 1, pins).unwrap();
         let program = pinned_program(pins, 1).unwrap().unwrap();

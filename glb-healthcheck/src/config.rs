@@ -11,7 +11,7 @@ use glb_host::{
     config_file::{self, FileError},
     control::{self, RawControl},
 };
-use glb_table::Form;
+use glb_table::Format;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
@@ -202,7 +202,7 @@ impl Config {
             let fix = "this is the source: give the checked table a file of its own";
             return Err(wrong("checked", shown, fix));
         }
-        if Form::of(&source) != Form::of(&checked) {
+        if Format::of_path(&source) != Format::of_path(&checked) {
             let fix =
                 "the checked table has the source's form: end both in .toml, or both in .json";
             return Err(wrong("checked", shown, fix));

@@ -14,7 +14,7 @@ use glb_host::{
     metrics::{self, MetricsError},
     systemd::{self, Watchdog},
 };
-use glb_table::{health_overlay::Finding, write};
+use glb_table::{atomic_file, health_overlay::HealthResult};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot, watch},
@@ -108,7 +108,7 @@ pub struct Loaded {
 pub async fn load(path: &Path, defaults: &Pace, old: Option<&Tools>) -> Result<Loaded, Error> {
     let io = |source| Error::Table(glb_table::LoadError::Io { path: path.to_owned(), source });
     let bytes = glb_table::read_bytes(path).map_err(Error::Table)?;
-    let form = glb_table::Form::of(path);
+    let form = glb_table::Format::of_path(path);
     let set = glb_table::parse_bytes(path, form, &bytes).map_err(Error::Table)?;
     let text = String::from_utf8(bytes)
         .map_err(|error| io(io::Error::new(io::ErrorKind::InvalidData, error)))?;
@@ -349,7 +349,7 @@ fn known(checked: &Path) -> Known {
         Ok(set) => {
             for table in &set.tables {
                 for backend in &table.backends {
-                    let finding = Finding { healthy: backend.healthy, state: backend.state };
+                    let finding = HealthResult { healthy: backend.healthy, state: backend.state };
                     known.findings.insert((table.name.clone(), backend.address), finding);
                 }
             }
@@ -370,13 +370,13 @@ fn own(checked: &Path) -> Result<LockFile, Error> {
             Error::Checked { path: checked.to_owned(), problem }
         }
     };
-    let real = write::real(checked).map_err(io("follow the links of"))?;
+    let real = atomic_file::resolve_links(checked).map_err(io("follow the links of"))?;
     let lock = LockFile::take(&real).map_err(|problem| match problem {
         LockError::Held { owner } => Error::Taken { path: checked.to_owned(), owner },
         problem => Error::Checked { path: checked.to_owned(), problem },
     })?;
     for path in [real.clone(), drains::file(checked)] {
-        for left in write::remove_leftovers(&path).map_err(io("clean up beside"))? {
+        for left in atomic_file::remove_temporary_files(&path).map_err(io("clean up beside"))? {
             info!(file = %left.display(), "removed what a killed checker had begun to write");
         }
     }

@@ -29,7 +29,7 @@ use std::{
     },
 };
 
-use glb_table::{Form, LoadError, TableSet};
+use glb_table::{Format, LoadError, TableSet};
 use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
@@ -90,7 +90,7 @@ impl TableDocument {
     /// # Errors
     /// When the text is not a valid table.
     pub fn parse(&self) -> Result<TableSet, LoadError> {
-        glb_table::parse_bytes(&self.path, Form::of(&self.path), &self.bytes)
+        glb_table::parse_bytes(&self.path, Format::of_path(&self.path), &self.bytes)
     }
 
     /// Parses and validates the text, and logs the table's warnings.

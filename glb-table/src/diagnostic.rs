@@ -7,8 +7,7 @@ use std::{
 };
 
 use miette::{
-    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteSpanContents,
-    SourceCode, SourceSpan,
+    GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteSpanContents, SourceCode, SourceSpan,
 };
 
 /// No more of one file's problems are printed at once; all of them are kept.
@@ -18,7 +17,7 @@ const SNIPPET: usize = 160;
 
 /// One thing that is wrong (or, as a warning, doubtful) in a file.
 #[derive(Clone, Debug, serde::Serialize)]
-pub struct Problem {
+pub struct Diagnostic {
     /// The file, as it was named by the caller.
     pub file: String,
     /// Line, from 1.
@@ -38,15 +37,15 @@ pub struct Problem {
     pub mark: (usize, usize),
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}: {}", self.file, self.line, self.column, self.message)
     }
 }
 
-impl std::error::Error for Problem {}
+impl std::error::Error for Diagnostic {}
 
-impl Diagnostic for Problem {
+impl miette::Diagnostic for Diagnostic {
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
         Some(Box::new(&self.help))
     }
@@ -60,7 +59,7 @@ impl Diagnostic for Problem {
 }
 
 /// The snippet is all of the source that is ever shown.
-impl SourceCode for Problem {
+impl SourceCode for Diagnostic {
     fn read_span<'a>(
         &'a self,
         _: &SourceSpan,
@@ -80,14 +79,14 @@ impl SourceCode for Problem {
 
 /// Problems without their file: a place in the text and the words.
 #[derive(Clone, Debug)]
-pub(crate) struct Finding {
+pub(crate) struct SpannedDiagnostic {
     pub(crate) span: Range<usize>,
     pub(crate) message: String,
     pub(crate) found: String,
     pub(crate) help: String,
 }
 
-impl Finding {
+impl SpannedDiagnostic {
     pub(crate) fn new(
         span: &Range<usize>,
         message: impl Into<String>,
@@ -139,7 +138,7 @@ impl Source {
         (line, column)
     }
 
-    pub(crate) fn problem(&self, finding: Finding) -> Problem {
+    pub(crate) fn problem(&self, finding: SpannedDiagnostic) -> Diagnostic {
         let (line, column) = self.place(finding.span.start);
         let start = self.lines[line - 1];
         let whole = self.text[start..].lines().next().unwrap_or("");
@@ -152,7 +151,7 @@ impl Source {
         };
         let to = to.max(at);
         let length = finding.span.end.saturating_sub(finding.span.start).clamp(1, (to - at).max(1));
-        Problem {
+        Diagnostic {
             file: self.file.clone(),
             line,
             column,
@@ -187,14 +186,14 @@ pub enum LoadError {
         /// The file.
         path: PathBuf,
         /// At least one.
-        problems: Vec<Problem>,
+        problems: Vec<Diagnostic>,
     },
 }
 
 impl LoadError {
     /// What is wrong in the file; empty if it could not be read.
     #[must_use]
-    pub fn problems(&self) -> &[Problem] {
+    pub fn problems(&self) -> &[Diagnostic] {
         match self {
             Self::Io { .. } => &[],
             Self::Invalid { problems, .. } => problems,
@@ -226,7 +225,7 @@ impl LoadError {
 
 /// Problems (or warnings) with their snippets, for people; no more than 50 of them.
 #[must_use]
-pub fn render(problems: &[Problem], color: bool) -> String {
+pub fn render(problems: &[Diagnostic], color: bool) -> String {
     let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
     let handler = GraphicalReportHandler::new_themed(theme).with_width(100);
     let mut out = String::new();
@@ -240,7 +239,7 @@ pub fn render(problems: &[Problem], color: bool) -> String {
 }
 
 /// One line for each problem, for logs.
-fn listed(problems: &[Problem]) -> String {
+fn listed(problems: &[Diagnostic]) -> String {
     let mut out = String::new();
     for (i, problem) in problems.iter().take(PRINTED).enumerate() {
         let newline = if i == 0 { "" } else { "\n" };

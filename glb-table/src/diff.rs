@@ -7,7 +7,7 @@ use std::{
 
 use serde::Serialize;
 
-use crate::{Backend, Bind, Builder, Built, ROWS, TableSet};
+use crate::{Backend, Bind, BuiltTable, ROWS, RowCache, TableSet};
 
 /// What changes from one set to another.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -66,9 +66,9 @@ pub struct BackendDiff {
 /// Compares two sets.
 #[must_use]
 pub fn diff(old: &TableSet, new: &TableSet) -> Diff {
-    let (old_built, new_built) = (Builder::default().build(old), Builder::default().build(new));
+    let (old_built, new_built) = (RowCache::default().build(old), RowCache::default().build(new));
     let find =
-        |built: &[Built], name: &str| built.iter().position(|built| built.table.name == name);
+        |built: &[BuiltTable], name: &str| built.iter().position(|built| built.table.name == name);
     let mut out = Diff { tables: Vec::new(), added: Vec::new(), removed: Vec::new() };
     for old in &old_built {
         match find(&new_built, &old.table.name) {
@@ -96,7 +96,7 @@ fn said(backend: &Backend) -> String {
     said
 }
 
-fn settings(old: &Built, new: &Built) -> Vec<String> {
+fn settings(old: &BuiltTable, new: &BuiltTable) -> Vec<String> {
     let (old, new) = (&old.table, &new.table);
     let names = |fields| crate::hash_field_names(fields).join(", ");
     let mut out = Vec::new();
@@ -120,15 +120,17 @@ fn settings(old: &Built, new: &Built) -> Vec<String> {
     out
 }
 
-fn table(old: &Built, new: &Built) -> TableDiff {
-    let binds = |of: &Built| of.table.binds.iter().map(Bind::to_string).collect::<BTreeSet<_>>();
+fn table(old: &BuiltTable, new: &BuiltTable) -> TableDiff {
+    let binds =
+        |of: &BuiltTable| of.table.binds.iter().map(Bind::to_string).collect::<BTreeSet<_>>();
     let (old_binds, new_binds) = (binds(old), binds(new));
-    let addresses =
-        |of: &Built| of.table.backends.iter().map(|backend| backend.address).collect::<Vec<_>>();
+    let addresses = |of: &BuiltTable| {
+        of.table.backends.iter().map(|backend| backend.address).collect::<Vec<_>>()
+    };
     let (old_addresses, new_addresses) = (addresses(old), addresses(new));
     let mut backends: BTreeMap<IpAddr, BackendDiff> = BTreeMap::new();
     for address in old_addresses.iter().chain(&new_addresses) {
-        let said = |of: &Built| {
+        let said = |of: &BuiltTable| {
             of.table.backends.iter().find(|backend| backend.address == *address).map(said)
         };
         backends.entry(*address).or_insert_with(|| BackendDiff {

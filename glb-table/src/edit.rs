@@ -3,7 +3,7 @@
 use std::{net::IpAddr, path::Path};
 
 use crate::{
-    Form, LoadError, State, TableSet, parse_bytes,
+    Format, LoadError, State, TableSet, parse_bytes,
     syntax::{self, Node, Value},
 };
 
@@ -69,7 +69,7 @@ pub fn set_state(
     state: State,
     table: Option<&str>,
 ) -> Result<(String, Vec<Change>), EditError> {
-    let form = Form::of(path);
+    let form = Format::of_path(path);
     let file = path.display().to_string();
     let old = parse_bytes(path, form, text.as_bytes())?;
     let known =

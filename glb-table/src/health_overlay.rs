@@ -4,13 +4,13 @@
 use std::{ops::Range, path::Path};
 
 use crate::{
-    Form, LoadError, State, TableSet, parse_bytes,
+    Format, LoadError, State, TableSet, parse_bytes,
     syntax::{self, Entry, Node, Value},
 };
 
 /// What is found about one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub struct HealthResult {
     /// Whether it can take connections.
     pub healthy: bool,
     /// The state to write.
@@ -22,8 +22,8 @@ pub struct Finding {
 ///
 /// # Errors
 /// The text is not a valid table, or (a fault of the caller) the findings are not of its shape.
-pub fn enter(path: &Path, text: &str, findings: &[Vec<Finding>]) -> Result<String, LoadError> {
-    let form = Form::of(path);
+pub fn apply(path: &Path, text: &str, findings: &[Vec<HealthResult>]) -> Result<String, LoadError> {
+    let form = Format::of_path(path);
     let tables = parse_bytes(path, form, text.as_bytes())?;
     let shape = |set: &TableSet| set.tables.iter().map(|t| t.backends.len()).collect::<Vec<_>>();
     let given: Vec<usize> = findings.iter().map(Vec::len).collect();
@@ -54,10 +54,10 @@ pub fn enter(path: &Path, text: &str, findings: &[Vec<Finding>]) -> Result<Strin
 }
 
 fn edit(
-    form: Form,
+    form: Format,
     text: &str,
     backend: &Node,
-    finding: Finding,
+    finding: HealthResult,
     edits: &mut Vec<(Range<usize>, String)>,
 ) {
     let Some(state) = entry(backend, "state") else { return };
@@ -77,11 +77,11 @@ fn edit(
             let line = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
             let indent = &text[line..at];
             let new = match form {
-                Form::Json => format!("\"healthy\": {healthy}, "),
-                Form::Toml if indent.trim().is_empty() && !inline(text, backend) => {
+                Format::Json => format!("\"healthy\": {healthy}, "),
+                Format::Toml if indent.trim().is_empty() && !inline(text, backend) => {
                     format!("healthy = {healthy}\n{indent}")
                 }
-                Form::Toml => format!("healthy = {healthy}, "),
+                Format::Toml => format!("healthy = {healthy}, "),
             };
             edits.push((at..at, new));
         }
@@ -109,12 +109,12 @@ fn items<'n>(node: &'n Node, key: &str) -> &'n [Node] {
 mod tests {
     use super::*;
 
-    const UP: Finding = Finding { healthy: true, state: State::Active };
-    const DOWN: Finding = Finding { healthy: false, state: State::Active };
-    const DRAIN: Finding = Finding { healthy: true, state: State::Draining };
+    const UP: HealthResult = HealthResult { healthy: true, state: State::Active };
+    const DOWN: HealthResult = HealthResult { healthy: false, state: State::Active };
+    const DRAIN: HealthResult = HealthResult { healthy: true, state: State::Draining };
 
-    fn enter_in(file: &str, text: &str, findings: &[Vec<Finding>]) -> String {
-        enter(Path::new(file), text, findings).unwrap()
+    fn apply_to(file: &str, text: &str, findings: &[Vec<HealthResult>]) -> String {
+        apply(Path::new(file), text, findings).unwrap()
     }
 
     const HEAD: &str = "[[tables]]\nname = \"a\" # a comment\nhash_key = \
@@ -128,13 +128,13 @@ mod tests {
              [[tables.backends]] # second\nhealthy = true\nip = \"10.0.0.2\"\nstate = \"active\"\n\
              [tables.backends.healthchecks]\nhttp = 80\n"
         );
-        let out = enter_in("t.toml", &text, &[vec![UP, DOWN]]);
+        let out = apply_to("t.toml", &text, &[vec![UP, DOWN]]);
         let wanted = text
             .replace("  state = \"active\" # why", "  healthy = true\n  state = \"active\" # why")
             .replace("# second\nhealthy = true", "# second\nhealthy = false");
         assert_eq!(out, wanted);
-        assert_eq!(enter_in("t.toml", &out, &[vec![UP, DOWN]]), out);
-        let drained = enter_in("t.toml", &out, &[vec![DRAIN, DOWN]]);
+        assert_eq!(apply_to("t.toml", &out, &[vec![UP, DOWN]]), out);
+        let drained = apply_to("t.toml", &out, &[vec![DRAIN, DOWN]]);
         assert_eq!(drained, out.replacen("\"active\"", "\"draining\"", 1));
     }
 
@@ -147,7 +147,7 @@ mod tests {
              {{ ip = \"10.0.0.1\", state = \"active\" }},\n\
              {{ ip = \"10.0.0.2\",\n  state = \"active\", healthy = true }},\n]\n"
         );
-        let out = enter_in("t.toml", &text, &[vec![UP, DOWN]]);
+        let out = apply_to("t.toml", &text, &[vec![UP, DOWN]]);
         assert!(out.contains("{ ip = \"10.0.0.1\", healthy = true, state = \"active\" }"), "{out}");
         assert!(out.contains("\n  state = \"active\", healthy = false }"), "{out}");
 
@@ -155,14 +155,14 @@ mod tests {
             "00000000000000000000000000000000", "seed": "11111111111111111111111111111111",
             "binds": [{"ip": "1.1.1.1", "proto": "tcp", "port": 80}],
             "backends": [{"ip": "10.0.0.1", "state": "active", "healthchecks": {"http": 80}}]}]}"#;
-        let out = enter_in("t.json", text, &[vec![UP]]);
+        let out = apply_to("t.json", text, &[vec![UP]]);
         assert_eq!(out, text.replace("\"state\"", "\"healthy\": true, \"state\""));
     }
 
     #[test]
     fn findings_of_another_shape_are_refused() {
         let text = format!("{HEAD}[[tables.backends]]\nip = \"10.0.0.1\"\nstate = \"active\"\n");
-        assert!(enter(Path::new("t.toml"), &text, &[vec![UP, UP]]).is_err());
-        assert!(enter(Path::new("t.toml"), "nonsense", &[vec![UP]]).is_err());
+        assert!(apply(Path::new("t.toml"), &text, &[vec![UP, UP]]).is_err());
+        assert!(apply(Path::new("t.toml"), "nonsense", &[vec![UP]]).is_err());
     }
 }

@@ -3,6 +3,7 @@
 //! One table's way is a straight line: file → [`syntax`] (what is written) → [`model`] (what is meant)
 //! → [`rank`] → [`rows`]. Nothing here touches the network or the kernel.
 
+pub mod atomic_file;
 mod diagnostic;
 pub mod diff;
 mod digest;
@@ -26,9 +27,8 @@ mod siphash;
 mod syntax;
 mod validate;
 pub mod weight;
-pub mod write;
 
-pub use diagnostic::{LoadError, Problem, render};
+pub use diagnostic::{Diagnostic, LoadError, render};
 pub use digest::{Digest, hex};
 pub use glb_common::hash::HashFields;
 pub use key::Key;
@@ -37,8 +37,8 @@ pub use model::{
     MAX_TABLES, Order, Proto, ROWS, State, Table, TableSet, load, parse_bytes, read_bytes,
 };
 pub use rank::Ranks;
-pub use row_cache::{Builder, Built};
+pub use row_cache::{BuiltTable, RowCache};
 pub use rows::Rows;
 pub use schema::hash_field_names;
 pub use serialize::WriteError;
-pub use syntax::Form;
+pub use syntax::Format;

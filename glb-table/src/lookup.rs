@@ -12,7 +12,7 @@ use crate::{Backend, Bind, HashFields, Key, Order, Proto, Ranks, State, Table, T
 
 /// A flow to look up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Question {
+pub struct FlowQuery {
     /// The client.
     pub source: IpAddr,
     /// The client's port, if it is known.
@@ -27,22 +27,22 @@ pub struct Question {
 
 /// Where a flow goes.
 #[derive(Clone, Debug, Serialize)]
-pub struct Answer {
+pub struct FlowRoute {
     /// The table.
     pub table: String,
     /// The bind that the flow falls under.
     pub bind: String,
     /// The row by the table's own hash.
-    pub main: Found,
+    pub main: RowChoice,
     /// The row by the alternative hash, whose hops follow.
-    pub alternative: Option<Found>,
+    pub alternative: Option<RowChoice>,
     /// All hops in order, as a packet carries them.
     pub hops: Vec<Hop>,
 }
 
 /// One row, and why it is as it is.
 #[derive(Clone, Debug, Serialize)]
-pub struct Found {
+pub struct RowChoice {
     /// The 64-bit hash, in hex.
     pub hash: String,
     /// The row: its low 16 bits.
@@ -107,12 +107,17 @@ pub enum LookupError {
 
 /// The bind that a packet falls under: the longest prefix that has its port.
 #[must_use]
-pub fn bind_of(set: &TableSet, vip: IpAddr, port: u16, proto: Proto) -> Option<(&Table, &Bind)> {
-    bind_among(set.tables.iter(), vip, port, proto)
+pub fn matching_bind(
+    set: &TableSet,
+    vip: IpAddr,
+    port: u16,
+    proto: Proto,
+) -> Option<(&Table, &Bind)> {
+    matching_bind_among(set.tables.iter(), vip, port, proto)
 }
 
-/// As [`bind_of`], among any tables.
-pub(crate) fn bind_among<'t>(
+/// As [`matching_bind`], among any tables.
+pub(crate) fn matching_bind_among<'t>(
     tables: impl Iterator<Item = &'t Table>,
     vip: IpAddr,
     port: u16,
@@ -130,7 +135,7 @@ pub(crate) fn bind_among<'t>(
 ///
 /// # Errors
 /// No bind is for it, or it is not said well enough.
-pub fn lookup(set: &TableSet, question: &Question) -> Result<Answer, LookupError> {
+pub fn lookup(set: &TableSet, question: &FlowQuery) -> Result<FlowRoute, LookupError> {
     if question.source.is_ipv4() != question.vip.is_ipv4() {
         return Err(LookupError::Families { source_address: question.source, vip: question.vip });
     }
@@ -139,7 +144,7 @@ pub fn lookup(set: &TableSet, question: &Question) -> Result<Answer, LookupError
         None => only_port(set, question)?,
     };
     let what = || format!("{} {} port {port}", question.vip, question.proto);
-    let found = bind_of(set, question.vip, port, question.proto);
+    let found = matching_bind(set, question.vip, port, question.proto);
     let (table, bind) = found.ok_or_else(|| LookupError::NoBind { what: what() })?;
     let ranks = table.ranks();
     let main = one(table, &ranks, table.hash_key, table.hash_fields, question, port)?;
@@ -153,11 +158,11 @@ pub fn lookup(set: &TableSet, question: &Question) -> Result<Answer, LookupError
     };
     let hops =
         main.hops.iter().chain(alternative.iter().flat_map(|found| &found.hops)).cloned().collect();
-    Ok(Answer { table: table.name.clone(), bind: bind.to_string(), main, alternative, hops })
+    Ok(FlowRoute { table: table.name.clone(), bind: bind.to_string(), main, alternative, hops })
 }
 
 /// The port of the only bind that the VIP has.
-fn only_port(set: &TableSet, question: &Question) -> Result<u16, LookupError> {
+fn only_port(set: &TableSet, question: &FlowQuery) -> Result<u16, LookupError> {
     let binds = set.tables.iter().flat_map(|table| &table.binds);
     let all: Vec<&Bind> = binds
         .filter(|bind| bind.proto == question.proto && bind.prefix.contains(&question.vip))
@@ -177,9 +182,9 @@ fn one(
     ranks: &Ranks,
     key: Key,
     fields: HashFields,
-    question: &Question,
+    question: &FlowQuery,
     port: u16,
-) -> Result<Found, LookupError> {
+) -> Result<RowChoice, LookupError> {
     let source_port = match question.source_port {
         None if fields.contains(HashFields::SRC_PORT) => {
             let example = match question.source {
@@ -203,7 +208,7 @@ fn one(
         let rank = ranked.iter().position(|ranked| ranked == index).map_or(0, |place| place + 1);
         Hop { address: backend.address, state: backend.state, healthy: backend.healthy, rank }
     };
-    Ok(Found {
+    Ok(RowChoice {
         hash: format!("{hash:016x}"),
         row,
         hash_fields: crate::hash_field_names(fields),
@@ -214,7 +219,13 @@ fn one(
 
 /// The flow hash, as the director's program computes it.
 #[must_use]
-pub fn hash(key: Key, fields: HashFields, question: &Question, source_port: u16, port: u16) -> u64 {
+pub fn hash(
+    key: Key,
+    fields: HashFields,
+    question: &FlowQuery,
+    source_port: u16,
+    port: u16,
+) -> u64 {
     let protocol = question.proto.number();
     let flow = match (question.source, question.vip) {
         (IpAddr::V4(source), IpAddr::V4(vip)) => {
@@ -269,7 +280,9 @@ fn why(table: &Table, ranked: &[u16], chosen: &[u16]) -> Vec<String> {
     } else {
         let (first, second) = (backend(&by_rank[0]), backend(&by_rank[1]));
         let rule = match table.order {
-            Order::Right => format!("{} takes new connections, so it stands first", second.address),
+            Order::HealthyFirst => {
+                format!("{} takes new connections, so it stands first", second.address)
+            }
             Order::Glb => format!(
                 "{} is in the state active (order = \"glb\"), so it stands first",
                 second.address

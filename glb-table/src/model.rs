@@ -10,7 +10,7 @@ use glb_common::abi::{self, TableRows};
 use ipnet::IpNet;
 use serde_json::Value as Json;
 
-use crate::{HashFields, Key, LoadError, Problem, syntax::Form};
+use crate::{Diagnostic, HashFields, Key, LoadError, syntax::Format};
 
 /// Rows of every table: the low 16 bits of a flow's hash choose one.
 pub const ROWS: usize = 65_536;
@@ -36,7 +36,7 @@ pub struct TableSet {
     /// The tables, in the file's order.
     pub tables: Vec<Table>,
     /// What is allowed but doubtful.
-    pub warnings: Vec<Problem>,
+    pub warnings: Vec<Diagnostic>,
     /// GLB's top-level `healthchecks`, which nothing here looks into.
     pub healthchecks: Option<Json>,
 }
@@ -72,11 +72,11 @@ pub struct Table {
 
 /// Which rule puts the hops of a row in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Order {
     /// Who can take new connections stands before who cannot.
     #[default]
-    Right,
+    HealthyFirst,
     /// GLB's rule with its faults T1 and T2, for a fleet that is half GLB's.
     Glb,
 }
@@ -256,7 +256,7 @@ impl Table {
 /// # Errors
 /// The file cannot be read, or something in it is wrong: then every problem is in the error.
 pub fn load(path: &Path) -> Result<TableSet, LoadError> {
-    parse_bytes(path, Form::of(path), &read_bytes(path)?)
+    parse_bytes(path, Format::of_path(path), &read_bytes(path)?)
 }
 
 /// Reads a table file's bytes, and does not wait for a pipe.
@@ -283,7 +283,7 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>, LoadError> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn parse_bytes(path: &Path, form: Form, bytes: &[u8]) -> Result<TableSet, LoadError> {
+pub fn parse_bytes(path: &Path, form: Format, bytes: &[u8]) -> Result<TableSet, LoadError> {
     match std::str::from_utf8(bytes) {
         Ok(text) => crate::parse::read(path, form, text),
         Err(error) => {

@@ -4,17 +4,17 @@ use std::{collections::HashMap, ops::Range, path::Path};
 
 use crate::{
     LoadError, TableSet,
-    diagnostic::{Finding, Source},
+    diagnostic::{Source, SpannedDiagnostic},
     schema,
-    syntax::{self, Entry, Form, Node, Value},
+    syntax::{self, Entry, Format, Node, Value},
     validate::{self, Places},
 };
 
 /// Where a finding goes while a file is read.
 #[derive(Default)]
 pub(crate) struct Reader {
-    pub(crate) errors: Vec<Finding>,
-    pub(crate) warnings: Vec<Finding>,
+    pub(crate) errors: Vec<SpannedDiagnostic>,
+    pub(crate) warnings: Vec<SpannedDiagnostic>,
     /// Places of keys and seeds, never to be shown.
     pub(crate) secrets: Vec<Range<usize>>,
 }
@@ -27,7 +27,7 @@ impl Reader {
         found: impl Into<String>,
         help: impl Into<String>,
     ) {
-        self.errors.push(Finding::new(span, message, found, help));
+        self.errors.push(SpannedDiagnostic::new(span, message, found, help));
     }
 
     pub(crate) fn warn(
@@ -37,7 +37,7 @@ impl Reader {
         found: impl Into<String>,
         help: impl Into<String>,
     ) {
-        self.warnings.push(Finding::new(span, message, found, help));
+        self.warnings.push(SpannedDiagnostic::new(span, message, found, help));
     }
 }
 
@@ -120,8 +120,8 @@ pub(crate) fn shown(text: &str) -> String {
 }
 
 /// The lines that these findings are in.
-fn lines_of<'t>(text: &'t str, findings: &[Finding]) -> Vec<&'t str> {
-    let line = |finding: &Finding| {
+fn lines_of<'t>(text: &'t str, findings: &[SpannedDiagnostic]) -> Vec<&'t str> {
+    let line = |finding: &SpannedDiagnostic| {
         let at = finding.span.start.min(text.len());
         let start = text.as_bytes()[..at]
             .iter()
@@ -134,7 +134,7 @@ fn lines_of<'t>(text: &'t str, findings: &[Finding]) -> Vec<&'t str> {
 }
 
 /// Reads a whole file.
-pub(crate) fn read(path: &Path, form: Form, text: &str) -> Result<TableSet, LoadError> {
+pub(crate) fn read(path: &Path, form: Format, text: &str) -> Result<TableSet, LoadError> {
     let mut reader = Reader::default();
     let root = syntax::parse(form, text, &mut reader.errors);
     let unread = lines_of(text, &reader.errors);
@@ -150,7 +150,7 @@ pub(crate) fn read(path: &Path, form: Form, text: &str) -> Result<TableSet, Load
         missing.is_none_or(|(key, _)| !unread.iter().any(|line| line.contains(key)))
     });
     let source = Source::new(path, text, &reader.secrets);
-    let problems = |mut findings: Vec<Finding>| {
+    let problems = |mut findings: Vec<SpannedDiagnostic>| {
         findings.sort_by_key(|finding| finding.span.start);
         findings.into_iter().map(|finding| source.problem(finding)).collect::<Vec<_>>()
     };

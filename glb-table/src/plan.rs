@@ -6,25 +6,25 @@ use std::{collections::BTreeMap, net::IpAddr};
 use serde::Serialize;
 
 use crate::{
-    Builder, State, TableSet,
-    flow_safety::{Judgement, Memory},
+    RowCache, State, TableSet,
+    flow_safety::{FlowHistory, RiskReport},
 };
 
 /// How long a flow lives at most, unless said otherwise: a day, in seconds.
-pub const FLOW_AGE: u64 = 86_400;
+pub const DEFAULT_FLOW_AGE: u64 = 86_400;
 
 /// One step of a sequence.
 #[derive(Clone, Debug)]
 pub enum Step {
     /// These tables come into force.
-    Tables {
+    Activate {
         /// What to call it, for instance the file's name.
         name: String,
         /// The tables.
         set: TableSet,
     },
     /// These backends are known to hold no flow any more.
-    Drained(Vec<IpAddr>),
+    MarkDrained(Vec<IpAddr>),
     /// This many seconds pass; as long as a flow lives if none are given.
     Wait(Option<u64>),
 }
@@ -37,68 +37,68 @@ pub struct Plan {
     /// The first step (from 1) that can break a flow.
     pub first_unsafe: Option<usize>,
     /// Each step.
-    pub steps: Vec<Judged>,
+    pub steps: Vec<PlannedStep>,
 }
 
 /// A step and what it does.
 #[derive(Clone, Debug, Serialize)]
-pub struct Judged {
+pub struct PlannedStep {
     /// Its number, from 1.
     pub step: usize,
     /// What is done.
     pub what: String,
     /// What it puts at risk; nothing but a table does. The first tables put nothing at risk.
-    pub judgement: Option<Judgement>,
+    pub judgement: Option<RiskReport>,
 }
 
 /// Walks a sequence. A flow that an unsafe step can break is forgotten only when its holder is.
 #[must_use]
-pub fn walk(steps: &[Step], flow_age: u64) -> Plan {
+pub fn evaluate(steps: &[Step], flow_age: u64) -> Plan {
     let mut walker = Walker::new(flow_age);
-    let steps: Vec<Judged> =
+    let steps: Vec<PlannedStep> =
         steps.iter().zip(1..).map(|(step, number)| walker.step(step, number)).collect();
     let is_unsafe =
-        |judged: &&Judged| judged.judgement.as_ref().is_some_and(|judgement| !judgement.safe);
+        |judged: &&PlannedStep| judged.judgement.as_ref().is_some_and(|judgement| !judgement.safe);
     let first_unsafe = steps.iter().find(is_unsafe).map(|judged| judged.step);
     Plan { safe: first_unsafe.is_none(), first_unsafe, steps }
 }
 
 struct Walker {
-    memory: Memory,
-    builder: Builder,
+    memory: FlowHistory,
+    builder: RowCache,
 }
 
 impl Walker {
     fn new(flow_age: u64) -> Self {
-        Self { memory: Memory::new(flow_age), builder: Builder::default() }
+        Self { memory: FlowHistory::new(flow_age), builder: RowCache::default() }
     }
 
-    fn step(&mut self, step: &Step, number: usize) -> Judged {
+    fn step(&mut self, step: &Step, number: usize) -> PlannedStep {
         let (what, judgement) = match step {
-            Step::Tables { name, set } => {
+            Step::Activate { name, set } => {
                 let built = self.builder.build(set);
-                let judgement = self.memory.judge(&built);
-                self.memory.adopt(&built);
+                let judgement = self.memory.assess(&built);
+                self.memory.activate(&built);
                 (name.clone(), Some(judgement))
             }
-            Step::Drained(backends) => {
-                backends.iter().for_each(|backend| self.memory.drained(*backend));
+            Step::MarkDrained(backends) => {
+                backends.iter().for_each(|backend| self.memory.mark_drained(*backend));
                 let list: Vec<String> = backends.iter().map(IpAddr::to_string).collect();
                 (format!("drained: {}", list.join(", ")), None)
             }
             Step::Wait(seconds) => {
                 let seconds = seconds.unwrap_or(self.memory.flow_age());
-                self.memory.pass(seconds);
-                (format!("wait {}", duration(seconds)), None)
+                self.memory.advance(seconds);
+                (format!("wait {}", format_duration(seconds)), None)
             }
         };
-        Judged { step: number, what, judgement }
+        PlannedStep { step: number, what, judgement }
     }
 }
 
 /// Seconds for people: `1h 30m`.
 #[must_use]
-pub fn duration(seconds: u64) -> String {
+pub fn format_duration(seconds: u64) -> String {
     let units = [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)];
     let mut rest = seconds;
     let mut parts = Vec::new();
@@ -170,7 +170,7 @@ pub enum RollingError {
 
 /// One thing to do in a rolling maintenance.
 #[derive(Clone, Debug, Serialize)]
-pub struct Todo {
+pub struct MaintenanceStep {
     /// Its number, from 1.
     pub step: usize,
     /// What to do, in words.
@@ -178,7 +178,7 @@ pub struct Todo {
     /// The commands that do it, if there are any; `FILE` stands for the table file.
     pub commands: Vec<String>,
     /// What the change puts at risk; nothing, or the plan would not be given.
-    pub judgement: Option<Judgement>,
+    pub judgement: Option<RiskReport>,
 }
 
 /// A safe rolling maintenance: drains the backends in the given order, `at_once` at a time, and
@@ -187,12 +187,12 @@ pub struct Todo {
 ///
 /// # Errors
 /// A name that is not there, or a table that cannot do without its backend.
-pub fn rolling(
+pub fn rolling_maintenance(
     set: &TableSet,
     backends: &[IpAddr],
     at_once: usize,
     flow_age: u64,
-) -> Result<Vec<Todo>, RollingError> {
+) -> Result<Vec<MaintenanceStep>, RollingError> {
     for (place, backend) in backends.iter().enumerate() {
         if backends[..place].contains(backend) {
             return Err(RollingError::Twice(*backend));
@@ -214,7 +214,7 @@ pub fn rolling(
     let at_once = at_once.max(1);
     let mut todo =
         Todos { walker: Walker::new(flow_age), list: Vec::new(), flow_age, current: set.clone() };
-    todo.walker.step(&Step::Tables { name: String::new(), set: set.clone() }, 0);
+    todo.walker.step(&Step::Activate { name: String::new(), set: set.clone() }, 0);
     for group in backends.chunks(at_once) {
         room(set, group)?;
         let list = group.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
@@ -223,14 +223,14 @@ pub fn rolling(
             format!(
                 "wait until {list} hold{} no flow, or {}; then do the maintenance and see that it is healthy",
                 if group.len() == 1 { "s" } else { "" },
-                duration(flow_age)
+                format_duration(flow_age)
             ),
             group
                 .iter()
                 .map(|backend| format!("glb-redirect wait --until-drained    # on {backend}"))
                 .collect(),
         );
-        todo.walker.step(&Step::Drained(group.to_vec()), 0);
+        todo.walker.step(&Step::MarkDrained(group.to_vec()), 0);
         todo.change(set, &[], &format!("bring {list} back"), |state| state);
     }
     Ok(todo.list)
@@ -261,7 +261,7 @@ fn room(set: &TableSet, group: &[IpAddr]) -> Result<(), RollingError> {
 
 struct Todos {
     walker: Walker,
-    list: Vec<Todo>,
+    list: Vec<MaintenanceStep>,
     flow_age: u64,
     current: TableSet,
 }
@@ -290,7 +290,12 @@ impl Todos {
     }
 
     fn push(&mut self, what: String, commands: Vec<String>) {
-        self.list.push(Todo { step: self.list.len() + 1, what, commands, judgement: None });
+        self.list.push(MaintenanceStep {
+            step: self.list.len() + 1,
+            what,
+            commands,
+            judgement: None,
+        });
     }
 
     /// `group` gets a new state and everybody else is as in `set`.
@@ -308,15 +313,15 @@ impl Todos {
             }
         }
         let built = self.walker.builder.build(&new);
-        if !self.walker.memory.judge(&built).safe {
-            self.walker.memory.pass(self.flow_age);
+        if !self.walker.memory.assess(&built).safe {
+            self.walker.memory.advance(self.flow_age);
             let why = "flows may still be where an earlier step sent them";
-            self.push(format!("wait {}: {why}", duration(self.flow_age)), Vec::new());
+            self.push(format!("wait {}: {why}", format_duration(self.flow_age)), Vec::new());
         }
-        let judgement = self.walker.memory.judge(&built);
+        let judgement = self.walker.memory.assess(&built);
         let commands = self.commands(&new);
-        self.walker.memory.adopt(&built);
-        self.list.push(Todo {
+        self.walker.memory.activate(&built);
+        self.list.push(MaintenanceStep {
             step: self.list.len() + 1,
             what: what.to_owned(),
             commands,

@@ -6,7 +6,7 @@ use crate::{Key, Ranks, Rows, Table, TableSet};
 
 /// A table and all that a director needs of it. Copies share the rows.
 #[derive(Clone, Debug)]
-pub struct Built {
+pub struct BuiltTable {
     /// The table.
     pub table: Table,
     /// Its rows.
@@ -15,7 +15,7 @@ pub struct Built {
     pub alternative: Option<Arc<Rows>>,
 }
 
-impl Built {
+impl BuiltTable {
     /// Whether this one's rows are that table's too: nothing that they depend on differs.
     #[must_use]
     pub fn has_rows_of(&self, table: &Table) -> bool {
@@ -33,15 +33,15 @@ impl Built {
 /// Keeps what it built last: the rows of tables that have not changed are taken over, and what has
 /// changed only in state and health is built without hashing.
 #[derive(Debug, Default)]
-pub struct Builder {
+pub struct RowCache {
     ranks: Vec<Ranks>,
-    last: Vec<Built>,
+    last: Vec<BuiltTable>,
 }
 
-impl Builder {
+impl RowCache {
     /// Builds every table of a set.
     #[must_use]
-    pub fn build(&mut self, set: &TableSet) -> Vec<Built> {
+    pub fn build(&mut self, set: &TableSet) -> Vec<BuiltTable> {
         let mut old = std::mem::take(&mut self.ranks);
         let last = std::mem::take(&mut self.last);
         let mut kept = vec![false; last.len()];
@@ -52,7 +52,7 @@ impl Builder {
                 Some(at) => {
                     kept[at] = true;
                     self.keep_ranks(table, &mut old);
-                    Built { table: table.clone(), ..last[at].clone() }
+                    BuiltTable { table: table.clone(), ..last[at].clone() }
                 }
                 None => self.table(table, &mut old),
             };
@@ -68,13 +68,13 @@ impl Builder {
         }
     }
 
-    fn table(&mut self, table: &Table, old: &mut Vec<Ranks>) -> Built {
+    fn table(&mut self, table: &Table, old: &mut Vec<Ranks>) -> BuiltTable {
         let rows = Arc::new(self.rows(table, table.seed, old));
         let alternative = match table.alt_seed {
             Some(seed) => Some(Arc::new(self.rows(table, seed, old))),
             None => table.has_alternative().then(|| Arc::clone(&rows)),
         };
-        Built { table: table.clone(), rows, alternative }
+        BuiltTable { table: table.clone(), rows, alternative }
     }
 
     fn rows(&mut self, table: &Table, seed: Key, old: &mut Vec<Ranks>) -> Rows {

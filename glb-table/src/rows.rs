@@ -198,7 +198,7 @@ impl<'t> Chooser<'t> {
             }
         } else if let [first, second] = row {
             let swap = match self.table.order {
-                Order::Right => class(*first) > 0 && class(*second) == 0,
+                Order::HealthyFirst => class(*first) > 0 && class(*second) == 0,
                 // GLB looks at the second's state only, and only for "active" (faults T1 and T2).
                 Order::Glb => {
                     class(*first) > 0

@@ -6,7 +6,7 @@ use crate::{
     Backend, Bind, HashFields, Key, Order, Proto, State, Table, TableSet,
     model::{MAX_HOPS, MAX_NAME},
     parse::{Fields, Reader, shown},
-    syntax::{Form, Node, Value},
+    syntax::{Format, Node, Value},
     validate::{Places, TablePlaces},
 };
 
@@ -47,7 +47,7 @@ pub fn hash_field_names(fields: HashFields) -> Vec<&'static str> {
 
 pub(crate) fn file(
     reader: &mut Reader,
-    form: Form,
+    form: Format,
     root: &Node,
     set: &mut TableSet,
     places: &mut Places,
@@ -66,16 +66,16 @@ pub(crate) fn file(
 
 fn table(
     reader: &mut Reader,
-    form: Form,
+    form: Format,
     node: &Node,
     index: usize,
 ) -> Option<(Table, TablePlaces)> {
     let fields = Fields::of(reader, node, "a table", TABLE)?;
     let mut place = TablePlaces::default();
     let found = match form {
-        Form::Toml => fields.need(reader, "name", "give it a name that stays: name = \"web\""),
+        Format::Toml => fields.need(reader, "name", "give it a name that stays: name = \"web\""),
         // GLB's own tool does not ask for a name.
-        Form::Json => fields.get("name"),
+        Format::Json => fields.get("name"),
     };
     place.name = found.unwrap_or(node).span.clone();
     let name = found
@@ -97,7 +97,8 @@ fn table(
         .get("hops")
         .and_then(|node| number(reader, node, "hops", 2, u16::from(MAX_HOPS), &help));
     place.hops = fields.get("hops").map(|node| node.span.clone());
-    const ORDERS: [(&str, Order); 2] = [("right", Order::Right), ("glb", Order::Glb)];
+    const ORDERS: [(&str, Order); 2] =
+        [("healthy_first", Order::HealthyFirst), ("glb", Order::Glb)];
     let order = fields
         .get("order")
         .and_then(|node| word(reader, node, "order", &ORDERS))

@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::Value as Json;
 
-use crate::{Backend, Bind, Form, HashFields, Order, Table, TableSet, hash_field_names};
+use crate::{Backend, Bind, Format, HashFields, Order, Table, TableSet, hash_field_names};
 
 /// A table set that one of the forms cannot hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,19 +75,19 @@ impl TableSet {
     ///
     /// # Errors
     /// A `null` within `healthchecks` cannot be written as TOML.
-    pub fn to_text(&self, form: Form) -> Result<String, WriteError> {
+    pub fn to_text(&self, form: Format) -> Result<String, WriteError> {
         let raw = RawFile {
             tables: self.tables.iter().map(raw_table).collect(),
             healthchecks: self.healthchecks.as_ref(),
         };
         let failed = |at: String| WriteError { at };
         match form {
-            Form::Json => {
+            Format::Json => {
                 let text = serde_json::to_string_pretty(&raw)
                     .map_err(|error| failed(error.to_string()))?;
                 Ok(text + "\n")
             }
-            Form::Toml => {
+            Format::Toml => {
                 if let Some(at) = self.null() {
                     return Err(failed(at));
                 }

@@ -4,7 +4,7 @@ mod common;
 use std::{net::IpAddr, path::Path};
 
 use common::{hex, load_json, load_toml, vectors};
-use glb_table::{Form, Key, Order, State, TableSet, edit, glbd, parse_bytes};
+use glb_table::{Format, Key, Order, State, TableSet, edit, glbd, parse_bytes};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -60,12 +60,12 @@ fn same(a: &TableSet, b: &TableSet) {
 fn each_form_is_written_back_without_loss() {
     let set = load_toml(FULL).unwrap();
     assert_eq!(set.tables[0].backends[1].weight, 1);
-    let toml = set.to_text(Form::Toml).unwrap();
+    let toml = set.to_text(Format::Toml).unwrap();
     same(&set, &load_toml(&toml).unwrap());
-    let json = set.to_text(Form::Json).unwrap();
-    let back = parse_bytes(Path::new("t.json"), Form::Json, json.as_bytes()).unwrap();
+    let json = set.to_text(Format::Json).unwrap();
+    let back = parse_bytes(Path::new("t.json"), Format::Json, json.as_bytes()).unwrap();
     same(&set, &back);
-    assert_eq!(back.to_text(Form::Toml).unwrap(), toml);
+    assert_eq!(back.to_text(Format::Toml).unwrap(), toml);
     assert!(toml.contains("[[tables.backends]]"), "{toml}");
 }
 
@@ -79,12 +79,12 @@ fn what_glb_writes_is_kept() {
     }] });
     let set = load_json(&glb).unwrap();
     let mut written: serde_json::Value =
-        serde_json::from_str(&set.to_text(Form::Json).unwrap()).unwrap();
+        serde_json::from_str(&set.to_text(Format::Json).unwrap()).unwrap();
     written["healthchecks"] = serde_json::Value::Null;
     assert_eq!(written, glb);
     let mut odd = glb.clone();
     odd["tables"][0]["backends"][0]["healthchecks"]["http"] = serde_json::Value::Null;
-    let error = load_json(&odd).unwrap().to_text(Form::Toml).unwrap_err().to_string();
+    let error = load_json(&odd).unwrap().to_text(Format::Toml).unwrap_err().to_string();
     assert!(error.contains("10.0.0.1") && error.contains("null"), "{error}");
 }
 
@@ -227,12 +227,12 @@ fn a_file_is_replaced_whole_and_keeps_its_mode_and_link() {
     std::fs::write(&file, "old").unwrap();
     std::fs::set_permissions(&file, PermissionsExt::from_mode(0o664)).unwrap();
     std::os::unix::fs::symlink(&file, &link).unwrap();
-    glb_table::write::replace(&link, b"new").unwrap();
+    glb_table::atomic_file::replace(&link, b"new").unwrap();
     assert_eq!(std::fs::read(&file).unwrap(), b"new");
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o664);
     assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
     let fresh = folder.path().join("fresh");
-    glb_table::write::replace(&fresh, b"x").unwrap();
+    glb_table::atomic_file::replace(&fresh, b"x").unwrap();
     assert_eq!(std::fs::metadata(&fresh).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
 }

@@ -91,9 +91,9 @@ fn the_matrix_of_states_holds_in_both_orders() {
     };
     let healthy = json!({ "state": "active", "healthy": true });
     // Two equal backends stand by rank.
-    let by_rank = table(&healthy, &healthy, Order::Right).rows();
+    let by_rank = table(&healthy, &healthy, Order::HealthyFirst).rows();
     for case in matrix {
-        for (order, prefix) in [(Order::Glb, ""), (Order::Right, "proposed_")] {
+        for (order, prefix) in [(Order::Glb, ""), (Order::HealthyFirst, "proposed_")] {
             let table = table(&case["a"], &case["b"], order);
             let rows = table.rows();
             let swapped = |first: u16| {

@@ -6,9 +6,9 @@ mod strategies;
 use std::net::Ipv4Addr;
 
 use glb_table::{
-    Backend, Builder, Built, State, Table, TableSet,
-    flow_safety::{Memory, SavedError},
-    plan::FLOW_AGE,
+    Backend, BuiltTable, RowCache, State, Table, TableSet,
+    flow_safety::{FlowHistory, SavedError},
+    plan::DEFAULT_FLOW_AGE,
 };
 use strategies::plain;
 
@@ -18,15 +18,18 @@ fn set(tables: &[Table]) -> TableSet {
 
 /// A memory, and the tables in force.
 struct Director {
-    memory: Memory,
-    builder: Builder,
-    in_force: Vec<Built>,
+    memory: FlowHistory,
+    builder: RowCache,
+    in_force: Vec<BuiltTable>,
 }
 
 impl Director {
     fn new(tables: &[Table]) -> Self {
-        let mut director =
-            Self { memory: Memory::new(FLOW_AGE), builder: Builder::default(), in_force: vec![] };
+        let mut director = Self {
+            memory: FlowHistory::new(DEFAULT_FLOW_AGE),
+            builder: RowCache::default(),
+            in_force: vec![],
+        };
         director.at_risk(tables);
         director
     }
@@ -34,8 +37,8 @@ impl Director {
     /// Takes the tables; the share that this put at risk.
     fn at_risk(&mut self, tables: &[Table]) -> f64 {
         let built = self.builder.build(&set(tables));
-        let judgement = self.memory.judge_change(&self.in_force, &built);
-        self.memory.adopt(&built);
+        let judgement = self.memory.assess_change(&self.in_force, &built);
+        self.memory.activate(&built);
         self.in_force = built;
         let risks = judgement.tables.iter().map(|table| table.at_risk);
         let worst = risks.fold(0.0, f64::max);
@@ -109,38 +112,38 @@ fn a_table_that_stays_hides_nothing_and_adds_nothing() {
 fn bytes_hold_everything() {
     let base = plain(16, 2);
     let mut director = Director::new(std::slice::from_ref(&base));
-    director.memory.pass(100);
+    director.memory.advance(100);
     assert_eq!(director.at_risk(&[with(&base, 0, |b| b.state = State::Draining)]), 0.0);
-    director.memory.pass(10);
+    director.memory.advance(10);
     assert_eq!(director.at_risk(std::slice::from_ref(&base)), 0.0);
     let mut added = base.clone();
     added.backends.push(Backend::new(Ipv4Addr::new(10, 9, 9, 9).into()));
-    let added = Builder::default().build(&set(&[added]));
+    let added = RowCache::default().build(&set(&[added]));
 
     let bytes = director.memory.to_bytes();
-    let mut again = Memory::from_bytes(&bytes, FLOW_AGE).unwrap();
+    let mut again = FlowHistory::from_bytes(&bytes, DEFAULT_FLOW_AGE).unwrap();
     assert_eq!(again.to_bytes(), bytes);
-    let judged = director.memory.judge_change(&director.in_force, &added);
+    let judged = director.memory.assess_change(&director.in_force, &added);
     assert!(!judged.safe, "it is the sequence that is not safe");
-    assert_eq!(again.judge_change(&director.in_force, &added), judged);
+    assert_eq!(again.assess_change(&director.in_force, &added), judged);
     for backend in &base.backends {
-        let held = |memory: &Memory| memory.rows_held(backend.address);
+        let held = |memory: &FlowHistory| memory.rows_held(backend.address);
         assert_eq!(held(&again), held(&director.memory));
     }
     // And time goes on from where it was.
-    again.pass(FLOW_AGE - 1);
-    assert!(!again.judge_change(&director.in_force, &added).safe);
-    again.pass(1);
-    assert!(again.judge_change(&director.in_force, &added).safe);
+    again.advance(DEFAULT_FLOW_AGE - 1);
+    assert!(!again.assess_change(&director.in_force, &added).safe);
+    again.advance(1);
+    assert!(again.assess_change(&director.in_force, &added).safe);
 }
 
 #[test]
 fn damage_is_noticed() {
     let director = Director::new(&[plain(4, 2)]);
     let bytes = director.memory.to_bytes();
-    let read = |bytes: &[u8]| Memory::from_bytes(bytes, FLOW_AGE).map(|_| ());
-    assert_eq!(read(b""), Err(SavedError::Form));
-    assert_eq!(read(b"GLBhold\x02 and so on"), Err(SavedError::Form));
+    let read = |bytes: &[u8]| FlowHistory::from_bytes(bytes, DEFAULT_FLOW_AGE).map(|_| ());
+    assert_eq!(read(b""), Err(SavedError::Format));
+    assert_eq!(read(b"GLBhold\x02 and so on"), Err(SavedError::Format));
     assert_eq!(read(&bytes[..bytes.len() - 1]), Err(SavedError::Sum));
     assert_eq!(read(&bytes[..20]), Err(SavedError::Sum));
     for at in [9, 40, 1000, bytes.len() - 1] {

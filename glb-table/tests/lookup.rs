@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use common::load_json;
 use glb_table::{
     HashFields, Proto, TableSet, hash_field_names,
-    lookup::{LookupError, Question, lookup},
+    lookup::{FlowQuery, LookupError, lookup},
 };
 use serde_json::{Value, json};
 
@@ -30,9 +30,9 @@ fn ask(
     vip: &str,
     vip_port: Option<u16>,
     proto: Proto,
-) -> Question {
+) -> FlowQuery {
     let (source, vip) = (source.parse().unwrap(), vip.parse().unwrap());
-    Question { source, source_port: port, vip, port: vip_port, proto }
+    FlowQuery { source, source_port: port, vip, port: vip_port, proto }
 }
 
 #[test]

@@ -6,8 +6,11 @@ mod strategies;
 use std::net::{IpAddr, Ipv4Addr};
 
 use glb_table::{
-    Backend, Builder, Order, State, Table, TableSet,
-    plan::{FLOW_AGE, RollingError, Step, duration, parse_duration, rolling, walk},
+    Backend, Order, RowCache, State, Table, TableSet,
+    plan::{
+        DEFAULT_FLOW_AGE, RollingError, Step, evaluate, format_duration, parse_duration,
+        rolling_maintenance,
+    },
     simulate::Simulation,
 };
 use strategies::{backends, plain};
@@ -17,7 +20,7 @@ fn set(table: &Table) -> TableSet {
 }
 
 fn tables(name: &str, table: &Table) -> Step {
-    Step::Tables { name: name.into(), set: set(table) }
+    Step::Activate { name: name.into(), set: set(table) }
 }
 
 fn with_state(table: &Table, backend: usize, state: State) -> Table {
@@ -41,19 +44,22 @@ fn one_out_at_a_time_is_not_enough_and_a_wait_mends_it() {
         tables("A is back", &base),
     ];
     let add = tables("add C", &with_one_more(&base));
-    let plan = walk(&[&first[..], std::slice::from_ref(&add)].concat(), FLOW_AGE);
+    let plan = evaluate(&[&first[..], std::slice::from_ref(&add)].concat(), DEFAULT_FLOW_AGE);
     assert_eq!(plan.first_unsafe, Some(4));
     let judgement = plan.steps[3].judgement.as_ref().unwrap();
     // A sixteenth of the rows, and C is among the best two of 17 in two of 17 of them.
     let expected = 2.0 / (16.0 * 17.0);
     assert!((judgement.tables[0].at_risk - expected).abs() < 0.001, "{judgement:?}");
     assert_eq!(judgement.tables[0].rows_at_risk as f64 / 65_536.0, judgement.tables[0].at_risk);
-    for wait in [Step::Wait(None), Step::Wait(Some(FLOW_AGE))] {
-        assert!(walk(&[&first[..], &[wait, add.clone()]].concat(), FLOW_AGE).safe);
+    for wait in [Step::Wait(None), Step::Wait(Some(DEFAULT_FLOW_AGE))] {
+        assert!(evaluate(&[&first[..], &[wait, add.clone()]].concat(), DEFAULT_FLOW_AGE).safe);
     }
     assert!(
-        !walk(&[&first[..], &[Step::Wait(Some(FLOW_AGE - 1)), add.clone()]].concat(), FLOW_AGE)
-            .safe
+        !evaluate(
+            &[&first[..], &[Step::Wait(Some(DEFAULT_FLOW_AGE - 1)), add.clone()]].concat(),
+            DEFAULT_FLOW_AGE
+        )
+        .safe
     );
     // Three hops leave room for it.
     let base = plain(16, 3);
@@ -63,7 +69,7 @@ fn one_out_at_a_time_is_not_enough_and_a_wait_mends_it() {
         tables("A is back", &base),
         tables("add C", &with_one_more(&base)),
     ];
-    assert!(walk(&steps, FLOW_AGE).safe);
+    assert!(evaluate(&steps, DEFAULT_FLOW_AGE).safe);
 }
 
 #[test]
@@ -76,10 +82,14 @@ fn with_h_hops_any_h_minus_1_changes_can_be_made_at_once() {
             table.backends[backend].state = State::Draining;
             steps.push(tables("drain one more", &table));
         }
-        assert!(walk(&steps, FLOW_AGE).safe, "{hops} hops");
+        assert!(evaluate(&steps, DEFAULT_FLOW_AGE).safe, "{hops} hops");
         table.backends[usize::from(hops) - 1].state = State::Inactive;
         steps.push(tables("one out undrained", &table));
-        assert_eq!(walk(&steps, FLOW_AGE).first_unsafe, Some(steps.len()), "{hops} hops");
+        assert_eq!(
+            evaluate(&steps, DEFAULT_FLOW_AGE).first_unsafe,
+            Some(steps.len()),
+            "{hops} hops"
+        );
     }
 }
 
@@ -90,15 +100,15 @@ fn a_dead_hop_before_a_holder_loses_its_flows() {
     base.order = Order::Glb;
     let mut bad = with_state(&base, 0, State::Draining);
     bad.backends[1].healthy = false;
-    let plan = walk(&[tables("base", &base), tables("bad", &bad)], FLOW_AGE);
+    let plan = evaluate(&[tables("base", &base), tables("bad", &bad)], DEFAULT_FLOW_AGE);
     let judgement = &plan.steps[1].judgement.as_ref().unwrap().tables[0];
     assert!(
         judgement.at_risk > 0.4 && judgement.lost[0].why.contains("unhealthy hop"),
         "{judgement:?}"
     );
     // The right rule does not.
-    (base.order, bad.order) = (Order::Right, Order::Right);
-    assert!(walk(&[tables("base", &base), tables("bad", &bad)], FLOW_AGE).safe);
+    (base.order, bad.order) = (Order::HealthyFirst, Order::HealthyFirst);
+    assert!(evaluate(&[tables("base", &base), tables("bad", &bad)], DEFAULT_FLOW_AGE).safe);
 }
 
 #[test]
@@ -106,21 +116,21 @@ fn binds_and_tables_that_go_are_losses() {
     let base = plain(4, 2);
     let mut other = base.clone();
     other.binds[0].ports = 1..=1_000;
-    assert!(walk(&[tables("base", &base), tables("wider", &other)], FLOW_AGE).safe);
-    let plan = walk(&[tables("wider", &other), tables("base", &base)], FLOW_AGE);
+    assert!(evaluate(&[tables("base", &base), tables("wider", &other)], DEFAULT_FLOW_AGE).safe);
+    let plan = evaluate(&[tables("wider", &other), tables("base", &base)], DEFAULT_FLOW_AGE);
     assert!(
         !plan.safe && plan.steps[1].judgement.as_ref().unwrap().tables[0].binds_lost.len() == 1
     );
     let mut parted = other.clone();
     parted.binds = vec![parted.binds[0].clone(), parted.binds[0].clone()];
     (parted.binds[0].ports, parted.binds[1].ports) = (1..=499, 500..=1_000);
-    assert!(walk(&[tables("one", &other), tables("parted", &parted)], FLOW_AGE).safe);
+    assert!(evaluate(&[tables("one", &other), tables("parted", &parted)], DEFAULT_FLOW_AGE).safe);
     // A longer prefix in another table takes this one's packets.
     let mut net = base.clone();
     net.binds[0].prefix = "203.0.113.0/24".parse().unwrap();
     let mut thief = base.clone();
     thief.name = "thief".into();
-    let both = Step::Tables {
+    let both = Step::Activate {
         name: "both".into(),
         set: TableSet {
             tables: vec![net.clone(), thief],
@@ -128,16 +138,18 @@ fn binds_and_tables_that_go_are_losses() {
             healthchecks: None,
         },
     };
-    let plan = walk(&[tables("net", &net), both.clone()], FLOW_AGE);
+    let plan = evaluate(&[tables("net", &net), both.clone()], DEFAULT_FLOW_AGE);
     let judgement = &plan.steps[1].judgement.as_ref().unwrap().tables[0];
     assert!(
         !plan.safe && judgement.binds_lost[0].contains("taken by table \"thief\""),
         "{judgement:?}"
     );
-    assert!(walk(&[both.clone(), both], FLOW_AGE).safe);
+    assert!(evaluate(&[both.clone(), both], DEFAULT_FLOW_AGE).safe);
     let mut renamed = base.clone();
     renamed.name = "other".into();
-    assert!(!walk(&[tables("base", &base), tables("renamed", &renamed)], FLOW_AGE).safe);
+    assert!(
+        !evaluate(&[tables("base", &base), tables("renamed", &renamed)], DEFAULT_FLOW_AGE).safe
+    );
 }
 
 #[test]
@@ -145,21 +157,21 @@ fn a_rotation_is_safe_with_the_alternative_only() {
     let base = plain(8, 2);
     let mut key = base.clone();
     key.hash_key = glb_table::Key::new([9; 16]);
-    let plan = walk(&[tables("base", &base), tables("key", &key)], FLOW_AGE);
+    let plan = evaluate(&[tables("base", &base), tables("key", &key)], DEFAULT_FLOW_AGE);
     let risk = plan.steps[1].judgement.as_ref().unwrap().tables[0].at_risk;
     // A flow's backend is among two of eight by chance.
     assert!((risk - 0.75).abs() < 0.02, "{risk}");
     let mut rotating = key.clone();
     rotating.alt_hash_key = Some(base.hash_key);
     let steps = [tables("base", &base), tables("rotating", &rotating), tables("done", &key)];
-    assert_eq!(walk(&steps, FLOW_AGE).first_unsafe, Some(3));
+    assert_eq!(evaluate(&steps, DEFAULT_FLOW_AGE).first_unsafe, Some(3));
     let steps = [
         tables("base", &base),
         tables("rotating", &rotating),
         Step::Wait(None),
         tables("done", &key),
     ];
-    assert!(walk(&steps, FLOW_AGE).safe);
+    assert!(evaluate(&steps, DEFAULT_FLOW_AGE).safe);
 }
 
 #[test]
@@ -170,14 +182,14 @@ fn a_hash_that_comes_back_finds_its_holders_again() {
     let mut back = base.clone();
     back.alt_hash_key = Some(key.hash_key);
     let steps = [tables("base", &base), tables("there", &key), tables("and back", &back)];
-    assert!(walk(&steps, FLOW_AGE).safe);
+    assert!(evaluate(&steps, DEFAULT_FLOW_AGE).safe);
     let steps = [tables("base", &base), tables("there", &key), tables("back at once", &base)];
-    assert_eq!(walk(&steps, FLOW_AGE).first_unsafe, Some(3));
-    let drained = Step::Drained(base.backends.iter().map(|backend| backend.address).collect());
+    assert_eq!(evaluate(&steps, DEFAULT_FLOW_AGE).first_unsafe, Some(3));
+    let drained = Step::MarkDrained(base.backends.iter().map(|backend| backend.address).collect());
     let steps =
         [tables("base", &base), tables("there", &key), drained, tables("back at once", &base)];
     // Those who are first by the new key may have flows again at once.
-    assert_eq!(walk(&steps, FLOW_AGE).first_unsafe, Some(4));
+    assert_eq!(evaluate(&steps, DEFAULT_FLOW_AGE).first_unsafe, Some(4));
 }
 
 #[test]
@@ -186,17 +198,17 @@ fn rolling_maintenance_never_breaks_a_flow() {
         let base = plain(n, hops);
         let all: Vec<IpAddr> = base.backends.iter().map(|backend| backend.address).collect();
         let out: Vec<IpAddr> = if n == 3 { all.clone() } else { all[..5].to_vec() };
-        let todo = rolling(&set(&base), &out, at_once, FLOW_AGE).unwrap();
+        let todo = rolling_maintenance(&set(&base), &out, at_once, DEFAULT_FLOW_AGE).unwrap();
         assert!(
             todo.iter().filter_map(|todo| todo.judgement.as_ref()).all(|judgement| judgement.safe)
         );
         // The same, with flows in every row before each change.
         let mut flows = Simulation::new(1);
-        let mut builder = Builder::default();
+        let mut builder = RowCache::default();
         let _ = flows.apply(&builder.build(&set(&base)));
         for group in out.chunks(at_once) {
             for state in [State::Draining, State::Active] {
-                flows.establish_in_every_row(FLOW_AGE * 1_000);
+                flows.establish_in_every_row(DEFAULT_FLOW_AGE * 1_000);
                 let mut table = base.clone();
                 for backend in
                     table.backends.iter_mut().filter(|backend| group.contains(&backend.address))
@@ -220,7 +232,7 @@ fn a_rolling_maintenance_that_cannot_be_is_refused() {
     let base = plain(3, 2);
     let address = |index: usize| base.backends[index].address;
     let plan = |table: &Table, out: &[IpAddr], at_once| {
-        rolling(&set(table), out, at_once, FLOW_AGE).map(|_| ())
+        rolling_maintenance(&set(table), out, at_once, DEFAULT_FLOW_AGE).map(|_| ())
     };
     assert!(matches!(
         plan(&base, &[address(0), address(1)], 2),
@@ -247,6 +259,6 @@ fn times_are_read_and_written() {
     for bad in ["", "h", "1.5h", "-1", "1w", "99999999999999999999d", "é"] {
         assert_eq!(parse_duration(bad), None, "{bad}");
     }
-    assert_eq!(duration(0), "0s");
-    assert_eq!(duration(93_784), "1d 2h 3m 4s");
+    assert_eq!(format_duration(0), "0s");
+    assert_eq!(format_duration(93_784), "1d 2h 3m 4s");
 }

@@ -10,7 +10,7 @@ use std::{
     net::IpAddr,
 };
 
-use glb_table::{Builder, Order, ROWS, Ranks, Rows, State, Table, weight::Score};
+use glb_table::{Order, ROWS, Ranks, RowCache, Rows, State, Table, weight::Score};
 use proptest::prelude::*;
 use strategies::{backends, one_table, shuffled, table};
 
@@ -75,7 +75,7 @@ fn slow_row(table: &Table, row: u16) -> Vec<u16> {
         });
     } else if let [first, second] = chosen[..] {
         let promoted = match table.order {
-            Order::Right => takes_new(&second),
+            Order::HealthyFirst => takes_new(&second),
             Order::Glb => backend(&second).state == State::Active,
         };
         if !takes_new(&first) && promoted {
@@ -298,7 +298,7 @@ fn equal_weights_of_any_size_are_glb_order() {
 
 #[test]
 fn a_builder_hashes_only_what_is_new() {
-    let mut builder = Builder::default();
+    let mut builder = RowCache::default();
     let mut set = common::load_json(&serde_json::json!({ "tables": [{
         "hash_key": "12345678901234561234567890123456", "seed": "49a3d861d661ae5ab06ed9326871a2f5",
         "binds": [{ "ip": "1.1.1.1", "proto": "tcp", "port": 80 }],

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{load_json, load_toml};
-use glb_table::{LoadError, Problem};
+use glb_table::{Diagnostic, LoadError};
 use serde_json::{Map, Value};
 
 const GOOD: &str = r#"
@@ -58,7 +58,7 @@ fn odd_inputs_follow_the_recommendation_in_both_forms() {
     }
 }
 
-fn problems(text: &str) -> Vec<Problem> {
+fn problems(text: &str) -> Vec<Diagnostic> {
     load_toml(text).map(|_| ()).unwrap_err().problems().to_vec()
 }
 
@@ -66,7 +66,7 @@ fn problems(text: &str) -> Vec<Problem> {
 fn a_missing_comma_in_json_does_not_hide_other_mistakes() {
     let text = r#"{ "tables": [ { "hash_key": "12345678901234561234567890123456", "seed": "12"
         "binds": [ { "ip": "1.1.1.1", "proto": "tcp", "port": 0 }, ], "backends": [] } ] }"#;
-    let error = glb_table::parse_bytes("t.json".as_ref(), glb_table::Form::Json, text.as_bytes())
+    let error = glb_table::parse_bytes("t.json".as_ref(), glb_table::Format::Json, text.as_bytes())
         .unwrap_err();
     let said = error.to_string();
     for part in ["not JSON", "`seed` is not a key", "`port` must be", "`backends` is empty"] {
@@ -185,7 +185,7 @@ fn keys_are_never_shown() {
     let error = load_json(&Value::String("x".into())).unwrap_err();
     assert!(error.to_string().contains("must be a table of keys"));
     let text = format!("{{ \"tables\": [ {{ \"hash_key\": \"{}\", ] }}", "ab".repeat(16));
-    let error = glb_table::parse_bytes("t.json".as_ref(), glb_table::Form::Json, text.as_bytes())
+    let error = glb_table::parse_bytes("t.json".as_ref(), glb_table::Format::Json, text.as_bytes())
         .unwrap_err();
     assert!(!error.render(false).contains("abab"), "{}", error.render(false));
 }
@@ -238,7 +238,7 @@ fn overlapping_binds_name_both_tables() {
 fn a_key_given_twice_is_an_error_in_both_forms() {
     assert!(!problems(&GOOD.replace("port = 80", "port = 80\nport = 81")).is_empty());
     let text = r#"{"tables": [], "tables": []}"#;
-    let error = glb_table::parse_bytes("t.json".as_ref(), glb_table::Form::Json, text.as_bytes())
+    let error = glb_table::parse_bytes("t.json".as_ref(), glb_table::Format::Json, text.as_bytes())
         .unwrap_err();
     assert!(error.to_string().contains("`tables` is given twice"), "{error}");
 }

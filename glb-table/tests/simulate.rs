@@ -8,8 +8,8 @@ use std::net::IpAddr;
 
 use glb_table::{
     Proto, State, Table, TableSet,
-    lookup::Question,
-    plan::{FLOW_AGE, Step, walk},
+    lookup::FlowQuery,
+    plan::{DEFAULT_FLOW_AGE, Step, evaluate},
     simulate::{
         Cause, Kind, Lifetimes, Listed, Maintenance, MaintenanceReport, Options, fleet, sequence,
     },
@@ -17,7 +17,7 @@ use glb_table::{
 use strategies::plain;
 
 fn options(flows: u64, seed: u64) -> Options {
-    let lifetimes = Lifetimes { shortest: 1.0, longest: FLOW_AGE as f64, tail: 1.0 };
+    let lifetimes = Lifetimes { shortest: 1.0, longest: DEFAULT_FLOW_AGE as f64, tail: 1.0 };
     Options { flows, lifetimes, every: 600, seed }
 }
 
@@ -27,7 +27,7 @@ fn set(tables: &[&Table]) -> TableSet {
 }
 
 fn step(name: &str, table: &Table) -> Step {
-    Step::Tables { name: name.into(), set: set(&[table]) }
+    Step::Activate { name: name.into(), set: set(&[table]) }
 }
 
 fn maintain(changes: usize, hops: u8, careful: bool, seed: u64) -> MaintenanceReport {
@@ -92,7 +92,7 @@ fn flows_come_and_go_as_they_should() {
         Step::Wait(Some(60)),
         Step::Wait(Some(3_600)),
         Step::Wait(None),
-        Step::Drained(vec![base.backends[0].address]),
+        Step::MarkDrained(vec![base.backends[0].address]),
     ];
     let report = sequence(&steps, &[], &options(100_000, 1), &mut |_| {});
     for step in &report.steps[..4] {
@@ -101,14 +101,14 @@ fn flows_come_and_go_as_they_should() {
     }
     let gone = report.steps[4].ended as f64;
     assert!((gone - 12_500.0).abs() < 1_000.0, "{gone}");
-    assert_eq!(report.steps[4].at, 60 + 3_600 + FLOW_AGE);
+    assert_eq!(report.steps[4].at, 60 + 3_600 + DEFAULT_FLOW_AGE);
     assert_eq!(report.broken.all(), 0);
 }
 
-fn question(client: &str, vip: &str) -> Question {
+fn question(client: &str, vip: &str) -> FlowQuery {
     let (client, vip): (std::net::SocketAddr, std::net::SocketAddr) =
         (client.parse().unwrap(), vip.parse().unwrap());
-    Question {
+    FlowQuery {
         source: client.ip(),
         source_port: Some(client.port()),
         vip: vip.ip(),
@@ -144,7 +144,7 @@ fn flows_that_are_followed_are_told_of_one_by_one() {
     assert_eq!(of(2).count() + of(3).count(), 200);
     let stranger = report.followed.last().unwrap();
     assert_eq!((stranger.backend, stranger.broken_by), (None, None));
-    assert!(!walk(&steps, FLOW_AGE).safe);
+    assert!(!evaluate(&steps, DEFAULT_FLOW_AGE).safe);
 }
 
 #[test]

@@ -134,7 +134,7 @@ mod tests {
                 .collect::<String>()
         );
         let path = Path::new("t.toml");
-        glb_table::parse_bytes(path, glb_table::Form::of(path), text.as_bytes()).unwrap()
+        glb_table::parse_bytes(path, glb_table::Format::of_path(path), text.as_bytes()).unwrap()
     }
 
     fn announcement(min_healthy: Minimum) -> Announcement {

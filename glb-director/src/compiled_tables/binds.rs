@@ -221,7 +221,7 @@ mod tests {
 
     fn tables(text: &str) -> TableSet {
         let path = std::path::Path::new("test");
-        glb_table::parse_bytes(path, glb_table::Form::Toml, text.as_bytes()).unwrap()
+        glb_table::parse_bytes(path, glb_table::Format::Toml, text.as_bytes()).unwrap()
     }
 
     fn table(name: &str, fields: &str, binds: &str) -> String {

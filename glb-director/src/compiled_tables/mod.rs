@@ -22,7 +22,7 @@ use glb_common::{
     wire::ethernet,
 };
 use glb_host::next_hop::{NextHop, Snapshot};
-use glb_table::{Builder, Built, Rows, TableSet};
+use glb_table::{BuiltTable, RowCache, Rows, TableSet};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 /// Everything that a generation's maps hold.
@@ -129,7 +129,7 @@ impl Image {
         next_hops: &Snapshot,
         options: &Options,
     ) -> Result<Self, ImageError> {
-        let built = Builder::default().build(tables);
+        let built = RowCache::default().build(tables);
         Self::of(&built, tables, None, slots, next_hops, options)
     }
 
@@ -138,7 +138,7 @@ impl Image {
     /// # Errors
     /// When the packet path cannot carry the tables.
     pub fn of(
-        built: &[Built],
+        built: &[BuiltTable],
         tables: &TableSet,
         running: Option<&Self>,
         slots: &impl CounterSlots,
@@ -160,7 +160,7 @@ impl Image {
         Ok(image)
     }
 
-    fn add_table(&mut self, built: &Built, running: Option<&Self>, slots: &impl CounterSlots) {
+    fn add_table(&mut self, built: &BuiltTable, running: Option<&Self>, slots: &impl CounterSlots) {
         let table = &built.table;
         let base = self.backends.len();
         for backend in &table.backends {
@@ -375,7 +375,7 @@ fn longest<'a, N: 'a>(
 
 #[cfg(test)]
 mod tests {
-    use glb_table::{Form, Table};
+    use glb_table::{Format, Table};
 
     use super::*;
 
@@ -396,7 +396,7 @@ mod tests {
     fn rows_take_the_memory_that_is_said_of_their_tables() {
         let text = include_str!("../../tests/data/varied.toml");
         let mut set =
-            glb_table::parse_bytes("t.toml".as_ref(), Form::Toml, text.as_bytes()).unwrap();
+            glb_table::parse_bytes("t.toml".as_ref(), Format::Toml, text.as_bytes()).unwrap();
         set.tables.truncate(4);
         set.tables[2].alt_seed = Some(set.tables[0].seed);
         for count in 1..=set.tables.len() {

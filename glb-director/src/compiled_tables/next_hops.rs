@@ -132,7 +132,8 @@ mod tests {
                     binds = [{ ip = \"1.1.1.1\", proto = \"tcp\", port = 80 }]\n\
                     backends = [{ ip = \"10.0.0.1\", state = \"active\", healthy = true }]\n";
         let path = std::path::Path::new("test");
-        let tables = glb_table::parse_bytes(path, glb_table::Form::Toml, text.as_bytes()).unwrap();
+        let tables =
+            glb_table::parse_bytes(path, glb_table::Format::Toml, text.as_bytes()).unwrap();
         let address: IpAddr = "10.0.0.1".parse().unwrap();
         let hop = NextHop {
             interface: 7,

@@ -7,7 +7,7 @@ use glb_host::{
     failpoints, generations,
     next_hop::{NextHops, Snapshot},
 };
-use glb_table::{Builder, Built, TableSet};
+use glb_table::{BuiltTable, RowCache, TableSet};
 use sha2::{Digest as _, Sha256};
 use tracing::{debug, info, warn};
 
@@ -34,7 +34,7 @@ const NEXT_HOP_PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Made {
     pub(super) generation: Generation,
     pub(super) tables: Arc<TableSet>,
-    pub(super) built: Vec<Built>,
+    pub(super) built: Vec<BuiltTable>,
     /// Of the table file.
     pub(super) sum: Sum,
 }
@@ -51,7 +51,7 @@ pub(super) struct Making<'c> {
     pub(super) pins: PinFolder,
     pub(super) identities: Identities,
     pub(super) next_hops: NextHops,
-    pub(super) builder: Builder,
+    pub(super) builder: RowCache,
     pub(super) safety: Safety,
     pub(super) store: Store,
     pub(super) spare: Spare,
@@ -84,7 +84,7 @@ impl Making<'_> {
         &mut self,
         source: &Source,
         tables: TableSet,
-        built: Vec<Built>,
+        built: Vec<BuiltTable>,
         running: Option<&Made>,
         force: bool,
         steps: &mut Steps,

@@ -7,9 +7,9 @@ use std::{
 };
 
 use glb_table::{
-    Built,
-    flow_safety::{Judgement, Memory},
-    plan::duration,
+    BuiltTable,
+    flow_safety::{FlowHistory, RiskReport},
+    plan::format_duration,
 };
 use tracing::warn;
 
@@ -23,7 +23,7 @@ const MOST: usize = 5;
 
 /// The memory, with the time that passes.
 pub(super) struct Safety {
-    memory: Memory,
+    memory: FlowHistory,
     /// Until when time has passed in the memory, by the clock that no one sets.
     until: Duration,
     /// Not kept yet, since it was kept only a moment ago.
@@ -46,31 +46,31 @@ impl Safety {
                     file = %store.holders_file().display(), problem,
                     "who may hold flows is not known any more: for {} a change may be called safe \
                      that is not",
-                    duration(flow_age)
+                    format_duration(flow_age)
                 );
                 None
             }
         });
-        let memory = kept.unwrap_or_else(|| Memory::new(flow_age));
+        let memory = kept.unwrap_or_else(|| FlowHistory::new(flow_age));
         Self { memory, until: boot_time::since_boot(), is_due: false, not_before: Instant::now() }
     }
 
     fn pass(&mut self) {
         let seconds = boot_time::since_boot().saturating_sub(self.until).as_secs();
         self.until += Duration::from_secs(seconds);
-        self.memory.pass(seconds);
+        self.memory.advance(seconds);
     }
 
     /// What a change from the tables in force would do.
-    pub(super) fn judge(&mut self, before: &[Built], built: &[Built]) -> Judgement {
+    pub(super) fn judge(&mut self, before: &[BuiltTable], built: &[BuiltTable]) -> RiskReport {
         self.pass();
-        self.memory.judge_change(before, built)
+        self.memory.assess_change(before, built)
     }
 
     /// These tables are in force.
-    pub(super) fn adopt(&mut self, built: &[Built], store: &mut Store) {
+    pub(super) fn adopt(&mut self, built: &[BuiltTable], store: &mut Store) {
         self.pass();
-        self.memory.adopt(built);
+        self.memory.activate(built);
         self.keep(store);
     }
 
@@ -78,7 +78,7 @@ impl Safety {
     pub(super) fn drained(&mut self, backend: IpAddr, store: &mut Store) -> usize {
         self.pass();
         let before = self.memory.rows_held(backend);
-        self.memory.drained(backend);
+        self.memory.mark_drained(backend);
         let rows = before - self.memory.rows_held(backend);
         self.keep(store);
         rows
@@ -110,27 +110,28 @@ impl Safety {
     }
 }
 
-fn read(bytes: &[u8], flow_age: u64) -> Result<Memory, String> {
+fn read(bytes: &[u8], flow_age: u64) -> Result<FlowHistory, String> {
     let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("it is damaged: cut off")?;
     let (kept, memory) = bytes.split_at(end);
     let kept: Moment =
         serde_json::from_slice(kept).map_err(|error| format!("it is damaged: {error}"))?;
     let memory = memory.get(1..).unwrap_or_default();
-    let mut memory = Memory::from_bytes(memory, flow_age).map_err(|error| error.to_string())?;
-    memory.pass(kept.until(&Moment::now()));
+    let mut memory =
+        FlowHistory::from_bytes(memory, flow_age).map_err(|error| error.to_string())?;
+    memory.advance(kept.until(&Moment::now()));
     Ok(memory)
 }
 
 /// The largest share of a table's flows that a change puts at risk.
-pub(super) fn worst(judgement: &Judgement) -> f64 {
-    let of = |table: &glb_table::flow_safety::TableJudgement| {
+pub(super) fn worst(judgement: &RiskReport) -> f64 {
+    let of = |table: &glb_table::flow_safety::TableRisk| {
         if table.binds_lost.is_empty() { table.at_risk } else { 1.0 }
     };
     judgement.tables.iter().map(of).fold(0.0, f64::max)
 }
 
 /// What a change puts at risk, for people; empty if nothing.
-pub(super) fn in_words(judgement: &Judgement) -> String {
+pub(super) fn in_words(judgement: &RiskReport) -> String {
     let mut lines = Vec::new();
     for table in &judgement.tables {
         let name = &table.table;

@@ -9,7 +9,7 @@ use glb_host::{
     pin_guard::KeptPins,
     xdp_link::{self, Mode},
 };
-use glb_table::{Builder, Built, TableSet};
+use glb_table::{BuiltTable, RowCache, TableSet};
 use tracing::{error, info, warn};
 
 use super::{
@@ -163,7 +163,7 @@ impl<'c> Director<'c> {
             pins: pins.clone(),
             identities,
             next_hops,
-            builder: Builder::default(),
+            builder: RowCache::default(),
             safety,
             store,
             spare: Spare::default(),
@@ -283,7 +283,12 @@ struct Begun<'c> {
 
 /// Whether a change from what runs to the file's tables may be made. Said, and counted, if it can break
 /// flows.
-fn is_allowed(making: &mut Making<'_>, before: &[Built], built: &[Built], state: &State) -> bool {
+fn is_allowed(
+    making: &mut Making<'_>,
+    before: &[BuiltTable],
+    built: &[BuiltTable],
+    state: &State,
+) -> bool {
     let judgement = making.safety.judge(before, built);
     if judgement.safe {
         return true;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use glb_host::permission;
-use glb_table::{Form, LoadError, TableSet};
+use glb_table::{Format, LoadError, TableSet};
 use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
@@ -54,7 +54,8 @@ impl Source {
 
     /// What it means.
     pub(super) fn tables(&self) -> Result<TableSet, Error> {
-        glb_table::parse_bytes(&self.path, Form::of(&self.path), &self.bytes).map_err(Error::Table)
+        glb_table::parse_bytes(&self.path, Format::of_path(&self.path), &self.bytes)
+            .map_err(Error::Table)
     }
 
     /// What it means; doubts are logged.

@@ -91,20 +91,20 @@ pub(crate) fn glb_image_of(tables: &TableSet, interface: u32) -> Image {
 }
 
 /// Text as a table file.
-pub(crate) fn tables(text: &str, form: glb_table::Form) -> TableSet {
+pub(crate) fn tables(text: &str, form: glb_table::Format) -> TableSet {
     glb_table::parse_bytes(Path::new("test"), form, text.as_bytes())
         .unwrap_or_else(|error| panic!("{}", error.render(false)))
 }
 
 /// Tables that use what a table can have.
 pub(crate) fn varied() -> TableSet {
-    tables(include_str!("../data/varied.toml"), glb_table::Form::Toml)
+    tables(include_str!("../data/varied.toml"), glb_table::Format::Toml)
 }
 
 /// The vectors' tables under one of their configurations.
 pub(crate) fn golden_tables(golden: &Value, config: &str) -> TableSet {
     let text = golden["forwarding_table"].to_string();
-    let mut tables = tables(&text, glb_table::Form::Json);
+    let mut tables = tables(&text, glb_table::Format::Json);
     let config = &golden["config"]["hash_fields"][config];
     // Four digits in the order of the fields: source and destination address, then the ports.
     let fields = |digits: &Value| {

@@ -1,4 +1,4 @@
-use glb_table::{Form, parse_bytes};
+use glb_table::{Format, parse_bytes};
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn read_all(file: &str, table: &str, backend: &str) -> Result<Vec<Target>, Wante
         .replace(" TABLE", &given(table).unwrap_or_default())
         .replace(" FILE", &given(file).unwrap_or_default());
     let path = Path::new("t.json");
-    let set = parse_bytes(path, Form::Json, text.as_bytes()).unwrap();
+    let set = parse_bytes(path, Format::Json, text.as_bytes()).unwrap();
     Ok(targets(path, &set, &Pace::default())?.remove(0).remove(0))
 }
 

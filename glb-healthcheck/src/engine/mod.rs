@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use glb_table::{TableSet, health_overlay::Finding};
+use glb_table::{TableSet, health_overlay::HealthResult};
 
 pub use history::{History, Mark};
 use isolation::CutOff;
@@ -71,7 +71,7 @@ impl Default for Options {
 #[derive(Clone, Debug, Default)]
 pub struct Known {
     /// What it has written, by table and backend.
-    pub findings: HashMap<(String, IpAddr), Finding>,
+    pub findings: HashMap<(String, IpAddr), HealthResult>,
     /// Whose agents wanted no new connections.
     pub drains: HashSet<IpAddr>,
 }
@@ -104,7 +104,7 @@ pub struct Decision {
     /// The source that it is about.
     pub source: Arc<Source>,
     /// For each table and backend.
-    pub findings: Vec<Vec<Finding>>,
+    pub findings: Vec<Vec<HealthResult>>,
     /// The backends whose agents want no new connections, in order.
     pub drains: Vec<IpAddr>,
     /// Whether someone who took connections no longer can.
@@ -173,7 +173,7 @@ pub struct Seen<'e> {
     /// As the source has it.
     pub backend: &'e glb_table::Backend,
     /// What was last said of it.
-    pub finding: Option<Finding>,
+    pub finding: Option<HealthResult>,
     /// Its checks.
     pub checks: Vec<&'e Watched>,
 }
@@ -190,7 +190,7 @@ struct Layout {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Said {
     /// For each table and backend.
-    findings: Vec<Vec<Finding>>,
+    findings: Vec<Vec<HealthResult>>,
     /// Whose agents want no new connections, in order.
     drains: Vec<IpAddr>,
 }

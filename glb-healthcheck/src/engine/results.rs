@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use glb_table::{State, health_overlay::Finding};
+use glb_table::{State, health_overlay::HealthResult};
 
 use super::{Decision, Engine, Layout, Said};
 use crate::{Moment, health_state::Standing, min_healthy};
@@ -44,7 +44,7 @@ impl Engine {
     /// Whether someone who took connections no longer can: that cannot wait.
     fn is_urgent(&self, said: &Said) -> bool {
         let Some(old) = &self.submitted else { return true };
-        let takes = |finding: &Finding| {
+        let takes = |finding: &HealthResult| {
             finding.healthy && matches!(finding.state, State::Active | State::Filling)
         };
         let mut pairs = old.findings.iter().flatten().zip(said.findings.iter().flatten());
@@ -77,7 +77,7 @@ impl Engine {
             let pairs = table.backends.iter().zip(ids).zip(members);
             let finding =
                 |((of, ids), member): ((&glb_table::Backend, &Vec<u64>), min_healthy::Member)| {
-                    Finding { healthy: member.up, state: state(of, ids) }
+                    HealthResult { healthy: member.up, state: state(of, ids) }
                 };
             pairs.map(finding).collect()
         };

@@ -2,7 +2,7 @@ mod reload;
 
 use std::path::Path;
 
-use glb_table::{Form, State, parse_bytes};
+use glb_table::{Format, State, parse_bytes};
 
 use super::*;
 use crate::{
@@ -34,7 +34,7 @@ fn source_of(backends: impl IntoIterator<Item = u8>) -> Arc<Source> {
 
 fn parsed(text: &str) -> Arc<Source> {
     let path = Path::new("t.toml");
-    let set = parse_bytes(path, Form::Toml, text.as_bytes()).unwrap();
+    let set = parse_bytes(path, Format::Toml, text.as_bytes()).unwrap();
     let wanted = check_config::targets(path, &set, &Pace::default()).unwrap();
     Arc::new(Source { path: path.to_owned(), text: text.to_owned(), set, wanted })
 }
@@ -75,7 +75,7 @@ impl World {
         let known = known
             .iter()
             .map(|(n, healthy)| {
-                let finding = Finding { healthy: *healthy, state: State::Active };
+                let finding = HealthResult { healthy: *healthy, state: State::Active };
                 (("t".to_owned(), address(*n)), finding)
             })
             .collect();

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use glb_table::write;
+use glb_table::atomic_file;
 use tracing::warn;
 
 /// The file of a checked table.
@@ -49,5 +49,5 @@ pub(super) fn write(checked: &Path, drains: &[IpAddr]) -> io::Result<()> {
     if fs::read(&path).is_ok_and(|old| old == text) {
         return Ok(());
     }
-    write::replace(&path, &text)
+    atomic_file::replace(&path, &text)
 }

@@ -241,7 +241,7 @@ impl Publisher {
 
 fn replace(decision: &Decision, path: &Path) -> Result<bool, PublishError> {
     let source = &decision.source;
-    let text = health_overlay::enter(&source.path, &source.text, &decision.findings)
+    let text = health_overlay::apply(&source.path, &source.text, &decision.findings)
         .map_err(PublishError::Text)?;
     let failed = |source| PublishError::Write { path: path.to_owned(), source };
     drains::write(path, &decision.drains).map_err(failed)?;
@@ -250,7 +250,7 @@ fn replace(decision: &Decision, path: &Path) -> Result<bool, PublishError> {
     }
     // A new file may be read by those who may read the source: both hold the same keys.
     let mode = fs::metadata(&source.path).map_or(0o600, |found| found.permissions().mode() & 0o666);
-    glb_table::write::replace_or_create(path, text.as_bytes(), mode).map_err(failed)?;
+    glb_table::atomic_file::replace_or_create(path, text.as_bytes(), mode).map_err(failed)?;
     Ok(true)
 }
 

@@ -1,6 +1,6 @@
 use std::{collections::HashSet, net::IpAddr, path::Path};
 
-use glb_table::{Form, State, health_overlay::Finding, parse_bytes};
+use glb_table::{Format, State, health_overlay::HealthResult, parse_bytes};
 
 use super::*;
 use crate::{check::Pace, check_config, engine::Source};
@@ -12,10 +12,10 @@ const TEXT: &str = "[[tables]]\nname = \"t\"\nhash_key = \"000000000000000000000
 
 fn decision(healthy: bool) -> Option<Arc<Decision>> {
     let path = Path::new("s.toml");
-    let set = parse_bytes(path, Form::Toml, TEXT.as_bytes()).unwrap();
+    let set = parse_bytes(path, Format::Toml, TEXT.as_bytes()).unwrap();
     let wanted = check_config::targets(path, &set, &Pace::default()).unwrap();
     let source = Source { path: path.to_owned(), text: TEXT.into(), set, wanted };
-    let findings = vec![vec![Finding { healthy, state: State::Active }]];
+    let findings = vec![vec![HealthResult { healthy, state: State::Active }]];
     Some(Arc::new(Decision {
         source: Arc::new(source),
         findings,

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::{Bind, Built};
+use crate::{Bind, BuiltTable};
 
 /// Whether every packet of a bind is still one of these binds'.
 pub(super) fn covered(bind: &Bind, binds: &[Bind]) -> bool {
@@ -31,7 +31,7 @@ pub(super) fn taken(
     name: &str,
     binds: &[Bind],
     others_before: &HashSet<&Bind>,
-    built: &[Built],
+    built: &[BuiltTable],
 ) -> Vec<String> {
     let others = built.iter().map(|built| &built.table).filter(|table| table.name != name);
     let new = others.flat_map(|table| table.binds.iter().map(move |bind| (table, bind)));

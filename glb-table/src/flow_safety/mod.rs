@@ -18,7 +18,7 @@ pub use persistence::SavedError;
 use reachability::{Asked, Reach};
 use serde::Serialize;
 
-use crate::{Backend, Bind, Built, HashFields, Key, ROWS, Rows, Table};
+use crate::{Backend, Bind, BuiltTable, HashFields, Key, ROWS, Rows, Table};
 
 /// What a flow's row is found by: two tables that agree in it lead a flow to the same row.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -70,7 +70,7 @@ struct Held {
 }
 
 /// Who may hold flows in each row of each table, over a sequence of tables.
-pub struct Memory {
+pub struct FlowHistory {
     tables: BTreeMap<String, Held>,
     now: u64,
     flow_age: u64,
@@ -78,16 +78,16 @@ pub struct Memory {
 
 /// What a new set of tables would do to the flows that may be there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Judgement {
+pub struct RiskReport {
     /// Whether no flow can break.
     pub safe: bool,
     /// By table, those of the memory first.
-    pub tables: Vec<TableJudgement>,
+    pub tables: Vec<TableRisk>,
 }
 
 /// What a new table would do to its flows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct TableJudgement {
+pub struct TableRisk {
     /// The table's name.
     pub table: String,
     /// Share of established flows that break if the worst of each row's holders holds them; from 0 to 1.
@@ -95,7 +95,7 @@ pub struct TableJudgement {
     /// Rows with a holder that can be lost.
     pub rows_at_risk: usize,
     /// Which holders can be lost, those with the most rows first.
-    pub lost: Vec<Lost>,
+    pub lost: Vec<HolderAtRisk>,
     /// Share of handshakes in flight at the swap that may have to be tried again, for their row's
     /// first hop changes. These are no established flows, and no part of the verdict.
     pub handshakes: f64,
@@ -107,7 +107,7 @@ pub struct TableJudgement {
 
 /// A holder that flows may not reach any more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Lost {
+pub struct HolderAtRisk {
     /// Who.
     pub backend: IpAddr,
     /// In how many rows it may still hold flows that may be lost.
@@ -116,13 +116,13 @@ pub struct Lost {
     pub why: &'static str,
 }
 
-impl TableJudgement {
+impl TableRisk {
     fn is_safe(&self) -> bool {
         self.at_risk == 0.0 && self.binds_lost.is_empty() && !self.removed
     }
 }
 
-impl Memory {
+impl FlowHistory {
     /// An empty memory. `flow_age` is how long a flow lives at most, in seconds.
     #[must_use]
     pub fn new(flow_age: u64) -> Self {
@@ -136,14 +136,14 @@ impl Memory {
     }
 
     /// Lets time pass: holders that have not been first for as long as a flow lives are forgotten.
-    pub fn pass(&mut self, seconds: u64) {
+    pub fn advance(&mut self, seconds: u64) {
         self.now = self.now.saturating_add(seconds);
         let (now, age) = (self.now, self.flow_age);
         self.forget(|_, past| now - past.until >= age);
     }
 
     /// A backend is known to have no flows; where it is first now, it may have some at once again.
-    pub fn drained(&mut self, backend: IpAddr) {
+    pub fn mark_drained(&mut self, backend: IpAddr) {
         self.forget(|addresses, past| addresses[past.backend as usize] == backend);
     }
 
@@ -171,19 +171,19 @@ impl Memory {
 
     /// What these tables would do to the flows that may be there. Nothing is remembered.
     #[must_use]
-    pub fn judge(&self, built: &[Built]) -> Judgement {
-        self.judge_from(&[], built)
+    pub fn assess(&self, built: &[BuiltTable]) -> RiskReport {
+        self.assess_from(&[], built)
     }
 
     /// What these tables would do to the flows that the tables in force, `before`, still lead to
     /// their holders: what is lost already, or by an illness that the new tables only tell of, is no
     /// part of it.
     #[must_use]
-    pub fn judge_change(&self, before: &[Built], built: &[Built]) -> Judgement {
-        self.judge_from(before, built)
+    pub fn assess_change(&self, before: &[BuiltTable], built: &[BuiltTable]) -> RiskReport {
+        self.assess_from(before, built)
     }
 
-    fn judge_from(&self, in_force: &[Built], built: &[Built]) -> Judgement {
+    fn assess_from(&self, in_force: &[BuiltTable], built: &[BuiltTable]) -> RiskReport {
         let mut tables = Vec::new();
         for (name, held) in &self.tables {
             let found = built.iter().find(|built| built.table.name == *name);
@@ -193,33 +193,28 @@ impl Memory {
                 Some(new) => {
                     let old = in_force.iter().find(|built| built.table.name == *name);
                     let mut judgement = match old.filter(|before| is_same(before, new)) {
-                        Some(_) => {
-                            TableJudgement { table: name.clone(), ..TableJudgement::default() }
-                        }
+                        Some(_) => TableRisk { table: name.clone(), ..TableRisk::default() },
                         None => held.judge(new, old),
                     };
                     judgement.binds_lost.extend(binds::taken(name, &held.binds, &before, built));
                     judgement
                 }
-                None => TableJudgement {
+                None => TableRisk {
                     table: name.clone(),
                     at_risk: 1.0,
                     removed: true,
-                    ..TableJudgement::default()
+                    ..TableRisk::default()
                 },
             });
         }
         for built in built.iter().filter(|built| !self.tables.contains_key(&built.table.name)) {
-            tables.push(TableJudgement {
-                table: built.table.name.clone(),
-                ..TableJudgement::default()
-            });
+            tables.push(TableRisk { table: built.table.name.clone(), ..TableRisk::default() });
         }
-        Judgement { safe: tables.iter().all(TableJudgement::is_safe), tables }
+        RiskReport { safe: tables.iter().all(TableRisk::is_safe), tables }
     }
 
     /// These tables are in force from now on.
-    pub fn adopt(&mut self, built: &[Built]) {
+    pub fn activate(&mut self, built: &[BuiltTable]) {
         self.tables.retain(|name, _| built.iter().any(|built| built.table.name == *name));
         for built in built {
             let held = self
@@ -232,9 +227,9 @@ impl Memory {
 }
 
 /// Whether a flow finds the same in both.
-fn is_same(before: &Built, new: &Built) -> bool {
+fn is_same(before: &BuiltTable, new: &BuiltTable) -> bool {
     Arc::ptr_eq(&before.rows, &new.rows) && {
-        let of = |built: &Built| {
+        let of = |built: &BuiltTable| {
             let table = &built.table;
             (main_hash(table), alternative_hash(table), table.alt_seed)
         };
@@ -243,7 +238,7 @@ fn is_same(before: &Built, new: &Built) -> bool {
 }
 
 /// A table as it was, but with what is known now of its backends' health.
-fn in_this_light(before: &Built, healthy: impl Fn(&Backend) -> bool) -> Built {
+fn in_this_light(before: &BuiltTable, healthy: impl Fn(&Backend) -> bool) -> BuiltTable {
     let mut before = before.clone();
     for backend in &mut before.table.backends {
         backend.healthy = healthy(backend);
@@ -264,7 +259,7 @@ impl Held {
         }
     }
 
-    fn judge(&self, built: &Built, before: Option<&Built>) -> TableJudgement {
+    fn judge(&self, built: &BuiltTable, before: Option<&BuiltTable>) -> TableRisk {
         let table = &built.table;
         // Backends that are new get numbers after the known ones.
         let mut numbers = self.numbers.clone();
@@ -294,7 +289,7 @@ impl Held {
             .flat_map(|before| &before.table.backends)
             .map(|backend| numbers.get(&backend.address).copied().unwrap_or(NONE))
             .collect();
-        let reach_before = |before: &Built, rows: &Rows| {
+        let reach_before = |before: &BuiltTable, rows: &Rows| {
             Reach::new(rows, &before.table, &numbers_before, numbers.len())
         };
         let before =
@@ -304,7 +299,7 @@ impl Held {
                 numbers: &numbers_before,
                 built: before,
             });
-        let mut out = TableJudgement { table: table.name.clone(), ..TableJudgement::default() };
+        let mut out = TableRisk { table: table.name.clone(), ..TableRisk::default() };
         let mut lost: BTreeMap<u32, (usize, &'static str)> = BTreeMap::new();
         for (hash, past, first) in self.all_layers() {
             let mut at_risk = 0.0;
@@ -337,7 +332,7 @@ impl Held {
         }
         let lost = lost.into_iter();
         out.lost = lost
-            .map(|(number, (rows, why))| Lost {
+            .map(|(number, (rows, why))| HolderAtRisk {
                 backend: self.addresses[number as usize],
                 rows,
                 why,
@@ -360,7 +355,7 @@ impl Held {
     }
 
     /// Share of flows whose first hop is another one.
-    fn handshakes(&self, built: &Built, numbers: &[u32], known: usize) -> f64 {
+    fn handshakes(&self, built: &BuiltTable, numbers: &[u32], known: usize) -> f64 {
         let rows = built
             .rows
             .iter()
@@ -379,7 +374,7 @@ impl Held {
         1.0 - same as f64 / (ROWS as f64 * ROWS as f64)
     }
 
-    fn adopt(&mut self, built: &Built, now: u64) {
+    fn adopt(&mut self, built: &BuiltTable, now: u64) {
         let table = &built.table;
         for backend in &table.backends {
             let next = self.addresses.len() as u32;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 
-use super::{FlowHash, Held, Layer, Memory, NONE, Past};
+use super::{FlowHash, FlowHistory, Held, Layer, NONE, Past};
 use crate::{Bind, HashFields, Key, Proto, ROWS};
 
 /// What the bytes begin with; the last one is the form's version.
@@ -19,7 +19,7 @@ const SUM: usize = 32;
 pub enum SavedError {
     /// They begin with something else, or are of another version.
     #[error("it is no memory of holders, or one of another version")]
-    Form,
+    Format,
     /// They are cut off or changed.
     #[error("it is damaged: its sum is not right")]
     Sum,
@@ -28,7 +28,7 @@ pub enum SavedError {
     Content,
 }
 
-impl Memory {
+impl FlowHistory {
     /// The memory as bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -50,7 +50,7 @@ impl Memory {
     /// When they are not what [`Self::to_bytes`] gave.
     pub fn from_bytes(bytes: &[u8], flow_age: u64) -> Result<Self, SavedError> {
         if !bytes.starts_with(&MAGIC) {
-            return Err(SavedError::Form);
+            return Err(SavedError::Format);
         }
         let (rest, sum) = bytes.split_last_chunk::<SUM>().ok_or(SavedError::Sum)?;
         if <[u8; SUM]>::from(Sha256::digest(rest)) != *sum {
@@ -185,10 +185,10 @@ impl Reader<'_> {
         Some(Bind { prefix, proto, ports: self.u16()?..=self.u16()? })
     }
 
-    fn memory(&mut self, flow_age: u64) -> Option<Memory> {
+    fn memory(&mut self, flow_age: u64) -> Option<FlowHistory> {
         let now = self.u64()?;
         let tables = self.list(|reader| Some((reader.text()?, reader.held(now)?)))?;
-        Some(Memory { tables: tables.into_iter().collect(), now, flow_age })
+        Some(FlowHistory { tables: tables.into_iter().collect(), now, flow_age })
     }
 
     fn held(&mut self, now: u64) -> Option<Held> {

@@ -1,11 +1,11 @@
 //! Whether packets of a flow reach its backend by a table's rows.
 
 use super::{FlowHash, alternative_hash, main_hash};
-use crate::{Built, ROWS, Rows, Table};
+use crate::{BuiltTable, ROWS, Rows, Table};
 
 /// A new table with everything that is asked of it for each holder.
 pub(super) struct Asked<'b> {
-    pub(super) built: &'b Built,
+    pub(super) built: &'b BuiltTable,
     /// The table's indices as the memory's numbers.
     pub(super) numbers: &'b [u32],
     pub(super) main: Reach,

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::{Built, ROWS};
+use crate::{BuiltTable, ROWS};
 
 /// How far the backends' loads differ, each in units of its fair share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -31,7 +31,7 @@ pub struct Load {
 }
 
 /// The load of one table; `held` says how many flows the backend at a place of the table has.
-pub(super) fn of(built: &Built, held: impl Fn(usize) -> u64) -> Load {
+pub(super) fn of(built: &BuiltTable, held: impl Fn(usize) -> u64) -> Load {
     let mut first = vec![0_u64; built.table.backends.len()];
     for hop in built.rows.iter().filter_map(|row| row.first()) {
         first[usize::from(*hop)] += 1;

@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::{Broken, Options, Progress, Report, random::Random, run::Runner};
 use crate::{
-    Backend, Bind, Builder, Built, HashFields, Key, Order, Proto, State, Table, TableSet,
-    flow_safety::Memory,
+    Backend, Bind, BuiltTable, HashFields, Key, Order, Proto, RowCache, State, Table, TableSet,
+    flow_safety::FlowHistory,
 };
 
 /// How often a change that could break flows is put off before its time is waited for.
@@ -127,7 +127,7 @@ pub fn fleet(backends: u16, hops: u8) -> TableSet {
         alt_hash_key: None,
         alt_seed: None,
         hops,
-        order: Order::Right,
+        order: Order::HealthyFirst,
         binds: vec![Bind { prefix, proto: Proto::Tcp, ports: 443..=443 }],
         backends: (1..=u32::from(backends)).map(backend).collect(),
         healthchecks: None,
@@ -185,11 +185,11 @@ struct Fleet {
     maintenance: Maintenance,
     every: u64,
     set: TableSet,
-    built: Vec<Built>,
+    built: Vec<BuiltTable>,
     machines: BTreeMap<IpAddr, Machine>,
-    memory: Memory,
+    memory: FlowHistory,
     runner: Runner,
-    trial: Builder,
+    trial: RowCache,
     random: Random,
     /// What was put off, and how often.
     later: VecDeque<(Change, u32)>,
@@ -211,9 +211,9 @@ impl Fleet {
             every: options.every,
             built: Vec::new(),
             machines,
-            memory: Memory::new(options.lifetimes.longest as u64),
+            memory: FlowHistory::new(options.lifetimes.longest as u64),
             runner: Runner::new(options),
-            trial: Builder::default(),
+            trial: RowCache::default(),
             random: Random::new(options.seed, 1 << 32),
             later: VecDeque::new(),
             kinds: BTreeMap::new(),
@@ -223,13 +223,13 @@ impl Fleet {
         let tally = fleet.runner.tables(&fleet.set);
         fleet.runner.report(1, "the tables as they are".into(), &tally, 0);
         fleet.built = fleet.runner.builder.build(&fleet.set);
-        fleet.memory.adopt(&fleet.built);
+        fleet.memory.activate(&fleet.built);
         fleet
     }
 
     fn pass(&mut self, seconds: u64) {
         self.runner.pass(seconds);
-        self.memory.pass(seconds);
+        self.memory.advance(seconds);
     }
 
     /// One change, whatever it is. Where none can be made, time passes until one can.
@@ -419,7 +419,7 @@ impl Fleet {
             let machine = self.machines.entry(backend.address).or_default();
             let is_empty = holders.get(&backend.address).is_none_or(|flows| *flows == 0);
             if is_empty && !machine.known_empty {
-                self.memory.drained(backend.address);
+                self.memory.mark_drained(backend.address);
                 machine.known_empty = true;
             }
         }
@@ -434,7 +434,7 @@ impl Fleet {
             _ => &mut self.runner.builder,
         };
         let built = builder.build(&set);
-        self.memory.judge_change(&self.built, &built).safe
+        self.memory.assess_change(&self.built, &built).safe
     }
 
     fn make(&mut self, step: usize, change: Change) {
@@ -444,7 +444,7 @@ impl Fleet {
         match change.kind {
             Kind::Fails => {
                 ended = self.runner.simulation.drained(change.backend);
-                self.memory.drained(change.backend);
+                self.memory.mark_drained(change.backend);
             }
             Kind::Returns => machine.down_until = None,
             _ => {}
@@ -452,7 +452,7 @@ impl Fleet {
         apply(&mut self.set, change);
         let tally = self.runner.tables(&self.set);
         self.built = self.runner.builder.build(&self.set);
-        self.memory.adopt(&self.built);
+        self.memory.activate(&self.built);
         let kind = self.kinds.entry(change.kind).or_default();
         kind.times += 1;
         kind.ended += ended;

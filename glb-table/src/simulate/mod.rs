@@ -23,7 +23,7 @@ pub use run::{Listed, ListedReport, Options, Progress, Report, StepReport, seque
 use serde::Serialize;
 use table_state::{NONE, Standings, Target};
 
-use crate::{Built, ROWS, lookup::Question};
+use crate::{BuiltTable, ROWS, lookup::FlowQuery};
 
 /// Parts that the flows are kept in; each has random numbers of its own, so that the result does not
 /// depend on how many processors there are.
@@ -154,7 +154,7 @@ impl Simulation {
     }
 
     /// New tables come into force: which flows they break.
-    pub fn apply(&mut self, built: &[Built]) -> Tally {
+    pub fn apply(&mut self, built: &[BuiltTable]) -> Tally {
         self.standings.change(built);
         self.walk()
     }
@@ -211,7 +211,7 @@ impl Simulation {
 
     /// A flow that is there and lives until the end, and is followed under the number that is
     /// returned; none if no bind is for it.
-    pub fn follow(&mut self, flow: &Question) -> Option<u32> {
+    pub fn follow(&mut self, flow: &FlowQuery) -> Option<u32> {
         let port = flow.port?;
         let target = self.standings.target(Target::new(flow.vip, port, flow.proto));
         let client = tuple(flow.source, flow.vip)?.source;

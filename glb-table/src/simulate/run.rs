@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use super::{Broken, Cause, Lifetimes, Load, Simulation, Tally};
 use crate::{
-    Builder, TableSet,
-    lookup::Question,
-    plan::{Step, duration},
+    RowCache, TableSet,
+    lookup::FlowQuery,
+    plan::{Step, format_duration},
 };
 
 /// What flows there are.
@@ -28,7 +28,7 @@ pub struct Options {
 #[derive(Clone, Copy, Debug)]
 pub struct Listed {
     /// Its addresses and ports, all of them given.
-    pub flow: Question,
+    pub flow: FlowQuery,
     /// The step, from 1, after which it comes; it lives to the end.
     pub step: usize,
 }
@@ -121,11 +121,11 @@ pub fn sequence(
     let mut places = Vec::new();
     for (step, number) in steps.iter().zip(1..) {
         let (what, tally, ended) = match step {
-            Step::Tables { name, set } => {
+            Step::Activate { name, set } => {
                 runner.pass(options.every);
                 (name.clone(), runner.tables(set), 0)
             }
-            Step::Drained(backends) => {
+            Step::MarkDrained(backends) => {
                 let ended =
                     backends.iter().map(|backend| runner.simulation.drained(*backend)).sum();
                 let list: Vec<String> = backends.iter().map(IpAddr::to_string).collect();
@@ -134,7 +134,7 @@ pub fn sequence(
             Step::Wait(seconds) => {
                 let seconds = seconds.unwrap_or(options.lifetimes.longest as u64);
                 runner.pass(seconds);
-                (format!("wait {}", duration(seconds)), runner.look(), 0)
+                (format!("wait {}", format_duration(seconds)), runner.look(), 0)
             }
         };
         for (number_of, cause) in &tally.followed {
@@ -172,7 +172,7 @@ impl ListedReport {
 /// Keeps time, and as many flows alive as there shall be.
 pub(super) struct Runner {
     pub(super) simulation: Simulation,
-    pub(super) builder: Builder,
+    pub(super) builder: RowCache,
     pub(super) report: Report,
     options: Options,
     begun: bool,
@@ -194,7 +194,7 @@ impl Runner {
             followed: Vec::new(),
         };
         let simulation = Simulation::new(options.seed);
-        Self { simulation, builder: Builder::default(), report, options: *options, begun: false }
+        Self { simulation, builder: RowCache::default(), report, options: *options, begun: false }
     }
 
     /// Time passes: flows end, and others come. Only those are made that live on to its end.

@@ -9,7 +9,10 @@ use glb_common::{hash::flow_hash, parse::FiveTuple};
 use ipnet::IpNet;
 
 use super::{Cause, Flow, load, random::Random, tuple};
-use crate::{Backend, Bind, Built, HashFields, Key, Proto, ROWS, Rows, Table, lookup::bind_among};
+use crate::{
+    Backend, Bind, BuiltTable, HashFields, Key, Proto, ROWS, Rows, Table,
+    lookup::matching_bind_among,
+};
 
 /// No number.
 pub(super) const NONE: u32 = u32::MAX;
@@ -64,7 +67,7 @@ enum Changed {
 struct Standing {
     name: String,
     /// None if it is gone.
-    built: Option<Built>,
+    built: Option<BuiltTable>,
     /// The slots of its backends, in their order.
     slots: Vec<u32>,
     changed: Changed,
@@ -131,7 +134,7 @@ impl Standings {
     }
 
     /// These tables are in force from now on.
-    pub(super) fn change(&mut self, built: &[Built]) {
+    pub(super) fn change(&mut self, built: &[BuiltTable]) {
         self.slots.iter_mut().for_each(|slot| slot.returned = false);
         let mut rehashed = vec![false; self.tables.len()];
         for (place, standing) in self.tables.iter_mut().enumerate() {
@@ -168,7 +171,7 @@ impl Standings {
     }
 
     /// One table as it is now; whether its flows are in other rows.
-    fn adopt(&mut self, place: usize, built: &Built) -> bool {
+    fn adopt(&mut self, place: usize, built: &BuiltTable) -> bool {
         let mut ill = vec![false; self.slots.len()];
         let slots: Vec<u32> = built
             .table
@@ -191,7 +194,7 @@ impl Standings {
             standing.changed = Changed::Everything;
             return true;
         };
-        let ways = |built: &Built| (hash_of(&built.table), alternative_of(&built.table));
+        let ways = |built: &BuiltTable| (hash_of(&built.table), alternative_of(&built.table));
         standing.changed = if ways(&old).1 != ways(built).1 || built.alternative.is_some() {
             // The other row of a flow is not known by its row.
             Changed::Everything
@@ -212,7 +215,7 @@ impl Standings {
     }
 
     /// Chooses where random flows go, if binds have changed; whether they have.
-    fn aim(&mut self, built: &[Built]) -> bool {
+    fn aim(&mut self, built: &[BuiltTable]) -> bool {
         let binds = built.iter().map(|built| (&built.table.name, &built.table.binds));
         if binds.clone().eq(self.binds.iter().map(|(name, binds)| (name, binds))) {
             return false;
@@ -346,7 +349,7 @@ impl Standings {
 /// The table whose bind is for it.
 fn table_of(tables: &[Standing], target: &Target) -> Option<usize> {
     let there = tables.iter().filter_map(|standing| Some(&standing.built.as_ref()?.table));
-    let (found, _) = bind_among(there, target.vip, target.port, target.proto)?;
+    let (found, _) = matching_bind_among(there, target.vip, target.port, target.proto)?;
     tables.iter().position(|standing| standing.name == found.name)
 }
 

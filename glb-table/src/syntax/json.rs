@@ -10,7 +10,7 @@ use jsonc_parser::{
 };
 
 use super::{Entry, Node, Value};
-use crate::diagnostic::Finding;
+use crate::diagnostic::SpannedDiagnostic;
 
 const STRICT: ParseOptions = ParseOptions {
     allow_comments: false,
@@ -25,24 +25,29 @@ const STRICT: ParseOptions = ParseOptions {
     allow_extended_string_escapes: false,
 };
 
-pub(super) fn parse(text: &str, findings: &mut Vec<Finding>) -> Option<Node> {
+pub(super) fn parse(text: &str, findings: &mut Vec<SpannedDiagnostic>) -> Option<Node> {
     const HELP: &str = "the file must be one JSON object: { \"tables\": [ … ] }";
     let loose = ParseOptions::default();
     let parse = |options| parse_to_ast(text, &CollectOptions::default(), options);
     let parsed = parse(&STRICT).or_else(|error| {
         let span = error.range().start..error.range().end;
-        findings.push(Finding::new(&span, "this is not JSON", error.kind().to_string(), HELP));
+        findings.push(SpannedDiagnostic::new(
+            &span,
+            "this is not JSON",
+            error.kind().to_string(),
+            HELP,
+        ));
         // A missing comma or a comment does not hide the file's other mistakes.
         parse(&loose).map_err(drop)
     });
     let value = parsed.ok()?.value;
     if value.is_none() && findings.is_empty() {
-        findings.push(Finding::new(&(0..0), "this file is empty", "nothing here", HELP));
+        findings.push(SpannedDiagnostic::new(&(0..0), "this file is empty", "nothing here", HELP));
     }
     value.map(|value| node(value, findings))
 }
 
-fn node(value: Json<'_>, findings: &mut Vec<Finding>) -> Node {
+fn node(value: Json<'_>, findings: &mut Vec<SpannedDiagnostic>) -> Node {
     let span = value.start()..value.end();
     let value = match value {
         Json::StringLit(text) => Value::Str(text.value.into_owned()),
@@ -74,7 +79,7 @@ fn node(value: Json<'_>, findings: &mut Vec<Finding>) -> Node {
                 };
                 if !seen.insert(key.clone()) {
                     let message = format!("`{key}` is given twice");
-                    findings.push(Finding::new(
+                    findings.push(SpannedDiagnostic::new(
                         &key_span,
                         message,
                         "the second one",

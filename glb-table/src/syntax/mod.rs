@@ -5,7 +5,7 @@ mod toml;
 
 use std::{ops::Range, path::Path};
 
-use crate::diagnostic::Finding;
+use crate::diagnostic::SpannedDiagnostic;
 
 /// A value and where it stands in the text.
 #[derive(Debug)]
@@ -52,17 +52,17 @@ impl Value {
 
 /// The two forms a table is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum Format {
     /// This project's own.
     Toml,
     /// GLB's `forwarding_table.json`.
     Json,
 }
 
-impl Form {
+impl Format {
     /// JSON if the name ends in `.json`, else TOML.
     #[must_use]
-    pub fn of(path: &Path) -> Self {
+    pub fn of_path(path: &Path) -> Self {
         if path.extension().is_some_and(|ext| ext.eq_ignore_ascii_case("json")) {
             Self::Json
         } else {
@@ -72,9 +72,13 @@ impl Form {
 }
 
 /// Reads all that can be read; what cannot goes to `findings`.
-pub(crate) fn parse(form: Form, text: &str, findings: &mut Vec<Finding>) -> Option<Node> {
+pub(crate) fn parse(
+    form: Format,
+    text: &str,
+    findings: &mut Vec<SpannedDiagnostic>,
+) -> Option<Node> {
     match form {
-        Form::Toml => Some(toml::parse(text, findings)),
-        Form::Json => json::parse(text, findings),
+        Format::Toml => Some(toml::parse(text, findings)),
+        Format::Json => json::parse(text, findings),
     }
 }

@@ -6,13 +6,13 @@ use toml::{
 };
 
 use super::{Entry, Node, Value};
-use crate::diagnostic::Finding;
+use crate::diagnostic::SpannedDiagnostic;
 
-pub(super) fn parse(text: &str, findings: &mut Vec<Finding>) -> Node {
+pub(super) fn parse(text: &str, findings: &mut Vec<SpannedDiagnostic>) -> Node {
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         let span = error.span().unwrap_or(0..0);
-        findings.push(Finding::new(
+        findings.push(SpannedDiagnostic::new(
             &span,
             "this is not TOML",
             error.message(),

@@ -7,7 +7,7 @@
 
 use std::{net::IpAddr, path::Path};
 
-use glb_table::{Form, LoadError, Rows, Table, TableSet, parse_bytes};
+use glb_table::{Format, LoadError, Rows, Table, TableSet, parse_bytes};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -17,11 +17,11 @@ pub(crate) fn vectors() -> Value {
 }
 
 pub(crate) fn load_json(value: &Value) -> Result<TableSet, LoadError> {
-    parse_bytes(Path::new("table.json"), Form::Json, value.to_string().as_bytes())
+    parse_bytes(Path::new("table.json"), Format::Json, value.to_string().as_bytes())
 }
 
 pub(crate) fn load_toml(text: &str) -> Result<TableSet, LoadError> {
-    parse_bytes(Path::new("table.toml"), Form::Toml, text.as_bytes())
+    parse_bytes(Path::new("table.toml"), Format::Toml, text.as_bytes())
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

@@ -8,8 +8,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use glb_table::{
-    Backend, Bind, Builder, Built, HashFields, Key, Order, Proto, State, Table, TableSet,
-    flow_safety::Memory, simulate::Simulation,
+    Backend, Bind, BuiltTable, HashFields, Key, Order, Proto, RowCache, State, Table, TableSet,
+    flow_safety::FlowHistory, simulate::Simulation,
 };
 use proptest::prelude::*;
 
@@ -75,7 +75,7 @@ pub(crate) fn table(most: u16) -> impl Strategy<Value = Table> {
                 alt_hash_key: None,
                 alt_seed: None,
                 hops,
-                order: if glb && hops == 2 { Order::Glb } else { Order::Right },
+                order: if glb && hops == 2 { Order::Glb } else { Order::HealthyFirst },
                 binds: vec![bind()],
                 backends,
                 healthchecks: None,
@@ -105,7 +105,7 @@ pub(crate) fn plain(n: u16, hops: u8) -> Table {
         alt_hash_key: None,
         alt_seed: None,
         hops,
-        order: Order::Right,
+        order: Order::HealthyFirst,
         binds: vec![bind()],
         backends: backends(n),
         healthchecks: None,
@@ -117,7 +117,7 @@ pub(crate) fn one_table() -> impl Strategy<Value = Table> {
     (table(2), 3..=10_u16, 2..=4_u8).prop_map(|(table, n, hops)| Table {
         backends: backends(n),
         hops,
-        order: Order::Right,
+        order: Order::HealthyFirst,
         ..table
     })
 }
@@ -196,7 +196,7 @@ fn apply(table: &Table, change: &Change) -> Option<Table> {
     (distinct && alternatives && new.usable() > 0).then_some(new)
 }
 
-fn build(builder: &mut Builder, table: &Table) -> Vec<Built> {
+fn build(builder: &mut RowCache, table: &Table) -> Vec<BuiltTable> {
     builder.build(&TableSet {
         tables: vec![table.clone()],
         warnings: Vec::new(),
@@ -212,10 +212,10 @@ pub(crate) fn judge_against_flows(
     changes: &[Change],
 ) -> Result<(), TestCaseError> {
     let (mut builder, mut memory, mut flows) =
-        (Builder::default(), Memory::new(FLOW_AGE), Simulation::new(seed));
+        (RowCache::default(), FlowHistory::new(FLOW_AGE), Simulation::new(seed));
     let mut table = base;
     let built = build(&mut builder, &table);
-    memory.adopt(&built);
+    memory.activate(&built);
     let _ = flows.apply(&built);
     for change in changes {
         // Whoever is first gets flows until the moment of the change.
@@ -223,12 +223,12 @@ pub(crate) fn judge_against_flows(
         match change {
             Change::Drained(which) => {
                 let address = table.backends[which.index(table.backends.len())].address;
-                memory.drained(address);
+                memory.mark_drained(address);
                 let _ = flows.drained(address);
                 continue;
             }
             Change::Pass(seconds) => {
-                memory.pass(*seconds);
+                memory.advance(*seconds);
                 flows.pass(*seconds * 1_000);
                 continue;
             }
@@ -236,7 +236,7 @@ pub(crate) fn judge_against_flows(
         }
         let Some(new) = apply(&table, change) else { continue };
         let new_built = build(&mut builder, &new);
-        let judgement = memory.judge(&new_built);
+        let judgement = memory.assess(&new_built);
         let risk = judgement.tables[0].at_risk;
         let broken = flows.apply(&new_built).broken.all();
         prop_assert_eq!(judgement.safe, risk == 0.0);
@@ -256,7 +256,7 @@ pub(crate) fn judge_against_flows(
         } else {
             return Ok(());
         }
-        memory.adopt(&new_built);
+        memory.activate(&new_built);
         table = new;
     }
     Ok(())

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, path::Path};
 
 use anyhow::{Context, Result};
-use glb_table::{Form, Table, parse_bytes};
+use glb_table::{Format, Table, parse_bytes};
 
 use crate::table::TableFile;
 
@@ -37,7 +37,7 @@ fn addresses(table: &Table, row: &[u16]) -> Vec<Option<IpAddr>> {
 
 fn parsed(file: &TableFile) -> Result<Table> {
     let path = Path::new("table.toml");
-    let set = parse_bytes(path, Form::Toml, file.toml()?.as_bytes())?;
+    let set = parse_bytes(path, Format::Toml, file.toml()?.as_bytes())?;
     set.tables.into_iter().next().context("a file without a table")
 }
 

@@ -6,9 +6,9 @@ use std::{net::IpAddr, path::Path, time::Instant};
 use anyhow::{Context, Result};
 use glb_lab::TableFile;
 use glb_table::{
-    Builder, Built, Form, HashFields, Key, Proto, Rows, TableSet,
-    flow_safety::{Judgement, Memory},
-    lookup::{self, Question},
+    BuiltTable, Format, HashFields, Key, Proto, RowCache, Rows, TableSet,
+    flow_safety::{FlowHistory, RiskReport},
+    lookup::{self, FlowQuery},
     parse_bytes,
 };
 
@@ -16,9 +16,9 @@ use crate::accounting::Connection;
 
 /// The memory of who may hold flows, over all tables of a run.
 pub(crate) struct Rule {
-    memory: Memory,
-    builder: Builder,
-    in_force: Vec<Built>,
+    memory: FlowHistory,
+    builder: RowCache,
+    in_force: Vec<BuiltTable>,
     last: Instant,
 }
 
@@ -26,8 +26,8 @@ impl Rule {
     /// A memory in which a flow lives for at most so many seconds.
     pub(crate) fn new(flow_age: u64) -> Self {
         Self {
-            memory: Memory::new(flow_age),
-            builder: Builder::default(),
+            memory: FlowHistory::new(flow_age),
+            builder: RowCache::default(),
             in_force: Vec::new(),
             last: Instant::now(),
         }
@@ -37,10 +37,10 @@ impl Rule {
     ///
     /// # Errors
     /// When it is no table.
-    pub(crate) fn judge(&mut self, file: &TableFile) -> Result<Judgement> {
+    pub(crate) fn judge(&mut self, file: &TableFile) -> Result<RiskReport> {
         self.pass();
         let built = self.builder.build(&parsed(file)?);
-        Ok(self.memory.judge(&built))
+        Ok(self.memory.assess(&built))
     }
 
     /// A table is in force from now on.
@@ -50,7 +50,7 @@ impl Rule {
     pub(crate) fn adopt(&mut self, file: &TableFile) -> Result<()> {
         self.pass();
         let built = self.builder.build(&parsed(file)?);
-        self.memory.adopt(&built);
+        self.memory.activate(&built);
         self.in_force = built;
         Ok(())
     }
@@ -58,27 +58,27 @@ impl Rule {
     /// A backend holds nothing any more.
     pub(crate) fn drained(&mut self, backend: IpAddr) {
         self.pass();
-        self.memory.drained(backend);
+        self.memory.mark_drained(backend);
     }
 
     /// Whole seconds are told to the memory; what is left of one is kept for later.
     fn pass(&mut self) {
         let seconds = self.last.elapsed().as_secs();
-        self.memory.pass(seconds);
+        self.memory.advance(seconds);
         self.last += std::time::Duration::from_secs(seconds);
     }
 
     /// The tables in force, with their rows.
-    pub(crate) fn in_force(&self) -> Vec<Built> {
+    pub(crate) fn in_force(&self) -> Vec<BuiltTable> {
         self.in_force.clone()
     }
 }
 
 /// The hops that a connection's packets carry with these tables, were all backends well.
-pub(crate) fn hops(built: &[Built], connection: &Connection) -> Vec<IpAddr> {
+pub(crate) fn hops(built: &[BuiltTable], connection: &Connection) -> Vec<IpAddr> {
     let Some(built) = built.first() else { return Vec::new() };
     let table = &built.table;
-    let question = Question {
+    let question = FlowQuery {
         source: connection.client.ip(),
         source_port: Some(connection.client.port()),
         vip: connection.server.ip(),
@@ -109,5 +109,5 @@ pub(crate) fn hops(built: &[Built], connection: &Connection) -> Vec<IpAddr> {
 /// With the problems that they would name.
 pub(crate) fn parsed(file: &TableFile) -> Result<TableSet> {
     let text = file.toml()?;
-    parse_bytes(Path::new("table.toml"), Form::Toml, text.as_bytes()).context("the lab's table")
+    parse_bytes(Path::new("table.toml"), Format::Toml, text.as_bytes()).context("the lab's table")
 }

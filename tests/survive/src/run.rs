@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use glb_lab::{Node, interrupt};
-use glb_table::Built;
+use glb_table::BuiltTable;
 
 use crate::{
     accounting::{Connection, Kind},
@@ -48,7 +48,7 @@ struct Noted {
     name: &'static str,
     what: String,
     allowed: Allowed,
-    in_force: Vec<Built>,
+    in_force: Vec<BuiltTable>,
     began: Duration,
     settled: Duration,
     alive: usize,

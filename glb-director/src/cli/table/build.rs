@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use glb_table::{glbd, write};
+use glb_table::{atomic_file, glbd};
 use serde::Serialize;
 
 use super::print;
@@ -31,7 +31,7 @@ pub(super) fn execute(src: &Path, dst: &Path, output: Output) -> anyhow::Result<
     let bytes =
         glbd::export(&set).with_context(|| format!("{} cannot be a GLBD file", src.display()));
     let bytes = bytes.map_err(|error| anyhow::anyhow!("{error:#}"))?;
-    write::replace(dst, &bytes)
+    atomic_file::replace(dst, &bytes)
         .map_err(|error| anyhow::anyhow!("cannot write {}: {error}", dst.display()))?;
     let notes: Vec<String> = set.tables.iter().flat_map(glbd::notes).collect();
     let built = Built { src, dst, bytes: bytes.len(), tables: set.tables.len(), notes };

@@ -3,7 +3,7 @@
 use std::{fs, path::Path, path::PathBuf};
 
 use anyhow::bail;
-use glb_table::{Problem, glbd};
+use glb_table::{Diagnostic, glbd};
 use serde::Serialize;
 
 use super::print;
@@ -19,8 +19,8 @@ struct Checked {
     /// Why it cannot be read, or what is wrong with a binary file.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
-    problems: Vec<Problem>,
-    warnings: Vec<Problem>,
+    problems: Vec<Diagnostic>,
+    warnings: Vec<Diagnostic>,
 }
 
 pub(super) fn execute(files: &[PathBuf], output: Output) -> anyhow::Result<()> {

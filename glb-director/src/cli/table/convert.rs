@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use anyhow::{anyhow, bail};
-use glb_table::{Form, HashFields, Order, Table, write};
+use glb_table::{Format, HashFields, Order, Table, atomic_file};
 use serde::Serialize;
 
 use super::print;
@@ -29,10 +29,10 @@ pub(super) fn differ(src: &Path, dst: &Path) -> anyhow::Result<()> {
 }
 
 /// The form that a new file's name asks for.
-pub(super) fn form_of_new(dst: &Path) -> anyhow::Result<Form> {
+pub(super) fn form_of_new(dst: &Path) -> anyhow::Result<Format> {
     match dst.extension().and_then(|ext| ext.to_str()) {
-        Some("json") => Ok(Form::Json),
-        Some("toml") => Ok(Form::Toml),
+        Some("json") => Ok(Format::Json),
+        Some("toml") => Ok(Format::Toml),
         _ => bail!("{}: a table file's name ends in .toml or .json", dst.display()),
     }
 }
@@ -42,11 +42,11 @@ pub(super) fn execute(src: &Path, dst: &Path, output: Output) -> anyhow::Result<
     differ(src, dst)?;
     let set = print::load(src, output)?;
     let text = set.to_text(form).map_err(|error| anyhow!("{}: {error}", src.display()))?;
-    write::replace(dst, text.as_bytes())
+    atomic_file::replace(dst, text.as_bytes())
         .map_err(|error| anyhow!("cannot write {}: {error}", dst.display()))?;
     let notes = match form {
-        Form::Json => set.tables.iter().filter_map(beyond_glb).collect(),
-        Form::Toml => Vec::new(),
+        Format::Json => set.tables.iter().filter_map(beyond_glb).collect(),
+        Format::Toml => Vec::new(),
     };
     let converted = Converted { src, dst, tables: set.tables.len(), notes };
     match output {

@@ -9,9 +9,9 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use glb_table::{
-    Key, Order, Table, TableSet,
+    Key, Order, Table, TableSet, atomic_file,
     glbd::{self, Imported},
-    parse_bytes, write,
+    parse_bytes,
 };
 use serde::Serialize;
 
@@ -69,7 +69,7 @@ pub(super) fn execute(arguments: &Arguments, output: Output) -> anyhow::Result<(
     let text = set.to_text(form)?;
     // A binary file may hold what is refused here, binds that overlap for instance.
     parse_bytes(dst, form, text.as_bytes()).map_err(|error| print::report(dst, &error, output))?;
-    write::replace(dst, text.as_bytes())
+    atomic_file::replace(dst, text.as_bytes())
         .map_err(|error| anyhow!("cannot write {}: {error}", dst.display()))?;
     let said = Said {
         src: src.clone(),
@@ -92,7 +92,7 @@ pub(super) fn execute(arguments: &Arguments, output: Output) -> anyhow::Result<(
 fn verified(imported: &Imported, name: &str, seed: Key) -> anyhow::Result<Table> {
     let mut table = imported.with(name, seed);
     let mut fewest = usize::MAX;
-    for order in [Order::Right, Order::Glb] {
+    for order in [Order::HealthyFirst, Order::Glb] {
         table.order = order;
         match imported.differing_rows(&table) {
             0 => return Ok(table),
@@ -141,7 +141,7 @@ fn unknown(set: &TableSet, names: &[String]) -> Vec<String> {
     if names.is_empty() {
         unknown.push("a GLBD file holds no names: tables are called table1, table2, …; rename them or use --names".into());
     }
-    if set.tables.iter().all(|table| table.order == Order::Right) {
+    if set.tables.iter().all(|table| table.order == Order::HealthyFirst) {
         unknown.push(
             "the rows do not tell which rule made them: beside GLB's directors set order = \"glb\""
                 .into(),

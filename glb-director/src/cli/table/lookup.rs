@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::Path};
 use anyhow::{anyhow, bail};
 use glb_table::{
     Proto,
-    lookup::{self, Answer, Found, Hop, Question},
+    lookup::{self, FlowQuery, FlowRoute, Hop, RowChoice},
 };
 
 use super::print::{self, columns};
@@ -23,7 +23,7 @@ pub(super) fn execute(file: &Path, source: &str, vip: &str, output: Output) -> a
     };
     let (vip, port) = endpoint(vip)?;
     let set = print::load(file, output)?;
-    let question = Question { source, source_port, vip, port, proto };
+    let question = FlowQuery { source, source_port, vip, port, proto };
     let answer =
         lookup::lookup(&set, &question).map_err(|error| anyhow!("{}: {error}", file.display()))?;
     match output {
@@ -47,7 +47,7 @@ fn endpoint(text: &str) -> anyhow::Result<(IpAddr, Option<u16>)> {
     )
 }
 
-fn text(answer: &Answer) -> String {
+fn text(answer: &FlowRoute) -> String {
     let mut text = format!("table \"{}\", bind {}\n", answer.table, answer.bind);
     text.push_str(&found(&answer.main, "hash"));
     if let Some(alternative) = &answer.alternative {
@@ -59,7 +59,7 @@ fn text(answer: &Answer) -> String {
     text
 }
 
-fn found(found: &Found, name: &str) -> String {
+fn found(found: &RowChoice, name: &str) -> String {
     let mut text = format!(
         "  {name} {} of {}, row {}\n",
         found.hash,

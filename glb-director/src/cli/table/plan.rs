@@ -5,8 +5,8 @@ use std::{net::IpAddr, path::Path};
 use anyhow::{anyhow, bail};
 use clap::Args;
 use glb_table::{
-    flow_safety::{Judgement, TableJudgement},
-    plan::{self, FLOW_AGE, Plan, Step, Todo, duration, parse_duration},
+    flow_safety::{RiskReport, TableRisk},
+    plan::{self, DEFAULT_FLOW_AGE, MaintenanceStep, Plan, Step, format_duration, parse_duration},
     simulate::Report,
 };
 use serde::Serialize;
@@ -39,7 +39,10 @@ pub(in crate::cli) struct Arguments {
 
 pub(super) fn age(text: &str) -> Result<u64, String> {
     parse_duration(text).filter(|seconds| *seconds > 0).ok_or_else(|| {
-        format!("write seconds, or a number with s, m, h or d, for instance {}", duration(FLOW_AGE))
+        format!(
+            "write seconds, or a number with s, m, h or d, for instance {}",
+            format_duration(DEFAULT_FLOW_AGE)
+        )
     })
 }
 
@@ -60,10 +63,10 @@ pub(super) fn execute(arguments: &Arguments, output: Output) -> anyhow::Result<(
         .iter()
         .map(|text| step(text, output))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    if !steps.iter().any(|step| matches!(step, Step::Tables { .. })) {
+    if !steps.iter().any(|step| matches!(step, Step::Activate { .. })) {
         bail!("a plan needs a table file to begin with");
     }
-    let plan = plan::walk(&steps, arguments.flow_age);
+    let plan = plan::evaluate(&steps, arguments.flow_age);
     let simulation = arguments.simulate.sequence(&steps, arguments.flow_age)?;
     match output {
         Output::Json => print::json(&Answer { plan: &plan, simulation: simulation.as_ref() })?,
@@ -94,7 +97,7 @@ fn step(text: &str, output: Output) -> anyhow::Result<Step> {
                 anyhow!("\"{address}\" in {text} is no address: drained=10.0.2.21,10.0.2.22")
             })
         };
-        return Ok(Step::Drained(list.split(',').map(parse).collect::<anyhow::Result<_>>()?));
+        return Ok(Step::MarkDrained(list.split(',').map(parse).collect::<anyhow::Result<_>>()?));
     }
     if text == "wait" {
         return Ok(Step::Wait(None));
@@ -105,7 +108,7 @@ fn step(text: &str, output: Output) -> anyhow::Result<Step> {
         })?;
         return Ok(Step::Wait(Some(seconds)));
     }
-    Ok(Step::Tables { name: text.to_owned(), set: print::load(Path::new(text), output)? })
+    Ok(Step::Activate { name: text.to_owned(), set: print::load(Path::new(text), output)? })
 }
 
 fn drain(arguments: &Arguments, output: Output) -> anyhow::Result<()> {
@@ -116,9 +119,13 @@ fn drain(arguments: &Arguments, output: Output) -> anyhow::Result<()> {
         );
     };
     let set = print::load(Path::new(file), output)?;
-    let todo =
-        plan::rolling(&set, &arguments.drain, usize::from(arguments.at_once), arguments.flow_age)
-            .map_err(|error| anyhow!("{file}: {error}"))?;
+    let todo = plan::rolling_maintenance(
+        &set,
+        &arguments.drain,
+        usize::from(arguments.at_once),
+        arguments.flow_age,
+    )
+    .map_err(|error| anyhow!("{file}: {error}"))?;
     match output {
         Output::Json => print::json(&todo),
         Output::Table => print::out(&todo_text(file, &todo)),
@@ -143,7 +150,7 @@ fn text(plan: &Plan) -> String {
     text
 }
 
-fn judgement_text(judgement: &Judgement) -> String {
+fn judgement_text(judgement: &RiskReport) -> String {
     let mut text = String::new();
     for table in &judgement.tables {
         text.push_str(&table_text(table));
@@ -152,7 +159,7 @@ fn judgement_text(judgement: &Judgement) -> String {
     text
 }
 
-fn table_text(table: &TableJudgement) -> String {
+fn table_text(table: &TableRisk) -> String {
     let mut text = String::new();
     let name = &table.table;
     if table.removed {
@@ -188,7 +195,7 @@ fn table_text(table: &TableJudgement) -> String {
     text
 }
 
-fn todo_text(file: &str, todo: &[Todo]) -> String {
+fn todo_text(file: &str, todo: &[MaintenanceStep]) -> String {
     let mut text = String::new();
     for todo in todo {
         text.push_str(&format!("{}. {}\n", todo.step, todo.what));

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::anyhow;
-use glb_table::{LoadError, Problem, TableSet};
+use glb_table::{Diagnostic, LoadError, TableSet};
 use serde::Serialize;
 
 use crate::cli::Output;
@@ -32,7 +32,7 @@ pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
 #[derive(Serialize)]
 struct Failed<'p> {
     error: String,
-    problems: &'p [Problem],
+    problems: &'p [Diagnostic],
 }
 
 /// Reads a table. If it is not valid the whole report is printed, with every place.
@@ -65,7 +65,7 @@ pub(super) fn report(path: &Path, error: &LoadError, output: Output) -> anyhow::
 }
 
 /// Says what is doubtful, on standard error.
-pub(super) fn warn(problems: &[Problem]) {
+pub(super) fn warn(problems: &[Diagnostic]) {
     for problem in problems {
         err(&format!("warning: {problem}; {}\n", problem.help));
     }

@@ -10,9 +10,8 @@ use std::{
 use anyhow::{anyhow, bail};
 use clap::{Args, ValueEnum};
 use glb_table::{
-    State,
+    State, atomic_file,
     edit::{self, Change, EditError},
-    write,
 };
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
@@ -107,7 +106,7 @@ pub(super) fn execute(arguments: &Arguments, output: Output) -> anyhow::Result<(
         if read()? != old {
             bail!("{} was changed by somebody else meanwhile; nothing was written", file.display());
         }
-        write::replace(file, new.as_bytes())
+        atomic_file::replace(file, new.as_bytes())
             .map_err(|error| anyhow!("cannot write {}: {error}", file.display()))?;
     }
     match output {

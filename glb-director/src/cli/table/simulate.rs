@@ -12,8 +12,8 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use glb_table::{
     Proto, TableSet,
-    lookup::Question,
-    plan::{Step, duration},
+    lookup::FlowQuery,
+    plan::{Step, format_duration},
     simulate::{
         self, Lifetimes, Listed, Load, Maintenance, MaintenanceReport, Options, Progress, Report,
     },
@@ -91,8 +91,8 @@ impl Simulating {
         if self.shortest >= flow_age {
             bail!(
                 "--shortest {} is not below --flow-age {}",
-                duration(self.shortest),
-                duration(flow_age)
+                format_duration(self.shortest),
+                format_duration(flow_age)
             );
         }
         let (shortest, longest) = (self.shortest as f64, flow_age as f64);
@@ -185,7 +185,7 @@ fn flow(words: &[&str], steps: usize) -> Result<Listed, String> {
     }
     let step = step.parse().ok().filter(|step| (1..=steps).contains(step));
     let step = step.ok_or_else(|| format!("the step is from 1 to {steps}"))?;
-    let flow = Question {
+    let flow = FlowQuery {
         source: client.ip(),
         source_port: Some(client.port()),
         vip: vip.ip(),
@@ -215,7 +215,7 @@ impl Shown {
         (self.last, self.is_shown) = (Instant::now(), true);
         let Progress { done, all, broken } = progress;
         let left = self.begun.elapsed().as_secs_f64() / done as f64 * (all - done) as f64;
-        let left = duration(left as u64);
+        let left = format_duration(left as u64);
         print::err(&format!("\r\x1b[K{done} of {all} steps, {broken} flows broken; {left} left"));
     }
 }
@@ -235,8 +235,8 @@ fn flows_text(report: &Report) -> String {
         "{} flows at once, of lives from {} to {} (Pareto, tail {tail}), {:.1}s in the mean; \
          {} in all, {} of them there at a change; seed {}\n",
         thousands(report.flows),
-        duration(shortest as u64),
-        duration(longest as u64),
+        format_duration(shortest as u64),
+        format_duration(longest as u64),
         report.mean_lifetime,
         thousands(report.flows_in_all),
         thousands(report.simulated),
@@ -266,7 +266,7 @@ pub(super) fn sequence_text(report: &Report) -> String {
             let broken = step.broken;
             let numbers =
                 [step.live, broken.reset, broken.dead, broken.moved, step.ended, step.down];
-            let mut row = vec![step.step.to_string(), duration(step.at)];
+            let mut row = vec![step.step.to_string(), format_duration(step.at)];
             row.extend(numbers.map(thousands));
             row.push(step.what.clone());
             rows.push(row);
@@ -333,8 +333,8 @@ fn maintenance_text(report: &MaintenanceReport, every: u64) -> String {
         report.backends,
         report.hops,
         thousands(flows.steps.len() as u64 - 1),
-        duration(every),
-        duration(flows.seconds)
+        format_duration(every),
+        format_duration(flows.seconds)
     );
     text.push_str(&flows_text(flows));
     text.push_str(&format!(
@@ -344,7 +344,7 @@ fn maintenance_text(report: &MaintenanceReport, every: u64) -> String {
             true => format!(
                 "asked the plan before each, and waited {} times for {}",
                 report.waits,
-                duration(flows.lifetimes.longest as u64)
+                format_duration(flows.lifetimes.longest as u64)
             ),
             false => "asked nobody".to_owned(),
         }
@@ -372,7 +372,7 @@ fn maintenance_text(report: &MaintenanceReport, every: u64) -> String {
             let share = percent(step.broken.all() as f64 / (step.live + step.broken.all()) as f64);
             vec![
                 format!("step {}", step.step),
-                duration(step.at),
+                format_duration(step.at),
                 step.what.clone(),
                 format!("{} broken of those that lived, {share}", thousands(step.broken.all())),
             ]

@@ -12,7 +12,7 @@ use std::{fmt, net::IpAddr};
 
 use anyhow::Result;
 use glb_lab::{Node, TableFile};
-use glb_table::Built;
+use glb_table::BuiltTable;
 
 use crate::{
     accounting::Connection,
@@ -71,7 +71,7 @@ impl Allowed {
     pub(crate) fn covers(
         &self,
         connection: &Connection,
-        in_force: &[Built],
+        in_force: &[BuiltTable],
         address: impl Fn(Node) -> IpAddr,
     ) -> bool {
         let hops = rule::hops(in_force, connection);
@@ -205,7 +205,7 @@ mod tests {
         node.v4().into()
     }
 
-    fn in_force(edit: impl Fn(&mut TableFile)) -> Vec<Built> {
+    fn in_force(edit: impl Fn(&mut TableFile)) -> Vec<BuiltTable> {
         let mut table = TableFile::serving(&Plan { backends: 4, ..Plan::new("x") }, &[80, 7000]);
         edit(&mut table);
         let mut rule = Rule::new(60);
@@ -214,7 +214,10 @@ mod tests {
     }
 
     /// A connection from each of many addresses, as if `holder` of its hops had it.
-    fn connections(built: &[Built], holder: impl Fn(&[IpAddr]) -> Option<Node>) -> Vec<Connection> {
+    fn connections(
+        built: &[BuiltTable],
+        holder: impl Fn(&[IpAddr]) -> Option<Node>,
+    ) -> Vec<Connection> {
         let ledger = Ledger::new();
         for number in 0..200 {
             let client = std::net::SocketAddr::new([198, 18, 0, number].into(), 5000);

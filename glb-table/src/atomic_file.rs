@@ -25,7 +25,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// Whatever the kernel says.
 pub fn replace_or_create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let path = real(path)?;
+    let path = resolve_links(path)?;
     let folder = folder(&path);
     let prefix = prefix(&path);
     let mut builder = tempfile::Builder::new();
@@ -55,7 +55,7 @@ pub fn replace_or_create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()>
 ///
 /// # Errors
 /// When they lead in a ring.
-pub fn real(path: &Path) -> io::Result<PathBuf> {
+pub fn resolve_links(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     let mut links = 0;
     while let Ok(target) = fs::read_link(&path) {
@@ -73,8 +73,8 @@ pub fn real(path: &Path) -> io::Result<PathBuf> {
 ///
 /// # Errors
 /// Whatever the kernel says.
-pub fn remove_leftovers(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let path = real(path)?;
+pub fn remove_temporary_files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let path = resolve_links(path)?;
     let prefix = prefix(&path);
     let is_left = |name: &OsStr| {
         let name = name.as_encoded_bytes();
@@ -152,7 +152,7 @@ mod tests {
         fs::write(at(".table.toml-abc123.new"), "half").unwrap();
         fs::create_dir(at(".table.toml-folder.new")).unwrap();
         symlink(at("table.toml"), at("link.toml")).unwrap();
-        let removed = remove_leftovers(&at("link.toml")).unwrap();
+        let removed = remove_temporary_files(&at("link.toml")).unwrap();
         assert_eq!(removed, [at(".table.toml-abc123.new")]);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), others.len() + 2);
         assert!(others.iter().all(|name| at(name).exists()));
@@ -167,6 +167,6 @@ mod tests {
         let prefix = prefix(&path);
         builder.prefix(&prefix).suffix(SUFFIX).rand_bytes(RANDOM);
         let (_, left) = builder.tempfile_in(folder.path()).unwrap().keep().unwrap();
-        assert_eq!(remove_leftovers(&path).unwrap(), [left]);
+        assert_eq!(remove_temporary_files(&path).unwrap(), [left]);
     }
 }
