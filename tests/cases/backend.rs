@@ -1,4 +1,4 @@
-//! The life of a backend's daemon: killed, fed nonsense, detached.
+//! The backend's daemon is killed, given invalid configurations, and detached.
 
 use std::{collections::BTreeSet, fs, time::Duration};
 
@@ -23,7 +23,7 @@ fn killed_and_restarted_while_it_gives_second_chances() -> Result<()> {
         ensure!(daemon.end(Signal::SIGKILL)?.code().is_none());
     }
 
-    // Nobody is there, and packets still find their connection, and new ones are taken.
+    // The daemon is gone. Packets still find their connections, and new connections are accepted.
     let before = fleet.counters()?;
     reaches(&mut clone, 45)?;
     let between = fleet.counters()?;
@@ -36,7 +36,7 @@ fn killed_and_restarted_while_it_gives_second_chances() -> Result<()> {
         daemon.start(&fleet.lab)?;
     }
     ends_well(&mut clone, &fleet)?;
-    // Counted on from where the killed ones were.
+    // The counters continue from the values of the killed daemon.
     ensure!(fleet.counters()?.all_forwarded() > between.all_forwarded());
     Ok(())
 }
@@ -56,8 +56,8 @@ fn a_new_release_takes_over_in_mid_connection() -> Result<()> {
         let node = daemon.node();
         let old = program_id(&fleet.lab, node)?;
         ensure!(daemon.end(Signal::SIGKILL)?.code().is_none());
-        // What another release has pinned: its elements have another layout, and it had a map that
-        // this one knows nothing of.
+        // Pins of another release: a map with a different element layout, and a map that this
+        // release does not have.
         let pins = fleet.lab.bpf().join(node.to_string());
         let known = files_below(&pins)?.into_iter().find(|path| path.ends_with("known"));
         let known = known.context("no map of known addresses is pinned")?;
@@ -67,14 +67,14 @@ fn a_new_release_takes_over_in_mid_connection() -> Result<()> {
         }
         daemon.start(&fleet.lab)?;
         ensure!(program_id(&fleet.lab, node)? != old, "the old program is still in force");
-        // The generation before is kept until the next change, whosever it is.
+        // The previous generation is kept until the next change, whichever release made it.
         ensure!(daemon.end(Signal::SIGTERM)?.success());
         daemon.start(&fleet.lab)?;
         let left = files_below(&pins)?;
         ensure!(!left.iter().any(|path| path.ends_with("of_another_release")), "{left:?}");
     }
     ends_well(&mut clone, &fleet)?;
-    // Counted on from where the old ones were.
+    // The counters continue from the values of the old daemon.
     ensure!(fleet.counters()?.all_forwarded() > before.all_forwarded());
     for number in 1..10 {
         ask(&fleet.lab, Family::V4, number)?;
@@ -126,7 +126,8 @@ fn pins_that_somebody_removes_are_made_again() -> Result<()> {
         ensure!(program_id(&fleet.lab, node)? == running, "{of}: another program");
         everybody_answers(&fleet.lab)?;
     }
-    // With the daemon dead it goes on, and the next one takes over; counters go on too.
+    // With the daemon killed, the program continues and the next daemon adopts it with its
+    // counters.
     let before = fleet.redirects[0].redirect_counters(&fleet.lab)?;
     ensure!(fleet.redirects[0].end(Signal::SIGKILL)?.code().is_none());
     everybody_answers(&fleet.lab)?;
@@ -134,7 +135,7 @@ fn pins_that_somebody_removes_are_made_again() -> Result<()> {
     everybody_answers(&fleet.lab)?;
     let after = fleet.redirects[0].redirect_counters(&fleet.lab)?;
     ensure!(after.taken() > before.taken(), "{before:?} {after:?}");
-    // Another daemon finds the folder locked.
+    // A second daemon finds the folder locked.
     let mut second = fleet.redirects[0].command(&fleet.lab, "detach")?;
     let said = command::finish(&mut second)?;
     let said = String::from_utf8_lossy(&said.stderr).into_owned();

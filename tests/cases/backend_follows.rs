@@ -1,4 +1,4 @@
-//! A backend's daemon follows the machine it runs on.
+//! A backend's daemon follows address and interface changes of its machine.
 
 use std::time::Duration;
 
@@ -19,11 +19,11 @@ fn addresses_and_interfaces_that_change() -> Result<()> {
     daemon.start(&lab)?;
     ensure!(has_program(&lab, node)?);
 
-    // An address that directors could send to from now on, and one that they cannot any more.
+    // Adds an address that directors can send to from now on, and removes one.
     for (command, own) in [
         ("address add 10.0.2.99/24 dev eth0", "10.0.2.21,10.0.2.99"),
         ("address del 10.0.2.99/24 dev eth0", "own=\"10.0.2.21,2001"),
-        // The widest tunnel to a fellow backend is the one of IPv6.
+        // The largest tunnel overhead towards another backend is that of IPv6.
         ("link set eth0 mtu 1500", "v4=1388 v6=1368"),
     ] {
         let from = daemon.process()?.log()?.len();
@@ -33,7 +33,7 @@ fn addresses_and_interfaces_that_change() -> Result<()> {
         ensure!(log[from..].contains(own), "{command}: {}", &log[from..]);
     }
 
-    // The interface goes, and comes back under the same name.
+    // The interface disappears and returns under the same name.
     let from = daemon.process()?.log()?.len();
     let port = node.to_string();
     lab.netns(Node::Router)?.ip(&format!("link del {port}"))?;

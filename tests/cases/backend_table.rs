@@ -1,4 +1,4 @@
-//! A backend reads its fellows from the directors' table file, and tells Prometheus how it is.
+//! A backend reads the other backends from the directors' table file, and serves metrics.
 
 use std::{fs, net::SocketAddr, time::Duration};
 
@@ -9,7 +9,7 @@ use crate::support::build;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The value of one metric.
+/// Reads the value of one metric.
 fn metric(lab: &Lab, address: SocketAddr, name: &str) -> Result<u64> {
     let router = lab.netns(Node::Router)?;
     let reply = http::get_in(router, Node::Router.v4().into(), address, "/metrics")?;
@@ -31,7 +31,7 @@ fn fellow_backends_come_from_the_directors_table() -> Result<()> {
     let more = format!("{start}table = \"table.toml\"\nmetrics = \"{address}\"\n");
     fs::write(daemon.config(), more)?;
 
-    // Without a table it does not start; nobody would be its fellow.
+    // Without a table the daemon does not start, because it would accept no other backend.
     let error = crate::support::refusal(&lab, &mut daemon)?;
     ensure!(error.contains("table.toml"), "{error}");
 
@@ -41,7 +41,7 @@ fn fellow_backends_come_from_the_directors_table() -> Result<()> {
     ensure!(metric(&lab, address, "glb_redirect_peers")? == 1);
     let generation = metric(&lab, address, "glb_redirect_generation")?;
 
-    // A state is nothing to it, another backend is.
+    // A changed state has no effect on a backend; an added backend has.
     table.set_state(Node::Backend(2), State::Draining);
     let from = daemon.process()?.log()?.len();
     daemon.write_table(&table.toml()?)?;
@@ -51,21 +51,21 @@ fn fellow_backends_come_from_the_directors_table() -> Result<()> {
     ensure!(metric(&lab, address, "glb_redirect_peers")? == 2);
     ensure!(metric(&lab, address, "glb_redirect_generation")? == generation + 1);
 
-    // A bad file changes nothing.
+    // An invalid file changes nothing.
     let from = daemon.process()?.log()?.len();
     daemon.write_table("this is nothing")?;
     daemon.process()?.wait_for_log("the backends known so far stay", from, PATIENCE)?;
     ensure!(metric(&lab, address, "glb_redirect_peers")? == 2);
     ensure!(metric(&lab, address, "glb_redirect_reloads_total{result=\"failed\"}")? == 1);
 
-    // A longer list of hops leaves less room in a packet: 1600 - 44 - 40.
+    // A longer hop list leaves less room in a packet: 1600 - 44 - 40.
     let from = daemon.process()?.log()?.len();
     let longer = TableFile::new(&plan(3)).toml()?.replace("seed =", "hops = 3\nseed =");
     daemon.write_table(&longer)?;
     daemon.process()?.wait_for_log("v4=1516", from, PATIENCE)?;
     daemon.process()?.wait_for_log("in force", from, PATIENCE)?;
     ensure!(metric(&lab, address, "glb_redirect_reloads_total{result=\"ok\"}")? == 2);
-    // The requests for the metrics themselves came by this interface, outside any tunnel.
+    // The metrics requests themselves arrived on this interface outside any tunnel.
     let passed = "glb_redirect_packets_total{vip=\"\",reason=\"not_tunnel\"}";
     ensure!(metric(&lab, address, passed)? > 10);
     ensure!(metric(&lab, address, "glb_redirect_live_connections{vip=\"203.0.113.10\"}")? == 0);

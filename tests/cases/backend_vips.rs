@@ -1,4 +1,5 @@
-//! A backend's VIPs on lo: those of a configuration in force, and what others put there.
+//! A backend's VIPs on lo: only those of the configuration in force, and addresses added by others
+//! stay.
 
 use std::{fs, time::Duration};
 
@@ -10,7 +11,7 @@ use crate::support::{build, refusal};
 
 const NODE: Node = Node::Backend(1);
 
-/// Those of `addresses` that are on lo.
+/// Returns which of `addresses` are on lo.
 fn on_lo(lab: &Lab, addresses: &[&'static str]) -> Result<Vec<&'static str>> {
     let mut ip = lab.netns(NODE)?.command("ip");
     let shown = command::output(ip.args(["-oneline", "address", "show", "dev", "lo"]))?;
@@ -44,7 +45,7 @@ fn only_what_is_in_force_is_on_lo_and_others_addresses_stay() -> Result<()> {
         "vips = [",
         "vips = [\"192.0.2.98\", \"2001:db8::98\", \"192.0.2.99\", \"2001:db8::99\", ",
     );
-    // It is there, and cannot carry the program.
+    // The interface exists, and cannot carry the program.
     let refused = more.replace("\"eth0\"", "\"plain\"");
     ensure!(more != good && refused != more, "{good}");
 
@@ -65,7 +66,7 @@ fn only_what_is_in_force_is_on_lo_and_others_addresses_stay() -> Result<()> {
         ensure!(on_lo(&lab, &CONFIGURED)? == CONFIGURED && on_lo(&lab, &ADMINS)? == ADMINS);
     }
 
-    // One that does not, and a restart in between.
+    // A reload that works, with a restart in between.
     reload(&mut daemon, &more)?;
     ensure!(on_lo(&lab, &NEW)? == NEW);
     daemon.end(Signal::SIGTERM)?;

@@ -1,5 +1,5 @@
-//! Directors that announce without BIRD's control socket: by a TUN interface, whose routes BIRD or FRR
-//! learns from the kernel, and by the example hook, which tells ExaBGP.
+//! Directors that announce without BIRD's control socket: through a TUN interface whose routes BIRD
+//! or FRR learns from the kernel, and through the example command for ExaBGP.
 
 use std::{thread, time::Duration};
 
@@ -11,14 +11,14 @@ use crate::support::{build, everybody_answers};
 const FIRST: Node = Node::Director(1);
 const SECOND: Node = Node::Director(2);
 
-/// Directors come and go, and clients are answered all the time.
+/// Directors leave and return while clients get answers all the time.
 fn come_and_go(way: Way, name: &str) -> Result<()> {
     build()?;
     let plan = Plan { directors: 2, routing: Routing::Bgp, way, ..Plan::new(name) };
     let mut fleet = Fleet::up(plan, 1, true)?;
     everybody_answers(&fleet.lab)?;
 
-    // Less wanted first: the router still has the route, and does not use it.
+    // The director first lowers its preference: the router keeps the route but does not use it.
     fleet.drain_director(FIRST)?;
     fleet.wait_for_routes(&[SECOND])?;
     everybody_answers(&fleet.lab)?;
@@ -27,10 +27,10 @@ fn come_and_go(way: Way, name: &str) -> Result<()> {
     fleet.undrain_director(FIRST)?;
     fleet.wait_for_routes(&[FIRST, SECOND])?;
 
-    // The daemon dies, the program lives on.
+    // The daemon dies and the program continues.
     fleet.kill("director1/glb-director".parse()?)?;
     if matches!(way, Way::Tun | Way::Frr) {
-        // The kernel withdraws.
+        // The kernel withdraws the route.
         fleet.wait_for_routes(&[SECOND])?;
     } else {
         thread::sleep(Duration::from_secs(1));
@@ -40,7 +40,7 @@ fn come_and_go(way: Way, name: &str) -> Result<()> {
     fleet.start("director1/glb-director".parse()?)?;
     fleet.wait_for_routes(&[FIRST, SECOND])?;
 
-    // What speaks BGP dies, and comes back: it announces again what it forgot.
+    // The routing daemon dies and restarts. It must announce again.
     let speaker = match way {
         Way::Bird | Way::Tun => "director1/bird",
         Way::Frr => "director1/bgpd",
@@ -51,7 +51,7 @@ fn come_and_go(way: Way, name: &str) -> Result<()> {
     fleet.start(speaker.parse()?)?;
     fleet.wait_for_routes(&[FIRST, SECOND])?;
 
-    // The table loses the VIPs of one director: it withdraws, and nobody else does.
+    // The table of one director loses the VIPs. This director withdraws, and the others do not.
     fleet.serve_vips(FIRST, false)?;
     fleet.wait_for_routes(&[SECOND])?;
     everybody_answers(&fleet.lab)?;
@@ -60,7 +60,7 @@ fn come_and_go(way: Way, name: &str) -> Result<()> {
     everybody_answers(&fleet.lab)
 }
 
-/// How the router sees the director's path to the IPv4 VIP.
+/// Returns the MED of the director's path to the IPv4 VIP, as the router sees it.
 fn med(fleet: &Fleet, wanted: Option<&str>) -> Result<()> {
     let wanted = wanted.map(|med| format!("BGP.med: {med}"));
     interrupt::wait(&format!("{wanted:?}"), Duration::from_secs(20), || {
@@ -89,7 +89,7 @@ fn exabgp_is_told_by_the_example_hook() -> Result<()> {
     come_and_go(Way::Exabgp, "glb-t-exabgp")
 }
 
-/// Less wanted is a greater MED at the router, whichever way it got there.
+/// Low preference reaches the router as a larger MED, with every method.
 #[test]
 fn less_wanted_arrives_as_a_med() -> Result<()> {
     build()?;
@@ -102,7 +102,8 @@ fn less_wanted_arrives_as_a_med() -> Result<()> {
         let plan = Plan { routing: Routing::Bgp, way, ..Plan::new("glb-t-med") };
         let mut fleet = Fleet::up(plan, 1, true)?;
         med(&fleet, usual)?;
-        // Alone, it is wanted all the same: packets do not cease, and the drain goes no further.
+        // A single director is still used at low preference, so traffic does not stop and the drain
+        // waits.
         fleet.director()?.reconfigure("quiet = \"300ms\"", "quiet = \"60s\"")?;
         fleet.kill("director1/glb-director".parse()?)?;
         fleet.start("director1/glb-director".parse()?)?;

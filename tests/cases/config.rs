@@ -1,5 +1,5 @@
-//! The configuration: the example runs as it is, mistakes are named, GLB's files are understood, and
-//! statsd hears GLB's names.
+//! The configuration: the example file runs unchanged, mistakes are named, GLB's files are
+//! imported, and statsd receives GLB's metric names.
 
 use std::{
     collections::BTreeMap,
@@ -32,7 +32,7 @@ fn the_example_runs_as_it_is() -> Result<()> {
     )?;
     ensure!(check.contains("1 tables, 2 backends, 1 binds"), "{check}");
 
-    // A machine of its own, as far as the example's paths go.
+    // A private mount namespace for the paths of the example.
     let script = "mount -t bpf bpf /sys/fs/bpf && mount -t tmpfs tmpfs /run && \
                   mount -t tmpfs tmpfs /var/lib && exec \"$@\"";
     let mut run = lab.netns(DIRECTOR)?.command("unshare");
@@ -186,7 +186,7 @@ fn statsd_hears_glbs_names() -> Result<()> {
         ensure!(heard.contains_key(&name), "{name} is missing in {heard:#?}");
     }
     ensure!(heard.len() == 13, "{heard:#?}");
-    // Nobody listens any more: nothing comes of it.
+    // Without a listener, statsd output is dropped silently.
     drop(socket);
     std::thread::sleep(Duration::from_secs(2));
     fleet.reload()

@@ -1,4 +1,4 @@
-//! The director's control channel, as an operator uses it.
+//! The director's control socket, as an operator uses it.
 
 use std::{
     fs,
@@ -34,7 +34,7 @@ fn status_and_reload_say_how_it_is_and_exit_codes_are_stable() -> Result<()> {
     let (lab, mut director) = director("glb-t-control")?;
     let (output, text) = ask(&lab, &director, &["status"])?;
     ensure!(output.status.code() == Some(3) && text.contains("no daemon answers"), "{text}");
-    // What is advised is to be had where it is advised.
+    // The advice names a setting that exists.
     ensure!(text.contains("`control.socket`"), "{text}");
     let mut fleet = lab.netns(DIRECTOR)?.command(Program::Director.path()?);
     let nobody = lab.scratch().join("nobody.sock");
@@ -72,7 +72,7 @@ fn the_socket_is_taken_over_from_the_dead_and_left_to_the_living() -> Result<()>
     ensure!(fs::metadata(&socket)?.mode() & 0o777 == 0o660);
     let pid = director.id().unwrap_or_default().to_string();
 
-    // A second director, with pins of its own and the same socket.
+    // A second director with other pins and the same socket.
     let config = fs::read_to_string(director.config())?;
     let other = director.config().with_file_name("other.toml");
     fs::write(&other, config.replace("/director1\"", "/other\""))?;
@@ -106,7 +106,7 @@ fn others_may_look_and_not_touch() -> Result<()> {
     fs::write(director.config(), config)?;
     director.start(&lab)?;
     let socket = director.config().with_file_name("control.sock");
-    // The folders on the way to it are root's own.
+    // The parent folders belong to root.
     let as_user = |groups: &str, words: &[&str]| -> Result<(Option<i32>, String)> {
         let mut command = lab.netns(DIRECTOR)?.command("setpriv");
         command.args(["--reuid=65534", "--regid=65534", groups]);

@@ -1,4 +1,4 @@
-//! The director's life: killed, ended, fed nonsense, detached.
+//! The director's daemon is killed, stopped, given invalid tables, and detached.
 
 use std::{
     collections::BTreeMap,
@@ -29,13 +29,13 @@ fn killed_and_restarted_while_a_clone_goes_on() -> Result<()> {
     let before = fleet.counters()?;
     ensure!(fleet.director()?.end(Signal::SIGKILL)?.code().is_none());
 
-    // Nobody is there, and packets go on.
+    // The daemon is gone, and packets continue.
     reaches(&mut clone, 35)?;
     let director = &mut fleet.directors[0];
     director.start(&fleet.lab)?;
     reaches(&mut clone, 45)?;
 
-    // The new one is in charge: it counts on from where the old one was, and it reloads.
+    // The new daemon is in charge: its counters continue, and it reloads.
     let (serving, _) = clone.served_by(&fleet.lab)?[0];
     let after = fleet.counters()?;
     ensure!(after.sent_to(serving) > before.sent_to(serving), "{before:?} {after:?}");
@@ -63,14 +63,14 @@ fn sigterm_leaves_it_forwarding_and_detach_takes_it_off() -> Result<()> {
     ensure!(!has_program(&fleet.lab, node)?, "still attached");
     ensure!(files_below(&pins)?.is_empty(), "left: {:?}", files_below(&pins)?);
     ensure!(ask(&fleet.lab, Family::V4, 1).is_err(), "who forwards now?");
-    // Nothing to do is no error.
+    // A second detach is not an error.
     director.detach(&fleet.lab)?;
 
     fleet.directors[0].start(&fleet.lab)?;
     everybody_answers(&fleet.lab)
 }
 
-/// What the client's kernel was told by RST or ICMP in the course of `work`.
+/// Counts the RST and ICMP messages that the client's kernel received during `work`.
 fn told(fleet: &Fleet, work: impl FnOnce() -> Result<()>) -> Result<Vec<String>> {
     let read = || {
         fleet.lab.netns(Node::Client)?.run(|| {
@@ -93,7 +93,7 @@ fn told(fleet: &Fleet, work: impl FnOnce() -> Result<()>) -> Result<Vec<String>>
     };
     let before = read()?;
     work()?;
-    // Refused connections are failed attempts that no time-out explains.
+    // A refused connection is a failed attempt without a timeout.
     let telling =
         ["InDestUnreachs", "InTimeExcds", "InRedirects", "Icmp6InDestUnreachs", "Icmp6InTimeExcds"];
     let after = read()?;
@@ -101,17 +101,18 @@ fn told(fleet: &Fleet, work: impl FnOnce() -> Result<()>) -> Result<Vec<String>>
     Ok(changed.map(str::to_owned).collect())
 }
 
-/// Everything that a director leaves to its kernel, and what that would answer if a VIP were its own.
+/// Sends every kind of packet that a director leaves to its kernel, which would answer if it owned
+/// a VIP.
 fn nobody_answers(fleet: &Fleet) -> Result<()> {
     let told = told(fleet, || {
         for family in [Family::V4, Family::V6] {
             fleet.lab.netns(Node::Client)?.run(|| {
-                // A port that nobody binds: no RST.
+                // A TCP port without a bind must not cause an RST.
                 let to = SocketAddr::new(vip(family), 81);
                 let refused = http::connect(client(family, 1), to, Duration::from_millis(700));
                 let kind = refused.err().map(|error| error.kind());
                 ensure!(kind == Some(ErrorKind::TimedOut), "{family:?}: {kind:?}");
-                // UDP: no "port unreachable", which the next call would report.
+                // UDP must not cause "port unreachable", which the next call would report.
                 let socket = UdpSocket::bind((client(family, 1), 0))?;
                 socket.connect(SocketAddr::new(vip(family), 81))?;
                 socket.set_read_timeout(Some(Duration::from_millis(200)))?;
@@ -123,13 +124,13 @@ fn nobody_answers(fleet: &Fleet) -> Result<()> {
                 Ok(())
             })?;
         }
-        // Later fragments, which no table can claim, and what has no port.
+        // Later fragments, which match no table, and protocols without ports.
         fleet.lab.netns(Node::Client)?.run(|| {
             let from = SocketAddr::new(client(Family::V4, 1), 0);
             let socket = UdpSocket::bind(from)?;
             let echoes = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
             echoes.bind(&from.into())?;
-            // An echo request with nothing but zeroes behind its type, and the checksum of that.
+            // An echo request with an all-zero payload and its checksum.
             let mut echo = [0; 4000];
             echo[..4].copy_from_slice(&[8, 0, 0xf7, 0xff]);
             for _ in 0..2 {
@@ -152,7 +153,7 @@ fn a_directors_kernel_never_answers_for_a_vip() -> Result<()> {
     let mut fleet = fleet("glb-t-mute")?;
     let node = Node::Director(1);
     nobody_answers(&fleet)?;
-    // A director that is a router too: the VIPs are routes there that lead nowhere.
+    // A director that is also a router: the VIPs are blackhole routes there.
     fleet
         .lab
         .netns(node)?
@@ -162,13 +163,13 @@ fn a_directors_kernel_never_answers_for_a_vip() -> Result<()> {
     }
     nobody_answers(&fleet)?;
     everybody_answers(&fleet.lab)?;
-    // Stopped and taken off: still nobody.
+    // After stop and detach, the kernel still does not answer.
     ensure!(fleet.director()?.end(Signal::SIGTERM)?.success());
     fleet.directors[0].detach(&fleet.lab)?;
     nobody_answers(&fleet)?;
     fleet.directors[0].start(&fleet.lab)?;
     everybody_answers(&fleet.lab)?;
-    // What would be seen if a VIP were an address here.
+    // The counter-check: with the VIP as a local address, the kernel does answer.
     fleet.lab.netns(node)?.ip(&format!("address add {} dev lo", vip(Family::V4)))?;
     let answered = nobody_answers(&fleet);
     ensure!(answered.is_err(), "a refusal goes unnoticed");

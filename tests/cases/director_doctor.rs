@@ -1,4 +1,5 @@
-//! `glb-director doctor`: each thing made wrong in a lab is found, with its remedy, and found mended.
+//! `glb-director doctor`: each fault is made in a lab, found with its remedy, and no longer found
+//! after the repair.
 
 use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _};
 
@@ -19,7 +20,7 @@ fn fleet(name: &str) -> Result<Fleet> {
     Ok(fleet)
 }
 
-/// What the doctor says: the exit code, and all of it.
+/// Runs the doctor and returns the exit status and the report.
 fn doctor(fleet: &Fleet, words: &[&str]) -> Result<(Option<i32>, Value)> {
     let mut doctor = fleet.directors[0].command(&fleet.lab, "doctor")?;
     let output = command::finish(doctor.args(["-o", "json"]).args(words))?;
@@ -29,7 +30,7 @@ fn doctor(fleet: &Fleet, words: &[&str]) -> Result<(Option<i32>, Value)> {
     Ok((output.status.code(), value))
 }
 
-/// The findings of a check as `level: found -> remedy`.
+/// Returns the findings of a check as `level: found -> remedy`.
 fn findings(report: &Value, check: &str) -> Vec<String> {
     let all = report["findings"].as_array().into_iter().flatten();
     let of_check = all.filter(|finding| finding["check"] == check);
@@ -68,13 +69,13 @@ fn each_thing_that_is_wrong_is_found_and_found_mended() -> Result<()> {
             "{check} {found:?}"
         );
     }
-    // On a machine with several processors the lab's links could have more queues than they have.
+    // On a machine with several processors, the lab's links could have more queues than they have.
     let found = findings(&well, "queues");
     ensure!(found.len() == 1 && !found[0].starts_with("problem"), "{found:?}");
     let director = fleet.lab.netns(DIRECTOR)?;
     let backend = fleet.lab.netns(Node::Backend(2))?;
     let vip = glb_lab::vip(glb_lab::Family::V4);
-    // What is made wrong, how it is mended, the check, its level, and words of finding and remedy.
+    // Fault, repair, check, level, and words of the finding and of the remedy.
     type Act<'a> = Box<dyn Fn(bool) -> Result<()> + 'a>;
     let word = |bad: bool, yes: &'static str, no: &'static str| if bad { yes } else { no };
     let cases: Vec<(Act, &str, &str, Vec<String>)> = vec![
@@ -111,7 +112,7 @@ fn each_thing_that_is_wrong_is_found_and_found_mended() -> Result<()> {
         (
             Box::new(|bad| {
                 let address = Node::Backend(2).v4();
-                // Its kernel is silent, and what the director's knew is forgotten.
+                // The backend's kernel is silent, and the director's neighbour entry is removed.
                 backend.ip(&format!("link set {INTERFACE} {}\n", word(bad, "down", "up")))?;
                 director.ip(&format!("neigh flush to {address}\n"))
             }),
@@ -173,7 +174,7 @@ fn each_thing_that_is_wrong_is_found_and_found_mended() -> Result<()> {
     }
     println!("{levels:?}");
     drop(cases);
-    // The neighbour of the backend that came back is found again by the daemon and the doctor.
+    // The daemon and the doctor find the neighbour of the returned backend again.
     let begun = std::time::Instant::now();
     loop {
         let (code, report) = doctor(&fleet, &[])?;
@@ -183,7 +184,7 @@ fn each_thing_that_is_wrong_is_found_and_found_mended() -> Result<()> {
         ensure!(begun.elapsed() < std::time::Duration::from_secs(20), "{report:#}");
     }
 
-    // The daemon and `config check` warn of a foreign source too.
+    // The daemon and `config check` warn about a foreign source address, too.
     let config = fleet.directors[0].config();
     let text = fs::read_to_string(config)?;
     fs::write(config, format!("outer_source_ipv4 = \"192.0.2.77\"\n{text}"))?;
@@ -196,7 +197,8 @@ fn each_thing_that_is_wrong_is_found_and_found_mended() -> Result<()> {
     ensure!(log.contains("WARN") && log.contains("192.0.2.77"), "{log}");
     fs::write(fleet.directors[0].config(), &text)?;
 
-    // The daemon is away, then the program, then another one is there, then no interface.
+    // In order: the daemon is gone, the program is gone, another program is attached, the interface
+    // is gone.
     fleet.director()?.end(Signal::SIGTERM)?;
     let (code, report) = doctor(&fleet, &[])?;
     let found = findings(&report, "daemon");
@@ -236,7 +238,7 @@ fn the_probe_says_who_answers() -> Result<()> {
         ensure!(probe["outcome"]["answered"]["microseconds"].is_u64(), "{report:#}");
     }
 
-    // A backend whose daemon is gone takes no tunnelled packet.
+    // A backend without its program accepts no tunnelled packet.
     fleet.redirects[1].end(Signal::SIGTERM)?;
     fleet.redirects[1].detach(&fleet.lab)?;
     let (code, report) = doctor(&fleet, &["--probe"])?;
@@ -256,7 +258,7 @@ fn the_probe_says_who_answers() -> Result<()> {
     ensure!(outcome(&other, &report).iter().all(|o| o["answered"].is_object()), "{report:#}");
     fleet.redirects[1].start(&fleet.lab)?;
 
-    // A port that nobody listens on.
+    // A port without a listener.
     let table = fleet.table.toml()?.replace("port = 80", "port = 81");
     fleet.directors[0].write_table(&table)?;
     let mut reload = fleet.directors[0].command(&fleet.lab, "reload")?;

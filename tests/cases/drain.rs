@@ -1,4 +1,4 @@
-//! The main promise: a drain breaks nothing, because of second chance and nothing else.
+//! The main promise: a drain breaks no connection, because of second chance and nothing else.
 
 use anyhow::{Result, ensure};
 use glb_lab::{
@@ -8,14 +8,14 @@ use glb_lab::{
 
 use crate::support::{build, ends_well, everybody_answers, reaches};
 
-/// The demo, shorter. One at a time: two would share the two cores of a small machine.
+/// A shorter demo. Only one runs at a time, because two would share two cores.
 fn short(name: &str) -> Result<(Options, Lock)> {
     build()?;
     let options = Options { name: name.to_owned(), megabytes: 30, mbit: 40, ..Options::default() };
     Ok((options, Lock::wait("timing")?))
 }
 
-/// Runs the demo; its story is seen if the test fails.
+/// Runs the demo; its output is shown if the test fails.
 fn play(options: &Options) -> Result<Outcome> {
     let mut story = Vec::new();
     let outcome = demo::run(options, &mut story, false);
@@ -39,7 +39,7 @@ fn a_clone_survives_the_drain_of_its_backend_over_ipv6() -> Result<()> {
     Ok(())
 }
 
-/// Backends with IPv6 addresses: the tunnel is IPv6, and so are the hops that it lists.
+/// Backends with IPv6 addresses: the tunnel and its hop list use IPv6.
 #[test]
 fn a_clone_survives_the_drain_of_its_backend_in_a_tunnel_of_ipv6() -> Result<()> {
     build()?;

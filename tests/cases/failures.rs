@@ -1,4 +1,4 @@
-//! Bad days of a director: each has its clear error, and nothing running is lost.
+//! Failures around a director: each gives a clear error, and nothing that runs is lost.
 
 use std::{
     collections::VecDeque,
@@ -27,7 +27,7 @@ fn fleet(name: &str) -> Result<Fleet> {
     Fleet::up(Plan { backends: 2, ..Plan::new(name) }, 1, true)
 }
 
-/// A file system of its own with room for a few kilobytes, gone at the end.
+/// A small file system of a few kilobytes that is unmounted at the end.
 struct Small<'p>(&'p Path);
 
 impl<'p> Small<'p> {
@@ -79,7 +79,7 @@ fn a_full_disk_and_a_folder_that_may_not_be_written() -> Result<()> {
     let socket = folder.join("control.sock").display().to_string();
     set(&director, "\"control.sock\"", &format!("{socket:?}"))?;
     {
-        // Two inodes: the root's and one more, which the lock takes.
+        // Two inodes: the root, and one that the lock file takes.
         let _small = Small::mount(&folder, "size=4k,nr_inodes=2")?;
         let said = refusal(&lab, &mut director)?;
         for words in ["control socket", "control.sock", "No space left", "Free some room"] {
@@ -104,7 +104,7 @@ fn a_crowd_at_the_metrics_and_few_descriptors() -> Result<()> {
     director.end(Signal::SIGTERM)?;
     let config = fs::read_to_string(director.config())?;
     fs::write(director.config(), format!("metrics = \"{address}\"\n{config}"))?;
-    // Fewer descriptors than the crowd has connections.
+    // The daemon gets fewer descriptors than the test has connections.
     let mut limited = fleet.lab.netns(DIRECTOR)?.command("sh");
     limited.args(["-c", "ulimit -n 128 && exec \"$@\"", "sh"]).arg(Program::Director.path()?);
     limited.args(["run", "--config"]).arg(fleet.directors[0].config());
@@ -116,12 +116,12 @@ fn a_crowd_at_the_metrics_and_few_descriptors() -> Result<()> {
         let mut crowd = VecDeque::new();
         let mut number = 0;
         while !enough.load(Ordering::Relaxed) {
-            // The backlog is shorter than the crowd: who does not get in at once comes again.
+            // The backlog is shorter than the number of clients, so rejected clients retry.
             let stream = TcpStream::connect_timeout(&address, Duration::from_millis(100));
             let Ok(mut stream) = stream else { continue };
             number += 1;
             match number % 3 {
-                // Asks, and does not read; asks for ever; asks nothing.
+                // One client does not read, one never finishes its request, one sends nothing.
                 0 => drop(stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")),
                 1 => drop(stream.write_all(b"GET /met")),
                 _ => {}
@@ -167,7 +167,7 @@ fn netlink_overflows_while_the_daemon_sleeps() -> Result<()> {
     let mut fleet = fleet("glb-t-overflow")?;
     let process = fleet.director()?.process()?;
     process.signal(Signal::SIGSTOP)?;
-    // Far more events than its buffer holds, and the real change among them.
+    // Far more events than the netlink buffer holds, with the real change among them.
     let mut lines = String::new();
     for number in 0..20_000 {
         let (a, b) = (number / 250, number % 250 + 1);
@@ -218,7 +218,8 @@ fn a_table_that_vanishes_or_may_not_be_read() -> Result<()> {
     let said = reload(&fleet)?;
     ensure!(said.contains("table.toml"), "{said}");
     fs::remove_dir(&table)?;
-    // Somebody else's, for nobody but them: this daemon has given up root's right to read it.
+    // The file belongs to another user and is private. The daemon has dropped root's right to read
+    // it.
     fs::write(&table, &text)?;
     std::os::unix::fs::chown(&table, Some(47_110), Some(47_110))?;
     fs::set_permissions(&table, fs::Permissions::from_mode(0o600))?;
@@ -270,7 +271,7 @@ fn a_daemon_that_hangs_is_said_to() -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(3) && said.contains("does not answer"), "{said}");
     ensure!(begun.elapsed() < Duration::from_secs(30));
-    // Packets do not need it.
+    // The program works without the daemon.
     everybody_answers(&fleet.lab)?;
     fleet.director()?.process()?.signal(Signal::SIGCONT)?;
     command::run(&mut fleet.directors[0].command(&fleet.lab, "status")?)

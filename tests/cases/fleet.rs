@@ -1,4 +1,4 @@
-//! Directors behind BGP: any of them may get any packet, and they come and go.
+//! Directors behind BGP: any of them can receive any packet, and they leave and return.
 
 use std::{
     process::Command,
@@ -36,7 +36,7 @@ fn directors_come_and_go_by_bgp() -> Result<()> {
     fleet.drain_director(FIRST)?;
     fleet.wait_for_routes(&[SECOND])?;
     everybody_answers(&fleet.lab)?;
-    // A BIRD that comes back announces nothing of a director that is out.
+    // A restarted BIRD does not announce a director that is out of service.
     let bird = "director1/bird".parse()?;
     fleet.kill(bird)?;
     fleet.start(bird)?;
@@ -54,12 +54,12 @@ fn lab(name: &str, words: &[&str]) -> Result<String> {
     command::output(Command::new(Program::Lab.path()?).args(["--name", name]).args(words))
 }
 
-/// The status of a lab, as a program reads it.
+/// Reads the status of a lab as JSON.
 fn status(name: &str) -> Result<Value> {
     Ok(serde_json::from_str(&lab(name, &["status", "-o", "json"])?)?)
 }
 
-/// Asks until the router's routes of both families lead to these directors.
+/// Waits until the router's routes of both families lead to these directors.
 fn routes_become(name: &str, directors: &[&str]) -> Result<()> {
     interrupt::wait(&format!("routes to {directors:?}"), Duration::from_secs(30), || {
         let status = status(name)?;
@@ -68,7 +68,7 @@ fn routes_become(name: &str, directors: &[&str]) -> Result<()> {
     })
 }
 
-/// Each command is a process of its own, as it is typed.
+/// Each command runs as a separate process, as a user types it.
 #[test]
 fn a_lab_that_was_left_up_is_operated_by_commands() -> Result<()> {
     build()?;
@@ -100,13 +100,13 @@ fn a_lab_that_was_left_up_is_operated_by_commands() -> Result<()> {
     ensure!(seen["directors"][0]["order_digest"] == seen["directors"][1]["order_digest"], "{seen}");
     lab(name, &["back", "backend2"])?;
 
-    // A daemon.
+    // Kills a daemon.
     lab(name, &["kill", "director1/bird"])?;
     routes_become(name, &["director2"])?;
     let daemons = &status(name)?["nodes"];
     let text = lab(name, &["status"])?;
     ensure!(text.contains("bird DEAD"), "{text} {daemons}");
-    // What a director says of its troubles is shown, beside all the rest of it.
+    // The lab's status shows a director's problems next to everything else.
     interrupt::wait("the director's problem", Duration::from_secs(30), || {
         let seen = status(name)?;
         let problems = seen["directors"][0]["problems"].to_string();
@@ -115,7 +115,7 @@ fn a_lab_that_was_left_up_is_operated_by_commands() -> Result<()> {
     })?;
     let error = lab(name, &["kill", "director1/bird"]).expect_err("it is dead").to_string();
     ensure!(error.contains("does not run"), "{error}");
-    // It is in service again when the command ends.
+    // The director is in service again when the command ends.
     lab(name, &["start", "director1/bird"])?;
     let seen = status(name)?;
     for vip in seen["vips"].as_array().context("no VIPs")? {
@@ -123,7 +123,7 @@ fn a_lab_that_was_left_up_is_operated_by_commands() -> Result<()> {
     }
     ensure!(seen["directors"][0]["announcements"]["vips"] == "announced", "{seen}");
 
-    // A director's own drain is seen too.
+    // The lab's status shows a director's own drain.
     let ask = |word: &'static str| {
         let words = ["glb-director", word, "--config", "glb-director.toml"];
         lab(name, &[&["exec", "director1", "--"][..], &words].concat())
@@ -134,7 +134,7 @@ fn a_lab_that_was_left_up_is_operated_by_commands() -> Result<()> {
     ask("undrain")?;
     routes_become(name, &["director1", "director2"])?;
 
-    // A machine. The table changes meanwhile.
+    // Kills a machine. The table changes meanwhile.
     lab(name, &["kill", "director1"])?;
     routes_become(name, &["director2"])?;
     lab(name, &["fill", "backend1"])?;
@@ -162,7 +162,7 @@ fn a_lab_that_was_left_up_is_operated_by_commands() -> Result<()> {
 
 const REPOSITORY: &str = "http://203.0.113.10/git/big.git";
 
-/// Takes a lab down that a failed test left up.
+/// Removes a lab that a failed test left running.
 struct Down(&'static str);
 
 impl Drop for Down {
@@ -186,14 +186,14 @@ fn no_connection_breaks_whatever_happens_to_directors() -> Result<()> {
     let matrix = matrix?;
     println!("{matrix}");
     ensure!(matrix.held(), "see above");
-    // It is no proof if nothing was there to break, or if nothing was ever lost.
+    // The run proves nothing if no connection was open or no packet was ever lost.
     ensure!(matrix.connections == 4 * chaos::EACH && matrix.rows.len() > 20);
     ensure!(matrix.rows.iter().any(|row| row.lost > 0), "BFD takes its time");
     ensure!(matrix.rows.iter().all(|row| row.pings > 0));
     Ok(())
 }
 
-/// The counterpart: what does break is seen.
+/// The counter-check: broken connections and lost packets are reported.
 #[test]
 fn the_proof_sees_what_breaks_and_what_is_lost() -> Result<()> {
     build()?;

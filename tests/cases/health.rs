@@ -1,4 +1,4 @@
-//! The health checker with real servers: every way to be ill, and what the director then does.
+//! The health checker with real servers: every failure of a backend, and the director's reaction.
 
 use std::{
     thread,
@@ -18,14 +18,15 @@ const DIRECTOR: Node = Node::Director(1);
 const PACE: Pace =
     Pace { interval: Duration::from_millis(300), timeout: Duration::from_millis(200), fall: 2 };
 
-/// Beyond interval x fall. `bench failover` measures it; here it only must not take for ever.
+/// The allowance beyond interval x fall. `bench failover` measures the time; this test only bounds
+/// it.
 const SLACK: Duration = Duration::from_secs(5);
 
-/// Backends of the lab, and half of them.
+/// The number of backends, and half of it.
 const ALL: usize = 3;
 const HALF: usize = ALL.div_ceil(2);
 
-/// The first so many are unhealthy.
+/// The expected health with the first `ill` backends unhealthy.
 fn first(ill: usize) -> [bool; ALL] {
     std::array::from_fn(|index| index >= ill)
 }
@@ -36,8 +37,8 @@ fn fleet(name: &str, tunnel: Family, more: &str) -> Result<Checked> {
     Checked::up(plan, PACE, more)
 }
 
-/// Each illness strikes one backend: it is taken out, the director sends nobody to it, and it comes
-/// back.
+/// Each failure hits one backend: it is taken out, gets no traffic from the director, and returns
+/// after the repair.
 fn every_illness(fleet: &mut Checked) -> Result<()> {
     for illness in Illness::ALL {
         let mark = fleet.mark()?;
@@ -82,15 +83,16 @@ fn many_at_once_and_a_checker_that_is_cut_off() -> Result<()> {
     let (writes, generations) = (fleet.writes(&mark)?, fleet.generations(&mark)?);
     println!("half at once: {took:.2?}, {writes} writes, {generations} generations");
     ensure!(writes <= 2 && generations <= 2, "{}", fleet.log_since(&mark)?);
-    // A row has two hops: where both are dead nothing helps (a third of the rows here), and
-    // everywhere else the living one answers.
+    // A row has two hops. Rows whose hops are both dead (a third of them here) get no answer; all
+    // other rows are answered by the live backend.
     let answers = fleet.ask(Family::V4, 24)?;
     let answered = answers.get("200 backend3").copied().unwrap_or(0);
     println!("    {answered} of 24 requests answered");
     ensure!((12..=24).contains(&answered), "{answers:?}");
     ensure!(fleet.first_rows()?[2] > by_rank[2], "the living one is not preferred");
 
-    // A whole table dies, and the gateway answers: they are dead. Nobody is preferred then.
+    // All backends fail while the gateway answers, so they are unhealthy, and rows keep their rank
+    // order.
     let mark = fleet.mark()?;
     fleet.servers.iter().for_each(|server| server.set(Health::Dead));
     let took = fleet.in_force(&mark, &[false; ALL])?;
@@ -100,7 +102,7 @@ fn many_at_once_and_a_checker_that_is_cut_off() -> Result<()> {
     fleet.servers.iter().for_each(|server| server.set(Health::Well));
     fleet.in_force(&mark, &[true; ALL])?;
 
-    // The checker's own link breaks: nothing is said of anybody.
+    // The checker's own link breaks, so no backend changes its health.
     let mark = fleet.mark()?;
     fleet.lab.netns(Node::Router)?.ip(&format!("link set {DIRECTOR} down\n"))?;
     fleet.wait("CUT OFF", |fleet| Ok(fleet.log_since(&mark)?.contains("CUT OFF")))?;
@@ -118,7 +120,7 @@ fn many_at_once_and_a_checker_that_is_cut_off() -> Result<()> {
     Ok(())
 }
 
-/// A checker that gets no processor says nothing of anybody, and one that gets little of it neither.
+/// A stopped checker or one with little processor time marks no backend unhealthy.
 #[test]
 fn a_checker_that_stands_still_or_is_slow_fails_nobody() -> Result<()> {
     let mut fleet = fleet("glb-t-still", Family::V4, "hold_down_ms = 0\n")?;
@@ -132,7 +134,7 @@ fn a_checker_that_stands_still_or_is_slow_fails_nobody() -> Result<()> {
         signal(&mut fleet, Signal::SIGSTOP, stopped)?;
         signal(&mut fleet, Signal::SIGCONT, 1500)?;
     }
-    // A tenth of its time, for five seconds.
+    // The checker gets a tenth of the processor time for five seconds.
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(5) {
         signal(&mut fleet, Signal::SIGSTOP, 90)?;
@@ -160,14 +162,14 @@ fn flapping_at_every_rate() -> Result<()> {
         fleet.servers[0].set(Health::Well);
         let (writes, generations) = (fleet.writes(&mark)?, fleet.generations(&mark)?);
         println!("every {period} ms, {toggles} times: {writes} writes, {generations} generations");
-        // Held for 1 s, then 2, then 4: more than three falls do not fit.
+        // The hold-down is 1 s, then 2, then 4, so at most three failures fit.
         ensure!(writes <= 6 && generations <= 6, "{}", fleet.log_since(&mark)?);
         ensure!(fleet.written()?[1..] == [true; ALL - 1], "{:?}", fleet.written()?);
     }
     Ok(())
 }
 
-/// The director dies: the checker says so and goes on; a new one is told.
+/// The director dies. The checker reports it, continues, and notifies the next director.
 #[test]
 fn a_director_that_is_away_is_told_when_it_is_back() -> Result<()> {
     let mut fleet = fleet("glb-t-away", Family::V4, "hold_down_ms = 0\n")?;

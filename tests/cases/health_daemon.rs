@@ -1,5 +1,4 @@
-//! The health checker as a daemon: its user, its service manager, its disk, and what GLB's own tests
-//! ask of it.
+//! The health checker as a daemon: its user, its service manager, its disk, and GLB's own tests.
 
 use std::{
     fs,
@@ -26,7 +25,7 @@ use crate::{service::told, support::build};
 const DIRECTOR: Node = Node::Director(1);
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A lab with one backend that works; nobody runs on the director's machine.
+/// A lab with one healthy backend and no processes on the director's node.
 fn lab(name: &str) -> Result<(Lab, Daemon, IllServer)> {
     build()?;
     let lab = Lab::up(Plan { backends: 1, ..Plan::new(name) })?;
@@ -41,11 +40,11 @@ fn source(lab: &Lab, checks: &str) -> Result<String> {
     Ok(format!("healthchecks = {{ {pace}, {checks} }}\n{}", TableFile::new(lab.plan()).toml()?))
 }
 
-/// A user that no machine has.
+/// A user id that no machine uses.
 const USER: u32 = 47_112;
 
-/// What the unit file gives: an own user, CAP_NET_RAW for `gue`, CAP_NET_ADMIN for `vip`, and nothing
-/// for the commands of the operator.
+/// The privileges of the unit file: a separate user, CAP_NET_RAW for `gue`, CAP_NET_ADMIN for
+/// `vip`, and none for operator commands.
 #[test]
 fn as_a_user_of_its_own() -> Result<()> {
     let (lab, _redirect, _server) = lab("glb-t-huser")?;
@@ -76,11 +75,12 @@ fn as_a_user_of_its_own() -> Result<()> {
     Ok(())
 }
 
-/// What a service manager is told: ready after the first round, reloads, the watchdog, the end.
+/// The notifications for the service manager: ready after the first round, reloads, the watchdog,
+/// and stop.
 #[test]
 fn the_service_manager_is_told_of_the_checker() -> Result<()> {
     let (lab, _redirect, server) = lab("glb-t-hservice")?;
-    // The first round takes a timeout.
+    // The first round takes a full timeout.
     server.set(Health::Hangs);
     let checker = Daemon::healthcheck(&lab, DIRECTOR, &source(&lab, "http = 80")?, "")?;
     let path = lab.scratch().join("notify");
@@ -114,13 +114,13 @@ fn the_service_manager_is_told_of_the_checker() -> Result<()> {
     Ok(())
 }
 
-/// The wall clock jumps by years, there and back: nobody is judged by it.
+/// The wall clock jumps by years in both directions without an effect on health.
 #[test]
 fn a_clock_that_jumps_fails_nobody() -> Result<()> {
     let (lab, _redirect, _server) = lab("glb-t-hclock")?;
     let checker =
         Daemon::healthcheck(&lab, DIRECTOR, &source(&lab, "http = 80, gue = 19523")?, "")?;
-    // Its wall clock is what this file says, again at each look; the others are the kernel's.
+    // Its wall clock comes from this file, read at each call; the other clocks are the kernel's.
     let clock = lab.scratch().join("clock");
     fs::write(&clock, "+0")?;
     let library =
@@ -146,9 +146,9 @@ fn a_clock_that_jumps_fails_nobody() -> Result<()> {
         fs::write(&clock, jump)?;
         thread::sleep(Duration::from_secs(2));
         let made = probes()? - before;
-        // Two checks, a probe every 300 ms: neither silence nor a storm.
+        // Two checks with a probe every 300 ms: neither silence nor a burst.
         ensure!((4..=24).contains(&made), "{jump}: {made} probes in 2 s");
-        // The jump was one: the log has its date.
+        // The jump happened: the log shows the date.
         let from = process.log()?.len();
         process.signal(Signal::SIGHUP)?;
         process.wait_for_log("loaded anew", from, PATIENCE)?;
@@ -162,7 +162,7 @@ fn a_clock_that_jumps_fails_nobody() -> Result<()> {
     Ok(())
 }
 
-/// A file system that goes with this.
+/// A mounted file system that is unmounted on drop.
 struct Disk(PathBuf);
 
 impl Disk {
@@ -196,7 +196,7 @@ fn a_full_disk_keeps_the_old_table_and_the_write_is_made_up_for() -> Result<()> 
     let table = || fs::read_to_string(folder.join("table.toml"));
     let before = table()?;
     ensure!(before.contains("healthy = true"), "{before}");
-    // Full to the last byte.
+    // The file system is full to the last byte.
     let filled = fs::write(folder.join("fill"), vec![0; 1 << 20]);
     ensure!(filled.is_err(), "it is not full");
     server.set(Health::Dead);
@@ -205,7 +205,7 @@ fn a_full_disk_keeps_the_old_table_and_the_write_is_made_up_for() -> Result<()> 
     let status = command::finish(&mut checker.command(&lab, "status")?)?;
     let text = String::from_utf8_lossy(&status.stdout).into_owned();
     ensure!(status.status.code() == Some(4) && text.contains("NOT PUBLISHED"), "{text}");
-    // The table, its lock, and what fills the disk.
+    // The table, its lock file, and the file that fills the disk.
     ensure!(fs::read_dir(&folder)?.count() == 3, "something half-written is left");
     fs::remove_file(folder.join("fill"))?;
     interrupt::wait("the write", PATIENCE, || {
@@ -214,8 +214,8 @@ fn a_full_disk_keeps_the_old_table_and_the_write_is_made_up_for() -> Result<()> 
     Ok(())
 }
 
-/// An echo through the tunnel to this machine itself, where director and backend are one: the
-/// backend's program is on the loopback too.
+/// An echo through the tunnel to the same machine, which is director and backend. The backend's
+/// program is attached to the loopback, too.
 #[test]
 fn gue_where_director_and_backend_are_one() -> Result<()> {
     let (lab, mut redirect, _server) = lab("glb-t-hself")?;
@@ -249,7 +249,7 @@ fn gue_where_director_and_backend_are_one() -> Result<()> {
     Ok(())
 }
 
-/// What `test-basic.sh` of GLB's checker asserts, on GLB's own files and at its port.
+/// The assertions of `test-basic.sh` of GLB's checker, on GLB's own files and port.
 #[test]
 fn glbs_own_tests() -> Result<()> {
     build()?;
@@ -261,7 +261,7 @@ fn glbs_own_tests() -> Result<()> {
         redirects.push(redirect);
         servers.push(IllServer::start(&lab, node, Duration::from_secs(1))?);
     }
-    // Its proxies 192.168.50.10, .11, .99 (nobody) and .5 (the checker's own machine).
+    // GLB's proxies 192.168.50.10, .11, .99 (does not exist) and .5 (the checker's own machine).
     let address = |node: Node| node.v4().to_string();
     let (one, two) = (address(Node::Backend(1)), address(Node::Backend(2)));
     let (nobody, own) = ("10.0.2.99".to_owned(), address(DIRECTOR));
@@ -387,7 +387,7 @@ impl Drop for Local {
     }
 }
 
-/// Prometheus' own tool finds nothing wrong with the metrics.
+/// promtool finds no fault in the metrics.
 #[test]
 fn the_checkers_exposition_holds_before_promtool() -> Result<()> {
     let (lab, _redirect, _server) = lab("glb-t-hprom")?;

@@ -1,4 +1,4 @@
-//! Checks of VIPs go through the tunnel, whoever else does so on this machine and whatever is removed.
+//! VIP checks use the tunnel, whatever other checkers run on the machine and whatever is removed.
 
 use std::{fs, thread, time::Duration};
 
@@ -24,14 +24,14 @@ fn ip(fleet: &Checked, words: &str) -> Result<String> {
     command::output(ip.args(words.split_whitespace()))
 }
 
-/// The table that leads into the tunnel: the routing rule names it.
+/// Returns the routing table that leads into the tunnel, from the routing rule.
 fn table(fleet: &Checked) -> Result<String> {
     let rules = ip(fleet, "rule show")?;
     let rule = rules.lines().find(|line| line.contains("19523:")).context("no rule")?;
     Ok(rule.split_whitespace().last().context("no table")?.to_owned())
 }
 
-/// Device, rules and routes; without them nothing goes through the tunnel.
+/// Returns whether device, rules and routes exist, which the tunnel needs.
 fn is_whole(fleet: &Checked, table: &str) -> Result<bool> {
     let show = |words: &str| ip(fleet, words).unwrap_or_default();
     let lookup = format!("lookup {table}");
@@ -41,7 +41,7 @@ fn is_whole(fleet: &Checked, table: &str) -> Result<bool> {
     }))
 }
 
-/// How each VIP's check fares: its last results, and why it last did not pass.
+/// Returns each VIP's last results and the reason of its last failure.
 fn fares(status: &str) -> Result<Vec<(String, String)>> {
     let status: serde_json::Value = serde_json::from_str(status)?;
     let list = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
@@ -72,7 +72,7 @@ fn what_is_removed_is_made_anew() -> Result<()> {
         fleet.wait(&removal, |fleet| is_whole(fleet, &table)).context(removal.clone())?;
         let log = fleet.log_since(&mark)?;
         ensure!(log.contains(LOST), "{removal}: {log}");
-        // Each VIP is checked again, and nobody was blamed meanwhile.
+        // Each VIP is checked again, and no backend was marked unhealthy meanwhile.
         fleet.wait("passes", |fleet| {
             let status =
                 command::output(fleet.checker.command(&fleet.lab, "status")?.args(["-o", "json"]))?;
@@ -80,7 +80,7 @@ fn what_is_removed_is_made_anew() -> Result<()> {
         })?;
         ensure!(fleet.writes(&mark)? == 0, "{removal}: {}", fleet.log_since(&mark)?);
     }
-    // It still tells who is ill.
+    // The checker still detects failed backends.
     let mark = fleet.mark()?;
     fleet.strike(0, Illness::VipMissing)?;
     fleet.in_force(&mark, &[false, true])?;
@@ -118,7 +118,7 @@ fn two_checkers_on_one_machine_do_not_meet() -> Result<()> {
     let mut second = start(&fleet)?;
     goes_on(&mut fleet)?;
     ensure!(!second.log()?.contains(LOST), "{}", second.log()?);
-    // Each finds for itself who is ill.
+    // Each checker detects failed backends independently.
     let mark = fleet.mark()?;
     fleet.strike(1, Illness::VipMissing)?;
     fleet.in_force(&mark, &[true, false])?;
@@ -127,7 +127,7 @@ fn two_checkers_on_one_machine_do_not_meet() -> Result<()> {
     })?;
     fleet.heal(1, Illness::VipMissing)?;
     fleet.in_force(&mark, &[true, true])?;
-    // One that dies and one that comes back take nothing from the other.
+    // A killed or restarted checker does not affect the other.
     second.signal(Signal::SIGKILL)?;
     second.wait(Duration::from_secs(10))?;
     goes_on(&mut fleet)?;

@@ -1,4 +1,4 @@
-//! The lab itself: comes up, carries packets, and leaves nothing behind.
+//! The lab itself: it starts, carries packets, and leaves nothing behind.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use nix::{
 
 use crate::support::build;
 
-/// Namespaces, folders and mounts of the lab `name`.
+/// Lists namespaces, folders and mounts of the lab `name`.
 fn traces(name: &str) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/run/netns").into_iter().flatten() {
@@ -46,7 +46,7 @@ fn comes_up_carries_packets_and_leaves_nothing() -> Result<()> {
     lab.route_vips_to(&[Node::Backend(2)])?;
     lab.add_vips(Node::Backend(2))?;
     for family in [Family::V4, Family::V6] {
-        // From the address that is used by default and from an arbitrary one of the many.
+        // From the default address, and from one of the many others.
         for from in [client(family, 0), client(family, 1234)] {
             let to = SocketAddr::new(vip(family), 80);
             let backend = lab.netns(Node::Backend(2))?;

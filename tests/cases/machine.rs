@@ -1,5 +1,5 @@
-//! A machine whose first process is systemd, in namespaces of its own, which runs nothing but one
-//! packaged unit with its whole sandbox.
+//! A machine with systemd as its first process, in private namespaces, that runs one packaged unit
+//! in its sandbox.
 
 use std::{
     fs,
@@ -14,8 +14,9 @@ use nix::sys::signal::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Makes the namespaces a machine: folders of its own wherever the unit or systemd writes, a user, the
-/// program, and no other unit. `$1` is the folder with the files, `$2` the program, `$3` the unit.
+/// Turns the namespaces into a machine: private folders for everything that the unit or systemd
+/// writes, a user, the program, and no other unit. `$1` is the folder with the files, `$2` the
+/// program, `$3` the unit.
 const MACHINE: &str = r#"
 set -e
 mount --make-rprivate /
@@ -51,24 +52,24 @@ export container=lab SYSTEMD_PROC_CMDLINE=systemd.unified_cgroup_hierarchy=1
 exec /lib/systemd/systemd --system --log-target=console --unit=lab.target
 "#;
 
-/// Where the machine has the program.
+/// The path of the program inside the machine.
 pub(crate) const PROGRAM: &str = "/run/glb-program";
-/// The user's and group's number, whatever their name.
+/// The user id and group id.
 const USER: u32 = 47_110;
 
-/// A machine with systemd on a node's network. It runs one packaged unit, whose files are in
+/// A machine with systemd on a node's network. It runs one packaged unit, with its files in
 /// `/run/glb`.
 pub(crate) struct Machine {
     process: Process,
     pub(crate) unit: String,
-    /// What is `/run/glb` in the machine.
+    /// The folder that the machine sees as `/run/glb`.
     pub(crate) folder: PathBuf,
-    /// Its control group, with those that systemd would leave behind.
+    /// The machine's control group, including the groups that systemd leaves behind.
     group: PathBuf,
 }
 
 impl Machine {
-    /// Starts it with these files, by name and text.
+    /// Starts the machine with these files, given by name and text.
     pub(crate) fn start(
         lab: &Lab,
         node: Node,
@@ -86,7 +87,8 @@ impl Machine {
         for (file, text) in files {
             fs::write(folder.join(file), text)?;
         }
-        // As the unit's head says; what is written over the lab's file system is given back.
+        // The unit's header asks for this ownership. Changes to the lab's files are reverted at the
+        // end.
         let mut own = Command::new("chgrp");
         command::run(own.args(["-R", &USER.to_string()]).arg(&folder))?;
         command::run(Command::new("chmod").args(["-R", "u=rwX,g=rX,o="]).arg(&folder))?;
@@ -97,7 +99,7 @@ impl Machine {
             .replace("/etc/glb/", "/run/glb/");
         fs::write(folder.join(&unit), packaged)?;
 
-        // A control group of its own: what systemd makes lies below it.
+        // A separate control group, above those that systemd creates.
         let roots = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(PathBuf::from);
         let root = roots.into_iter().find(|root| root.join("cgroup.controllers").exists());
         let root = root.context("no cgroup2 file system is mounted")?;
@@ -114,7 +116,7 @@ impl Machine {
         Ok(Self { process, unit, folder, group })
     }
 
-    /// A command beside systemd.
+    /// Runs a command next to systemd.
     pub(crate) fn run(&self, words: &[&str]) -> Result<Output> {
         let unshare = self.process.id();
         let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"))?;
@@ -141,10 +143,10 @@ impl Machine {
         Ok(text.trim().to_owned())
     }
 
-    /// Waits until the unit is active and the daemon another one than `before`.
+    /// Waits until the unit is active with a process other than `before`.
     pub(crate) fn active(&self, before: &str) -> Result<String> {
         interrupt::wait("the unit", PATIENCE, || {
-            // It may be about to begin itself.
+            // The unit can be about to restart.
             let Ok(state) = self.run(&["systemctl", "is-active", &self.unit]) else {
                 return Ok(None);
             };
@@ -156,7 +158,7 @@ impl Machine {
         .with_context(|| self.log())
     }
 
-    /// Whether its daemon runs as its user, with no more than these capabilities.
+    /// Checks that the daemon runs as its user with exactly these capabilities.
     pub(crate) fn is_confined(&self, process: &str, capabilities: &str) -> Result<()> {
         let status = self.well(&["cat", &format!("/proc/{process}/status")])?;
         let user = format!("Uid:\t{USER}");
@@ -168,7 +170,7 @@ impl Machine {
         Ok(())
     }
 
-    /// systemd itself finds nothing wrong with the unit.
+    /// Runs `systemd-analyze verify` on the unit.
     pub(crate) fn verify(&self) -> Result<()> {
         let path = format!("/run/systemd/system/{}", self.unit);
         let verified = self.run(&["systemd-analyze", "verify", &path])?;
@@ -189,7 +191,7 @@ impl Drop for Machine {
         drop(self.process.wait(Duration::from_secs(10)));
         let mut find = Command::new("find");
         find.arg(&self.group).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]);
-        // What has just died may need a moment to be gone.
+        // A process that just died can need a moment to disappear.
         let gone = interrupt::wait("the control groups", Duration::from_secs(10), || {
             drop(find.output());
             Ok((!self.group.exists()).then_some(()))

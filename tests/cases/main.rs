@@ -1,4 +1,4 @@
-//! End-to-end tests, one file per promise. Each has a lab of its own.
+//! End-to-end tests, one file per topic. Each test has its own lab.
 
 mod backend;
 mod backend_follows;

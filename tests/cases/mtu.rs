@@ -1,5 +1,5 @@
-//! A data centre whose MTU has no room for the tunnel: uploads go through because clients are told
-//! a smaller segment size.
+//! A data centre whose MTU leaves no room for the tunnel: uploads work because clients are told a
+//! smaller segment size.
 
 use std::{
     fs,
@@ -19,20 +19,20 @@ use crate::support::build;
 
 const BYTES: usize = 300_000;
 
-/// What the director counts where a packet does not fit into the tunnel.
+/// The director's reasons for packets that do not fit the tunnel.
 const REASONS: [&str; 3] = ["too_big", "too_big_unanswered", "too_big_may_fragment"];
 
-/// Counts what arrives on each connection to port 80 and says so, until the process ends.
+/// Counts the bytes of each connection to port 80 and prints the count, until the process ends.
 fn sink(lab: &Lab, node: Node) -> Result<()> {
     let listener = lab.netns(node)?.run(|| {
-        // Of both families.
+        // This socket accepts both families.
         Ok(TcpListener::bind(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80))?)
     })?;
     thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             thread::spawn(move || {
                 let mut received = Vec::new();
-                // A client that gave up is told nothing.
+                // A client that gave up gets no answer.
                 if stream.read_to_end(&mut received).is_ok() {
                     stream.write_all(&received.len().to_be_bytes()).ok();
                 }
@@ -42,7 +42,7 @@ fn sink(lab: &Lab, node: Node) -> Result<()> {
     Ok(())
 }
 
-/// Sends so much that full-sized segments are among it; how much arrived.
+/// Sends enough data to produce full-sized segments, and returns how much arrived.
 fn upload(lab: &Lab, family: Family, number: u16) -> Result<usize> {
     lab.netns(Node::Client)?.run(|| {
         let to = SocketAddr::new(vip(family), 80);
@@ -82,13 +82,13 @@ fn uploads_through_a_data_centre_of_1500_bytes() -> Result<()> {
     director.start(&lab)?;
     all_arrives(&lab, 0..4)?;
 
-    // The client checks sums that the backend's kernel has made.
+    // The client verifies checksums that the backend's kernel computed.
     for node in lab.plan().backend_nodes() {
         lab.netns(node)?.run(|| link::set_offload(INTERFACE, link::Offload::TxChecksums, false))?;
     }
     all_arrives(&lab, 10..14)?;
 
-    // The daemon's death changes nothing; a restart adopts the program.
+    // The daemon's death changes nothing, and a restart adopts the program.
     for daemon in &mut redirects {
         daemon.end(Signal::SIGKILL)?;
     }
@@ -98,10 +98,11 @@ fn uploads_through_a_data_centre_of_1500_bytes() -> Result<()> {
     }
     all_arrives(&lab, 30..32)?;
 
-    // Nothing was ever too big for the tunnel.
+    // No packet was too big for the tunnel.
     ensure!(too_big(&director, &lab)? == 0, "{:?}", director.director_counters(&lab)?);
 
-    // Each of these connections was told less, over both families; restarts did not forget it.
+    // Each of these connections was told the lower MSS, over both families, and the counters
+    // survived the restarts.
     let clamped = || -> Result<u64> {
         let of = |daemon: &Daemon| Ok(daemon.redirect_counters(&lab)?.clamped_syn_acks);
         redirects.iter().map(of).sum()
@@ -109,8 +110,8 @@ fn uploads_through_a_data_centre_of_1500_bytes() -> Result<()> {
     let connections = 2 * (4 + 4 + 2 + 2);
     ensure!(clamped()? >= connections, "{} of {connections} SYN-ACKs", clamped()?);
 
-    // Without it, full-sized packets come: the test could have failed. (The director answers them
-    // with what fits, which helps clients whose networks let such answers through.)
+    // Without the clamp, full-sized packets arrive, so the test can fail. (The director answers
+    // them with ICMP, which helps clients whose networks deliver it.)
     for daemon in &mut redirects {
         let config = fs::read_to_string(daemon.config())?;
         fs::write(daemon.config(), format!("mss_clamp = false\n{config}"))?;
@@ -123,14 +124,14 @@ fn uploads_through_a_data_centre_of_1500_bytes() -> Result<()> {
     }
     for family in [Family::V4, Family::V6] {
         let before = too_big(&director, &lab)?;
-        // Whether it arrives is not this test's matter.
+        // It does not matter here whether this upload arrives.
         upload(&lab, family, 40).ok();
         ensure!(too_big(&director, &lab)? > before, "{family:?} fits without help");
     }
     Ok(())
 }
 
-/// Packets that did not fit into the tunnel, whatever became of them.
+/// Returns the packets that did not fit the tunnel, with any outcome.
 fn too_big(director: &Daemon, lab: &Lab) -> Result<u64> {
     let counters = director.director_counters(lab)?;
     Ok(REASONS.iter().map(|reason| counters.packets(reason)).sum())

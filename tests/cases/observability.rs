@@ -1,4 +1,4 @@
-//! What an operator sees of a director: `show`, `top`, metrics, the dashboard and the alerts.
+//! A director as the operator sees it: `show`, `top`, metrics, dashboard and alerts.
 
 use std::{
     collections::BTreeSet,
@@ -23,7 +23,7 @@ fn address(port: u16) -> SocketAddr {
     SocketAddr::new(DIRECTOR.v4().into(), port)
 }
 
-/// A fleet whose director serves metrics, and announces (to nobody: no routing daemon is asked).
+/// A fleet whose director serves metrics and announces (without a routing daemon).
 fn fleet(name: &str) -> Result<Fleet> {
     build()?;
     let mut fleet = Fleet::up(Plan { backends: 3, ..Plan::new(name) }, 1, true)?;
@@ -123,12 +123,12 @@ fn the_exposition_holds_before_promtool() -> Result<()> {
     ] {
         ensure!(text.contains(metric), "{why}: {metric} is missing in:\n{text}");
     }
-    // No key is ever shown.
+    // No output contains a key.
     ensure!(!text.contains("5b1f8a1e6f0c43d2a7e94c0d1b2a3f48"), "{text}");
     Ok(())
 }
 
-/// A Prometheus beside the director.
+/// A Prometheus next to the director.
 fn prometheus(lab: &Lab) -> Result<Process> {
     let folder = lab.folder(DIRECTOR)?;
     let rules = repository().join("docs/alerts.yml");
@@ -154,7 +154,7 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The result of an expression; each character that is not one of a URL's is written as its bytes.
+/// Runs a PromQL query. Special characters are percent-encoded.
 fn query(lab: &Lab, expression: &str) -> Result<Vec<Value>> {
     let encoded: String = expression.bytes().map(|byte| format!("%{byte:02X}")).collect();
     let answer = get(lab, PROMETHEUS, &format!("/api/v1/query?query={encoded}"));
@@ -162,7 +162,7 @@ fn query(lab: &Lab, expression: &str) -> Result<Vec<Value>> {
     Ok(answer["data"]["result"].as_array().context("no result")?.clone())
 }
 
-/// Every `"expr"` of the dashboard, with the dashboard's variables filled in.
+/// Lists every `"expr"` of the dashboard, with its variables filled in.
 fn dashboard() -> Result<Vec<String>> {
     let text = fs::read_to_string(repository().join("docs/grafana/glb-director.json"))?;
     let dashboard: Value = serde_json::from_str(&text)?;
@@ -179,7 +179,7 @@ fn dashboard() -> Result<Vec<String>> {
         .collect())
 }
 
-/// The names of this project's metrics in a text.
+/// Lists the names of this project's metrics in a text.
 fn names(text: &str) -> BTreeSet<&str> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| word.starts_with("glb_director_") || word.starts_with("process_")).collect()
@@ -218,7 +218,7 @@ fn a_real_prometheus_finds_every_metric_of_dashboard_and_alerts() -> Result<()> 
     let firing = query(&fleet.lab, "ALERTS")?;
     ensure!(firing.is_empty(), "all is well, and yet: {firing:?}");
 
-    // And one that has a reason.
+    // A metric that exists only after a failure.
     fleet.director()?.reload_refused("nonsense")?;
     interrupt::wait("the alert", Duration::from_secs(20), || {
         let pending = query(&fleet.lab, "ALERTS{alertname=\"GlbDirectorReloadFailed\"}")?;
@@ -230,7 +230,7 @@ fn a_real_prometheus_finds_every_metric_of_dashboard_and_alerts() -> Result<()> 
 #[test]
 fn metrics_are_live_while_a_reload_runs() -> Result<()> {
     let mut fleet = fleet("glb-t-live")?;
-    // A backend that nobody answers for is waited for.
+    // The daemon waits for a backend that does not answer.
     let table = fleet.table.toml()?.replace("10.0.2.23", "10.0.2.99");
     fleet.directors[0].write_table(&table)?;
     let begun = Instant::now();
@@ -273,7 +273,7 @@ fn what_a_scrape_costs() -> Result<()> {
 fn no_key_and_no_seed_is_ever_shown() -> Result<()> {
     let mut fleet = fleet("glb-t-keys")?;
     let table = fleet.table.toml()?;
-    // A key in a wrong place, and one that is broken.
+    // A key in the wrong place, and a malformed key.
     fleet.director()?.reload_refused(&table.replace("hash_key", "hash_kye"))?;
     fleet.director()?.reload_refused(&table.replace("3f48\"", "3fzz\""))?;
     let mut shown = vec![("log", fleet.director()?.process()?.log()?)];

@@ -1,4 +1,4 @@
-//! The Debian packages: what is in them, and that what they install runs.
+//! The Debian packages: their contents, and that the installed programs run.
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
@@ -9,7 +9,7 @@ use crate::support::build;
 
 const DAEMONS: [&str; 3] = ["glb-director", "glb-redirect", "glb-healthcheck"];
 
-/// Builds the packages of what was built, and returns their files in the order of [`DAEMONS`].
+/// Builds the packages and returns their files in the order of [`DAEMONS`].
 fn packages(out: &Path) -> Result<Vec<String>> {
     build()?;
     let folder = Program::Director.path()?;
@@ -32,7 +32,7 @@ fn packages_hold_daemons_that_run() -> Result<()> {
     ensure!(packages.len() == DAEMONS.len(), "{packages:?}");
     for (package, name) in packages.iter().zip(DAEMONS) {
         ensure!(field(package, "Package")? == name);
-        // Nobody's files are anybody else's.
+        // Every file belongs to root.
         let listed = command::output(Command::new("dpkg-deb").args(["-c", package]))?;
         ensure!(listed.lines().all(|line| line.contains(" root/root ")), "{listed}");
         command::run(Command::new("dpkg-deb").args(["-x", package]).arg(&root))?;
@@ -49,7 +49,7 @@ fn packages_hold_daemons_that_run() -> Result<()> {
         let unit = fs::read_to_string(&unit).with_context(|| format!("no unit of {name}"))?;
         ensure!(unit.contains(&format!("ExecStart=/usr/bin/{name} run")), "{unit}");
 
-        // Bash offers the commands that the program has.
+        // Bash completes the commands that the program has.
         let completions = root.join("usr/share/bash-completion/completions").join(name);
         let asked = format!(
             "source '{}'; function=$(complete -p {name} | sed 's/.*-F \\([^ ]*\\).*/\\1/'); \
@@ -71,7 +71,7 @@ fn packages_hold_daemons_that_run() -> Result<()> {
         }
     }
 
-    // The packed director attaches its program, so the BPF objects are whole.
+    // The packaged director attaches its program, so the BPF objects are complete.
     let node = Node::Director(1);
     let director = Daemon::director(&lab, node, &TableFile::new(lab.plan()))?;
     let mut run = lab.netns(node)?.command(root.join("usr/bin/glb-director"));
@@ -81,7 +81,7 @@ fn packages_hold_daemons_that_run() -> Result<()> {
     let mut ip = lab.netns(node)?.command("ip");
     let shown = command::output(ip.args(["-details", "link", "show", "dev", INTERFACE]))?;
     ensure!(shown.contains("prog/xdp"), "{shown}");
-    // The examples are valid.
+    // The packaged examples are valid.
     let example = root.join("usr/share/doc/glb-director/examples/table.toml");
     let program = root.join("usr/bin/glb-director");
     command::run(Command::new(program).args(["table", "check"]).arg(example))

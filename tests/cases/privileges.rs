@@ -1,4 +1,4 @@
-//! Directors and backends run as users of their own, with three capabilities.
+//! Directors and backends run as separate users with three capabilities.
 
 use std::{
     fs,
@@ -22,17 +22,17 @@ use crate::{
 
 const DIRECTOR: Node = Node::Director(1);
 const BACKEND: Node = Node::Backend(1);
-/// A user that no machine has.
+/// A user id that no machine uses.
 const USER: u32 = 47_110;
 
-/// A fleet whose director does not run, but could as [`USER`]; and the folder for its socket.
+/// A fleet whose director is not running but can run as [`USER`], and the folder for its socket.
 fn fleet(name: &str) -> Result<(Fleet, PathBuf)> {
     build()?;
     let mut fleet = Fleet::up(Plan { backends: 2, ..Plan::new(name) }, 1, true)?;
     let director = &mut fleet.directors[0];
     director.end(Signal::SIGTERM)?;
     director.detach(&fleet.lab)?;
-    // What an administrator does once, or a service manager at each start.
+    // The preparation by an administrator, or by a service manager at each start.
     let pins = fleet.lab.bpf().join(DIRECTOR.to_string());
     let run = fleet.lab.scratch().join("run");
     fs::set_permissions(fleet.lab.bpf(), fs::Permissions::from_mode(0o755))?;
@@ -52,7 +52,8 @@ fn fleet(name: &str) -> Result<(Fleet, PathBuf)> {
     Ok((fleet, run))
 }
 
-/// As systemd does with User=, AmbientCapabilities=, CapabilityBoundingSet= and NoNewPrivileges=.
+/// The effect of systemd's User=, AmbientCapabilities=, CapabilityBoundingSet= and
+/// NoNewPrivileges=.
 fn as_user(fleet: &Fleet, node: Node, capabilities: &str) -> Result<Command> {
     let mut command = fleet.lab.netns(node)?.command("setpriv");
     command.args([format!("--reuid={USER}"), format!("--regid={USER}")]);
@@ -74,7 +75,7 @@ fn run_as_user(fleet: &Fleet) -> Result<Process> {
     Ok(process)
 }
 
-/// A field of every thread's status.
+/// Reads a field of every thread's status.
 fn of_threads(process: u32, field: &str) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for thread in fs::read_dir(format!("/proc/{process}/task"))? {
@@ -132,7 +133,7 @@ fn as_a_user_of_its_own_with_a_reload_and_restarts() -> Result<()> {
     has_three(process.id())?;
     ensure!(!process.log()?.contains("read by everybody"), "{}", process.log()?);
 
-    // Orderly end, and off.
+    // A clean stop, then detach.
     process.signal(Signal::SIGTERM)?;
     ensure!(process.wait(Duration::from_secs(10))?.success());
     let mut detach = as_user(&fleet, DIRECTOR, ALL)?;
@@ -172,7 +173,7 @@ fn what_is_missing_is_named() -> Result<()> {
         let text = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.code() == Some(1) && text.contains(name), "{name}: {text}");
     }
-    // Pins of root, from before the user was made.
+    // Pins made by root before the user existed.
     let pins = fleet.lab.bpf().join(DIRECTOR.to_string());
     chown(&pins, Some(0), Some(0))?;
     let mut command = as_user(&fleet, DIRECTOR, ALL)?;
@@ -183,7 +184,8 @@ fn what_is_missing_is_named() -> Result<()> {
     Ok(())
 }
 
-/// As packaging/glb-redirect.service has it: pins that a daemon of root left behind are handed over.
+/// The set-up of packaging/glb-redirect.service: pins that a root daemon left behind change their
+/// owner.
 #[test]
 fn a_backend_goes_on_as_a_user_of_its_own() -> Result<()> {
     build()?;
@@ -212,7 +214,7 @@ fn a_backend_goes_on_as_a_user_of_its_own() -> Result<()> {
     manager.set_read_timeout(Some(Duration::from_millis(200)))?;
     chown(&notify, Some(USER), Some(USER))?;
     let mut command = as_user(&fleet, BACKEND, ALL)?;
-    // The watchdog is meant for one process, which is named: the shell becomes the daemon.
+    // The watchdog names one process, so the shell becomes the daemon.
     command.args(["sh", "-c", "WATCHDOG_PID=$$ exec \"$@\"", "sh"]);
     command.arg(Program::Redirect.path()?).arg("run").arg("--config").arg(&path);
     command.env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "1000000");

@@ -1,4 +1,4 @@
-//! What a service manager is told, and the log as a program reads it.
+//! Notifications for the service manager, and the JSON log.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use crate::support::{build, has_program};
 
 const DIRECTOR: Node = Node::Director(1);
 
-/// The next message that holds `text`; what came before it is thrown away.
+/// Returns the next message that contains `text` and drops earlier ones.
 pub(crate) fn told(socket: &UnixDatagram, text: &str) -> Result<String> {
     let mut bytes = [0; 4096];
     let begun = Instant::now();
@@ -37,7 +37,7 @@ fn the_service_manager_is_told_and_the_log_is_json() -> Result<()> {
     let path = lab.scratch().join("notify");
     let socket = UnixDatagram::bind(&path)?;
     socket.set_read_timeout(Some(Duration::from_millis(200)))?;
-    // The watchdog is meant for one process, which is named: the shell becomes the daemon.
+    // The watchdog names one process, so the shell becomes the daemon.
     let mut command = lab.netns(DIRECTOR)?.command("sh");
     command.args(["-c", "WATCHDOG_PID=$$ exec \"$@\"", "sh"]).arg(Program::Director.path()?);
     command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "1000000");
@@ -99,7 +99,7 @@ fn levels_are_obeyed_and_the_last_word_is_json_too() -> Result<()> {
     let log = run(&["--log-level", "debug"])?;
     ensure!(log.contains("DEBUG") && log.contains("INFO"), "{log}");
 
-    // With a generation left behind it would go on with that one.
+    // Otherwise the daemon would adopt the generation left behind.
     director.detach(&lab)?;
     fs::remove_file(director.config().with_file_name("table.toml"))?;
     let mut command = director.command(&lab, "run")?;

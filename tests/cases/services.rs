@@ -1,4 +1,4 @@
-//! The services of a lab without a load balancer between: plain routes to one backend.
+//! The services of a lab without a load balancer: plain routes to one backend.
 
 use std::{
     net::SocketAddr,

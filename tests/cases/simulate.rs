@@ -1,4 +1,4 @@
-//! What the simulator says of a sequence of tables is what happens to real connections.
+//! The simulator's prediction for a sequence of tables matches real connections.
 
 use std::{
     collections::BTreeMap,
@@ -19,21 +19,21 @@ use serde_json::Value;
 
 use crate::support::build;
 
-/// A connection, and what became of it.
+/// A connection and its outcome.
 struct Connection {
     stream: TcpStream,
     client: SocketAddr,
     vip: SocketAddr,
-    /// The step after which it was made.
+    /// The step after which it was opened.
     step: usize,
     backend: IpAddr,
     broken_by: Option<usize>,
 }
 
-/// Listens on a node, and answers each byte with the node's number.
+/// Listens on a node and answers each byte with the node's number.
 fn serve(lab: &Lab, node: Node) -> Result<()> {
     let Node::Backend(number) = node else { bail!("{node} is no backend") };
-    // Of both families.
+    // This socket accepts both families.
     let listener = lab.netns(node)?.run(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80))?))?;
     thread::spawn(move || {
         for stream in listener.incoming() {
@@ -46,7 +46,7 @@ fn serve(lab: &Lab, node: Node) -> Result<()> {
     Ok(())
 }
 
-/// Sends a byte and hears who answers; none if the connection was reset.
+/// Sends a byte and returns the backend that answered; none if the connection was reset.
 fn who(stream: &mut TcpStream) -> Result<Option<IpAddr>> {
     let mut number = [0];
     let heard = stream.write_all(&[0]).and_then(|()| stream.read_exact(&mut number));
@@ -57,7 +57,7 @@ fn who(stream: &mut TcpStream) -> Result<Option<IpAddr>> {
     }
 }
 
-/// The lab's tables one after the other, and how many connections are made by each.
+/// The lab's tables in order, with the number of connections opened under each.
 fn sequence(plan: &Plan) -> Vec<(TableFile, u16)> {
     let mut table = TableFile::new(plan);
     let mut tables = Vec::new();
@@ -68,10 +68,10 @@ fn sequence(plan: &Plan) -> Vec<(TableFile, u16)> {
     step(6, State::Inactive, 120);
     step(1, State::Draining, 120);
     step(1, State::Active, 40);
-    // Whoever stood in for backend 1 may be pushed out of a row.
+    // The backend that replaced backend 1 can be pushed out of a row.
     step(6, State::Filling, 40);
     step(2, State::Draining, 40);
-    // With its connections, and while 2 is draining.
+    // The backend leaves with its connections while backend 2 is draining.
     step(3, State::Inactive, 40);
     step(2, State::Active, 0);
     tables
@@ -147,7 +147,7 @@ fn the_simulator_and_the_lab_agree_on_each_connection() -> Result<()> {
         ensure!(said["broken_by"].as_u64() == seen.broken_by.map(|step| step as u64), "{what}");
         *broken.entry(seen.broken_by).or_default() += 1;
     }
-    // What the plan calls safe broke none.
+    // The steps that the plan called safe broke no connection.
     let mut unsafe_steps = Vec::new();
     for judged in answer["steps"].as_array().context("no steps")? {
         let step = usize::try_from(judged["step"].as_u64().context("no number")?)?;

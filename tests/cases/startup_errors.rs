@@ -1,4 +1,4 @@
-//! What both daemons refuse, each with one clear error that names the thing and the remedy.
+//! Start-up errors of both daemons: each names the cause and the remedy.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ fn lab(name: &str) -> Result<Lab> {
     Lab::up(Plan { backends: 2, ..Plan::new(name) })
 }
 
-/// A daemon of this kind, not running, and where it would run.
+/// Prepares a daemon of this kind without starting it, and returns its node.
 fn daemon(lab: &Lab, program: Program) -> Result<(Daemon, Node)> {
     Ok(match program {
         Program::Director => {
@@ -44,7 +44,7 @@ fn names(error: &str, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Nothing may be left of a daemon that did not start.
+/// A daemon that did not start must leave nothing behind.
 fn no_trace(lab: &Lab, node: Node) -> Result<()> {
     let pins = files_below(&lab.bpf().join(node.to_string()))?;
     ensure!(pins.is_empty(), "left: {pins:?}");
@@ -99,7 +99,7 @@ fn a_process_that_may_not() -> Result<()> {
     let lab = lab("glb-t-nocap")?;
     for program in PROGRAMS {
         let (daemon, node) = daemon(&lab, program)?;
-        // Root by name and without any capability: files can be read, nothing else works.
+        // Root without capabilities: it can read files, and nothing else works.
         let mut bare = lab.netns(node)?.command("setpriv");
         bare.args(["--bounding-set=-all", "--inh-caps=-all"]).arg(program.path()?);
         let done = command::finish(bare.arg("run").arg("--config").arg(daemon.config()))?;
@@ -119,7 +119,7 @@ fn two_daemons_with_one_pin_folder() -> Result<()> {
         let (mut first, node) = daemon(&lab, program)?;
         first.start(&lab)?;
         let (mut second, _) = daemon(&lab, program)?;
-        // Else its control socket would be what is found to be taken.
+        // Without this, the daemon would report the occupied control socket instead.
         change_config(&second, "control.sock\"", "second.sock\"")?;
         let pins = lab.bpf().join(node.to_string()).display().to_string();
         names(&refusal(&lab, &mut second)?, &[&pins])?;

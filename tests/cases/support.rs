@@ -1,4 +1,4 @@
-//! What several cases need.
+//! Helpers shared by several test files.
 
 use std::{net::SocketAddr, process::Command, sync::OnceLock, time::Duration};
 
@@ -8,34 +8,35 @@ use glb_lab::{
     repository, vip,
 };
 
-/// Builds the daemons and the lab's program: cargo does not know that these tests run them, and
-/// old ones would prove nothing.
+/// Builds the daemons and the lab's program. Cargo does not know that these tests run them, and
+/// stale binaries would prove nothing.
 pub(crate) fn build() -> Result<()> {
     static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut build = Command::new(cargo);
         build.current_dir(env!("CARGO_MANIFEST_DIR"));
-        // The whole workspace: of a part, shared dependencies would be compiled again.
+        // The whole workspace is built, because building a part would recompile shared dependencies
+        // with other features.
         build.args(["build", "--quiet", "--locked", "--bins", "--workspace"]);
         command::run(build.args(["--exclude", "glb-ebpf"])).map_err(|error| format!("{error:#}"))
     });
     built.clone().map_err(anyhow::Error::msg)
 }
 
-/// A whole fleet whose clients are far enough away that a clone takes about five seconds.
+/// A fleet with slow client links, so that a clone takes about five seconds.
 pub(crate) fn fleet(name: &str) -> Result<Fleet> {
     build()?;
     Fleet::up(Plan { client_mbit: Some(40), ..Plan::new(name) }, 24, true)
 }
 
-/// Asks for the page of the VIP from client address `number`.
+/// Requests the VIP's page from client address `number`.
 pub(crate) fn ask(lab: &Lab, family: Family, number: u16) -> Result<http::Reply> {
     let to = SocketAddr::new(vip(family), 80);
     http::get_in(lab.netns(Node::Client)?, client(family, number), to, "/")
 }
 
-/// Asks from many addresses and over both families; every request must be answered.
+/// Sends requests from many addresses over both families. Every request must be answered.
 pub(crate) fn ask_everybody(lab: &Lab) -> Result<()> {
     for number in 100..120 {
         for family in [Family::V4, Family::V6] {
@@ -45,8 +46,8 @@ pub(crate) fn ask_everybody(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Asks from many addresses and over both families; every request must be answered, and every
-/// backend must have answered some.
+/// Sends requests from many addresses over both families. Every request must be answered, and every
+/// backend must answer some.
 pub(crate) fn everybody_answers(lab: &Lab) -> Result<()> {
     let mut answers = std::collections::BTreeMap::<_, u32>::new();
     for number in 100..120 {
@@ -58,7 +59,7 @@ pub(crate) fn everybody_answers(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the clone has got this far.
+/// Waits until the clone has reached this share.
 pub(crate) fn reaches(clone: &mut GitClone, percent: u8) -> Result<()> {
     interrupt::wait(&format!("{percent} % of the clone"), Duration::from_secs(30), || {
         if clone.percent()? >= percent {
@@ -71,7 +72,7 @@ pub(crate) fn reaches(clone: &mut GitClone, percent: u8) -> Result<()> {
     })
 }
 
-/// Waits for the clone's end; it must be whole.
+/// Waits for the end of the clone, which must be complete.
 pub(crate) fn ends_well(clone: &mut GitClone, fleet: &Fleet) -> Result<()> {
     let limit = Duration::from_secs(60);
     let (status, _) = interrupt::wait("the end of the clone", limit, || clone.finished())?;
@@ -80,14 +81,14 @@ pub(crate) fn ends_well(clone: &mut GitClone, fleet: &Fleet) -> Result<()> {
     command::run(repository::in_repository(clone.target()).args(["fsck", "--full"]))
 }
 
-/// Whether an XDP program is attached to the node's interface.
+/// Returns whether an XDP program is attached to the node's interface.
 pub(crate) fn has_program(lab: &Lab, node: Node) -> Result<bool> {
     let mut ip = lab.netns(node)?.command("ip");
     let shown = command::output(ip.args(["-details", "link", "show", "dev", INTERFACE]))?;
     Ok(shown.contains("prog/xdp"))
 }
 
-/// The kernel's number of the program on a node's interface.
+/// Returns the kernel's id of the program on a node's interface.
 pub(crate) fn program_id(lab: &Lab, node: Node) -> Result<u32> {
     let mut ip = lab.netns(node)?.command("ip");
     let shown = command::output(ip.args(["-details", "link", "show", "dev", INTERFACE]))?;
@@ -95,8 +96,8 @@ pub(crate) fn program_id(lab: &Lab, node: Node) -> Result<u32> {
     Ok(after.split_whitespace().next().context("no number")?.parse()?)
 }
 
-/// Starts a daemon that must refuse, and returns what it wrote. It must not take long, must exit
-/// with 1, must not panic, and must write no colours into a file.
+/// Starts a daemon that must fail, and returns its output. It must end quickly with exit status 1,
+/// without a panic and without colours.
 pub(crate) fn refusal(lab: &Lab, daemon: &mut Daemon) -> Result<String> {
     daemon.spawn(lab)?;
     let process = daemon.process()?;

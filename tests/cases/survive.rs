@@ -1,4 +1,4 @@
-//! The survival suite's short form, and that the suite sees what it is there to see.
+//! The short form of the survival suite, and a check that the suite detects broken connections.
 
 use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
 
@@ -20,7 +20,7 @@ impl Suite {
         Ok(Self { reports, name })
     }
 
-    /// Runs it; what it wrote is seen if the test fails.
+    /// Runs the suite; its output is shown if the test fails.
     fn run(&self, arguments: &[&str]) -> Result<(bool, serde_json::Value)> {
         let program = Program::Director.path()?.with_file_name("glb-survive");
         let mut suite = Command::new(program);
@@ -57,7 +57,7 @@ fn nothing_breaks_that_may_not_in_any_event() -> Result<()> {
     Ok(())
 }
 
-/// Were the suite blind, all would look well here too.
+/// The counter-check: a suite that detects nothing would pass, too.
 #[test]
 fn without_second_chance_the_suite_sees_what_breaks() -> Result<()> {
     let suite = Suite::new("glb-t-unsurvived")?;
@@ -67,7 +67,7 @@ fn without_second_chance_the_suite_sees_what_breaks() -> Result<()> {
     let broken = report["broken"].as_array().context("no list of what broke")?;
     let bad: Vec<_> = broken.iter().filter(|broken| broken["allowed"] == false).collect();
     ensure!(!bad.is_empty(), "{broken:?}");
-    // An event is to blame for each, and its backend is known.
+    // Each broken connection is attributed to an event and a backend.
     ensure!(bad.iter().all(|broken| broken["event"].is_string()), "{bad:?}");
     ensure!(bad.iter().any(|broken| broken["holder"].is_string()), "{bad:?}");
     Ok(())

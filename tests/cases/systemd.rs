@@ -1,4 +1,4 @@
-//! The packaged units under a real systemd, each with its whole sandbox.
+//! The packaged units under a real systemd, each in its full sandbox.
 
 use std::{fs, time::Duration};
 
@@ -41,7 +41,7 @@ fn the_directors_unit_runs_in_its_sandbox() -> Result<()> {
     };
     glb(&["status"])?;
 
-    // A changed table comes into force, and `systemctl reload` says how that went.
+    // A changed table comes into force, and `systemctl reload` reports the result.
     fleet.table.set_state(fleet.redirects[0].node(), State::Draining);
     fs::write(machine.folder.join("table.toml"), fleet.table.toml()?)?;
     machine.well(&["systemctl", "reload", unit])?;
@@ -51,26 +51,26 @@ fn the_directors_unit_runs_in_its_sandbox() -> Result<()> {
     fs::write(machine.folder.join("table.toml"), fleet.table.toml()?)?;
     machine.well(&["systemctl", "reload", unit])?;
 
-    // Killed, it is started again and takes over what runs; nothing is lost meanwhile.
+    // A killed daemon is restarted and adopts the running program without loss.
     machine.well(&["systemctl", "kill", "--signal", "KILL", unit])?;
     crate::support::ask_everybody(&fleet.lab)?;
     let second = machine.active(&first)?;
     ensure!(machine.log().contains("adopting"), "{}", machine.log());
-    // A restart runs all that comes before the daemon once more.
+    // A restart runs the unit's preparation again.
     machine.well(&["systemctl", "restart", unit])?;
     machine.active(&second)?;
     glb(&["status"])?;
     crate::support::ask_everybody(&fleet.lab)?;
     machine.well(&["systemctl", "stop", unit])?;
     ensure!(machine.property("Result")? == "success", "{}", machine.log());
-    // It stays attached.
+    // The program stays attached.
     crate::support::ask_everybody(&fleet.lab)?;
     let log = machine.log();
     ensure!(!log.contains("panicked"), "{log}");
     Ok(())
 }
 
-/// Every kind of check that asks the kernel for more than a connection, and a command.
+/// Every kind of check that needs privileges, and an `exec` check.
 #[test]
 fn the_health_checkers_unit_runs_in_its_sandbox() -> Result<()> {
     build()?;
@@ -85,7 +85,7 @@ fn the_health_checkers_unit_runs_in_its_sandbox() -> Result<()> {
         vip(Family::V4),
         TableFile::new(lab.plan()).toml()?,
     );
-    // The checked table's place is the one that the unit's head names.
+    // The output file is where the unit's header says.
     let place = "/var/lib/glb-healthcheck/table.toml";
     let config = format!(
         "source = \"table.src.toml\"\nchecked = \"{place}\"\nhold_down_ms = 0\nsettle_ms = 200\n"
@@ -112,7 +112,8 @@ fn the_health_checkers_unit_runs_in_its_sandbox() -> Result<()> {
     server.set(Health::Dead);
     written("healthy = false")?;
 
-    // A reload is seen, a bad one hurts nobody, and a killed one is started again and flaps nothing.
+    // A reload works, an invalid one changes nothing, and a killed daemon restarts without a health
+    // change.
     fs::write(machine.folder.join("table.src.toml"), "nonsense")?;
     machine.well(&["systemctl", "reload", unit])?;
     interrupt::wait("the refusal", Duration::from_secs(60), || {
@@ -145,7 +146,7 @@ fn the_backends_unit_runs_in_its_sandbox() -> Result<()> {
     let node = redirect.node();
     redirect.end(Signal::SIGTERM)?;
     redirect.detach(&fleet.lab)?;
-    // The same, but for places: the unit's own are the defaults.
+    // The same configuration with the unit's default paths.
     let config = fs::read_to_string(redirect.config())?;
     let is_place = |line: &&str| line.starts_with("pin = ") || line.starts_with("control.socket");
     let lines = config.lines().filter(|line| !is_place(line));
@@ -162,7 +163,7 @@ fn the_backends_unit_runs_in_its_sandbox() -> Result<()> {
         || machine.well(&[PROGRAM, "connections", "--config", "/run/glb/redirect.toml"]);
     connections()?;
 
-    // A reload is seen, and a bad one hurts nobody.
+    // A reload works, and an invalid one changes nothing.
     fs::write(machine.folder.join("redirect.toml"), "nonsense")?;
     machine.well(&["systemctl", "reload", unit])?;
     interrupt::wait("the refusal", Duration::from_secs(60), || {
@@ -173,7 +174,7 @@ fn the_backends_unit_runs_in_its_sandbox() -> Result<()> {
     machine.well(&["systemctl", "reload", unit])?;
     everybody_answers(&fleet.lab)?;
 
-    // Killed, restarted, stopped: its packets go on.
+    // After kill, restart and stop, the program continues.
     machine.well(&["systemctl", "kill", "--signal", "KILL", unit])?;
     everybody_answers(&fleet.lab)?;
     let second = machine.active(&first)?;

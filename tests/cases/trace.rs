@@ -1,4 +1,4 @@
-//! Watching live decisions, with traffic, and with watchers that end in every way.
+//! Tracing a backend's decisions under traffic, with clients that end in every way.
 
 use std::fs;
 
@@ -36,7 +36,7 @@ fn a_backends_decisions_are_seen_and_filtered() -> Result<()> {
     }
     is_plain(&mut fleet.redirects[0], 1)?;
 
-    // One client only, at whichever backend it lands, and nothing of the others.
+    // Only one client's packets appear, on whichever backend they land.
     let words = ["trace", "-o", "json", &client, "port", "80"];
     let mut watchers: Vec<Watcher> = fleet
         .redirects
@@ -58,7 +58,7 @@ fn a_backends_decisions_are_seen_and_filtered() -> Result<()> {
 fn a_watcher_of_a_backend_may_end_in_any_way() -> Result<()> {
     let mut fleet = fleet("glb-t-rwatch")?;
     let watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace"])?;
-    // One at a time, and the second is told of the first.
+    // Only one trace runs at a time. The error for the second names the first.
     let mut second = fleet.redirects[0].command(&fleet.lab, "trace")?;
     let refused = command::finish(&mut second)?;
     let text = String::from_utf8_lossy(&refused.stderr);
@@ -69,7 +69,7 @@ fn a_watcher_of_a_backend_may_end_in_any_way() -> Result<()> {
     watcher.signal(Signal::SIGKILL)?;
     is_plain(&mut fleet.redirects[0], 1)?;
 
-    // It ends with a summary when it is asked to.
+    // The client ends with a summary on request.
     let mut watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace"])?;
     traffic(&fleet)?;
     watcher.signal(Signal::SIGINT)?;
@@ -78,13 +78,13 @@ fn a_watcher_of_a_backend_may_end_in_any_way() -> Result<()> {
     ensure!(lines.iter().any(|line| line.contains("taken_syn")), "{lines:?}");
     is_plain(&mut fleet.redirects[0], 2)?;
 
-    // It hangs: the daemon ends it all the same.
+    // The client hangs. The daemon ends the trace at its time limit.
     let watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace", "--time", "2s"])?;
     watcher.signal(Signal::SIGSTOP)?;
     is_plain(&mut fleet.redirects[0], 3)?;
     drop(watcher);
 
-    // The configuration changes meanwhile: it goes on with the new generation.
+    // The configuration changes meanwhile. The trace continues with the new generation.
     let mut watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace", "-o", "json"])?;
     let daemon = &mut fleet.redirects[0];
     let config = fs::read_to_string(daemon.config())?;
@@ -97,7 +97,7 @@ fn a_watcher_of_a_backend_may_end_in_any_way() -> Result<()> {
     ensure!(!watcher.json()?.is_empty(), "nothing was seen after the change");
     is_plain(&mut fleet.redirects[0], 4)?;
 
-    // The daemon ends: it leaves the plain program behind, and says so.
+    // The daemon ends. It restores the plain program and says so.
     let mut watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace"])?;
     let daemon = &mut fleet.redirects[0];
     let from = daemon.process()?.log()?.len();
@@ -119,7 +119,7 @@ fn a_backend_killed_while_it_is_watched_goes_on_and_its_successor_is_plain() -> 
     fleet.redirects[0].end(Signal::SIGKILL)?;
     interrupt::wait("the watcher's end", PATIENCE, || Ok(watcher.child.try_wait()?))?;
 
-    // Nobody is there: what shows decisions goes on deciding.
+    // The daemon is gone. The trace program continues to handle packets.
     everybody_answers(&fleet.lab)?;
     ensure!(program_id(&fleet.lab, node)? == shows);
     let taken = |fleet: &Fleet| -> Result<u64> {
@@ -133,7 +133,7 @@ fn a_backend_killed_while_it_is_watched_goes_on_and_its_successor_is_plain() -> 
     let after = taken(&fleet)?;
     ensure!(after > before, "{before}, then {after}");
 
-    // And it can be watched like any other.
+    // The new daemon can trace, too.
     let mut watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace"])?;
     traffic(&fleet)?;
     watcher.signal(Signal::SIGINT)?;
@@ -159,12 +159,12 @@ fn a_backend_captures_what_comes_and_what_the_kernel_gets() -> Result<()> {
     let vip = vip(glb_lab::Family::V4).to_string();
     for pair in packets.chunks(2) {
         let [before, after] = pair else { bail!("an odd number of packets") };
-        // 40 bytes of tunnel are gone, and the rest is the same.
+        // The 40 bytes of tunnel headers are removed, and the rest is unchanged.
         ensure!(before.data[54..] == after.data[14..] && before.time == after.time);
         let destination = after.data[30..34].iter().map(ToString::to_string).collect::<Vec<_>>();
         ensure!(destination.join(".") == vip, "{destination:?}");
     }
-    // A disk that is full ends it, with the reason, and the plain program comes back.
+    // A full disk ends the capture with the reason, and the plain program returns.
     let mut full = Watcher::spawn(&fleet, daemon, &["capture", "-w", "/dev/full", "-n", "20"])?;
     interrupt::wait("the end of the capture", PATIENCE, || {
         traffic(&fleet)?;

@@ -1,4 +1,4 @@
-//! A `trace` or `capture` that runs beside a daemon.
+//! A `trace` or `capture` command next to a daemon.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -22,7 +22,7 @@ use crate::support::ask;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A `trace` or `capture` that runs. It is ended when this is dropped.
+/// A running `trace` or `capture` command. It ends on drop.
 pub(crate) struct Watcher {
     pub(crate) child: Child,
     out: Option<ChildStdout>,
@@ -31,7 +31,7 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
-    /// Starts it, and waits until it watches.
+    /// Starts the command and waits until it traces.
     pub(crate) fn start(fleet: &Fleet, daemon: &Daemon, words: &[&str]) -> Result<Self> {
         let mut watcher = Self::spawn(fleet, daemon, words)?;
         watcher.says("watching generation")?;
@@ -55,7 +55,7 @@ impl Watcher {
         Ok(Self { child, out, errors, said: String::new() })
     }
 
-    /// Waits until it says this.
+    /// Waits until the output contains `words`.
     pub(crate) fn says(&mut self, words: &str) -> Result<()> {
         while !self.said.contains(words) {
             match self.errors.recv_timeout(PATIENCE) {
@@ -66,7 +66,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// Waits for its end; every line of its output.
+    /// Waits for the end and returns every line of the output.
     pub(crate) fn lines(&mut self) -> Result<Vec<String>> {
         let out = self.out.take().context("read already")?;
         let lines = BufReader::new(out).lines().collect::<Result<Vec<_>, _>>()?;
@@ -95,7 +95,7 @@ impl Drop for Watcher {
     }
 }
 
-/// Waits until the daemon has the plain program back.
+/// Waits until the daemon has restored the plain program.
 pub(crate) fn is_plain(daemon: &mut Daemon, times: usize) -> Result<()> {
     interrupt::wait("the plain program", PATIENCE, || {
         let log = daemon.process()?.log()?;
@@ -103,7 +103,7 @@ pub(crate) fn is_plain(daemon: &mut Daemon, times: usize) -> Result<()> {
     })
 }
 
-/// Asks once from each of some clients, so that the daemons have something to decide.
+/// Sends a request from each of some clients, so that the daemons handle packets.
 pub(crate) fn traffic(fleet: &Fleet) -> Result<()> {
     for number in 100..110 {
         ask(&fleet.lab, glb_lab::Family::V4, number)?;
@@ -111,7 +111,7 @@ pub(crate) fn traffic(fleet: &Fleet) -> Result<()> {
     Ok(())
 }
 
-/// Everything in a capture.
+/// Reads all packets of a capture file.
 pub(crate) fn packets(path: &Path) -> Result<Vec<Captured>> {
     let mut reader = CaptureReader::open(path)?;
     std::iter::from_fn(|| reader.next_packet().transpose()).map(|packet| Ok(packet?)).collect()

@@ -1,4 +1,4 @@
-//! Watching a director's live decisions.
+//! Tracing a director's decisions.
 
 use std::{fs, net::IpAddr};
 
@@ -17,7 +17,7 @@ fn fleet(name: &str) -> Result<Fleet> {
     Fleet::up(Plan { backends: 2, ..Plan::new(name) }, 1, true)
 }
 
-/// The row and hops by `glb-director table lookup`, which hashes by itself.
+/// Returns row and hops from `glb-director table lookup`, which computes the hash independently.
 fn looked_up(fleet: &Fleet, source: &str) -> Result<Value> {
     let director = &fleet.directors[0];
     let mut lookup = fleet.lab.netns(director.node())?.command(glb_lab::Program::Director.path()?);
@@ -54,7 +54,7 @@ fn a_directors_decisions_name_table_row_and_hops() -> Result<()> {
         ensure!(shown == hops, "{line} and {expected}");
     }
     is_plain(&mut fleet.directors[0], 1)?;
-    // The generation in force is the one that was, and the way back is none.
+    // The generation in force is unchanged, and there is no rollback target.
     let mut status = fleet.directors[0].command(&fleet.lab, "status")?;
     let text = command::output(status.args(["-o", "json"]))?;
     let status: Value = serde_json::from_str(&text)?;
@@ -77,13 +77,13 @@ fn a_watcher_of_a_director_may_end_in_any_way() -> Result<()> {
     is_plain(&mut fleet.directors[0], 1)?;
     drop(watcher);
 
-    // The table changes meanwhile: it goes on with the new generation, with its rows.
+    // The table changes meanwhile. The trace continues with the new generation and its rows.
     watcher = Watcher::start(&fleet, &fleet.directors[0], &["trace", "-o", "json", "port", "80"])?;
     let node = fleet.redirects[0].node();
     fleet.table.set_state(node, State::Draining);
     fleet.reload()?;
     let log = |fleet: &mut Fleet| fleet.directors[0].process()?.log();
-    // The file's change and the signal are one reload or two; after each it is shown anew.
+    // The file change and the signal cause one reload or two. The trace restarts after each.
     interrupt::wait("the new generation's decisions", PATIENCE, || {
         Ok((log(&mut fleet)?.matches("decisions are shown").count() >= 3).then_some(()))
     })?;
@@ -97,8 +97,8 @@ fn a_watcher_of_a_director_may_end_in_any_way() -> Result<()> {
     ensure!(last["hops"][0] == IpAddr::from(other).to_string(), "{last}");
     is_plain(&mut fleet.directors[0], 2)?;
 
-    // The daemon is killed meanwhile: what it left goes on forwarding, and its successor takes it
-    // over and brings the plain program back.
+    // The daemon is killed meanwhile. The program continues to forward, and the next daemon adopts
+    // it and restores the plain program.
     let mut watcher = Watcher::start(&fleet, &fleet.directors[0], &["trace"])?;
     fleet.directors[0].end(Signal::SIGKILL)?;
     interrupt::wait("the watcher's end", PATIENCE, || Ok(watcher.child.try_wait()?))?;
@@ -134,7 +134,7 @@ fn a_director_captures_what_comes_and_what_is_sent() -> Result<()> {
         let [before, after] = pair else { bail!("an odd number of packets") };
         ensure!(before.data.len() <= 200 && after.data.len() <= 200);
         let growth = (after.length - before.length) as usize;
-        // What was sent carries what came, unchanged, behind the outer headers.
+        // A sent packet contains the received packet unchanged behind the outer headers.
         let common = (after.data.len() - growth).min(before.data.len()) - 14;
         ensure!(after.data[14 + growth..][..common] == before.data[14..][..common]);
         ensure!(after.data[36..38] == [0x4c, 0x43], "not the tunnel's port");
@@ -142,14 +142,14 @@ fn a_director_captures_what_comes_and_what_is_sent() -> Result<()> {
     let bytes = fs::read(&file)?;
     ensure!(bytes.windows(19).any(|window| window == b"sent (encapsulated)"));
     is_plain(&mut fleet.directors[0], 1)?;
-    // What was shown was counted, once each.
+    // Each traced packet was counted exactly once.
     let after = fleet.directors[0].director_counters(&fleet.lab)?.packets("encapsulated");
     ensure!(after >= before + 10, "{before} {after}");
     everybody_answers(&fleet.lab)
 }
 
-/// What was captured live is replayed beside the running director: the same decisions, and nothing of
-/// it is counted.
+/// A live capture is replayed next to the running director: the decisions are the same, and nothing
+/// is counted.
 #[test]
 fn a_capture_is_replayed_beside_the_running_director() -> Result<()> {
     let fleet = fleet("glb-t-replay")?;
@@ -163,7 +163,7 @@ fn a_capture_is_replayed_beside_the_running_director() -> Result<()> {
     }
     let live = packets(&file)?;
     let before = daemon.director_counters(&fleet.lab)?;
-    // What the capture had pinned goes a moment after it has ended.
+    // The pins of the capture disappear shortly after it ends.
     interrupt::wait("the end of what captured", std::time::Duration::from_secs(30), || {
         let pins = glb_lab::files_below(&fleet.lab.bpf())?;
         let is_lens = |pin: &std::path::PathBuf| pin.iter().any(|part| part == "lenses");
@@ -180,11 +180,11 @@ fn a_capture_is_replayed_beside_the_running_director() -> Result<()> {
     ensure!(lines.len() == live.len() && again.len() == live.len() / 2, "{text}");
     for (index, pair) in live.chunks(2).enumerate() {
         let [_, sent] = pair else { bail!("an odd number of packets") };
-        // To the byte, MAC addresses too: the ways are the kernel's.
+        // The bytes are equal, including MAC addresses, because the next hops come from the kernel.
         ensure!(again[index].data == sent.data, "packet {index}");
         ensure!(lines[2 * index]["way"]["made_up"] == false, "{}", lines[2 * index]);
         ensure!(lines[2 * index]["reason"] == "encapsulated", "{}", lines[2 * index]);
-        // What a director sent is for no VIP.
+        // A packet sent by a director matches no VIP.
         ensure!(lines[2 * index + 1]["reason"] == "no_bind", "{}", lines[2 * index + 1]);
     }
     let after = daemon.director_counters(&fleet.lab)?;

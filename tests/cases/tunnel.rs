@@ -1,5 +1,5 @@
-//! The tunnel on real wires, over IPv4 and IPv6, with and without UDP checksums and VLAN tags: what a
-//! backend does not hold reaches the one that does, and its answers leave directly.
+//! The tunnel on real links, over IPv4 and IPv6, with and without UDP checksums and VLAN tags:
+//! packets reach the backend that holds their connection, and its answers return directly.
 
 use std::{
     fs,
@@ -52,7 +52,7 @@ fn fold(mut sum: u32) -> [u8; 2] {
     (!(sum as u16)).to_be_bytes()
 }
 
-/// An IP packet with a right header checksum.
+/// An IP packet with a correct header checksum.
 fn ip(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let mut packet = if from.is_ipv4() {
         let total = (20 + payload.len()) as u16;
@@ -71,7 +71,7 @@ fn ip(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// A client's side of one connection, made of single segments.
+/// The client's side of one connection, built from single segments.
 struct Connection {
     client: SocketAddr,
     vip: SocketAddr,
@@ -94,7 +94,7 @@ impl Connection {
         ip(self.client.ip(), self.vip.ip(), 6, &tcp)
     }
 
-    /// Flags, sequence number and data of a segment from the VIP to this client.
+    /// Parses flags, sequence number and data of a segment from the VIP to this client.
     fn read(&self, packet: &[u8]) -> Option<(u8, u32, Vec<u8>)> {
         let (header, total) = if packet.first()? >> 4 == 4 {
             (20, usize::from(u16::from_be_bytes([packet[2], packet[3]])))
@@ -111,8 +111,8 @@ impl Connection {
     }
 }
 
-/// A TUN device in the director's namespace behind which the client is said to be: a backend's answers
-/// come out here, and no kernel meddles.
+/// A TUN device in the director's namespace with the client's addresses behind it. The backends'
+/// answers appear here without a TCP stack in between.
 struct Wire(File);
 
 impl Wire {
@@ -135,7 +135,7 @@ impl Wire {
         Ok(Self(file))
     }
 
-    /// The first segment to `connection` that `wanted` says yes to.
+    /// Waits for the first segment to `connection` for which `wanted` returns a value.
     fn receive<T>(
         &mut self,
         connection: &Connection,
@@ -159,18 +159,18 @@ impl Wire {
     }
 }
 
-/// How packets go into the tunnel.
+/// The form of the tunnel packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// With the kernel's UDP checksum.
     Summed,
-    /// Without one.
+    /// Without a UDP checksum.
     Unsummed,
-    /// In a frame with a tag: a priority, and no VLAN, which is all that a kernel without VLANs takes.
+    /// In a frame with a priority tag (VLAN 0), the only tag that a kernel without VLANs accepts.
     Tagged,
 }
 
-/// The GUE header with its list of hops.
+/// Builds the GUE header with its hop list.
 fn gue(inner: &[u8], hops: &[IpAddr]) -> Vec<u8> {
     let list: Vec<u8> = hops.iter().flat_map(|hop| octets(*hop)).collect();
     let inner_protocol = if inner[0] >> 4 == 4 { 4 } else { 41 };
@@ -179,7 +179,7 @@ fn gue(inner: &[u8], hops: &[IpAddr]) -> Vec<u8> {
     [&head[..], &list, inner].concat()
 }
 
-/// The node's address in the data centre.
+/// Returns the node's address in the data centre.
 fn address(node: Node, outer: Family) -> IpAddr {
     match outer {
         Family::V4 => node.v4().into(),
@@ -187,7 +187,7 @@ fn address(node: Node, outer: Family) -> IpAddr {
     }
 }
 
-/// Sends `inner` to the first of these nodes, with the others as the list.
+/// Sends `inner` to the first of these nodes, with the other nodes as the hop list.
 fn send(lab: &Lab, outer: Family, way: Way, nodes: &[Node], inner: &[u8]) -> Result<()> {
     let hops: Vec<IpAddr> = nodes[1..].iter().map(|node| address(*node, outer)).collect();
     let payload = gue(inner, &hops);
@@ -212,10 +212,10 @@ fn send(lab: &Lab, outer: Family, way: Way, nodes: &[Node], inner: &[u8]) -> Res
         let socket = UdpSocket::bind(SocketAddr::new(from, 0))?;
         if way == Way::Unsummed {
             if from.is_ipv6() {
-                // linux/udp.h: a checksum of zero is for tunnels (RFC 6935).
+                // linux/udp.h: a zero checksum is allowed for tunnels (RFC 6935).
                 const UDP_NO_CHECK6_TX: i32 = 101;
                 let one = 1i32;
-                // SAFETY: the option is an int, which is what is given.
+                // SAFETY: the option is an int, as given.
                 let set = unsafe {
                     nix::libc::setsockopt(
                         socket.as_raw_fd(),
@@ -228,7 +228,7 @@ fn send(lab: &Lab, outer: Family, way: Way, nodes: &[Node], inner: &[u8]) -> Res
                 ensure!(set == 0, "{}", std::io::Error::last_os_error());
             } else {
                 let one = 1i32;
-                // SAFETY: as above.
+                // SAFETY: the option is an int, as given.
                 let set = unsafe {
                     nix::libc::setsockopt(
                         socket.as_raw_fd(),
@@ -251,13 +251,13 @@ fn send_frame(frame: &[u8]) -> Result<()> {
     let raw = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&raw, sockopt::SndBuf, &65_536)?;
     let index = nix::net::if_::if_nametoindex(INTERFACE)?;
-    // SAFETY: plain numbers, for which zero is a value.
+    // SAFETY: the struct holds plain numbers, for which zero is valid.
     let mut to: nix::libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     to.sll_family = nix::libc::AF_PACKET as u16;
     to.sll_ifindex = index.cast_signed();
     to.sll_halen = 6;
     to.sll_addr[..6].copy_from_slice(&frame[..6]);
-    // SAFETY: the frame and the address are as long as is said.
+    // SAFETY: the frame and the address have the given lengths.
     let sent = unsafe {
         nix::libc::sendto(
             raw.as_raw_fd(),
@@ -272,7 +272,7 @@ fn send_frame(frame: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Two backends that know each other and the director over both families, and an echo service on
+/// Two backends that accept each other and the director over both families, with an echo service on
 /// the second one.
 fn set_up(lab: &Lab) -> Result<(Wire, Vec<Daemon>)> {
     let mut daemons = Vec::new();
@@ -318,7 +318,7 @@ fn set_up(lab: &Lab) -> Result<(Wire, Vec<Daemon>)> {
     Ok((wire, daemons))
 }
 
-/// Opens a connection to the second backend, then sends on it by way of the first.
+/// Opens a connection to the second backend, then sends on it through the first.
 fn through_the_first(
     lab: &Lab,
     wire: &mut Wire,
@@ -341,7 +341,7 @@ fn through_the_first(
     Ok(connection)
 }
 
-/// Sends a line by way of the first backend; it must come back.
+/// Sends a line through the first backend and expects it back.
 fn echo(
     lab: &Lab,
     wire: &mut Wire,
@@ -394,7 +394,7 @@ fn the_first_packet_after_a_restart_is_not_lost_to_a_missing_neighbour() -> Resu
         let known = command::output(ip.args(["neigh", "show", "nud", "reachable"]))?;
         ensure!(!known.contains(&address(SECOND, outer).to_string()), "{known}");
         daemons[0].start(&lab)?;
-        // Sent once only: whatever is lost is missed.
+        // Each packet is sent only once, so a lost one shows.
         echo(&lab, &mut wire, outer, Way::Summed, &mut connection, "first after a restart")?;
         let counters = daemons[0].redirect_counters(&lab)?;
         ensure!(!counters.reasons.contains_key("peer_unresolved"), "{counters:?}");
@@ -413,14 +413,14 @@ fn traffic_flows_while_the_program_is_replaced_and_the_daemon_is_killed() -> Res
     let mut sent = 0;
     let mut talk = |lab: &Lab, times: u64, what: &str| -> Result<()> {
         for _ in 0..times {
-            // By the program for ordinary packets, and by the general one.
+            // Alternates between the fast path and the general program.
             let way = if sent % 2 == 0 { Way::Summed } else { Way::Tagged };
             echo(lab, &mut wire, Family::V4, way, &mut connection, what)?;
             sent += 1;
         }
         Ok(())
     };
-    // Reloads: each one replaces the program.
+    // Each reload replaces the program.
     for round in 0..3 {
         let process = daemons[0].process()?;
         let from = process.log()?.len();
@@ -431,7 +431,8 @@ fn traffic_flows_while_the_program_is_replaced_and_the_daemon_is_killed() -> Res
             in_force = daemons[0].process()?.log()?[from..].contains("in force");
         }
     }
-    // Killed at odd moments of a start, which an upgrade is too; then started for good.
+    // The daemon is killed at various moments of its start (and so of an upgrade), then started for
+    // good.
     for milliseconds in [0, 20, 120, 300, 700] {
         daemons[0].end(Signal::SIGKILL)?;
         talk(&lab, 3, "nobody is there")?;
@@ -444,10 +445,10 @@ fn traffic_flows_while_the_program_is_replaced_and_the_daemon_is_killed() -> Res
     daemons[0].end(Signal::SIGKILL)?;
     daemons[0].start(&lab)?;
     talk(&lab, 5, "started for good")?;
-    // Every one of them once, and the counters went on all the time.
+    // Each packet was counted once, and the counters continued all the time.
     let forwarded = daemons[0].redirect_counters(&lab)?.forwarded() - start;
     ensure!(forwarded == sent, "{forwarded} forwarded of {sent}");
-    // No generation was left behind, but the one in force and the one before.
+    // Only the generation in force and the previous one are left.
     let folder = lab.bpf().join(FIRST.to_string()).join("generations");
     interrupt::wait("old generations to go", PATIENCE, || {
         Ok((fs::read_dir(&folder)?.count() <= 2).then_some(()))

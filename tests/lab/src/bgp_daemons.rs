@@ -1,4 +1,4 @@
-//! Who speaks BGP on a director, and how the director's daemon has it announce.
+//! The BGP daemons of a director, and the announcement configuration that matches them.
 
 use std::path::Path;
 
@@ -14,17 +14,18 @@ use crate::{
 /// The TUN interface of a director's daemon.
 pub(crate) const TUN: &str = "glb-vip";
 
-/// What runs on a node, in the order in which it is started.
+/// The programs of a node, in start order.
 pub(crate) const fn programs(plan: &Plan, node: Node) -> &'static [Program] {
     match (node, plan.way) {
         (Node::Router, _) | (_, Way::Bird | Way::Tun) => &[Program::Bird],
-        // The others look for zebra once, and then not for ten seconds.
+        // bgpd and bfdd look for zebra once and retry only after ten seconds, so zebra starts
+        // first.
         (_, Way::Frr) => &[Program::Zebra, Program::Bfdd, Program::Bgpd],
         (_, Way::Exabgp) => &[Program::Exabgp],
     }
 }
 
-/// What a director's configuration says of announcing.
+/// The announcement section of a director's configuration.
 pub(crate) fn announcement(lab: &Lab, node: Node) -> Result<String> {
     let (vip4, vip6) = (vip(Family::V4), vip(Family::V6));
     let way = match lab.plan().way {

@@ -1,4 +1,4 @@
-//! BIRD on the router and on directors: its configuration, and what it says.
+//! BIRD on the router and on the directors: configuration files and `birdc` output.
 
 use std::{fmt::Write as _, net::IpAddr, path::Path, process::Command};
 
@@ -21,7 +21,7 @@ pub(crate) fn config(plan: &Plan, node: Node) -> Result<String> {
     }
 }
 
-/// docs/fleet.md explains both; what differs there is the addresses.
+/// docs/fleet.md explains both configurations; only the addresses differ.
 fn router(plan: &Plan) -> Result<String> {
     let (vip4, vip6) = (vip(Family::V4), vip(Family::V6));
     let mut config = format!(
@@ -68,7 +68,7 @@ template bgp director {{
     Ok(config)
 }
 
-/// A director with these routes, of which it exports what the last words say.
+/// The BIRD configuration of a director with the given routes and export filter.
 fn director(node: Node, (routes, exported): (String, &str)) -> String {
     format!(
         "log stderr all;
@@ -129,7 +129,7 @@ protocol static vip6_drain {{
     (routes, "where source = RTS_STATIC")
 }
 
-/// Where the daemon sets routes into a TUN interface.
+/// Routes that BIRD learns from the TUN interface of the daemon.
 fn learned_routes() -> (String, &'static str) {
     let (vip4, vip6) = (vip(Family::V4), vip(Family::V6));
     let routes = format!(
@@ -159,14 +159,14 @@ pub(crate) fn command(lab: &Lab, node: Node, config: &Path) -> Result<Command> {
     let mut bird = lab.netns(node)?.command("bird");
     bird.arg("-f").arg("-c").arg(config).arg("-s").arg(folder.join("bird.ctl"));
     bird.arg("-P").arg(folder.join("bird.pid"));
-    // Who ended in order has removed it, and has left no routes to recover.
+    // A BIRD that ended cleanly removed its socket and left no routes to recover.
     if node == Node::Router && folder.join("bird.ctl").exists() {
         bird.arg("-R");
     }
     Ok(bird)
 }
 
-/// What BIRD on `node` answers to a command of its command line.
+/// Runs a `birdc` command against the BIRD on `node` and returns the output.
 ///
 /// # Errors
 /// When it does not run.
@@ -176,28 +176,28 @@ pub fn ask(lab: &Lab, node: Node, words: &[&str]) -> Result<String> {
     command::output(birdc.args(words)).with_context(|| format!("BIRD on {node}"))
 }
 
-/// Whether BIRD on `node` answers.
+/// Returns whether BIRD on `node` answers.
 pub(crate) fn is_ready(lab: &Lab, node: Node) -> Result<bool> {
     Ok(lab.folder(node)?.join("bird.ctl").exists() && ask(lab, node, &["show", "status"]).is_ok())
 }
 
-/// A session of the router.
+/// A BGP session of the router.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Session {
-    /// The director that it is with.
+    /// The peer: the director at the other end.
     pub director: String,
-    /// `Established`, or what else BIRD says of it.
+    /// The session state as BIRD prints it, for example `Established`.
     pub state: String,
 }
 
 impl Session {
-    /// Whether routes are exchanged.
+    /// Returns whether the session is established.
     pub(crate) fn is_up(&self) -> bool {
         self.state == "Established"
     }
 }
 
-/// The router's sessions; none if its BIRD does not run.
+/// Reads the router's sessions. The list is empty if the router's BIRD does not run.
 ///
 /// # Errors
 /// When birdc cannot be run.
@@ -213,7 +213,7 @@ fn parse_sessions(text: &str) -> Vec<Session> {
     lines
         .filter(|words| words.get(1) == Some(&"BGP"))
         .map(|words| {
-            // The time, with a date before it if it is not of today, stands between.
+            // BIRD prints the time, with a date in front if the change was before today.
             let info = words.get(4..).unwrap_or_default().iter();
             let info = info.skip_while(|word| word.starts_with(|c: char| c.is_ascii_digit()));
             let info = info.copied().collect::<Vec<_>>().join(" ");
@@ -226,7 +226,7 @@ fn parse_sessions(text: &str) -> Vec<Session> {
         .collect()
 }
 
-/// The next hops of a VIP in the router's kernel: where packets to it really go.
+/// Reads the next hops of a VIP from the router's kernel: the addresses that packets go to.
 ///
 /// # Errors
 /// When the kernel cannot be asked.

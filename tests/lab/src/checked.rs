@@ -1,5 +1,5 @@
-//! A fleet whose director reads what a health checker beside it writes, and whose backends can fall
-//! ill in every way.
+//! A fleet whose director reads the output of a health checker on the same node, and whose backends
+//! can fail in every known way.
 
 use std::{
     collections::BTreeMap,
@@ -24,47 +24,47 @@ use crate::{
 
 const DIRECTOR: Node = Node::Director(1);
 
-/// How long something may take that is waited for. A machine with two busy cores is slow.
+/// The time limit for every wait. A machine with two busy cores is slow.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How often the checker asks, and how many failures count.
+/// The probe timing of the health checker.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// From one probe to the next.
+    /// The time between two probes.
     pub interval: Duration,
-    /// How long an answer may take.
+    /// The probe timeout.
     pub timeout: Duration,
-    /// So many failures in a row.
+    /// The number of consecutive failures that mark a backend unhealthy.
     pub fall: u32,
 }
 
 impl Pace {
-    /// The longest that a death may go unnoticed: it comes just after a probe, and each further one
-    /// is up to 5 % late.
+    /// The longest detection time: the failure comes just after a probe, and each further probe is
+    /// up to 5 % late.
     #[must_use]
     pub fn noticed(&self) -> Duration {
         self.interval * self.fall
     }
 }
 
-/// A way for a backend to fall ill.
+/// A way for a backend to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Illness {
-    /// Its server stops listening.
+    /// The server stops listening.
     Dies,
-    /// Its server accepts and says nothing.
+    /// The server accepts connections and sends nothing.
     Hangs,
-    /// Its server answers too late.
+    /// The server answers after the timeout.
     Slow,
-    /// Its server answers with another status.
+    /// The server answers with an error status.
     WrongStatus,
-    /// Its server resets connections.
+    /// The server resets connections.
     Resets,
-    /// No packet comes to it or from it.
+    /// The network drops all packets to and from the backend.
     Blackholed,
-    /// The program that takes packets out of the tunnel is not there.
+    /// The program that decapsulates packets is detached.
     ProgramGone,
-    /// A VIP is not on its loopback.
+    /// The VIP is missing from the loopback.
     VipMissing,
 }
 
@@ -97,28 +97,28 @@ impl fmt::Display for Illness {
     }
 }
 
-/// The moment before something happens, to be compared with what comes after.
+/// A point in time and in the logs, for later comparison.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
-    /// When that was.
+    /// The start time.
     begun: Instant,
     director_log: usize,
     checker_log: usize,
 }
 
-/// How long it took after a [`Mark`].
+/// Times measured since a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Took {
-    /// Until the table was written.
+    /// The time until the checker wrote the table.
     pub written: Duration,
-    /// Until the director had it in force.
+    /// The time until the director activated it.
     pub in_force: Duration,
 }
 
 /// The fleet.
 #[derive(Debug)]
 pub struct Checked {
-    /// The health checker, on the director's machine.
+    /// The health checker, on the director's node.
     pub checker: Daemon,
     /// The director.
     pub director: Daemon,
@@ -131,11 +131,12 @@ pub struct Checked {
 }
 
 impl Checked {
-    /// Brings everything up, healthy; each backend is checked by `gue`, `http` and `vip` over both
-    /// families. `more` goes into the checker's configuration; the director is asked over its socket.
+    /// Starts everything in a healthy state. Each backend is checked by `gue`, `http` and `vip`
+    /// over both families. `more` is appended to the checker's configuration; the checker asks the
+    /// director to reload over its control socket.
     ///
     /// # Errors
-    /// When something does not come up.
+    /// When a part does not start.
     pub fn up(plan: Plan, pace: Pace, more: &str) -> Result<Self> {
         let lab = Lab::up(plan)?;
         let (mut servers, mut redirects) = (Vec::new(), Vec::new());
@@ -176,7 +177,7 @@ impl Checked {
         Ok(fleet)
     }
 
-    /// Has a backend (from 0) fall ill.
+    /// Makes a backend (counted from 0) fail.
     ///
     /// # Errors
     /// When that cannot be done.
@@ -199,7 +200,7 @@ impl Checked {
         Ok(())
     }
 
-    /// Has it recover.
+    /// Repairs a backend.
     ///
     /// # Errors
     /// When that cannot be done.
@@ -231,26 +232,26 @@ impl Checked {
         netns.ip(&format!("address {word} {}/32 dev lo\n", vip(Family::V4)))
     }
 
-    /// What the checked table says of each backend.
+    /// Returns each backend's health from the checker's output file.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When the file cannot be read.
     pub fn written(&self) -> Result<Vec<bool>> {
         let text = fs::read_to_string(self.director.config().with_file_name("table.toml"))?;
         let of = |line: &str| line.strip_prefix("healthy = ").map(|word| word == "true");
         Ok(text.lines().filter_map(of).collect())
     }
 
-    /// What the director has in force: each backend's health.
+    /// Returns each backend's health from the table in force at the director.
     ///
     /// # Errors
-    /// When it does not answer.
+    /// When the director does not answer.
     pub fn healths(&self) -> Result<Vec<bool>> {
         let backends = self.backends()?;
         Ok(backends.iter().map(|backend| backend["healthy"] == true).collect())
     }
 
-    /// In how many rows each backend is the first hop.
+    /// Returns in how many rows each backend is the first hop.
     ///
     /// # Errors
     /// When the director does not answer.
@@ -265,7 +266,7 @@ impl Checked {
         serde_json::from_str(&text).with_context(|| format!("odd backends: {text}"))
     }
 
-    /// Now.
+    /// Records the current time and log positions.
     ///
     /// # Errors
     /// When a log cannot be read.
@@ -277,10 +278,10 @@ impl Checked {
         })
     }
 
-    /// Waits until these healths are written and in force at the director.
+    /// Waits until this health is written and in force at the director.
     ///
     /// # Errors
-    /// When they do not come to be.
+    /// When that does not happen in time.
     pub fn in_force(&mut self, mark: &Mark, wanted: &[bool]) -> Result<Took> {
         let (mut written, mut seen, mut swapped) = (None, 0, Duration::ZERO);
         while mark.begun.elapsed() < PATIENCE {
@@ -291,7 +292,7 @@ impl Checked {
             if swaps > seen {
                 (seen, swapped) = (swaps, mark.begun.elapsed());
             }
-            // The log tells of a swap a moment before the director shows what it has.
+            // The log reports a swap shortly before the director shows the new table.
             if let Some(written) = written.filter(|_| seen > 0)
                 && self.healths()? == wanted
             {
@@ -307,7 +308,7 @@ impl Checked {
         )
     }
 
-    /// How many generations have come into force since.
+    /// Counts the generations activated since the checkpoint.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -316,7 +317,7 @@ impl Checked {
         Ok(log.get(mark.director_log..).unwrap_or_default().matches(": in force ").count())
     }
 
-    /// How many times the table was written since.
+    /// Counts the table writes since the checkpoint.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -329,7 +330,7 @@ impl Checked {
         Ok(log.get(from..).unwrap_or_default().matches("in force at the director").count())
     }
 
-    /// The checker's log.
+    /// Returns the checker's log.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -337,7 +338,7 @@ impl Checked {
         self.checker.process()?.log()
     }
 
-    /// The checker's log since.
+    /// Returns the checker's log since the checkpoint.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -345,7 +346,7 @@ impl Checked {
         Ok(self.log()?.get(mark.checker_log..).unwrap_or_default().to_owned())
     }
 
-    /// Why the first target to fall since fell, in the checker's words.
+    /// Returns the checker's reason for the first failed target since the checkpoint.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -356,10 +357,10 @@ impl Checked {
         Ok(line.chars().take(150).collect())
     }
 
-    /// Waits until `done` finds it so.
+    /// Waits until `done` returns true.
     ///
     /// # Errors
-    /// When it does not come to be, with the checker's log.
+    /// When that does not happen in time; the error holds the checker's log.
     pub fn wait(
         &mut self,
         what: &str,
@@ -375,7 +376,7 @@ impl Checked {
         bail!("{what} did not come:\n{}", self.log()?)
     }
 
-    /// New requests from many clients: who answered.
+    /// Sends new requests from many clients and counts the answers by backend.
     ///
     /// # Errors
     /// When the clients' namespace cannot be entered.

@@ -1,4 +1,4 @@
-//! What outlives a lab and what does not: the run folder with its bpffs, and the lock on the name.
+//! Cleanup of a lab: the run folder with its bpffs, and the lock on the lab's name.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -22,10 +22,10 @@ use nix::{
 /// All labs' run folders.
 pub(crate) const RUN: &str = "/run/glb-lab";
 
-/// What is too large for `/run`, which is often in memory.
+/// The folder for files that are too large for `/run`, which is often in memory.
 const SCRATCH: &str = "/var/tmp/glb-lab";
 
-/// Whether the parts of a lab stay when they are dropped. Shared by all of them.
+/// A flag shared by all parts of a lab: keep everything when handles are dropped.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Keep(Arc<AtomicBool>);
 
@@ -39,8 +39,8 @@ impl Keep {
     }
 }
 
-/// The lab's files: configurations, sockets and logs in `/run`, large things in `/var/tmp`, and a
-/// bpffs of its own.
+/// The lab's files: configurations, sockets and logs in `/run`, large files in `/var/tmp`, and a
+/// private bpffs.
 #[derive(Debug)]
 pub(crate) struct Folders {
     run: PathBuf,
@@ -62,7 +62,7 @@ impl Folders {
         Ok(folders)
     }
 
-    /// Those of a lab that is there.
+    /// Opens the folders of an existing lab.
     pub(crate) fn open(name: &str, keep: &Keep) -> Self {
         let (run, scratch) = paths(name);
         Self { run, scratch, keep: keep.clone() }
@@ -94,15 +94,15 @@ impl Drop for Folders {
     }
 }
 
-/// Run folder and scratch folder of the lab `name`.
+/// Returns the run folder and the scratch folder of the lab `name`.
 pub(crate) fn paths(name: &str) -> (PathBuf, PathBuf) {
     (Path::new(RUN).join(name), Path::new(SCRATCH).join(name))
 }
 
-/// Removes a folder of a lab with all in it; whatever its `bpf` pins is let go with the mount.
+/// Removes a lab's folder. Unmounting its bpffs releases the pins.
 pub(crate) fn remove(folder: &Path) -> Result<()> {
     let bpf = folder.join("bpf");
-    // Several mounts may lie on top of each other.
+    // Several mounts can be stacked on the same folder.
     while statfs(&bpf).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC) {
         umount2(&bpf, MntFlags::MNT_DETACH)
             .with_context(|| format!("cannot unmount {}", bpf.display()))?;
@@ -110,7 +110,7 @@ pub(crate) fn remove(folder: &Path) -> Result<()> {
     remove_all(folder)
 }
 
-/// Removes a folder with all in it, if it is there: what was pinned in it is let go.
+/// Removes a folder and its contents if it exists, and releases the pins in it.
 pub(crate) fn remove_all(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -120,16 +120,16 @@ pub(crate) fn remove_all(folder: &Path) -> Result<()> {
     }
 }
 
-/// A lock that ends with this process at the latest.
+/// A file lock. It ends with this process at the latest.
 #[derive(Debug)]
 pub struct Lock {
     _file: Flock<File>,
-    /// Of a lock on a lab's name: the file goes with the lock.
+    /// The lock file of a lab's name, which is removed together with the lock.
     path: Option<PathBuf>,
 }
 
 impl Lock {
-    /// Takes the lock on a lab's name.
+    /// Locks a lab's name.
     pub(crate) fn name(name: &str) -> Result<Self> {
         loop {
             let (mut file, path) = open(&format!("{name}.lock"))?;
@@ -137,7 +137,7 @@ impl Lock {
             file.read_to_string(&mut owner)?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(mut file) => {
-                    // A former holder may have removed the file after it was opened here.
+                    // The previous holder can have removed the file after this process opened it.
                     if fs::metadata(&path).ok().map(|m| m.ino()) != Some(file.metadata()?.ino()) {
                         continue;
                     }
@@ -155,11 +155,11 @@ impl Lock {
         }
     }
 
-    /// Waits until nobody else on this machine holds the lock `name`: for runs that would spoil
-    /// each other's timing.
+    /// Waits for the machine-wide lock `name`. Runs that would disturb each other's timing share
+    /// one lock.
     ///
     /// # Errors
-    /// When the lock file cannot be made or locked.
+    /// When the lock file cannot be created or locked.
     pub fn wait(name: &str) -> Result<Self> {
         let (file, _) = open(&format!(".{name}.lock"))?;
         let file = Flock::lock(file, FlockArg::LockExclusive)
@@ -172,7 +172,7 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         if let Some(path) = &self.path {
-            // Removed while it is still held; where it cannot be, it does no harm.
+            // The file is removed while it is still locked. A file that stays does no harm.
             fs::remove_file(path).ok();
         }
     }

@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line of the lab.
 
 use std::{
     env,
@@ -17,23 +17,23 @@ use glb_lab::{
 
 /// A data centre of network namespaces with the load balancer in it.
 ///
-/// A lab has a router, clients, directors and backends, each a network namespace of its own; router
-/// and directors speak BGP (BIRD, with BFD), backends serve a page and git. `up` leaves it up, and
-/// the other commands work on it until `down`. Labs of different names (--name) can be up side by
-/// side.
+/// A lab has a router, clients, directors and backends, each in its own network namespace. Router
+/// and directors speak BGP (BIRD, with BFD); backends serve a page and git. `up` starts a lab and
+/// leaves it running, the other commands work on it, and `down` removes it. Labs with different
+/// names (--name) can run side by side.
 #[derive(Parser)]
 #[command(name = "lab", bin_name = "./x lab", disable_help_subcommand = true)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// The lab's name: labs of different names can be up side by side.
+    /// The lab's name. Labs with different names can run side by side.
     #[arg(long, global = true, default_value = demo::DEFAULT_NAME)]
     name: String,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Brings a lab up, with everything running in it, and leaves it up.
+    /// Starts a lab with all its daemons and leaves it running.
     #[command(after_help = "Then, for example:
   ./x lab status
   ./x lab exec client -- curl -s http://203.0.113.10/
@@ -44,15 +44,15 @@ enum Command {
     Up(UpArguments),
     /// Shows machines, daemons, BGP sessions, routes and tables.
     Status {
-        /// How to print it.
+        /// The output format.
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Runs a command on machines of the lab, in the folder with the machine's configuration.
+    /// Runs a command on machines of the lab, in the folder that holds the machine's configuration.
     ///
     /// The programs of this project are on the PATH: `./x lab exec director1 -- glb-director status
-    /// --config glb-director.toml`. On several machines it runs on one after the other, and the exit
-    /// status is 1 if it failed on any.
+    /// --config glb-director.toml`. With several machines, the command runs on one after the other,
+    /// and the exit status is 1 if it failed on any of them.
     Exec {
         /// client, router, director1, backend2 and so on; directors, backends, clients or all.
         #[arg(required = true, value_name = "NODE")]
@@ -66,114 +66,115 @@ enum Command {
         /// backend1, backend2 and so on.
         backend: Node,
     },
-    /// Sets a backend to filling: it takes new connections, and others keep what they have.
+    /// Sets a backend to filling: it gets new connections, and other backends keep theirs.
     Fill {
         /// backend1, backend2 and so on.
         backend: Node,
     },
-    /// Sets a backend to active again.
+    /// Sets a backend to active.
     Back {
         /// backend1, backend2 and so on.
         backend: Node,
     },
-    /// Kills a daemon (SIGKILL), or a machine: its link goes down and all that runs on it dies.
+    /// Kills a daemon (SIGKILL), or a machine: its link goes down and all its processes die.
     Kill {
         /// director1, or director1/bird, backend2/glb-redirect, router/bird and so on.
         #[arg(value_name = "NODE|DAEMON")]
         target: Target,
     },
-    /// Starts what was killed; a machine as after a reboot.
+    /// Starts a killed daemon or machine.
     ///
-    /// On a director it waits until the router has a BGP session with it and sends it packets, for 20
-    /// seconds at most.
+    /// On a director it waits up to 20 seconds until the router has a BGP session with it and sends
+    /// it packets.
     Start {
-        /// As for `kill`.
+        /// The same targets as for `kill`.
         #[arg(value_name = "NODE|DAEMON")]
         target: Target,
     },
-    /// Removes a lab that was left up, with all that runs in it.
+    /// Removes a running lab with all its processes.
     Down,
-    /// Lets everything happen to a fleet with live connections, and prints what it cost.
+    /// Runs every failure and maintenance event on a fleet with live connections, and prints the
+    /// cost.
     ///
-    /// A lab of its own comes up: directors withdraw and announce, are maintained one after the
-    /// other, killed daemon by daemon, unplugged, cut off, rebooted and upgraded, while connections
-    /// (uploads, downloads, echoes and silent ones) live through all of it and a stream of pings
-    /// measures how long packets are lost. Exit status 0 says that no connection broke and no loss
-    /// was longer than it may be.
+    /// A separate lab is started. Its directors withdraw and announce, undergo maintenance one
+    /// after the other, and are killed daemon by daemon, unplugged, partitioned, rebooted and
+    /// upgraded. Connections (uploads, downloads, echoes and idle ones) stay open through all
+    /// events, and a stream of pings measures packet loss. Exit status 0 means that no connection
+    /// broke and no loss exceeded its limit.
     Proof(ProofArguments),
-    /// What `live` runs on backends.
+    /// The server that the chaos run starts on backends.
     #[command(hide = true)]
     Serve,
-    /// Shows a git clone that goes on while the backend that serves it is drained.
+    /// Shows a git clone that continues while its backend is drained.
     #[command(hide = true)]
     Demo(DemoArguments),
 }
 
 #[derive(clap::Args)]
 struct UpArguments {
-    /// How many directors, 1 to 10.
+    /// The number of directors, 1 to 10.
     #[arg(long, default_value_t = 2)]
     directors: u8,
-    /// How many backends, 1 to 200.
+    /// The number of backends, 1 to 200.
     #[arg(long, default_value_t = 3)]
     backends: u8,
-    /// How many machines of clients, 1 to 9; each has 65,535 addresses.
+    /// The number of client machines, 1 to 9; each has 65,535 addresses.
     #[arg(long, default_value_t = 1)]
     clients: u8,
-    /// How directors announce the VIPs.
+    /// The announcement method of the directors.
     #[arg(long, value_enum, default_value_t)]
     way: Way,
-    /// Each director gets a health checker (glb-healthcheck), which feeds it its table.
+    /// Each director gets a health checker (glb-healthcheck), which writes its table.
     #[arg(long)]
     health: bool,
-    /// Size of the repository that backends serve, /git/big.git.
+    /// The size of the repository on the backends, /git/big.git.
     #[arg(long, default_value_t = 20, value_name = "MB")]
     repository: usize,
-    /// Speed of the link to the clients in Mbit/s; without it as fast as it goes.
+    /// The speed of the client link in Mbit/s. Unlimited by default.
     #[arg(long)]
     mbit: Option<u32>,
 }
 
 #[derive(clap::Args)]
 struct ProofArguments {
-    /// How many directors, 2 to 10.
+    /// The number of directors, 2 to 10.
     #[arg(long, default_value_t = 3)]
     directors: u8,
-    /// How directors announce the VIPs: bird or tun.
+    /// The announcement method of the directors: bird or tun.
     #[arg(long, value_enum, default_value_t)]
     way: Way,
-    /// How many connections of each of the four kinds.
+    /// The number of connections of each of the four kinds.
     #[arg(long, default_value_t = chaos::EACH)]
     connections: usize,
-    /// How to print the result.
+    /// The output format.
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
 }
 
 #[derive(clap::Args)]
 struct DemoArguments {
-    /// Leave the lab up afterwards, and say how to look around in it.
+    /// Keep the lab running afterwards, and print how to look around in it.
     #[arg(long)]
     keep: bool,
-    /// Backends never send on: the clone must break. Exit status 0 says that it did.
+    /// Disable second chance: the clone must break. Exit status 0 means that it did.
     #[arg(long)]
     without_second_chance: bool,
-    /// Clients and VIP speak IPv6.
+    /// Use IPv6 between clients and VIP.
     #[arg(long)]
     ipv6: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum Output {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
-    /// For programs.
+    /// JSON for programs.
     Json,
 }
 
 impl Arguments {
-    /// Does what the command line asks for.
+    /// Runs the command.
     pub(crate) fn execute(self) -> Result<ExitCode> {
         let name = &self.name;
         match self.command {
@@ -227,7 +228,7 @@ fn prove(name: &str, arguments: &ProofArguments) -> Result<ExitCode> {
         each: arguments.connections,
         health: true,
     };
-    // What a program reads stands alone on stdout.
+    // Only the JSON document goes to stdout.
     let matrix = chaos::run(&options, &mut io::stderr())?;
     match arguments.output {
         Output::Text => println!("\n{matrix}\n{}", chaos::LEGEND),
@@ -260,10 +261,10 @@ fn up(name: &str, arguments: &UpArguments) -> Result<()> {
     Ok(())
 }
 
-/// Changes a lab that is up; one process at a time.
+/// Changes a running lab. Only one process at a time may do so.
 fn change(name: &str, work: impl FnOnce(&mut Fleet) -> Result<()>) -> Result<()> {
     let lock = Fleet::open(name)?.lock()?;
-    // Another one may have changed it meanwhile.
+    // Another process can have changed the lab while this one waited for the lock.
     work(&mut Fleet::open(name)?)?;
     drop(lock);
     Ok(())
@@ -297,7 +298,7 @@ fn exec(name: &str, nodes: &[String], words: &[String]) -> Result<ExitCode> {
         Ok(command)
     };
     if let [node] = chosen[..] {
-        // This process becomes the command, so that a shell has its terminal.
+        // This process becomes the command, so that a shell keeps the terminal.
         let mut command = command(node)?;
         fleet.lab.netns(node)?.enter_this_thread()?;
         return Err(command.exec()).with_context(|| format!("cannot run {}", words.join(" ")));

@@ -1,4 +1,4 @@
-//! Running other programs to their end, with errors that name the exact command.
+//! Runs other programs to completion, with errors that name the exact command.
 
 use std::{
     ffi::OsString,
@@ -12,18 +12,18 @@ use anyhow::{Context, Result, bail};
 
 use crate::interrupt;
 
-/// Runs `command` and wants exit status 0.
+/// Runs `command` and requires exit status 0.
 ///
 /// # Errors
-/// Holds the command as typed and what it wrote to stderr.
+/// The error holds the command as typed and its stderr.
 pub fn run(command: &mut Command) -> Result<()> {
     output(command).map(drop)
 }
 
-/// Runs `command`, wants exit status 0 and returns what it wrote to stdout.
+/// Runs `command`, requires exit status 0 and returns its stdout.
 ///
 /// # Errors
-/// Holds the command as typed and what it wrote to stderr.
+/// The error holds the command as typed and its stderr.
 pub fn output(command: &mut Command) -> Result<String> {
     let done = finish(command)?;
     if !done.status.success() {
@@ -32,10 +32,10 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&done.stdout).into_owned())
 }
 
-/// Runs `command` and returns whatever came of it.
+/// Runs `command` and returns status and output, whether it succeeded or not.
 ///
 /// # Errors
-/// When it cannot be started.
+/// When the command cannot be started.
 pub fn finish(command: &mut Command) -> Result<Output> {
     command
         .stdin(Stdio::null())
@@ -52,7 +52,7 @@ pub(crate) fn run_with_input(command: &mut Command, input: &str) -> Result<()> {
         .spawn()
         .with_context(|| format!("cannot run `{}`", shown(command)))?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A program that stops reading says why on stderr, which is the better message.
+        // A program that stops reading explains itself on stderr, which is the better message.
         stdin.write_all(input.as_bytes()).ok();
     }
     let done = child.wait_with_output()?;
@@ -62,10 +62,10 @@ pub(crate) fn run_with_input(command: &mut Command, input: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs a `command` that may take seconds, wants exit status 0, and gives up on Ctrl-C.
+/// Runs a `command` that can take seconds, requires exit status 0, and stops on Ctrl-C.
 ///
 /// # Errors
-/// Holds the command as typed and what it wrote to stderr; or that it was interrupted.
+/// The error holds the command as typed and its stderr, or says that it was interrupted.
 pub fn run_interruptible(command: &mut Command) -> Result<()> {
     let mut child = command
         .stdin(Stdio::null())
@@ -104,21 +104,21 @@ fn failure(command: &Command, status: ExitStatus, stderr: &[u8]) -> anyhow::Erro
     anyhow::anyhow!("`{}` failed with {status}: {}", shown(command), stderr.trim())
 }
 
-/// `command` as it would be typed, for messages.
+/// Formats `command` as it would be typed, for messages.
 #[must_use]
 pub fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// Where programs are looked for: root's PATH lacks the folders of nginx and tc after a plain `su`.
+/// The search path for programs: root's PATH lacks the folders of nginx and tc after a plain `su`.
 pub(crate) fn search_path() -> OsString {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");
     path
 }
 
-/// Looks for programs the lab cannot do without.
+/// Checks that the programs that the lab needs are installed.
 pub(crate) fn require(programs: &[(&str, &str)]) -> Result<()> {
     let path = search_path();
     let missing: Vec<_> = programs

@@ -1,4 +1,4 @@
-//! The daemons' counters, as their `counters -o json` prints them.
+//! The daemons' counters, parsed from `counters -o json`.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::plan::Node;
 
-/// Packets and their bytes.
+/// A packet count and a byte count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Count {
     /// Packets.
@@ -15,14 +15,14 @@ pub struct Count {
     pub bytes: u64,
 }
 
-/// What `glb-director counters` tells.
+/// The output of `glb-director counters`.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct DirectorCounters {
-    /// Of packets that belong to no table, by reason.
+    /// Packets that belong to no table, by reason.
     pub reasons: BTreeMap<String, Count>,
-    /// Of each table.
+    /// The counters of each table.
     pub tables: Vec<TableCounters>,
-    /// Of each table's backends, as first hop.
+    /// The counters of each table's backends, as first hop.
     pub backends: Vec<BackendCounters>,
 }
 
@@ -31,24 +31,24 @@ pub struct DirectorCounters {
 pub struct TableCounters {
     /// The table's name.
     pub name: String,
-    /// By reason.
+    /// Packets by reason.
     pub reasons: BTreeMap<String, Count>,
 }
 
 /// One backend's counters.
 #[derive(Clone, Debug, Deserialize)]
 pub struct BackendCounters {
-    /// Name of the table.
+    /// The table's name.
     pub table: String,
     /// The backend's address.
     pub address: String,
-    /// What was sent to it as first hop.
+    /// Packets sent to the backend as first hop.
     #[serde(flatten)]
     pub count: Count,
 }
 
 impl DirectorCounters {
-    /// Packets sent to this backend as first hop.
+    /// Returns the packets sent to this backend as first hop.
     #[must_use]
     pub fn sent_to(&self, node: Node) -> u64 {
         let addresses = [node.v4().to_string(), node.v6().to_string()];
@@ -56,7 +56,7 @@ impl DirectorCounters {
         backends.map(|backend| backend.count.packets).sum()
     }
 
-    /// Packets counted under a reason, in all tables and outside them.
+    /// Returns the packets counted under a reason, inside and outside all tables.
     #[must_use]
     pub fn packets(&self, reason: &str) -> u64 {
         let of = |reasons: &BTreeMap<String, Count>| {
@@ -66,26 +66,26 @@ impl DirectorCounters {
     }
 }
 
-/// What `glb-redirect counters` tells.
+/// The output of `glb-redirect counters`.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct RedirectCounters {
-    /// By reason.
+    /// Packets by reason.
     pub reasons: BTreeMap<String, Count>,
-    /// By VIP and reason.
+    /// Packets by VIP and reason.
     pub vips: BTreeMap<std::net::IpAddr, BTreeMap<String, Count>>,
-    /// SYN-ACKs whose MSS was lowered.
+    /// The number of SYN-ACKs whose MSS was lowered.
     pub clamped_syn_acks: u64,
 }
 
 impl RedirectCounters {
-    /// Packets that were handed to this backend's own stack.
+    /// Returns the packets delivered to this backend's own stack.
     #[must_use]
     pub fn taken(&self) -> u64 {
         let taken = self.reasons.iter().filter(|(reason, _)| reason.starts_with("taken"));
         taken.map(|(_, count)| count.packets).sum()
     }
 
-    /// Packets that were given their second chance elsewhere.
+    /// Returns the packets forwarded to the next hop (second chance).
     #[must_use]
     pub fn forwarded(&self) -> u64 {
         self.reasons.get("forwarded").map_or(0, |count| count.packets)

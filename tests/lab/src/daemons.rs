@@ -1,4 +1,4 @@
-//! What runs on a lab's nodes: the daemons of this project, and those that they work with.
+//! The daemons on a lab's nodes: those of this project, and the routing daemons and servers.
 
 use std::{
     fmt::Write as _,
@@ -23,7 +23,7 @@ use crate::{
     topology::{INTERFACE, Lab},
 };
 
-/// How long a daemon may take to be ready or to end. A machine with two busy cores is slow.
+/// The time limit for a daemon to become ready or to end. A machine with two busy cores is slow.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A program that a lab runs.
@@ -35,11 +35,11 @@ pub enum Program {
     Redirect,
     /// `glb-healthcheck`
     Healthcheck,
-    /// `glb-lab`, which is the demo.
+    /// `glb-lab`: the lab and demo commands.
     Lab,
     /// BIRD, the routing daemon of the router, and of directors in most labs.
     Bird,
-    /// FRR's zebra, which knows the kernel's routes.
+    /// FRR's zebra, which manages the kernel's routes.
     Zebra,
     /// FRR's bfdd.
     Bfdd,
@@ -71,8 +71,8 @@ impl Program {
         Self::Live,
     ];
 
-    /// Name of the binary; of this project's also that of the configuration file, without its
-    /// extension.
+    /// The name of the binary. For this project's programs it is also the name of the configuration
+    /// file, without extension.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -91,20 +91,21 @@ impl Program {
         }
     }
 
-    /// Whether it is one of this project's.
+    /// Returns whether this project builds the program.
     pub(crate) const fn is_ours(self) -> bool {
         !self.speaks_bgp() && !matches!(self, Self::Nginx | Self::Fcgiwrap)
     }
 
-    /// Whether it tells the router of a director, or the router itself of all.
+    /// Returns whether the program is a routing daemon (BGP).
     pub(crate) const fn speaks_bgp(self) -> bool {
         matches!(self, Self::Bird | Self::Zebra | Self::Bfdd | Self::Bgpd | Self::Exabgp)
     }
 
-    /// The binary beside the one that runs now, in cargo's target folder: of this project's programs.
+    /// Returns the path of this project's binary, next to the running executable in cargo's target
+    /// folder.
     ///
     /// # Errors
-    /// When it has not been built.
+    /// When the binary has not been built.
     pub fn path(self) -> Result<PathBuf> {
         let own = std::env::current_exe()?;
         let mut folders = own.ancestors().skip(1).take(2);
@@ -123,7 +124,7 @@ pub struct Daemon {
     node: Node,
     config: PathBuf,
     process: Option<Process>,
-    /// What it is to take itself for, if it is not to be the release that it is.
+    /// The release that the daemon pretends to be, if not its own.
     release: Option<String>,
 }
 
@@ -134,30 +135,30 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// A daemon that is configured already.
+    /// Returns a daemon whose configuration file exists already.
     fn named(lab: &Lab, program: Program, node: Node) -> Result<Self> {
         let extension = if program.is_ours() { "toml" } else { "conf" };
         let config = lab.folder(node)?.join(program.name()).with_extension(extension);
         Ok(Self { program, node, config, process: None, release: None })
     }
 
-    /// The daemon as it is in a lab that was left up.
+    /// Returns the daemon of a lab that another process started.
     pub(crate) fn adopt(lab: &Lab, program: Program, node: Node) -> Result<Self> {
         let mut daemon = Self::named(lab, program, node)?;
         daemon.process = lab.running(node, program.name());
         Ok(daemon)
     }
 
-    /// BIRD on the router or on a director, not running yet. What a director's announces is
-    /// switched off.
+    /// Prepares BIRD on the router or on a director without starting it. A director's VIP routes
+    /// are disabled.
     ///
     /// # Errors
-    /// When its file cannot be written.
+    /// When the configuration file cannot be written.
     pub fn bird(lab: &Lab, node: Node) -> Result<Self> {
         Self::new(lab, Program::Bird, node, &bird::config(lab.plan(), node)?)
     }
 
-    /// A daemon of the routing on the router or on a director, not running yet.
+    /// Prepares a routing daemon of the router or of a director without starting it.
     pub(crate) fn speaker(lab: &Lab, program: Program, node: Node) -> Result<Self> {
         match program {
             Program::Bird => Self::bird(lab, node),
@@ -166,23 +167,23 @@ impl Daemon {
         }
     }
 
-    /// What runs git-http-backend on a backend, not running yet.
+    /// Prepares fcgiwrap, which runs git-http-backend on a backend, without starting it.
     pub(crate) fn fcgiwrap(lab: &Lab, node: Node) -> Result<Self> {
         Self::named(lab, Program::Fcgiwrap, node)
     }
 
-    /// The server of connections that are to live through everything, not running yet.
+    /// Prepares the server for the chaos run's connections without starting it.
     pub(crate) fn live(lab: &Lab, node: Node) -> Result<Self> {
         Self::named(lab, Program::Live, node)
     }
 
-    /// A backend's nginx, not running yet, which serves the repositories in a folder.
+    /// Prepares a backend's nginx, which serves the repositories in a folder, without starting it.
     pub(crate) fn nginx(lab: &Lab, node: Node, repositories: &Path) -> Result<Self> {
         let folder = lab.folder(node)?;
         Self::new(lab, Program::Nginx, node, &services::nginx_config(node, &folder, repositories)?)
     }
 
-    /// The director's configuration and table, not running yet.
+    /// Writes the director's configuration and table without starting the daemon.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -197,8 +198,8 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// A backend's configuration, not running yet. It accepts packets from every director and
-    /// backend of the lab.
+    /// Writes a backend's configuration without starting the daemon. The backend accepts packets
+    /// from every director and backend of the lab.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -221,8 +222,9 @@ impl Daemon {
         Self::new(lab, Program::Redirect, node, &config)
     }
 
-    /// A health checker of this source, not running yet; it writes the table of the director on the
-    /// same node. `more` goes into its configuration.
+    /// Writes a health checker's configuration without starting the daemon. The checker reads
+    /// `source` and writes the table of the director on the same node. `more` is appended to the
+    /// configuration.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -236,26 +238,26 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// The configuration file.
+    /// Returns the path of the configuration file.
     #[must_use]
     pub fn config(&self) -> &Path {
         &self.config
     }
 
-    /// Changes or adds a key of the configuration file; `value` as TOML has it.
+    /// Changes or adds a key of the configuration file. `value` is TOML.
     ///
     /// # Errors
     /// When the file cannot be read or written.
     pub fn configure(&self, key: &str, value: &str) -> Result<()> {
         let old = fs::read_to_string(&self.config)?;
         let others = old.lines().filter(|line| !line.starts_with(&format!("{key} = ")));
-        // First, where no section's header stands before it.
+        // The key goes first, before any section header.
         let lines = std::iter::once(format!("{key} = {value}")).chain(others.map(str::to_owned));
         replace_file(&self.config, &lines.map(|line| line + "\n").collect::<String>())
     }
 
-    /// From its next start on, a director takes itself for another release, or again for what it is: it
-    /// then finds nothing of its own in what runs.
+    /// Makes a director pretend to be another release from its next start on, or its own again. It
+    /// then treats the running program as foreign.
     pub fn pretend(&mut self, release: Option<&str>) {
         self.release = release.map(str::to_owned);
     }
@@ -263,7 +265,7 @@ impl Daemon {
     /// Replaces a line of the configuration file.
     ///
     /// # Errors
-    /// When there is no such line, or the file cannot be written.
+    /// When the line does not exist, or the file cannot be written.
     pub fn reconfigure(&self, line: &str, new: &str) -> Result<()> {
         let old = fs::read_to_string(&self.config)?;
         if !old.lines().any(|other| other == line) {
@@ -272,43 +274,43 @@ impl Daemon {
         replace_file(&self.config, &old.replace(line, new))
     }
 
-    /// What runs.
+    /// Returns the program.
     #[must_use]
     pub const fn program(&self) -> Program {
         self.program
     }
 
-    /// Where the daemon runs.
+    /// Returns the node that the daemon runs on.
     #[must_use]
     pub const fn node(&self) -> Node {
         self.node
     }
 
-    /// The daemon's process while it runs.
+    /// Returns the daemon's process while it runs.
     ///
     /// # Errors
-    /// When it does not.
+    /// When the daemon does not run.
     pub fn process(&mut self) -> Result<&mut Process> {
         let what = format!("{} on {} does not run", self.program.name(), self.node);
         self.process.as_mut().context(what)
     }
 
-    /// The process's id while the daemon runs.
+    /// Returns the process id while the daemon runs.
     #[must_use]
     pub fn id(&self) -> Option<u32> {
         self.process.as_ref().map(Process::id)
     }
 
-    /// Starts the daemon and waits until it says that it is ready.
+    /// Starts the daemon and waits until it reports that it is ready.
     ///
     /// # Errors
-    /// When it ends instead, or takes too long: with what it wrote.
+    /// When the daemon ends instead or takes too long. The error holds its output.
     pub fn start(&mut self, lab: &Lab) -> Result<()> {
         self.spawn(lab)?;
         self.wait_until_ready(lab)
     }
 
-    /// Waits until a daemon that was spawned is ready.
+    /// Waits until a spawned daemon is ready.
     pub(crate) fn wait_until_ready(&mut self, lab: &Lab) -> Result<()> {
         let (program, node) = (self.program, self.node);
         let process = self.process()?;
@@ -336,10 +338,10 @@ impl Daemon {
         })
     }
 
-    /// Starts the daemon and does not wait.
+    /// Starts the daemon without waiting.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// When the daemon cannot be started.
     pub fn spawn(&mut self, lab: &Lab) -> Result<()> {
         let mut command = match self.program {
             Program::Bird => bird::command(lab, self.node, &self.config)?,
@@ -360,7 +362,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// One of the program's commands on this daemon's configuration.
+    /// Builds a command of the program that uses this daemon's configuration.
     ///
     /// # Errors
     /// When the program has not been built.
@@ -373,10 +375,10 @@ impl Daemon {
         Ok(command)
     }
 
-    /// Ends the daemon with a signal and waits for its end.
+    /// Sends a signal to the daemon and waits until it ends.
     ///
     /// # Errors
-    /// When it does not run or does not end.
+    /// When the daemon does not run or does not end.
     pub fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
         let process = self.process()?;
         process.signal(signal)?;
@@ -385,17 +387,17 @@ impl Daemon {
         Ok(status)
     }
 
-    /// Ends the daemon and what it started at once, as a crash would, and waits until all is gone.
+    /// Kills the daemon and its children at once, as in a crash, and waits until they are gone.
     ///
     /// # Errors
-    /// When it does not run.
+    /// When the daemon does not run.
     pub fn kill(&mut self) -> Result<()> {
         self.process()?.end_at_once()?;
         self.process = None;
         Ok(())
     }
 
-    /// Whether the daemon runs.
+    /// Returns whether the daemon runs.
     #[must_use]
     pub fn runs(&self) -> bool {
         self.process.as_ref().is_some_and(Process::runs)
@@ -404,23 +406,23 @@ impl Daemon {
     /// Runs `detach`.
     ///
     /// # Errors
-    /// With its message.
+    /// The error holds the command's message.
     pub fn detach(&self, lab: &Lab) -> Result<()> {
         command::run(&mut self.command(lab, "detach")?)
     }
 
-    /// The director's counters.
+    /// Reads the director's counters.
     ///
     /// # Errors
-    /// When they cannot be read.
+    /// When the counters cannot be read.
     pub fn director_counters(&self, lab: &Lab) -> Result<DirectorCounters> {
         self.counters(lab)
     }
 
-    /// A backend's counters.
+    /// Reads a backend's counters.
     ///
     /// # Errors
-    /// When they cannot be read.
+    /// When the counters cannot be read.
     pub fn redirect_counters(&self, lab: &Lab) -> Result<RedirectCounters> {
         self.counters(lab)
     }
@@ -431,19 +433,18 @@ impl Daemon {
             .with_context(|| format!("odd counters of {}: {text}", self.program.name()))
     }
 
-    /// Writes the director's table file, at once and whole.
+    /// Replaces the director's table file atomically.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When the file cannot be written.
     pub fn write_table(&self, text: &str) -> Result<()> {
         replace_file(&self.config.with_file_name("table.toml"), text)
     }
 
-    /// Gives the director another table and waits until it is in force; returns how long that
-    /// took.
+    /// Writes a new table, waits until it is in force, and returns the elapsed time.
     ///
     /// # Errors
-    /// When the director refuses it.
+    /// When the director rejects the table.
     pub fn reload(&mut self, table: &TableFile) -> Result<Duration> {
         self.write_table(&table.toml()?)?;
         let process = self.process()?;
@@ -454,19 +455,19 @@ impl Daemon {
         Ok(started.elapsed())
     }
 
-    /// Gives the director a text as table and waits until it has refused it; returns its words.
+    /// Writes `text` as the table, waits until the director rejects it, and returns the message.
     ///
     /// # Errors
-    /// When it accepts it or ends.
+    /// When the director accepts the table or ends.
     pub fn reload_refused(&mut self, text: &str) -> Result<String> {
         self.write_table(text)?;
         self.hangup_refused()
     }
 
-    /// Sends SIGHUP and waits until the daemon has refused what it then read; returns its words.
+    /// Sends SIGHUP, waits until the daemon rejects the files, and returns the message.
     ///
     /// # Errors
-    /// When it accepts it or ends.
+    /// When the daemon accepts the files or ends.
     pub fn hangup_refused(&mut self) -> Result<String> {
         let name = self.program.name();
         let process = self.process()?;
@@ -486,7 +487,7 @@ impl Daemon {
     }
 }
 
-/// A director's configuration with the table beside it.
+/// Returns a director's configuration with the table next to it.
 #[must_use]
 pub fn director_config(interface: &str, pin: &Path) -> String {
     format!(
@@ -496,7 +497,7 @@ pub fn director_config(interface: &str, pin: &Path) -> String {
     )
 }
 
-/// Every file below a folder, for checks that nothing is left.
+/// Lists every file below a folder, for tests that check for leftovers.
 ///
 /// # Errors
 /// When a folder cannot be read.

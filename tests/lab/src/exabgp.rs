@@ -1,4 +1,4 @@
-//! ExaBGP on a director, which is told what to announce by a pipe.
+//! ExaBGP on a director, which receives its announcements through a pipe.
 
 use std::{fs, path::Path, process::Command};
 
@@ -7,10 +7,10 @@ use nix::{sys::stat::Mode, unistd::mkfifo};
 
 use crate::{command, plan::Node, topology::Lab};
 
-/// ExaBGP looks for its pipes in /run and nowhere else.
+/// ExaBGP looks for its pipes in /run only.
 const PIPES: [&str; 2] = ["exabgp.in", "exabgp.out"];
 
-/// The folder of a director that ExaBGP there has for its /run.
+/// The folder of a director that ExaBGP sees as /run.
 pub(crate) const RUN: &str = "exabgp-run";
 
 /// The configuration of the ExaBGP on `node`.
@@ -29,7 +29,7 @@ pub(crate) fn config(node: Node) -> String {
     )
 }
 
-/// The command that starts it.
+/// The command that starts ExaBGP.
 pub(crate) fn command(lab: &Lab, node: Node, config: &Path) -> Result<Command> {
     command::require(&[("exabgp", "exabgp")])?;
     let run = lab.folder(node)?.join(RUN);
@@ -49,7 +49,7 @@ pub(crate) fn command(lab: &Lab, node: Node, config: &Path) -> Result<Command> {
     ]);
     unshare.arg(run);
     unshare.envs([("exabgp_daemon_drop", "false"), ("exabgp_daemon_user", "root")]);
-    // It is read to tell whether it is ready.
+    // The lab reads this output to detect that ExaBGP is ready.
     unshare.env("exabgp_log_destination", "stdout");
     Ok(unshare)
 }

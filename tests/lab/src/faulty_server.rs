@@ -1,4 +1,4 @@
-//! A web server that can be told to be ill.
+//! A web server that fails on demand.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -15,38 +15,38 @@ use anyhow::Result;
 
 use crate::{plan::Node, topology::Lab};
 
-/// How a server is.
+/// The behaviour of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Health {
-    /// It answers.
+    /// The server answers.
     Well,
-    /// It accepts connections and says nothing.
+    /// The server accepts connections and sends nothing.
     Hangs,
-    /// It answers too late.
+    /// The server answers too late.
     Slow,
-    /// It answers that it is busy.
+    /// The server answers 503 Service Unavailable.
     Busy,
-    /// It resets connections.
+    /// The server resets connections.
     Resets,
-    /// It does not listen.
+    /// The server does not listen.
     Dead,
-    /// The process is gone.
+    /// The server thread ends.
     Ended,
 }
 
-/// How often a server looks whether somebody comes, or how it is.
+/// The poll interval for connections and for changes of the behaviour.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// A web server on port 80 of all of a backend's addresses, answering with the node's name. It ends
-/// with its handle.
+/// A web server on port 80 of all addresses of a backend, which answers with the node's name. It
+/// ends when the handle is dropped.
 #[derive(Debug)]
 pub struct IllServer {
     health: Arc<AtomicU8>,
 }
 
 impl IllServer {
-    /// Starts it. Answers of a slow one take `slowness`.
+    /// Starts the server. A slow server answers after `slowness`.
     ///
     /// # Errors
     /// When port 80 is in use.
@@ -67,7 +67,7 @@ impl IllServer {
         Ok(Self { health })
     }
 
-    /// From now on it is like this.
+    /// Changes the behaviour.
     pub fn set(&self, health: Health) {
         self.health.store(health as u8, Ordering::Relaxed);
     }
@@ -109,12 +109,12 @@ fn serve(
         if now == Health::Hangs as u8 {
             held.push(stream);
         } else if now == Health::Resets as u8 {
-            // Closing it then resets the connection.
+            // With this option, closing the connection resets it.
             socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).ok();
         } else {
             let page = page.to_owned();
             let slowness = if now == Health::Slow as u8 { slowness } else { Duration::ZERO };
-            // Who goes away without an answer is nobody's trouble.
+            // A client that leaves without an answer is not an error.
             thread::spawn(move || answer(stream, now, slowness, &page).ok());
         }
     }

@@ -17,7 +17,7 @@ use crate::{
     topology::Lab,
 };
 
-/// Where Debian has FRR's daemons.
+/// The folder of FRR's daemons on Debian.
 const DAEMONS: &str = "/usr/lib/frr";
 
 /// The configuration of one of FRR's daemons on a director.
@@ -65,7 +65,7 @@ route-map SIX permit 10
     }
 }
 
-/// The command that starts one of them.
+/// The command that starts an FRR daemon.
 pub(crate) fn command(lab: &Lab, program: Program, node: Node, config: &Path) -> Result<Command> {
     let path = Path::new(DAEMONS).join(program.name());
     if !path.is_file() {
@@ -78,7 +78,7 @@ pub(crate) fn command(lab: &Lab, program: Program, node: Node, config: &Path) ->
     let mut frr = lab.netns(node)?.command(path);
     frr.arg("-f").arg(config).arg("-z").arg(folder.join("zserv")).arg("--vty_socket").arg(&folder);
     frr.arg("-i").arg(folder.join(program.name()).with_extension("pid"));
-    // No port for a terminal; what it has to say goes where the lab's logs are.
+    // No telnet port; the log goes to stdout, where the lab collects logs.
     frr.args(["-P", "0", "--log", "stdout"]);
     if program == Program::Bfdd {
         frr.arg("--bfdctl").arg(folder.join("bfdd.sock"));
@@ -86,13 +86,13 @@ pub(crate) fn command(lab: &Lab, program: Program, node: Node, config: &Path) ->
     Ok(frr)
 }
 
-/// Whether one of them answers.
+/// Returns whether an FRR daemon answers.
 pub(crate) fn is_ready(lab: &Lab, program: Program, node: Node) -> Result<bool> {
     let terminal = folder(lab, node)?.join(program.name()).with_extension("vty");
     Ok(UnixStream::connect(terminal).is_ok())
 }
 
-/// Their sockets; they run as a user of their own.
+/// The folder of FRR's sockets. The daemons run as a separate user.
 fn folder(lab: &Lab, node: Node) -> Result<PathBuf> {
     debug_assert_eq!(lab.plan().way, Way::Frr);
     let folder = lab.folder(node)?.join("frr");

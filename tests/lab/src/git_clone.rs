@@ -1,4 +1,4 @@
-//! A `git clone` through the load balancer, watched while it runs.
+//! A `git clone` through the load balancer, observed while it runs.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -17,10 +17,10 @@ use crate::{
     topology::Lab,
 };
 
-/// Seconds without a byte after which the clone gives up.
+/// The clone gives up after this many seconds without a byte.
 const STALL_LIMIT: u32 = 10;
 
-/// A running or finished clone. It comes from client address 0, which nothing else uses.
+/// A running or finished clone. It uses client address 0, which no other client uses.
 #[derive(Debug)]
 pub struct GitClone {
     process: Process,
@@ -48,25 +48,25 @@ impl GitClone {
         Ok(Self { process, family, url, target, started: Instant::now(), finished: None })
     }
 
-    /// What is cloned.
+    /// Returns the URL of the repository.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Where it is cloned to.
+    /// Returns the target folder.
     #[must_use]
     pub fn target(&self) -> &Path {
         &self.target
     }
 
-    /// The address that it comes from.
+    /// Returns the source address.
     #[must_use]
     pub const fn address(&self) -> IpAddr {
         client(self.family, 0)
     }
 
-    /// How far the transfer is, 0 to 100.
+    /// Returns the progress of the transfer, 0 to 100.
     ///
     /// # Errors
     /// When git's output cannot be read.
@@ -79,10 +79,10 @@ impl GitClone {
         Ok(found.unwrap_or(0))
     }
 
-    /// How and after what time it ended, if it has.
+    /// Returns the exit status and the duration if the clone has ended.
     ///
     /// # Errors
-    /// When the kernel cannot say.
+    /// When the process cannot be queried.
     pub fn finished(&mut self) -> Result<Option<(ExitStatus, Duration)>> {
         if self.finished.is_none()
             && let Some(status) = self.process.ended()?
@@ -92,7 +92,7 @@ impl GitClone {
         Ok(self.finished)
     }
 
-    /// What git complained about.
+    /// Returns git's error messages.
     ///
     /// # Errors
     /// When git's output cannot be read.
@@ -103,10 +103,10 @@ impl GitClone {
         Ok(lines.filter(bad).map(str::to_owned).collect())
     }
 
-    /// The backends that hold a connection of this clone, with the clone's port.
+    /// Finds the backends that hold a connection of this clone, with the clone's source port.
     ///
     /// # Errors
-    /// When a kernel's table cannot be read.
+    /// When a kernel's socket table cannot be read.
     pub fn served_by(&self, lab: &Lab) -> Result<Vec<(Node, u16)>> {
         let mut found = Vec::new();
         for node in lab.plan().backend_nodes() {
@@ -116,7 +116,7 @@ impl GitClone {
                     && socket.local.ip() == vip(self.family)
                     && socket.remote.ip() == self.address()
             });
-            // The kernel's list is read in pieces while sockets come and go: one may be in it twice.
+            // The kernel lists sockets in pieces while they come and go, so one can appear twice.
             for here in ours.map(|socket| (node, socket.remote.port())) {
                 if !found.contains(&here) {
                     found.push(here);

@@ -1,4 +1,4 @@
-//! A small HTTP client that can send from any client address.
+//! A small HTTP client that can use any client address as source.
 
 use std::{
     fmt,
@@ -12,12 +12,12 @@ use socket2::{Domain, Socket, Type};
 
 use crate::netns::Netns;
 
-/// What a server answered.
+/// An HTTP response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// The three digits.
+    /// The status code.
     pub status: u16,
-    /// Everything after the headers.
+    /// The body.
     pub body: Vec<u8>,
 }
 
@@ -27,10 +27,10 @@ impl fmt::Display for Reply {
     }
 }
 
-/// Connects from `from` to `to`; to be called inside the client's namespace.
+/// Connects from `from` to `to`. The calling thread must be in the client's namespace.
 ///
 /// # Errors
-/// As the kernel gives them.
+/// The kernel's error.
 pub fn connect(from: IpAddr, to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     socket.bind(&SocketAddr::new(from, 0).into())?;
@@ -41,11 +41,11 @@ pub fn connect(from: IpAddr, to: SocketAddr, limit: Duration) -> io::Result<TcpS
     Ok(stream)
 }
 
-/// Fetches `path` over a connection of its own; to be called inside the client's namespace.
+/// Fetches `path` over a new connection. The calling thread must be in the client's namespace.
 ///
 /// # Errors
-/// When the connection breaks or `limit` passes between two pieces of it, and when the answer is
-/// not HTTP.
+/// When the connection breaks, when `limit` passes between two reads, and when the response is not
+/// HTTP.
 pub fn get(from: IpAddr, to: SocketAddr, path: &str, limit: Duration) -> Result<Reply> {
     let mut stream =
         connect(from, to, limit).with_context(|| format!("cannot connect to {to} from {from}"))?;
@@ -55,10 +55,10 @@ pub fn get(from: IpAddr, to: SocketAddr, path: &str, limit: Duration) -> Result<
     parse(&answer)
 }
 
-/// [`get`] from outside the client's namespace.
+/// Runs [`get`] from outside the client's namespace.
 ///
 /// # Errors
-/// As [`get`].
+/// The same as [`get`].
 pub fn get_in(netns: &Netns, from: IpAddr, to: SocketAddr, path: &str) -> Result<Reply> {
     netns.run(|| get(from, to, path, Duration::from_secs(3)))
 }

@@ -1,5 +1,5 @@
-//! Ctrl-C and SIGTERM end the work early but in order: whoever waits checks here, returns an
-//! error, and the guards on the way out clean up.
+//! Ctrl-C and SIGTERM end the work early but cleanly: every wait checks here and returns an error,
+//! and the drop guards clean up.
 
 use std::{
     sync::{
@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// From now on SIGINT, SIGTERM and SIGHUP no longer end this process at once.
+/// Replaces the default action of SIGINT, SIGTERM and SIGHUP, which would end this process at once.
 ///
 /// # Errors
 /// When a handler cannot be installed.
@@ -34,7 +34,7 @@ pub fn install() -> Result<()> {
 }
 
 /// # Errors
-/// When one of the signals has come.
+/// When one of the signals has arrived.
 pub fn check() -> Result<()> {
     if FLAG.get().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
         bail!("interrupted");
@@ -42,10 +42,10 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-/// Sleeps; the error comes at once when a signal does.
+/// Sleeps, and returns an error as soon as a signal arrives.
 ///
 /// # Errors
-/// As [`check`].
+/// The same as [`check`].
 pub fn sleep(time: Duration) -> Result<()> {
     let end = Instant::now() + time;
     loop {
@@ -58,10 +58,10 @@ pub fn sleep(time: Duration) -> Result<()> {
     }
 }
 
-/// Asks `done` again and again until it returns something.
+/// Polls `done` until it returns a value.
 ///
 /// # Errors
-/// After `limit`, naming `what` was waited for; those of `done`; and as [`check`].
+/// After `limit`, with `what` as the awaited thing; errors of `done`; and the errors of [`check`].
 pub fn wait<T>(
     what: &str,
     limit: Duration,

@@ -1,4 +1,4 @@
-//! What a namespace's kernel says about its TCP connections.
+//! TCP sockets and counters of a namespace's kernel.
 
 use std::{
     fs,
@@ -12,24 +12,24 @@ use crate::netns::Netns;
 /// A TCP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpSocket {
-    /// This side.
+    /// The local address and port.
     pub local: SocketAddr,
-    /// The other side.
+    /// The remote address and port.
     pub remote: SocketAddr,
-    /// The kernel's number of the state: [`ESTABLISHED`], [`LISTEN`] and so on.
+    /// The kernel's state number, for example [`ESTABLISHED`] or [`LISTEN`].
     pub state: u8,
 }
 
-/// State of an open connection.
+/// The state of an open connection.
 pub const ESTABLISHED: u8 = 1;
 
-/// State of a listener.
+/// The state of a listener.
 pub const LISTEN: u8 = 10;
 
-/// All TCP sockets of a namespace, addresses of mapped IPv4 as IPv4.
+/// Lists all TCP sockets of a namespace. IPv4-mapped addresses are returned as IPv4.
 ///
 /// # Errors
-/// When the kernel's table cannot be read.
+/// When the kernel's socket table cannot be read.
 pub fn tcp_sockets(netns: &Netns) -> Result<Vec<TcpSocket>> {
     netns.run(|| {
         let mut sockets = Vec::new();
@@ -54,7 +54,7 @@ fn parse_socket(line: &str) -> Option<TcpSocket> {
     })
 }
 
-/// The kernel prints each 32-bit word of an address in its own byte order.
+/// Parses an address. The kernel prints each 32-bit word in host byte order.
 fn parse_address(text: &str) -> Option<SocketAddr> {
     let (address, port) = text.split_once(':')?;
     let mut bytes = Vec::with_capacity(16);
@@ -70,10 +70,10 @@ fn parse_address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
 }
 
-/// A TCP counter of a namespace by the kernel's name, for example `RetransSegs`.
+/// Reads a TCP counter of a namespace by the kernel's name, for example `RetransSegs`.
 ///
 /// # Errors
-/// When there is no counter of this name.
+/// When the counter does not exist.
 pub fn tcp_counter(netns: &Netns, name: &str) -> Result<u64> {
     let table = netns.run(|| Ok(fs::read_to_string("/proc/thread-self/net/snmp")?))?;
     let mut lines = table.lines().filter_map(|line| line.strip_prefix("Tcp: "));

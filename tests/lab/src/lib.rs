@@ -1,9 +1,9 @@
-//! A data centre of network namespaces, with real daemons and real services, in which the demo and
-//! the end-to-end tests run.
+//! A data centre in network namespaces, with real daemons and real services. The demo and the
+//! end-to-end tests run in it.
 //!
-//! Several labs can be up side by side: a lab is a prefix of namespace names, a run folder and a
-//! bpffs of its own. Whatever a lab makes is removed when its handle is dropped, on failure and on
-//! Ctrl-C too, and what a killed lab left is removed when one of the same name comes up.
+//! Several labs can run side by side: a lab has its own prefix of namespace names, run folder and
+//! bpffs. Dropping the handle removes the lab, also after a failure and on Ctrl-C. Starting a lab
+//! removes the leftovers of a killed lab with the same name.
 
 mod bgp_daemons;
 pub mod bird;

@@ -1,8 +1,8 @@
-//! What makes a veth carry XDP like a real interface.
+//! Settings that make a veth pair carry XDP like a physical link.
 //!
-//! `XDP_TX` on a veth is delivered only if the other end has a program too, and checksums must be
-//! real where a director sees them: a packet that left its checksum to the hardware would be
-//! encapsulated unfinished.
+//! `XDP_TX` on a veth is delivered only if the peer has an XDP program too. Checksums must be
+//! complete when a director sees them: a checksum left to hardware offload would be encapsulated
+//! incomplete.
 
 use std::{
     ffi::CString,
@@ -66,19 +66,19 @@ const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 /// `r0 = XDP_PASS; exit`
 const PASS: [u64; 2] = [0x0000_0002_0000_00b7, 0x0000_0000_0000_0095];
 
-/// Attaches, natively, a program that passes every packet, and pins the attachment at `pin`.
-/// Works on the calling thread's namespace.
+/// Attaches an XDP program that passes every packet, in native mode, and pins the link at `pin`.
+/// Works in the calling thread's namespace.
 ///
 /// # Errors
-/// Names the step that the kernel refused.
+/// The error names the step that failed.
 pub fn attach_pass(interface: &str, pin: &Path) -> Result<()> {
     attach_pass_as(interface, pin, "pass")
 }
 
-/// As [`attach_pass`], under another name of at most 15 bytes.
+/// Works like [`attach_pass`], with a program name of at most 15 bytes.
 ///
 /// # Errors
-/// Names the step that the kernel refused.
+/// The error names the step that failed.
 pub fn attach_pass_as(interface: &str, pin: &Path, called: &str) -> Result<()> {
     let index = if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
     let mut name = [0; 16];
@@ -123,7 +123,7 @@ fn descriptor(fd: &OwnedFd) -> u32 {
 unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
     // SAFETY: passed on to the caller.
     let fd = unsafe { bpf_call(command, attributes) }?;
-    // SAFETY: a descriptor fresh from the kernel that nobody else knows.
+    // SAFETY: the kernel returned a new descriptor that no other code owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -139,10 +139,10 @@ unsafe fn bpf_call<T>(command: libc::c_int, attributes: &T) -> io::Result<i32> {
     i32::try_from(result).map_err(io::Error::other)
 }
 
-/// Whether an interface was set up, of the calling thread's namespace.
+/// Returns whether an interface of the calling thread's namespace is up.
 ///
 /// # Errors
-/// When there is none of this name.
+/// When the interface does not exist.
 pub fn is_up(interface: &str) -> Result<bool> {
     let control = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut request = named(interface);
@@ -156,7 +156,7 @@ pub fn is_up(interface: &str) -> Result<bool> {
     Ok(libc::c_int::from(flags) & libc::IFF_UP != 0)
 }
 
-/// A request about an interface, with nothing but its name.
+/// Builds an interface request with only the name set.
 fn named(interface: &str) -> libc::ifreq {
     // SAFETY: all-zero bytes are a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -176,20 +176,20 @@ struct EthtoolValue {
 /// From <linux/sockios.h>; the libc crate lacks it.
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 
-/// What `ethtool -K` turns on and off; the values are the kernel's numbers for these requests.
+/// Offload settings of `ethtool -K`. The values are the kernel's request numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Offload {
-    /// `tx`: checksums of sent packets. Segmentation offload goes with it.
+    /// `tx`: transmit checksums, and with them segmentation offload.
     TxChecksums = 0x17,
     /// `gro`: generic receive offload.
     Gro = 0x2c,
 }
 
-/// Turns an offload on or off, as `ethtool -K` does. Works on the calling thread's namespace.
+/// Turns an offload on or off, as `ethtool -K` does. Works in the calling thread's namespace.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// When the kernel rejects the change.
 pub fn set_offload(interface: &str, offload: Offload, on: bool) -> Result<()> {
     let control = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut value = EthtoolValue { cmd: offload as u32, data: on.into() };

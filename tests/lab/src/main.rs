@@ -1,4 +1,4 @@
-//! The demo and the lab as commands. `./x demo` and `./x lab` build this and become it.
+//! The demo and the lab as commands. `./x demo` and `./x lab` build and run this program.
 
 mod cli;
 
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(_) if interrupt::check().is_err() => {
             eprintln!("\ninterrupted; what this command had brought up is gone");
-            // As a shell sees a program that Ctrl-C ended.
+            // The exit status that a shell reports for a program ended by Ctrl-C.
             ExitCode::from(130)
         }
         Err(error) => {

@@ -1,7 +1,7 @@
-//! Named network namespaces, and running things inside them.
+//! Named network namespaces, and running code and programs inside them.
 //!
-//! A child enters its namespace by `setns` just before exec. `ip netns exec` would also give it a
-//! `/sys` of its own, and with it a bpffs whose pins vanish when the command ends.
+//! A child enters its namespace with `setns` just before exec. `ip netns exec` would also give it a
+//! private `/sys` with a bpffs whose pins vanish when the command ends.
 
 use std::{
     fs::{self, File},
@@ -26,10 +26,11 @@ use nix::{
 
 use crate::{cleanup::Keep, command};
 
-/// Where `ip netns` keeps named namespaces.
+/// The folder of named namespaces of `ip netns`.
 const FOLDER: &str = "/run/netns";
 
-/// A way into a network namespace. Cheap to clone; does not own the namespace.
+/// A handle for running things in a network namespace. It is cheap to clone and does not own the
+/// namespace.
 #[derive(Clone, Debug)]
 pub struct Netns {
     name: String,
@@ -40,27 +41,27 @@ impl Netns {
     /// Opens the namespace that `ip netns` knows as `name`.
     ///
     /// # Errors
-    /// When there is none of this name.
+    /// When the namespace does not exist.
     pub fn open(name: &str) -> Result<Self> {
         let path = path(name);
         let file = File::open(&path).with_context(|| format!("no namespace {}", path.display()))?;
         Ok(Self { name: name.to_owned(), file: Arc::new(file) })
     }
 
-    /// The name that `ip netns` shows.
+    /// Returns the name that `ip netns` shows.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The file that stands for the namespace, for `nsenter --net=`.
+    /// Returns the namespace file for `nsenter --net=`.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         path(&self.name)
     }
 
-    /// A command whose process will run inside, in a session of its own: a Ctrl-C on the terminal
-    /// is the lab's to handle, not its children's.
+    /// Builds a command that runs inside, in a new session: the lab handles Ctrl-C on the terminal,
+    /// not its children.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
@@ -81,10 +82,11 @@ impl Netns {
         command
     }
 
-    /// Runs `work` on a thread of its own inside the namespace. Sockets made there stay in it.
+    /// Runs `work` on a new thread inside the namespace. Sockets opened there stay in the
+    /// namespace.
     ///
     /// # Errors
-    /// Those of `work`, and when the namespace cannot be entered.
+    /// The errors of `work`, and when the namespace cannot be entered.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         thread::scope(|scope| {
             let thread = scope.spawn(|| {
@@ -95,7 +97,7 @@ impl Netns {
         })
     }
 
-    /// Moves the calling thread, and what it starts from now on, into the namespace for good.
+    /// Moves the calling thread and its future children into the namespace permanently.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -104,10 +106,10 @@ impl Netns {
             .with_context(|| format!("cannot enter the namespace {}", self.name))
     }
 
-    /// Writes kernel settings, given as `net.ipv4.ip_forward` and value.
+    /// Writes sysctls, given as a name such as `net.ipv4.ip_forward` and a value.
     ///
     /// # Errors
-    /// Names the setting that could not be written.
+    /// The error names the sysctl that could not be written.
     pub fn sysctl(&self, settings: &[(&str, &str)]) -> Result<()> {
         self.run(|| {
             for (key, value) in settings {
@@ -121,14 +123,14 @@ impl Netns {
     /// Runs `ip -batch` inside with these lines.
     ///
     /// # Errors
-    /// With the message of `ip`, which names the line.
+    /// The error holds the message of `ip`, which names the line.
     pub fn ip(&self, lines: &str) -> Result<()> {
         let mut ip = self.command("ip");
         command::run_with_input(ip.args(["-batch", "-"]), lines)
             .with_context(|| format!("in namespace {}", self.name))
     }
 
-    /// The processes that live inside.
+    /// Lists the processes inside.
     ///
     /// # Errors
     /// When `/proc` cannot be read.
@@ -140,7 +142,7 @@ impl Netns {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
-            // A process that ends meanwhile is no longer inside.
+            // A process that ends during the scan is no longer inside.
             if let Ok(theirs) = fs::metadata(entry.path().join("ns/net"))
                 && (theirs.dev(), theirs.ino()) == (own.dev(), own.ino())
             {
@@ -150,7 +152,7 @@ impl Netns {
         Ok(found)
     }
 
-    /// Ends every process inside: a request first, then by force.
+    /// Ends every process inside: first with SIGTERM, then with SIGKILL.
     pub(crate) fn end_processes(&self) -> Result<()> {
         let started = Instant::now();
         loop {
@@ -164,7 +166,7 @@ impl Netns {
             }
             let gentle = age < Duration::from_millis(500);
             for pid in left {
-                // It may have ended by itself since it was listed.
+                // The process can have ended since it was listed.
                 kill(pid, if gentle { Signal::SIGTERM } else { Signal::SIGKILL }).ok();
             }
             thread::sleep(Duration::from_millis(20));
@@ -172,7 +174,7 @@ impl Netns {
     }
 }
 
-/// A namespace that was made here, and goes when this is dropped, with all that runs in it.
+/// A namespace that this process created. Dropping it ends its processes and removes it.
 #[derive(Debug)]
 pub(crate) struct OwnedNetns {
     netns: Netns,
@@ -180,7 +182,7 @@ pub(crate) struct OwnedNetns {
 }
 
 impl OwnedNetns {
-    /// Makes the namespace `name`; its loopback is up.
+    /// Creates the namespace `name` with its loopback up.
     pub(crate) fn create(name: &str, keep: &Keep) -> Result<Self> {
         command::run(ip_netns().args(["add", name]))?;
         let netns = Netns::open(name)?;
@@ -189,7 +191,7 @@ impl OwnedNetns {
         Ok(owned)
     }
 
-    /// A namespace that is there. `keep` must be set, for it is not this process's to remove.
+    /// Opens an existing namespace. `keep` must be set, because this process must not remove it.
     pub(crate) fn open(name: &str, keep: &Keep) -> Result<Self> {
         Ok(Self { netns: Netns::open(name)?, keep: keep.clone() })
     }
@@ -209,7 +211,7 @@ impl Drop for OwnedNetns {
     }
 }
 
-/// Names of all namespaces on this machine that `ip netns` knows.
+/// Lists all namespaces on this machine that `ip netns` knows.
 pub(crate) fn names() -> Result<Vec<String>> {
     let entries = match fs::read_dir(FOLDER) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -222,11 +224,11 @@ pub(crate) fn names() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Ends what runs in the namespace and removes it.
+/// Ends the processes in the namespace and removes it.
 pub(crate) fn remove(name: &str) -> Result<()> {
     match Netns::open(name) {
         Ok(netns) => netns.end_processes()?,
-        // A maker that was killed half-way leaves a file that is no namespace.
+        // An `ip netns add` that was killed leaves a file that is not a namespace.
         Err(_) => eprintln!("namespace {name} cannot be opened; removing its name"),
     }
     command::run(ip_netns().args(["delete", name]))

@@ -1,6 +1,6 @@
-//! Who is in a lab, and which address is whose.
+//! The plan of a lab: its machines and their addresses.
 //!
-//! Addresses repeat between labs: nothing of a lab is seen outside its namespaces.
+//! Addresses repeat between labs, because nothing of a lab is visible outside its namespaces.
 
 use std::{
     fmt,
@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-/// IPv4 or IPv6, of the packets between clients and VIP.
+/// The IP version of packets between clients and VIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Family {
     /// IPv4.
@@ -22,11 +22,11 @@ pub enum Family {
 /// A machine of the lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Node {
-    /// Has the client addresses that [`client`] tells.
+    /// The first machine of clients. It has the addresses that [`client`] returns.
     Client,
-    /// The n-th machine of clients, from 2, with addresses of its own.
+    /// The n-th machine of clients, from 2, with its own addresses.
     OtherClient(u8),
-    /// Between clients and data centre.
+    /// The router between clients and data centre.
     Router,
     /// The n-th director, from 1.
     Director(u8),
@@ -47,7 +47,7 @@ impl fmt::Display for Node {
 }
 
 impl Node {
-    /// The node whose name this is.
+    /// Parses a node's name.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         let number = |prefix| name.strip_prefix(prefix)?.parse().ok();
         let node = match name {
@@ -61,7 +61,7 @@ impl Node {
         (node.to_string() == name).then_some(node)
     }
 
-    /// The node's place in the data centre's networks, `.1` to `.254`; clients have none.
+    /// The node's host number in the data centre's networks, 1 to 254. Clients have none.
     fn host(self) -> u8 {
         match self {
             Self::Client | Self::OtherClient(_) => 0,
@@ -71,7 +71,7 @@ impl Node {
         }
     }
 
-    /// Which of the clients' machines it is, from 1.
+    /// The number of a machine of clients, from 1.
     pub(crate) const fn client_number(self) -> Option<u8> {
         match self {
             Self::Client => Some(1),
@@ -95,7 +95,7 @@ impl Node {
         }
     }
 
-    /// The node's IPv6 address in the data centre, 2001:db8:2::/64, with the digits of the other.
+    /// The node's IPv6 address in the data centre, 2001:db8:2::/64, with the same host number.
     #[must_use]
     pub fn v6(self) -> Ipv6Addr {
         let host = u16::from(self.host());
@@ -114,61 +114,61 @@ impl std::str::FromStr for Node {
     }
 }
 
-/// Who tells the router which directors the VIPs are behind.
+/// The source of the router's routes to the VIPs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Routing {
-    /// Nobody: routes are set by hand. Directors stand on the backends' segment.
+    /// Static routes. Directors are on the backends' segment.
     Static,
-    /// BIRD on the router and on each director, over BGP with BFD. Each director is behind a port of
-    /// the router of its own, so that a dead link is seen at once.
+    /// BGP with BFD between BIRD on the router and each director. Each director has its own router
+    /// port, so that a dead link is detected at once.
     Bgp,
 }
 
-/// How directors announce the VIPs to the router's BIRD, and by which routing daemon.
+/// The announcement method of the directors, and the routing daemon that it uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Way {
-    /// By the control socket of their own BIRD.
+    /// The control socket of the director's BIRD.
     #[default]
     Bird,
-    /// By routes into a TUN interface, which their own BIRD learns from the kernel.
+    /// Routes into a TUN interface, which BIRD learns from the kernel.
     Tun,
-    /// By routes into a TUN interface, which FRR learns from the kernel.
+    /// Routes into a TUN interface, which FRR learns from the kernel.
     Frr,
-    /// By a command, which tells ExaBGP. There is no BFD then.
+    /// A command that talks to ExaBGP. There is no BFD with it.
     Exabgp,
 }
 
-/// What a lab is made of.
+/// The plan of a lab.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
-    /// Namespaces are `NAME-client`, `NAME-router` and so on.
+    /// The lab's name. Namespaces are called `NAME-client`, `NAME-router` and so on.
     pub name: String,
-    /// How many directors, 1 to 10.
+    /// The number of directors, 1 to 10.
     pub directors: u8,
-    /// How many backends, 1 to 200.
+    /// The number of backends, 1 to 200.
     pub backends: u8,
-    /// How many machines of clients, 1 to 9.
+    /// The number of machines of clients, 1 to 9.
     pub clients: u8,
-    /// Where the router has the VIPs' routes from.
+    /// The source of the router's VIP routes.
     pub routing: Routing,
-    /// With BGP: how directors announce.
+    /// With BGP: the announcement method of the directors.
     #[serde(default)]
     pub way: Way,
-    /// Whether each director has a health checker, which feeds it its table.
+    /// Whether each director has a health checker, which writes its table.
     pub health: bool,
-    /// Whether each backend serves connections of [`crate::chaos`], which the table has too then.
+    /// Whether each backend runs the server of [`crate::chaos`], and the table has its port.
     pub live: bool,
-    /// Speed of the links from the router to the clients in Mbit/s; as fast as they go if none.
+    /// The speed of the client links in Mbit/s. Unlimited if none.
     pub client_mbit: Option<u32>,
-    /// MTU of the data centre's links. 1600 has room for a full-sized packet in a tunnel.
+    /// The MTU of the data centre's links. 1600 leaves room for a full-sized packet in a tunnel.
     pub data_centre_mtu: u32,
-    /// Addresses that backends have in the table, and so the family of the tunnel.
+    /// The address family of the backends in the table, and so of the tunnel.
     pub tunnel: Family,
 }
 
 impl Plan {
-    /// One director, three backends, a static route and no limit on speed.
+    /// One director, three backends, a static route and unlimited client links.
     #[must_use]
     pub fn new(name: &str) -> Self {
         Self {
@@ -206,22 +206,22 @@ impl Plan {
         Ok(())
     }
 
-    /// All machines of clients.
+    /// Lists all machines of clients.
     pub fn client_nodes(&self) -> impl Iterator<Item = Node> + use<> {
         std::iter::once(Node::Client).chain((2..=self.clients).map(Node::OtherClient))
     }
 
-    /// All directors.
+    /// Lists all directors.
     pub fn director_nodes(&self) -> impl Iterator<Item = Node> + use<> {
         (1..=self.directors).map(Node::Director)
     }
 
-    /// All backends.
+    /// Lists all backends.
     pub fn backend_nodes(&self) -> impl Iterator<Item = Node> + use<> {
         (1..=self.backends).map(Node::Backend)
     }
 
-    /// All machines.
+    /// Lists all machines.
     pub fn nodes(&self) -> impl Iterator<Item = Node> + use<> {
         std::iter::once(Node::Router)
             .chain(self.client_nodes())
@@ -229,14 +229,14 @@ impl Plan {
             .chain(self.backend_nodes())
     }
 
-    /// The namespace of a node.
+    /// Returns the name of a node's namespace.
     #[must_use]
     pub fn namespace(&self, node: Node) -> String {
         format!("{}-{node}", self.name)
     }
 }
 
-/// The VIP of this family.
+/// Returns the VIP of this family.
 #[must_use]
 pub const fn vip(family: Family) -> IpAddr {
     match family {
@@ -245,14 +245,14 @@ pub const fn vip(family: Family) -> IpAddr {
     }
 }
 
-/// Address `n` of the first machine of clients. Number 0 is the one that programs use which cannot be
-/// told an address.
+/// Returns address `n` of the first machine of clients. Number 0 is for programs whose source
+/// address cannot be set.
 #[must_use]
 pub const fn client(family: Family, n: u16) -> IpAddr {
     client_of(1, family, n)
 }
 
-/// Address `n` of the machine of clients with this number, 1 to 9.
+/// Returns address `n` of the machine of clients with this number, 1 to 9.
 #[must_use]
 pub const fn client_of(machine: u8, family: Family, n: u16) -> IpAddr {
     let n = n.wrapping_add(1);

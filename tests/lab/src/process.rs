@@ -15,24 +15,24 @@ use nix::{
 
 use crate::{cleanup::Keep, command, interrupt::wait, table::replace_file};
 
-/// A running process whose output goes to a file. Ended when dropped, unless the lab is kept.
+/// A running process whose output goes to a file. It ends on drop, unless the lab is kept.
 #[derive(Debug)]
 pub struct Process {
     what: String,
     id: u32,
-    /// None of a process that another one started: one of a lab that was left up.
+    /// None for a process that another process started (in a lab that keeps running).
     child: Option<Child>,
-    /// When it began, in the kernel's ticks: with the id this names a process for ever.
+    /// The start time in kernel ticks. Together with the id it identifies a process uniquely.
     began: u64,
     log: PathBuf,
-    /// Where this process's own lines begin: a restarted daemon appends.
+    /// The offset of this process's output in the file, because a restarted daemon appends.
     log_start: usize,
     status: Option<ExitStatus>,
     keep: Keep,
 }
 
 impl Process {
-    /// Starts `command`; what it writes is appended to `log`, and who it is stands in `record`.
+    /// Starts `command`, appends its output to `log`, and writes its identity to `record`.
     pub(crate) fn spawn(
         what: &str,
         command: &mut Command,
@@ -53,7 +53,7 @@ impl Process {
             .spawn()
             .with_context(|| format!("cannot start {what}: `{}`", command::shown(command)))?;
         let (what, id) = (what.to_owned(), child.id());
-        // A child that has ended is still there until it is waited for.
+        // A child that has ended stays in the process table until it is waited for.
         let (began, _) = stat(id).with_context(|| format!("no process {id}"))?;
         let process = Self {
             what,
@@ -69,7 +69,7 @@ impl Process {
         Ok(process)
     }
 
-    /// The process of which `record` tells, if it still runs. It is not ended when this is dropped.
+    /// Opens the process described by `record`, if it still runs. It keeps running on drop.
     pub(crate) fn adopt(what: &str, record: &Path, log: PathBuf) -> Option<Self> {
         let text = fs::read_to_string(record).ok()?;
         let (id, began) = text.trim().split_once(' ')?;
@@ -89,42 +89,43 @@ impl Process {
         process.runs().then_some(process)
     }
 
-    /// The process's id, also after its end.
+    /// Returns the process id, also after the process has ended.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.id
     }
 
-    /// Whether it has not ended.
+    /// Returns whether the process still runs.
     pub(crate) fn runs(&self) -> bool {
         stat(self.id).is_some_and(|(began, state)| began == self.began && !"ZX".contains(state))
     }
 
-    /// Ends it and what it started at once, and waits until it is gone.
+    /// Kills the process and its children, and waits until they are gone.
     ///
     /// # Errors
-    /// When it does not run.
+    /// When the process does not run.
     pub(crate) fn end_at_once(&mut self) -> Result<()> {
         if !self.runs() {
             bail!("{} has ended", self.what);
         }
-        // It leads a group of its own (see `Netns::command`), with nginx's workers in it.
+        // The process leads its own process group (see `Netns::command`), which includes nginx's
+        // workers.
         killpg(self.pid()?, Signal::SIGKILL)
             .with_context(|| format!("cannot end {}", self.what))?;
         let what = format!("the end of {}", self.what);
         wait(&what, Duration::from_secs(10), || Ok((!self.runs()).then_some(())))?;
-        // So that no dead child of this process stays.
+        // This reaps a child of this process.
         self.child.as_mut().map(Child::wait).transpose()?;
         Ok(())
     }
 
-    /// The file with its output.
+    /// Returns the path of the output file.
     #[must_use]
     pub fn log_file(&self) -> &Path {
         &self.log
     }
 
-    /// What this process has written so far.
+    /// Returns the output so far.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -133,10 +134,10 @@ impl Process {
         Ok(String::from_utf8_lossy(bytes.get(self.log_start..).unwrap_or_default()).into_owned())
     }
 
-    /// How the process ended, if it has.
+    /// Returns the exit status if the process has ended.
     ///
     /// # Errors
-    /// When the kernel cannot say: it tells only who started the process.
+    /// When the kernel cannot tell, because another process is the parent.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         if let Some(child) = &mut self.child {
             if self.status.is_none() {
@@ -148,10 +149,10 @@ impl Process {
         Ok(self.status)
     }
 
-    /// Waits until `done` finds what it wants in the output after the first `from` bytes.
+    /// Waits until `done` finds a value in the output after the first `from` bytes.
     ///
     /// # Errors
-    /// When the process ends first or `limit` passes: with the end of its output.
+    /// When the process ends first or `limit` passes. The error holds the end of the output.
     pub fn wait_for_log(&mut self, text: &str, from: usize, limit: Duration) -> Result<()> {
         let what = format!("\"{text}\" in the output of {}", self.what);
         let result = wait(&what, limit, || {
@@ -175,7 +176,7 @@ impl Process {
     /// Sends a signal to this process.
     ///
     /// # Errors
-    /// When it has ended.
+    /// When the process has ended.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         if let Some(status) = self.ended()? {
             bail!("{} has ended with {status}", self.what);
@@ -183,20 +184,20 @@ impl Process {
         kill(self.pid()?, signal)
             .with_context(|| format!("cannot send {signal} to {}", self.what))?;
         if signal == Signal::SIGSTOP {
-            // On a busy machine its threads go on for a while.
+            // On a busy machine the threads continue for a while.
             let what = format!("{} to stand still", self.what);
             wait(&what, Duration::from_secs(10), || Ok(self.stands_still()?.then_some(())))?;
         }
         Ok(())
     }
 
-    /// Whether every thread is stopped.
+    /// Returns whether every thread is stopped.
     fn stands_still(&self) -> Result<bool> {
         for thread in fs::read_dir(format!("/proc/{}/task", self.id))? {
             let Ok(stat) = fs::read_to_string(thread?.path().join("stat")) else {
                 continue; // It has ended meanwhile.
             };
-            // The state stands behind the name, which is in parentheses and may hold anything.
+            // The state follows the name, which is in parentheses and can contain any character.
             if !stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")) {
                 return Ok(false);
             }
@@ -204,10 +205,10 @@ impl Process {
         Ok(true)
     }
 
-    /// Waits for the process's end.
+    /// Waits until the process ends.
     ///
     /// # Errors
-    /// When it has not come after `limit`.
+    /// When the process still runs after `limit`.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         let what = format!("the end of {}", self.what);
         wait(&what, limit, || self.ended())
@@ -222,7 +223,7 @@ impl Process {
             return Ok(());
         }
         kill(self.pid()?, Signal::SIGTERM)?;
-        // Not `wait`: after Ctrl-C there is still time to end in order.
+        // Polling leaves time for cleanup after Ctrl-C; `wait` would block.
         for _ in 0..100 {
             if self.ended()?.is_some() {
                 return Ok(());
@@ -237,10 +238,11 @@ impl Process {
     }
 }
 
-/// When a process began and the letter of its state, from `/proc/ID/stat`.
+/// Reads the start time and the state letter of a process from `/proc/ID/stat`.
 fn stat(id: u32) -> Option<(u64, char)> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    // The name in brackets may hold anything. The state is field 3, the beginning field 22.
+    // The name in brackets can contain any character. The state is field 3, the start time field
+    // 22.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
     let state = fields.next()?.chars().next()?;
     Some((fields.nth(18)?.parse().ok()?, state))

@@ -1,15 +1,15 @@
-//! What held, and tables of text.
+//! Checks with their results, and text tables.
 
 use std::fmt::{self, Write as _};
 
-/// Something that must hold.
+/// An expectation and its result.
 #[derive(Clone, Debug)]
 pub struct Check {
-    /// What must hold, as a sentence.
+    /// The expectation, as a sentence.
     pub name: String,
-    /// Whether it did.
+    /// Whether it held.
     pub held: bool,
-    /// What was seen.
+    /// The observation.
     pub seen: String,
 }
 
@@ -24,7 +24,7 @@ impl fmt::Display for Check {
     }
 }
 
-/// A table of text: a name and one cell per column in each row.
+/// A text table: each row has a name and one cell per column.
 #[derive(Debug)]
 pub(crate) struct Table {
     rows: Vec<(String, Vec<String>)>,
@@ -40,7 +40,7 @@ impl Table {
         self.rows.push((name.to_owned(), cells.into_iter().collect()));
     }
 
-    /// A row of numbers.
+    /// Adds a row of numbers.
     pub(crate) fn numbers(&mut self, name: &str, cells: impl IntoIterator<Item = u64>) {
         self.row(name, cells.into_iter().map(grouped));
     }
@@ -69,7 +69,7 @@ impl fmt::Display for Table {
     }
 }
 
-/// 1234567 as 1,234,567.
+/// Formats 1234567 as 1,234,567.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();

@@ -1,4 +1,5 @@
-//! A large git repository made from nothing: the same bytes, and so the same HEAD, every time.
+//! A large git repository with generated content: every run produces the same bytes and the same
+//! HEAD.
 
 use std::{
     io::{self, BufWriter, Write},
@@ -13,13 +14,13 @@ use crate::{command, interrupt};
 const BLOB: usize = 1 << 20;
 const COMMITS: usize = 8;
 
-/// A git that knows nothing of this machine's settings, proxies and user.
+/// Builds a git command that ignores this machine's settings, proxies and user.
 #[must_use]
 pub fn git() -> Command {
     isolated(Command::new("git"))
 }
 
-/// Makes a command know nothing of this machine's settings, proxies and user.
+/// Makes a command ignore this machine's settings, proxies and user.
 #[must_use]
 pub fn isolated(mut command: Command) -> Command {
     command.env_clear();
@@ -28,7 +29,7 @@ pub fn isolated(mut command: Command) -> Command {
     command
 }
 
-/// `safe.directory`: the files may belong to another user than the one who reads them.
+/// `safe.directory`: the files can belong to a different user than the reader.
 pub(crate) const ENVIRONMENT: &[(&str, &str)] = &[
     ("LC_ALL", "C"),
     ("HOME", "/nonexistent"),
@@ -39,10 +40,10 @@ pub(crate) const ENVIRONMENT: &[(&str, &str)] = &[
     ("GIT_CONFIG_VALUE_0", "*"),
 ];
 
-/// Makes a bare repository of about `megabytes` MB at `path` and returns its HEAD.
+/// Creates a bare repository of about `megabytes` MB at `path` and returns its HEAD.
 ///
-/// Its blobs are random, so that neither compression nor deltas shrink them: what a clone
-/// transfers is known beforehand.
+/// The blobs are random, so that neither compression nor deltas shrink them and the transfer size
+/// is known.
 ///
 /// # Errors
 /// When git fails or Ctrl-C was pressed.
@@ -51,9 +52,9 @@ pub fn create(path: &Path, megabytes: usize) -> Result<String> {
     for setting in [
         ["core.compression", "0"],
         ["pack.compression", "0"],
-        // One pack, as after `git gc`, however few the objects.
+        // One pack, as after `git gc`, even for few objects.
         ["fastimport.unpackLimit", "0"],
-        // Without the search for deltas the server starts to send at once.
+        // Without delta search, the server starts to send at once.
         ["pack.window", "0"],
         ["core.bigFileThreshold", "100k"],
     ] {
@@ -79,16 +80,16 @@ pub fn create(path: &Path, megabytes: usize) -> Result<String> {
     head(path)
 }
 
-/// The commit that HEAD names.
+/// Returns the commit that HEAD points to.
 ///
 /// # Errors
-/// When there is none.
+/// When HEAD points to no commit.
 pub fn head(path: &Path) -> Result<String> {
     let head = command::output(in_repository(path).args(["rev-parse", "--verify", "HEAD"]))?;
     Ok(head.trim().to_owned())
 }
 
-/// A git command in the repository at `path`.
+/// Builds a git command for the repository at `path`.
 #[must_use]
 pub fn in_repository(path: &Path) -> Command {
     let mut command = git();
@@ -124,7 +125,7 @@ fn finish(mut to: impl Write) -> io::Result<()> {
     to.flush()
 }
 
-/// Steele, Lea and Flood's generator: fast, and random enough for zlib.
+/// The SplitMix64 generator of Steele, Lea and Flood: fast, and random enough to defeat zlib.
 struct SplitMix(u64);
 
 impl SplitMix {

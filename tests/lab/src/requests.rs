@@ -1,4 +1,4 @@
-//! Many short requests from many client addresses, each over a connection of its own.
+//! Many short requests from many client addresses, each over a new connection.
 
 use std::{
     collections::BTreeMap,
@@ -19,19 +19,19 @@ use crate::{
     topology::Lab,
 };
 
-/// A request that is over.
+/// A finished request.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// When its connection was begun.
+    /// The start of its connection.
     pub started: Instant,
-    /// The name of the backend that answered, or what went wrong.
+    /// The name of the backend that answered, or the error.
     pub answer: Result<String, String>,
 }
 
-/// Client addresses in use, from number 1 on: number 0 is the clone's.
+/// The client addresses in use, from number 1 on. Number 0 belongs to the clone.
 const ADDRESSES: u16 = 1000;
 
-/// Asks for the page of the VIP until dropped.
+/// Requests the VIP's page until it is dropped.
 #[derive(Debug)]
 pub struct Requests {
     shared: Arc<Shared>,
@@ -46,7 +46,7 @@ struct Shared {
 }
 
 impl Requests {
-    /// Starts `parallel` clients, each pausing between requests.
+    /// Starts `parallel` clients, each with a pause between requests.
     ///
     /// # Errors
     /// When the lab has no client.
@@ -68,8 +68,7 @@ impl Requests {
         Ok(Self { shared, threads })
     }
 
-    /// How many answers of each backend there were to requests begun within a span of time, and
-    /// the errors.
+    /// Counts the answers by backend, and the errors, of requests started within a time span.
     #[must_use]
     pub fn between(&self, from: Instant, to: Instant) -> (BTreeMap<String, u64>, Vec<String>) {
         let (mut answers, mut errors) = (BTreeMap::new(), Vec::new());

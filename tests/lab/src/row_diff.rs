@@ -1,4 +1,4 @@
-//! How many rows a change of a table moves.
+//! Counts the rows that a table change affects.
 
 use std::{net::IpAddr, path::Path};
 
@@ -7,12 +7,12 @@ use glb_table::{Format, Table, parse_bytes};
 
 use crate::table::TableFile;
 
-/// Rows that differ between two tables.
+/// The rows that differ between two tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moved {
-    /// Rows with other hops or another order of them.
+    /// The number of rows with different hops or a different order.
     pub(crate) any: u64,
-    /// Rows with another first hop.
+    /// The number of rows with a different first hop.
     pub(crate) first: u64,
 }
 

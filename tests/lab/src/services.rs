@@ -1,4 +1,4 @@
-//! What a backend serves: a page that names it, and git over HTTP.
+//! The services of a backend: a page with the node's name, and git over HTTP.
 
 use std::{
     fs, io,
@@ -21,14 +21,14 @@ use crate::{
 /// nginx, fcgiwrap and git-http-backend of one backend.
 #[derive(Debug)]
 pub struct WebServer {
-    /// Ends before what it leans on.
+    /// Ends before the services that it depends on.
     pub(crate) nginx: Daemon,
     pub(crate) fcgiwrap: Daemon,
 }
 
 impl WebServer {
-    /// Serves on `node`, port 80 of every address: `/` names the node, and `/git/NAME` is the
-    /// repository `NAME` below `repositories`. Answers when this returns.
+    /// Serves on `node`, port 80 of every address: `/` returns the node's name, and `/git/NAME` is
+    /// the repository `NAME` below `repositories`. The services answer when this function returns.
     ///
     /// # Errors
     /// When a program is missing or does not start.
@@ -41,17 +41,17 @@ impl WebServer {
         Ok(Self { nginx, fcgiwrap })
     }
 
-    /// The web server of a lab that was left up.
+    /// Opens the web server of a lab that another process started.
     pub(crate) fn adopt(lab: &Lab, node: Node) -> Result<Self> {
         let nginx = Daemon::adopt(lab, Program::Nginx, node)?;
         Ok(Self { nginx, fcgiwrap: Daemon::adopt(lab, Program::Fcgiwrap, node)? })
     }
 }
 
-/// The command that starts fcgiwrap.
+/// Builds the command that starts fcgiwrap.
 pub(crate) fn fcgiwrap(lab: &Lab, node: Node) -> Result<Command> {
     let socket = fcgiwrap_socket(lab, node)?;
-    // One that was killed leaves it, and another one would not take its place.
+    // A killed fcgiwrap leaves its socket, and a new one does not replace it.
     fs::remove_file(&socket).or_else(|error| match error.kind() {
         io::ErrorKind::NotFound => Ok(()),
         _ => Err(error),
@@ -61,19 +61,19 @@ pub(crate) fn fcgiwrap(lab: &Lab, node: Node) -> Result<Command> {
     Ok(fcgiwrap)
 }
 
-/// Where fcgiwrap listens.
+/// The socket of fcgiwrap.
 pub(crate) fn fcgiwrap_socket(lab: &Lab, node: Node) -> Result<PathBuf> {
     Ok(lab.folder(node)?.join("fcgiwrap.sock"))
 }
 
-/// The command that starts nginx.
+/// Builds the command that starts nginx.
 pub(crate) fn nginx(lab: &Lab, node: Node, config: &Path) -> Result<Command> {
     let mut nginx = lab.netns(node)?.command("nginx");
     nginx.arg("-p").arg(lab.folder(node)?).arg("-c").arg(config).args(["-e", "stderr"]);
     Ok(nginx)
 }
 
-/// Whether port 80 is open, over IPv4 and IPv6.
+/// Returns whether port 80 is open over IPv4 and IPv6.
 pub(crate) fn listens(netns: &Netns) -> Result<bool> {
     let sockets = kernel::tcp_sockets(netns)?;
     let listeners = sockets.iter().filter(|s| s.state == LISTEN && s.local.port() == 80);

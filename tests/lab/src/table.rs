@@ -1,7 +1,7 @@
 //! A director's table as an operator writes it.
 //!
-//! The daemons read tables by their own crate; this one only writes them, so that what a test
-//! feeds a daemon does not depend on the daemon's idea of it.
+//! The daemons parse tables with the table crate. This module only writes them, so that a test's
+//! input does not depend on the daemon's parser.
 
 use std::{fs, net::IpAddr, path::Path};
 
@@ -14,26 +14,26 @@ use crate::plan::{Family, Node, Plan, vip};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Takes new connections before all others will.
+    /// Takes new connections, promoted to first hop wherever it is second.
     Filling,
     /// Takes new connections.
     Active,
-    /// Keeps what it has, takes nothing new.
+    /// Keeps its connections and takes no new ones.
     Draining,
-    /// Not in the table's rows.
+    /// In no row.
     Inactive,
 }
 
-/// A file with one table.
+/// A table file with one table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TableFile {
-    /// What a health checker is to do.
+    /// The health checks of the table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     healthchecks: Option<Checks>,
     tables: [Table; 1],
 }
 
-/// A page that must come, and a tunnel that must answer.
+/// An HTTP page check and a tunnel check.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Checks {
     http: u16,
@@ -78,7 +78,7 @@ impl TableFile {
         Self::serving(plan, &[80])
     }
 
-    /// The table `git`: these ports of both VIPs, on every backend of the plan.
+    /// The table `git`: the given ports of both VIPs, on every backend of the plan.
     #[must_use]
     pub fn serving(plan: &Plan, ports: &[u16]) -> Self {
         let bind = |&port: &u16| {
@@ -106,12 +106,12 @@ impl TableFile {
         }
     }
 
-    /// Reads what [`TableFile::toml`] wrote.
+    /// Parses the output of [`TableFile::toml`].
     pub(crate) fn parse(text: &str) -> Result<Self> {
         toml::from_str(text).context("not a table of the lab")
     }
 
-    /// The backends' addresses with their states and health.
+    /// Returns the backends' addresses with states and health.
     pub(crate) fn backends(&self) -> impl Iterator<Item = (IpAddr, State, bool)> {
         let backends = self.tables.iter().flat_map(|table| &table.backends);
         backends.map(|backend| (backend.ip, backend.state, backend.healthy))
@@ -122,29 +122,29 @@ impl TableFile {
         self.change(node, |backend| backend.state = state);
     }
 
-    /// Says whether a backend is healthy.
+    /// Sets a backend's health.
     pub fn set_healthy(&mut self, node: Node, healthy: bool) {
         self.change(node, |backend| backend.healthy = healthy);
     }
 
-    /// Changes a backend's weight; none is that of a file that says nothing.
+    /// Sets a backend's weight; none removes the key from the file.
     pub fn set_weight(&mut self, node: Node, weight: Option<u16>) {
         self.change(node, |backend| backend.weight = weight);
     }
 
-    /// How many backends a row names.
+    /// Sets the number of hops in a row.
     pub fn set_hops(&mut self, hops: u8) {
         self.tables[0].hops = Some(hops);
     }
 
-    /// What of a flow is hashed, and what was hashed before.
+    /// Sets the hash fields and the alternative hash fields.
     pub fn set_hash_fields(&mut self, fields: &[&str], before: Option<&[&str]>) {
         let owned = |fields: &[&str]| fields.iter().map(|&field| field.to_owned()).collect();
         self.tables[0].hash_fields = Some(owned(fields));
         self.tables[0].alt_hash_fields = before.map(owned);
     }
 
-    /// The backends' states and weights, in the order of the plan.
+    /// Returns the backends' states and weights, in the order of the plan.
     pub fn shares(&self) -> impl Iterator<Item = (IpAddr, State, u16)> {
         let backends = self.tables.iter().flat_map(|table| &table.backends);
         backends.map(|backend| (backend.ip, backend.state, backend.weight.unwrap_or(1)))
@@ -158,16 +158,16 @@ impl TableFile {
         }
     }
 
-    /// The text of the file.
+    /// Returns the text of the file.
     ///
     /// # Errors
-    /// When it cannot be written as TOML.
+    /// When the table cannot be written as TOML.
     pub fn toml(&self) -> Result<String> {
         Ok(toml::to_string(self)?)
     }
 }
 
-/// Replaces a file at once: whoever reads it sees the old text or the new one.
+/// Replaces a file atomically: a reader sees the old text or the new one.
 pub(crate) fn replace_file(path: &Path, text: &str) -> Result<()> {
     let new = path.with_extension("new");
     fs::write(&new, text)

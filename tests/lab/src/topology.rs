@@ -6,7 +6,7 @@
 //!                    └── backend2
 //! ```
 //!
-//! With BGP each director has a port of the router of its own instead ([`crate::Routing`]).
+//! With BGP each director has its own router port instead ([`crate::Routing`]).
 
 use std::{
     collections::BTreeMap,
@@ -27,26 +27,27 @@ use crate::{
     process::Process,
 };
 
-/// Every node's interface towards the others.
+/// The interface of every node that faces the other nodes.
 pub const INTERFACE: &str = "eth0";
 
-/// A running lab. All of it goes when this is dropped, unless [`Lab::keep`] was called.
+/// A running lab. Dropping it removes the lab, unless [`Lab::keep`] was called.
 #[derive(Debug)]
 pub struct Lab {
     plan: Plan,
     nodes: BTreeMap<Node, OwnedNetns>,
     folders: Folders,
     keep: Keep,
-    /// Last, so that the name is free only when everything is gone. None of a lab that was left up.
+    /// Dropped last, so that the name is free only when everything is removed. None for a lab that
+    /// another process started.
     _lock: Option<Lock>,
 }
 
 impl Lab {
-    /// Brings the lab up. What a killed lab of the same name left is removed first.
+    /// Starts the lab. Leftovers of a killed lab with the same name are removed first.
     ///
     /// # Errors
-    /// When not root, when a needed program is missing, when a lab of this name is in use, or when
-    /// the kernel refuses a step; nothing is left behind then.
+    /// When not root, when a program is missing, when a lab of this name is in use, or when the
+    /// kernel rejects a step. Nothing stays behind then.
     pub fn up(plan: Plan) -> Result<Self> {
         plan.check()?;
         require_root()?;
@@ -68,7 +69,7 @@ impl Lab {
         Ok(lab)
     }
 
-    /// A lab that was left up, as `plan` made it. It stays up when this is dropped.
+    /// Opens a lab that another process started from `plan`. It keeps running on drop.
     pub(crate) fn open(plan: Plan) -> Result<Self> {
         let keep = Keep::default();
         keep.set();
@@ -80,13 +81,13 @@ impl Lab {
         Ok(Self { plan, nodes, folders, keep, _lock: None })
     }
 
-    /// Replaces a machine by a new one of the same name and addresses, on which nothing runs: what a
-    /// reboot leaves.
+    /// Replaces a machine by a new one with the same name and addresses and no processes, as after
+    /// a reboot.
     pub(crate) fn renew(&mut self, node: Node) -> Result<()> {
-        // The link first: the kernel takes its time to let go what is in a removed namespace.
+        // The link goes first, because the kernel destroys a removed namespace with a delay.
         self.netns(Node::Router)?.ip(&format!("link delete {node}\n"))?;
         self.netns(node)?.end_processes()?;
-        // Its name goes when it is dropped, unless the lab is kept.
+        // Dropping the old namespace frees its name, unless the lab is kept.
         self.nodes.remove(&node);
         if netns::names()?.contains(&self.plan.namespace(node)) {
             netns::remove(&self.plan.namespace(node))?;
@@ -97,60 +98,60 @@ impl Lab {
         self.wire_machine(node)
     }
 
-    /// What the lab is made of.
+    /// Returns the plan of the lab.
     #[must_use]
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// The namespace of a node.
+    /// Returns the namespace of a node.
     ///
     /// # Errors
-    /// When the plan has no such node.
+    /// When the plan does not have the node.
     pub fn netns(&self, node: Node) -> Result<&Netns> {
         let owned = self.nodes.get(&node);
         owned.map(OwnedNetns::netns).with_context(|| format!("this lab has no {node}"))
     }
 
-    /// Where a node's configuration and sockets are; made if missing.
+    /// Returns the folder of a node's configuration and sockets, and creates it if missing.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When the folder cannot be created.
     pub fn folder(&self, node: Node) -> Result<PathBuf> {
         let folder = self.folders.run().join(node.to_string());
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         Ok(folder)
     }
 
-    /// A folder for large files.
+    /// Returns a folder for large files.
     #[must_use]
     pub fn scratch(&self) -> &Path {
         self.folders.scratch()
     }
 
-    /// The lab's own bpffs.
+    /// Returns the lab's private bpffs.
     #[must_use]
     pub fn bpf(&self) -> PathBuf {
         self.folders.bpf()
     }
 
-    /// The lab's run folder, with configurations, logs and sockets.
+    /// Returns the lab's run folder, with configurations, logs and sockets.
     #[must_use]
     pub fn run_folder(&self) -> &Path {
         self.folders.run()
     }
 
-    /// Starts `command`, made by [`Netns::command`]; its output goes to `log/NODE-NAME.log`.
+    /// Starts `command`, built by [`Netns::command`]. Its output goes to `log/NODE-NAME.log`.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// When the command cannot be started.
     pub fn spawn(&self, node: Node, name: &str, command: &mut Command) -> Result<Process> {
         let log = self.folders.run().join("log").join(format!("{node}-{name}.log"));
         let record = self.record(node, name);
         Process::spawn(&format!("{name} on {node}"), command, log, &record, &self.keep)
     }
 
-    /// What [`Lab::spawn`] started last under this name, if it still runs.
+    /// Returns the process that [`Lab::spawn`] last started under this name, if it still runs.
     pub(crate) fn running(&self, node: Node, name: &str) -> Option<Process> {
         let log = self.folders.run().join("log").join(format!("{node}-{name}.log"));
         Process::adopt(&format!("{name} on {node}"), &self.record(node, name), log)
@@ -160,16 +161,17 @@ impl Lab {
         self.folders.run().join("pid").join(format!("{node}-{name}"))
     }
 
-    /// The lab and all its processes stay when their handles are dropped, also when this process
-    /// ends; [`down`] removes them.
+    /// Keeps the lab and its processes when handles are dropped and when this process ends.
+    /// [`down`] removes them.
     pub fn keep(&self) {
         self.keep.set();
     }
 
-    /// Whether a director's or backend's interface is up; those of others always are.
+    /// Returns whether a director's or backend's interface is up. Other nodes' interfaces are
+    /// always up.
     ///
     /// # Errors
-    /// When there is no such machine.
+    /// When the machine does not exist.
     pub fn is_connected(&self, node: Node) -> Result<bool> {
         let netns = self.netns(node)?;
         if !matches!(node, Node::Director(_) | Node::Backend(_)) {
@@ -178,10 +180,10 @@ impl Lab {
         netns.run(|| link::is_up(INTERFACE))
     }
 
-    /// Routes the VIPs of both families to these nodes, spread over them by flow.
+    /// Routes the VIPs of both families to these nodes, with ECMP by flow.
     ///
     /// # Errors
-    /// When the router refuses.
+    /// When the router rejects the routes.
     pub fn route_vips_to(&self, nodes: &[Node]) -> Result<()> {
         let mut lines = String::new();
         let (mut via4, mut via6) = (String::new(), String::new());
@@ -194,10 +196,10 @@ impl Lab {
         self.netns(Node::Router)?.ip(&lines)
     }
 
-    /// Puts the VIPs on a backend's loopback. `glb-redirect` does it by itself.
+    /// Adds the VIPs to a backend's loopback. `glb-redirect` does this on its own.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When the kernel rejects an address.
     pub fn add_vips(&self, node: Node) -> Result<()> {
         self.netns(node)?.ip(&format!(
             "address add {}/32 dev lo\naddress add {}/128 dev lo nodad\n",
@@ -207,10 +209,10 @@ impl Lab {
     }
 }
 
-/// Removes a lab that was kept, or what a killed one left.
+/// Removes a lab that was kept, or the leftovers of a killed lab.
 ///
 /// # Errors
-/// When not root, when the lab is in use, or when something cannot be removed.
+/// When not root, when the lab is in use, or when a part cannot be removed.
 pub fn down(name: &str) -> Result<()> {
     Plan::new(name).check()?;
     require_root()?;
@@ -230,7 +232,7 @@ fn remove_leftovers(name: &str) -> Result<()> {
     cleanup::remove(&scratch)
 }
 
-/// What a lab does needs these; root in a container may lack them.
+/// The lab needs these capabilities; root in a container can lack them.
 const CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")];
 
 fn require_root() -> Result<()> {

@@ -1,4 +1,4 @@
-//! What each machine of a lab is given: kernel settings, links, addresses and routes.
+//! The network setup of each machine in a lab: sysctls, links, addresses and routes.
 
 use std::{fmt::Write as _, fs};
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl Lab {
-    /// Wires everything.
+    /// Sets up every machine.
     pub(crate) fn wire(&self) -> Result<()> {
         let mtu = self.plan().data_centre_mtu;
         self.settings(Node::Router)?;
@@ -32,7 +32,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Wires a machine of clients. Any address of its range can be bound there (AnyIP).
+    /// Sets up a machine of clients. Any address of its range can be bound there (AnyIP).
     fn wire_client(&self, node: Node) -> Result<()> {
         self.settings(node)?;
         let number = node.client_number().unwrap_or(1);
@@ -68,7 +68,7 @@ impl Lab {
         command::run(tc.args(["burst", "128kb", "limit", "8mb"]))
     }
 
-    /// Wires a director or a backend. Its port carries `XDP_TX` of the machine behind it.
+    /// Sets up a director or a backend. Its router port carries `XDP_TX` of the machine behind it.
     pub(crate) fn wire_machine(&self, node: Node) -> Result<()> {
         self.settings(node)?;
         let (mtu, namespace) = (self.plan().data_centre_mtu, self.plan().namespace(node));
@@ -99,7 +99,7 @@ impl Lab {
             let port = node.to_string();
             let pin = pins.join(&port);
             if pin.exists() {
-                // Of a machine that was replaced by this one.
+                // These belong to the machine that this one replaced.
                 fs::remove_file(&pin)?;
             }
             link::set_offload(&port, link::Offload::TxChecksums, false)?;
@@ -107,19 +107,19 @@ impl Lab {
         })
     }
 
-    /// Takes a machine's interface down. The router sees its port without carrier, as if the cable
-    /// had been pulled out.
+    /// Takes a machine's interface down. The router's port loses its carrier, as if the cable were
+    /// unplugged.
     ///
     /// # Errors
-    /// When the lab has no such machine.
+    /// When the machine does not exist.
     pub fn unplug(&self, node: Node) -> Result<()> {
         self.netns(node)?.ip(&format!("link set {INTERFACE} down\n"))
     }
 
-    /// Drops silently whatever goes to a machine or comes from it, on the router's port.
+    /// Silently drops all packets to and from a machine, on the router's port.
     ///
     /// # Errors
-    /// When nft is missing or the kernel refuses.
+    /// When nft is missing or the kernel rejects the rule.
     pub fn cut_off(&self, node: Node) -> Result<()> {
         command::require(&[("nft", "nftables")])?;
         let mut nft = self.netns(Node::Router)?.command("nft");
@@ -132,10 +132,10 @@ impl Lab {
         command::run_with_input(nft.args(["-f", "-"]), &rules)
     }
 
-    /// Undoes [`Lab::cut_off`].
+    /// Reverts [`Lab::cut_off`].
     ///
     /// # Errors
-    /// When it was not cut off.
+    /// When the machine was not cut off.
     pub fn reconnect(&self, node: Node) -> Result<()> {
         let mut nft = self.netns(Node::Router)?.command("nft");
         command::run(nft.args(["delete", "table", "netdev", &format!("cut-{node}")]))
@@ -144,7 +144,7 @@ impl Lab {
     /// Takes a machine's interface up, with its addresses and routes.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When the kernel rejects a step.
     pub fn plug_in(&self, node: Node) -> Result<()> {
         let (v4, v6) = (node.v4(), node.v6());
         let (router4, router6) = (Node::Router.v4(), Node::Router.v6());
@@ -154,7 +154,7 @@ impl Lab {
         } else {
             (format!("{v4}/24"), format!("{v6}/64"))
         };
-        // onlink: a link that is just up is not yet taken for one that leads there.
+        // The routes need `onlink`, because a link that just came up is not yet a known path.
         let mut lines = format!(
             "link set {INTERFACE} up\n\
              address replace {net4} dev {INTERFACE}\n\
@@ -164,7 +164,8 @@ impl Lab {
         );
         for other in self.plan().director_nodes() {
             if self.has_own_port(other) && !own_port {
-                // Its address is of this segment, but it is behind another port of the router.
+                // The address belongs to this segment, but the machine is behind another router
+                // port.
                 writeln!(lines, "route replace {} via {router4}", other.v4())?;
                 writeln!(lines, "route replace {} via {router6}", other.v6())?;
             }
@@ -172,13 +173,13 @@ impl Lab {
         self.netns(node)?.ip(&lines)
     }
 
-    /// Whether the node is behind a routed port of its own, not on the segment.
+    /// Returns whether the node has its own routed port instead of a port on the segment.
     fn has_own_port(&self, node: Node) -> bool {
         self.plan().routing == Routing::Bgp && matches!(node, Node::Director(_))
     }
 
     fn settings(&self, node: Node) -> Result<()> {
-        // The values that a new namespace starts with depend on the machine.
+        // The default values of a new namespace depend on the machine.
         let mut settings = vec![
             ("net.ipv4.conf.all.rp_filter", "0"),
             ("net.ipv4.conf.default.rp_filter", "0"),
@@ -191,8 +192,8 @@ impl Lab {
         settings.extend(match node {
             Node::Client | Node::OtherClient(_) => vec![
                 ("net.ipv6.ip_nonlocal_bind", "1"),
-                // Bounds what stands in the throttled queue, so that it never overflows:
-                // a retransmit then tells of the load balancer, not of the queue.
+                // This bounds the amount in the throttled queue, so that the queue never overflows
+                // and a retransmission is caused by the load balancer.
                 ("net.ipv4.tcp_rmem", "4096 131072 262144"),
             ],
             Node::Router => vec![
@@ -208,8 +209,8 @@ impl Lab {
                 ("net.ipv4.ip_forward", "0"),
                 ("net.ipv4.conf.all.arp_ignore", "1"),
                 ("net.ipv4.conf.all.arp_announce", "2"),
-                // No tail loss probes: the throttled link's queue provokes them although
-                // nothing was lost, and a retransmit here should tell of a loss.
+                // Tail loss probes are off: the queue of the throttled link triggers them without a
+                // loss, and a retransmission here should mean a loss.
                 ("net.ipv4.tcp_early_retrans", "0"),
             ],
         });

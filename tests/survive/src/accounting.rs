@@ -1,7 +1,7 @@
-//! The account of every connection: who, when, by whom served, and what became of it.
+//! The record of every connection: client, times, backend and outcome.
 //!
-//! A client opens an account before its first packet and closes it with a verdict. Nothing else
-//! ends one, so no connection can be lost sight of.
+//! A client opens a record before its first packet and closes it with a verdict. Nothing else
+//! closes a record, so no connection is lost from the count.
 
 use std::{
     collections::BTreeMap,
@@ -15,36 +15,36 @@ use glb_lab::Node;
 use nix::sys::socket::{Shutdown, shutdown};
 use serde::Serialize;
 
-/// What a connection is for.
+/// The kind of a connection.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, serde::Deserialize,
 )]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Kind {
-    /// Says a word now and then, and is silent in between.
+    /// Sends a short message now and then, and is silent in between.
     Idle,
-    /// Asks, and gets its answer some seconds later.
+    /// Sends a question and gets the answer some seconds later.
     LongPoll,
     /// One short request.
     Request,
     /// A connection of a `git clone` over smart HTTP.
     CloneHttp,
-    /// The same over the git protocol.
+    /// A connection of a `git clone` over the git protocol.
     CloneGit,
     /// A connection of a `git push` over smart HTTP.
     PushHttp,
-    /// The same over the git protocol.
+    /// A connection of a `git push` over the git protocol.
     PushGit,
-    /// An image on its way to Glance.
+    /// An image upload to Glance.
     Upload,
-    /// An image on its way from Glance.
+    /// An image download from Glance.
     Download,
     /// A short request to Glance.
     Glance,
 }
 
 impl Kind {
-    /// Every kind, in the order of reports.
+    /// Every kind, in the order of the reports.
     pub(crate) const ALL: [(Self, &'static str); 10] = [
         (Self::Idle, "idle, a word now and then"),
         (Self::LongPoll, "long poll"),
@@ -58,23 +58,23 @@ impl Kind {
         (Self::Glance, "Glance, other requests"),
     ];
 
-    /// Whether it is over at once, so that its time is a latency.
+    /// Returns whether the connection ends at once, so that its duration is a latency.
     pub(crate) const fn is_short(self) -> bool {
         matches!(self, Self::Request)
     }
 }
 
-/// What became of a connection.
+/// The outcome of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Outcome {
-    /// All that was asked for came, and it was right.
+    /// All requested data arrived and was correct.
     Verified,
-    /// It broke, or what came was wrong: in words.
+    /// The connection broke, or the data was wrong; the text says why.
     Broken(String),
 }
 
-/// One connection. Times are since the ledger's beginning.
+/// One connection. Times count from the start of the ledger.
 #[derive(Debug, Serialize)]
 pub(crate) struct Connection {
     pub(crate) id: u64,
@@ -83,26 +83,26 @@ pub(crate) struct Connection {
     pub(crate) server: SocketAddr,
     #[serde(serialize_with = "seconds")]
     pub(crate) began: Duration,
-    /// When the handshake was over.
+    /// The end of the handshake.
     #[serde(serialize_with = "maybe_seconds")]
     pub(crate) opened: Option<Duration>,
     #[serde(serialize_with = "maybe_seconds")]
     pub(crate) ended: Option<Duration>,
     pub(crate) outcome: Option<Outcome>,
-    /// The backend whose kernel has it.
+    /// The backend whose kernel holds the connection.
     #[serde(serialize_with = "node")]
     pub(crate) holder: Option<Node>,
-    /// Segments that the client's kernel sent again.
+    /// Segments that the client's kernel retransmitted.
     pub(crate) retransmits: u32,
-    /// When the server was last heard of: a byte of it, or its word for one of ours.
+    /// The last sign of life from the server: a byte received, or an acknowledgement of sent bytes.
     #[serde(skip)]
     pub(crate) proved: Duration,
-    /// Bytes that went either way, by the kernel's count.
+    /// Bytes transferred in both directions, as counted by the kernel.
     pub(crate) bytes: u64,
-    /// Whether the client waits for a byte that the server owes it.
+    /// Since when the client has been waiting for a byte from the server.
     #[serde(skip)]
     pub(crate) expecting: Option<Duration>,
-    /// Since when something that was sent has not been acknowledged, as far as the monitor saw.
+    /// Since when sent data has been unacknowledged, as far as the monitor saw.
     #[serde(skip)]
     pub(crate) unacknowledged: Option<Duration>,
     #[serde(skip)]
@@ -127,42 +127,42 @@ fn node<S: serde::Serializer>(node: &Option<Node>, to: S) -> Result<S::Ok, S::Er
     }
 }
 
-/// All connections.
+/// The records of all connections.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     start: Instant,
     books: Mutex<Books>,
 }
 
-/// What is inside.
+/// The contents of the ledger.
 #[derive(Debug, Default)]
 pub(crate) struct Books {
     next: u64,
-    /// Without a verdict yet.
+    /// Connections without a verdict.
     pub(crate) open: BTreeMap<u64, Connection>,
-    /// With one.
+    /// Connections with a verdict.
     pub(crate) closed: Vec<Connection>,
-    /// The longest that an answer came late, since it was last asked for.
+    /// The longest delay of a late answer since the last query.
     pub(crate) late: Duration,
 }
 
 impl Ledger {
-    /// An empty one that begins now.
+    /// Creates an empty ledger that starts now.
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self { start: Instant::now(), books: Mutex::default() })
     }
 
-    /// The time since its beginning.
+    /// Returns the time since the ledger started.
     pub(crate) fn now(&self) -> Duration {
         self.start.elapsed()
     }
 
-    /// The books, for as long as the guard lives.
+    /// Locks the contents.
     pub(crate) fn books(&self) -> MutexGuard<'_, Books> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens an account, before the first packet.
+    /// Opens a record before the first packet.
     pub(crate) fn begin(
         self: &Arc<Self>,
         kind: Kind,
@@ -194,15 +194,15 @@ impl Ledger {
         Account { ledger: Arc::clone(self), id }
     }
 
-    /// Ends every open connection at once, for a run that is given up.
+    /// Ends every open connection at once when a run is aborted.
     pub(crate) fn cut_all(&self) {
         for socket in self.books().open.values().filter_map(|c| c.socket.as_ref()) {
-            // One that has just ended by itself needs it no more.
+            // A connection that has just ended needs no shutdown.
             shutdown(socket.as_raw_fd(), Shutdown::Both).ok();
         }
     }
 
-    /// Connections whose handshake is over and that have not ended.
+    /// Returns the connections with a completed handshake that have not ended.
     pub(crate) fn alive(&self) -> Vec<u64> {
         let books = self.books();
         books.open.values().filter(|c| c.is_alive()).map(|connection| connection.id).collect()
@@ -210,12 +210,12 @@ impl Ledger {
 }
 
 impl Connection {
-    /// Whether the handshake is over and it has not ended.
+    /// Returns whether the handshake is complete and the connection has not ended.
     pub(crate) const fn is_alive(&self) -> bool {
         self.opened.is_some() && self.ended.is_none()
     }
 
-    /// When and why it broke, if it did.
+    /// Returns when and why the connection broke, if it did.
     pub(crate) fn broke(&self) -> Option<(Duration, &str)> {
         match &self.outcome {
             Some(Outcome::Broken(why)) => Some((self.ended.unwrap_or(self.began), why)),
@@ -224,8 +224,8 @@ impl Connection {
     }
 }
 
-/// A client's hand on its connection's account. Dropped without a verdict, the connection counts as
-/// broken.
+/// A client's handle on the record of its connection. If it is dropped without a verdict, the
+/// connection counts as broken.
 #[derive(Debug)]
 pub(crate) struct Account {
     ledger: Arc<Ledger>,
@@ -239,7 +239,7 @@ impl Account {
         }
     }
 
-    /// The handshake is over.
+    /// Records the end of the handshake.
     pub(crate) fn opened(&self, stream: &TcpStream) {
         let (now, socket) = (self.ledger.now(), stream.try_clone().ok());
         self.with(|connection| {
@@ -249,19 +249,19 @@ impl Account {
         });
     }
 
-    /// The client waits for a byte that the server owes it, from now on or no more.
+    /// Records whether the client waits for a byte from the server.
     pub(crate) fn expects(&self, expects: bool) {
         let now = self.ledger.now();
         self.with(|connection| connection.expecting = expects.then_some(now));
     }
 
-    /// The answer came so much later than it was due.
+    /// Records how late an answer came.
     pub(crate) fn late(&self, by: Duration) {
         let mut books = self.ledger.books();
         books.late = books.late.max(by);
     }
 
-    /// The server named itself.
+    /// Records the server's name.
     pub(crate) fn served_by(&self, name: &str) {
         let number = name.strip_prefix("backend").and_then(|number| number.parse().ok());
         if let Some(number) = number {
@@ -269,7 +269,7 @@ impl Account {
         }
     }
 
-    /// No packet of it comes any more; the verdict is still to come.
+    /// Records that no more packets follow; the verdict comes later.
     pub(crate) fn closed(&self) {
         let now = self.ledger.now();
         self.with(|connection| {
@@ -279,7 +279,7 @@ impl Account {
         });
     }
 
-    /// The verdict.
+    /// Records the verdict.
     pub(crate) fn end(self, outcome: Result<(), String>) {
         self.verdict(match outcome {
             Ok(()) => Outcome::Verified,

@@ -1,5 +1,5 @@
-//! The survival suite: real long work through everything that can happen to a fleet, each
-//! connection accounted for. `./x survive` builds this and becomes it.
+//! The survival suite: long-running real work during every known failure and maintenance event,
+//! with a record of every connection. `./x survive` builds and runs this program.
 
 mod accounting;
 mod clients;
@@ -54,50 +54,50 @@ enum Command {
     Serve {
         /// The backend's name.
         name: String,
-        /// While this file is there, the health check passes.
+        /// While this file exists, the health check passes.
         health: PathBuf,
     },
 }
 
-/// Does to a fleet at work all that can happen to one, and accounts for every connection. Exit status
-/// 0 says that no connection broke that was not allowed to.
+/// Runs every failure and maintenance event against a fleet under load, and records every
+/// connection. Exit status 0 means that only connections broke that were allowed to.
 #[derive(clap::Args)]
 struct RunArguments {
-    /// Go on until so many minutes are over; without it, every event happens once.
+    /// Run events for this many minutes. Without it, every event runs once.
     #[arg(long, value_name = "M")]
     minutes: Option<f64>,
-    /// What chance depends on: the order of events, who they hit, and when clients do what.
+    /// The seed of all random choices: the order of events, their targets, and the clients' timing.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Only scenarios or events whose name contains this.
+    /// Run only scenarios or events whose name contains this text.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
-    /// How large: short transfers, or hundreds of megabytes.
+    /// The size of the load: short transfers, or hundreds of megabytes.
     #[arg(long, default_value = "long")]
     form: Form,
-    /// How many backends a row of the table names.
+    /// The number of backends in a row of the table.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=4))]
     hops: u8,
-    /// Leave Glance out, where it is not installed.
+    /// Leave Glance out, for machines without it.
     #[arg(long)]
     without_glance: bool,
-    /// Backends hand nothing on: connections must break, and the suite must say so.
+    /// Disable second chance: connections must break, and the suite must report them.
     #[arg(long, hide = true)]
     without_second_chance: bool,
-    /// Do the same events to ECMP without directors, to backends without second chance, to two hops and
-    /// to four.
+    /// Run the same events against ECMP without directors, against backends without second chance,
+    /// with two hops, and with four.
     #[arg(long)]
     compare: bool,
-    /// Write docs/reliability.md from the reports of earlier runs; run nothing.
+    /// Write docs/reliability.md from the reports of earlier runs, without a new run.
     #[arg(long)]
     page: bool,
-    /// Where reports are kept, and the page's come from.
+    /// The folder of the reports, also read for the page.
     #[arg(long, default_value = "target/survive", value_name = "FOLDER")]
     reports: PathBuf,
-    /// The lab's name: labs of different names can be up side by side.
+    /// The lab's name. Labs with different names can run side by side.
     #[arg(long, default_value = "glb-survive")]
     name: String,
-    /// List the scenarios and end.
+    /// List the scenarios and exit.
     #[arg(long)]
     list: bool,
 }
@@ -169,7 +169,7 @@ fn run(arguments: &RunArguments) -> Result<bool> {
     Ok(bad == 0)
 }
 
-/// The same events, whatever is put to the proof.
+/// Runs the same events against every mode.
 fn compare(arguments: &RunArguments, wanted: &Wanted) -> Result<bool> {
     let mut load = Load::of(Form::Short).without_glance();
     (load.idle, load.long_polls) = (64, 24);

@@ -1,5 +1,5 @@
-//! Looks at every open connection many times a second: whether it moves, how long it has stood
-//! still, and whose it is.
+//! Watches every open connection many times a second: its progress, its stalls, and the backend
+//! that holds it.
 
 use std::{
     collections::HashMap,
@@ -25,16 +25,16 @@ use crate::{
     tcp_info::tcp_info,
 };
 
-/// How often connections are looked at, and so how finely stalls are seen.
+/// The interval between two looks, and so the resolution of stalls.
 pub(crate) const EVERY: Duration = Duration::from_millis(50);
 
-/// Backends' socket tables are long: every so many looks.
+/// The backends' socket tables are long, so they are read only at every n-th look.
 const SOCKETS_EVERY: u32 = 20;
 
-/// The state of TIME_WAIT, in which a connection is over.
+/// The TIME_WAIT state, in which a connection is over.
 const TIME_WAIT: u8 = 6;
 
-/// Runs until dropped.
+/// Watches until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Monitor {
     shared: Arc<Shared>,
@@ -47,12 +47,12 @@ struct Shared {
     backends: Vec<(Node, Netns)>,
     stop: AtomicBool,
     worst: Mutex<(Duration, Option<u64>)>,
-    /// A machine that is down: its own connections stand still, which is no news.
+    /// A machine that is down. Stalls of its connections are expected.
     down: Mutex<Option<Node>>,
 }
 
 impl Monitor {
-    /// Looks at the connections of `ledger`, which these backends serve.
+    /// Starts to watch the connections of `ledger`, which these backends serve.
     pub(crate) fn start(ledger: &Arc<Ledger>, backends: Vec<(Node, Netns)>) -> Self {
         let shared = Arc::new(Shared {
             ledger: Arc::clone(ledger),
@@ -78,8 +78,7 @@ impl Monitor {
         Self { shared, thread: Some(thread) }
     }
 
-    /// The longest that a connection has stood still since this was last asked, and which one if it is
-    /// known.
+    /// Returns the longest stall since the last call, and its connection if known.
     pub(crate) fn worst_stall(&self) -> (Duration, Option<u64>) {
         let late = std::mem::take(&mut self.shared.ledger.books().late);
         let mut seen = self.shared.worst.lock().unwrap_or_else(PoisonError::into_inner);
@@ -87,7 +86,7 @@ impl Monitor {
         seen.max((late, None))
     }
 
-    /// Of this machine's connections no stall is noted any more.
+    /// Stops recording stalls for this machine's connections.
     pub(crate) fn ignore(&self, node: Option<Node>) {
         *self.shared.down.lock().unwrap_or_else(PoisonError::into_inner) = node;
     }
@@ -95,7 +94,7 @@ impl Monitor {
     /// Reads the backends' socket tables now.
     ///
     /// # Errors
-    /// When one cannot be read.
+    /// When a socket table cannot be read.
     pub(crate) fn find_holders(&self) -> Result<()> {
         self.shared.find_holders()
     }
@@ -137,14 +136,13 @@ impl Shared {
     }
 }
 
-/// Notes what has moved, and returns how long the connection has stood still although it should
-/// move.
+/// Records progress, and returns how long the connection has been stalled although it should move.
 fn look_at(connection: &mut Connection, now: Duration) -> Duration {
     let Some(socket) = &connection.socket else { return Duration::ZERO };
     let Ok(info) = tcp_info(socket.as_fd()) else { return Duration::ZERO };
     connection.retransmits = info.retransmits;
     let bytes = info.acknowledged + info.received;
-    // What was sent must be acknowledged whatever the client waits for.
+    // Sent data must be acknowledged, whatever the client waits for.
     let waits = info.unacknowledged > 0;
     connection.unacknowledged = waits.then(|| connection.unacknowledged.unwrap_or(now));
     if bytes != connection.bytes {
@@ -152,7 +150,7 @@ fn look_at(connection: &mut Connection, now: Duration) -> Duration {
         connection.proved = now;
         return Duration::ZERO;
     }
-    // Silence before it was owed anything is no stall.
+    // Silence before anything was owed is not a stall.
     let owed = connection.expecting.or(connection.unacknowledged);
     owed.map_or(Duration::ZERO, |since| now.saturating_sub(since.max(connection.proved)))
 }
@@ -192,7 +190,7 @@ mod tests {
         let account = ledger.begin(Kind::Idle, address, address);
         account.opened(&near);
         let look = |at| look_at(ledger.books().open.get_mut(&1).unwrap(), seconds(at));
-        // The SYN may have been counted.
+        // The kernel can have counted the SYN.
         look(10);
         assert_eq!(look(70), Duration::ZERO, "nobody owes anything");
         ledger.books().open.get_mut(&1).unwrap().expecting = Some(seconds(71));

@@ -1,58 +1,58 @@
-//! How large a run is.
+//! The size of a run.
 
 use std::time::Duration;
 
 use crate::{clients, random::Random};
 
-/// A run's size.
+/// The size of a run's load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Form {
     /// Every event once, in minutes.
     Short,
-    /// Hundreds of megabytes, and every event again and again.
+    /// Hundreds of megabytes, with repeated events.
     Long,
 }
 
-/// How much is done at once, how large it is and how long it lives.
+/// The number, size and duration of all client jobs.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
-    /// Idle connections.
+    /// The number of idle connections.
     pub(crate) idle: u16,
-    /// How long they are silent at a time.
+    /// The silence between two messages.
     pub(crate) idle_interval: Duration,
-    /// Long polls.
+    /// The number of long polls.
     pub(crate) long_polls: u16,
-    /// Clients with short requests.
+    /// The number of clients with short requests.
     pub(crate) requests: u16,
-    /// How long each pauses between two.
+    /// The pause of each between two requests.
     pub(crate) request_pause: Duration,
-    /// Clones at once.
+    /// The number of parallel clones.
     pub(crate) clones: u16,
-    /// Pushes at once.
+    /// The number of parallel pushes.
     pub(crate) pushes: u16,
-    /// Uploads at once.
+    /// The number of parallel uploads.
     pub(crate) uploads: u16,
-    /// Downloads at once.
+    /// The number of parallel downloads.
     pub(crate) downloads: u16,
-    /// Images that are there to be fetched.
+    /// The number of images available for download.
     pub(crate) pool: u16,
     /// The repository's size in MB.
     pub(crate) repository: usize,
-    /// Sizes of images in MB, from and to.
+    /// The smallest and largest image, in MB.
     pub(crate) images: (u64, u64),
-    /// Seconds that a transfer takes when it is slow, and when it is fast.
+    /// The duration of a slow and of a fast transfer, in seconds.
     transfer: (u64, u64),
-    /// How long connections live at most that could live for ever.
+    /// The longest life of connections that could stay open for ever.
     pub(crate) age: Duration,
-    /// The longest that any connection lives, which the plan is told: what takes longer breaks no
-    /// rule of the plan's, and is not promised anything by it.
+    /// The longest life of any connection, as given to the plan. The plan promises nothing for
+    /// longer ones.
     pub(crate) flow_age: Duration,
-    /// Silence after which a client takes its connection to be broken.
+    /// The silence after which a client treats its connection as broken.
     pub(crate) patience: Duration,
 }
 
 impl Load {
-    /// The load of a form.
+    /// Returns the load of a form.
     pub(crate) fn of(form: Form) -> Self {
         let seconds = Duration::from_secs;
         match form {
@@ -95,35 +95,35 @@ impl Load {
         }
     }
 
-    /// Without Glance.
+    /// Removes Glance from the load.
     pub(crate) fn without_glance(mut self) -> Self {
         (self.uploads, self.downloads, self.pool) = (0, 0, 0);
         self
     }
 
-    /// Whether there is any work for Glance.
+    /// Returns whether the load has Glance jobs.
     pub(crate) const fn has_glance(&self) -> bool {
         self.pool > 0
     }
 
-    /// The longest that a living connection may go without a sign of life.
+    /// Returns the longest time without a sign of life from a healthy connection.
     pub(crate) fn longest_silence(&self) -> Duration {
         self.idle_interval + self.patience
     }
 
-    /// Bytes a second of a git job: slow or fast.
+    /// Picks the pace of a git job, slow or fast, in bytes per second.
     pub(crate) fn git_pace(&self, random: &mut Random) -> u64 {
         self.pace((self.repository as u64) << 20, random)
     }
 
-    /// Bytes of an image.
+    /// Picks the size of an image in bytes.
     pub(crate) fn image_size(&self, random: &mut Random) -> u64 {
         let (from, to) = self.images;
-        // Not only whole blocks.
+        // Sizes are not multiples of a block.
         (random.between(from, to) << 20) - random.below(4096)
     }
 
-    /// Bytes a second of an image's transfer: slow or fast.
+    /// Picks the pace of an image transfer, slow or fast, in bytes per second.
     pub(crate) fn image_pace(&self, random: &mut Random) -> u64 {
         self.pace(self.images.1 << 20, random)
     }

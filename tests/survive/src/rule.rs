@@ -1,5 +1,5 @@
-//! What may break, by the plan's rule, before anything is done: the suite asks the same code as
-//! `glb-director table plan` and the directors do.
+//! The plan's safety rule, asked before each change. The suite uses the same code as `glb-director
+//! table plan` and the directors.
 
 use std::{net::IpAddr, path::Path, time::Instant};
 
@@ -14,7 +14,7 @@ use glb_table::{
 
 use crate::accounting::Connection;
 
-/// The memory of who may hold flows, over all tables of a run.
+/// The flow history over all tables of a run.
 pub(crate) struct Rule {
     memory: FlowHistory,
     builder: RowCache,
@@ -23,7 +23,7 @@ pub(crate) struct Rule {
 }
 
 impl Rule {
-    /// A memory in which a flow lives for at most so many seconds.
+    /// Creates a history in which a flow lives at most `flow_age` seconds.
     pub(crate) fn new(flow_age: u64) -> Self {
         Self {
             memory: FlowHistory::new(flow_age),
@@ -33,20 +33,20 @@ impl Rule {
         }
     }
 
-    /// What a table would put at risk now.
+    /// Returns the flows that a table would put at risk now.
     ///
     /// # Errors
-    /// When it is no table.
+    /// When the table is invalid.
     pub(crate) fn judge(&mut self, file: &TableFile) -> Result<RiskReport> {
         self.pass();
         let built = self.builder.build(&parsed(file)?);
         Ok(self.memory.assess(&built))
     }
 
-    /// A table is in force from now on.
+    /// Records that a table is in force from now on.
     ///
     /// # Errors
-    /// When it is no table.
+    /// When the table is invalid.
     pub(crate) fn adopt(&mut self, file: &TableFile) -> Result<()> {
         self.pass();
         let built = self.builder.build(&parsed(file)?);
@@ -55,26 +55,27 @@ impl Rule {
         Ok(())
     }
 
-    /// A backend holds nothing any more.
+    /// Records that a backend holds no flows.
     pub(crate) fn drained(&mut self, backend: IpAddr) {
         self.pass();
         self.memory.mark_drained(backend);
     }
 
-    /// Whole seconds are told to the memory; what is left of one is kept for later.
+    /// Passes whole seconds to the history and keeps the remainder for later.
     fn pass(&mut self) {
         let seconds = self.last.elapsed().as_secs();
         self.memory.advance(seconds);
         self.last += std::time::Duration::from_secs(seconds);
     }
 
-    /// The tables in force, with their rows.
+    /// Returns the tables in force, with their rows.
     pub(crate) fn in_force(&self) -> Vec<BuiltTable> {
         self.in_force.clone()
     }
 }
 
-/// The hops that a connection's packets carry with these tables, were all backends well.
+/// Returns the hops that a connection's packets carry with these tables if all backends are
+/// healthy.
 pub(crate) fn hops(built: &[BuiltTable], connection: &Connection) -> Vec<IpAddr> {
     let Some(built) = built.first() else { return Vec::new() };
     let table = &built.table;
@@ -103,10 +104,10 @@ pub(crate) fn hops(built: &[BuiltTable], connection: &Connection) -> Vec<IpAddr>
     found
 }
 
-/// The table as the daemons understand it.
+/// Parses the table with the daemons' code.
 ///
 /// # Errors
-/// With the problems that they would name.
+/// With the problems that the daemons would report.
 pub(crate) fn parsed(file: &TableFile) -> Result<TableSet> {
     let text = file.toml()?;
     parse_bytes(Path::new("table.toml"), Format::Toml, text.as_bytes()).context("the lab's table")

@@ -1,4 +1,4 @@
-//! A run: a fleet at work, one event after the other, and the verdict on every connection.
+//! A run: a fleet under load, one event after the other, and the verdict on every connection.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use crate::{
     world::{Mode, World},
 };
 
-/// What a run is to be.
+/// The configuration of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     /// The lab's name.
@@ -31,19 +31,19 @@ pub(crate) struct Wanted {
     pub(crate) mode: Mode,
     pub(crate) load: Load,
     pub(crate) seed: u64,
-    /// How many backends.
+    /// The number of backends.
     pub(crate) backends: u8,
-    /// Go on with events until this much time is over; each of them once if none is given.
+    /// Run events for this long. Without it, each event runs once.
     pub(crate) time: Option<Duration>,
-    /// Only scenarios or events whose name contains this.
+    /// Run only scenarios or events whose name contains this text.
     pub(crate) only: Option<String>,
-    /// Whether each change of the table waits for the plan.
+    /// Whether each table change waits until the plan calls it safe.
     pub(crate) careful: bool,
-    /// The scenarios, by name, in this order; all of them, shuffled, if none are given.
+    /// The scenarios, by name and in this order. Without it, all scenarios run in random order.
     pub(crate) scenarios: Option<Vec<&'static str>>,
 }
 
-/// What is noted of an event while the run goes on.
+/// The notes on an event while the run continues.
 struct Noted {
     name: &'static str,
     what: String,
@@ -57,24 +57,24 @@ struct Noted {
     worst_stall: Duration,
 }
 
-/// A silence that is not waited for after each event.
+/// A silence that is too long to wait for after each event.
 const LONG_SILENCE: Duration = Duration::from_secs(10);
 
-/// How long all is quiet after an event before it is looked at.
+/// The quiet time after an event before its results are read.
 const HOLD: Duration = Duration::from_secs(1);
 
-/// Runs it; returns the verdict and every connection.
+/// Runs the events and returns the report and every connection.
 ///
 /// # Errors
-/// When the fleet does not come up, or the accounts cannot be made. An event that does not come into
-/// force ends the run, and stands in the report.
+/// When the fleet does not start, or the records cannot be completed. An event that does not come
+/// into force ends the run and is named in the report.
 pub(crate) fn run(wanted: &Wanted) -> Result<(Report, Vec<Connection>)> {
     interrupt::install()?;
     let started = Instant::now();
     let mut world = World::up(&wanted.name, wanted.backends, wanted.mode, &wanted.load)?;
     world.careful = wanted.careful;
     if !wanted.careful {
-        // The same number whatever the hops.
+        // The same number for every number of hops.
         world.drains_at_once = 2;
     }
     say(&world, &format!("a fleet is up after {:.0?}: {}", started.elapsed(), wanted.mode.name()));
@@ -93,13 +93,14 @@ pub(crate) fn run(wanted: &Wanted) -> Result<(Report, Vec<Connection>)> {
         say(&world, &format!("Glance has {} images", pool.len()));
     }
     let clients = Clients::start(&site, pool.as_ref());
-    // Everything is to have begun before the first event.
+    // Every client should have started before the first event.
     interrupt::sleep(Duration::from_secs(3))?;
     let mut noted = Vec::new();
     let failure = all_events(wanted, &mut world, &mut noted).err();
     interrupt::check()?;
     if let Some(failure) = &failure {
-        // What broke until then has its account all the same: it may well be the cause.
+        // Connections that broke before the failure are still recorded, because they can point to
+        // its cause.
         say(&world, &format!("no more events: {failure:#}"));
     }
     say(&world, "the clients bring to an end what they have begun");
@@ -109,7 +110,7 @@ pub(crate) fn run(wanted: &Wanted) -> Result<(Report, Vec<Connection>)> {
     Ok((report, connections))
 }
 
-/// A line on stderr with the time.
+/// Prints a line with the time to stderr.
 fn say(world: &World, text: &str) {
     eprintln!("{:7.1} s  {text}", world.ledger.now().as_secs_f64());
 }
@@ -120,7 +121,7 @@ fn fill_pool(site: &Arc<Site>) -> Result<Arc<Pool>> {
     let mut begun = 0;
     while pool.len() < wanted && begun < wanted * 2 {
         interrupt::check()?;
-        // As many at once as there will be uploads.
+        // As many in parallel as there will be uploads.
         let now = (wanted - pool.len()).min(usize::from(site.load.uploads.max(1)));
         thread::scope(|scope| {
             for _ in 0..now {
@@ -167,7 +168,7 @@ fn all_events(wanted: &Wanted, world: &mut World, noted: &mut Vec<Noted>) -> Res
             if !made.iter().any(|event| meant(event.name)) {
                 continue;
             }
-            // Whole scenarios only: half of one would leave the fleet as it found it not.
+            // Scenarios run completely, because half a scenario would leave the fleet changed.
             for event in made {
                 let name = event.name;
                 let done = one_event(wanted, world, event);
@@ -227,7 +228,7 @@ fn one_event(wanted: &Wanted, world: &mut World, event: Event) -> Result<Noted> 
     Ok(noted)
 }
 
-/// What was added; of a machine that began anew, all that it has.
+/// Returns the increase of counters. A restarted machine counts from zero.
 fn more(before: &BTreeMap<Node, u64>, after: &BTreeMap<Node, u64>) -> u64 {
     let of = |(node, after): (&Node, &u64)| {
         after.checked_sub(before.get(node).copied().unwrap_or(0)).unwrap_or(*after)
@@ -235,7 +236,7 @@ fn more(before: &BTreeMap<Node, u64>, after: &BTreeMap<Node, u64>) -> u64 {
     after.iter().map(of).sum()
 }
 
-/// A connection as far as it is known by now.
+/// Describes a connection as far as it is known.
 fn described(world: &World, id: Option<u64>) -> String {
     let books = world.ledger.books();
     let mut all = books.closed.iter().chain(books.open.values());
@@ -249,9 +250,9 @@ fn broken_since(world: &World, began: Duration) -> usize {
     books.closed.iter().filter(|c| c.broke().is_some_and(|(at, _)| at >= began)).count()
 }
 
-/// Waits until each connection that lives has shown that it does, or has ended: what is broken by
-/// an event is known before the next one. Those that are silent for long by their nature are not waited
-/// for; what broke one of them is one of several events.
+/// Waits until each open connection has shown a sign of life or has ended, so that damage is known
+/// before the next event. Connections that are silent for long by design are not awaited; their
+/// damage is attributed to several events.
 fn prove(wanted: &Wanted, world: &World, since: Duration) -> Result<()> {
     let limit = wanted.load.longest_silence() + wanted.load.patience;
     let unproved = || {
@@ -308,8 +309,8 @@ fn judge(wanted: &Wanted, world: &World, noted: &[Noted]) -> Result<(Report, Vec
     Ok((Report::new(wanted, world.ledger.now(), &closed, events, broken), closed))
 }
 
-/// The events that can have broken a connection: those whose time lies between its last sign of life and
-/// its end. An event's time lasts until the next one begins.
+/// Returns the events that can have broken a connection: those between its last sign of life and
+/// its end. An event lasts until the next one begins.
 fn candidates(
     noted: &[Noted],
     connection: &Connection,

@@ -1,7 +1,7 @@
-//! The server of idle connections and long polls, on every backend; and its health.
+//! The server of idle connections and long polls on every backend, with a health check.
 //!
-//! It speaks in lines: `echo N` is answered at once with `NAME N`, `poll MS` after so many
-//! milliseconds with `NAME MS`. `GET /health` is answered with 200 while the health file is there.
+//! The protocol is line based: `echo N` is answered at once with `NAME N`, and `poll MS` after MS
+//! milliseconds with `NAME MS`. `GET /health` returns 200 while the health file exists.
 
 use std::{
     io::{self, BufRead, BufReader, Write},
@@ -17,10 +17,10 @@ use anyhow::{Context, Result};
 /// The server's port.
 pub(crate) const PORT: u16 = 7000;
 
-/// Serves until it is killed.
+/// Serves until the process is killed.
 ///
 /// # Errors
-/// When the port cannot be had.
+/// When the port is in use.
 pub(crate) fn run(name: &str, health: &Path) -> Result<()> {
     let address = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), PORT);
     let listener = TcpListener::bind(address).with_context(|| format!("port {PORT}"))?;
@@ -29,7 +29,7 @@ pub(crate) fn run(name: &str, health: &Path) -> Result<()> {
     for stream in listener.incoming() {
         let server = Arc::clone(&server);
         match stream {
-            // A client that goes away ends its connection; that is no news here.
+            // A client that closes its connection is normal here.
             Ok(stream) => drop(thread::spawn(move || server.talk(stream).ok())),
             Err(error) => eprintln!("accept: {error}"),
         }

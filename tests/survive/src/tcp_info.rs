@@ -1,38 +1,38 @@
-//! What the kernel knows of a TCP connection (`TCP_INFO`), as far as the suite asks.
+//! The kernel's data on a TCP connection (`TCP_INFO`), as far as the suite needs it.
 
 use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-/// Some of `struct tcp_info`.
+/// A part of `struct tcp_info`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TcpInfo {
-    /// Segments sent and not acknowledged yet.
+    /// Segments sent and not yet acknowledged.
     pub(crate) unacknowledged: u32,
-    /// Segments sent again.
+    /// Segments retransmitted.
     pub(crate) retransmits: u32,
-    /// Bytes that the other side has acknowledged.
+    /// Bytes acknowledged by the peer.
     pub(crate) acknowledged: u64,
-    /// Bytes that came.
+    /// Bytes received.
     pub(crate) received: u64,
 }
 
-// Offsets in <linux/tcp.h>, which only ever grows at its end.
+// Offsets in <linux/tcp.h>. The struct only grows at its end.
 const UNACKED: usize = 24;
 const TOTAL_RETRANS: usize = 100;
 const BYTES_ACKED: usize = 120;
 const BYTES_RECEIVED: usize = 128;
 const LENGTH: usize = 136;
 
-/// Asks the kernel.
+/// Reads the data of a socket.
 ///
 /// # Errors
-/// When the socket is no TCP socket, or the kernel is older than 4.1.
+/// When the socket is not a TCP socket, or the kernel is older than 4.1.
 pub(crate) fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
     let mut buffer = [0_u8; LENGTH];
     let mut length = LENGTH as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes into the buffer, which is as long.
+    // SAFETY: the kernel writes at most `length` bytes into the buffer, which has that length.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),

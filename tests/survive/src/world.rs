@@ -1,4 +1,4 @@
-//! The fleet of a run, and what can be done to it.
+//! The fleet of a run, and the operations on it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,20 +24,20 @@ use crate::{
     services::{self, Database, PORTS, REPOSITORY, Services},
 };
 
-/// What is put to the proof.
+/// The system under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Mode {
-    /// This load balancer, with so many hops.
+    /// This load balancer, with this number of hops.
     Hops(u8),
-    /// This load balancer, whose backends hand nothing on.
+    /// This load balancer, with second chance disabled.
     NoSecondChance,
-    /// No load balancer: the router spreads over the backends by ECMP.
+    /// No load balancer: the router spreads flows over the backends by ECMP.
     Ecmp,
 }
 
 impl Mode {
-    /// Its name in reports.
+    /// Returns the name in reports.
     pub(crate) fn name(self) -> String {
         match self {
             Self::Hops(hops) => format!("{hops} hops"),
@@ -46,7 +46,7 @@ impl Mode {
         }
     }
 
-    /// How many backends a row names.
+    /// Returns the number of backends in a row.
     pub(crate) const fn hops(self) -> u8 {
         match self {
             Self::Hops(hops) => hops,
@@ -55,27 +55,27 @@ impl Mode {
     }
 }
 
-/// How long anything may take to come into force. The machine may be busy.
+/// The time limit for any change to come into force. The machine can be busy.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// How the fleet's checkers are set: quick, and they forgive soon.
+/// The health checkers' settings: short intervals and a short hold-down.
 const CHECKS: &str = "director = \"control.sock\"\nsettle_ms = 100\nhold_down_ms = 300\n\
                       hold_down_max_ms = 1000\n\
                       [defaults]\ninterval_ms = 500\ntimeout_ms = 400\nrise = 2\nfall = 3\n";
 
-/// A fleet with all that runs in it. Daemons end before the lab goes.
+/// A fleet with everything that runs in it. Daemons end before the lab is removed.
 pub(crate) struct World {
     pub(crate) mode: Mode,
-    /// Whether each change of the table waits until the plan says that it breaks nothing.
+    /// Whether each table change waits until the plan calls it safe.
     pub(crate) careful: bool,
-    /// How many backends are drained together where several are.
+    /// The number of backends drained together in scenarios with several drains.
     pub(crate) drains_at_once: usize,
-    /// The longest that a flow lives.
+    /// The longest life of a flow.
     pub(crate) flow_age: Duration,
     pub(crate) with_glance: bool,
-    /// What the fleet is to do.
+    /// The table that the operator wants.
     pub(crate) table: TableFile,
-    /// Backends whose checks fail on purpose.
+    /// Backends whose health checks fail on purpose.
     pub(crate) ill: BTreeSet<Node>,
     /// Directors that are down.
     pub(crate) down: BTreeSet<Node>,
@@ -85,7 +85,7 @@ pub(crate) struct World {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) monitor: Monitor,
     checkers: BTreeMap<Node, Daemon>,
-    /// The router's and the directors'.
+    /// The BIRDs of the router and the directors.
     pub(crate) birds: BTreeMap<Node, Daemon>,
     pub(crate) directors: Vec<Daemon>,
     pub(crate) redirects: BTreeMap<Node, Daemon>,
@@ -95,10 +95,10 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Brings a fleet up.
+    /// Starts a fleet.
     ///
     /// # Errors
-    /// When a part does not come up.
+    /// When a part does not start.
     pub(crate) fn up(name: &str, backends: u8, mode: Mode, load: &Load) -> Result<Self> {
         let routing = if mode == Mode::Ecmp { Routing::Static } else { Routing::Bgp };
         let plan = Plan { directors: 2, backends, routing, ..Plan::new(name) };
@@ -174,10 +174,10 @@ impl World {
         Ok(())
     }
 
-    /// Starts a director's daemon, which announces the VIPs when it is fit.
+    /// Starts a director's daemon, which announces the VIPs when it is eligible.
     ///
     /// # Errors
-    /// When it does not start.
+    /// When the daemon does not start.
     pub(crate) fn start_director(&mut self, node: Node) -> Result<()> {
         let Self { directors, lab, .. } = self;
         let director = directors.iter_mut().find(|daemon| daemon.node() == node);
@@ -187,7 +187,7 @@ impl World {
     /// Starts the health checker of a director.
     ///
     /// # Errors
-    /// When it does not start.
+    /// When the checker does not start.
     pub(crate) fn start_checker(&mut self, node: Node) -> Result<()> {
         let mut checker = Daemon::healthcheck(&self.lab, node, &self.source()?, CHECKS)?;
         checker.start(&self.lab)?;
@@ -195,7 +195,7 @@ impl World {
         Ok(())
     }
 
-    /// The table with its checks, as the operator writes it.
+    /// Returns the table with its checks, as the operator writes it.
     fn source(&self) -> Result<String> {
         let check = |family| {
             let port = crate::serve::PORT;
@@ -221,16 +221,16 @@ impl World {
         self.lab.plan().backend_nodes().collect()
     }
 
-    /// The backend that has this address in the table.
+    /// Returns the backend with this address in the table.
     pub(crate) fn backend_at(&self, address: std::net::IpAddr) -> Option<Node> {
         let tunnel = self.lab.plan().tunnel;
         self.backends().into_iter().find(|node| node.address(tunnel) == address)
     }
 
-    /// Waits until the rule says that a table breaks nothing.
+    /// Waits until the plan calls a table safe.
     ///
     /// # Errors
-    /// When it never does.
+    /// When that does not happen in time.
     pub(crate) fn wait_until_safe(&mut self, table: &TableFile, limit: Duration) -> Result<()> {
         let begun = Instant::now();
         loop {
@@ -245,10 +245,10 @@ impl World {
         }
     }
 
-    /// Brings a table into force on all directors, and remembers it.
+    /// Brings a table into force on all directors and records it.
     ///
     /// # Errors
-    /// When it does not come into force.
+    /// When the table does not come into force.
     pub(crate) fn apply(&mut self, table: &TableFile) -> Result<()> {
         self.table = table.clone();
         self.rule.adopt(table)?;
@@ -267,11 +267,11 @@ impl World {
         self.settle()
     }
 
-    /// Waits until every director that is up has in force what the operator wants, with the health
-    /// that the suite knows of.
+    /// Waits until every running director has the wanted states in force, with the health that the
+    /// suite expects.
     ///
     /// # Errors
-    /// When that does not come to be.
+    /// When that does not happen in time.
     pub(crate) fn settle(&mut self) -> Result<()> {
         if self.mode == Mode::Ecmp {
             return self.route_to_backends();
@@ -288,7 +288,7 @@ impl World {
             }
             let what = format!("the table on {}", director.node());
             interrupt::wait(&what, PATIENCE, || {
-                // A daemon that starts just now does not answer yet.
+                // A daemon that is just starting does not answer yet.
                 let Ok(status) = status(&self.lab, director) else { return Ok(None) };
                 let word = |key: &str| status[key].as_str().unwrap_or_default().to_owned();
                 let has = (word("membership_digest"), word("order_digest"));
@@ -299,10 +299,10 @@ impl World {
         self.wait_for_routes()
     }
 
-    /// Waits until the router sends to the directors that are up, and to no others.
+    /// Waits until the router sends to exactly the directors that are up.
     ///
     /// # Errors
-    /// When that does not come to be.
+    /// When that does not happen in time.
     pub(crate) fn wait_for_routes(&self) -> Result<()> {
         let router = self.lab.netns(Node::Router)?;
         for family in [Family::V4, Family::V6] {
@@ -319,7 +319,7 @@ impl World {
         Ok(())
     }
 
-    /// What takes new connections, by ECMP.
+    /// Routes the VIPs by ECMP to the backends that take new connections.
     fn route_to_backends(&self) -> Result<()> {
         let mut hops = Vec::new();
         for (address, state, weight) in self.table.shares() {
@@ -334,7 +334,7 @@ impl World {
     /// Routes the VIPs to these machines by ECMP, in this order and with these weights.
     ///
     /// # Errors
-    /// When the router refuses.
+    /// When the router rejects the routes.
     pub(crate) fn route(&self, hops: &[(Node, u16)]) -> Result<()> {
         let mut lines = String::new();
         for family in [Family::V4, Family::V6] {
@@ -346,15 +346,15 @@ impl World {
         self.lab.netns(Node::Router)?.ip(&lines)
     }
 
-    /// Directors that are up.
+    /// Lists the directors that are up.
     pub(crate) fn directors_up(&self) -> Vec<Node> {
         self.lab.plan().director_nodes().filter(|node| !self.down.contains(node)).collect()
     }
 
-    /// A director's daemon.
+    /// Returns a director's daemon.
     ///
     /// # Errors
-    /// When there is none.
+    /// When the daemon does not exist.
     pub(crate) fn director(&mut self, node: Node) -> Result<&mut Daemon> {
         let found = self.directors.iter_mut().find(|daemon| daemon.node() == node);
         found.with_context(|| format!("no daemon on {node}"))
@@ -365,8 +365,8 @@ impl World {
         self.checkers.remove(&node);
     }
 
-    /// Waits until a backend's kernel holds no connection of the VIPs any more, as `glb-redirect
-    /// wait --until-drained` finds out, and tells the rule. Without the daemon nobody waits.
+    /// Waits until a backend's kernel holds no connection of the VIPs, as reported by `glb-redirect
+    /// wait --until-drained`, and records that in the rule. Without the daemon it does not wait.
     ///
     /// # Errors
     /// When it takes longer than `limit`.
@@ -388,7 +388,7 @@ impl World {
         Ok(())
     }
 
-    /// Ends the sockets of a machine that is off the network, as its end would.
+    /// Destroys the sockets of an isolated machine, as a power loss would.
     ///
     /// # Errors
     /// When `ss` is missing.
@@ -400,7 +400,7 @@ impl World {
         Ok(())
     }
 
-    /// Packets that each backend has handed on.
+    /// Returns the packets that each backend forwarded to the next hop.
     ///
     /// # Errors
     /// When counters cannot be read.
@@ -411,7 +411,7 @@ impl World {
         self.redirects.iter().map(of).collect()
     }
 
-    /// TCP segments that backends and clients have sent again.
+    /// Returns the TCP segments that backends and clients retransmitted.
     ///
     /// # Errors
     /// When a kernel's counters cannot be read.
@@ -426,6 +426,6 @@ impl World {
 
 fn status(lab: &Lab, director: &Daemon) -> Result<serde_json::Value> {
     let done = command::finish(director.command(lab, "status")?.args(["-o", "json"]))?;
-    // Exit status 4 says that something is wrong, which a director with an unhealthy backend is.
+    // Exit status 4 reports a problem, which an unhealthy backend is.
     serde_json::from_slice(&done.stdout).context("glb-director status")
 }

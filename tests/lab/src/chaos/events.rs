@@ -1,4 +1,4 @@
-//! What happens to the fleet in the proof, one after the other.
+//! The events of the chaos run, in order.
 
 use std::time::Duration;
 
@@ -13,22 +13,22 @@ use crate::{
     table::State,
 };
 
-/// Something that happens, and what it may cost.
+/// An event, and the packet loss that it may cause.
 pub(super) struct Event {
     pub(super) name: String,
-    /// Packets may be lost for so long at most.
+    /// The longest packet loss that is allowed.
     pub(super) limit: Duration,
     pub(super) act: Box<Act>,
 }
 
 type Act = dyn Fn(&mut Fleet) -> Result<()>;
 
-/// What is announced, withdrawn and maintained in order: no path is ever wrong. A packet may still
-/// be lost to a full queue of a busy machine.
+/// The limit for announced, withdrawn and maintained directors. No path is ever wrong, but a full
+/// queue on a busy machine can still drop a packet.
 const IN_ORDER: Duration = Duration::from_millis(200);
 
-/// What dies unannounced is found by BFD in 150 ms, or by a missing carrier at once. A busy machine
-/// needs longer.
+/// The limit for failures without notice. BFD detects them in 150 ms and a lost carrier at once; a
+/// busy machine needs longer.
 const BY_SURPRISE: Duration = Duration::from_secs(2);
 
 fn event(
@@ -39,7 +39,7 @@ fn event(
     Event { name: name.into(), limit, act: Box::new(act) }
 }
 
-/// All events. Each leaves the fleet as it found it.
+/// Lists all events. Each event leaves the fleet as it found it.
 pub(super) fn all(fleet: &Fleet) -> Vec<Event> {
     let plan = fleet.lab.plan();
     let directors: Vec<_> = plan.director_nodes().collect();
@@ -56,7 +56,7 @@ pub(super) fn all(fleet: &Fleet) -> Vec<Event> {
             all_routed(fleet)
         }),
     ];
-    // Withdrawn first, and served until nobody sends to it any more.
+    // The director withdraws first and keeps serving until no packets arrive.
     events.push(event(format!("the VIPs leave the table of {last}"), IN_ORDER, move |fleet| {
         fleet.serve_vips(last, false)?;
         fleet.wait_for_routes(&others(fleet, last))
@@ -74,12 +74,12 @@ pub(super) fn all(fleet: &Fleet) -> Vec<Event> {
         }));
     }
     for daemon in fleet.daemons() {
-        // Connections end with the server that holds them; that is no matter of the balancer's.
+        // These connections end with their server. The load balancer cannot keep them.
         if matches!(daemon.program(), Program::Nginx | Program::Fcgiwrap | Program::Live) {
             continue;
         }
         let target = Target { node: daemon.node(), program: Some(daemon.program()) };
-        // With a TUN interface, the kernel withdraws when the director's daemon dies.
+        // With a TUN interface, the kernel withdraws the routes when the director's daemon dies.
         let reroutes = daemon.program().speaks_bgp();
         let limit = if reroutes { BY_SURPRISE } else { IN_ORDER };
         events.push(event(format!("SIGKILL of {target}, and its return"), limit, move |fleet| {
@@ -121,7 +121,8 @@ pub(super) fn all(fleet: &Fleet) -> Vec<Event> {
             format!("{first} reboots, with another release and program"),
             IN_ORDER,
             move |fleet| {
-                // Read-only data of the program: the verifier makes another one of it.
+                // This key is read-only data of the BPF program, so a change loads a different
+                // program.
                 fleet.director_on(first)?.configure("outer_tos", "0")?;
                 fleet.director_on(first)?.pretend(Some("0.0.1-other"));
                 fleet.start(Target { node: first, program: None })?;

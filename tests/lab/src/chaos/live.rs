@@ -1,4 +1,4 @@
-//! Connections that are to live through everything, each with a thread and an account of its own.
+//! Long-lived connections that must survive every event, each with its own thread.
 
 use std::{
     collections::BTreeMap,
@@ -21,41 +21,41 @@ use crate::{
     topology::Lab,
 };
 
-/// A connection that hears nothing for so long is broken, whatever TCP still hopes.
+/// A connection that receives nothing for this long counts as broken, even if TCP still retries.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// Pause between two records of an echo.
+/// The pause between two echo records.
 const ECHO_EVERY: Duration = Duration::from_millis(20);
 
-/// Client addresses from this one on are used.
+/// The first client address that these connections use.
 const FIRST_ADDRESS: u16 = 2000;
 
-/// Open connections. They end when this is dropped; [`Live::finish`] asks them for their last word.
+/// Open connections. They end on drop; [`Live::finish`] closes them cleanly and reports.
 #[derive(Debug)]
 pub struct Live {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    /// How many of each kind.
+    /// The number of connections of each kind.
     pub counts: BTreeMap<Kind, usize>,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
-    /// Idle connections speak when it grows.
+    /// Idle connections send a record when this number grows.
     looks: AtomicU64,
-    /// How often connections have made progress; one entry for each.
+    /// The progress counter of each connection.
     progress: Vec<AtomicU64>,
     broken: Mutex<Vec<String>>,
-    /// The longest that an echo took since [`Live::longest_stall`] was asked, in microseconds.
+    /// The longest echo time since the last call of [`Live::longest_stall`], in microseconds.
     stall: AtomicU64,
 }
 
 impl Live {
-    /// Opens so many connections of each kind, from as many addresses, over both families.
+    /// Opens `each` connections of each kind, from as many addresses, over both families.
     ///
     /// # Errors
-    /// When they are not all open after a while.
+    /// When a connection is not open after the time limit.
     pub fn start(lab: &Lab, each: usize) -> Result<Self> {
         let total = each * Kind::ALL.len();
         let progress = (0..total).map(|_| AtomicU64::new(0)).collect();
@@ -85,16 +85,16 @@ impl Live {
         Ok(live)
     }
 
-    /// Waits until every connection that is not broken has made progress from now on.
+    /// Waits until every connection that is not broken makes progress.
     ///
     /// # Errors
-    /// When one neither breaks nor goes on.
+    /// When a connection neither breaks nor makes progress.
     pub fn all_alive(&self) -> Result<()> {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let before: Vec<_> = self.shared.progress.iter().map(count).collect();
         self.shared.looks.fetch_add(1, Ordering::Relaxed);
         let result = interrupt::wait("every connection's progress", SILENCE * 2, || {
-            // Two steps: what was under way at the beginning says nothing.
+            // Two steps are needed, because one was under way when the check began.
             let moved = self.shared.progress.iter().zip(&before);
             let moved = moved.filter(|(now, before)| count(now) >= *before + 2).count();
             Ok((moved + self.broken().len() >= before.len()).then_some(()))
@@ -105,18 +105,18 @@ impl Live {
         }
     }
 
-    /// The connections that broke, and why.
+    /// Returns the connections that broke, with reasons.
     #[must_use]
     pub fn broken(&self) -> Vec<String> {
         self.shared.broken().clone()
     }
 
-    /// The longest that an echo took since this was asked last.
+    /// Returns the longest echo time since the last call.
     pub fn longest_stall(&self) -> Duration {
         Duration::from_micros(self.shared.stall.swap(0, Ordering::Relaxed))
     }
 
-    /// Ends all connections in order and returns those that broke, at their end too.
+    /// Closes all connections cleanly and returns those that broke, including at the end.
     #[must_use]
     pub fn finish(mut self) -> Vec<String> {
         self.stop();
@@ -212,7 +212,7 @@ impl Shared {
     }
 }
 
-/// Sends a number and waits for it; returns how long that took.
+/// Sends a number, waits for the echo, and returns the round-trip time.
 fn echo(stream: &mut TcpStream, numbers: &mut Numbers) -> io::Result<Duration> {
     let (mut sent, mut back) = ([0; 8], [0; 8]);
     numbers.fill(&mut sent);

@@ -1,7 +1,7 @@
-//! The proof: directors come and go in every way there is, with live connections through all of it.
+//! The chaos run: directors fail, leave and return in every known way while connections stay open.
 //!
-//! Connections of four kinds ([`Kind`]) are opened once and live through every event. A stream of
-//! pings tells how long packets were lost; the kernels tell what TCP had to send again.
+//! Connections of four kinds ([`Kind`]) are opened once and stay open through every event. A stream
+//! of pings measures how long packets were lost; the kernels count TCP retransmissions.
 
 mod events;
 mod live;
@@ -25,78 +25,77 @@ use crate::{
     report::{Table, grouped},
 };
 
-/// What the proof is to be like.
+/// The options of a chaos run.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The lab's name.
     pub name: String,
-    /// How many directors, from 2 on.
+    /// The number of directors, at least 2.
     pub directors: u8,
-    /// How many connections of each kind.
+    /// The number of connections of each kind.
     pub each: usize,
-    /// How directors announce.
+    /// The announcement method of the directors.
     pub way: Way,
-    /// Whether health checkers feed the directors, and die too.
+    /// Whether health checkers write the directors' tables and are killed, too.
     pub health: bool,
 }
 
-/// What one event did.
+/// The result of one event.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// What happened.
+    /// The event in words.
     pub event: String,
-    /// How long it took, in seconds.
+    /// The duration in seconds.
     pub seconds: f64,
     /// Connections that broke.
     pub broken: usize,
-    /// Pings sent and lost.
+    /// Pings sent.
     pub pings: usize,
-    /// Pings that were not answered.
+    /// Pings without an answer.
     pub lost: usize,
-    /// The longest time that packets of one client were lost, in milliseconds.
+    /// The longest packet loss of one client, in milliseconds.
     pub loss_ms: u128,
-    /// The most that it may be.
+    /// The allowed packet loss, in milliseconds.
     pub limit_ms: u128,
-    /// The longest that a connection waited for an answer, in milliseconds.
+    /// The longest wait of a connection for an answer, in milliseconds.
     pub stall_ms: u128,
-    /// TCP segments that clients and backends sent again.
+    /// TCP segments that clients and backends retransmitted.
     pub retransmits: u64,
 }
 
 impl Row {
-    /// Whether nothing broke and no more was lost than may be.
+    /// Returns whether no connection broke and the loss stayed within its limit.
     #[must_use]
     pub const fn held(&self) -> bool {
         self.broken == 0 && self.loss_ms <= self.limit_ms
     }
 }
 
-/// What came of the proof.
+/// The results of a chaos run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Matrix {
-    /// How many connections lived through it.
+    /// The number of connections that were open.
     pub connections: usize,
-    /// One for each event, in order.
+    /// The result of each event, in order.
     pub rows: Vec<Row>,
     /// Every connection that broke, with the reason.
     pub broken: Vec<String>,
 }
 
 impl Matrix {
-    /// Whether all held.
+    /// Returns whether every event stayed within its limits.
     #[must_use]
     pub fn held(&self) -> bool {
         self.broken.is_empty() && self.rows.iter().all(Row::held)
     }
 }
 
-/// Brings a fleet up, lets everything happen to it and tells what came of it. Progress goes to
-/// `out`.
+/// Starts a fleet, runs all events and returns the results. Progress goes to `out`.
 ///
 /// # Errors
-/// When a part of the lab does not work at all, and on Ctrl-C.
+/// When a part of the lab fails, and on Ctrl-C.
 pub fn run(options: &Options, out: &mut dyn Write) -> Result<Matrix> {
-    // Its events say what is to come of each daemon's death, and are written for these.
+    // The expected effect of each daemon's death is written for these methods only.
     ensure!(
         matches!(options.way, Way::Bird | Way::Tun),
         "the proof knows directors that announce by `bird` or `tun`; `lab up` knows the others too"
@@ -175,7 +174,7 @@ impl fmt::Display for Matrix {
     }
 }
 
-/// How the matrix is read.
+/// The explanation printed under the result table.
 pub const LEGEND: &str = "\
 broken       connections of those open since the beginning that the event ended or stalled for 30 s
 lost, for    pings that were not answered, and the longest time that a client got no answer

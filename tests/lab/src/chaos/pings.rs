@@ -1,6 +1,6 @@
-//! A steady stream of pings to the VIP: which packets were lost, and for how long.
+//! A steady stream of pings to the VIP that shows which packets were lost, and for how long.
 //!
-//! Unlike TCP's, a lost ping is not sent again, and so tells how long packets were lost.
+//! A lost ping is not retransmitted, unlike a TCP segment, so it measures loss directly.
 
 use std::{
     io::{self, Read},
@@ -21,19 +21,19 @@ use crate::{
     topology::Lab,
 };
 
-/// Client addresses that ping. The router spreads them over the directors.
+/// The number of client addresses that ping. The router spreads them over the directors.
 const SOURCES: usize = 24;
 
-/// From one ping to the next, of another source.
+/// The pause between two pings. Each ping comes from the next source.
 const EVERY: Duration = Duration::from_millis(1);
 
-/// Client addresses from this one on are used.
+/// The first client address that pings.
 const FIRST_ADDRESS: u16 = 1500;
 
-/// An answer that has not come by then is lost.
+/// A ping without an answer after this time counts as lost.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Pings until dropped.
+/// Sends pings until it is dropped.
 #[derive(Debug)]
 pub struct Pings {
     shared: Arc<Shared>,
@@ -53,14 +53,14 @@ struct Ping {
     answered: bool,
 }
 
-/// What was lost in a span of time.
+/// The packet loss within a time span.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Loss {
     /// Pings sent.
     pub sent: usize,
-    /// Pings that were not answered.
+    /// Pings without an answer.
     pub lost: usize,
-    /// The longest time that any source got no answer to what it sent.
+    /// The longest time during which one source got no answers.
     pub longest: Duration,
 }
 
@@ -81,7 +81,7 @@ impl Pings {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// What was lost of what was sent from `from` until now. Waits for the last answers.
+    /// Computes the loss of all pings sent since `from`. Waits for outstanding answers.
     #[must_use]
     pub fn loss_since(&self, from: Instant) -> Loss {
         let to = Instant::now();
@@ -93,7 +93,7 @@ impl Pings {
     }
 }
 
-/// The longest time is from the first lost ping of a source to its next answered one.
+/// The longest loss reaches from a source's first lost ping to its next answered ping.
 fn loss(pings: &[Ping]) -> Loss {
     let mut loss = Loss { sent: pings.len(), ..Loss::default() };
     let mut began = [None; SOURCES];
@@ -142,7 +142,7 @@ impl Shared {
         while !self.stop.load(Ordering::Relaxed) {
             let source = usize::try_from(number).unwrap_or(0) % sockets.len();
             self.log().push(Ping { source, sent: Instant::now(), answered: false });
-            // What cannot be sent (no route) is lost like everything that is lost.
+            // A ping that cannot be sent (no route) counts as lost.
             sockets[source].send(&request(number)).ok();
             number += 1;
             for socket in sockets {
@@ -167,7 +167,7 @@ impl Shared {
     }
 }
 
-/// An echo request whose data is `number`.
+/// Builds an echo request that carries `number`.
 fn request(number: u64) -> [u8; 16] {
     let mut packet = [0; 16];
     packet[0] = 8;
@@ -183,7 +183,7 @@ fn request(number: u64) -> [u8; 16] {
     packet
 }
 
-/// The number in an answer, which comes with its IPv4 header.
+/// Reads the number from an echo reply that starts with its IPv4 header.
 fn number_in(packet: &[u8]) -> Option<u64> {
     let header = usize::from(packet.first()? & 0xf) * 4;
     let icmp = packet.get(header..)?;

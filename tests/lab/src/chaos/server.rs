@@ -1,4 +1,4 @@
-//! What a backend serves to connections that are to live through everything.
+//! The backend's server for the long-lived connections of a chaos run.
 
 use std::{
     io::{self, Read, Write},
@@ -9,20 +9,20 @@ use std::{
 
 use anyhow::{Context, Result};
 
-/// The port, on every address of a backend.
+/// The TCP port, on every address of a backend.
 pub const PORT: u16 = 7;
 
-/// What a connection is for; its first byte says it.
+/// The kind of a connection. The client sends it as the first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// What comes is sent back.
+    /// The server sends every byte back.
     Echo,
-    /// As echo, but silent between two looks at it.
+    /// Like echo, but silent between two checks.
     Idle,
-    /// The client sends numbers until it stops; it hears of each chunk, and at the end how many bytes
-    /// came.
+    /// The client sends numbers until it stops. The server confirms each chunk and reports the
+    /// total at the end.
     Upload,
-    /// The server sends numbers until the client goes.
+    /// The server sends numbers until the client closes the connection.
     Download,
 }
 
@@ -39,21 +39,21 @@ impl Kind {
     }
 }
 
-/// Uploads and downloads go on at this pace, so that many of them leave room on two cores.
+/// The chunk size and pause of uploads and downloads, chosen so that many of them fit on two cores.
 pub(super) const CHUNK: usize = 4096;
 pub(super) const CHUNK_EVERY: Duration = Duration::from_millis(50);
 
-/// Serves until it is killed; says `ready` first.
+/// Serves until the process is killed. Prints `ready` first.
 ///
 /// # Errors
-/// When the port cannot be had.
+/// When the port is in use.
 pub fn serve() -> Result<()> {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT))
         .with_context(|| format!("cannot listen on port {PORT}"))?;
     println!("ready");
     for stream in listener.incoming() {
         match stream {
-            // A client that goes away ends its connection; that is no news here.
+            // A client that closes its connection is normal here.
             Ok(stream) => drop(thread::spawn(move || talk(stream).ok())),
             Err(error) => eprintln!("accept: {error}"),
         }
@@ -98,14 +98,15 @@ fn download(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// A stream of 64-bit numbers, 0, 1, 2 and so on: whatever is lost, doubled or swapped shows.
+/// A stream of the 64-bit numbers 0, 1, 2 and so on, which reveals lost, repeated and swapped
+/// bytes.
 #[derive(Debug, Default)]
 pub(super) struct Numbers {
     bytes: u64,
 }
 
 impl Numbers {
-    /// How many bytes were made or checked.
+    /// The number of bytes generated or checked.
     pub(super) const fn count(&self) -> u64 {
         self.bytes
     }
@@ -145,7 +146,7 @@ mod tests {
         numbers.check(&sent[..20]).unwrap();
         numbers.check(&sent[20..40]).unwrap();
         assert_eq!(numbers.count(), 40);
-        // Lost bytes show at the next number that differs at the latest.
+        // Lost bytes show at the latest at the next number.
         assert!(numbers.check(&sent[41..]).is_err());
     }
 }

@@ -1,7 +1,7 @@
-//! The demo: a long `git clone` goes on while the backend that serves it is drained, then removed, and
-//! while one of the two directors is taken out of service.
+//! The demo: a long `git clone` continues while its backend is drained and then removed, and while
+//! one of two directors is taken out of service.
 //!
-//! Without second chance the same drain breaks the clone, and that is then what must happen.
+//! Without second chance, the same drain must break the clone.
 
 mod scenario;
 mod screen;
@@ -18,28 +18,30 @@ use crate::{
     plan::{Family, Plan, Routing, vip},
 };
 
-/// The name of a lab that is given none.
+/// The default name of the demo's lab.
 pub const DEFAULT_NAME: &str = "glb-demo";
 
-/// What the demo is to be like.
+/// The options of the demo.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The lab's name.
     pub name: String,
     /// IPv4 or IPv6 between clients and VIP.
     pub family: Family,
-    /// Size of the repository that is cloned.
+    /// The size of the repository that is cloned, in MB.
     pub megabytes: usize,
-    /// Speed of the link to the clients; with the size it makes the clone's duration.
+    /// The speed of the client link in Mbit/s. Together with the size it determines the clone's
+    /// duration.
     pub mbit: u32,
-    /// Whether backends send on what is not theirs. Without it the clone must break.
+    /// Whether backends forward packets of connections that they do not hold. Without it the clone
+    /// must break.
     pub second_chance: bool,
-    /// Leave the lab up at the end, and say how to look around in it.
+    /// Whether to keep the lab running at the end and print how to look around in it.
     pub keep: bool,
 }
 
 impl Default for Options {
-    /// A clone of about 20 seconds over IPv4, from the lab `glb-demo`.
+    /// A clone of about 20 seconds over IPv4, in the lab `glb-demo`.
     fn default() -> Self {
         Self {
             name: DEFAULT_NAME.to_owned(),
@@ -52,21 +54,21 @@ impl Default for Options {
     }
 }
 
-/// What came of it.
+/// The result of the demo.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Everything that had to hold.
+    /// Every expectation, with its result.
     pub checks: Vec<Check>,
 }
 
 impl Outcome {
-    /// Whether everything held.
+    /// Returns whether every expectation held.
     #[must_use]
     pub fn held(&self) -> bool {
         self.checks.iter().all(|check| check.held)
     }
 
-    /// The checks that did not hold, one per line.
+    /// Returns the failed checks, one per line.
     #[must_use]
     pub fn failures(&self) -> String {
         let failed = self.checks.iter().filter(|check| !check.held);
@@ -74,11 +76,11 @@ impl Outcome {
     }
 }
 
-/// Runs the demo, telling its story to `out`; on a terminal with a line that changes in place.
+/// Runs the demo and prints its progress to `out`. On a terminal, one line is updated in place.
 ///
 /// # Errors
-/// When the lab or a part of it does not work at all, and on Ctrl-C. A promise that is not kept is
-/// no error but a check of the outcome that did not hold.
+/// When the lab or a part of it fails, and on Ctrl-C. A broken promise is not an error but a failed
+/// check of the outcome.
 pub fn run(options: &Options, out: &mut dyn Write, terminal: bool) -> Result<Outcome> {
     interrupt::install()?;
     let mut screen = Screen::new(out, terminal);
@@ -108,10 +110,10 @@ pub fn run(options: &Options, out: &mut dyn Write, terminal: bool) -> Result<Out
     Ok(outcome)
 }
 
-/// How to look around in a lab that stays.
+/// Explains how to look around in a lab that keeps running.
 ///
 /// # Errors
-/// Never; the text is written into memory.
+/// Never: the text is written to memory.
 pub fn look_around(fleet: &Fleet) -> Result<String> {
     let name = &fleet.lab.plan().name;
     let sudo = sudo(nix::unistd::geteuid().is_root(), std::env::var_os("SUDO_UID").is_some());
@@ -138,13 +140,13 @@ pub fn look_around(fleet: &Fleet) -> Result<String> {
     Ok(text)
 }
 
-/// What people put before a command that needs root. Who got root by sudo has a shell without it;
-/// who is root without it may have no sudo at all.
+/// The prefix for commands that need root. A user who became root with sudo has a shell without
+/// root; a machine without sudo needs no prefix.
 const fn sudo(root: bool, by_sudo: bool) -> &'static str {
     if root && !by_sudo { "" } else { "sudo " }
 }
 
-/// How long requests go on after the last change.
+/// The time during which requests continue after the last change.
 const AFTERWARDS: Duration = Duration::from_secs(3);
 
 #[cfg(test)]

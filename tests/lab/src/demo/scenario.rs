@@ -1,4 +1,4 @@
-//! What happens in the demo, in order.
+//! The steps of the demo, in order.
 
 use std::{
     collections::BTreeMap,
@@ -22,54 +22,54 @@ use crate::{
     table::State,
 };
 
-/// The drain comes when this much of the repository has arrived.
+/// The drain starts when this share of the repository has arrived.
 const DRAIN_AT_PERCENT: u8 = 35;
 
-/// A director goes out of service when this much has arrived, if second chance keeps the clone alive.
+/// A director goes out of service at this share, if second chance keeps the clone alive.
 const DIRECTOR_OUT_AT_PERCENT: u8 = 65;
 
-/// The part after a director went.
+/// The name of the phase after the director has left.
 const DIRECTOR_OUT: &str = "director1 out";
 
-/// The director that goes.
+/// The director that leaves.
 const OUT: Node = Node::Director(1);
 
-/// Clients that ask at the same time.
+/// The number of clients that send requests in parallel.
 const PARALLEL: usize = 4;
 
-/// A part of the demo between two changes.
+/// A phase of the demo between two changes.
 struct Phase {
     name: &'static str,
     from: Instant,
     to: Instant,
     before: Counters,
     after: Counters,
-    /// What the change at its beginning did to the rows.
+    /// The rows changed by the event that opened this phase.
     moved: Option<Moved>,
 }
 
 impl Phase {
-    /// Begins now, with counters from the moment before the change.
+    /// Starts a phase now, with counters from before the change.
     fn begin(name: &'static str, before: Counters, moved: Option<Moved>) -> Self {
         let now = Instant::now();
         Self { name, from: now, to: now, after: before.clone(), before, moved }
     }
 
-    /// By how much a counter grew.
+    /// Returns the growth of a counter in this phase.
     fn grew(&self, counter: impl Fn(&Counters) -> u64) -> u64 {
         counter(&self.after).saturating_sub(counter(&self.before))
     }
 }
 
-/// The demo under way.
+/// The running demo.
 pub(super) struct Story<'a> {
     screen: Screen<'a>,
     checks: Vec<Check>,
     phases: Vec<Phase>,
     second_chance: bool,
-    /// The part that goes on; its end is not known yet.
+    /// The current phase, which has not ended yet.
     phase: Phase,
-    /// The backend that serves the clone, and the clone's port.
+    /// The backend that serves the clone, and the clone's source port.
     served_by: (Node, u16),
     requests: Requests,
     clone: GitClone,
@@ -77,7 +77,7 @@ pub(super) struct Story<'a> {
 }
 
 impl<'a> Story<'a> {
-    /// Starts clone and requests, and finds the backend that serves the clone.
+    /// Starts the clone and the requests, and finds the backend that serves the clone.
     pub(super) fn begin(fleet: Fleet, options: &Options, mut screen: Screen<'a>) -> Result<Self> {
         let phase = Phase::begin("before the drain", fleet.counters()?, None);
         let pause = Duration::from_millis(20);
@@ -105,7 +105,7 @@ impl<'a> Story<'a> {
         Ok(Self { screen, checks, phases, second_chance, phase, served_by, requests, clone, fleet })
     }
 
-    /// Drains the backend that serves the clone and watches the clone to its end.
+    /// Drains the backend that serves the clone and watches the clone until it ends.
     pub(super) fn clone_and_drain(&mut self) -> Result<()> {
         loop {
             interrupt::sleep(Duration::from_millis(100))?;
@@ -145,7 +145,7 @@ impl<'a> Story<'a> {
         self.clone_ended(ended.0.success(), other_connections == 0, percent)
     }
 
-    /// Takes the first director out of service, in order, while the clone goes on.
+    /// Takes the first director out of service cleanly while the clone continues.
     fn take_director_out(&mut self) -> Result<()> {
         let begun = Instant::now();
         self.fleet.take_out(OUT)?;
@@ -191,7 +191,7 @@ impl<'a> Story<'a> {
         Ok(())
     }
 
-    /// Verifies what was cloned, takes the drained backend out of the table, and looks on.
+    /// Verifies the clone, removes the drained backend from the table, and watches for a while.
     pub(super) fn verify_and_remove(&mut self) -> Result<()> {
         let (drained, _) = self.served_by;
         let target = self.clone.target().to_owned();
@@ -211,7 +211,7 @@ impl<'a> Story<'a> {
         self.afterwards()
     }
 
-    /// Looks on for a while after the last change.
+    /// Watches for a while after the last change.
     fn afterwards(&mut self) -> Result<()> {
         let end = Instant::now() + AFTERWARDS;
         while Instant::now() < end {
@@ -221,7 +221,7 @@ impl<'a> Story<'a> {
         Ok(())
     }
 
-    /// The last checks and the table; returns what is to be kept or dropped.
+    /// Runs the last checks, prints the table, and returns the parts to keep or drop.
     pub(super) fn end(mut self) -> Result<(Fleet, Outcome, Screen<'a>)> {
         let after = Phase::begin("after", self.fleet.counters()?, None);
         self.end_phase(after);
@@ -263,7 +263,7 @@ impl<'a> Story<'a> {
         Ok((self.fleet, outcome, self.screen))
     }
 
-    /// Both directors must have had a share, and the one that went none after that.
+    /// Checks that both directors had traffic, and that the removed one got none afterwards.
     fn check_directors(&mut self) {
         let shares: Vec<_> = self.through_directors().collect();
         let before = shares.iter().map(|(_, cells)| cells[0]);
@@ -323,7 +323,7 @@ impl<'a> Story<'a> {
         table
     }
 
-    /// One turn of the progress line.
+    /// Updates the progress line once.
     fn show(&mut self) -> Result<()> {
         let (drained, _) = self.served_by;
         let counters = self.fleet.counters()?;
@@ -360,7 +360,7 @@ impl<'a> Story<'a> {
         Ok(())
     }
 
-    /// Changes the state of the clone's backend; the next phase begins when it is in force.
+    /// Changes the state of the clone's backend. The next phase starts when the change is in force.
     fn set_state(&mut self, state: State, phase: &'static str) -> Result<Duration> {
         let before = self.fleet.table.clone();
         self.fleet.table.set_state(self.served_by.0, state);

@@ -1,14 +1,14 @@
-//! What the watcher sees: lines that stay, and one that changes.
+//! The demo's output: permanent lines, and one line that is updated in place.
 
 use std::{
     io::{self, Write},
     time::{Duration, Instant},
 };
 
-/// Where the output is not a terminal, the changing line is printed this often.
+/// The print interval of the changing line when the output is not a terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
 
-/// Where the story is told.
+/// The demo's output.
 pub(super) struct Screen<'a> {
     out: &'a mut dyn Write,
     terminal: bool,
@@ -22,22 +22,22 @@ impl<'a> Screen<'a> {
         Self { out, terminal, live: false, printed: None, begun: Instant::now() }
     }
 
-    /// A line that stays, with the time since the beginning.
+    /// Prints a permanent line with the elapsed time.
     pub(super) fn say(&mut self, line: &str) -> io::Result<()> {
         let seconds = self.begun.elapsed().as_secs_f64();
         self.print(&format!("{seconds:6.1} s  {line}"))
     }
 
-    /// A text that stays, as it is.
+    /// Prints a permanent text without changes.
     pub(super) fn print(&mut self, text: &str) -> io::Result<()> {
         self.clear()?;
         writeln!(self.out, "{text}")
     }
 
-    /// A line that replaces the last one of its kind.
+    /// Replaces the progress line.
     pub(super) fn live(&mut self, line: &str) -> io::Result<()> {
         if self.terminal {
-            // Without wrapping, so that one line stays one line in a narrow window.
+            // Line wrapping is off, so that the line stays one line in a narrow window.
             write!(self.out, "\r\x1b[2K\x1b[?7l          {line}\x1b[?7h")?;
             self.live = true;
             self.out.flush()?;
@@ -58,7 +58,7 @@ impl<'a> Screen<'a> {
 
 impl Drop for Screen<'_> {
     fn drop(&mut self) {
-        // Whoever closed the output does not miss it.
+        // A closed output is not an error here.
         self.clear().ok();
     }
 }

@@ -1,4 +1,4 @@
-//! A lab with everything running in it: services, backends' daemons, directors and their BIRDs.
+//! A lab with all daemons running: services, backends, directors and routing daemons.
 
 mod operate;
 mod status;
@@ -22,37 +22,37 @@ use crate::{
 
 pub use self::{operate::Target, status::Status};
 
-/// Name of the repository that every backend serves.
+/// The repository that every backend serves.
 pub(crate) const REPOSITORY: &str = "big.git";
 
-/// How long routes may take to be as they should. BIRD waits a second before it connects.
+/// The time limit for routes. BIRD waits a second before it connects.
 const ROUTES: Duration = Duration::from_secs(20);
 
-/// In the run folder: what a lab that is left up is made of.
+/// The file in the run folder that describes a lab that keeps running.
 const SAVED: &str = "lab.json";
 
-/// In the run folder: the table that the directors were given last.
+/// The file in the run folder that holds the table last given to the directors.
 const TABLE: &str = "table.toml";
 
-/// How a fleet's checkers are set. Quick, for a lab's watchers are impatient.
+/// The health checkers' settings, with short intervals.
 const CHECKS: &str = "director = \"control.sock\"\n\
      [defaults]\ninterval_ms = 500\ntimeout_ms = 400\nrise = 2\nfall = 3\n";
 
-/// A lab in use. The daemons end before the lab goes.
+/// A running lab. The daemons end before the lab is removed.
 #[derive(Debug)]
 pub struct Fleet {
-    /// One for each director of the plan, in order.
+    /// The directors of the plan, in order.
     pub directors: Vec<Daemon>,
-    /// One for each backend of the plan, in order.
+    /// The backends' daemons, in order.
     pub redirects: Vec<Daemon>,
-    /// With BGP: the router's BIRD, then what speaks BGP on each director.
+    /// With BGP: the router's BIRD, then the routing daemons of each director.
     pub speakers: Vec<Daemon>,
-    /// Where the plan wants them: one for each director.
+    /// The health checkers, one per director, if the plan has them.
     pub checkers: Vec<Daemon>,
     servers: Vec<WebServer>,
-    /// Where the plan wants them: one for each backend.
+    /// The chaos servers, one per backend, if the plan has them.
     live: Vec<Daemon>,
-    /// What the directors were given last by this handle.
+    /// The table that this handle last gave to the directors.
     pub table: TableFile,
     /// The repository's HEAD.
     pub head: String,
@@ -60,7 +60,7 @@ pub struct Fleet {
     pub lab: Lab,
 }
 
-/// What must be remembered of a lab that is left up; the rest is found in its run folder.
+/// The state of a lab that must be saved; the rest is found in its run folder.
 #[derive(Debug, Serialize, Deserialize)]
 struct Saved {
     plan: Plan,
@@ -68,10 +68,10 @@ struct Saved {
 }
 
 impl Fleet {
-    /// Brings everything up; the backends serve a repository of so many MB.
+    /// Starts everything. The backends serve a repository of `megabytes` MB.
     ///
     /// # Errors
-    /// When any part does not come up; all others are gone then.
+    /// When a part does not start. All other parts are removed then.
     pub fn up(plan: Plan, megabytes: usize, second_chance: bool) -> Result<Self> {
         let lab = Lab::up(plan)?;
         let repository = lab.scratch().join(REPOSITORY);
@@ -88,7 +88,7 @@ impl Fleet {
             head: String::new(),
             lab,
         };
-        // The repository takes as long as all the rest.
+        // Creating the repository takes as long as everything else.
         fleet.head = thread::scope(|scope| {
             let head = scope.spawn(|| repository::create(&repository, megabytes));
             fleet.start_all(second_chance)?;
@@ -101,13 +101,13 @@ impl Fleet {
     fn start_all(&mut self, second_chance: bool) -> Result<()> {
         let lab = &self.lab;
         let plan = lab.plan().clone();
-        // First, for a session takes a second.
+        // Routing daemons start first, because a BGP session takes a second.
         if plan.routing == Routing::Bgp {
             for node in [Node::Router].into_iter().chain(plan.director_nodes()) {
                 for program in bgp_daemons::programs(&plan, node) {
                     let mut speaker = Daemon::speaker(lab, *program, node)?;
                     match program {
-                        // The others need it.
+                        // The other FRR daemons need zebra.
                         Program::Zebra => speaker.start(lab)?,
                         _ => speaker.spawn(lab)?,
                     }
@@ -133,8 +133,8 @@ impl Fleet {
             self.directors.push(director);
         }
         self.write_table()?;
-        // All at once: each waits for the kernel most of its time. A director reads what its checker
-        // has written, though, and a checker that asks too early finds everybody ill.
+        // The daemons start in parallel, because each mostly waits for the kernel. A director needs
+        // the checker's output, and a checker that probes too early finds every backend unhealthy.
         let start = |daemons: &mut [Daemon]| -> Result<()> {
             daemons.iter_mut().try_for_each(|daemon| daemon.spawn(&self.lab))?;
             daemons.iter_mut().try_for_each(|daemon| daemon.wait_until_ready(&self.lab))
@@ -156,11 +156,11 @@ impl Fleet {
         replace_file(&self.lab.run_folder().join(SAVED), &serde_json::to_string_pretty(&saved)?)
     }
 
-    /// The lab `name` that was left up, or that another process uses. It stays up when this is
+    /// Opens the lab `name` that another process started. It keeps running when this handle is
     /// dropped.
     ///
     /// # Errors
-    /// When there is no such lab.
+    /// When the lab does not exist.
     pub fn open(name: &str) -> Result<Self> {
         let (run, _) = cleanup::paths(name);
         let text = fs::read_to_string(run.join(SAVED)).with_context(|| {
@@ -198,14 +198,14 @@ impl Fleet {
         })
     }
 
-    /// Every daemon of the fleet, by node.
+    /// Iterates over every daemon of the fleet, by node.
     pub fn daemons(&self) -> impl Iterator<Item = &Daemon> {
         let servers = self.servers.iter().flat_map(|server| [&server.nginx, &server.fcgiwrap]);
         let ours = self.directors.iter().chain(&self.redirects).chain(&self.checkers);
         self.speakers.iter().chain(ours).chain(servers).chain(&self.live)
     }
 
-    /// The lab, and every daemon in the order in which a machine starts them.
+    /// Returns the lab, and every daemon in boot order.
     fn parts(&mut self) -> (&Lab, impl Iterator<Item = &mut Daemon>) {
         let servers = self.servers.iter_mut();
         let servers = servers.flat_map(|server| [&mut server.fcgiwrap, &mut server.nginx]);
@@ -213,10 +213,10 @@ impl Fleet {
         (&self.lab, self.speakers.iter_mut().chain(servers).chain(&mut self.live).chain(ours))
     }
 
-    /// The directors that the router's kernel sends the VIP of this family to.
+    /// Returns the directors that receive this family's VIP packets from the router's kernel.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the routes cannot be read.
     pub fn routed_to(&self, family: Family) -> Result<Vec<Node>> {
         let hops = bird::next_hops(self.lab.netns(Node::Router)?, vip(family))?;
         let directors = self.lab.plan().director_nodes();
@@ -226,7 +226,7 @@ impl Fleet {
     /// Waits until the router's kernel sends both VIPs to exactly these directors.
     ///
     /// # Errors
-    /// When that has not come after a while: with the routes as they are.
+    /// When that does not happen in time. The error holds the current routes.
     pub fn wait_for_routes(&self, directors: &[Node]) -> Result<()> {
         let mut seen = Vec::new();
         let result = interrupt::wait("the router's routes", ROUTES, || {
@@ -239,7 +239,7 @@ impl Fleet {
     /// Waits until the router has a session with every director.
     ///
     /// # Errors
-    /// When that has not come after a while: with the sessions as they are.
+    /// When that does not happen in time. The error holds the current sessions.
     pub fn wait_for_sessions(&self) -> Result<()> {
         let mut sessions = Vec::new();
         let result = interrupt::wait("the router's sessions", ROUTES, || {
@@ -250,7 +250,7 @@ impl Fleet {
         result.with_context(|| format!("{sessions:?}"))
     }
 
-    /// Writes the table for every director whose machine is up; the lab keeps a copy.
+    /// Writes the table for every director whose machine is up, and a copy in the run folder.
     pub(crate) fn write_table(&self) -> Result<()> {
         let text = self.table.toml()?;
         replace_file(&self.lab.run_folder().join(TABLE), &text)?;
@@ -262,17 +262,16 @@ impl Fleet {
         Ok(())
     }
 
-    /// The name of the file that a director's table is written into: the health checker's source, or
-    /// the director's own table.
+    /// The name of a director's table file: the health checker's input, or the director's own
+    /// table.
     pub(crate) fn table_file(&self) -> &'static str {
         if self.lab.plan().health { "source.toml" } else { "table.toml" }
     }
 
-    /// Gives every director that runs the table as it is now in `self.table`, and waits until it is
-    /// in force.
+    /// Gives `self.table` to every running director and waits until it is in force.
     ///
     /// # Errors
-    /// When a director refuses it.
+    /// When a director rejects the table.
     pub fn reload(&mut self) -> Result<()> {
         self.write_table()?;
         for checker in self.checkers.iter_mut().filter(|checker| checker.runs()) {
@@ -287,7 +286,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Waits until the health checker has written the states of the source.
+    /// Waits until the health checker's output holds the states of its input.
     fn wait_for_checked_table(&self, director: &Daemon) -> Result<()> {
         let file = director.config().with_file_name("table.toml");
         let states =
@@ -299,33 +298,33 @@ impl Fleet {
         })
     }
 
-    /// The first director.
+    /// Returns the first director.
     ///
     /// # Errors
-    /// When there is none.
+    /// When the plan has no director.
     pub fn director(&mut self) -> Result<&mut Daemon> {
         self.directors.first_mut().context("this fleet has no director")
     }
 
-    /// The director on this node.
+    /// Returns the director on this node.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is no director on this node.
     pub fn director_on(&mut self, node: Node) -> Result<&mut Daemon> {
         let found = self.directors.iter_mut().find(|director| director.node() == node);
         found.with_context(|| format!("this fleet has no {node}"))
     }
 
-    /// How many backends serve.
+    /// Returns the number of backends that serve.
     #[must_use]
     pub fn serving(&self) -> usize {
         self.servers.len()
     }
 
-    /// All counters as they are now.
+    /// Reads all counters.
     ///
     /// # Errors
-    /// When some cannot be read.
+    /// When a counter cannot be read.
     pub fn counters(&self) -> Result<Counters> {
         let mut counters = Counters::default();
         for daemon in &self.directors {
@@ -338,10 +337,10 @@ impl Fleet {
         Ok(counters)
     }
 
-    /// TCP segments sent again by each backend and by the clients.
+    /// Reads the TCP retransmissions of each backend and of the clients.
     ///
     /// # Errors
-    /// When a kernel cannot say.
+    /// When a kernel counter cannot be read.
     pub(crate) fn retransmits(&self) -> Result<BTreeMap<Node, u64>> {
         let plan = self.lab.plan();
         let nodes = plan.backend_nodes().chain(plan.client_nodes());
@@ -354,34 +353,34 @@ impl Fleet {
 /// The counters of a fleet at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
-    /// Of each director.
+    /// The counters of each director.
     pub directors: Vec<DirectorCounters>,
-    /// Of each backend's daemon.
+    /// The counters of each backend.
     pub backends: BTreeMap<Node, RedirectCounters>,
-    /// TCP segments sent again, by backend, and by the client.
+    /// TCP retransmissions by node.
     pub retransmits: BTreeMap<Node, u64>,
 }
 
 impl Counters {
-    /// Packets that the directors sent to this backend as first hop.
+    /// Returns the packets that the directors sent to this backend as first hop.
     #[must_use]
     pub fn sent_to(&self, node: Node) -> u64 {
         self.directors.iter().map(|director| director.sent_to(node)).sum()
     }
 
-    /// Packets that this backend handed to its own stack.
+    /// Returns the packets that this backend delivered to its own stack.
     #[must_use]
     pub fn taken(&self, node: Node) -> u64 {
         self.backends.get(&node).map_or(0, RedirectCounters::taken)
     }
 
-    /// Packets that this backend gave a second chance elsewhere.
+    /// Returns the packets that this backend forwarded to the next hop.
     #[must_use]
     pub fn forwarded(&self, node: Node) -> u64 {
         self.backends.get(&node).map_or(0, RedirectCounters::forwarded)
     }
 
-    /// Packets that any backend gave a second chance elsewhere.
+    /// Returns the packets that any backend forwarded to the next hop.
     #[must_use]
     pub fn all_forwarded(&self) -> u64 {
         self.backends.values().map(RedirectCounters::forwarded).sum()

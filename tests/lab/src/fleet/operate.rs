@@ -1,4 +1,5 @@
-//! What is done to a fleet that is up: daemons and machines die and come back, backends are drained.
+//! Operations on a running fleet: kill and start daemons and machines, drain backends and
+//! directors.
 
 use std::{fmt, fs::File, io::Write, str::FromStr};
 
@@ -17,12 +18,12 @@ use crate::{
     table::{State, replace_file},
 };
 
-/// A machine with all that runs on it, or one daemon of it: `director1` or `director1/bird`.
+/// A machine with all its processes, or one daemon: `director1` or `director1/bird`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The machine.
     pub node: Node,
-    /// The daemon, if it is not the whole machine.
+    /// The daemon; none means the whole machine.
     pub program: Option<Program>,
 }
 
@@ -50,11 +51,10 @@ impl FromStr for Target {
 }
 
 impl Fleet {
-    /// Waits until no other process changes this lab, and keeps others from it while the result
-    /// lives.
+    /// Locks this lab against changes by other processes while the result lives.
     ///
     /// # Errors
-    /// When the lab is gone.
+    /// When the lab no longer exists.
     pub fn lock(&self) -> Result<Flock<File>> {
         let file = File::open(self.lab.run_folder().join(SAVED))?;
         Flock::lock(file, FlockArg::LockExclusive)
@@ -62,11 +62,11 @@ impl Fleet {
             .context("cannot lock the lab")
     }
 
-    /// Kills one daemon with what it started, or a machine: its link goes down, then everything on
-    /// it dies at once.
+    /// Kills one daemon with its children, or a machine: its link goes down, then all its processes
+    /// die at once.
     ///
     /// # Errors
-    /// When there is no such thing, or it is dead already.
+    /// When the target does not exist or is dead already.
     pub fn kill(&mut self, target: Target) -> Result<()> {
         if target.program.is_some() {
             return self.daemon_mut(target)?.kill();
@@ -89,11 +89,11 @@ impl Fleet {
         self.lab.netns(target.node)?.end_processes()
     }
 
-    /// Starts what was killed. A machine comes back as after a reboot: with its files and nothing
-    /// else, and with the table as it is now.
+    /// Starts a killed daemon or machine. A machine starts as after a reboot: with its files only,
+    /// and with the current table.
     ///
     /// # Errors
-    /// When it runs already or does not come up.
+    /// When the target runs already or does not start.
     pub fn start(&mut self, target: Target) -> Result<()> {
         let up = self.lab.is_connected(target.node)?;
         match target.program {
@@ -115,11 +115,12 @@ impl Fleet {
         Ok(())
     }
 
-    /// After a start on a director: waits until the router has a session with it and, if its daemon
-    /// runs and it is not drained, sends it the VIPs' packets. What it waits for goes to `out`.
+    /// Waits, after a start on a director, until the router has a session with it. If its daemon
+    /// runs and is not drained, also waits until the router sends it the VIPs' packets. Progress
+    /// goes to `out`.
     ///
     /// # Errors
-    /// When that has not come after a while: with what there is instead.
+    /// When that does not happen in time. The error holds the current state.
     pub fn wait_for_director(&self, node: Node, out: &mut dyn Write) -> Result<()> {
         if self.lab.plan().routing == Routing::Static || !matches!(node, Node::Director(_)) {
             return Ok(());
@@ -136,7 +137,7 @@ impl Fleet {
         result.with_context(|| format!("{node}: {said}"))
     }
 
-    /// How far a director is on its way into service, and whether there is nothing more to come.
+    /// Returns the state of a director on its way into service, and whether it is final.
     fn service_of(&self, node: Node) -> Result<(String, bool)> {
         let sessions = bird::sessions(&self.lab)?;
         let session = sessions.into_iter().find(|session| session.director == node.to_string());
@@ -160,18 +161,19 @@ impl Fleet {
         Ok((words.to_owned(), routed))
     }
 
-    /// Drains a director: its paths become less wanted, then packets cease, then it withdraws.
+    /// Drains a director: it lowers its route preference, waits until traffic stops, then
+    /// withdraws.
     ///
     /// # Errors
-    /// With the message of `glb-director drain`.
+    /// The error holds the message of `glb-director drain`.
     pub fn drain_director(&self, node: Node) -> Result<()> {
         self.ask_director(node, "drain")
     }
 
-    /// Has a drained director announce again.
+    /// Makes a drained director announce again.
     ///
     /// # Errors
-    /// With the message of `glb-director undrain`.
+    /// The error holds the message of `glb-director undrain`.
     pub fn undrain_director(&self, node: Node) -> Result<()> {
         self.ask_director(node, "undrain")
     }
@@ -182,7 +184,7 @@ impl Fleet {
         command::run(&mut director.command(&self.lab, word)?)
     }
 
-    /// Takes a director out of service in order: it is drained, then stopped. Its program stays
+    /// Takes a director out of service cleanly: drains it, then stops the daemon. Its program stays
     /// attached.
     ///
     /// # Errors
@@ -193,28 +195,28 @@ impl Fleet {
         Ok(())
     }
 
-    /// Takes the program of a director off that was taken out.
+    /// Detaches the program of a director that was taken out of service.
     ///
     /// # Errors
-    /// With the message of `glb-director detach`.
+    /// The error holds the message of `glb-director detach`.
     pub fn detach(&self, node: Node) -> Result<()> {
         self.ask_director(node, "detach")
     }
 
-    /// Puts a director back into service that was taken out.
+    /// Puts a director back into service.
     ///
     /// # Errors
-    /// When it does not come up.
+    /// When the director does not start.
     pub fn put_back(&mut self, node: Node) -> Result<()> {
         self.start(Target { node, program: Some(Program::Director) })?;
-        // A drain outlives the daemon, lest a crash in the middle of the work announces.
+        // A drain outlives the daemon, so that a crash during maintenance does not announce.
         self.undrain_director(node)
     }
 
     /// Changes a backend's state in all tables.
     ///
     /// # Errors
-    /// When there is no such backend, or a director refuses the table.
+    /// When the backend does not exist, or a director rejects the table.
     pub fn set_state(&mut self, backend: Node, state: State) -> Result<()> {
         if !self.lab.plan().backend_nodes().any(|node| node == backend) {
             bail!("{backend} is no backend of this lab");
@@ -223,10 +225,11 @@ impl Fleet {
         self.reload()
     }
 
-    /// Takes the VIPs out of one director's table, or puts them back, and waits until that is in force.
+    /// Removes the VIPs from one director's table, or adds them again, and waits until that is in
+    /// force.
     ///
     /// # Errors
-    /// When it does not come into force.
+    /// When the change does not come into force.
     pub fn serve_vips(&mut self, node: Node, serves: bool) -> Result<()> {
         let mut text = self.table.toml()?;
         if !serves {

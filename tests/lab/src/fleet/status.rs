@@ -1,4 +1,4 @@
-//! How a fleet is.
+//! The status of a fleet.
 
 use std::{collections::BTreeMap, fmt, fmt::Write as _, fs, net::IpAddr};
 
@@ -14,91 +14,91 @@ use crate::{
     table::{State, TableFile},
 };
 
-/// A lab at one moment. Fields are added, never renamed.
+/// The status of a lab at one moment. Fields are added, never renamed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
     /// The lab's name.
     pub name: String,
-    /// Its machines, and what runs on them.
+    /// Its machines with their daemons.
     pub nodes: Vec<NodeStatus>,
     /// The router's BGP sessions.
     pub sessions: Vec<Session>,
-    /// Where the router's kernel sends each VIP's packets.
+    /// The directors that receive each VIP's packets from the router's kernel.
     pub vips: Vec<VipStatus>,
-    /// What each director has in force.
+    /// The state of each director.
     pub directors: Vec<DirectorStatus>,
-    /// The backends as the lab's table has them.
+    /// The backends of the lab's table.
     pub backends: Vec<BackendStatus>,
 }
 
 /// A machine.
 #[derive(Clone, Debug, Serialize)]
 pub struct NodeStatus {
-    /// Its name.
+    /// The name of the machine.
     pub name: String,
-    /// Its namespace, as `ip netns` knows it.
+    /// The network namespace, as `ip netns` shows it.
     pub namespace: String,
-    /// Whether its link is up.
+    /// Whether the link is up.
     pub up: bool,
-    /// What is meant to run on it.
+    /// The daemons that should run on the machine.
     pub daemons: Vec<DaemonStatus>,
 }
 
 /// A daemon.
 #[derive(Clone, Debug, Serialize)]
 pub struct DaemonStatus {
-    /// Its name, as `lab kill NODE/NAME` takes it.
+    /// The name, as `lab kill NODE/NAME` takes it.
     pub name: String,
-    /// Its process, if it runs.
+    /// The process id, if the daemon runs.
     pub pid: Option<u32>,
 }
 
 /// A VIP.
 #[derive(Clone, Debug, Serialize)]
 pub struct VipStatus {
-    /// Its address.
+    /// The address.
     pub vip: IpAddr,
-    /// The directors that get its packets.
+    /// The directors that receive the VIP's packets.
     pub routed_to: Vec<String>,
 }
 
 /// A director's daemon.
 #[derive(Clone, Debug, Serialize)]
 pub struct DirectorStatus {
-    /// Its machine.
+    /// The machine of the director.
     pub name: String,
     /// The generation in force.
     pub generation: Option<u64>,
-    /// Digest of what must be equal on all directors.
+    /// The digest of the settings that must be equal on all directors.
     pub membership_digest: Option<String>,
-    /// Digest of states and health.
+    /// The digest of states and health.
     pub order_digest: Option<String>,
-    /// What it announces, and how: `announced`, `less_wanted`, `withdrawn`, or `not known`.
+    /// Each announcement's state: `announced`, `low_preference`, `withdrawn` or `unknown`.
     pub announcements: BTreeMap<String, String>,
-    /// The stage of its own drain, if it is drained or being drained.
+    /// The stage of the director's own drain, if any.
     pub drain: Option<String>,
-    /// What it says is not as it should be.
+    /// The problems that the director reports.
     pub problems: Vec<String>,
-    /// The backends that its own table takes for ill.
+    /// The backends that the director's table calls unhealthy.
     pub unhealthy: Vec<String>,
 }
 
 /// A backend.
 #[derive(Clone, Debug, Serialize)]
 pub struct BackendStatus {
-    /// Its machine.
+    /// The machine of the backend.
     pub name: String,
-    /// Its address in the table.
+    /// The address in the table.
     pub address: IpAddr,
     /// Its state.
     pub state: State,
 }
 
 impl Fleet {
-    /// How the fleet is now.
+    /// Reads the status of the fleet.
     ///
     /// # Errors
-    /// When the lab's own parts cannot be asked; a daemon that does not answer is no error.
+    /// When the lab itself cannot be read. A daemon that does not answer is not an error.
     pub fn status(&self) -> Result<Status> {
         let plan = self.lab.plan();
         let mut nodes = Vec::new();
@@ -151,7 +151,7 @@ impl Fleet {
         for director in &self.directors {
             let table = director.config().with_file_name("table.toml");
             let table = fs::read_to_string(&table).with_context(|| table.display().to_string())?;
-            // A test may have broken it.
+            // A test can have written an invalid table.
             let unhealthy = TableFile::parse(&table).map_or_else(
                 |_| Vec::new(),
                 |table| {
@@ -160,7 +160,7 @@ impl Fleet {
                 },
             );
             let mut command = director.command(&self.lab, "status")?;
-            // It says what is not well by its exit status too.
+            // The exit status reports problems too, so it is not an error here.
             let answer = command::finish(command.args(["-o", "json"]))?.stdout;
             let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
             let text = |key: &str| answer[key].as_str().map(str::to_owned);

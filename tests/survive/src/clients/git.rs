@@ -1,4 +1,5 @@
-//! `git clone` and `git push` through the VIP, over smart HTTP and over the git protocol.
+//! The clients `git clone` and `git push` through the VIP, over smart HTTP and over the git
+//! protocol.
 
 use std::{
     fs,
@@ -17,10 +18,10 @@ use crate::{
     services::{GIT_PORT, REPOSITORY},
 };
 
-/// How long a job may take before it counts as hung: far longer than any does.
+/// A job that takes longer counts as hung. The limit is far above any normal duration.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// One clone, verified.
+/// Runs one clone and verifies it.
 pub(crate) fn clones(worker: &mut Worker) {
     let http = worker.random.below(2) == 0;
     let pace = worker.site.load.git_pace(&mut worker.random);
@@ -37,7 +38,7 @@ pub(crate) fn clones(worker: &mut Worker) {
     remove(&target).ok();
 }
 
-/// One push into a repository of its own, verified.
+/// Runs one push into a new repository and verifies it.
 pub(crate) fn pushes(worker: &mut Worker) {
     let http = worker.random.below(2) == 0;
     let pace = worker.site.load.git_pace(&mut worker.random);
@@ -91,7 +92,7 @@ fn job(
     }
 }
 
-/// Runs git to its end.
+/// Runs git to completion.
 fn finish(git: &mut Command) -> Result<()> {
     let mut child = git
         .stdin(Stdio::null())
@@ -112,7 +113,7 @@ fn finish(git: &mut Command) -> Result<()> {
     };
     let mut said = String::new();
     if let Some(stderr) = &mut child.stderr {
-        // What a child of git's still holds open is not waited for.
+        // Pipes that a child of git still holds open are not awaited.
         if !status.success() {
             std::io::Read::read_to_string(&mut std::io::Read::take(stderr, 2000), &mut said).ok();
         }
@@ -122,7 +123,7 @@ fn finish(git: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Both have the same refs, and the copy is whole.
+/// Checks that both repositories have the same refs and that the copy is complete.
 fn same(copy: &Path, original: &Path) -> Result<()> {
     let refs = |path: &Path| command::output(repository::in_repository(path).arg("for-each-ref"));
     let (here, there) = (refs(copy)?, refs(original)?);

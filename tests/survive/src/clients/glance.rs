@@ -1,5 +1,5 @@
-//! Images on their way to Glance and back, through the VIP, each request over a connection of its
-//! own.
+//! Image uploads to Glance and downloads from it through the VIP. Each request uses a new
+//! connection.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -20,26 +20,26 @@ use crate::{
     services::GLANCE_PORT,
 };
 
-/// An image that Glance has.
+/// An image stored in Glance.
 #[derive(Clone, Debug)]
 pub(crate) struct Image {
     id: String,
     size: u64,
-    /// SHA-512 of what was made here, which is also what Glance said of what it got.
+    /// The SHA-512 of the generated image, which Glance has confirmed.
     sum: String,
 }
 
-/// The images that are there to be fetched.
+/// The images available for download.
 #[derive(Debug, Default)]
 pub(crate) struct Pool(Mutex<Vec<Image>>);
 
 impl Pool {
-    /// An empty one.
+    /// Creates an empty pool.
     pub(crate) fn new() -> Arc<Self> {
         Arc::default()
     }
 
-    /// How many there are.
+    /// Returns the number of images.
     pub(crate) fn len(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
@@ -54,7 +54,7 @@ impl Pool {
     }
 }
 
-/// Fills the pool, as fast as it goes. To be called in the client's namespace.
+/// Fills the pool at full speed. Must be called in the client's namespace.
 pub(crate) fn fill(site: &Arc<Site>, pool: &Pool, number: u16) {
     let random = Random::new(site.seed, 8 << 32 | u64::from(number));
     let mut worker = Worker { site: Arc::clone(site), number, random };
@@ -63,7 +63,7 @@ pub(crate) fn fill(site: &Arc<Site>, pool: &Pool, number: u16) {
     }
 }
 
-/// One upload; the pool keeps its size, so the image goes again.
+/// Runs one upload and deletes the image again, so that the pool keeps its size.
 pub(crate) fn uploads(worker: &mut Worker, _pool: &Pool) {
     let pace = worker.site.load.image_pace(&mut worker.random);
     match upload(worker, pace) {
@@ -75,7 +75,7 @@ pub(crate) fn uploads(worker: &mut Worker, _pool: &Pool) {
     }
 }
 
-/// One download of any image of the pool.
+/// Downloads a random image of the pool.
 pub(crate) fn downloads(worker: &mut Worker, pool: &Pool) {
     let pace = worker.site.load.image_pace(&mut worker.random);
     let Some(image) = pool.any(&mut worker.random) else {
@@ -122,7 +122,7 @@ fn download(stream: &mut TcpStream, account: &Account, image: &Image, pace: u64)
     Ok(())
 }
 
-/// Makes an image and uploads it; nothing if any of the three requests broke.
+/// Generates and uploads an image. Returns none if any of the three requests broke.
 fn upload(worker: &mut Worker, pace: u64) -> Option<Image> {
     let size = worker.site.load.image_size(&mut worker.random);
     let wanted = json!({ "name": "lab", "disk_format": "raw", "container_format": "bare" });
@@ -132,8 +132,7 @@ fn upload(worker: &mut Worker, pace: u64) -> Option<Image> {
     let (mut stream, account) = stream::open(&worker.site, Kind::Upload, family, GLANCE_PORT)?;
     let contents = Random::new(worker.random.next(), 0);
     let sent = put(&mut stream, &account, &id, size, pace, contents);
-    // Glance's own sum of what it has stored, from whichever backend answers; it is part of the
-    // upload's verdict.
+    // Glance's own hash of the stored image, from any backend, is part of the upload's verdict.
     let verdict = sent.map_err(|error| stream::in_words(&error, worker.site.load.patience));
     drop(stream);
     account.closed();
@@ -145,8 +144,8 @@ fn upload(worker: &mut Worker, pace: u64) -> Option<Image> {
         }
     };
     let Some(stored) = request(worker, "GET", &format!("/v2/images/{id}"), None, 200) else {
-        // The question broke and has its own account; what the upload stored is not known to be
-        // wrong, and all of it was taken.
+        // The query broke and has its own record. Nothing says that the stored image is wrong, and
+        // the server accepted all of it.
         account.end(Ok(()));
         return None;
     };
@@ -189,7 +188,7 @@ fn put(
     Ok(hex(&sum.finalize()))
 }
 
-/// A request with a small answer.
+/// Sends a request with a small answer.
 fn request(
     worker: &mut Worker,
     method: &str,
@@ -249,7 +248,7 @@ fn send_head(
     stream.write_all(head.as_bytes())
 }
 
-/// Status and length of the answer, whose body is next.
+/// Reads the status and the content length; the body follows.
 fn read_head(from: &mut impl BufRead) -> io::Result<(u16, Option<u64>)> {
     let mut line = String::new();
     if from.read_line(&mut line)? == 0 {

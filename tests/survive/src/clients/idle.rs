@@ -1,4 +1,4 @@
-//! Connections on which something is said now and then, and nothing in between.
+//! Connections that carry a short message now and then and are silent in between.
 
 use std::{
     io::{self, Read as _},
@@ -12,10 +12,10 @@ use crate::{
     serve::PORT,
 };
 
-/// How finely a silent client looks up.
+/// The time between two checks of a silent client.
 const SLICE: Duration = Duration::from_millis(200);
 
-/// One connection from its beginning to its end.
+/// Runs one connection from start to end.
 pub(crate) fn run(worker: &mut Worker) {
     let family = worker.family();
     let load = &worker.site.load;
@@ -45,7 +45,7 @@ fn talk(site: &Site, stream: &mut TcpStream, account: &Account, end: Instant) ->
     Ok(())
 }
 
-/// Silent for an interval; whatever comes meanwhile is the connection's end.
+/// Stays silent for an interval. Anything that arrives meanwhile ends the connection.
 fn be_silent(site: &Site, stream: &mut TcpStream) -> io::Result<()> {
     let until = Instant::now() + site.load.idle_interval;
     stream.set_read_timeout(Some(SLICE))?;

@@ -1,5 +1,5 @@
-//! Connections on which the answer to a question comes some seconds later, as in a long poll or on
-//! a WebSocket.
+//! Connections whose answers come some seconds after the question, as in a long poll or a
+//! WebSocket.
 
 use std::{
     io::{self, Write as _},
@@ -13,7 +13,7 @@ use crate::{
     serve::PORT,
 };
 
-/// One connection from its beginning to its end.
+/// Runs one connection from start to end.
 pub(crate) fn run(worker: &mut Worker) {
     let family = worker.family();
     let Some((mut stream, account)) = stream::open(&worker.site, Kind::LongPoll, family, PORT)
@@ -34,7 +34,7 @@ fn poll(stream: &mut TcpStream, account: &Account, wait: Duration) -> io::Result
     let wait_ms = wait.as_millis();
     let begun = Instant::now();
     stream.write_all(format!("poll {wait_ms}\n").as_bytes())?;
-    // Nothing is owed before the time is up; the monitor may look up to a slice late.
+    // The server owes nothing before the time is up. The monitor can look one slice late.
     let answer = stream::read_line(stream)?;
     account.served_by(answer.split(' ').next().unwrap_or_default());
     if answer.split(' ').nth(1) != Some(wait_ms.to_string().as_str()) {

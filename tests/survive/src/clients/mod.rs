@@ -1,7 +1,7 @@
-//! The clients. Each runs in threads of its own in the client's namespace, from many addresses and
-//! over both families, and gives every connection an account.
+//! The clients. Each runs in its own threads in the client's namespace, from many addresses and
+//! over both families, and records every connection.
 //!
-//! Nothing is tried twice: what breaks is broken, and the next attempt is another connection.
+//! Nothing is retried: a broken connection stays broken, and the next attempt is a new connection.
 
 mod git;
 mod glance;
@@ -28,27 +28,27 @@ pub(crate) use requests::pause_for;
 
 use crate::{accounting::Ledger, options::Load, random::Random};
 
-/// What every client needs.
+/// The shared context of all clients.
 #[derive(Debug)]
 pub(crate) struct Site {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) netns: Netns,
     pub(crate) load: Load,
     pub(crate) seed: u64,
-    /// Repositories that every backend serves.
+    /// The repositories that every backend serves.
     pub(crate) repositories: PathBuf,
-    /// Where clones go.
+    /// The target folder of clones.
     pub(crate) copies: PathBuf,
-    /// A short name of each file that goes wrong.
+    /// The next client address to use.
     next_address: AtomicU16,
     stop: AtomicBool,
 }
 
-/// Client addresses in use.
+/// The number of client addresses in use.
 const ADDRESSES: u16 = 4000;
 
 impl Site {
-    /// Clients of this namespace.
+    /// Creates the context for the clients of this namespace.
     pub(crate) fn new(
         ledger: &Arc<Ledger>,
         netns: Netns,
@@ -69,7 +69,7 @@ impl Site {
         }
     }
 
-    /// Whether no new work is to begin.
+    /// Returns whether no new work should start.
     pub(crate) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
@@ -80,7 +80,7 @@ impl Site {
         client(family, number)
     }
 
-    /// Sleeps, but not for longer than there is work to begin.
+    /// Sleeps, but not past the end of the run.
     fn pause(&self, time: Duration) {
         let end = std::time::Instant::now() + time;
         while !self.stopped() && std::time::Instant::now() < end {
@@ -89,7 +89,7 @@ impl Site {
     }
 }
 
-/// All clients at work. Ends when dropped: what has begun is brought to its end first.
+/// All running clients. On drop, started work is finished first.
 #[derive(Debug)]
 pub(crate) struct Clients {
     site: Arc<Site>,
@@ -97,7 +97,7 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    /// Starts them. `pool` is what Glance has, if there is Glance.
+    /// Starts the clients. `pool` holds Glance's images, if there is Glance.
     pub(crate) fn start(site: &Arc<Site>, pool: Option<&Arc<Pool>>) -> Self {
         let mut clients = Self { site: Arc::clone(site), threads: Vec::new() };
         let load = &site.load;
@@ -130,7 +130,7 @@ impl Clients {
                     return;
                 }
                 let mut worker = Worker { site, number, random };
-                // Not all at once.
+                // The start times are spread.
                 let first = worker.random.below(1500);
                 worker.site.pause(Duration::from_millis(first));
                 while !worker.site.stopped() {
@@ -140,7 +140,7 @@ impl Clients {
         }
     }
 
-    /// Begins nothing new and waits for what has begun.
+    /// Starts no new work and waits for the started work.
     ///
     /// # Errors
     /// When a client panicked.
@@ -161,7 +161,7 @@ impl Clients {
 
 impl Drop for Clients {
     fn drop(&mut self) {
-        // A run that is given up does not wait for slow transfers.
+        // An aborted run does not wait for slow transfers.
         self.site.stop.store(true, Ordering::Relaxed);
         while self.threads.iter().any(|thread| !thread.is_finished()) {
             self.site.ledger.cut_all();
@@ -173,17 +173,17 @@ impl Drop for Clients {
     }
 }
 
-/// One client: a thread that does one thing after the other.
+/// One client: a thread that runs one job after the other.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) site: Arc<Site>,
-    /// Its number among those that do the same.
+    /// The number of this client among those of the same kind.
     pub(crate) number: u16,
     pub(crate) random: Random,
 }
 
 impl Worker {
-    /// Either family, in turns.
+    /// Alternates between the families.
     fn family(&mut self) -> Family {
         if self.random.below(2) == 0 { Family::V4 } else { Family::V6 }
     }

@@ -1,9 +1,9 @@
-//! Between a git and the VIP: each connection that git makes is led on from a client address of
-//! the lab, at the job's pace, with an account.
+//! A relay between git and the VIP: it forwards each of git's connections from a client address of
+//! the lab, at the job's pace, and records it.
 //!
-//! git cannot be told an address to come from, nor how fast to read. It speaks to the relay over
-//! the loopback of the client's namespace; everything that is sent and received is the real git's.
-//! A connection that breaks is broken on git's side too.
+//! git cannot be given a source address or a reading speed. It talks to the relay over the loopback
+//! of the client's namespace; all bytes in both directions are those of the real git. When a
+//! connection breaks, the relay breaks git's side too.
 
 use std::{
     io::{self, Read, Write},
@@ -24,7 +24,7 @@ use crate::{
     clients::{Site, stream},
 };
 
-/// A relay for one job. To be made in the client's namespace.
+/// A relay for one job. Must be created in the client's namespace.
 #[derive(Debug)]
 pub(crate) struct Relay {
     shared: Arc<Shared>,
@@ -38,23 +38,23 @@ struct Shared {
     kind: Kind,
     family: Family,
     port: u16,
-    /// Bytes a second towards git.
+    /// The pace towards git, in bytes per second.
     pace: u64,
     over: AtomicBool,
-    /// Each connection's account, and what went wrong with it.
+    /// The record of each connection, with its error if any.
     legs: Mutex<Vec<(Account, Option<Broke>)>>,
 }
 
-/// What went wrong with a connection.
+/// The error of a connection.
 #[derive(Debug)]
 struct Broke {
     why: String,
-    /// Whether it was silent for too long, and nothing else.
+    /// Whether the only error was a long silence.
     silence: bool,
 }
 
 impl Relay {
-    /// Leads connections on to a port of the VIP.
+    /// Starts a relay to a port of the VIP.
     ///
     /// # Errors
     /// When the loopback cannot be used.
@@ -81,13 +81,13 @@ impl Relay {
         Ok(Self { shared, address, thread: Some(thread) })
     }
 
-    /// Where git is to connect to.
+    /// Returns the address that git connects to.
     pub(crate) const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The job is over: its verdict is that of its connections. One that broke is broken whatever
-    /// came of the job.
+    /// Closes the records when the job is over. A connection that broke counts as broken, whatever
+    /// the result of the job.
     pub(crate) fn judge(mut self, outcome: &Result<(), String>) {
         self.close();
         let mut legs = std::mem::take(&mut *self.shared.legs());
@@ -95,9 +95,9 @@ impl Relay {
         let none_broke = legs.iter().all(|(_, broke)| broke.is_none());
         for (number, (account, broke)) in legs.drain(..).enumerate() {
             account.end(match (outcome, broke) {
-                // Good to the end, and silent because git had all that it wanted.
+                // The connection was good to the end, and silent because git had all its data.
                 (Ok(()), Some(Broke { silence: true, .. })) if number == last => Ok(()),
-                // Also if git made up for it by another connection.
+                // The connection counts as broken even if git recovered with another connection.
                 (Ok(()), Some(broke)) => Err(broke.why),
                 (Err(why), Some(broke)) => Err(format!("{}; {why}", broke.why)),
                 (Err(why), None) if none_broke && number == last => Err(why.clone()),
@@ -108,7 +108,7 @@ impl Relay {
 
     fn close(&mut self) {
         self.shared.over.store(true, Ordering::Relaxed);
-        // Wakes the one who waits for connections.
+        // This wakes the thread that accepts connections.
         drop(TcpStream::connect(self.address));
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
@@ -160,11 +160,11 @@ impl Shared {
     fn copy_both(&self, git: &TcpStream, vip: &TcpStream) -> io::Result<()> {
         vip.set_read_timeout(Some(LOOK_UP))?;
         let heard = Heard { patience: self.site.load.patience, last: Mutex::new(Instant::now()) };
-        // Both end with git's.
+        // Both directions end together with git's connection.
         thread::scope(|scope| {
             let up = scope.spawn(|| {
                 let sent = self.copy(git, vip, u64::MAX, &heard);
-                // What is half closed tells the server that no more comes.
+                // A half-close tells the server that no more data follows.
                 vip.shutdown(Shutdown::Write).ok();
                 sent
             });
@@ -172,7 +172,7 @@ impl Shared {
             git.shutdown(Shutdown::Both).ok();
             let sent = up.join().unwrap_or_else(|_| Err(io::Error::other("a relay panicked")));
             received?;
-            // Of a connection that git has closed, the last bytes may find nobody.
+            // git can close its connection while the last bytes are still on the way.
             match sent {
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
                 other => other,
@@ -180,7 +180,8 @@ impl Shared {
         })
     }
 
-    /// Copies until the end. Errors of the connection through the VIP are returned; git's are its end.
+    /// Copies until the end. Errors on the VIP's side are returned; errors on git's side end the
+    /// copy.
     fn copy(
         &self,
         mut from: &TcpStream,
@@ -220,10 +221,10 @@ impl Shared {
     }
 }
 
-/// How often a relay that waits for the server looks at what git does meanwhile.
+/// How often a relay that waits for the server checks git's side.
 const LOOK_UP: Duration = Duration::from_secs(1);
 
-/// When a byte went last, either way: while git sends a pack, the server has nothing to say.
+/// The time of the last byte in either direction. While git sends a pack, the server is silent.
 struct Heard {
     patience: Duration,
     last: Mutex<Instant>,

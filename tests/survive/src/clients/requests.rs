@@ -1,5 +1,4 @@
-//! Many short requests, each over a connection of its own: the rate of errors, and the latency's
-//! tail.
+//! Many short requests, each over a new connection. They show the error rate and the latency tail.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -12,7 +11,7 @@ use crate::{
     clients::{Worker, stream},
 };
 
-/// One request to the web server.
+/// Sends one request to the web server.
 pub(crate) fn run(worker: &mut Worker) {
     let family = worker.family();
     if let Some((mut stream, account)) = stream::open(&worker.site, Kind::Request, family, 80) {
@@ -37,7 +36,7 @@ fn request(stream: &mut TcpStream, account: &Account) -> io::Result<()> {
     Ok(())
 }
 
-/// How long a pause between requests is, for so many a second from so many clients.
+/// Computes the pause between requests from the number of clients and the total rate per second.
 pub(crate) fn pause_for(clients: u16, per_second: u32) -> Duration {
     Duration::from_secs_f64(f64::from(clients) / f64::from(per_second.max(1)))
 }

@@ -1,4 +1,4 @@
-//! A connection from one of the client's addresses, with its account.
+//! A recorded connection from one of the client's addresses.
 
 use std::{
     io::{self, Read, Write},
@@ -15,7 +15,7 @@ use crate::{
     clients::Site,
 };
 
-/// Opens a connection to a port of the VIP; the account of one that cannot be opened is closed.
+/// Opens a connection to a port of the VIP. If that fails, the record is closed as broken.
 pub(crate) fn open(
     site: &Site,
     kind: Kind,
@@ -24,7 +24,7 @@ pub(crate) fn open(
 ) -> Option<(TcpStream, Account)> {
     let to = SocketAddr::new(vip(family), port);
     let from = site.address(family);
-    // Before the SYN: its port is part of the account.
+    // The socket is bound before the SYN, because the port is part of the record.
     let (socket, from) = match bound(from) {
         Ok(bound) => bound,
         Err(error) => {
@@ -58,14 +58,14 @@ fn bound(from: IpAddr) -> io::Result<(Socket, SocketAddr)> {
 fn connect(socket: &Socket, to: SocketAddr, patience: Duration) -> io::Result<()> {
     socket.connect_timeout(&to.into(), patience)?;
     socket.set_tcp_nodelay(true)?;
-    // What is sent must be acknowledged in time, however much the socket's buffer takes.
+    // Sent data must be acknowledged in time, however much the socket buffer accepts.
     let limit = u32::try_from(patience.as_millis()).map_err(io::Error::other)?;
     setsockopt(socket, sockopt::TcpUserTimeout, &limit)?;
     socket.set_read_timeout(Some(patience))?;
     socket.set_write_timeout(Some(patience))
 }
 
-/// An error as the account has it: short, the same for the same cause.
+/// Formats an error for the record: short, and the same for the same cause.
 pub(crate) fn in_words(error: &io::Error, patience: Duration) -> String {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
@@ -79,7 +79,7 @@ pub(crate) fn in_words(error: &io::Error, patience: Duration) -> String {
     }
 }
 
-/// Sends a line and reads the answer's.
+/// Sends a line and reads the answer line.
 pub(crate) fn ask(stream: &mut TcpStream, account: &Account, line: &str) -> io::Result<String> {
     stream.write_all(line.as_bytes())?;
     account.expects(true);
@@ -88,7 +88,7 @@ pub(crate) fn ask(stream: &mut TcpStream, account: &Account, line: &str) -> io::
     answer
 }
 
-/// Reads up to a newline, which is not part of the answer.
+/// Reads up to a newline and returns the line without it.
 pub(crate) fn read_line(stream: &mut impl Read) -> io::Result<String> {
     let mut line = Vec::new();
     loop {

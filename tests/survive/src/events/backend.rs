@@ -1,4 +1,4 @@
-//! What happens to backends.
+//! Events that hit backends.
 
 use std::{fs, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{
     world::{Mode, World},
 };
 
-/// A backend's health check fails, and passes again. The backend itself is well.
+/// A backend's health check fails and recovers. The backend itself works.
 pub(super) fn health(world: &World, random: &mut Random) -> Vec<Event> {
     let node = any_backend(world, random);
     vec![
@@ -29,7 +29,7 @@ pub(super) fn health(world: &World, random: &mut Random) -> Vec<Event> {
     ]
 }
 
-/// A backend's health check fails and passes, three times.
+/// A backend's health check fails and recovers three times.
 pub(super) fn flapping(world: &World, random: &mut Random) -> Vec<Event> {
     let node = any_backend(world, random);
     vec![event(world, "flapping", node.to_string(), Allowed::Nothing, move |world| {
@@ -51,7 +51,7 @@ fn judge(world: &mut World, node: Node, healthy: bool) -> Result<()> {
     world.settle()
 }
 
-/// nginx reads its configuration anew: connections go on with the old workers.
+/// nginx reloads its configuration. Connections continue with the old workers.
 pub(super) fn web_reload(world: &World, random: &mut Random) -> Vec<Event> {
     let node = any_backend(world, random);
     vec![event(world, "nginx reloaded", node.to_string(), Allowed::Nothing, move |world| {
@@ -62,7 +62,7 @@ pub(super) fn web_reload(world: &World, random: &mut Random) -> Vec<Event> {
     })]
 }
 
-/// A service ends at once and is started again: only its own connections may break.
+/// A service is killed and restarted. Only its own connections may break.
 pub(super) fn restart(world: &World, random: &mut Random, service: Service) -> Vec<Event> {
     let node = any_backend(world, random);
     let name = match service {
@@ -80,12 +80,12 @@ pub(super) fn restart(world: &World, random: &mut Random, service: Service) -> V
         services.end_one(service);
         services.start_one(&world.lab, service)?;
         services.wait(&world.lab)?;
-        // The health checker may have seen it.
+        // The health checker can have noticed it.
         world.settle()
     })]
 }
 
-/// The backend's daemon is killed and started again: its program goes on.
+/// The backend's daemon is killed and restarted. Its XDP program continues.
 pub(super) fn daemon_killed(world: &World, random: &mut Random) -> Vec<Event> {
     if world.mode == Mode::Ecmp {
         return Vec::new();
@@ -100,14 +100,14 @@ pub(super) fn daemon_killed(world: &World, random: &mut Random) -> Vec<Event> {
     })]
 }
 
-/// A machine goes down without a word, and comes back empty.
+/// A machine goes down without notice and comes back empty.
 pub(super) fn down(world: &World, random: &mut Random) -> Vec<Event> {
     let node = any_backend(world, random);
     vec![
         event(world, "backend down", node.to_string(), Allowed::Machine(node), move |world| {
             world.lab.unplug(node)?;
             world.ill.insert(node);
-            // Nothing comes or goes any more: what it holds now is what it held.
+            // The machine is isolated, so the sockets that it holds now are final.
             world.monitor.find_holders()?;
             world.monitor.ignore(Some(node));
             if let Some(services) = world.services.get_mut(&node) {
@@ -122,7 +122,7 @@ pub(super) fn down(world: &World, random: &mut Random) -> Vec<Event> {
         event(world, "backend back", node.to_string(), Allowed::Machine(node), move |world| {
             world.forget_sockets(node)?;
             if let Some(redirect) = world.redirects.get_mut(&node) {
-                // A machine that starts has no pins.
+                // A rebooted machine has no pins.
                 redirect.detach(&world.lab)?;
             }
             world.lab.plug_in(node)?;

@@ -1,4 +1,4 @@
-//! What happens to directors.
+//! Events that hit directors.
 
 use std::{fs, time::Duration};
 
@@ -17,7 +17,7 @@ fn any_director(world: &World, random: &mut Random) -> Node {
     directors[random.below(directors.len() as u64) as usize]
 }
 
-/// The daemon is reloaded, killed and started, and upgraded.
+/// The daemon is reloaded, killed and restarted, and upgraded.
 pub(super) fn daemon(world: &World, random: &mut Random) -> Vec<Event> {
     if world.mode == Mode::Ecmp {
         return Vec::new();
@@ -65,15 +65,16 @@ pub(super) fn daemon(world: &World, random: &mut Random) -> Vec<Event> {
     ]
 }
 
-/// Another setting gives another program, which replaces the running one as another release's does.
+/// A changed setting produces a different program, which replaces the running one as an upgrade
+/// does.
 fn another_program(world: &mut World, node: Node) -> Result<()> {
     let director = world.director(node)?;
     let first = fs::read_to_string(director.config())?.contains("answers_per_second = 900");
     director.configure("answers_per_second", if first { "901" } else { "900" })
 }
 
-/// A director is taken off in order: it has the routers send elsewhere, waits until packets have
-/// ceased, and ends; and comes back.
+/// A director leaves service cleanly (lowers its preference, waits until traffic stops, ends) and
+/// returns.
 pub(super) fn drained(world: &World, random: &mut Random) -> Vec<Event> {
     if world.mode == Mode::Ecmp {
         return Vec::new();
@@ -102,7 +103,7 @@ fn found(world: &World, node: Node) -> Result<&Daemon> {
     world.directors.iter().find(|daemon| daemon.node() == node).context("no such director")
 }
 
-/// A director's machine goes down without a word, and comes back empty. BFD finds out.
+/// A director's machine goes down without notice and comes back empty. BFD detects it.
 pub(super) fn down(world: &World, random: &mut Random) -> Vec<Event> {
     if world.mode == Mode::Ecmp {
         return Vec::new();

@@ -1,7 +1,7 @@
-//! What happens to a fleet: each event with what it does, and what it may break.
+//! The events of a run: the action of each, and the connections that it may break.
 //!
-//! A scenario is a few events that belong together, such as a drain and the way back. What an event
-//! may break is settled with the event, before anything runs.
+//! A scenario is a sequence of events that belong together, such as a drain and its end. The
+//! allowed damage of an event is fixed before anything runs.
 
 mod backend;
 mod director;
@@ -26,19 +26,19 @@ type Work = Box<dyn FnOnce(&mut World) -> Result<()>>;
 
 /// One event.
 pub(crate) struct Event {
-    /// Its name in reports, and for `--only`.
+    /// The name in reports, and for `--only`.
     pub(crate) name: &'static str,
-    /// What is done this time, for the log.
+    /// The concrete action, for the log.
     pub(crate) what: String,
-    /// What it may break.
+    /// The connections that it may break.
     pub(crate) allowed: Allowed,
-    /// What is waited for before it.
+    /// Waits for the event's precondition.
     pub(crate) prepare: Work,
-    /// It. Returns when it is in force.
+    /// Runs the event. Returns when it is in force.
     pub(crate) act: Work,
 }
 
-/// What an event may break.
+/// The connections that an event may break.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Allowed {
     /// Nothing.
@@ -47,10 +47,10 @@ pub(crate) enum Allowed {
     Process(Node, Service),
     /// The connections of one machine.
     Machine(Node),
-    /// By a table that is given without the wait that the plan asks for: connections whose backend
-    /// is in none of the hops of their new row.
+    /// The connections whose backend is in none of the hops of their new row, after a table change
+    /// that did not wait as the plan asks.
     Lost,
-    /// Without directors there is no rule.
+    /// Anything: without directors no rule applies.
     Anything,
 }
 
@@ -67,7 +67,7 @@ impl fmt::Display for Allowed {
 }
 
 impl Allowed {
-    /// Whether a connection that broke was allowed to, with these tables in force.
+    /// Returns whether a broken connection was allowed to break, with these tables in force.
     pub(crate) fn covers(
         &self,
         connection: &Connection,
@@ -75,7 +75,8 @@ impl Allowed {
         address: impl Fn(Node) -> IpAddr,
     ) -> bool {
         let hops = rule::hops(in_force, connection);
-        // Whose it is if no socket table showed it in time: a first packet goes to the first hop.
+        // If no socket table showed the holder in time, it is the first hop, which gets the first
+        // packet.
         let is_of = |node: Node| match connection.holder {
             Some(holder) => holder == node,
             None => hops.first() == Some(&address(node)),
@@ -94,9 +95,9 @@ impl Allowed {
 
 /// Events that belong together, in order.
 pub(crate) struct Scenario {
-    /// Its name, and for `--only`.
+    /// The name, also for `--only`.
     pub(crate) name: &'static str,
-    /// Makes its events for a fleet as it is.
+    /// Creates the events for the current state of the fleet.
     pub(crate) make: fn(&World, &mut Random) -> Vec<Event>,
 }
 
@@ -128,18 +129,18 @@ pub(crate) const ALL: [Scenario; 20] = [
     scenario("bird", router::bird),
 ];
 
-/// Those that can be compared: they mean something without directors, too.
+/// The scenarios used in comparisons: they make sense without directors, too.
 pub(crate) const COMPARED: [&str; 7] =
     ["drain", "drain-several", "remove", "weight", "health", "path-change", "director-down"];
 
-/// A backend by chance.
+/// Picks a random backend.
 fn any_backend(world: &World, random: &mut Random) -> Node {
     let backends = world.backends();
     backends[random.below(backends.len() as u64) as usize]
 }
 
-/// An event that changes nothing but the table. Where the plan's rule is kept, it is waited for
-/// before.
+/// Creates an event that only changes the table. In careful mode, it waits until the plan calls the
+/// change safe.
 fn table_event(
     world: &World,
     name: &'static str,
@@ -176,7 +177,7 @@ fn table_event(
     }
 }
 
-/// An event that is no table's, and that needs nothing before it.
+/// Creates an event that does not change the table and has no precondition.
 fn event(
     world: &World,
     name: &'static str,
@@ -213,7 +214,7 @@ mod tests {
         rule.in_force()
     }
 
-    /// A connection from each of many addresses, as if `holder` of its hops had it.
+    /// Creates a connection from each of many addresses, held by the hop that `holder` picks.
     fn connections(
         built: &[BuiltTable],
         holder: impl Fn(&[IpAddr]) -> Option<Node>,
@@ -243,7 +244,7 @@ mod tests {
         let covered = known.iter().filter(|c| rule.covers(c, &built, address)).count();
         assert_eq!(covered, known.iter().filter(|c| c.holder == Some(down)).count());
         assert!((20..90).contains(&covered), "{covered}");
-        // What no socket table showed was sent to the first hop.
+        // A connection without a known holder went to the first hop.
         let unknown = connections(&built, |_| None);
         for (known, unknown) in known.iter().zip(&unknown) {
             let [a, b] = [known, unknown].map(|c| rule.covers(c, &built, address));

@@ -1,4 +1,4 @@
-//! What happens to the routers, and to the routing daemons of all machines.
+//! Events that hit the router, and the routing daemons of all machines.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use crate::{
     world::{Mode, World},
 };
 
-/// The router hashes flows onto its next hops in other ways, again and again: about half of all
-/// flows change their director each time.
+/// The router changes its multipath hash policy several times. Each change moves about half of all
+/// flows to another director.
 pub(super) fn path_change(world: &World, _random: &mut Random) -> Vec<Event> {
     let act = |world: &mut World| {
-        // By flow, by address alone, and by flow again.
+        // By flow, by address only, and by flow again.
         for policy in ["0", "1", "0", "1"] {
             world.lab.netns(Node::Router)?.sysctl(&[
                 ("net.ipv4.fib_multipath_hash_policy", policy),
@@ -28,8 +28,8 @@ pub(super) fn path_change(world: &World, _random: &mut Random) -> Vec<Event> {
     vec![event(world, "ECMP rehash", "all flows".to_owned(), Allowed::Nothing, act)]
 }
 
-/// The router's BIRD is killed and started, and then a director's: routes stay by graceful restart,
-/// or lead to the other director until the director's daemon has announced again.
+/// The router's BIRD is killed and restarted, then a director's. Graceful restart keeps the routes,
+/// or the other director takes over until the director's daemon has announced again.
 pub(super) fn bird(world: &World, random: &mut Random) -> Vec<Event> {
     if world.mode == Mode::Ecmp {
         return Vec::new();
@@ -50,7 +50,7 @@ fn restart(world: &mut World, node: Node) -> Result<()> {
     bird.kill()?;
     interrupt::sleep(Duration::from_secs(1))?;
     bird.start(&world.lab)?;
-    // Sessions take some seconds.
+    // BGP sessions take some seconds.
     interrupt::sleep(Duration::from_secs(4))?;
     world.wait_for_routes()
 }

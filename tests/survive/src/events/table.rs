@@ -1,4 +1,4 @@
-//! What an operator does by the table.
+//! Events caused by an operator's table changes.
 
 use anyhow::{Context, Result, ensure};
 use glb_lab::{Node, State, TableFile};
@@ -9,7 +9,7 @@ use crate::{
     world::{Mode, World},
 };
 
-/// A backend is drained, and filled again.
+/// A backend is drained, and then set to filling.
 pub(super) fn drain(world: &World, random: &mut Random) -> Vec<Event> {
     let node = any_backend(world, random);
     vec![
@@ -20,7 +20,7 @@ pub(super) fn drain(world: &World, random: &mut Random) -> Vec<Event> {
     ]
 }
 
-/// As many backends as the hops allow are drained at once.
+/// As many backends as the hops allow are drained together.
 pub(super) fn drain_several(world: &World, random: &mut Random) -> Vec<Event> {
     let mut nodes = world.backends();
     random.shuffle(&mut nodes);
@@ -45,7 +45,7 @@ fn names(nodes: &[Node]) -> String {
     nodes.iter().map(Node::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// A backend is drained, waited for, taken out, and added again.
+/// A backend is drained until it is empty, removed, and added again.
 pub(super) fn remove(world: &World, random: &mut Random) -> Vec<Event> {
     let node = any_backend(world, random);
     let set = move |state| move |table: &mut TableFile| table.set_state(node, state);
@@ -59,7 +59,7 @@ pub(super) fn remove(world: &World, random: &mut Random) -> Vec<Event> {
     vec![drain, when_drained(node, remove), add, active]
 }
 
-/// Waits until a backend holds nothing any more, before whatever else the event waits for.
+/// Waits until a backend holds no connections, before the event's own precondition.
 fn when_drained(node: Node, event: Event) -> Event {
     let wait = event.prepare;
     let prepare = move |world: &mut World| {
@@ -70,8 +70,8 @@ fn when_drained(node: Node, event: Event) -> Event {
     Event { prepare: Box::new(prepare), ..event }
 }
 
-/// A backend gets three times its share, and its own again. It keeps rows for itself with the larger
-/// share that it does not stand in with the smaller one, so the plan wants it to be drained before.
+/// A backend's weight is tripled and restored. With the larger weight it owns rows in which it does
+/// not stand with the smaller one, so the plan asks for a drain first.
 pub(super) fn weight(world: &World, random: &mut Random) -> Vec<Event> {
     let node = any_backend(world, random);
     let set = move |weight| move |table: &mut TableFile| table.set_weight(node, weight);
@@ -86,7 +86,7 @@ pub(super) fn weight(world: &World, random: &mut Random) -> Vec<Event> {
     vec![up, drain, when_drained(node, down), fill(world, vec![node])]
 }
 
-/// A table that is none reaches the directors; they keep what they have.
+/// The directors receive an invalid table and keep the current one.
 pub(super) fn bad_table(world: &World, random: &mut Random) -> Vec<Event> {
     if world.mode == Mode::Ecmp {
         return Vec::new();
@@ -112,8 +112,8 @@ fn push(world: &mut World, broken: &str) -> Result<()> {
     world.settle()
 }
 
-/// The hash's fields change, with the old ones as the alternative; the alternative goes when no
-/// flow of before can live any more.
+/// The hash fields change, with the old ones as the alternative. The alternative is removed when no
+/// older flow can still live.
 pub(super) fn hash_migration(world: &World, _random: &mut Random) -> Vec<Event> {
     const FIELDS: [&[&str]; 2] = [&["src_addr"], &["src_addr", "src_port"]];
     if world.mode == Mode::Ecmp {

@@ -1,4 +1,4 @@
-//! Bars of broken connections, event by event, as SVG.
+//! A bar chart of broken connections by event, as SVG.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ const WIDTH: usize = 860;
 const LABEL: usize = 190;
 const BAR: usize = 11;
 
-/// The events of a comparison, in the order in which they were done.
+/// Lists the events of a comparison in the order in which they ran.
 pub(crate) fn event_names(reports: &[Report]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for event in reports.iter().flat_map(|report| &report.events) {
@@ -22,10 +22,10 @@ pub(crate) fn event_names(reports: &[Report]) -> Vec<String> {
     names
 }
 
-/// The chart.
+/// Draws the chart.
 ///
 /// # Errors
-/// Never, in truth: writing to a string does not fail.
+/// Never: writing to a string does not fail.
 pub(crate) fn svg(reports: &[Report]) -> Result<String> {
     let names = event_names(reports);
     let columns: Vec<_> = reports.iter().map(|report| by_name(std::iter::once(report))).collect();

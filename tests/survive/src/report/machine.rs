@@ -1,10 +1,10 @@
-//! What a run ran on.
+//! The machine that a run used.
 
 use std::fs;
 
 use serde::{Deserialize, Serialize};
 
-/// A machine, as far as figures depend on it.
+/// The properties of a machine that affect the figures.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) processor: String,
@@ -13,7 +13,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// This one.
+    /// Describes this machine.
     pub(crate) fn this() -> Self {
         let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let cpuinfo = text("/proc/cpuinfo");

@@ -1,4 +1,4 @@
-//! What a run found: as data, as the page in the docs, and as a chart.
+//! The result of a run: as data, as the page in the docs, and as a chart.
 
 mod chart;
 mod machine;
@@ -25,27 +25,27 @@ pub(crate) struct Report {
     pub(crate) seconds: f64,
     pub(crate) backends: u8,
     pub(crate) flow_age: u64,
-    /// Smallest and largest image, in MB.
+    /// The smallest and largest image, in MB.
     #[serde(default)]
     pub(crate) images: (u64, u64),
     pub(crate) machine: machine::Machine,
     pub(crate) kinds: Vec<KindReport>,
-    /// Of short requests.
+    /// The latency of short requests.
     pub(crate) latency: Latency,
-    /// The slowest of them.
+    /// The slowest short requests.
     pub(crate) slowest: Vec<Slow>,
     pub(crate) events: Vec<EventReport>,
     /// Every connection that broke.
     pub(crate) broken: Vec<Broken>,
-    /// Why the run ended before its time.
+    /// The reason if the run ended early.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) failure: Option<String>,
-    /// What somebody who looked into it has to say; it goes into the page.
+    /// Remarks by a person who looked into the run. They appear on the page.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) notes: Vec<String>,
 }
 
-/// One kind of connection.
+/// The results of one kind of connection.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct KindReport {
     pub(crate) name: String,
@@ -53,13 +53,13 @@ pub(crate) struct KindReport {
     pub(crate) verified: usize,
     pub(crate) broken: usize,
     pub(crate) allowed: usize,
-    /// Bytes that went either way, as far as the monitor saw them.
+    /// Bytes in both directions, as far as the monitor saw them.
     pub(crate) bytes: u64,
-    /// The one that lived longest, in seconds.
+    /// The longest life, in seconds.
     pub(crate) oldest: f64,
 }
 
-/// Seconds from the SYN to the answer's last byte, of requests that were answered.
+/// The latency of answered requests, from SYN to the last byte, in seconds.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Latency {
     pub(crate) median: f64,
@@ -67,24 +67,24 @@ pub(crate) struct Latency {
     pub(crate) worst: f64,
 }
 
-/// A short request that took long.
+/// A slow short request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Slow {
     pub(crate) client: SocketAddr,
     pub(crate) holder: Option<String>,
     pub(crate) began: f64,
-    /// Seconds until the handshake was over, and until the end.
+    /// Seconds until the end of the handshake, and until the end.
     pub(crate) opened_after: f64,
     pub(crate) took: f64,
     pub(crate) retransmits: u32,
 }
 
-/// One event as it went.
+/// One event and its results.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct EventReport {
     pub(crate) name: String,
     pub(crate) what: String,
-    /// What it may break.
+    /// The connections that it may break.
     pub(crate) rule: String,
     pub(crate) began: f64,
     pub(crate) in_force_after: f64,
@@ -105,7 +105,7 @@ pub(crate) struct Broken {
     pub(crate) server: SocketAddr,
     pub(crate) holder: Option<String>,
     pub(crate) began: f64,
-    /// When the server was last heard of.
+    /// The last sign of life from the server.
     pub(crate) heard: f64,
     pub(crate) at: f64,
     pub(crate) why: String,
@@ -114,7 +114,7 @@ pub(crate) struct Broken {
 }
 
 impl Report {
-    /// Puts a run's account together.
+    /// Builds the report of a run.
     pub(crate) fn new(
         wanted: &Wanted,
         time: Duration,
@@ -156,12 +156,12 @@ impl Report {
         }
     }
 
-    /// Connections that broke and were not allowed to.
+    /// Lists the connections that broke without being allowed to.
     pub(crate) fn not_allowed(&self) -> impl Iterator<Item = &Broken> {
         self.broken.iter().filter(|broken| !broken.allowed)
     }
 
-    /// How many connections there were.
+    /// Returns the number of connections.
     pub(crate) fn connections(&self) -> usize {
         self.kinds.iter().map(|kind| kind.connections).sum()
     }
@@ -169,14 +169,14 @@ impl Report {
     /// Reads a report.
     ///
     /// # Errors
-    /// When the file is none.
+    /// When the file is not a report.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_slice(&text)
             .with_context(|| format!("{} is no report of this suite", path.display()))
     }
 
-    /// Writes it.
+    /// Writes the report.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -188,7 +188,7 @@ impl Report {
         fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// For people, on the terminal.
+    /// Prints the report for people.
     pub(crate) fn print(&self) {
         eprintln!();
         for kind in &self.kinds {
@@ -219,7 +219,7 @@ impl Report {
     }
 }
 
-/// Writes every connection's account, one a line.
+/// Writes every connection's record, one per line.
 ///
 /// # Errors
 /// When the file cannot be written.
@@ -266,7 +266,7 @@ fn slowest(connections: &[Connection]) -> Vec<Slow> {
     slow
 }
 
-/// Several runs' events of one name together.
+/// The summed results of events with the same name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Together {
     pub(crate) times: usize,
@@ -279,7 +279,7 @@ pub(crate) struct Together {
     pub(crate) worst_stall: f64,
 }
 
-/// Events by name.
+/// Groups events by name.
 pub(crate) fn by_name<'r>(reports: impl Iterator<Item = &'r Report>) -> BTreeMap<String, Together> {
     let mut all: BTreeMap<String, Together> = BTreeMap::new();
     for event in reports.flat_map(|report| &report.events) {

@@ -1,4 +1,4 @@
-//! `docs/reliability.md`, all of it.
+//! The page `docs/reliability.md`.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use super::{KindReport, Report, Together, by_name, chart};
 
-/// Writes the page, and the chart beside it, from runs of the suite and from a comparison.
+/// Writes the page and its chart from runs of the suite and from a comparison.
 ///
 /// # Errors
 /// When a file cannot be written.
@@ -27,7 +27,7 @@ pub(crate) fn write_page(docs: &Path, runs: &[Report], compared: &[Report]) -> R
     Ok(page)
 }
 
-/// The chart's file, beside the page.
+/// The chart's file name, next to the page.
 const CHART: &str = "reliability.svg";
 
 fn page_text(runs: &[Report], compared: &[Report]) -> Result<String> {

@@ -1,7 +1,7 @@
-//! The database that the Glances of all backends share: PostgreSQL, on a socket in a folder.
+//! The database that the Glances of all backends share: PostgreSQL on a unix socket.
 //!
-//! SQLite will not do: with several Glances at once most uploads end in "database is locked", also
-//! in WAL mode with a long timeout.
+//! SQLite does not work: with several Glances, most uploads end in "database is locked", also in
+//! WAL mode with a long timeout.
 
 use std::{
     fs,
@@ -25,7 +25,7 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// Makes and starts it on the lab's router, out of the way of all that is tested.
+    /// Creates and starts PostgreSQL on the lab's router, away from the tested machines.
     ///
     /// # Errors
     /// When PostgreSQL is missing or does not start.
@@ -39,7 +39,7 @@ impl Database {
         initdb.args(["--username=glance", "--auth=trust", "--no-sync", "--encoding=UTF8"]);
         initdb.arg("--locale=C").arg("-D").arg(&data);
         command::run(initdb.current_dir(&folder).uid(NOBODY).gid(NOBODY))?;
-        // The namespace is entered as root, and only then is root given up.
+        // The process enters the namespace as root and drops root afterwards.
         let mut postgres = lab.netns(Node::Router)?.command("setpriv");
         postgres.arg(format!("--reuid={NOBODY}")).arg(format!("--regid={NOBODY}"));
         postgres
@@ -49,7 +49,7 @@ impl Database {
             .arg(&data)
             .arg("-k")
             .arg(&folder);
-        // Nothing of it outlives the lab.
+        // The data is not kept after the lab.
         for setting in ["listen_addresses=", "fsync=off", "max_connections=300"] {
             postgres.args(["-c", setting]);
         }
@@ -66,18 +66,18 @@ impl Database {
         Ok(Self { _server: server, folder })
     }
 
-    /// The database as Glance is told it.
+    /// Returns the database URL for Glance.
     pub(crate) fn url(folder: &Path) -> String {
         format!("postgresql+psycopg2://glance@/glance?host={}", folder.display())
     }
 
-    /// Where its socket is.
+    /// Returns the folder of the socket.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 }
 
-/// Debian keeps PostgreSQL's programs off the PATH, in a folder for each version.
+/// Debian keeps PostgreSQL's programs off the PATH, in one folder per version.
 fn programs() -> Result<PathBuf> {
     let root = Path::new("/usr/lib/postgresql");
     let versions = fs::read_dir(root).into_iter().flatten().flatten();

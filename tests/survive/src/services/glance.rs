@@ -7,10 +7,10 @@ use glb_lab::{Lab, Node, Process, command};
 
 use super::{Database, GLANCE_PORT};
 
-/// Debian's own interpreter: another one on the PATH has no Glance.
+/// Debian's own interpreter. Another python3 on the PATH has no Glance.
 const PYTHON: &str = "/usr/bin/python3";
 
-/// Makes the database's tables, once for all backends.
+/// Creates the database tables, once for all backends.
 ///
 /// # Errors
 /// When Glance is missing or the database does not answer.
@@ -22,10 +22,10 @@ pub(super) fn prepare(lab: &Lab, database: &Database) -> Result<()> {
         .with_context(|| format!("Glance on the database in {}", database.folder().display()))
 }
 
-/// Starts the Glance of one backend, without waiting until it listens.
+/// Starts Glance on a backend without waiting until it listens.
 ///
 /// # Errors
-/// When it cannot be started.
+/// When Glance cannot be started.
 pub(super) fn start(lab: &Lab, node: Node) -> Result<Process> {
     let config = configure(lab, node)?;
     let mut glance = lab.netns(node)?.command(PYTHON);

@@ -1,6 +1,6 @@
-//! What each backend serves: a page and git over HTTP, the git protocol, Glance, and the suite's
-//! own server. Repositories, images and Glance's database are shared, as in production: any backend
-//! serves any of them.
+//! The services of each backend: a page and git over HTTP, the git protocol, Glance, and the
+//! suite's own server. Repositories, images and Glance's database are shared, as in production, so
+//! any backend serves any of them.
 
 mod database;
 mod glance;
@@ -17,7 +17,7 @@ use glb_lab::{
 
 use crate::serve;
 
-/// The repository that every backend serves, and that pushes are made from.
+/// The repository that every backend serves and that pushes start from.
 pub(crate) const REPOSITORY: &str = "big.git";
 
 /// The git protocol's port.
@@ -29,7 +29,7 @@ pub(crate) const GLANCE_PORT: u16 = 9292;
 /// Every port that the VIPs serve.
 pub(crate) const PORTS: [u16; 4] = [80, GIT_PORT, GLANCE_PORT, serve::PORT];
 
-/// How long a service may take to begin. Glance takes seconds, and more of them on a busy machine.
+/// The time limit for a service to start. Glance takes seconds, and longer on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// One of a backend's services.
@@ -41,12 +41,12 @@ pub(crate) enum Service {
     Git,
     /// Glance.
     Glance,
-    /// The suite's own.
+    /// The suite's own server.
     Talk,
 }
 
 impl Service {
-    /// Its port.
+    /// Returns the port.
     pub(crate) const fn port(self) -> u16 {
         match self {
             Self::Web => 80,
@@ -69,10 +69,10 @@ pub(crate) struct Services {
 }
 
 impl Services {
-    /// Starts all of them; [`Services::wait`] waits until they listen.
+    /// Starts all services. [`Services::wait`] waits until they listen.
     ///
     /// # Errors
-    /// When one does not start.
+    /// When a service does not start.
     pub(crate) fn start(lab: &Lab, node: Node, with_glance: bool) -> Result<Self> {
         let mut services =
             Self { node, with_glance, web: None, git: None, glance: None, talk: None };
@@ -80,7 +80,7 @@ impl Services {
         Ok(services)
     }
 
-    /// Starts what does not run.
+    /// Starts the services that do not run.
     fn boot(&mut self, lab: &Lab) -> Result<()> {
         set_healthy(lab, self.node, true)?;
         for service in self.all() {
@@ -89,17 +89,17 @@ impl Services {
         Ok(())
     }
 
-    /// All that this backend is to run.
+    /// Lists the services of this backend.
     pub(crate) fn all(&self) -> Vec<Service> {
         let mut all = vec![Service::Web, Service::Git, Service::Talk];
         all.extend(self.with_glance.then_some(Service::Glance));
         all
     }
 
-    /// Starts one service, without waiting.
+    /// Starts one service without waiting.
     ///
     /// # Errors
-    /// When its program cannot be started.
+    /// When the program cannot be started.
     pub(crate) fn start_one(&mut self, lab: &Lab, service: Service) -> Result<()> {
         match service {
             Service::Web => self.web = Some(WebServer::start(lab, self.node, &repositories(lab))?),
@@ -110,7 +110,7 @@ impl Services {
         Ok(())
     }
 
-    /// Ends one service at once, its connections with it.
+    /// Kills one service together with its connections.
     pub(crate) fn end_one(&mut self, service: Service) {
         match service {
             Service::Web => self.web = None,
@@ -120,10 +120,10 @@ impl Services {
         }
     }
 
-    /// Waits until all that run listen.
+    /// Waits until all running services listen.
     ///
     /// # Errors
-    /// When one has ended instead, or takes too long.
+    /// When a service has ended or takes too long.
     pub(crate) fn wait(&mut self, lab: &Lab) -> Result<()> {
         let netns = lab.netns(self.node)?;
         for service in self.all() {
@@ -148,17 +148,17 @@ impl Services {
         Ok(())
     }
 
-    /// What is left of the services after the machine has gone down: nothing.
+    /// Forgets all services after the machine has gone down.
     pub(crate) fn forget(&mut self) {
         for service in self.all() {
             self.end_one(service);
         }
     }
 
-    /// Starts everything again, as at a machine's start.
+    /// Starts all services again, as at boot.
     ///
     /// # Errors
-    /// When one does not start.
+    /// When a service does not start.
     pub(crate) fn reboot(&mut self, lab: &Lab) -> Result<()> {
         self.boot(lab)?;
         self.wait(lab)
@@ -170,7 +170,7 @@ fn listens(netns: &Netns, port: u16) -> Result<bool> {
     Ok(sockets.iter().any(|socket| socket.state == LISTEN && socket.local.port() == port))
 }
 
-/// Makes what Glance shares: its database with its tables.
+/// Creates Glance's shared database with its tables.
 ///
 /// # Errors
 /// When PostgreSQL or Glance is missing.
@@ -180,7 +180,7 @@ pub(crate) fn shared_by_glance(lab: &Lab) -> Result<Database> {
     Ok(database)
 }
 
-/// Where the repositories are.
+/// Returns the folder of the repositories.
 pub(crate) fn repositories(lab: &Lab) -> PathBuf {
     lab.scratch().join("repositories")
 }
@@ -189,10 +189,10 @@ fn health_file(lab: &Lab, node: Node) -> Result<PathBuf> {
     Ok(lab.folder(node)?.join("healthy"))
 }
 
-/// Says whether a backend's health check is to pass.
+/// Sets whether a backend's health check passes.
 ///
 /// # Errors
-/// When its file cannot be written.
+/// When the health file cannot be written.
 pub(crate) fn set_healthy(lab: &Lab, node: Node, healthy: bool) -> Result<()> {
     let file = health_file(lab, node)?;
     if healthy {
