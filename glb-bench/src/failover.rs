@@ -5,7 +5,7 @@ use std::{thread, time::Duration};
 
 use anyhow::ensure;
 use clap::Args;
-use glb_lab::{Checked, Illness, Pace, Plan};
+use glb_lab::{BackendFault, CheckedFleet, Plan, ProbeTiming};
 
 use crate::harness::quantile;
 
@@ -30,9 +30,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     ensure!(arguments.timeout < arguments.interval, "a probe must end before the next begins");
     let Arguments { interval, timeout, fall, rounds } = *arguments;
     let (interval, timeout) = (Duration::from_millis(interval), Duration::from_millis(timeout));
-    let pace = Pace { interval, timeout, fall };
+    let pace = ProbeTiming { interval, timeout, fall };
     let noticed = pace.noticed();
-    let mut fleet = Checked::up(Plan::new("glb-bench-failover"), pace, "hold_down_ms = 0\n")?;
+    let mut fleet = CheckedFleet::up(Plan::new("glb-bench-failover"), pace, "hold_down_ms = 0\n")?;
     println!(
         "from a death to the new generation in force, ms; a probe every {} ms, timeout {} ms, {fall} \
          failures count; {} backends, {rounds} deaths of each kind",
@@ -48,7 +48,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut one_less = all.clone();
     one_less[0] = false;
     let mut worst = f64::MIN;
-    for illness in Illness::ALL {
+    for illness in BackendFault::ALL {
         let (mut written, mut in_force) = (Vec::new(), Vec::new());
         for round in 0..rounds {
             // At another point of the interval each time.

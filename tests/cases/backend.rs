@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use crate::support::{ask, ends_well, everybody_answers, fleet, has_program, program_id, reaches};
 
 #[test]
-fn killed_and_restarted_while_it_gives_second_chances() -> Result<()> {
+fn killed_backend_daemon_keeps_second_chance_and_counters() -> Result<()> {
     let _lock = Lock::wait("timing")?;
     let mut fleet = fleet("glb-t-rkill")?;
     let mut clone = GitClone::start(&fleet.lab, Family::V6, "big.git", "copy")?;
@@ -42,7 +42,7 @@ fn killed_and_restarted_while_it_gives_second_chances() -> Result<()> {
 }
 
 #[test]
-fn a_new_release_takes_over_in_mid_connection() -> Result<()> {
+fn backend_upgrade_keeps_connections() -> Result<()> {
     let _lock = Lock::wait("timing")?;
     let mut fleet = fleet("glb-t-rnew")?;
     let mut clone = GitClone::start(&fleet.lab, Family::V4, "big.git", "copy")?;
@@ -83,7 +83,7 @@ fn a_new_release_takes_over_in_mid_connection() -> Result<()> {
 }
 
 #[test]
-fn sigterm_leaves_it_working_and_detach_takes_it_off() -> Result<()> {
+fn backend_program_survives_sigterm_until_detach() -> Result<()> {
     let mut fleet = fleet("glb-t-rterm")?;
     for daemon in &mut fleet.redirects {
         ensure!(daemon.end(Signal::SIGTERM)?.success());
@@ -108,7 +108,7 @@ fn sigterm_leaves_it_working_and_detach_takes_it_off() -> Result<()> {
 }
 
 #[test]
-fn pins_that_somebody_removes_are_made_again() -> Result<()> {
+fn removed_pins_are_restored() -> Result<()> {
     let mut fleet = fleet("glb-t-rpins")?;
     let node = fleet.redirects[0].node();
     let pins = fleet.lab.bpf().join(node.to_string());
@@ -144,7 +144,7 @@ fn pins_that_somebody_removes_are_made_again() -> Result<()> {
 }
 
 #[test]
-fn a_bad_configuration_leaves_the_running_one_in_force() -> Result<()> {
+fn invalid_configuration_leaves_the_current_one_in_force() -> Result<()> {
     let mut fleet = fleet("glb-t-rbad")?;
     let daemon = &mut fleet.redirects[0];
     let good = fs::read_to_string(daemon.config())?;

@@ -10,7 +10,7 @@ use crate::support::{build, has_program};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[test]
-fn addresses_and_interfaces_that_change() -> Result<()> {
+fn backend_follows_address_and_interface_changes() -> Result<()> {
     build()?;
     let lab = Lab::up(Plan { backends: 2, ..Plan::new("glb-t-follow") })?;
     let node = Node::Backend(1);

@@ -19,7 +19,7 @@ fn metric(lab: &Lab, address: SocketAddr, name: &str) -> Result<u64> {
 }
 
 #[test]
-fn fellow_backends_come_from_the_directors_table() -> Result<()> {
+fn peer_backends_come_from_the_directors_table() -> Result<()> {
     build()?;
     let plan = |backends| Plan { backends, ..Plan::new("glb-t-rtable") };
     let lab = Lab::up(plan(3))?;

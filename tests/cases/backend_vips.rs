@@ -28,7 +28,7 @@ fn reload(daemon: &mut Daemon, config: &str) -> Result<()> {
 }
 
 #[test]
-fn only_what_is_in_force_is_on_lo_and_others_addresses_stay() -> Result<()> {
+fn lo_has_the_vips_in_force_and_foreign_addresses_stay() -> Result<()> {
     const CONFIGURED: [&str; 2] = ["203.0.113.10", "2001:db8::10"];
     const ADMINS: [&str; 2] = ["192.0.2.98", "2001:db8::98"];
     const NEW: [&str; 2] = ["192.0.2.99", "2001:db8::99"];

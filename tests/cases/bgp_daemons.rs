@@ -4,7 +4,7 @@
 use std::{thread, time::Duration};
 
 use anyhow::{Result, ensure};
-use glb_lab::{Fleet, Node, Plan, Routing, Way, bird, interrupt};
+use glb_lab::{AnnounceMethod, Fleet, Node, Plan, Routing, bird, interrupt};
 
 use crate::support::{build, everybody_answers};
 
@@ -12,7 +12,7 @@ const FIRST: Node = Node::Director(1);
 const SECOND: Node = Node::Director(2);
 
 /// Directors leave and return while clients get answers all the time.
-fn come_and_go(way: Way, name: &str) -> Result<()> {
+fn directors_leave_and_return(way: AnnounceMethod, name: &str) -> Result<()> {
     build()?;
     let plan = Plan { directors: 2, routing: Routing::Bgp, way, ..Plan::new(name) };
     let mut fleet = Fleet::up(plan, 1, true)?;
@@ -29,7 +29,7 @@ fn come_and_go(way: Way, name: &str) -> Result<()> {
 
     // The daemon dies and the program continues.
     fleet.kill("director1/glb-director".parse()?)?;
-    if matches!(way, Way::Tun | Way::Frr) {
+    if matches!(way, AnnounceMethod::Tun | AnnounceMethod::Frr) {
         // The kernel withdraws the route.
         fleet.wait_for_routes(&[SECOND])?;
     } else {
@@ -42,9 +42,9 @@ fn come_and_go(way: Way, name: &str) -> Result<()> {
 
     // The routing daemon dies and restarts. It must announce again.
     let speaker = match way {
-        Way::Bird | Way::Tun => "director1/bird",
-        Way::Frr => "director1/bgpd",
-        Way::Exabgp => "director1/exabgp",
+        AnnounceMethod::Bird | AnnounceMethod::Tun => "director1/bird",
+        AnnounceMethod::Frr => "director1/bgpd",
+        AnnounceMethod::Exabgp => "director1/exabgp",
     };
     fleet.kill(speaker.parse()?)?;
     fleet.wait_for_routes(&[SECOND])?;
@@ -76,28 +76,28 @@ fn med(fleet: &Fleet, wanted: Option<&str>) -> Result<()> {
 
 #[test]
 fn bird_learns_routes_into_a_tun_interface() -> Result<()> {
-    come_and_go(Way::Tun, "glb-t-tun")
+    directors_leave_and_return(AnnounceMethod::Tun, "glb-t-tun")
 }
 
 #[test]
 fn frr_learns_routes_into_a_tun_interface() -> Result<()> {
-    come_and_go(Way::Frr, "glb-t-frr")
+    directors_leave_and_return(AnnounceMethod::Frr, "glb-t-frr")
 }
 
 #[test]
-fn exabgp_is_told_by_the_example_hook() -> Result<()> {
-    come_and_go(Way::Exabgp, "glb-t-exabgp")
+fn exabgp_announces_through_the_example_command() -> Result<()> {
+    directors_leave_and_return(AnnounceMethod::Exabgp, "glb-t-exabgp")
 }
 
 /// Low preference reaches the router as a larger MED, with every method.
 #[test]
-fn less_wanted_arrives_as_a_med() -> Result<()> {
+fn low_preference_reaches_the_router_as_med() -> Result<()> {
     build()?;
     for (way, usual, less) in [
-        (Way::Bird, None, "100"),
-        (Way::Tun, Some("100"), "500"),
-        (Way::Frr, Some("100"), "500"),
-        (Way::Exabgp, None, "100"),
+        (AnnounceMethod::Bird, None, "100"),
+        (AnnounceMethod::Tun, Some("100"), "500"),
+        (AnnounceMethod::Frr, Some("100"), "500"),
+        (AnnounceMethod::Exabgp, None, "100"),
     ] {
         let plan = Plan { routing: Routing::Bgp, way, ..Plan::new("glb-t-med") };
         let mut fleet = Fleet::up(plan, 1, true)?;

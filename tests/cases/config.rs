@@ -22,7 +22,7 @@ fn docs() -> PathBuf {
 }
 
 #[test]
-fn the_example_runs_as_it_is() -> Result<()> {
+fn example_configuration_runs_unchanged() -> Result<()> {
     build()?;
     let lab = Lab::up(Plan { backends: 2, ..Plan::new("glb-t-example") })?;
     let example = docs().join("examples/director.toml");
@@ -79,7 +79,7 @@ fn every_key_is_documented_and_in_the_example() -> Result<()> {
 }
 
 #[test]
-fn glbs_files_are_imported_and_run() -> Result<()> {
+fn glb_files_are_imported_and_run() -> Result<()> {
     build()?;
     let lab = Lab::up(Plan { backends: 2, ..Plan::new("glb-t-import") })?;
     let director = Daemon::director(&lab, DIRECTOR, &TableFile::new(lab.plan()))?;
@@ -126,7 +126,7 @@ fn glbs_files_are_imported_and_run() -> Result<()> {
 }
 
 #[test]
-fn completions_are_for_each_shell() -> Result<()> {
+fn completions_exist_for_each_shell() -> Result<()> {
     build()?;
     let of_director = (Program::Director, &["status", "rollback", "doctor", "log-format"][..]);
     let of_checker = (Program::Healthcheck, &["status", "once", "log-format"][..]);
@@ -151,7 +151,7 @@ fn completions_are_for_each_shell() -> Result<()> {
 }
 
 #[test]
-fn statsd_hears_glbs_names() -> Result<()> {
+fn statsd_receives_glb_metric_names() -> Result<()> {
     build()?;
     let mut fleet = Fleet::up(Plan { backends: 2, ..Plan::new("glb-t-statsd") }, 1, true)?;
     let address = SocketAddr::new(DIRECTOR.v4().into(), 8125);

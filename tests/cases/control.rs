@@ -30,7 +30,7 @@ fn ask(lab: &Lab, director: &Daemon, words: &[&str]) -> Result<(Output, String)>
 }
 
 #[test]
-fn status_and_reload_say_how_it_is_and_exit_codes_are_stable() -> Result<()> {
+fn status_and_reload_report_state_with_stable_exit_codes() -> Result<()> {
     let (lab, mut director) = director("glb-t-control")?;
     let (output, text) = ask(&lab, &director, &["status"])?;
     ensure!(output.status.code() == Some(3) && text.contains("no daemon answers"), "{text}");
@@ -65,7 +65,7 @@ fn status_and_reload_say_how_it_is_and_exit_codes_are_stable() -> Result<()> {
 }
 
 #[test]
-fn the_socket_is_taken_over_from_the_dead_and_left_to_the_living() -> Result<()> {
+fn stale_control_socket_is_replaced_and_live_one_is_kept() -> Result<()> {
     let (lab, mut director) = director("glb-t-socket")?;
     let socket = director.config().with_file_name("control.sock");
     director.start(&lab)?;
@@ -99,7 +99,7 @@ fn the_socket_is_taken_over_from_the_dead_and_left_to_the_living() -> Result<()>
 }
 
 #[test]
-fn others_may_look_and_not_touch() -> Result<()> {
+fn unprivileged_users_may_query_but_not_change() -> Result<()> {
     let (lab, mut director) = director("glb-t-peer")?;
     let mut config = fs::read_to_string(director.config())?;
     config += "control.mode = \"0666\"\ncontrol.operators = \"4711\"\n";
@@ -125,7 +125,7 @@ fn others_may_look_and_not_touch() -> Result<()> {
 }
 
 #[test]
-fn a_thousand_connections_that_say_nothing_hold_up_no_reload() -> Result<()> {
+fn a_thousand_silent_connections_do_not_delay_a_reload() -> Result<()> {
     let (lab, mut director) = director("glb-t-crowd")?;
     director.start(&lab)?;
     let socket = director.config().with_file_name("control.sock");

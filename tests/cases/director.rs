@@ -19,7 +19,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::support::{ask, ends_well, everybody_answers, fleet, has_program, reaches};
 
 #[test]
-fn killed_and_restarted_while_a_clone_goes_on() -> Result<()> {
+fn clone_survives_kill_and_restart_of_the_director_daemon() -> Result<()> {
     let _lock = Lock::wait("timing")?;
     let mut fleet = fleet("glb-t-kill")?;
     let begun = Instant::now();
@@ -50,7 +50,7 @@ fn killed_and_restarted_while_a_clone_goes_on() -> Result<()> {
 }
 
 #[test]
-fn sigterm_leaves_it_forwarding_and_detach_takes_it_off() -> Result<()> {
+fn director_forwards_after_sigterm_until_detach() -> Result<()> {
     let mut fleet = fleet("glb-t-term")?;
     let node = Node::Director(1);
     let pins = fleet.lab.bpf().join(node.to_string());
@@ -71,7 +71,7 @@ fn sigterm_leaves_it_forwarding_and_detach_takes_it_off() -> Result<()> {
 }
 
 /// Counts the RST and ICMP messages that the client's kernel received during `work`.
-fn told(fleet: &Fleet, work: impl FnOnce() -> Result<()>) -> Result<Vec<String>> {
+fn icmp_and_rst_during(fleet: &Fleet, work: impl FnOnce() -> Result<()>) -> Result<Vec<String>> {
     let read = || {
         fleet.lab.netns(Node::Client)?.run(|| {
             let mut counters = BTreeMap::new();
@@ -103,8 +103,8 @@ fn told(fleet: &Fleet, work: impl FnOnce() -> Result<()>) -> Result<Vec<String>>
 
 /// Sends every kind of packet that a director leaves to its kernel, which would answer if it owned
 /// a VIP.
-fn nobody_answers(fleet: &Fleet) -> Result<()> {
-    let told = told(fleet, || {
+fn send_packets_left_to_the_kernel(fleet: &Fleet) -> Result<()> {
+    let icmp_and_rst_during = icmp_and_rst_during(fleet, || {
         for family in [Family::V4, Family::V6] {
             fleet.lab.netns(Node::Client)?.run(|| {
                 // A TCP port without a bind must not cause an RST.
@@ -144,15 +144,18 @@ fn nobody_answers(fleet: &Fleet) -> Result<()> {
             Ok(())
         })
     })?;
-    ensure!(told.is_empty(), "the client was told: {told:?}");
+    ensure!(
+        icmp_and_rst_during.is_empty(),
+        "the client was icmp_and_rst_during: {icmp_and_rst_during:?}"
+    );
     Ok(())
 }
 
 #[test]
-fn a_directors_kernel_never_answers_for_a_vip() -> Result<()> {
+fn director_kernel_never_answers_for_a_vip() -> Result<()> {
     let mut fleet = fleet("glb-t-mute")?;
     let node = Node::Director(1);
-    nobody_answers(&fleet)?;
+    send_packets_left_to_the_kernel(&fleet)?;
     // A director that is also a router: the VIPs are blackhole routes there.
     fleet
         .lab
@@ -161,23 +164,23 @@ fn a_directors_kernel_never_answers_for_a_vip() -> Result<()> {
     for family in [Family::V4, Family::V6] {
         fleet.lab.netns(node)?.ip(&format!("route add blackhole {}", vip(family)))?;
     }
-    nobody_answers(&fleet)?;
+    send_packets_left_to_the_kernel(&fleet)?;
     everybody_answers(&fleet.lab)?;
     // After stop and detach, the kernel still does not answer.
     ensure!(fleet.director()?.end(Signal::SIGTERM)?.success());
     fleet.directors[0].detach(&fleet.lab)?;
-    nobody_answers(&fleet)?;
+    send_packets_left_to_the_kernel(&fleet)?;
     fleet.directors[0].start(&fleet.lab)?;
     everybody_answers(&fleet.lab)?;
     // The counter-check: with the VIP as a local address, the kernel does answer.
     fleet.lab.netns(node)?.ip(&format!("address add {} dev lo", vip(Family::V4)))?;
-    let answered = nobody_answers(&fleet);
+    let answered = send_packets_left_to_the_kernel(&fleet);
     ensure!(answered.is_err(), "a refusal goes unnoticed");
     Ok(())
 }
 
 #[test]
-fn a_bad_table_leaves_the_running_one_in_force() -> Result<()> {
+fn invalid_table_leaves_the_current_one_in_force() -> Result<()> {
     let mut fleet = fleet("glb-t-bad")?;
     let good = fleet.table.toml()?;
     for (bad, word) in [

@@ -42,7 +42,7 @@ fn findings(report: &Value, check: &str) -> Vec<String> {
 }
 
 #[test]
-fn each_thing_that_is_wrong_is_found_and_found_mended() -> Result<()> {
+fn doctor_finds_each_fault_and_its_repair() -> Result<()> {
     let mut fleet = fleet("glb-t-doctor")?;
     let (code, well) = doctor(&fleet, &[])?;
     ensure!(code == Some(0), "{well:#}");
@@ -76,9 +76,9 @@ fn each_thing_that_is_wrong_is_found_and_found_mended() -> Result<()> {
     let backend = fleet.lab.netns(Node::Backend(2))?;
     let vip = glb_lab::vip(glb_lab::Family::V4);
     // Fault, repair, check, level, and words of the finding and of the remedy.
-    type Act<'a> = Box<dyn Fn(bool) -> Result<()> + 'a>;
+    type Fault<'a> = Box<dyn Fn(bool) -> Result<()> + 'a>;
     let word = |bad: bool, yes: &'static str, no: &'static str| if bad { yes } else { no };
-    let cases: Vec<(Act, &str, &str, Vec<String>)> = vec![
+    let cases: Vec<(Fault, &str, &str, Vec<String>)> = vec![
         (
             Box::new(|bad| {
                 director.ip(&format!("link set {INTERFACE} mtu {}\n", word(bad, "1500", "1600")))
@@ -228,7 +228,7 @@ fn each_thing_that_is_wrong_is_found_and_found_mended() -> Result<()> {
 }
 
 #[test]
-fn the_probe_says_who_answers() -> Result<()> {
+fn doctor_probe_reports_backends_that_answer() -> Result<()> {
     let mut fleet = fleet("glb-t-probe")?;
     let (code, report) = doctor(&fleet, &["--probe"])?;
     let probes = report["probes"].as_array().context("no probes")?;

@@ -28,9 +28,9 @@ fn fleet(name: &str) -> Result<Fleet> {
 }
 
 /// A small file system of a few kilobytes that is unmounted at the end.
-struct Small<'p>(&'p Path);
+struct SmallFilesystem<'p>(&'p Path);
 
-impl<'p> Small<'p> {
+impl<'p> SmallFilesystem<'p> {
     fn mount(path: &'p Path, options: &str) -> Result<Self> {
         fs::create_dir_all(path)?;
         mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), Some(options))?;
@@ -38,7 +38,7 @@ impl<'p> Small<'p> {
     }
 }
 
-impl Drop for Small<'_> {
+impl Drop for SmallFilesystem<'_> {
     fn drop(&mut self) {
         if let Err(error) = umount2(self.0, MntFlags::MNT_DETACH) {
             eprintln!("left behind: {}: {error}", self.0.display());
@@ -53,7 +53,7 @@ fn set(director: &Daemon, from: &str, to: &str) -> Result<()> {
 }
 
 #[test]
-fn ten_thousand_broken_lines() -> Result<()> {
+fn table_with_ten_thousand_errors_is_rejected_quickly() -> Result<()> {
     let mut fleet = fleet("glb-t-lines")?;
     let broken: String = (0..10_000)
         .map(|n| format!("[[tables]]\nname = \"t{n}\"\nhash_key = \"nonsense {n}\"\nseeed = {n}\n"))
@@ -71,7 +71,7 @@ fn ten_thousand_broken_lines() -> Result<()> {
 }
 
 #[test]
-fn a_full_disk_and_a_folder_that_may_not_be_written() -> Result<()> {
+fn full_disk_and_read_only_state_folder_are_reported() -> Result<()> {
     build()?;
     let lab = Lab::up(Plan { backends: 2, ..Plan::new("glb-t-full") })?;
     let mut director = Daemon::director(&lab, DIRECTOR, &TableFile::new(lab.plan()))?;
@@ -80,7 +80,7 @@ fn a_full_disk_and_a_folder_that_may_not_be_written() -> Result<()> {
     set(&director, "\"control.sock\"", &format!("{socket:?}"))?;
     {
         // Two inodes: the root, and one that the lock file takes.
-        let _small = Small::mount(&folder, "size=4k,nr_inodes=2")?;
+        let _small = SmallFilesystem::mount(&folder, "size=4k,nr_inodes=2")?;
         let said = refusal(&lab, &mut director)?;
         for words in ["control socket", "control.sock", "No space left", "Free some room"] {
             ensure!(said.contains(words), "{words:?} is missing in: {said}");
@@ -88,7 +88,7 @@ fn a_full_disk_and_a_folder_that_may_not_be_written() -> Result<()> {
         ensure!(!lab.bpf().join(DIRECTOR.to_string()).exists(), "pins are left");
     }
     {
-        let _small = Small::mount(&folder, "size=64k,ro")?;
+        let _small = SmallFilesystem::mount(&folder, "size=64k,ro")?;
         let said = refusal(&lab, &mut director)?;
         ensure!(said.contains("Read-only") && said.contains("RuntimeDirectory"), "{said}");
     }
@@ -97,7 +97,7 @@ fn a_full_disk_and_a_folder_that_may_not_be_written() -> Result<()> {
 }
 
 #[test]
-fn a_crowd_at_the_metrics_and_few_descriptors() -> Result<()> {
+fn metrics_server_survives_many_clients_with_few_descriptors() -> Result<()> {
     let mut fleet = fleet("glb-t-crowded")?;
     let address = SocketAddr::new(DIRECTOR.v4().into(), 9650);
     let director = &mut fleet.directors[0];
@@ -163,7 +163,7 @@ fn a_crowd_at_the_metrics_and_few_descriptors() -> Result<()> {
 }
 
 #[test]
-fn netlink_overflows_while_the_daemon_sleeps() -> Result<()> {
+fn netlink_overflow_triggers_a_full_read() -> Result<()> {
     let mut fleet = fleet("glb-t-overflow")?;
     let process = fleet.director()?.process()?;
     process.signal(Signal::SIGSTOP)?;
@@ -201,7 +201,7 @@ fn netlink_overflows_while_the_daemon_sleeps() -> Result<()> {
 }
 
 #[test]
-fn a_table_that_vanishes_or_may_not_be_read() -> Result<()> {
+fn missing_or_unreadable_table_keeps_the_current_one() -> Result<()> {
     let mut fleet = fleet("glb-t-vanish")?;
     let table = fleet.directors[0].config().with_file_name("table.toml");
     let text = fs::read_to_string(&table)?;
@@ -232,7 +232,7 @@ fn a_table_that_vanishes_or_may_not_be_read() -> Result<()> {
 }
 
 #[test]
-fn six_started_at_once_are_one_in_the_end() -> Result<()> {
+fn of_six_daemons_started_together_one_remains() -> Result<()> {
     let mut fleet = fleet("glb-t-six")?;
     fleet.director()?.end(Signal::SIGKILL)?;
     let start = |number: u32| {
@@ -263,7 +263,7 @@ fn six_started_at_once_are_one_in_the_end() -> Result<()> {
 }
 
 #[test]
-fn a_daemon_that_hangs_is_said_to() -> Result<()> {
+fn hanging_daemon_is_reported_by_status() -> Result<()> {
     let mut fleet = fleet("glb-t-hangs")?;
     fleet.director()?.process()?.signal(Signal::SIGSTOP)?;
     let begun = Instant::now();

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use glb_lab::{
-    Fleet, Lock, Node, Plan, Program, Routing, Way,
+    AnnounceMethod, Fleet, Lock, Node, Plan, Program, Routing,
     chaos::{self, Live, Pings},
     command, interrupt,
 };
@@ -24,7 +24,7 @@ fn plan(name: &str) -> Plan {
 }
 
 #[test]
-fn directors_come_and_go_by_bgp() -> Result<()> {
+fn directors_leave_and_return_by_bgp() -> Result<()> {
     build()?;
     let mut fleet = Fleet::up(plan("glb-t-bgp"), 1, true)?;
     everybody_answers(&fleet.lab)?;
@@ -60,7 +60,7 @@ fn status(name: &str) -> Result<Value> {
 }
 
 /// Waits until the router's routes of both families lead to these directors.
-fn routes_become(name: &str, directors: &[&str]) -> Result<()> {
+fn wait_for_routes_to(name: &str, directors: &[&str]) -> Result<()> {
     interrupt::wait(&format!("routes to {directors:?}"), Duration::from_secs(30), || {
         let status = status(name)?;
         let mut vips = status["vips"].as_array().context("no VIPs")?.iter();
@@ -70,16 +70,16 @@ fn routes_become(name: &str, directors: &[&str]) -> Result<()> {
 
 /// Each command runs as a separate process, as a user types it.
 #[test]
-fn a_lab_that_was_left_up_is_operated_by_commands() -> Result<()> {
+fn kept_lab_is_operated_by_commands() -> Result<()> {
     build()?;
     let name = "glb-t-cli";
-    let _down = Down(name);
+    let _down = LabCleanup(name);
     let words = ["up", "--directors=2", "--backends=3", "--clients=2", "--repository=1"];
     lab(name, &[&words[..], &["--health"]].concat())?;
     let error = lab(name, &["up"]).expect_err("it is up").to_string();
     ensure!(error.contains("lab down --name glb-t-cli"), "{error}");
 
-    routes_become(name, &["director1", "director2"])?;
+    wait_for_routes_to(name, &["director1", "director2"])?;
     let seen = status(name)?;
     for session in seen["sessions"].as_array().context("no sessions")? {
         ensure!(session["state"] == "Established", "{session}");
@@ -102,7 +102,7 @@ fn a_lab_that_was_left_up_is_operated_by_commands() -> Result<()> {
 
     // Kills a daemon.
     lab(name, &["kill", "director1/bird"])?;
-    routes_become(name, &["director2"])?;
+    wait_for_routes_to(name, &["director2"])?;
     let daemons = &status(name)?["nodes"];
     let text = lab(name, &["status"])?;
     ensure!(text.contains("bird DEAD"), "{text} {daemons}");
@@ -132,14 +132,14 @@ fn a_lab_that_was_left_up_is_operated_by_commands() -> Result<()> {
     let text = lab(name, &["status"])?;
     ensure!(text.contains("vips withdrawn, DRAINED"), "{text}");
     ask("undrain")?;
-    routes_become(name, &["director1", "director2"])?;
+    wait_for_routes_to(name, &["director1", "director2"])?;
 
     // Kills a machine. The table changes meanwhile.
     lab(name, &["kill", "director1"])?;
-    routes_become(name, &["director2"])?;
+    wait_for_routes_to(name, &["director2"])?;
     lab(name, &["fill", "backend1"])?;
     lab(name, &["start", "director1"])?;
-    routes_become(name, &["director1", "director2"])?;
+    wait_for_routes_to(name, &["director1", "director2"])?;
     let seen = status(name)?;
     ensure!(seen["directors"][0]["order_digest"] == seen["directors"][1]["order_digest"], "{seen}");
     lab(name, &["exec", "client", "--", "git", "ls-remote", REPOSITORY])?;
@@ -163,9 +163,9 @@ fn a_lab_that_was_left_up_is_operated_by_commands() -> Result<()> {
 const REPOSITORY: &str = "http://203.0.113.10/git/big.git";
 
 /// Removes a lab that a failed test left running.
-struct Down(&'static str);
+struct LabCleanup(&'static str);
 
-impl Drop for Down {
+impl Drop for LabCleanup {
     fn drop(&mut self) {
         if let Err(error) = glb_lab::down(self.0) {
             eprintln!("{error:#}");
@@ -174,12 +174,17 @@ impl Drop for Down {
 }
 
 #[test]
-fn no_connection_breaks_whatever_happens_to_directors() -> Result<()> {
+fn chaos_run_breaks_no_connection() -> Result<()> {
     build()?;
     let _lock = Lock::wait("timing")?;
     let name = "glb-t-proof".to_owned();
-    let options =
-        chaos::Options { name, directors: 3, way: Way::Bird, each: chaos::EACH, health: true };
+    let options = chaos::Options {
+        name,
+        directors: 3,
+        way: AnnounceMethod::Bird,
+        each: chaos::EACH,
+        health: true,
+    };
     let mut progress = Vec::new();
     let matrix = chaos::run(&options, &mut progress);
     println!("{}", String::from_utf8_lossy(&progress));
@@ -195,7 +200,7 @@ fn no_connection_breaks_whatever_happens_to_directors() -> Result<()> {
 
 /// The counter-check: broken connections and lost packets are reported.
 #[test]
-fn the_proof_sees_what_breaks_and_what_is_lost() -> Result<()> {
+fn chaos_run_detects_broken_connections_and_loss() -> Result<()> {
     build()?;
     let plan = Plan { backends: 2, live: true, ..Plan::new("glb-t-unproof") };
     let mut fleet = Fleet::up(plan, 1, true)?;

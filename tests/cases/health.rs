@@ -7,7 +7,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use glb_lab::{
-    Checked, Daemon, Family, Health, Illness, Lab, Node, Pace, Plan, Program, TableFile, vip,
+    BackendFault, CheckedFleet, Daemon, Family, Health, Lab, Node, Plan, ProbeTiming, Program,
+    TableFile, vip,
 };
 use nix::sys::signal::Signal;
 
@@ -15,8 +16,11 @@ use crate::support::build;
 
 const DIRECTOR: Node = Node::Director(1);
 
-const PACE: Pace =
-    Pace { interval: Duration::from_millis(300), timeout: Duration::from_millis(200), fall: 2 };
+const TIMING: ProbeTiming = ProbeTiming {
+    interval: Duration::from_millis(300),
+    timeout: Duration::from_millis(200),
+    fall: 2,
+};
 
 /// The allowance beyond interval x fall. `bench failover` measures the time; this test only bounds
 /// it.
@@ -31,22 +35,22 @@ fn first(ill: usize) -> [bool; ALL] {
     std::array::from_fn(|index| index >= ill)
 }
 
-fn fleet(name: &str, tunnel: Family, more: &str) -> Result<Checked> {
+fn fleet(name: &str, tunnel: Family, more: &str) -> Result<CheckedFleet> {
     build()?;
     let plan = Plan { backends: ALL as u8, tunnel, ..Plan::new(name) };
-    Checked::up(plan, PACE, more)
+    CheckedFleet::up(plan, TIMING, more)
 }
 
 /// Each failure hits one backend: it is taken out, gets no traffic from the director, and returns
 /// after the repair.
-fn every_illness(fleet: &mut Checked) -> Result<()> {
-    for illness in Illness::ALL {
+fn check_every_fault(fleet: &mut CheckedFleet) -> Result<()> {
+    for illness in BackendFault::ALL {
         let mark = fleet.mark()?;
         fleet.strike(0, illness)?;
         let took = fleet.in_force(&mark, &first(1)).context(illness)?;
         println!("{illness}: written {:.2?}, in force {:.2?}", took.written, took.in_force);
         println!("    {}", fleet.reason(&mark)?);
-        ensure!(took.in_force < PACE.noticed() + SLACK, "{illness}: {took:?}");
+        ensure!(took.in_force < TIMING.noticed() + SLACK, "{illness}: {took:?}");
         for family in [Family::V4, Family::V6] {
             let answers = fleet.ask(family, 24)?;
             println!("    {answers:?}");
@@ -63,17 +67,17 @@ fn every_illness(fleet: &mut Checked) -> Result<()> {
 }
 
 #[test]
-fn every_way_to_be_ill() -> Result<()> {
-    every_illness(&mut fleet("glb-t-ill", Family::V4, "hold_down_ms = 0\n")?)
+fn every_backend_fault_is_detected() -> Result<()> {
+    check_every_fault(&mut fleet("glb-t-ill", Family::V4, "hold_down_ms = 0\n")?)
 }
 
 #[test]
-fn every_way_to_be_ill_over_ipv6_tunnels() -> Result<()> {
-    every_illness(&mut fleet("glb-t-ill6", Family::V6, "hold_down_ms = 0\n")?)
+fn every_backend_fault_is_detected_over_ipv6_tunnels() -> Result<()> {
+    check_every_fault(&mut fleet("glb-t-ill6", Family::V6, "hold_down_ms = 0\n")?)
 }
 
 #[test]
-fn many_at_once_and_a_checker_that_is_cut_off() -> Result<()> {
+fn mass_failure_and_isolated_checker_are_told_apart() -> Result<()> {
     let mut fleet = fleet("glb-t-many", Family::V4, "hold_down_ms = 0\n")?;
     let by_rank = fleet.first_rows()?;
 
@@ -122,10 +126,10 @@ fn many_at_once_and_a_checker_that_is_cut_off() -> Result<()> {
 
 /// A stopped checker or one with little processor time marks no backend unhealthy.
 #[test]
-fn a_checker_that_stands_still_or_is_slow_fails_nobody() -> Result<()> {
+fn stopped_or_slow_checker_marks_no_backend_unhealthy() -> Result<()> {
     let mut fleet = fleet("glb-t-still", Family::V4, "hold_down_ms = 0\n")?;
     let mark = fleet.mark()?;
-    let signal = |fleet: &mut Checked, signal, milliseconds| -> Result<()> {
+    let signal = |fleet: &mut CheckedFleet, signal, milliseconds| -> Result<()> {
         fleet.checker.process()?.signal(signal)?;
         thread::sleep(Duration::from_millis(milliseconds));
         Ok(())
@@ -147,7 +151,7 @@ fn a_checker_that_stands_still_or_is_slow_fails_nobody() -> Result<()> {
 }
 
 #[test]
-fn flapping_at_every_rate() -> Result<()> {
+fn flapping_backends_cause_few_table_writes() -> Result<()> {
     let more = "hold_down_ms = 1000\nforgive_ms = 60000\n";
     let mut fleet = fleet("glb-t-flap", Family::V4, more)?;
     for period in [50, 150, 300, 700, 1500] {
@@ -171,7 +175,7 @@ fn flapping_at_every_rate() -> Result<()> {
 
 /// The director dies. The checker reports it, continues, and notifies the next director.
 #[test]
-fn a_director_that_is_away_is_told_when_it_is_back() -> Result<()> {
+fn checker_notifies_a_restarted_director() -> Result<()> {
     let mut fleet = fleet("glb-t-away", Family::V4, "hold_down_ms = 0\n")?;
     fleet.director.end(Signal::SIGKILL)?;
     fleet.servers[0].set(Health::Dead);
@@ -186,7 +190,7 @@ fn a_director_that_is_away_is_told_when_it_is_back() -> Result<()> {
 }
 
 #[test]
-fn a_missing_permission_is_named() -> Result<()> {
+fn missing_permission_is_named() -> Result<()> {
     build()?;
     let lab = Lab::up(Plan { backends: 1, ..Plan::new("glb-t-nocap") })?;
     let table = TableFile::new(lab.plan()).toml()?;

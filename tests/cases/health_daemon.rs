@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use glb_lab::{
-    Daemon, Family, Health, IllServer, Lab, Node, Plan, Program, TableFile, command, http,
+    Daemon, Family, FaultyServer, Health, Lab, Node, Plan, Program, TableFile, command, http,
     interrupt, vip,
 };
 use nix::{
@@ -20,18 +20,18 @@ use nix::{
     sys::signal::Signal,
 };
 
-use crate::{service::told, support::build};
+use crate::{service::icmp_and_rst_during, support::build};
 
 const DIRECTOR: Node = Node::Director(1);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A lab with one healthy backend and no processes on the director's node.
-fn lab(name: &str) -> Result<(Lab, Daemon, IllServer)> {
+fn lab(name: &str) -> Result<(Lab, Daemon, FaultyServer)> {
     build()?;
     let lab = Lab::up(Plan { backends: 1, ..Plan::new(name) })?;
     let mut redirect = Daemon::redirect(&lab, Node::Backend(1), true)?;
     redirect.start(&lab)?;
-    let server = IllServer::start(&lab, Node::Backend(1), Duration::from_secs(1))?;
+    let server = FaultyServer::start(&lab, Node::Backend(1), Duration::from_secs(1))?;
     Ok((lab, redirect, server))
 }
 
@@ -46,7 +46,7 @@ const USER: u32 = 47_112;
 /// The privileges of the unit file: a separate user, CAP_NET_RAW for `gue`, CAP_NET_ADMIN for
 /// `vip`, and none for operator commands.
 #[test]
-fn as_a_user_of_its_own() -> Result<()> {
+fn checker_runs_as_an_unprivileged_user() -> Result<()> {
     let (lab, _redirect, _server) = lab("glb-t-huser")?;
     let own = lab.scratch().join("own");
     fs::create_dir_all(&own)?;
@@ -78,7 +78,7 @@ fn as_a_user_of_its_own() -> Result<()> {
 /// The notifications for the service manager: ready after the first round, reloads, the watchdog,
 /// and stop.
 #[test]
-fn the_service_manager_is_told_of_the_checker() -> Result<()> {
+fn checker_notifies_the_service_manager() -> Result<()> {
     let (lab, _redirect, server) = lab("glb-t-hservice")?;
     // The first round takes a full timeout.
     server.set(Health::Hangs);
@@ -91,21 +91,21 @@ fn the_service_manager_is_told_of_the_checker() -> Result<()> {
     run.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "1000000");
     run.args(["run", "--log-format", "json", "--config"]).arg(checker.config());
     let mut process = lab.spawn(DIRECTOR, "glb-healthcheck-json", &mut run)?;
-    let message = told(&socket, "READY=1")?;
+    let message = icmp_and_rst_during(&socket, "READY=1")?;
     ensure!(message.contains("STATUS=checking 1 targets"), "{message}");
     let text = fs::read_to_string(checker.config().with_file_name("table.toml"))?;
     ensure!(text.contains("healthy = false"), "ready before the first round: {text}");
     for _ in 0..3 {
-        told(&socket, "WATCHDOG=1")?;
+        icmp_and_rst_during(&socket, "WATCHDOG=1")?;
     }
     process.signal(Signal::SIGHUP)?;
-    told(&socket, "RELOADING=1")?;
-    told(&socket, "READY=1")?;
+    icmp_and_rst_during(&socket, "RELOADING=1")?;
+    icmp_and_rst_during(&socket, "READY=1")?;
     fs::write(checker.config().with_file_name("source.toml"), "nonsense")?;
     process.signal(Signal::SIGHUP)?;
-    told(&socket, "the last reload failed")?;
+    icmp_and_rst_during(&socket, "the last reload failed")?;
     process.signal(Signal::SIGTERM)?;
-    told(&socket, "STOPPING=1")?;
+    icmp_and_rst_during(&socket, "STOPPING=1")?;
     ensure!(process.wait(PATIENCE)?.success());
     for line in process.log()?.lines() {
         serde_json::from_str::<serde_json::Value>(line)
@@ -116,7 +116,7 @@ fn the_service_manager_is_told_of_the_checker() -> Result<()> {
 
 /// The wall clock jumps by years in both directions without an effect on health.
 #[test]
-fn a_clock_that_jumps_fails_nobody() -> Result<()> {
+fn wall_clock_jump_marks_no_backend_unhealthy() -> Result<()> {
     let (lab, _redirect, _server) = lab("glb-t-hclock")?;
     let checker =
         Daemon::healthcheck(&lab, DIRECTOR, &source(&lab, "http = 80, gue = 19523")?, "")?;
@@ -183,7 +183,7 @@ impl Drop for Disk {
 }
 
 #[test]
-fn a_full_disk_keeps_the_old_table_and_the_write_is_made_up_for() -> Result<()> {
+fn full_disk_keeps_the_old_table_and_the_write_is_retried() -> Result<()> {
     let (lab, _redirect, server) = lab("glb-t-hdisk")?;
     let mut checker =
         Daemon::healthcheck(&lab, DIRECTOR, &source(&lab, "http = 80")?, "hold_down_ms = 0\n")?;
@@ -217,7 +217,7 @@ fn a_full_disk_keeps_the_old_table_and_the_write_is_made_up_for() -> Result<()> 
 /// An echo through the tunnel to the same machine, which is director and backend. The backend's
 /// program is attached to the loopback, too.
 #[test]
-fn gue_where_director_and_backend_are_one() -> Result<()> {
+fn gue_check_works_on_a_combined_director_and_backend() -> Result<()> {
     let (lab, mut redirect, _server) = lab("glb-t-hself")?;
     let node = Node::Backend(1);
     redirect.end(Signal::SIGTERM)?;
@@ -251,7 +251,7 @@ fn gue_where_director_and_backend_are_one() -> Result<()> {
 
 /// The assertions of `test-basic.sh` of GLB's checker, on GLB's own files and port.
 #[test]
-fn glbs_own_tests() -> Result<()> {
+fn glb_test_suite_assertions_hold() -> Result<()> {
     build()?;
     let lab = Lab::up(Plan { backends: 2, ..Plan::new("glb-t-hglb") })?;
     let (mut redirects, mut servers) = (Vec::new(), Vec::new());
@@ -259,7 +259,7 @@ fn glbs_own_tests() -> Result<()> {
         let mut redirect = Daemon::redirect(&lab, node, true)?;
         redirect.start(&lab)?;
         redirects.push(redirect);
-        servers.push(IllServer::start(&lab, node, Duration::from_secs(1))?);
+        servers.push(FaultyServer::start(&lab, node, Duration::from_secs(1))?);
     }
     // GLB's proxies 192.168.50.10, .11, .99 (does not exist) and .5 (the checker's own machine).
     let address = |node: Node| node.v4().to_string();
@@ -329,7 +329,7 @@ fn glbs_own_tests() -> Result<()> {
         interrupt::wait("the change", PATIENCE, || Ok((healthy(1)?[3] == wanted).then_some(())))?;
         Ok(begun.elapsed())
     };
-    let local = Local::start(&lab)?;
+    let local = LocalServer::start(&lab)?;
     let took = wait(true)?;
     ensure!(took > Duration::from_millis(3500), "healthy after {took:?}");
     drop(local);
@@ -349,9 +349,9 @@ fn glbs_own_tests() -> Result<()> {
 }
 
 /// A web server on the checker's own machine, port 8765.
-struct Local(std::sync::Arc<std::sync::atomic::AtomicBool>);
+struct LocalServer(std::sync::Arc<std::sync::atomic::AtomicBool>);
 
-impl Local {
+impl LocalServer {
     fn start(lab: &Lab) -> Result<Self> {
         use std::{
             io::{Read as _, Write as _},
@@ -381,7 +381,7 @@ impl Local {
     }
 }
 
-impl Drop for Local {
+impl Drop for LocalServer {
     fn drop(&mut self) {
         self.0.store(true, std::sync::atomic::Ordering::Relaxed);
     }
@@ -389,7 +389,7 @@ impl Drop for Local {
 
 /// promtool finds no fault in the metrics.
 #[test]
-fn the_checkers_exposition_holds_before_promtool() -> Result<()> {
+fn checker_metrics_pass_promtool() -> Result<()> {
     let (lab, _redirect, _server) = lab("glb-t-hprom")?;
     let checks = source(&lab, "http = 80, gue = 19523")?;
     let at = SocketAddr::new(DIRECTOR.v4().into(), 9651);

@@ -3,36 +3,41 @@
 use std::{fs, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use glb_lab::{Checked, Family, Illness, Node, Pace, Plan, Process, Program, command};
+use glb_lab::{
+    BackendFault, CheckedFleet, Family, Node, Plan, ProbeTiming, Process, Program, command,
+};
 use nix::sys::signal::Signal;
 
 use crate::support::build;
 
 const DIRECTOR: Node = Node::Director(1);
-const PACE: Pace =
-    Pace { interval: Duration::from_millis(500), timeout: Duration::from_millis(400), fall: 3 };
+const TIMING: ProbeTiming = ProbeTiming {
+    interval: Duration::from_millis(500),
+    timeout: Duration::from_millis(400),
+    fall: 3,
+};
 const LOST: &str = "do not go through the tunnel";
 
-fn fleet(name: &str) -> Result<Checked> {
+fn fleet(name: &str) -> Result<CheckedFleet> {
     build()?;
     let plan = Plan { backends: 2, tunnel: Family::V4, ..Plan::new(name) };
-    Checked::up(plan, PACE, "hold_down_ms = 0\n")
+    CheckedFleet::up(plan, TIMING, "hold_down_ms = 0\n")
 }
 
-fn ip(fleet: &Checked, words: &str) -> Result<String> {
+fn ip(fleet: &CheckedFleet, words: &str) -> Result<String> {
     let mut ip = fleet.lab.netns(DIRECTOR)?.command("ip");
     command::output(ip.args(words.split_whitespace()))
 }
 
 /// Returns the routing table that leads into the tunnel, from the routing rule.
-fn table(fleet: &Checked) -> Result<String> {
+fn table(fleet: &CheckedFleet) -> Result<String> {
     let rules = ip(fleet, "rule show")?;
     let rule = rules.lines().find(|line| line.contains("19523:")).context("no rule")?;
     Ok(rule.split_whitespace().last().context("no table")?.to_owned())
 }
 
 /// Returns whether device, rules and routes exist, which the tunnel needs.
-fn is_whole(fleet: &Checked, table: &str) -> Result<bool> {
+fn is_whole(fleet: &CheckedFleet, table: &str) -> Result<bool> {
     let show = |words: &str| ip(fleet, words).unwrap_or_default();
     let lookup = format!("lookup {table}");
     Ok(["-4", "-6"].iter().all(|family| {
@@ -42,7 +47,7 @@ fn is_whole(fleet: &Checked, table: &str) -> Result<bool> {
 }
 
 /// Returns each VIP's last results and the reason of its last failure.
-fn fares(status: &str) -> Result<Vec<(String, String)>> {
+fn check_results(status: &str) -> Result<Vec<(String, String)>> {
     let status: serde_json::Value = serde_json::from_str(status)?;
     let list = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
     let backends = list(&status["tables"]).into_iter().flat_map(|t| list(&t["backends"]));
@@ -53,7 +58,7 @@ fn fares(status: &str) -> Result<Vec<(String, String)>> {
 }
 
 #[test]
-fn what_is_removed_is_made_anew() -> Result<()> {
+fn removed_tunnel_parts_are_restored() -> Result<()> {
     let mut fleet = fleet("glb-t-hway")?;
     let table = table(&fleet)?;
     ensure!(is_whole(&fleet, &table)?, "{}", ip(&fleet, "rule show")?);
@@ -76,20 +81,20 @@ fn what_is_removed_is_made_anew() -> Result<()> {
         fleet.wait("passes", |fleet| {
             let status =
                 command::output(fleet.checker.command(&fleet.lab, "status")?.args(["-o", "json"]))?;
-            Ok(fares(&status)?.iter().all(|(history, _)| history.ends_with("..")))
+            Ok(check_results(&status)?.iter().all(|(history, _)| history.ends_with("..")))
         })?;
         ensure!(fleet.writes(&mark)? == 0, "{removal}: {}", fleet.log_since(&mark)?);
     }
     // The checker still detects failed backends.
     let mark = fleet.mark()?;
-    fleet.strike(0, Illness::VipMissing)?;
+    fleet.strike(0, BackendFault::VipMissing)?;
     fleet.in_force(&mark, &[false, true])?;
-    fleet.heal(0, Illness::VipMissing)?;
+    fleet.heal(0, BackendFault::VipMissing)?;
     Ok(())
 }
 
 #[test]
-fn two_checkers_on_one_machine_do_not_meet() -> Result<()> {
+fn two_checkers_on_one_machine_are_independent() -> Result<()> {
     let mut fleet = fleet("glb-t-htwo")?;
     let folder = fleet.lab.scratch().join("second");
     fs::create_dir(&folder)?;
@@ -97,18 +102,18 @@ fn two_checkers_on_one_machine_do_not_meet() -> Result<()> {
     let config = folder.join("healthcheck.toml");
     let text = "source = \"source.toml\"\nchecked = \"table.toml\"\ncontrol.socket = \"sock\"\n";
     fs::write(&config, format!("{text}hold_down_ms = 0\n"))?;
-    let start = |fleet: &Checked| -> Result<Process> {
+    let start = |fleet: &CheckedFleet| -> Result<Process> {
         let mut run = fleet.lab.netns(DIRECTOR)?.command(Program::Healthcheck.path()?);
         run.args(["run", "--config"]).arg(&config);
         let mut process = fleet.lab.spawn(DIRECTOR, "glb-healthcheck-second", &mut run)?;
         process.wait_for_log("ready", 0, Duration::from_secs(60))?;
         Ok(process)
     };
-    let goes_on = |fleet: &mut Checked| -> Result<()> {
-        thread::sleep(4 * PACE.interval);
+    let goes_on = |fleet: &mut CheckedFleet| -> Result<()> {
+        thread::sleep(4 * TIMING.interval);
         let status =
             command::output(fleet.checker.command(&fleet.lab, "status")?.args(["-o", "json"]))?;
-        for (history, error) in fares(&status)? {
+        for (history, error) in check_results(&status)? {
             ensure!(!error.contains("tunnel: its device"), "{history} {error}");
         }
         let log = fleet.log()?;
@@ -120,12 +125,12 @@ fn two_checkers_on_one_machine_do_not_meet() -> Result<()> {
     ensure!(!second.log()?.contains(LOST), "{}", second.log()?);
     // Each checker detects failed backends independently.
     let mark = fleet.mark()?;
-    fleet.strike(1, Illness::VipMissing)?;
+    fleet.strike(1, BackendFault::VipMissing)?;
     fleet.in_force(&mark, &[true, false])?;
     fleet.wait("the second one's word", |_| {
         Ok(fs::read_to_string(folder.join("table.toml"))?.contains("healthy = false"))
     })?;
-    fleet.heal(1, Illness::VipMissing)?;
+    fleet.heal(1, BackendFault::VipMissing)?;
     fleet.in_force(&mark, &[true, true])?;
     // A killed or restarted checker does not affect the other.
     second.signal(Signal::SIGKILL)?;

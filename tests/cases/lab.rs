@@ -38,7 +38,7 @@ fn traces(name: &str) -> Result<Vec<String>> {
 }
 
 #[test]
-fn comes_up_carries_packets_and_leaves_nothing() -> Result<()> {
+fn lab_starts_carries_packets_and_leaves_nothing() -> Result<()> {
     let name = "glb-t-updown";
     let lab = Lab::up(Plan { directors: 2, ..Plan::new(name) })?;
     ensure!(traces(name)?.len() > 7, "the check for traces sees nothing: {:?}", traces(name)?);
@@ -66,7 +66,7 @@ fn comes_up_carries_packets_and_leaves_nothing() -> Result<()> {
 }
 
 #[test]
-fn a_name_in_use_is_refused_and_a_kept_lab_is_replaced() -> Result<()> {
+fn used_lab_name_is_rejected_and_kept_lab_is_replaced() -> Result<()> {
     let name = "glb-t-name";
     let first = Lab::up(Plan::new(name))?;
     let error = Lab::up(Plan::new(name)).map(drop).map_err(|error| error.to_string());
@@ -84,13 +84,13 @@ fn a_name_in_use_is_refused_and_a_kept_lab_is_replaced() -> Result<()> {
 }
 
 #[test]
-fn a_failing_command_is_named() {
+fn failing_command_is_named() {
     let error = command::run(Command::new("ip").args(["link", "show", "nonesuch"]));
     assert!(error.is_err_and(|error| error.to_string().contains("ip link show nonesuch")));
 }
 
 #[test]
-fn a_demo_that_is_ended_early_leaves_nothing() -> Result<()> {
+fn interrupted_demo_leaves_nothing() -> Result<()> {
     build()?;
     let _lock = Lock::wait("timing")?;
     let name = "glb-t-early";

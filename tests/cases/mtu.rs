@@ -1,4 +1,4 @@
-//! A data centre whose MTU leaves no room for the tunnel: uploads work because clients are told a
+//! A data centre whose MTU leaves no room for the tunnel: uploads work because clients are icmp_and_rst_during a
 //! smaller segment size.
 
 use std::{
@@ -55,7 +55,7 @@ fn upload(lab: &Lab, family: Family, number: u16) -> Result<usize> {
     })
 }
 
-fn all_arrives(lab: &Lab, numbers: std::ops::Range<u16>) -> Result<()> {
+fn uploads_arrive(lab: &Lab, numbers: std::ops::Range<u16>) -> Result<()> {
     for number in numbers {
         for family in [Family::V4, Family::V6] {
             let received = upload(lab, family, number).with_context(|| format!("{family:?}"))?;
@@ -80,28 +80,28 @@ fn uploads_through_a_data_centre_of_1500_bytes() -> Result<()> {
     }
     let mut director = Daemon::director(&lab, Node::Director(1), &table)?;
     director.start(&lab)?;
-    all_arrives(&lab, 0..4)?;
+    uploads_arrive(&lab, 0..4)?;
 
     // The client verifies checksums that the backend's kernel computed.
     for node in lab.plan().backend_nodes() {
         lab.netns(node)?.run(|| link::set_offload(INTERFACE, link::Offload::TxChecksums, false))?;
     }
-    all_arrives(&lab, 10..14)?;
+    uploads_arrive(&lab, 10..14)?;
 
     // The daemon's death changes nothing, and a restart adopts the program.
     for daemon in &mut redirects {
         daemon.end(Signal::SIGKILL)?;
     }
-    all_arrives(&lab, 20..22)?;
+    uploads_arrive(&lab, 20..22)?;
     for daemon in &mut redirects {
         daemon.start(&lab)?;
     }
-    all_arrives(&lab, 30..32)?;
+    uploads_arrive(&lab, 30..32)?;
 
     // No packet was too big for the tunnel.
     ensure!(too_big(&director, &lab)? == 0, "{:?}", director.director_counters(&lab)?);
 
-    // Each of these connections was told the lower MSS, over both families, and the counters
+    // Each of these connections was icmp_and_rst_during the lower MSS, over both families, and the counters
     // survived the restarts.
     let clamped = || -> Result<u64> {
         let of = |daemon: &Daemon| Ok(daemon.redirect_counters(&lab)?.clamped_syn_acks);

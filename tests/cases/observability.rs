@@ -60,7 +60,7 @@ fn get(lab: &Lab, port: u16, path: &str) -> Result<String> {
 }
 
 #[test]
-fn show_and_top_tell_what_is_in_force_and_going_on() -> Result<()> {
+fn show_and_top_report_tables_and_rates() -> Result<()> {
     let fleet = fleet("glb-t-show")?;
     let text = director(&fleet, &["show", "tables"])?;
     ensure!(text.contains("git") && text.lines().count() == 2, "{text}");
@@ -100,7 +100,7 @@ fn show_and_top_tell_what_is_in_force_and_going_on() -> Result<()> {
 }
 
 #[test]
-fn the_exposition_holds_before_promtool() -> Result<()> {
+fn director_metrics_pass_promtool() -> Result<()> {
     let fleet = fleet("glb-t-promtool")?;
     let text = get(&fleet.lab, METRICS, "/metrics")?;
     let file = fleet.lab.scratch().join("metrics");
@@ -186,7 +186,7 @@ fn names(text: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn a_real_prometheus_finds_every_metric_of_dashboard_and_alerts() -> Result<()> {
+fn prometheus_has_every_metric_of_dashboard_and_alerts() -> Result<()> {
     let rules = repository().join("docs/alerts.yml");
     command::run(Command::new("promtool").args(["check", "rules"]).arg(&rules))?;
     let tests = repository().join("tests/data/alerts_test.yml");
@@ -228,7 +228,7 @@ fn a_real_prometheus_finds_every_metric_of_dashboard_and_alerts() -> Result<()> 
 }
 
 #[test]
-fn metrics_are_live_while_a_reload_runs() -> Result<()> {
+fn metrics_answer_during_a_reload() -> Result<()> {
     let mut fleet = fleet("glb-t-live")?;
     // The daemon waits for a backend that does not answer.
     let table = fleet.table.toml()?.replace("10.0.2.23", "10.0.2.99");
@@ -247,7 +247,7 @@ fn metrics_are_live_while_a_reload_runs() -> Result<()> {
 }
 
 #[test]
-fn what_a_scrape_costs() -> Result<()> {
+fn scrape_is_fast() -> Result<()> {
     let fleet = fleet("glb-t-scrape")?;
     let text = get(&fleet.lab, METRICS, "/metrics")?;
     let cpu = |text: &str| -> Result<f64> {
@@ -270,7 +270,7 @@ fn what_a_scrape_costs() -> Result<()> {
 }
 
 #[test]
-fn no_key_and_no_seed_is_ever_shown() -> Result<()> {
+fn keys_and_seeds_are_never_shown() -> Result<()> {
     let mut fleet = fleet("glb-t-keys")?;
     let table = fleet.table.toml()?;
     // A key in the wrong place, and a malformed key.

@@ -24,7 +24,7 @@ fn field(package: &str, name: &str) -> Result<String> {
 }
 
 #[test]
-fn packages_hold_daemons_that_run() -> Result<()> {
+fn packages_contain_working_daemons() -> Result<()> {
     let lab = Lab::up(Plan { backends: 1, ..Plan::new("glb-t-package") })?;
     let root = lab.scratch().join("root");
     fs::create_dir_all(&root)?;

@@ -16,7 +16,7 @@ use glb_lab::{Fleet, Node, Plan, Process, Program, command, files_below};
 use nix::sys::signal::Signal;
 
 use crate::{
-    service::told,
+    service::icmp_and_rst_during,
     support::{build, everybody_answers},
 };
 
@@ -106,7 +106,7 @@ fn has_three(process: u32) -> Result<()> {
 }
 
 #[test]
-fn as_a_user_of_its_own_with_a_reload_and_restarts() -> Result<()> {
+fn director_runs_as_an_unprivileged_user() -> Result<()> {
     let (mut fleet, run) = fleet("glb-t-user")?;
     let mut process = run_as_user(&fleet)?;
     ensure!(of_threads(process.id(), "Uid")?[0].starts_with(&USER.to_string()));
@@ -149,7 +149,7 @@ fn as_a_user_of_its_own_with_a_reload_and_restarts() -> Result<()> {
 }
 
 #[test]
-fn root_gives_up_what_it_does_not_need() -> Result<()> {
+fn root_drops_unneeded_capabilities() -> Result<()> {
     build()?;
     let mut fleet = Fleet::up(Plan { backends: 2, ..Plan::new("glb-t-root") }, 1, true)?;
     let director = fleet.director()?;
@@ -160,7 +160,7 @@ fn root_gives_up_what_it_does_not_need() -> Result<()> {
 }
 
 #[test]
-fn what_is_missing_is_named() -> Result<()> {
+fn missing_capabilities_are_named() -> Result<()> {
     let (fleet, _) = fleet("glb-t-missing")?;
     for (capabilities, name) in [
         (",+net_admin,+perfmon", "CAP_BPF"),
@@ -187,7 +187,7 @@ fn what_is_missing_is_named() -> Result<()> {
 /// The set-up of packaging/glb-redirect.service: pins that a root daemon left behind change their
 /// owner.
 #[test]
-fn a_backend_goes_on_as_a_user_of_its_own() -> Result<()> {
+fn backend_runs_as_an_unprivileged_user() -> Result<()> {
     build()?;
     let mut fleet = Fleet::up(Plan { backends: 2, ..Plan::new("glb-t-redirect") }, 1, true)?;
     let redirect = &mut fleet.redirects[0];
@@ -220,7 +220,7 @@ fn a_backend_goes_on_as_a_user_of_its_own() -> Result<()> {
     command.env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "1000000");
     let mut process = fleet.lab.spawn(BACKEND, "glb-redirect-user", &mut command)?;
 
-    let message = told(&manager, "READY=1")
+    let message = icmp_and_rst_during(&manager, "READY=1")
         .with_context(|| format!("its log:\n{}", process.log().unwrap_or_default()))?;
     ensure!(message.contains("STATUS=generation 2 is in force"), "{message}");
     ensure!(process.log()?.contains("adopting"), "{}", process.log()?);
@@ -228,21 +228,21 @@ fn a_backend_goes_on_as_a_user_of_its_own() -> Result<()> {
     has_three(process.id())?;
     everybody_answers(&fleet.lab)?;
     for _ in 0..3 {
-        told(&manager, "WATCHDOG=1")?;
+        icmp_and_rst_during(&manager, "WATCHDOG=1")?;
     }
 
     process.signal(Signal::SIGHUP)?;
-    let message = told(&manager, "RELOADING=1")?;
+    let message = icmp_and_rst_during(&manager, "RELOADING=1")?;
     ensure!(message.contains("MONOTONIC_USEC="), "{message}");
-    let message = told(&manager, "READY=1")?;
+    let message = icmp_and_rst_during(&manager, "READY=1")?;
     ensure!(message.contains("STATUS=generation 3 is in force"), "{message}");
     everybody_answers(&fleet.lab)?;
     fs::write(&path, "nonsense")?;
     process.signal(Signal::SIGHUP)?;
-    told(&manager, "generation 3 is in force; the last reload failed")?;
+    icmp_and_rst_during(&manager, "generation 3 is in force; the last reload failed")?;
 
     process.signal(Signal::SIGTERM)?;
-    told(&manager, "STOPPING=1")?;
+    icmp_and_rst_during(&manager, "STOPPING=1")?;
     ensure!(process.wait(Duration::from_secs(20))?.success());
     everybody_answers(&fleet.lab)
 }

@@ -16,7 +16,7 @@ use crate::support::{build, has_program};
 const DIRECTOR: Node = Node::Director(1);
 
 /// Returns the next message that contains `text` and drops earlier ones.
-pub(crate) fn told(socket: &UnixDatagram, text: &str) -> Result<String> {
+pub(crate) fn icmp_and_rst_during(socket: &UnixDatagram, text: &str) -> Result<String> {
     let mut bytes = [0; 4096];
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(30) {
@@ -26,11 +26,11 @@ pub(crate) fn told(socket: &UnixDatagram, text: &str) -> Result<String> {
             return Ok(message);
         }
     }
-    anyhow::bail!("the service manager was never told {text}")
+    anyhow::bail!("the service manager was never icmp_and_rst_during {text}")
 }
 
 #[test]
-fn the_service_manager_is_told_and_the_log_is_json() -> Result<()> {
+fn service_manager_is_notified_and_the_log_is_json() -> Result<()> {
     build()?;
     let lab = Lab::up(Plan { backends: 2, ..Plan::new("glb-t-service") })?;
     let director = Daemon::director(&lab, DIRECTOR, &TableFile::new(lab.plan()))?;
@@ -45,24 +45,24 @@ fn the_service_manager_is_told_and_the_log_is_json() -> Result<()> {
     command.args(["--log-format", "json", "--config"]).arg(director.config());
     let mut process = lab.spawn(DIRECTOR, "glb-director-json", &mut command)?;
 
-    let message = told(&socket, "READY=1")?;
+    let message = icmp_and_rst_during(&socket, "READY=1")?;
     ensure!(message.contains("STATUS=generation 1 is in force"), "{message}");
     ensure!(process.log()?.contains("self-test passed"), "ready before the self-test");
     ensure!(has_program(&lab, DIRECTOR)?, "ready before it is attached");
     for _ in 0..3 {
-        told(&socket, "WATCHDOG=1")?;
+        icmp_and_rst_during(&socket, "WATCHDOG=1")?;
     }
 
     process.signal(Signal::SIGHUP)?;
-    let message = told(&socket, "RELOADING=1")?;
+    let message = icmp_and_rst_during(&socket, "RELOADING=1")?;
     ensure!(message.contains("MONOTONIC_USEC="), "{message}");
-    told(&socket, "READY=1")?;
+    icmp_and_rst_during(&socket, "READY=1")?;
 
     director.write_table("nonsense")?;
     process.signal(Signal::SIGHUP)?;
-    told(&socket, "the last reload failed")?;
+    icmp_and_rst_during(&socket, "the last reload failed")?;
     process.signal(Signal::SIGTERM)?;
-    told(&socket, "STOPPING=1")?;
+    icmp_and_rst_during(&socket, "STOPPING=1")?;
     ensure!(process.wait(Duration::from_secs(20))?.success());
 
     let log = process.log()?;
@@ -79,7 +79,7 @@ fn the_service_manager_is_told_and_the_log_is_json() -> Result<()> {
 }
 
 #[test]
-fn levels_are_obeyed_and_the_last_word_is_json_too() -> Result<()> {
+fn log_levels_apply_and_the_final_error_is_json() -> Result<()> {
     build()?;
     let lab = Lab::up(Plan { backends: 1, ..Plan::new("glb-t-levels") })?;
     let director = Daemon::director(&lab, DIRECTOR, &TableFile::new(lab.plan()))?;

@@ -12,7 +12,7 @@ use glb_lab::{
 };
 
 #[test]
-fn a_page_and_a_clone_over_plain_routes() -> Result<()> {
+fn page_and_clone_work_over_plain_routes() -> Result<()> {
     let lab = Lab::up(Plan { client_mbit: Some(80), ..Plan::new("glb-t-services") })?;
     let head = repository::create(&lab.scratch().join("big.git"), 12)?;
     let backend = Node::Backend(3);
@@ -43,7 +43,7 @@ fn a_page_and_a_clone_over_plain_routes() -> Result<()> {
 }
 
 #[test]
-fn the_repository_is_the_same_every_time() -> Result<()> {
+fn repository_content_is_reproducible() -> Result<()> {
     let folder = Lab::up(Plan { backends: 1, ..Plan::new("glb-t-repository") })?;
     let head = repository::create(&folder.scratch().join("a.git"), 2)?;
     ensure!(head == repository::create(&folder.scratch().join("b.git"), 2)?);
@@ -55,7 +55,7 @@ fn the_repository_is_the_same_every_time() -> Result<()> {
 }
 
 #[test]
-fn a_clone_is_watched_while_others_ask() -> Result<()> {
+fn clone_progress_is_observed_next_to_requests() -> Result<()> {
     let lab = Lab::up(Plan { client_mbit: Some(52), ..Plan::new("glb-t-watched") })?;
     let head = repository::create(&lab.scratch().join("big.git"), 20)?;
     let backend = Node::Backend(1);

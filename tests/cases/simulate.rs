@@ -78,7 +78,7 @@ fn sequence(plan: &Plan) -> Vec<(TableFile, u16)> {
 }
 
 #[test]
-fn the_simulator_and_the_lab_agree_on_each_connection() -> Result<()> {
+fn simulator_and_lab_agree_on_each_connection() -> Result<()> {
     build()?;
     let _lock = Lock::wait("timing")?;
     let lab = Lab::up(Plan { backends: 6, ..Plan::new("glb-t-simulate") })?;

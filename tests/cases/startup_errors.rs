@@ -53,7 +53,7 @@ fn no_trace(lab: &Lab, node: Node) -> Result<()> {
 }
 
 #[test]
-fn an_interface_with_another_program() -> Result<()> {
+fn occupied_interface_is_rejected() -> Result<()> {
     let lab = lab("glb-t-occupied")?;
     for program in PROGRAMS {
         let (mut daemon, node) = daemon(&lab, program)?;
@@ -69,7 +69,7 @@ fn an_interface_with_another_program() -> Result<()> {
 }
 
 #[test]
-fn an_interface_that_is_not_there() -> Result<()> {
+fn missing_interface_is_rejected() -> Result<()> {
     let lab = lab("glb-t-nointerface")?;
     for program in PROGRAMS {
         let (mut daemon, node) = daemon(&lab, program)?;
@@ -81,7 +81,7 @@ fn an_interface_that_is_not_there() -> Result<()> {
 }
 
 #[test]
-fn a_pin_folder_that_is_not_on_a_bpffs() -> Result<()> {
+fn pin_folder_outside_a_bpffs_is_rejected() -> Result<()> {
     let lab = lab("glb-t-nobpffs")?;
     let elsewhere = lab.scratch().join("pins").display().to_string();
     for program in PROGRAMS {
@@ -95,7 +95,7 @@ fn a_pin_folder_that_is_not_on_a_bpffs() -> Result<()> {
 }
 
 #[test]
-fn a_process_that_may_not() -> Result<()> {
+fn missing_privileges_are_rejected() -> Result<()> {
     let lab = lab("glb-t-nocap")?;
     for program in PROGRAMS {
         let (daemon, node) = daemon(&lab, program)?;
@@ -113,7 +113,7 @@ fn a_process_that_may_not() -> Result<()> {
 }
 
 #[test]
-fn two_daemons_with_one_pin_folder() -> Result<()> {
+fn second_daemon_on_one_pin_folder_is_rejected() -> Result<()> {
     let lab = lab("glb-t-two")?;
     for program in PROGRAMS {
         let (mut first, node) = daemon(&lab, program)?;
@@ -129,7 +129,7 @@ fn two_daemons_with_one_pin_folder() -> Result<()> {
 }
 
 #[test]
-fn files_that_are_missing_or_odd() -> Result<()> {
+fn missing_or_malformed_files_are_rejected() -> Result<()> {
     let lab = lab("glb-t-files")?;
     for program in PROGRAMS {
         let (mut daemon, node) = daemon(&lab, program)?;
@@ -145,7 +145,7 @@ fn files_that_are_missing_or_odd() -> Result<()> {
 }
 
 #[test]
-fn a_port_for_metrics_that_is_in_use() -> Result<()> {
+fn occupied_metrics_port_is_rejected() -> Result<()> {
     let lab = lab("glb-t-port")?;
     let (mut director, node) = daemon(&lab, Program::Director)?;
     let address = SocketAddr::new(node.v4().into(), 9100);

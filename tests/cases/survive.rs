@@ -40,7 +40,7 @@ impl Drop for Suite {
 }
 
 #[test]
-fn nothing_breaks_that_may_not_in_any_event() -> Result<()> {
+fn survival_suite_breaks_no_protected_connection() -> Result<()> {
     let (held, report) = Suite::new("glb-t-survive")?.run(&[])?;
     ensure!(held, "connections broke that were not allowed to");
     let names = |list: &str| -> BTreeSet<String> {
@@ -59,7 +59,7 @@ fn nothing_breaks_that_may_not_in_any_event() -> Result<()> {
 
 /// The counter-check: a suite that detects nothing would pass, too.
 #[test]
-fn without_second_chance_the_suite_sees_what_breaks() -> Result<()> {
+fn suite_detects_breakage_without_second_chance() -> Result<()> {
     let suite = Suite::new("glb-t-unsurvived")?;
     let (held, report) =
         suite.run(&["--only", "several", "--without-glance", "--without-second-chance"])?;

@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use glb_lab::{
-    Daemon, Family, Fleet, Health, INTERFACE, IllServer, Lab, Node, Plan, Program, State,
+    Daemon, Family, FaultyServer, Fleet, Health, INTERFACE, Lab, Node, Plan, Program, State,
     TableFile, interrupt, vip,
 };
 use nix::sys::signal::Signal;
@@ -17,7 +17,7 @@ use crate::{
 const DIRECTOR: Node = Node::Director(1);
 
 #[test]
-fn the_directors_unit_runs_in_its_sandbox() -> Result<()> {
+fn director_unit_runs_in_its_sandbox() -> Result<()> {
     build()?;
     let mut fleet = Fleet::up(Plan { backends: 2, ..Plan::new("glb-t-systemd") }, 1, true)?;
     fleet.director()?.end(Signal::SIGTERM)?;
@@ -72,12 +72,12 @@ fn the_directors_unit_runs_in_its_sandbox() -> Result<()> {
 
 /// Every kind of check that needs privileges, and an `exec` check.
 #[test]
-fn the_health_checkers_unit_runs_in_its_sandbox() -> Result<()> {
+fn healthcheck_unit_runs_in_its_sandbox() -> Result<()> {
     build()?;
     let lab = Lab::up(Plan { backends: 1, ..Plan::new("glb-t-systemd-h") })?;
     let mut redirect = Daemon::redirect(&lab, Node::Backend(1), true)?;
     redirect.start(&lab)?;
-    let server = IllServer::start(&lab, Node::Backend(1), Duration::from_secs(1))?;
+    let server = FaultyServer::start(&lab, Node::Backend(1), Duration::from_secs(1))?;
     let source = format!(
         "[healthchecks]\ninterval_ms = 1000\ntimeout_ms = 900\nrise = 1\nfall = 2\n\
          gue = 19523\nhttp = 80\nvip = {{ address = \"{}\", port = 80, path = \"/\" }}\n\
@@ -139,7 +139,7 @@ fn the_health_checkers_unit_runs_in_its_sandbox() -> Result<()> {
 }
 
 #[test]
-fn the_backends_unit_runs_in_its_sandbox() -> Result<()> {
+fn backend_unit_runs_in_its_sandbox() -> Result<()> {
     build()?;
     let mut fleet = Fleet::up(Plan { backends: 2, ..Plan::new("glb-t-systemd-b") }, 1, true)?;
     let redirect = &mut fleet.redirects[0];

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     support::{build, everybody_answers, program_id},
-    trace_client::{PATIENCE, Watcher, is_plain, packets, traffic},
+    trace_client::{PATIENCE, TraceClient, is_plain, packets, traffic},
 };
 
 fn fleet(name: &str) -> Result<Fleet> {
@@ -17,12 +17,12 @@ fn fleet(name: &str) -> Result<Fleet> {
 }
 
 #[test]
-fn a_backends_decisions_are_seen_and_filtered() -> Result<()> {
+fn backend_trace_shows_filtered_decisions() -> Result<()> {
     let mut fleet = fleet("glb-t-rtrace")?;
     let daemon = &fleet.redirects[0];
     let client = client(glb_lab::Family::V4, 103).to_string();
     let mut all =
-        Watcher::start(&fleet, daemon, &["trace", "-o", "json", "-n", "20", "port", "80"])?;
+        TraceClient::start(&fleet, daemon, &["trace", "-o", "json", "-n", "20", "port", "80"])?;
     while all.child.try_wait()?.is_none() {
         traffic(&fleet)?;
     }
@@ -38,10 +38,10 @@ fn a_backends_decisions_are_seen_and_filtered() -> Result<()> {
 
     // Only one client's packets appear, on whichever backend they land.
     let words = ["trace", "-o", "json", &client, "port", "80"];
-    let mut watchers: Vec<Watcher> = fleet
+    let mut watchers: Vec<TraceClient> = fleet
         .redirects
         .iter()
-        .map(|daemon| Watcher::start(&fleet, daemon, &words))
+        .map(|daemon| TraceClient::start(&fleet, daemon, &words))
         .collect::<Result<_>>()?;
     traffic(&fleet)?;
     let mut seen = Vec::new();
@@ -55,9 +55,9 @@ fn a_backends_decisions_are_seen_and_filtered() -> Result<()> {
 }
 
 #[test]
-fn a_watcher_of_a_backend_may_end_in_any_way() -> Result<()> {
+fn backend_trace_may_end_in_any_way() -> Result<()> {
     let mut fleet = fleet("glb-t-rwatch")?;
-    let watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace"])?;
+    let watcher = TraceClient::start(&fleet, &fleet.redirects[0], &["trace"])?;
     // Only one trace runs at a time. The error for the second names the first.
     let mut second = fleet.redirects[0].command(&fleet.lab, "trace")?;
     let refused = command::finish(&mut second)?;
@@ -70,7 +70,7 @@ fn a_watcher_of_a_backend_may_end_in_any_way() -> Result<()> {
     is_plain(&mut fleet.redirects[0], 1)?;
 
     // The client ends with a summary on request.
-    let mut watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace"])?;
+    let mut watcher = TraceClient::start(&fleet, &fleet.redirects[0], &["trace"])?;
     traffic(&fleet)?;
     watcher.signal(Signal::SIGINT)?;
     let lines = watcher.lines()?;
@@ -79,13 +79,13 @@ fn a_watcher_of_a_backend_may_end_in_any_way() -> Result<()> {
     is_plain(&mut fleet.redirects[0], 2)?;
 
     // The client hangs. The daemon ends the trace at its time limit.
-    let watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace", "--time", "2s"])?;
+    let watcher = TraceClient::start(&fleet, &fleet.redirects[0], &["trace", "--time", "2s"])?;
     watcher.signal(Signal::SIGSTOP)?;
     is_plain(&mut fleet.redirects[0], 3)?;
     drop(watcher);
 
     // The configuration changes meanwhile. The trace continues with the new generation.
-    let mut watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace", "-o", "json"])?;
+    let mut watcher = TraceClient::start(&fleet, &fleet.redirects[0], &["trace", "-o", "json"])?;
     let daemon = &mut fleet.redirects[0];
     let config = fs::read_to_string(daemon.config())?;
     fs::write(daemon.config(), config + "strangers = \"pass\"\n")?;
@@ -98,7 +98,7 @@ fn a_watcher_of_a_backend_may_end_in_any_way() -> Result<()> {
     is_plain(&mut fleet.redirects[0], 4)?;
 
     // The daemon ends. It restores the plain program and says so.
-    let mut watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace"])?;
+    let mut watcher = TraceClient::start(&fleet, &fleet.redirects[0], &["trace"])?;
     let daemon = &mut fleet.redirects[0];
     let from = daemon.process()?.log()?.len();
     daemon.process()?.signal(Signal::SIGTERM)?;
@@ -108,11 +108,11 @@ fn a_watcher_of_a_backend_may_end_in_any_way() -> Result<()> {
 }
 
 #[test]
-fn a_backend_killed_while_it_is_watched_goes_on_and_its_successor_is_plain() -> Result<()> {
+fn killed_backend_daemon_under_trace_is_restored() -> Result<()> {
     let mut fleet = fleet("glb-t-rtkill")?;
     let node = fleet.redirects[0].node();
     let plain = program_id(&fleet.lab, node)?;
-    let mut watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace"])?;
+    let mut watcher = TraceClient::start(&fleet, &fleet.redirects[0], &["trace"])?;
     traffic(&fleet)?;
     let shows = program_id(&fleet.lab, node)?;
     ensure!(shows != plain, "this test tests nothing");
@@ -134,7 +134,7 @@ fn a_backend_killed_while_it_is_watched_goes_on_and_its_successor_is_plain() -> 
     ensure!(after > before, "{before}, then {after}");
 
     // The new daemon can trace, too.
-    let mut watcher = Watcher::start(&fleet, &fleet.redirects[0], &["trace"])?;
+    let mut watcher = TraceClient::start(&fleet, &fleet.redirects[0], &["trace"])?;
     traffic(&fleet)?;
     watcher.signal(Signal::SIGINT)?;
     ensure!(!watcher.lines()?.is_empty(), "nothing was seen");
@@ -142,13 +142,13 @@ fn a_backend_killed_while_it_is_watched_goes_on_and_its_successor_is_plain() -> 
 }
 
 #[test]
-fn a_backend_captures_what_comes_and_what_the_kernel_gets() -> Result<()> {
+fn backend_capture_has_received_and_delivered_packets() -> Result<()> {
     let fleet = fleet("glb-t-rcapture")?;
     let daemon = &fleet.redirects[0];
     let file = daemon.config().with_file_name("out.pcapng");
     let path = file.to_str().context("an odd path")?;
     let words = ["capture", "-w", path, "-n", "10", "verdict", "taken"];
-    let mut watcher = Watcher::start(&fleet, daemon, &words)?;
+    let mut watcher = TraceClient::start(&fleet, daemon, &words)?;
     while watcher.child.try_wait()?.is_none() {
         traffic(&fleet)?;
     }
@@ -165,7 +165,7 @@ fn a_backend_captures_what_comes_and_what_the_kernel_gets() -> Result<()> {
         ensure!(destination.join(".") == vip, "{destination:?}");
     }
     // A full disk ends the capture with the reason, and the plain program returns.
-    let mut full = Watcher::spawn(&fleet, daemon, &["capture", "-w", "/dev/full", "-n", "20"])?;
+    let mut full = TraceClient::spawn(&fleet, daemon, &["capture", "-w", "/dev/full", "-n", "20"])?;
     interrupt::wait("the end of the capture", PATIENCE, || {
         traffic(&fleet)?;
         Ok(full.child.try_wait()?)

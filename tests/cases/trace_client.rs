@@ -23,14 +23,14 @@ use crate::support::ask;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running `trace` or `capture` command. It ends on drop.
-pub(crate) struct Watcher {
+pub(crate) struct TraceClient {
     pub(crate) child: Child,
     out: Option<ChildStdout>,
     errors: Receiver<String>,
     pub(crate) said: String,
 }
 
-impl Watcher {
+impl TraceClient {
     /// Starts the command and waits until it traces.
     pub(crate) fn start(fleet: &Fleet, daemon: &Daemon, words: &[&str]) -> Result<Self> {
         let mut watcher = Self::spawn(fleet, daemon, words)?;
@@ -88,7 +88,7 @@ impl Watcher {
     }
 }
 
-impl Drop for Watcher {
+impl Drop for TraceClient {
     fn drop(&mut self) {
         self.child.kill().ok();
         self.child.wait().ok();

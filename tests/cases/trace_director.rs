@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     support::{ask_everybody, build, everybody_answers},
-    trace_client::{PATIENCE, Watcher, is_plain, packets, traffic},
+    trace_client::{PATIENCE, TraceClient, is_plain, packets, traffic},
 };
 
 fn fleet(name: &str) -> Result<Fleet> {
@@ -28,12 +28,12 @@ fn looked_up(fleet: &Fleet, source: &str) -> Result<Value> {
 }
 
 #[test]
-fn a_directors_decisions_name_table_row_and_hops() -> Result<()> {
+fn director_trace_names_table_row_and_hops() -> Result<()> {
     let mut fleet = fleet("glb-t-dtrace")?;
     let daemon = &fleet.directors[0];
     let source = client(Family::V4, 103).to_string();
     let words = ["trace", "-o", "json", "-n", "3", &source, "port", "80"];
-    let mut watcher = Watcher::start(&fleet, daemon, &words)?;
+    let mut watcher = TraceClient::start(&fleet, daemon, &words)?;
     while watcher.child.try_wait()?.is_none() {
         traffic(&fleet)?;
     }
@@ -69,16 +69,17 @@ fn a_directors_decisions_name_table_row_and_hops() -> Result<()> {
 }
 
 #[test]
-fn a_watcher_of_a_director_may_end_in_any_way() -> Result<()> {
+fn director_trace_may_end_in_any_way() -> Result<()> {
     let mut fleet = fleet("glb-t-dwatch")?;
-    let mut watcher = Watcher::start(&fleet, &fleet.directors[0], &["trace"])?;
+    let mut watcher = TraceClient::start(&fleet, &fleet.directors[0], &["trace"])?;
     traffic(&fleet)?;
     watcher.signal(Signal::SIGKILL)?;
     is_plain(&mut fleet.directors[0], 1)?;
     drop(watcher);
 
     // The table changes meanwhile. The trace continues with the new generation and its rows.
-    watcher = Watcher::start(&fleet, &fleet.directors[0], &["trace", "-o", "json", "port", "80"])?;
+    watcher =
+        TraceClient::start(&fleet, &fleet.directors[0], &["trace", "-o", "json", "port", "80"])?;
     let node = fleet.redirects[0].node();
     fleet.table.set_state(node, State::Draining);
     fleet.reload()?;
@@ -99,7 +100,7 @@ fn a_watcher_of_a_director_may_end_in_any_way() -> Result<()> {
 
     // The daemon is killed meanwhile. The program continues to forward, and the next daemon adopts
     // it and restores the plain program.
-    let mut watcher = Watcher::start(&fleet, &fleet.directors[0], &["trace"])?;
+    let mut watcher = TraceClient::start(&fleet, &fleet.directors[0], &["trace"])?;
     fleet.directors[0].end(Signal::SIGKILL)?;
     interrupt::wait("the watcher's end", PATIENCE, || Ok(watcher.child.try_wait()?))?;
     ask_everybody(&fleet.lab)?;
@@ -116,14 +117,14 @@ fn a_watcher_of_a_director_may_end_in_any_way() -> Result<()> {
 }
 
 #[test]
-fn a_director_captures_what_comes_and_what_is_sent() -> Result<()> {
+fn director_capture_has_received_and_sent_packets() -> Result<()> {
     let mut fleet = fleet("glb-t-dcapture")?;
     let daemon = &fleet.directors[0];
     let file = daemon.config().with_file_name("out.pcapng");
     let path = file.to_str().context("an odd path")?;
     let words = ["capture", "-w", path, "-n", "10", "--snap", "200", "verdict", "sent", "tcp"];
     let before = daemon.director_counters(&fleet.lab)?.packets("encapsulated");
-    let mut watcher = Watcher::start(&fleet, daemon, &words)?;
+    let mut watcher = TraceClient::start(&fleet, daemon, &words)?;
     while watcher.child.try_wait()?.is_none() {
         traffic(&fleet)?;
     }
@@ -151,13 +152,13 @@ fn a_director_captures_what_comes_and_what_is_sent() -> Result<()> {
 /// A live capture is replayed next to the running director: the decisions are the same, and nothing
 /// is counted.
 #[test]
-fn a_capture_is_replayed_beside_the_running_director() -> Result<()> {
+fn capture_is_replayed_next_to_the_running_director() -> Result<()> {
     let fleet = fleet("glb-t-replay")?;
     let daemon = &fleet.directors[0];
     let file = daemon.config().with_file_name("live.pcapng");
     let path = file.to_str().context("an odd path")?;
     let words = ["capture", "-w", path, "-n", "6", "verdict", "sent", "tcp"];
-    let mut watcher = Watcher::start(&fleet, daemon, &words)?;
+    let mut watcher = TraceClient::start(&fleet, daemon, &words)?;
     while watcher.child.try_wait()?.is_none() {
         traffic(&fleet)?;
     }

@@ -113,9 +113,9 @@ impl Connection {
 
 /// A TUN device in the director's namespace with the client's addresses behind it. The backends'
 /// answers appear here without a TCP stack in between.
-struct Wire(File);
+struct ClientTun(File);
 
-impl Wire {
+impl ClientTun {
     fn new(name: &str) -> Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -161,7 +161,7 @@ impl Wire {
 
 /// The form of the tunnel packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum TunnelForm {
     /// With the kernel's UDP checksum.
     Summed,
     /// Without a UDP checksum.
@@ -188,11 +188,11 @@ fn address(node: Node, outer: Family) -> IpAddr {
 }
 
 /// Sends `inner` to the first of these nodes, with the other nodes as the hop list.
-fn send(lab: &Lab, outer: Family, way: Way, nodes: &[Node], inner: &[u8]) -> Result<()> {
+fn send(lab: &Lab, outer: Family, way: TunnelForm, nodes: &[Node], inner: &[u8]) -> Result<()> {
     let hops: Vec<IpAddr> = nodes[1..].iter().map(|node| address(*node, outer)).collect();
     let payload = gue(inner, &hops);
     let (from, to) = (address(DIRECTOR, outer), address(nodes[0], outer));
-    if way == Way::Tagged {
+    if way == TunnelForm::Tagged {
         let length = (8 + payload.len()) as u16;
         let udp =
             [&[0x81, 0x23, 0x4c, 0x43][..], &length.to_be_bytes(), &[0, 0], &payload].concat();
@@ -210,7 +210,7 @@ fn send(lab: &Lab, outer: Family, way: Way, nodes: &[Node], inner: &[u8]) -> Res
     }
     lab.netns(DIRECTOR)?.run(|| {
         let socket = UdpSocket::bind(SocketAddr::new(from, 0))?;
-        if way == Way::Unsummed {
+        if way == TunnelForm::Unsummed {
             if from.is_ipv6() {
                 // linux/udp.h: a zero checksum is allowed for tunnels (RFC 6935).
                 const UDP_NO_CHECK6_TX: i32 = 101;
@@ -274,7 +274,7 @@ fn send_frame(frame: &[u8]) -> Result<()> {
 
 /// Two backends that accept each other and the director over both families, with an echo service on
 /// the second one.
-fn set_up(lab: &Lab) -> Result<(Wire, Vec<Daemon>)> {
+fn set_up(lab: &Lab) -> Result<(ClientTun, Vec<Daemon>)> {
     let mut daemons = Vec::new();
     for node in [FIRST, SECOND] {
         let mut daemon = Daemon::redirect(lab, node, true)?;
@@ -295,7 +295,7 @@ fn set_up(lab: &Lab) -> Result<(Wire, Vec<Daemon>)> {
         ("net.ipv4.conf.all.rp_filter", "0"),
         ("net.ipv4.conf.eth0.rp_filter", "0"),
     ])?;
-    let wire = director.run(|| Wire::new("wire0"))?;
+    let wire = director.run(|| ClientTun::new("wire0"))?;
     director.ip(&format!(
         "link set wire0 up\nroute add {}/32 dev wire0\nroute add {}/128 dev wire0",
         client(Family::V4),
@@ -321,10 +321,10 @@ fn set_up(lab: &Lab) -> Result<(Wire, Vec<Daemon>)> {
 /// Opens a connection to the second backend, then sends on it through the first.
 fn through_the_first(
     lab: &Lab,
-    wire: &mut Wire,
+    wire: &mut ClientTun,
     outer: Family,
     inner: Family,
-    way: Way,
+    way: TunnelForm,
     port: u16,
 ) -> Result<Connection> {
     let what = format!("{way:?}, {inner:?} in {outer:?}");
@@ -344,9 +344,9 @@ fn through_the_first(
 /// Sends a line through the first backend and expects it back.
 fn echo(
     lab: &Lab,
-    wire: &mut Wire,
+    wire: &mut ClientTun,
     outer: Family,
-    way: Way,
+    way: TunnelForm,
     connection: &mut Connection,
     what: &str,
 ) -> Result<()> {
@@ -361,14 +361,14 @@ fn echo(
 }
 
 #[test]
-fn a_connection_is_found_by_second_chance_over_every_kind_of_tunnel() -> Result<()> {
+fn second_chance_works_over_every_tunnel_form() -> Result<()> {
     build()?;
     let lab = Lab::up(Plan { backends: 2, ..Plan::new("glb-t-tunnel") })?;
     let (mut wire, daemons) = set_up(&lab)?;
     let mut port = 40_000;
     for outer in [Family::V4, Family::V6] {
         for inner in [Family::V4, Family::V6] {
-            for way in [Way::Summed, Way::Unsummed, Way::Tagged] {
+            for way in [TunnelForm::Summed, TunnelForm::Unsummed, TunnelForm::Tagged] {
                 let before = daemons[0].redirect_counters(&lab)?.forwarded();
                 through_the_first(&lab, &mut wire, outer, inner, way, port)?;
                 let forwarded = daemons[0].redirect_counters(&lab)?.forwarded() - before;
@@ -381,13 +381,13 @@ fn a_connection_is_found_by_second_chance_over_every_kind_of_tunnel() -> Result<
 }
 
 #[test]
-fn the_first_packet_after_a_restart_is_not_lost_to_a_missing_neighbour() -> Result<()> {
+fn first_packet_after_restart_survives_a_missing_neighbour() -> Result<()> {
     build()?;
     let lab = Lab::up(Plan { backends: 2, ..Plan::new("glb-t-first") })?;
     let (mut wire, mut daemons) = set_up(&lab)?;
     for (outer, port) in [(Family::V4, 41_004), (Family::V6, 41_006)] {
         let mut connection =
-            through_the_first(&lab, &mut wire, outer, Family::V4, Way::Summed, port)?;
+            through_the_first(&lab, &mut wire, outer, Family::V4, TunnelForm::Summed, port)?;
         ensure!(daemons[0].end(Signal::SIGTERM)?.success());
         lab.netns(FIRST)?.ip("neigh flush all")?;
         let mut ip = lab.netns(FIRST)?.command("ip");
@@ -395,7 +395,7 @@ fn the_first_packet_after_a_restart_is_not_lost_to_a_missing_neighbour() -> Resu
         ensure!(!known.contains(&address(SECOND, outer).to_string()), "{known}");
         daemons[0].start(&lab)?;
         // Each packet is sent only once, so a lost one shows.
-        echo(&lab, &mut wire, outer, Way::Summed, &mut connection, "first after a restart")?;
+        echo(&lab, &mut wire, outer, TunnelForm::Summed, &mut connection, "first after a restart")?;
         let counters = daemons[0].redirect_counters(&lab)?;
         ensure!(!counters.reasons.contains_key("peer_unresolved"), "{counters:?}");
     }
@@ -408,13 +408,13 @@ fn traffic_flows_while_the_program_is_replaced_and_the_daemon_is_killed() -> Res
     let lab = Lab::up(Plan { backends: 2, ..Plan::new("glb-t-replace") })?;
     let (mut wire, mut daemons) = set_up(&lab)?;
     let mut connection =
-        through_the_first(&lab, &mut wire, Family::V4, Family::V4, Way::Summed, 42_000)?;
+        through_the_first(&lab, &mut wire, Family::V4, Family::V4, TunnelForm::Summed, 42_000)?;
     let start = daemons[0].redirect_counters(&lab)?.forwarded();
     let mut sent = 0;
     let mut talk = |lab: &Lab, times: u64, what: &str| -> Result<()> {
         for _ in 0..times {
             // Alternates between the fast path and the general program.
-            let way = if sent % 2 == 0 { Way::Summed } else { Way::Tagged };
+            let way = if sent % 2 == 0 { TunnelForm::Summed } else { TunnelForm::Tagged };
             echo(lab, &mut wire, Family::V4, way, &mut connection, what)?;
             sent += 1;
         }

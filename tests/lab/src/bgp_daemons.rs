@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{
     daemons::Program,
     exabgp,
-    plan::{Family, Node, Plan, Way, vip},
+    plan::{AnnounceMethod, Family, Node, Plan, vip},
     topology::Lab,
 };
 
@@ -17,11 +17,11 @@ pub(crate) const TUN: &str = "glb-vip";
 /// The programs of a node, in start order.
 pub(crate) const fn programs(plan: &Plan, node: Node) -> &'static [Program] {
     match (node, plan.way) {
-        (Node::Router, _) | (_, Way::Bird | Way::Tun) => &[Program::Bird],
+        (Node::Router, _) | (_, AnnounceMethod::Bird | AnnounceMethod::Tun) => &[Program::Bird],
         // bgpd and bfdd look for zebra once and retry only after ten seconds, so zebra starts
         // first.
-        (_, Way::Frr) => &[Program::Zebra, Program::Bfdd, Program::Bgpd],
-        (_, Way::Exabgp) => &[Program::Exabgp],
+        (_, AnnounceMethod::Frr) => &[Program::Zebra, Program::Bfdd, Program::Bgpd],
+        (_, AnnounceMethod::Exabgp) => &[Program::Exabgp],
     }
 }
 
@@ -29,13 +29,15 @@ pub(crate) const fn programs(plan: &Plan, node: Node) -> &'static [Program] {
 pub(crate) fn announcement(lab: &Lab, node: Node) -> Result<String> {
     let (vip4, vip6) = (vip(Family::V4), vip(Family::V6));
     let way = match lab.plan().way {
-        Way::Bird => "way = \"bird\"\nsocket = \"bird.ctl\"\nprotocols = [\"vip4\", \"vip6\"]\n\
+        AnnounceMethod::Bird => {
+            "way = \"bird\"\nsocket = \"bird.ctl\"\nprotocols = [\"vip4\", \"vip6\"]\n\
                       less_wanted = [\"vip4_drain\", \"vip6_drain\"]\n"
-            .to_owned(),
-        Way::Tun | Way::Frr => {
+                .to_owned()
+        }
+        AnnounceMethod::Tun | AnnounceMethod::Frr => {
             format!("way = \"tun\"\ninterface = \"{TUN}\"\nless_wanted_metric = 500\n")
         }
-        Way::Exabgp => {
+        AnnounceMethod::Exabgp => {
             let hook =
                 Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/examples/exabgp-announce");
             let pipe = lab.folder(node)?.join(exabgp::RUN).join("exabgp.in");

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::{
     command,
     netns::Netns,
-    plan::{Family, Node, Plan, Way, vip},
+    plan::{AnnounceMethod, Family, Node, Plan, vip},
     topology::Lab,
 };
 
@@ -16,7 +16,7 @@ use crate::{
 pub(crate) fn config(plan: &Plan, node: Node) -> Result<String> {
     match plan.way {
         _ if node == Node::Router => router(plan),
-        Way::Tun => Ok(director(node, learned_routes())),
+        AnnounceMethod::Tun => Ok(director(node, learned_routes())),
         _ => Ok(director(node, switched_routes())),
     }
 }
@@ -271,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sessions_are_read() {
+    fn birdc_sessions_are_parsed() {
         let text = "BIRD 2.0.12 ready.\n\
                     Name       Proto      Table      State  Since         Info\n\
                     device1    Device     ---        up     12:00:00.000\n\

@@ -27,9 +27,9 @@ const SCRATCH: &str = "/var/tmp/glb-lab";
 
 /// A flag shared by all parts of a lab: keep everything when handles are dropped.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Keep(Arc<AtomicBool>);
+pub(crate) struct KeepFlag(Arc<AtomicBool>);
 
-impl Keep {
+impl KeepFlag {
     pub(crate) fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -45,17 +45,17 @@ impl Keep {
 pub(crate) struct Folders {
     run: PathBuf,
     scratch: PathBuf,
-    keep: Keep,
+    keep: KeepFlag,
 }
 
 impl Folders {
-    pub(crate) fn create(name: &str, keep: &Keep) -> Result<Self> {
+    pub(crate) fn create(name: &str, keep: &KeepFlag) -> Result<Self> {
         let (run, scratch) = paths(name);
         let folders = Self { run, scratch, keep: keep.clone() };
         let made = [folders.run.join("log"), folders.run.join("pid"), folders.bpf()];
         for folder in made.iter().chain([&folders.scratch]) {
             fs::create_dir_all(folder)
-                .with_context(|| format!("cannot make {}", folder.display()))?;
+                .with_context(|| format!("cannot create {}", folder.display()))?;
         }
         mount(Some("bpf"), &folders.bpf(), Some("bpf"), MsFlags::empty(), None::<&str>)
             .with_context(|| format!("cannot mount a bpffs at {}", folders.bpf().display()))?;
@@ -63,7 +63,7 @@ impl Folders {
     }
 
     /// Opens the folders of an existing lab.
-    pub(crate) fn open(name: &str, keep: &Keep) -> Self {
+    pub(crate) fn open(name: &str, keep: &KeepFlag) -> Self {
         let (run, scratch) = paths(name);
         Self { run, scratch, keep: keep.clone() }
     }
@@ -180,7 +180,7 @@ impl Drop for Lock {
 
 fn open(name: &str) -> Result<(File, PathBuf)> {
     fs::create_dir_all(RUN)
-        .with_context(|| format!("cannot make {RUN}: a lab needs root, run it with sudo"))?;
+        .with_context(|| format!("cannot create {RUN}: a lab needs root, run it with sudo"))?;
     let path = Path::new(RUN).join(name);
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
     let file = file.with_context(|| {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use glb_lab::{
-    Family, Fleet, Node, Plan, Program, Routing, State, Target, Way, chaos, command,
+    AnnounceMethod, Family, Fleet, Node, Plan, Program, Routing, State, Target, chaos, command,
     demo::{self, Options},
     down, interrupt,
 };
@@ -101,7 +101,7 @@ enum Command {
     /// upgraded. Connections (uploads, downloads, echoes and idle ones) stay open through all
     /// events, and a stream of pings measures packet loss. Exit status 0 means that no connection
     /// broke and no loss exceeded its limit.
-    Proof(ProofArguments),
+    Proof(ChaosArguments),
     /// The server that the chaos run starts on backends.
     #[command(hide = true)]
     Serve,
@@ -123,7 +123,7 @@ struct UpArguments {
     clients: u8,
     /// The announcement method of the directors.
     #[arg(long, value_enum, default_value_t)]
-    way: Way,
+    way: AnnounceMethod,
     /// Each director gets a health checker (glb-healthcheck), which writes its table.
     #[arg(long)]
     health: bool,
@@ -136,13 +136,13 @@ struct UpArguments {
 }
 
 #[derive(clap::Args)]
-struct ProofArguments {
+struct ChaosArguments {
     /// The number of directors, 2 to 10.
     #[arg(long, default_value_t = 3)]
     directors: u8,
     /// The announcement method of the directors: bird or tun.
     #[arg(long, value_enum, default_value_t)]
-    way: Way,
+    way: AnnounceMethod,
     /// The number of connections of each of the four kinds.
     #[arg(long, default_value_t = chaos::EACH)]
     connections: usize,
@@ -153,7 +153,7 @@ struct ProofArguments {
 
 #[derive(clap::Args)]
 struct DemoArguments {
-    /// Keep the lab running afterwards, and print how to look around in it.
+    /// KeepFlag the lab running afterwards, and print how to look around in it.
     #[arg(long)]
     keep: bool,
     /// Disable second chance: the clone must break. Exit status 0 means that it did.
@@ -219,7 +219,7 @@ fn run_demo(name: &str, arguments: &DemoArguments) -> Result<ExitCode> {
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn prove(name: &str, arguments: &ProofArguments) -> Result<ExitCode> {
+fn prove(name: &str, arguments: &ChaosArguments) -> Result<ExitCode> {
     interrupt::install()?;
     let options = chaos::Options {
         name: name.to_owned(),

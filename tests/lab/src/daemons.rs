@@ -429,8 +429,9 @@ impl Daemon {
 
     fn counters<T: DeserializeOwned>(&self, lab: &Lab) -> Result<T> {
         let text = command::output(self.command(lab, "counters")?.args(["-o", "json"]))?;
-        serde_json::from_str(&text)
-            .with_context(|| format!("odd counters of {}: {text}", self.program.name()))
+        serde_json::from_str(&text).with_context(|| {
+            format!("cannot parse the counters of {}: {text}", self.program.name())
+        })
     }
 
     /// Replaces the director's table file atomically.
@@ -480,7 +481,7 @@ impl Daemon {
             let log = process.log()?;
             let answer = log.get(from..).unwrap_or_default();
             if answer.contains("in force") {
-                bail!("{name} took it: {answer}");
+                bail!("{name} accepted it: {answer}");
             }
             Ok(answer.contains("ERROR").then(|| answer.to_owned()))
         })

@@ -41,11 +41,11 @@ const LOOK: Duration = Duration::from_millis(2);
 /// A web server on port 80 of all addresses of a backend, which answers with the node's name. It
 /// ends when the handle is dropped.
 #[derive(Debug)]
-pub struct IllServer {
+pub struct FaultyServer {
     health: Arc<AtomicU8>,
 }
 
-impl IllServer {
+impl FaultyServer {
     /// Starts the server. A slow server answers after `slowness`.
     ///
     /// # Errors
@@ -73,7 +73,7 @@ impl IllServer {
     }
 }
 
-impl Drop for IllServer {
+impl Drop for FaultyServer {
     fn drop(&mut self) {
         self.set(Health::Ended);
     }

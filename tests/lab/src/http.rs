@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_are_whole_or_errors() {
+    fn truncated_responses_are_errors() {
         let whole = parse(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nab").unwrap();
         assert_eq!(whole, Reply { status: 200, body: b"ab".to_vec() });
         for broken in [

@@ -74,7 +74,7 @@ pub fn wait<T>(
             return Ok(found);
         }
         if started.elapsed() > limit {
-            bail!("waited {limit:?} in vain for {what}");
+            bail!("timed out after {limit:?} waiting for {what}");
         }
         thread::sleep(Duration::from_millis(10));
     }

@@ -38,7 +38,9 @@ pub fn tcp_sockets(netns: &Netns) -> Result<Vec<TcpSocket>> {
             let table = fs::read_to_string(format!("/proc/thread-self/net/{file}"))?;
             for line in table.lines().skip(1) {
                 let socket = parse_socket(line);
-                sockets.push(socket.with_context(|| format!("odd line in {file}: {line}"))?);
+                sockets.push(
+                    socket.with_context(|| format!("cannot parse a line of {file}: {line}"))?,
+                );
             }
         }
         Ok(sockets)
@@ -89,7 +91,7 @@ mod tests {
 
     #[test]
     #[cfg(target_endian = "little")]
-    fn the_kernels_socket_tables_are_read() {
+    fn kernel_socket_tables_are_parsed() {
         let v4 = "   0: 0100007F:0050 0204000A:C35A 01 00000000:00000000 00:00000000 0 0 0 1 1";
         let v4 = parse_socket(v4).unwrap();
         assert_eq!(v4.local, "127.0.0.1:80".parse().unwrap());

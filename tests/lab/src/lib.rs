@@ -8,7 +8,7 @@
 mod bgp_daemons;
 pub mod bird;
 pub mod chaos;
-mod checked;
+mod checked_fleet;
 mod cleanup;
 pub mod command;
 mod counters;
@@ -35,15 +35,15 @@ mod table;
 mod topology;
 mod wire;
 
-pub use checked::{Checked, Illness, Mark, Pace, Took};
+pub use checked_fleet::{BackendFault, CheckedFleet, Checkpoint, ProbeTiming, ReactionTimes};
 pub use cleanup::Lock;
 pub use counters::{BackendCounters, Count, DirectorCounters, RedirectCounters, TableCounters};
 pub use daemons::{Daemon, Program, director_config, files_below};
-pub use faulty_server::{Health, IllServer};
+pub use faulty_server::{FaultyServer, Health};
 pub use fleet::{Fleet, Status, Target};
 pub use git_clone::GitClone;
 pub use netns::Netns;
-pub use plan::{Family, Node, Plan, Routing, Way, client, client_of, vip};
+pub use plan::{AnnounceMethod, Family, Node, Plan, Routing, client, client_of, vip};
 pub use process::Process;
 pub use requests::{Request, Requests};
 pub use services::WebServer;

@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     match cli::Arguments::parse().execute() {
         Ok(code) => code,
         Err(_) if interrupt::check().is_err() => {
-            eprintln!("\ninterrupted; what this command had brought up is gone");
+            eprintln!("\ninterrupted; everything that this command started was removed");
             // The exit status that a shell reports for a program ended by Ctrl-C.
             ExitCode::from(130)
         }

@@ -24,7 +24,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{cleanup::Keep, command};
+use crate::{cleanup::KeepFlag, command};
 
 /// The folder of named namespaces of `ip netns`.
 const FOLDER: &str = "/run/netns";
@@ -178,12 +178,12 @@ impl Netns {
 #[derive(Debug)]
 pub(crate) struct OwnedNetns {
     netns: Netns,
-    keep: Keep,
+    keep: KeepFlag,
 }
 
 impl OwnedNetns {
     /// Creates the namespace `name` with its loopback up.
-    pub(crate) fn create(name: &str, keep: &Keep) -> Result<Self> {
+    pub(crate) fn create(name: &str, keep: &KeepFlag) -> Result<Self> {
         command::run(ip_netns().args(["add", name]))?;
         let netns = Netns::open(name)?;
         let owned = Self { netns, keep: keep.clone() };
@@ -192,7 +192,7 @@ impl OwnedNetns {
     }
 
     /// Opens an existing namespace. `keep` must be set, because this process must not remove it.
-    pub(crate) fn open(name: &str, keep: &Keep) -> Result<Self> {
+    pub(crate) fn open(name: &str, keep: &KeepFlag) -> Result<Self> {
         Ok(Self { netns: Netns::open(name)?, keep: keep.clone() })
     }
 

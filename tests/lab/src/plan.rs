@@ -109,7 +109,9 @@ impl std::str::FromStr for Node {
 
     fn from_str(name: &str) -> Result<Self> {
         Self::parse(name).with_context(|| {
-            format!("{name:?} is no node: client, client2, router, director1, backend1 and so on")
+            format!(
+                "{name:?} is not a node: use client, client2, router, director1, backend1 and so on"
+            )
         })
     }
 }
@@ -127,7 +129,7 @@ pub enum Routing {
 /// The announcement method of the directors, and the routing daemon that it uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Way {
+pub enum AnnounceMethod {
     /// The control socket of the director's BIRD.
     #[default]
     Bird,
@@ -154,7 +156,7 @@ pub struct Plan {
     pub routing: Routing,
     /// With BGP: the announcement method of the directors.
     #[serde(default)]
-    pub way: Way,
+    pub way: AnnounceMethod,
     /// Whether each director has a health checker, which writes its table.
     pub health: bool,
     /// Whether each backend runs the server of [`crate::chaos`], and the table has its port.
@@ -177,7 +179,7 @@ impl Plan {
             backends: 3,
             clients: 1,
             routing: Routing::Static,
-            way: Way::Bird,
+            way: AnnounceMethod::Bird,
             health: false,
             live: false,
             client_mbit: None,
@@ -290,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_plans_are_refused() {
+    fn invalid_plans_are_rejected() {
         for name in ["", "a/b", "a b", &"x".repeat(41)] {
             assert!(Plan::new(name).check().is_err(), "{name:?}");
         }

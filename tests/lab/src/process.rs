@@ -13,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{cleanup::Keep, command, interrupt::wait, table::replace_file};
+use crate::{cleanup::KeepFlag, command, interrupt::wait, table::replace_file};
 
 /// A running process whose output goes to a file. It ends on drop, unless the lab is kept.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub struct Process {
     /// The offset of this process's output in the file, because a restarted daemon appends.
     log_start: usize,
     status: Option<ExitStatus>,
-    keep: Keep,
+    keep: KeepFlag,
 }
 
 impl Process {
@@ -38,7 +38,7 @@ impl Process {
         command: &mut Command,
         log: PathBuf,
         record: &Path,
-        keep: &Keep,
+        keep: &KeepFlag,
     ) -> Result<Self> {
         let file = File::options()
             .create(true)
@@ -74,7 +74,7 @@ impl Process {
         let text = fs::read_to_string(record).ok()?;
         let (id, began) = text.trim().split_once(' ')?;
         let (id, began) = (id.parse().ok()?, began.parse().ok()?);
-        let keep = Keep::default();
+        let keep = KeepFlag::default();
         keep.set();
         let process = Self {
             what: what.to_owned(),
@@ -185,7 +185,7 @@ impl Process {
             .with_context(|| format!("cannot send {signal} to {}", self.what))?;
         if signal == Signal::SIGSTOP {
             // On a busy machine the threads continue for a while.
-            let what = format!("{} to stand still", self.what);
+            let what = format!("{} to stop", self.what);
             wait(&what, Duration::from_secs(10), || Ok(self.stands_still()?.then_some(())))?;
         }
         Ok(())
@@ -264,7 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_tells_when_a_process_began() {
+    fn process_start_time_is_read() {
         let (began, state) = stat(std::process::id()).unwrap();
         assert!(began > 0 && "RS".contains(state), "{began} {state}");
         assert_eq!(stat(u32::MAX), None);

@@ -9,14 +9,14 @@ use crate::table::TableFile;
 
 /// The rows that differ between two tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Moved {
+pub(crate) struct RowDiff {
     /// The number of rows with different hops or a different order.
     pub(crate) any: u64,
     /// The number of rows with a different first hop.
     pub(crate) first: u64,
 }
 
-impl Moved {
+impl RowDiff {
     pub(crate) fn between(before: &TableFile, after: &TableFile) -> Result<Self> {
         let (before, after) = (parsed(before)?, parsed(after)?);
         let (old, new) = (before.rows(), after.rows());
@@ -50,13 +50,13 @@ mod tests {
     };
 
     #[test]
-    fn a_drain_moves_the_rows_it_stands_first_in() {
+    fn drain_changes_rows_where_the_backend_is_first() {
         let active = TableFile::new(&Plan::new("x"));
         let mut draining = active.clone();
         draining.set_state(Node::Backend(2), State::Draining);
-        let moved = Moved::between(&active, &draining).unwrap();
+        let moved = RowDiff::between(&active, &draining).unwrap();
         assert_eq!(moved.any, moved.first);
         assert!((21_000..22_700).contains(&moved.first), "{moved:?}");
-        assert_eq!(Moved::between(&active, &active).unwrap(), Moved { any: 0, first: 0 });
+        assert_eq!(RowDiff::between(&active, &active).unwrap(), RowDiff { any: 0, first: 0 });
     }
 }

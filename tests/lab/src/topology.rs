@@ -20,7 +20,7 @@ use anyhow::{Context, Result, bail};
 use nix::unistd::Uid;
 
 use crate::{
-    cleanup::{self, Folders, Keep, Lock},
+    cleanup::{self, Folders, KeepFlag, Lock},
     command, link,
     netns::{self, Netns, OwnedNetns},
     plan::{Family, Node, Plan, Routing, vip},
@@ -36,7 +36,7 @@ pub struct Lab {
     plan: Plan,
     nodes: BTreeMap<Node, OwnedNetns>,
     folders: Folders,
-    keep: Keep,
+    keep: KeepFlag,
     /// Dropped last, so that the name is free only when everything is removed. None for a lab that
     /// another process started.
     _lock: Option<Lock>,
@@ -55,7 +55,7 @@ impl Lab {
         let lock = Lock::name(&plan.name)?;
         remove_leftovers(&plan.name)?;
 
-        let keep = Keep::default();
+        let keep = KeepFlag::default();
         let folders = Folders::create(&plan.name, &keep)?;
         let nodes = plan
             .nodes()
@@ -71,7 +71,7 @@ impl Lab {
 
     /// Opens a lab that another process started from `plan`. It keeps running on drop.
     pub(crate) fn open(plan: Plan) -> Result<Self> {
-        let keep = Keep::default();
+        let keep = KeepFlag::default();
         keep.set();
         let folders = Folders::open(&plan.name, &keep);
         let nodes = plan
@@ -119,7 +119,8 @@ impl Lab {
     /// When the folder cannot be created.
     pub fn folder(&self, node: Node) -> Result<PathBuf> {
         let folder = self.folders.run().join(node.to_string());
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
         Ok(folder)
     }
 

@@ -131,12 +131,12 @@ fn node<S: serde::Serializer>(node: &Option<Node>, to: S) -> Result<S::Ok, S::Er
 #[derive(Debug)]
 pub(crate) struct Ledger {
     start: Instant,
-    books: Mutex<Books>,
+    books: Mutex<LedgerEntries>,
 }
 
 /// The contents of the ledger.
 #[derive(Debug, Default)]
-pub(crate) struct Books {
+pub(crate) struct LedgerEntries {
     next: u64,
     /// Connections without a verdict.
     pub(crate) open: BTreeMap<u64, Connection>,
@@ -158,7 +158,7 @@ impl Ledger {
     }
 
     /// Locks the contents.
-    pub(crate) fn books(&self) -> MutexGuard<'_, Books> {
+    pub(crate) fn entries(&self) -> MutexGuard<'_, LedgerEntries> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -168,9 +168,9 @@ impl Ledger {
         kind: Kind,
         client: SocketAddr,
         server: SocketAddr,
-    ) -> Account {
+    ) -> ConnectionRecord {
         let now = self.now();
-        let mut books = self.books();
+        let mut books = self.entries();
         books.next += 1;
         let id = books.next;
         let connection = Connection {
@@ -191,12 +191,12 @@ impl Ledger {
             socket: None,
         };
         books.open.insert(id, connection);
-        Account { ledger: Arc::clone(self), id }
+        ConnectionRecord { ledger: Arc::clone(self), id }
     }
 
     /// Ends every open connection at once when a run is aborted.
     pub(crate) fn cut_all(&self) {
-        for socket in self.books().open.values().filter_map(|c| c.socket.as_ref()) {
+        for socket in self.entries().open.values().filter_map(|c| c.socket.as_ref()) {
             // A connection that has just ended needs no shutdown.
             shutdown(socket.as_raw_fd(), Shutdown::Both).ok();
         }
@@ -204,7 +204,7 @@ impl Ledger {
 
     /// Returns the connections with a completed handshake that have not ended.
     pub(crate) fn alive(&self) -> Vec<u64> {
-        let books = self.books();
+        let books = self.entries();
         books.open.values().filter(|c| c.is_alive()).map(|connection| connection.id).collect()
     }
 }
@@ -227,14 +227,14 @@ impl Connection {
 /// A client's handle on the record of its connection. If it is dropped without a verdict, the
 /// connection counts as broken.
 #[derive(Debug)]
-pub(crate) struct Account {
+pub(crate) struct ConnectionRecord {
     ledger: Arc<Ledger>,
     id: u64,
 }
 
-impl Account {
+impl ConnectionRecord {
     fn with(&self, change: impl FnOnce(&mut Connection)) {
-        if let Some(connection) = self.ledger.books().open.get_mut(&self.id) {
+        if let Some(connection) = self.ledger.entries().open.get_mut(&self.id) {
             change(connection);
         }
     }
@@ -257,7 +257,7 @@ impl Account {
 
     /// Records how late an answer came.
     pub(crate) fn late(&self, by: Duration) {
-        let mut books = self.ledger.books();
+        let mut books = self.ledger.entries();
         books.late = books.late.max(by);
     }
 
@@ -289,7 +289,7 @@ impl Account {
 
     fn verdict(&self, outcome: Outcome) {
         let now = self.ledger.now();
-        let mut books = self.ledger.books();
+        let mut books = self.ledger.entries();
         if let Some(mut connection) = books.open.remove(&self.id) {
             connection.ended.get_or_insert(now);
             connection.socket = None;
@@ -299,7 +299,7 @@ impl Account {
     }
 }
 
-impl Drop for Account {
+impl Drop for ConnectionRecord {
     fn drop(&mut self) {
         self.verdict(Outcome::Broken("its client gave up without a word".to_owned()));
     }
@@ -310,32 +310,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_connection_gets_one_verdict() {
+    fn each_connection_gets_one_verdict() {
         let ledger = Ledger::new();
         let [client, server] = ["198.18.0.1:5000", "203.0.113.10:80"].map(|a| a.parse().unwrap());
         let good = ledger.begin(Kind::Idle, client, server);
         let bad = ledger.begin(Kind::Upload, client, server);
         let lost = ledger.begin(Kind::Request, client, server);
-        assert_eq!(ledger.books().open.len(), 3);
+        assert_eq!(ledger.entries().open.len(), 3);
         assert!(ledger.alive().is_empty());
         good.end(Ok(()));
         bad.end(Err("reset".to_owned()));
         drop(lost);
-        let books = ledger.books();
+        let books = ledger.entries();
         assert!(books.open.is_empty());
         let broken: Vec<bool> = books.closed.iter().map(|c| c.broke().is_some()).collect();
         assert_eq!(broken, [false, true, true]);
     }
 
     #[test]
-    fn what_is_closed_waits_for_its_verdict_and_keeps_its_time() {
+    fn closed_connection_keeps_its_end_time_until_the_verdict() {
         let ledger = Ledger::new();
         let address = "198.18.0.1:5000".parse().unwrap();
         let account = ledger.begin(Kind::CloneGit, address, address);
         account.closed();
-        let at = ledger.books().open[&1].ended;
+        let at = ledger.entries().open[&1].ended;
         std::thread::sleep(Duration::from_millis(5));
         account.end(Err("fsck".to_owned()));
-        assert_eq!(ledger.books().closed[0].ended, at);
+        assert_eq!(ledger.entries().closed[0].ended, at);
     }
 }

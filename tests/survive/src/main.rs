@@ -29,7 +29,7 @@ use glb_lab::interrupt;
 use crate::{
     options::{Form, Load},
     report::Report,
-    run::Wanted,
+    run::RunConfig,
     world::Mode,
 };
 
@@ -112,7 +112,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(_) if interrupt::check().is_err() => {
-            eprintln!("\ninterrupted; the lab and all that ran in it are gone");
+            eprintln!("\ninterrupted; the lab and its processes were removed");
             ExitCode::from(130)
         }
         Err(error) => {
@@ -132,7 +132,7 @@ fn run(arguments: &RunArguments) -> Result<bool> {
     }
     let load = Load::of(arguments.form);
     let load = if arguments.without_glance { load.without_glance() } else { load };
-    let wanted = Wanted {
+    let wanted = RunConfig {
         name: arguments.name.clone(),
         mode: if arguments.without_second_chance {
             Mode::NoSecondChance
@@ -164,18 +164,18 @@ fn run(arguments: &RunArguments) -> Result<bool> {
         file.display()
     );
     if let Some(failure) = &report.failure {
-        bail!("the run ended before its time: {failure}");
+        bail!("the run ended early: {failure}");
     }
     Ok(bad == 0)
 }
 
 /// Runs the same events against every mode.
-fn compare(arguments: &RunArguments, wanted: &Wanted) -> Result<bool> {
+fn compare(arguments: &RunArguments, wanted: &RunConfig) -> Result<bool> {
     let mut load = Load::of(Form::Short).without_glance();
     (load.idle, load.long_polls) = (64, 24);
     let modes = [Mode::Ecmp, Mode::NoSecondChance, Mode::Hops(2), Mode::Hops(4)];
     for (number, mode) in modes.into_iter().enumerate() {
-        let wanted = Wanted {
+        let wanted = RunConfig {
             mode,
             load: load.clone(),
             careful: false,
@@ -185,7 +185,7 @@ fn compare(arguments: &RunArguments, wanted: &Wanted) -> Result<bool> {
         let (report, _) = run::run(&wanted)?;
         report.print();
         if let Some(failure) = &report.failure {
-            bail!("{} ended before its time: {failure}", mode.name());
+            bail!("{} ended early: {failure}", mode.name());
         }
         report.write(&arguments.reports.join(format!("compare-{number}.json")))?;
     }

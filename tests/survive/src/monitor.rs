@@ -80,7 +80,7 @@ impl Monitor {
 
     /// Returns the longest stall since the last call, and its connection if known.
     pub(crate) fn worst_stall(&self) -> (Duration, Option<u64>) {
-        let late = std::mem::take(&mut self.shared.ledger.books().late);
+        let late = std::mem::take(&mut self.shared.ledger.entries().late);
         let mut seen = self.shared.worst.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = std::mem::take(&mut *seen);
         seen.max((late, None))
@@ -105,7 +105,7 @@ impl Shared {
         let now = self.ledger.now();
         let mut worst = (Duration::ZERO, None);
         let down = *self.down.lock().unwrap_or_else(PoisonError::into_inner);
-        for connection in self.ledger.books().open.values_mut() {
+        for connection in self.ledger.entries().open.values_mut() {
             let stall = look_at(connection, now);
             if down.is_none() || connection.holder != down {
                 worst = worst.max((stall, Some(connection.id)));
@@ -126,7 +126,7 @@ impl Shared {
                 }
             }
         }
-        for connection in self.ledger.books().open.values_mut() {
+        for connection in self.ledger.entries().open.values_mut() {
             if connection.holder.is_none() {
                 let key = (connection.client, connection.server.port());
                 connection.holder = found.get(&key).copied();
@@ -189,16 +189,16 @@ mod tests {
         let ledger = Ledger::new();
         let account = ledger.begin(Kind::Idle, address, address);
         account.opened(&near);
-        let look = |at| look_at(ledger.books().open.get_mut(&1).unwrap(), seconds(at));
+        let look = |at| look_at(ledger.entries().open.get_mut(&1).unwrap(), seconds(at));
         // The kernel can have counted the SYN.
         look(10);
         assert_eq!(look(70), Duration::ZERO, "nobody owes anything");
-        ledger.books().open.get_mut(&1).unwrap().expecting = Some(seconds(71));
+        ledger.entries().open.get_mut(&1).unwrap().expecting = Some(seconds(71));
         assert_eq!(look(74), seconds(3));
         far.write_all(b"x").unwrap();
         while look(80) != Duration::ZERO {}
         assert_eq!(look(82), seconds(2), "from the last sign of life on");
-        ledger.books().open.get_mut(&1).unwrap().expecting = None;
+        ledger.entries().open.get_mut(&1).unwrap().expecting = None;
         assert_eq!(look(99), Duration::ZERO);
         account.end(Ok(()));
     }

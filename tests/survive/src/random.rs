@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_repeats_and_a_shuffle_keeps_all() {
+    fn same_seed_repeats_and_shuffle_keeps_all_items() {
         let order = |seed| {
             let mut list: Vec<u32> = (0..50).collect();
             Random::new(seed, 1).shuffle(&mut list);

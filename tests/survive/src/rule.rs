@@ -15,14 +15,14 @@ use glb_table::{
 use crate::accounting::Connection;
 
 /// The flow history over all tables of a run.
-pub(crate) struct Rule {
+pub(crate) struct PlanRule {
     memory: FlowHistory,
     builder: RowCache,
     in_force: Vec<BuiltTable>,
     last: Instant,
 }
 
-impl Rule {
+impl PlanRule {
     /// Creates a history in which a flow lives at most `flow_age` seconds.
     pub(crate) fn new(flow_age: u64) -> Self {
         Self {

@@ -14,7 +14,7 @@ use glb_table::BuiltTable;
 
 use crate::{
     accounting::{Connection, Kind},
-    clients::{self, Clients, Pool, Site},
+    clients::{self, ClientContext, Clients, Pool},
     events::{self, Allowed, Event, Scenario},
     options::Load,
     random::Random,
@@ -25,7 +25,7 @@ use crate::{
 
 /// The configuration of a run.
 #[derive(Clone, Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct RunConfig {
     /// The lab's name.
     pub(crate) name: String,
     pub(crate) mode: Mode,
@@ -44,7 +44,7 @@ pub(crate) struct Wanted {
 }
 
 /// The notes on an event while the run continues.
-struct Noted {
+struct EventRecord {
     name: &'static str,
     what: String,
     allowed: Allowed,
@@ -68,7 +68,7 @@ const HOLD: Duration = Duration::from_secs(1);
 /// # Errors
 /// When the fleet does not start, or the records cannot be completed. An event that does not come
 /// into force ends the run and is named in the report.
-pub(crate) fn run(wanted: &Wanted) -> Result<(Report, Vec<Connection>)> {
+pub(crate) fn run(wanted: &RunConfig) -> Result<(Report, Vec<Connection>)> {
     interrupt::install()?;
     let started = Instant::now();
     let mut world = World::up(&wanted.name, wanted.backends, wanted.mode, &wanted.load)?;
@@ -80,7 +80,7 @@ pub(crate) fn run(wanted: &Wanted) -> Result<(Report, Vec<Connection>)> {
     say(&world, &format!("a fleet is up after {:.0?}: {}", started.elapsed(), wanted.mode.name()));
     let copies = world.lab.scratch().join("copies");
     fs::create_dir_all(&copies)?;
-    let site = Arc::new(Site::new(
+    let site = Arc::new(ClientContext::new(
         &world.ledger,
         world.lab.netns(Node::Client)?.clone(),
         wanted.load.clone(),
@@ -115,7 +115,7 @@ fn say(world: &World, text: &str) {
     eprintln!("{:7.1} s  {text}", world.ledger.now().as_secs_f64());
 }
 
-fn fill_pool(site: &Arc<Site>) -> Result<Arc<Pool>> {
+fn fill_pool(site: &Arc<ClientContext>) -> Result<Arc<Pool>> {
     let pool = Pool::new();
     let wanted = usize::from(site.load.pool);
     let mut begun = 0;
@@ -136,14 +136,14 @@ fn fill_pool(site: &Arc<Site>) -> Result<Arc<Pool>> {
         });
     }
     let broken: Vec<String> = {
-        let books = site.ledger.books();
+        let books = site.ledger.entries();
         books.closed.iter().filter_map(|c| Some(c.broke()?.1.to_owned())).collect()
     };
     ensure!(pool.len() >= wanted, "Glance has only {} of {wanted} images: {broken:?}", pool.len());
     Ok(pool)
 }
 
-fn all_events(wanted: &Wanted, world: &mut World, noted: &mut Vec<Noted>) -> Result<()> {
+fn all_events(wanted: &RunConfig, world: &mut World, noted: &mut Vec<EventRecord>) -> Result<()> {
     let mut random = Random::new(wanted.seed, 0);
     loop {
         let mut round: Vec<&Scenario> = match &wanted.scenarios {
@@ -185,7 +185,7 @@ fn all_events(wanted: &Wanted, world: &mut World, noted: &mut Vec<Noted>) -> Res
     }
 }
 
-fn one_event(wanted: &Wanted, world: &mut World, event: Event) -> Result<Noted> {
+fn one_event(wanted: &RunConfig, world: &mut World, event: Event) -> Result<EventRecord> {
     (event.prepare)(world)?;
     world.monitor.find_holders()?;
     let (chances, again) = (world.second_chances()?, world.retransmits()?);
@@ -197,7 +197,7 @@ fn one_event(wanted: &Wanted, world: &mut World, event: Event) -> Result<Noted> 
     interrupt::sleep(HOLD)?;
     prove(wanted, world, settled)?;
     let (worst_stall, who) = world.monitor.worst_stall();
-    let noted = Noted {
+    let noted = EventRecord {
         name: event.name,
         what: event.what,
         allowed: event.allowed,
@@ -238,7 +238,7 @@ fn more(before: &BTreeMap<Node, u64>, after: &BTreeMap<Node, u64>) -> u64 {
 
 /// Describes a connection as far as it is known.
 fn described(world: &World, id: Option<u64>) -> String {
-    let books = world.ledger.books();
+    let books = world.ledger.entries();
     let mut all = books.closed.iter().chain(books.open.values());
     all.find(|connection| Some(connection.id) == id)
         .and_then(|connection| serde_json::to_string(connection).ok())
@@ -246,17 +246,17 @@ fn described(world: &World, id: Option<u64>) -> String {
 }
 
 fn broken_since(world: &World, began: Duration) -> usize {
-    let books = world.ledger.books();
+    let books = world.ledger.entries();
     books.closed.iter().filter(|c| c.broke().is_some_and(|(at, _)| at >= began)).count()
 }
 
 /// Waits until each open connection has shown a sign of life or has ended, so that damage is known
 /// before the next event. Connections that are silent for long by design are not awaited; their
 /// damage is attributed to several events.
-fn prove(wanted: &Wanted, world: &World, since: Duration) -> Result<()> {
+fn prove(wanted: &RunConfig, world: &World, since: Duration) -> Result<()> {
     let limit = wanted.load.longest_silence() + wanted.load.patience;
     let unproved = || {
-        let books = world.ledger.books();
+        let books = world.ledger.entries();
         let waits = |kind| kind != Kind::Idle || wanted.load.idle_interval < LONG_SILENCE;
         let open = books.open.values().filter(|c| c.is_alive() && waits(c.kind));
         let silent = open.filter(|c| c.proved <= since);
@@ -269,9 +269,13 @@ fn prove(wanted: &Wanted, world: &World, since: Duration) -> Result<()> {
     .with_context(|| format!("silent: {:?}", unproved()))
 }
 
-fn judge(wanted: &Wanted, world: &World, noted: &[Noted]) -> Result<(Report, Vec<Connection>)> {
+fn judge(
+    wanted: &RunConfig,
+    world: &World,
+    noted: &[EventRecord],
+) -> Result<(Report, Vec<Connection>)> {
     let tunnel = world.lab.plan().tunnel;
-    let mut books = world.ledger.books();
+    let mut books = world.ledger.entries();
     ensure!(books.open.is_empty(), "{} connections have no verdict", books.open.len());
     let mut closed = std::mem::take(&mut books.closed);
     drop(books);
@@ -292,7 +296,7 @@ fn judge(wanted: &Wanted, world: &World, noted: &[Noted]) -> Result<(Report, Vec
             events[number].broken += 1;
             events[number].allowed += usize::from(allowed);
         }
-        broken.push(report::Broken {
+        broken.push(report::BrokenConnection {
             connection: connection.id,
             kind: connection.kind,
             client: connection.client,
@@ -312,7 +316,7 @@ fn judge(wanted: &Wanted, world: &World, noted: &[Noted]) -> Result<(Report, Vec
 /// Returns the events that can have broken a connection: those between its last sign of life and
 /// its end. An event lasts until the next one begins.
 fn candidates(
-    noted: &[Noted],
+    noted: &[EventRecord],
     connection: &Connection,
     at: Duration,
 ) -> impl DoubleEndedIterator<Item = usize> + Clone {
@@ -322,7 +326,7 @@ fn candidates(
     first.min(last)..last
 }
 
-impl Noted {
+impl EventRecord {
     fn report(&self) -> EventReport {
         EventReport {
             name: self.name.to_owned(),
@@ -346,10 +350,10 @@ mod tests {
     use crate::accounting::Ledger;
 
     #[test]
-    fn events_since_the_last_sign_of_life_may_be_to_blame() {
+    fn events_since_the_last_sign_of_life_are_candidates() {
         let seconds = Duration::from_secs;
-        let noted: Vec<Noted> = [10, 20, 30]
-            .map(|began| Noted {
+        let noted: Vec<EventRecord> = [10, 20, 30]
+            .map(|began| EventRecord {
                 name: "x",
                 what: String::new(),
                 allowed: Allowed::Nothing,
@@ -365,7 +369,7 @@ mod tests {
         let ledger = Ledger::new();
         let address = "198.18.0.1:5000".parse().unwrap();
         ledger.begin(Kind::Idle, address, address).end(Ok(()));
-        let mut connection = ledger.books().closed.remove(0);
+        let mut connection = ledger.entries().closed.remove(0);
         connection.began = seconds(1);
         let mut blamed = |heard, at| {
             connection.proved = seconds(heard);

@@ -61,7 +61,7 @@ impl Server {
                     let answer = format!("HTTP/1.0 {status}\r\nContent-Length: 0\r\n\r\n");
                     return stream.write_all(answer.as_bytes());
                 }
-                _ => return Err(io::Error::other(format!("{line:?} is no word of this server's"))),
+                _ => return Err(io::Error::other(format!("unknown command {line:?}"))),
             }
         }
         Ok(())

@@ -20,7 +20,7 @@ use crate::{
     accounting::Ledger,
     monitor::Monitor,
     options::Load,
-    rule::{self, Rule},
+    rule::{self, PlanRule},
     services::{self, Database, PORTS, REPOSITORY, Services},
 };
 
@@ -81,7 +81,7 @@ pub(crate) struct World {
     pub(crate) down: BTreeSet<Node>,
     /// Whether the client's port is part of the hash.
     pub(crate) hashes_ports: bool,
-    pub(crate) rule: Rule,
+    pub(crate) rule: PlanRule,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) monitor: Monitor,
     checkers: BTreeMap<Node, Daemon>,
@@ -122,7 +122,7 @@ impl World {
             ill: BTreeSet::new(),
             down: BTreeSet::new(),
             hashes_ports: false,
-            rule: Rule::new(load.flow_age.as_secs()),
+            rule: PlanRule::new(load.flow_age.as_secs()),
             ledger,
             monitor,
             checkers: BTreeMap::new(),

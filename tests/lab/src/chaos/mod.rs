@@ -21,7 +21,7 @@ pub use self::{
 use crate::{
     fleet::Fleet,
     interrupt,
-    plan::{Plan, Routing, Way},
+    plan::{AnnounceMethod, Plan, Routing},
     report::{Table, grouped},
 };
 
@@ -35,14 +35,14 @@ pub struct Options {
     /// The number of connections of each kind.
     pub each: usize,
     /// The announcement method of the directors.
-    pub way: Way,
+    pub way: AnnounceMethod,
     /// Whether health checkers write the directors' tables and are killed, too.
     pub health: bool,
 }
 
 /// The result of one event.
 #[derive(Clone, Debug, Serialize)]
-pub struct Row {
+pub struct EventResult {
     /// The event in words.
     pub event: String,
     /// The duration in seconds.
@@ -63,7 +63,7 @@ pub struct Row {
     pub retransmits: u64,
 }
 
-impl Row {
+impl EventResult {
     /// Returns whether no connection broke and the loss stayed within its limit.
     #[must_use]
     pub const fn held(&self) -> bool {
@@ -73,20 +73,20 @@ impl Row {
 
 /// The results of a chaos run.
 #[derive(Clone, Debug, Serialize)]
-pub struct Matrix {
+pub struct ChaosReport {
     /// The number of connections that were open.
     pub connections: usize,
     /// The result of each event, in order.
-    pub rows: Vec<Row>,
+    pub rows: Vec<EventResult>,
     /// Every connection that broke, with the reason.
     pub broken: Vec<String>,
 }
 
-impl Matrix {
+impl ChaosReport {
     /// Returns whether every event stayed within its limits.
     #[must_use]
     pub fn held(&self) -> bool {
-        self.broken.is_empty() && self.rows.iter().all(Row::held)
+        self.broken.is_empty() && self.rows.iter().all(EventResult::held)
     }
 }
 
@@ -94,10 +94,10 @@ impl Matrix {
 ///
 /// # Errors
 /// When a part of the lab fails, and on Ctrl-C.
-pub fn run(options: &Options, out: &mut dyn Write) -> Result<Matrix> {
+pub fn run(options: &Options, out: &mut dyn Write) -> Result<ChaosReport> {
     // The expected effect of each daemon's death is written for these methods only.
     ensure!(
-        matches!(options.way, Way::Bird | Way::Tun),
+        matches!(options.way, AnnounceMethod::Bird | AnnounceMethod::Tun),
         "the proof knows directors that announce by `bird` or `tun`; `lab up` knows the others too"
     );
     let plan = Plan {
@@ -111,7 +111,7 @@ pub fn run(options: &Options, out: &mut dyn Write) -> Result<Matrix> {
     let mut fleet = Fleet::up(plan, 1, true)?;
     let live = Live::start(&fleet.lab, options.each)?;
     let connections = live.counts.values().sum();
-    writeln!(out, "{connections} connections are open; they live through all that comes now:")?;
+    writeln!(out, "{connections} connections are open; they stay open through all events:")?;
     let pings = Pings::start(&fleet.lab)?;
     let mut rows = Vec::new();
     for event in events::all(&fleet) {
@@ -126,7 +126,7 @@ pub fn run(options: &Options, out: &mut dyn Write) -> Result<Matrix> {
         let seconds = begun.elapsed().as_secs_f64();
         live.all_alive()?;
         let loss = pings.loss_since(begun);
-        let row = Row {
+        let row = EventResult {
             event: event.name,
             seconds,
             broken: live.broken().len() - broken,
@@ -143,14 +143,14 @@ pub fn run(options: &Options, out: &mut dyn Write) -> Result<Matrix> {
     }
     drop(pings);
     let broken = live.finish();
-    Ok(Matrix { connections, rows, broken })
+    Ok(ChaosReport { connections, rows, broken })
 }
 
 fn retransmits(fleet: &Fleet) -> Result<u64> {
     Ok(fleet.retransmits()?.values().sum())
 }
 
-impl fmt::Display for Matrix {
+impl fmt::Display for ChaosReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let head = ["broken", "pings", "lost", "for ms", "stall ms", "retransmits", "took s"];
         let mut table = Table::new(&head);

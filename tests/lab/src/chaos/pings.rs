@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_a_ping_and_its_answer_is_known() {
+    fn echo_request_and_reply_carry_the_number() {
         let request = request(0x0102_0304_0506_0708);
         let sum: u32 = request.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
         assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff, "the checksum");
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn loss_is_counted_for_each_source() {
+    fn loss_is_counted_per_source() {
         let begun = Instant::now();
         let ping = |source, at, answered| Ping {
             source,

@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_byte_too_few_is_seen() {
+    fn missing_byte_is_detected() {
         let mut sent = [0; 64];
         Numbers::default().fill(&mut sent);
         let mut numbers = Numbers::default();

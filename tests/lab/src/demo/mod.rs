@@ -10,7 +10,7 @@ use std::{fmt::Write as _, io::Write, time::Duration};
 
 use anyhow::Result;
 
-use self::{scenario::Story, screen::Screen};
+use self::{scenario::DemoRun, screen::Screen};
 pub use crate::report::Check;
 use crate::{
     fleet::{Fleet, REPOSITORY},
@@ -97,7 +97,7 @@ pub fn run(options: &Options, out: &mut dyn Write, terminal: bool) -> Result<Out
         fleet.serving(),
         options.name
     ))?;
-    let mut story = Story::begin(fleet, options, screen)?;
+    let mut story = DemoRun::begin(fleet, options, screen)?;
     story.clone_and_drain()?;
     if options.second_chance {
         story.verify_and_remove()?;
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sudo_is_for_people_who_have_it() {
+    fn sudo_prefix_only_for_sudo_users() {
         assert_eq!(sudo(true, false), "", "root, perhaps without any sudo");
         assert_eq!(sudo(true, true), "sudo ", "the shell that called sudo is not root's");
         assert_eq!(sudo(false, false), "sudo ");

@@ -18,7 +18,7 @@ use crate::{
     report::{Check, Table, grouped},
     repository,
     requests::Requests,
-    row_diff::Moved,
+    row_diff::RowDiff,
     table::State,
 };
 
@@ -45,12 +45,12 @@ struct Phase {
     before: Counters,
     after: Counters,
     /// The rows changed by the event that opened this phase.
-    moved: Option<Moved>,
+    moved: Option<RowDiff>,
 }
 
 impl Phase {
     /// Starts a phase now, with counters from before the change.
-    fn begin(name: &'static str, before: Counters, moved: Option<Moved>) -> Self {
+    fn begin(name: &'static str, before: Counters, moved: Option<RowDiff>) -> Self {
         let now = Instant::now();
         Self { name, from: now, to: now, after: before.clone(), before, moved }
     }
@@ -62,7 +62,7 @@ impl Phase {
 }
 
 /// The running demo.
-pub(super) struct Story<'a> {
+pub(super) struct DemoRun<'a> {
     screen: Screen<'a>,
     checks: Vec<Check>,
     phases: Vec<Phase>,
@@ -76,7 +76,7 @@ pub(super) struct Story<'a> {
     fleet: Fleet,
 }
 
-impl<'a> Story<'a> {
+impl<'a> DemoRun<'a> {
     /// Starts the clone and the requests, and finds the backend that serves the clone.
     pub(super) fn begin(fleet: Fleet, options: &Options, mut screen: Screen<'a>) -> Result<Self> {
         let phase = Phase::begin("before the drain", fleet.counters()?, None);
@@ -290,8 +290,8 @@ impl<'a> Story<'a> {
     fn table(&self, counts: &[BTreeMap<String, u64>], failed: usize) -> Table {
         let mut table = Table::new(&self.phases.iter().map(|phase| phase.name).collect::<Vec<_>>());
         let phases = || self.phases.iter();
-        let moved = |pick: fn(&Moved) -> u64| {
-            let cell = move |moved: &Moved| grouped(pick(moved));
+        let moved = |pick: fn(&RowDiff) -> u64| {
+            let cell = move |moved: &RowDiff| grouped(pick(moved));
             let cells = phases().map(move |p| p.moved.as_ref().map_or("-".to_owned(), cell));
             cells.collect::<Vec<_>>()
         };
@@ -364,7 +364,7 @@ impl<'a> Story<'a> {
     fn set_state(&mut self, state: State, phase: &'static str) -> Result<Duration> {
         let before = self.fleet.table.clone();
         self.fleet.table.set_state(self.served_by.0, state);
-        let moved = Moved::between(&before, &self.fleet.table)?;
+        let moved = RowDiff::between(&before, &self.fleet.table)?;
         let counters = self.fleet.counters()?;
         let begun = Instant::now();
         self.fleet.reload()?;

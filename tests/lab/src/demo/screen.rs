@@ -78,12 +78,12 @@ mod tests {
     }
 
     #[test]
-    fn the_changing_line_is_rare_where_it_cannot_change() {
+    fn progress_line_is_rare_without_a_terminal() {
         assert_eq!(shown(false), "   0.0 s    one\nthree\n");
     }
 
     #[test]
-    fn a_terminal_keeps_what_stays_and_nothing_else() {
+    fn terminal_keeps_only_permanent_lines() {
         let shown = shown(true);
         assert!(shown.contains("one") && shown.ends_with("\r\x1b[2Kthree\n"), "{shown:?}");
     }

@@ -62,7 +62,7 @@ pub struct Fleet {
 
 /// The state of a lab that must be saved; the rest is found in its run folder.
 #[derive(Debug, Serialize, Deserialize)]
-struct Saved {
+struct SavedLab {
     plan: Plan,
     head: String,
 }
@@ -152,7 +152,7 @@ impl Fleet {
     }
 
     fn save(&self) -> Result<()> {
-        let saved = Saved { plan: self.lab.plan().clone(), head: self.head.clone() };
+        let saved = SavedLab { plan: self.lab.plan().clone(), head: self.head.clone() };
         replace_file(&self.lab.run_folder().join(SAVED), &serde_json::to_string_pretty(&saved)?)
     }
 
@@ -166,7 +166,7 @@ impl Fleet {
         let text = fs::read_to_string(run.join(SAVED)).with_context(|| {
             format!("no lab {name} is up; `./x lab up --name {name}` brings it up")
         })?;
-        let saved: Saved = serde_json::from_str(&text).context(SAVED)?;
+        let saved: SavedLab = serde_json::from_str(&text).context(SAVED)?;
         let lab = Lab::open(saved.plan)?;
         let plan = lab.plan().clone();
         let adopt = |program, nodes: Vec<Node>| {

@@ -45,7 +45,7 @@ impl FromStr for Target {
         };
         let program = Program::DAEMONS.into_iter().find(|program| program.name() == name);
         let names = Program::DAEMONS.map(Program::name).join(", ");
-        let program = program.with_context(|| format!("{name:?} is no daemon: {names}"))?;
+        let program = program.with_context(|| format!("{name:?} is not a daemon: {names}"))?;
         Ok(Self { node: node.parse()?, program: Some(program) })
     }
 }
@@ -219,7 +219,7 @@ impl Fleet {
     /// When the backend does not exist, or a director rejects the table.
     pub fn set_state(&mut self, backend: Node, state: State) -> Result<()> {
         if !self.lab.plan().backend_nodes().any(|node| node == backend) {
-            bail!("{backend} is no backend of this lab");
+            bail!("{backend} is not a backend of this lab");
         }
         self.table.set_state(backend, state);
         self.reload()
@@ -263,6 +263,6 @@ impl Fleet {
         let found = self.parts().1.find(|daemon| {
             daemon.node() == target.node && Some(daemon.program()) == target.program
         });
-        found.with_context(|| format!("no {target} in this lab; there is {}", there.join(", ")))
+        found.with_context(|| format!("this lab has no {target}; it has {}", there.join(", ")))
     }
 }

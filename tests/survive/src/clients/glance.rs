@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha512};
 
 use crate::{
-    accounting::{Account, Kind},
-    clients::{Site, Worker, stream},
+    accounting::{ConnectionRecord, Kind},
+    clients::{ClientContext, Worker, stream},
     random::Random,
     services::GLANCE_PORT,
 };
@@ -55,7 +55,7 @@ impl Pool {
 }
 
 /// Fills the pool at full speed. Must be called in the client's namespace.
-pub(crate) fn fill(site: &Arc<Site>, pool: &Pool, number: u16) {
+pub(crate) fn fill(site: &Arc<ClientContext>, pool: &Pool, number: u16) {
     let random = Random::new(site.seed, 8 << 32 | u64::from(number));
     let mut worker = Worker { site: Arc::clone(site), number, random };
     if let Some(image) = upload(&mut worker, u64::MAX) {
@@ -95,7 +95,12 @@ pub(crate) fn downloads(worker: &mut Worker, pool: &Pool) {
     }
 }
 
-fn download(stream: &mut TcpStream, account: &Account, image: &Image, pace: u64) -> io::Result<()> {
+fn download(
+    stream: &mut TcpStream,
+    account: &ConnectionRecord,
+    image: &Image,
+    pace: u64,
+) -> io::Result<()> {
     send_head(stream, "GET", &format!("/v2/images/{}/file", image.id), "", None)?;
     let mut from = BufReader::with_capacity(64 << 10, stream);
     let (status, length) = read_head(&mut from)?;
@@ -162,7 +167,7 @@ fn upload(worker: &mut Worker, pace: u64) -> Option<Image> {
 
 fn put(
     stream: &mut TcpStream,
-    account: &Account,
+    account: &ConnectionRecord,
     id: &str,
     size: u64,
     pace: u64,

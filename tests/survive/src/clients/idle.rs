@@ -7,8 +7,8 @@ use std::{
 };
 
 use crate::{
-    accounting::{Account, Kind},
-    clients::{Site, Worker, stream},
+    accounting::{ConnectionRecord, Kind},
+    clients::{ClientContext, Worker, stream},
     serve::PORT,
 };
 
@@ -29,7 +29,12 @@ pub(crate) fn run(worker: &mut Worker) {
     account.end(outcome.map_err(|error| stream::in_words(&error, worker.site.load.patience)));
 }
 
-fn talk(site: &Site, stream: &mut TcpStream, account: &Account, end: Instant) -> io::Result<()> {
+fn talk(
+    site: &ClientContext,
+    stream: &mut TcpStream,
+    account: &ConnectionRecord,
+    end: Instant,
+) -> io::Result<()> {
     for number in 0_u32.. {
         let answer = stream::ask(stream, account, &format!("echo {number}\n"))?;
         let mut words = answer.split(' ');
@@ -46,7 +51,7 @@ fn talk(site: &Site, stream: &mut TcpStream, account: &Account, end: Instant) ->
 }
 
 /// Stays silent for an interval. Anything that arrives meanwhile ends the connection.
-fn be_silent(site: &Site, stream: &mut TcpStream) -> io::Result<()> {
+fn be_silent(site: &ClientContext, stream: &mut TcpStream) -> io::Result<()> {
     let until = Instant::now() + site.load.idle_interval;
     stream.set_read_timeout(Some(SLICE))?;
     while Instant::now() < until && !site.stopped() {

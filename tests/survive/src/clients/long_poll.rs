@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    accounting::{Account, Kind},
+    accounting::{ConnectionRecord, Kind},
     clients::{Worker, stream},
     serve::PORT,
 };
@@ -30,7 +30,7 @@ pub(crate) fn run(worker: &mut Worker) {
     account.end(outcome.map_err(|error| stream::in_words(&error, worker.site.load.patience)));
 }
 
-fn poll(stream: &mut TcpStream, account: &Account, wait: Duration) -> io::Result<()> {
+fn poll(stream: &mut TcpStream, account: &ConnectionRecord, wait: Duration) -> io::Result<()> {
     let wait_ms = wait.as_millis();
     let begun = Instant::now();
     stream.write_all(format!("poll {wait_ms}\n").as_bytes())?;

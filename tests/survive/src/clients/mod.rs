@@ -30,7 +30,7 @@ use crate::{accounting::Ledger, options::Load, random::Random};
 
 /// The shared context of all clients.
 #[derive(Debug)]
-pub(crate) struct Site {
+pub(crate) struct ClientContext {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) netns: Netns,
     pub(crate) load: Load,
@@ -47,7 +47,7 @@ pub(crate) struct Site {
 /// The number of client addresses in use.
 const ADDRESSES: u16 = 4000;
 
-impl Site {
+impl ClientContext {
     /// Creates the context for the clients of this namespace.
     pub(crate) fn new(
         ledger: &Arc<Ledger>,
@@ -92,13 +92,13 @@ impl Site {
 /// All running clients. On drop, started work is finished first.
 #[derive(Debug)]
 pub(crate) struct Clients {
-    site: Arc<Site>,
+    site: Arc<ClientContext>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Clients {
     /// Starts the clients. `pool` holds Glance's images, if there is Glance.
-    pub(crate) fn start(site: &Arc<Site>, pool: Option<&Arc<Pool>>) -> Self {
+    pub(crate) fn start(site: &Arc<ClientContext>, pool: Option<&Arc<Pool>>) -> Self {
         let mut clients = Self { site: Arc::clone(site), threads: Vec::new() };
         let load = &site.load;
         clients.run(load.idle, 1, idle::run);
@@ -176,7 +176,7 @@ impl Drop for Clients {
 /// One client: a thread that runs one job after the other.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    pub(crate) site: Arc<Site>,
+    pub(crate) site: Arc<ClientContext>,
     /// The number of this client among those of the same kind.
     pub(crate) number: u16,
     pub(crate) random: Random,

@@ -20,8 +20,8 @@ use anyhow::Result;
 use glb_lab::Family;
 
 use crate::{
-    accounting::{Account, Kind},
-    clients::{Site, stream},
+    accounting::{ConnectionRecord, Kind},
+    clients::{ClientContext, stream},
 };
 
 /// A relay for one job. Must be created in the client's namespace.
@@ -34,7 +34,7 @@ pub(crate) struct Relay {
 
 #[derive(Debug)]
 struct Shared {
-    site: Arc<Site>,
+    site: Arc<ClientContext>,
     kind: Kind,
     family: Family,
     port: u16,
@@ -42,12 +42,12 @@ struct Shared {
     pace: u64,
     over: AtomicBool,
     /// The record of each connection, with its error if any.
-    legs: Mutex<Vec<(Account, Option<Broke>)>>,
+    legs: Mutex<Vec<(ConnectionRecord, Option<RelayError>)>>,
 }
 
 /// The error of a connection.
 #[derive(Debug)]
-struct Broke {
+struct RelayError {
     why: String,
     /// Whether the only error was a long silence.
     silence: bool,
@@ -59,7 +59,7 @@ impl Relay {
     /// # Errors
     /// When the loopback cannot be used.
     pub(crate) fn start(
-        site: &Arc<Site>,
+        site: &Arc<ClientContext>,
         kind: Kind,
         family: Family,
         port: u16,
@@ -96,7 +96,7 @@ impl Relay {
         for (number, (account, broke)) in legs.drain(..).enumerate() {
             account.end(match (outcome, broke) {
                 // The connection was good to the end, and silent because git had all its data.
-                (Ok(()), Some(Broke { silence: true, .. })) if number == last => Ok(()),
+                (Ok(()), Some(RelayError { silence: true, .. })) if number == last => Ok(()),
                 // The connection counts as broken even if git recovered with another connection.
                 (Ok(()), Some(broke)) => Err(broke.why),
                 (Err(why), Some(broke)) => Err(format!("{}; {why}", broke.why)),
@@ -125,7 +125,7 @@ impl Drop for Relay {
 }
 
 impl Shared {
-    fn legs(&self) -> std::sync::MutexGuard<'_, Vec<(Account, Option<Broke>)>> {
+    fn legs(&self) -> std::sync::MutexGuard<'_, Vec<(ConnectionRecord, Option<RelayError>)>> {
         self.legs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -150,7 +150,7 @@ impl Shared {
         let broke = self.copy_both(&git, &vip);
         account.closed();
         drop(vip);
-        let broke = broke.err().map(|error| Broke {
+        let broke = broke.err().map(|error| RelayError {
             why: stream::in_words(&error, self.site.load.patience),
             silence: error.kind() == io::ErrorKind::WouldBlock,
         });
@@ -159,7 +159,8 @@ impl Shared {
 
     fn copy_both(&self, git: &TcpStream, vip: &TcpStream) -> io::Result<()> {
         vip.set_read_timeout(Some(LOOK_UP))?;
-        let heard = Heard { patience: self.site.load.patience, last: Mutex::new(Instant::now()) };
+        let heard =
+            LastActivity { patience: self.site.load.patience, last: Mutex::new(Instant::now()) };
         // Both directions end together with git's connection.
         thread::scope(|scope| {
             let up = scope.spawn(|| {
@@ -187,7 +188,7 @@ impl Shared {
         mut from: &TcpStream,
         mut to: &TcpStream,
         pace: u64,
-        heard: &Heard,
+        heard: &LastActivity,
     ) -> io::Result<()> {
         let mut buffer = vec![0; 32 << 10];
         let begun = Instant::now();
@@ -225,12 +226,12 @@ impl Shared {
 const LOOK_UP: Duration = Duration::from_secs(1);
 
 /// The time of the last byte in either direction. While git sends a pack, the server is silent.
-struct Heard {
+struct LastActivity {
     patience: Duration,
     last: Mutex<Instant>,
 }
 
-impl Heard {
+impl LastActivity {
     fn now(&self) {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
@@ -245,8 +246,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_may_be_silent_while_git_sends() {
-        let heard = |age: u64| Heard {
+    fn silent_server_is_fine_while_git_sends() {
+        let heard = |age: u64| LastActivity {
             patience: Duration::from_millis(100),
             last: Mutex::new(Instant::now().checked_sub(Duration::from_millis(age)).unwrap()),
         };

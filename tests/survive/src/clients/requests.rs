@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    accounting::{Account, Kind},
+    accounting::{ConnectionRecord, Kind},
     clients::{Worker, stream},
 };
 
@@ -21,7 +21,7 @@ pub(crate) fn run(worker: &mut Worker) {
     worker.site.pause(worker.site.load.request_pause);
 }
 
-fn request(stream: &mut TcpStream, account: &Account) -> io::Result<()> {
+fn request(stream: &mut TcpStream, account: &ConnectionRecord) -> io::Result<()> {
     stream.write_all(b"GET / HTTP/1.0\r\nHost: lab\r\nConnection: close\r\n\r\n")?;
     account.expects(true);
     let mut answer = String::new();

@@ -11,17 +11,17 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
 
 use crate::{
-    accounting::{Account, Kind},
-    clients::Site,
+    accounting::{ConnectionRecord, Kind},
+    clients::ClientContext,
 };
 
 /// Opens a connection to a port of the VIP. If that fails, the record is closed as broken.
 pub(crate) fn open(
-    site: &Site,
+    site: &ClientContext,
     kind: Kind,
     family: Family,
     port: u16,
-) -> Option<(TcpStream, Account)> {
+) -> Option<(TcpStream, ConnectionRecord)> {
     let to = SocketAddr::new(vip(family), port);
     let from = site.address(family);
     // The socket is bound before the SYN, because the port is part of the record.
@@ -80,7 +80,11 @@ pub(crate) fn in_words(error: &io::Error, patience: Duration) -> String {
 }
 
 /// Sends a line and reads the answer line.
-pub(crate) fn ask(stream: &mut TcpStream, account: &Account, line: &str) -> io::Result<String> {
+pub(crate) fn ask(
+    stream: &mut TcpStream,
+    account: &ConnectionRecord,
+    line: &str,
+) -> io::Result<String> {
     stream.write_all(line.as_bytes())?;
     account.expects(true);
     let answer = read_line(stream);

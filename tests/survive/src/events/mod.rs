@@ -22,7 +22,7 @@ use crate::{
     world::{Mode, World},
 };
 
-type Work = Box<dyn FnOnce(&mut World) -> Result<()>>;
+type Action = Box<dyn FnOnce(&mut World) -> Result<()>>;
 
 /// One event.
 pub(crate) struct Event {
@@ -33,9 +33,9 @@ pub(crate) struct Event {
     /// The connections that it may break.
     pub(crate) allowed: Allowed,
     /// Waits for the event's precondition.
-    pub(crate) prepare: Work,
+    pub(crate) prepare: Action,
     /// Runs the event. Returns when it is in force.
-    pub(crate) act: Work,
+    pub(crate) act: Action,
 }
 
 /// The connections that an event may break.
@@ -196,7 +196,7 @@ mod tests {
     use super::*;
     use crate::{
         accounting::{Kind, Ledger},
-        rule::Rule,
+        rule::PlanRule,
     };
 
     const ALL_NODES: [Node; 4] =
@@ -209,7 +209,7 @@ mod tests {
     fn in_force(edit: impl Fn(&mut TableFile)) -> Vec<BuiltTable> {
         let mut table = TableFile::serving(&Plan { backends: 4, ..Plan::new("x") }, &[80, 7000]);
         edit(&mut table);
-        let mut rule = Rule::new(60);
+        let mut rule = PlanRule::new(60);
         rule.adopt(&table).unwrap();
         rule.in_force()
     }
@@ -224,7 +224,7 @@ mod tests {
             let client = std::net::SocketAddr::new([198, 18, 0, number].into(), 5000);
             ledger.begin(Kind::Idle, client, "203.0.113.10:80".parse().unwrap()).end(Ok(()));
         }
-        let mut closed = std::mem::take(&mut ledger.books().closed);
+        let mut closed = std::mem::take(&mut ledger.entries().closed);
         for connection in &mut closed {
             connection.holder = holder(&rule::hops(built, connection));
         }
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_takes_only_its_own_with_it() {
+    fn dead_machine_may_lose_only_its_own_connections() {
         let built = in_force(|_| {});
         let down = Node::Backend(2);
         let rule = Allowed::Machine(down);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_takes_only_its_port_with_it() {
+    fn killed_service_may_lose_only_its_port() {
         let built = in_force(|_| {});
         let mine = connections(&built, |_| Some(Node::Backend(1)));
         let of = |service| Allowed::Process(Node::Backend(1), service);
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_left_its_rows_loses_what_it_held_and_no_more() {
+    fn removed_backend_may_lose_only_its_own_connections() {
         let before = in_force(|_| {});
         let gone = Node::Backend(3);
         let after = in_force(|table| table.set_state(gone, State::Inactive));

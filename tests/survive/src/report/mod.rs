@@ -13,7 +13,7 @@ pub(crate) use page::write_page;
 
 use crate::{
     accounting::{Connection, Kind, Outcome},
-    run::Wanted,
+    run::RunConfig,
     world::Mode,
 };
 
@@ -33,10 +33,10 @@ pub(crate) struct Report {
     /// The latency of short requests.
     pub(crate) latency: Latency,
     /// The slowest short requests.
-    pub(crate) slowest: Vec<Slow>,
+    pub(crate) slowest: Vec<SlowRequest>,
     pub(crate) events: Vec<EventReport>,
     /// Every connection that broke.
-    pub(crate) broken: Vec<Broken>,
+    pub(crate) broken: Vec<BrokenConnection>,
     /// The reason if the run ended early.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) failure: Option<String>,
@@ -69,7 +69,7 @@ pub(crate) struct Latency {
 
 /// A slow short request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Slow {
+pub(crate) struct SlowRequest {
     pub(crate) client: SocketAddr,
     pub(crate) holder: Option<String>,
     pub(crate) began: f64,
@@ -98,7 +98,7 @@ pub(crate) struct EventReport {
 
 /// A connection that broke.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Broken {
+pub(crate) struct BrokenConnection {
     pub(crate) connection: u64,
     pub(crate) kind: Kind,
     pub(crate) client: SocketAddr,
@@ -116,11 +116,11 @@ pub(crate) struct Broken {
 impl Report {
     /// Builds the report of a run.
     pub(crate) fn new(
-        wanted: &Wanted,
+        wanted: &RunConfig,
         time: Duration,
         connections: &[Connection],
         events: Vec<EventReport>,
-        broken: Vec<Broken>,
+        broken: Vec<BrokenConnection>,
     ) -> Self {
         let kinds = Kind::ALL.iter().filter_map(|(kind, name)| {
             let of: Vec<&Connection> = connections.iter().filter(|c| c.kind == *kind).collect();
@@ -157,7 +157,7 @@ impl Report {
     }
 
     /// Lists the connections that broke without being allowed to.
-    pub(crate) fn not_allowed(&self) -> impl Iterator<Item = &Broken> {
+    pub(crate) fn not_allowed(&self) -> impl Iterator<Item = &BrokenConnection> {
         self.broken.iter().filter(|broken| !broken.allowed)
     }
 
@@ -173,7 +173,7 @@ impl Report {
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_slice(&text)
-            .with_context(|| format!("{} is no report of this suite", path.display()))
+            .with_context(|| format!("{} is not a report of this suite", path.display()))
     }
 
     /// Writes the report.
@@ -245,14 +245,14 @@ fn latency(connections: &[Connection]) -> Latency {
     Latency { median: at(0.5), p99: at(0.99), worst: at(1.0) }
 }
 
-fn slowest(connections: &[Connection]) -> Vec<Slow> {
+fn slowest(connections: &[Connection]) -> Vec<SlowRequest> {
     let seconds = |c: &Connection, to: Option<Duration>| {
         to.map_or(0.0, |to| to.saturating_sub(c.began).as_secs_f64())
     };
-    let mut slow: Vec<Slow> = connections
+    let mut slow: Vec<SlowRequest> = connections
         .iter()
         .filter(|c| c.kind.is_short() && c.outcome == Some(Outcome::Verified))
-        .map(|c| Slow {
+        .map(|c| SlowRequest {
             client: c.client,
             holder: c.holder.map(|node| node.to_string()),
             began: c.began.as_secs_f64(),
@@ -268,7 +268,7 @@ fn slowest(connections: &[Connection]) -> Vec<Slow> {
 
 /// The summed results of events with the same name.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Together {
+pub(crate) struct EventSummary {
     pub(crate) times: usize,
     pub(crate) rule: String,
     pub(crate) alive: usize,
@@ -280,8 +280,10 @@ pub(crate) struct Together {
 }
 
 /// Groups events by name.
-pub(crate) fn by_name<'r>(reports: impl Iterator<Item = &'r Report>) -> BTreeMap<String, Together> {
-    let mut all: BTreeMap<String, Together> = BTreeMap::new();
+pub(crate) fn by_name<'r>(
+    reports: impl Iterator<Item = &'r Report>,
+) -> BTreeMap<String, EventSummary> {
+    let mut all: BTreeMap<String, EventSummary> = BTreeMap::new();
     for event in reports.flat_map(|report| &report.events) {
         let sum = all.entry(event.name.clone()).or_default();
         sum.times += 1;

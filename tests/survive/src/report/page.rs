@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{KindReport, Report, Together, by_name, chart};
+use super::{EventSummary, KindReport, Report, by_name, chart};
 
 /// Writes the page and its chart from runs of the suite and from a comparison.
 ///
@@ -88,7 +88,7 @@ fn results(to: &mut String, runs: &[Report]) -> Result<()> {
     )?;
     writeln!(to, "|---|--:|--:|--:|--:|---|--:|--:|--:|")?;
     for (name, event) in by_name(runs.iter()) {
-        let Together { times, rule, alive, broken, allowed, .. } = event;
+        let EventSummary { times, rule, alive, broken, allowed, .. } = event;
         writeln!(
             to,
             "| {name} | {times} | {alive} | {broken} | {allowed} | {rule} | {} | {:.1} s | {} |",
@@ -104,7 +104,7 @@ fn results(to: &mut String, runs: &[Report]) -> Result<()> {
     );
     for run in runs {
         if let Some(failure) = &run.failure {
-            writeln!(to, "**Seed {} ended before its time**: {failure}\n", run.seed)?;
+            writeln!(to, "**Seed {} ended early**: {failure}\n", run.seed)?;
         }
     }
     for note in runs.iter().flat_map(|run| &run.notes) {
@@ -171,7 +171,7 @@ fn comparison(to: &mut String, compared: &[Report]) -> Result<()> {
          broken connections of those that were alive.\n",
         compared[0].seed
     )?;
-    let by_mode: Vec<(String, BTreeMap<String, Together>)> = compared
+    let by_mode: Vec<(String, BTreeMap<String, EventSummary>)> = compared
         .iter()
         .map(|report| (report.mode.name(), by_name(std::iter::once(report))))
         .collect();
@@ -227,7 +227,7 @@ const METHOD: &str = "\
   covers the connection, or else the last. A client that is owed something takes its connection
   to be broken after 12 s (short form) or 30 s (long form) of silence.
 - **Two forms.** The short one (every event once, seed 1) is part of `./x test`; the long one has images of
-  hundreds of MB, a repository of 128 MB, and goes on for as long as it is told.
+  hundreds of MB, a repository of 128 MB, and goes on for as long as it is icmp_and_rst_during.
 
 ```
 ./x survive --minutes 30 --seed 7        # the long form

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use crate::{
     command,
     daemons::Daemon,
-    faulty_server::{Health, IllServer},
+    faulty_server::{FaultyServer, Health},
     http,
     plan::{Family, Node, Plan, client, vip},
     table::TableFile,
@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The probe timing of the health checker.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
+pub struct ProbeTiming {
     /// The time between two probes.
     pub interval: Duration,
     /// The probe timeout.
@@ -38,7 +38,7 @@ pub struct Pace {
     pub fall: u32,
 }
 
-impl Pace {
+impl ProbeTiming {
     /// The longest detection time: the failure comes just after a probe, and each further probe is
     /// up to 5 % late.
     #[must_use]
@@ -49,7 +49,7 @@ impl Pace {
 
 /// A way for a backend to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Illness {
+pub enum BackendFault {
     /// The server stops listening.
     Dies,
     /// The server accepts connections and sends nothing.
@@ -68,7 +68,7 @@ pub enum Illness {
     VipMissing,
 }
 
-impl Illness {
+impl BackendFault {
     /// All of them.
     pub const ALL: [Self; 8] = [
         Self::Dies,
@@ -82,7 +82,7 @@ impl Illness {
     ];
 }
 
-impl fmt::Display for Illness {
+impl fmt::Display for BackendFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Dies => "dies",
@@ -99,7 +99,7 @@ impl fmt::Display for Illness {
 
 /// A point in time and in the logs, for later comparison.
 #[derive(Clone, Copy, Debug)]
-pub struct Mark {
+pub struct Checkpoint {
     /// The start time.
     begun: Instant,
     director_log: usize,
@@ -108,7 +108,7 @@ pub struct Mark {
 
 /// Times measured since a checkpoint.
 #[derive(Clone, Copy, Debug)]
-pub struct Took {
+pub struct ReactionTimes {
     /// The time until the checker wrote the table.
     pub written: Duration,
     /// The time until the director activated it.
@@ -117,7 +117,7 @@ pub struct Took {
 
 /// The fleet.
 #[derive(Debug)]
-pub struct Checked {
+pub struct CheckedFleet {
     /// The health checker, on the director's node.
     pub checker: Daemon,
     /// The director.
@@ -125,23 +125,23 @@ pub struct Checked {
     /// The backends' daemons.
     pub redirects: Vec<Daemon>,
     /// The backends' web servers.
-    pub servers: Vec<IllServer>,
+    pub servers: Vec<FaultyServer>,
     /// The lab.
     pub lab: Lab,
 }
 
-impl Checked {
+impl CheckedFleet {
     /// Starts everything in a healthy state. Each backend is checked by `gue`, `http` and `vip`
     /// over both families. `more` is appended to the checker's configuration; the checker asks the
     /// director to reload over its control socket.
     ///
     /// # Errors
     /// When a part does not start.
-    pub fn up(plan: Plan, pace: Pace, more: &str) -> Result<Self> {
+    pub fn up(plan: Plan, pace: ProbeTiming, more: &str) -> Result<Self> {
         let lab = Lab::up(plan)?;
         let (mut servers, mut redirects) = (Vec::new(), Vec::new());
         for node in lab.plan().backend_nodes() {
-            servers.push(IllServer::start(&lab, node, pace.timeout + pace.timeout / 2)?);
+            servers.push(FaultyServer::start(&lab, node, pace.timeout + pace.timeout / 2)?);
             let mut redirect = Daemon::redirect(&lab, node, true)?;
             redirect.start(&lab)?;
             redirects.push(redirect);
@@ -172,7 +172,9 @@ impl Checked {
         checker.start(&lab)?;
         let mut fleet = Self { checker, director, redirects, servers, lab };
         let all = vec![true; fleet.servers.len()];
-        fleet.wait("the first word to the director", |fleet| Ok(fleet.told(0)? > 0))?;
+        fleet.wait("the first word to the director", |fleet| {
+            Ok(fleet.icmp_and_rst_during(0)? > 0)
+        })?;
         ensure!(fleet.healths()? == all, "{:?}: {}", fleet.healths()?, fleet.log()?);
         Ok(fleet)
     }
@@ -181,16 +183,16 @@ impl Checked {
     ///
     /// # Errors
     /// When that cannot be done.
-    pub fn strike(&mut self, backend: usize, illness: Illness) -> Result<()> {
+    pub fn strike(&mut self, backend: usize, illness: BackendFault) -> Result<()> {
         let health = match illness {
-            Illness::Dies => Health::Dead,
-            Illness::Hangs => Health::Hangs,
-            Illness::Slow => Health::Slow,
-            Illness::WrongStatus => Health::Busy,
-            Illness::Resets => Health::Resets,
-            Illness::Blackholed => return self.blackhole(backend, true),
-            Illness::VipMissing => return self.vip(backend, false),
-            Illness::ProgramGone => {
+            BackendFault::Dies => Health::Dead,
+            BackendFault::Hangs => Health::Hangs,
+            BackendFault::Slow => Health::Slow,
+            BackendFault::WrongStatus => Health::Busy,
+            BackendFault::Resets => Health::Resets,
+            BackendFault::Blackholed => return self.blackhole(backend, true),
+            BackendFault::VipMissing => return self.vip(backend, false),
+            BackendFault::ProgramGone => {
                 let redirect = &mut self.redirects[backend];
                 redirect.end(Signal::SIGTERM)?;
                 return redirect.detach(&self.lab);
@@ -204,11 +206,11 @@ impl Checked {
     ///
     /// # Errors
     /// When that cannot be done.
-    pub fn heal(&mut self, backend: usize, illness: Illness) -> Result<()> {
+    pub fn heal(&mut self, backend: usize, illness: BackendFault) -> Result<()> {
         match illness {
-            Illness::Blackholed => self.blackhole(backend, false),
-            Illness::VipMissing => self.vip(backend, true),
-            Illness::ProgramGone => self.redirects[backend].start(&self.lab),
+            BackendFault::Blackholed => self.blackhole(backend, false),
+            BackendFault::VipMissing => self.vip(backend, true),
+            BackendFault::ProgramGone => self.redirects[backend].start(&self.lab),
             _ => {
                 self.servers[backend].set(Health::Well);
                 Ok(())
@@ -263,15 +265,16 @@ impl Checked {
     fn backends(&self) -> Result<Vec<serde_json::Value>> {
         let mut show = self.director.command(&self.lab, "show")?;
         let text = command::output(show.args(["backends", "-o", "json"]))?;
-        serde_json::from_str(&text).with_context(|| format!("odd backends: {text}"))
+        serde_json::from_str(&text)
+            .with_context(|| format!("cannot parse the output of `show backends`: {text}"))
     }
 
     /// Records the current time and log positions.
     ///
     /// # Errors
     /// When a log cannot be read.
-    pub fn mark(&mut self) -> Result<Mark> {
-        Ok(Mark {
+    pub fn mark(&mut self) -> Result<Checkpoint> {
+        Ok(Checkpoint {
             director_log: self.director.process()?.log()?.len(),
             checker_log: self.log()?.len(),
             begun: Instant::now(),
@@ -282,7 +285,7 @@ impl Checked {
     ///
     /// # Errors
     /// When that does not happen in time.
-    pub fn in_force(&mut self, mark: &Mark, wanted: &[bool]) -> Result<Took> {
+    pub fn in_force(&mut self, mark: &Checkpoint, wanted: &[bool]) -> Result<ReactionTimes> {
         let (mut written, mut seen, mut swapped) = (None, 0, Duration::ZERO);
         while mark.begun.elapsed() < PATIENCE {
             if written.is_none() && self.written()? == wanted {
@@ -296,7 +299,7 @@ impl Checked {
             if let Some(written) = written.filter(|_| seen > 0)
                 && self.healths()? == wanted
             {
-                return Ok(Took { written, in_force: swapped });
+                return Ok(ReactionTimes { written, in_force: swapped });
             }
             thread::sleep(Duration::from_millis(1));
         }
@@ -312,7 +315,7 @@ impl Checked {
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub fn generations(&mut self, mark: &Mark) -> Result<usize> {
+    pub fn generations(&mut self, mark: &Checkpoint) -> Result<usize> {
         let log = self.director.process()?.log()?;
         Ok(log.get(mark.director_log..).unwrap_or_default().matches(": in force ").count())
     }
@@ -321,11 +324,11 @@ impl Checked {
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub fn writes(&mut self, mark: &Mark) -> Result<usize> {
+    pub fn writes(&mut self, mark: &Checkpoint) -> Result<usize> {
         Ok(self.log_since(mark)?.matches("checked table written").count())
     }
 
-    fn told(&mut self, from: usize) -> Result<usize> {
+    fn icmp_and_rst_during(&mut self, from: usize) -> Result<usize> {
         let log = self.log()?;
         Ok(log.get(from..).unwrap_or_default().matches("in force at the director").count())
     }
@@ -342,7 +345,7 @@ impl Checked {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn log_since(&mut self, mark: &Mark) -> Result<String> {
+    pub fn log_since(&mut self, mark: &Checkpoint) -> Result<String> {
         Ok(self.log()?.get(mark.checker_log..).unwrap_or_default().to_owned())
     }
 
@@ -350,7 +353,7 @@ impl Checked {
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub fn reason(&mut self, mark: &Mark) -> Result<String> {
+    pub fn reason(&mut self, mark: &Checkpoint) -> Result<String> {
         let log = self.log_since(mark)?;
         let line = log.lines().find(|line| line.contains(" WARN "));
         let line = line.and_then(|line| line.split("down ").nth(1)).unwrap_or("?");
@@ -373,7 +376,7 @@ impl Checked {
             }
             thread::sleep(Duration::from_millis(5));
         }
-        bail!("{what} did not come:\n{}", self.log()?)
+        bail!("{what} did not happen in time:\n{}", self.log()?)
     }
 
     /// Sends new requests from many clients and counts the answers by backend.
