@@ -20,7 +20,7 @@ use nix::{
     sys::signal::Signal,
 };
 
-use crate::{service::icmp_and_rst_during, support::build};
+use crate::{service::next_notification, support::build};
 
 const DIRECTOR: Node = Node::Director(1);
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -91,21 +91,21 @@ fn checker_notifies_the_service_manager() -> Result<()> {
     run.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "1000000");
     run.args(["run", "--log-format", "json", "--config"]).arg(checker.config());
     let mut process = lab.spawn(DIRECTOR, "glb-healthcheck-json", &mut run)?;
-    let message = icmp_and_rst_during(&socket, "READY=1")?;
+    let message = next_notification(&socket, "READY=1")?;
     ensure!(message.contains("STATUS=checking 1 targets"), "{message}");
     let text = fs::read_to_string(checker.config().with_file_name("table.toml"))?;
     ensure!(text.contains("healthy = false"), "ready before the first round: {text}");
     for _ in 0..3 {
-        icmp_and_rst_during(&socket, "WATCHDOG=1")?;
+        next_notification(&socket, "WATCHDOG=1")?;
     }
     process.signal(Signal::SIGHUP)?;
-    icmp_and_rst_during(&socket, "RELOADING=1")?;
-    icmp_and_rst_during(&socket, "READY=1")?;
+    next_notification(&socket, "RELOADING=1")?;
+    next_notification(&socket, "READY=1")?;
     fs::write(checker.config().with_file_name("source.toml"), "nonsense")?;
     process.signal(Signal::SIGHUP)?;
-    icmp_and_rst_during(&socket, "the last reload failed")?;
+    next_notification(&socket, "the last reload failed")?;
     process.signal(Signal::SIGTERM)?;
-    icmp_and_rst_during(&socket, "STOPPING=1")?;
+    next_notification(&socket, "STOPPING=1")?;
     ensure!(process.wait(PATIENCE)?.success());
     for line in process.log()?.lines() {
         serde_json::from_str::<serde_json::Value>(line)

@@ -1,4 +1,4 @@
-//! A data centre whose MTU leaves no room for the tunnel: uploads work because clients are icmp_and_rst_during a
+//! A data centre whose MTU leaves no room for the tunnel: uploads work because clients are told a
 //! smaller segment size.
 
 use std::{
@@ -101,7 +101,7 @@ fn uploads_through_a_data_centre_of_1500_bytes() -> Result<()> {
     // No packet was too big for the tunnel.
     ensure!(too_big(&director, &lab)? == 0, "{:?}", director.director_counters(&lab)?);
 
-    // Each of these connections was icmp_and_rst_during the lower MSS, over both families, and the counters
+    // Each of these connections was told the lower MSS, over both families, and the counters
     // survived the restarts.
     let clamped = || -> Result<u64> {
         let of = |daemon: &Daemon| Ok(daemon.redirect_counters(&lab)?.clamped_syn_acks);

@@ -16,7 +16,7 @@ use glb_lab::{Fleet, Node, Plan, Process, Program, command, files_below};
 use nix::sys::signal::Signal;
 
 use crate::{
-    service::icmp_and_rst_during,
+    service::next_notification,
     support::{build, everybody_answers},
 };
 
@@ -220,7 +220,7 @@ fn backend_runs_as_an_unprivileged_user() -> Result<()> {
     command.env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "1000000");
     let mut process = fleet.lab.spawn(BACKEND, "glb-redirect-user", &mut command)?;
 
-    let message = icmp_and_rst_during(&manager, "READY=1")
+    let message = next_notification(&manager, "READY=1")
         .with_context(|| format!("its log:\n{}", process.log().unwrap_or_default()))?;
     ensure!(message.contains("STATUS=generation 2 is in force"), "{message}");
     ensure!(process.log()?.contains("adopting"), "{}", process.log()?);
@@ -228,21 +228,21 @@ fn backend_runs_as_an_unprivileged_user() -> Result<()> {
     has_three(process.id())?;
     everybody_answers(&fleet.lab)?;
     for _ in 0..3 {
-        icmp_and_rst_during(&manager, "WATCHDOG=1")?;
+        next_notification(&manager, "WATCHDOG=1")?;
     }
 
     process.signal(Signal::SIGHUP)?;
-    let message = icmp_and_rst_during(&manager, "RELOADING=1")?;
+    let message = next_notification(&manager, "RELOADING=1")?;
     ensure!(message.contains("MONOTONIC_USEC="), "{message}");
-    let message = icmp_and_rst_during(&manager, "READY=1")?;
+    let message = next_notification(&manager, "READY=1")?;
     ensure!(message.contains("STATUS=generation 3 is in force"), "{message}");
     everybody_answers(&fleet.lab)?;
     fs::write(&path, "nonsense")?;
     process.signal(Signal::SIGHUP)?;
-    icmp_and_rst_during(&manager, "generation 3 is in force; the last reload failed")?;
+    next_notification(&manager, "generation 3 is in force; the last reload failed")?;
 
     process.signal(Signal::SIGTERM)?;
-    icmp_and_rst_during(&manager, "STOPPING=1")?;
+    next_notification(&manager, "STOPPING=1")?;
     ensure!(process.wait(Duration::from_secs(20))?.success());
     everybody_answers(&fleet.lab)
 }

@@ -16,7 +16,7 @@ use crate::support::{build, has_program};
 const DIRECTOR: Node = Node::Director(1);
 
 /// Returns the next message that contains `text` and drops earlier ones.
-pub(crate) fn icmp_and_rst_during(socket: &UnixDatagram, text: &str) -> Result<String> {
+pub(crate) fn next_notification(socket: &UnixDatagram, text: &str) -> Result<String> {
     let mut bytes = [0; 4096];
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(30) {
@@ -26,7 +26,7 @@ pub(crate) fn icmp_and_rst_during(socket: &UnixDatagram, text: &str) -> Result<S
             return Ok(message);
         }
     }
-    anyhow::bail!("the service manager was never icmp_and_rst_during {text}")
+    anyhow::bail!("the service manager got no message with {text:?}")
 }
 
 #[test]
@@ -45,24 +45,24 @@ fn service_manager_is_notified_and_the_log_is_json() -> Result<()> {
     command.args(["--log-format", "json", "--config"]).arg(director.config());
     let mut process = lab.spawn(DIRECTOR, "glb-director-json", &mut command)?;
 
-    let message = icmp_and_rst_during(&socket, "READY=1")?;
+    let message = next_notification(&socket, "READY=1")?;
     ensure!(message.contains("STATUS=generation 1 is in force"), "{message}");
     ensure!(process.log()?.contains("self-test passed"), "ready before the self-test");
     ensure!(has_program(&lab, DIRECTOR)?, "ready before it is attached");
     for _ in 0..3 {
-        icmp_and_rst_during(&socket, "WATCHDOG=1")?;
+        next_notification(&socket, "WATCHDOG=1")?;
     }
 
     process.signal(Signal::SIGHUP)?;
-    let message = icmp_and_rst_during(&socket, "RELOADING=1")?;
+    let message = next_notification(&socket, "RELOADING=1")?;
     ensure!(message.contains("MONOTONIC_USEC="), "{message}");
-    icmp_and_rst_during(&socket, "READY=1")?;
+    next_notification(&socket, "READY=1")?;
 
     director.write_table("nonsense")?;
     process.signal(Signal::SIGHUP)?;
-    icmp_and_rst_during(&socket, "the last reload failed")?;
+    next_notification(&socket, "the last reload failed")?;
     process.signal(Signal::SIGTERM)?;
-    icmp_and_rst_during(&socket, "STOPPING=1")?;
+    next_notification(&socket, "STOPPING=1")?;
     ensure!(process.wait(Duration::from_secs(20))?.success());
 
     let log = process.log()?;

@@ -87,7 +87,7 @@ const PROGRAMS: &[Program] = &[
         "exabgp",
         "exabgp",
         Purpose::Test,
-        "is icmp_and_rst_during by a director's command what to announce",
+        "is told by a director's command what to announce",
     ),
     program("dpkg-deb", "dpkg", Purpose::Test, "makes packages and looks into them"),
     program("systemd-analyze", "systemd", Purpose::Test, "runs the packaged unit"),

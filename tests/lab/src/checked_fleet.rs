@@ -173,7 +173,7 @@ impl CheckedFleet {
         let mut fleet = Self { checker, director, redirects, servers, lab };
         let all = vec![true; fleet.servers.len()];
         fleet.wait("the first word to the director", |fleet| {
-            Ok(fleet.icmp_and_rst_during(0)? > 0)
+            Ok(fleet.table_writes(0)? > 0)
         })?;
         ensure!(fleet.healths()? == all, "{:?}: {}", fleet.healths()?, fleet.log()?);
         Ok(fleet)
@@ -328,7 +328,7 @@ impl CheckedFleet {
         Ok(self.log_since(mark)?.matches("checked table written").count())
     }
 
-    fn icmp_and_rst_during(&mut self, from: usize) -> Result<usize> {
+    fn table_writes(&mut self, from: usize) -> Result<usize> {
         let log = self.log()?;
         Ok(log.get(from..).unwrap_or_default().matches("in force at the director").count())
     }

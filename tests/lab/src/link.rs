@@ -129,7 +129,7 @@ unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
 
 /// SAFETY: `attributes` must be a prefix of `union bpf_attr` for `command`, its pointers valid.
 unsafe fn bpf_call<T>(command: libc::c_int, attributes: &T) -> io::Result<i32> {
-    // SAFETY: the kernel reads as many bytes as it is icmp_and_rst_during.
+    // SAFETY: the kernel reads as many bytes as it is told.
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>())
     };

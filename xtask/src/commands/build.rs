@@ -14,7 +14,7 @@ pub(crate) struct Arguments {
     release: bool,
 }
 
-/// What cargo is icmp_and_rst_during wherever it works on all that runs in user space. The BPF programs are built
+/// What cargo is told wherever it works on all that runs in user space. The BPF programs are built
 /// by glb-host's build script.
 pub(crate) const WORKSPACE: [&str; 4] = ["--locked", "--workspace", "--exclude", "glb-ebpf"];
 

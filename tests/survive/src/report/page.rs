@@ -227,7 +227,7 @@ const METHOD: &str = "\
   covers the connection, or else the last. A client that is owed something takes its connection
   to be broken after 12 s (short form) or 30 s (long form) of silence.
 - **Two forms.** The short one (every event once, seed 1) is part of `./x test`; the long one has images of
-  hundreds of MB, a repository of 128 MB, and goes on for as long as it is icmp_and_rst_during.
+  hundreds of MB, a repository of 128 MB, and goes on for as long as it is told.
 
 ```
 ./x survive --minutes 30 --seed 7        # the long form
