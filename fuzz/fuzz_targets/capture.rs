@@ -18,6 +18,6 @@ fuzz_target!(|bytes: &[u8]| {
         number += 1;
         assert_eq!(packet.number, number);
         assert!(packet.data.len() <= bytes.len() && packet.data.len() <= packet.length as usize);
-        assert_eq!(packet.is_cut_off(), packet.data.len() < packet.length as usize);
+        assert_eq!(packet.is_truncated(), packet.data.len() < packet.length as usize);
     }
 });

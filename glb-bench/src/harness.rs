@@ -174,7 +174,7 @@ fn cpu_time() -> anyhow::Result<Duration> {
 pub(crate) struct Net {
     /// 10th percentile of the program's times, less that of the surroundings' times. Of what
     /// `bench method` compares it is the one that finds a known cost best: what disturbs a machine
-    /// only ever adds, so both percentiles are near to undisturbed times.
+    /// only ever adds, so both percentiles are near to with_signals_blocked times.
     pub(crate) p10_ns: f64,
     /// Median of the differences within a round.
     pub(crate) median_ns: f64,

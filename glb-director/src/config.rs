@@ -10,7 +10,7 @@ use std::{
 use glb_common::parse::MAX_TAGS;
 use glb_host::{
     config_file::{self, FileError},
-    control::{Control, RawControl},
+    control::{ControlConfig, RawControlConfig},
     doctor::has_address,
     xdp_link::Mode,
 };
@@ -50,7 +50,7 @@ struct Raw {
     statsd: Option<SocketAddr>,
     statsd_interval: Option<u16>,
     #[serde(default)]
-    control: RawControl,
+    control: RawControlConfig,
     state: Option<PathBuf>,
     #[serde(default)]
     on_unsafe: OnUnsafe,
@@ -227,7 +227,7 @@ pub struct Config {
     /// Where statsd is told, under GLB's names, and how often; nowhere if it is left out.
     pub statsd: Option<(SocketAddr, Duration)>,
     /// The control channel.
-    pub control: Control,
+    pub control: ControlConfig,
     /// Folder on a disk for what has to outlive the daemon and cannot be pinned.
     pub state: PathBuf,
     /// What is done with a change that can break flows.

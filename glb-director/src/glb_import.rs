@@ -3,7 +3,7 @@
 
 use std::{fmt::Write as _, net::Ipv4Addr, path::PathBuf};
 
-use glb_host::config_file::nearest;
+use glb_host::config_file::closest_name;
 use serde_json::Value;
 
 /// What is written in GLB's files and on its command line.
@@ -122,7 +122,7 @@ impl Imported {
                     self.note(format!("{key}: left out, it concerns DPDK only"));
                 }
                 _ => {
-                    let near = nearest(key, KEYS.into_iter().chain(DPDK_KEYS));
+                    let near = closest_name(key, KEYS.into_iter().chain(DPDK_KEYS));
                     let near = near.map(|near| format!("; did you mean `{near}`?"));
                     self.note(format!(
                         "`{key}` is not a key of GLB's director.conf and is left out{}",
@@ -167,7 +167,7 @@ impl Imported {
                 continue;
             }
             if !OPTIONS.contains(&option) {
-                let near = nearest(option, OPTIONS);
+                let near = closest_name(option, OPTIONS);
                 return Err(GlbConfigError::Option { option: option.to_owned(), near });
             }
             let value = value.or_else(|| words.next().cloned());

@@ -8,7 +8,7 @@ use std::{
 };
 
 use glb_common::reason::{Action, DirectorReason};
-use glb_host::metrics::{PacketsAndBytes, Page, Source, gauge};
+use glb_host::metrics::{MetricsSource, PacketsAndBytes, Page, gauge};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
@@ -99,7 +99,7 @@ pub struct Metered {
     pub observer: Observer,
 }
 
-impl Source for Metered {
+impl MetricsSource for Metered {
     fn prefix(&self) -> &'static str {
         "glb_director"
     }

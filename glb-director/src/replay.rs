@@ -14,9 +14,9 @@ use glb_common::{
 use glb_host::{
     bpf_loader::LoadError,
     packet_trace::{
-        Decision, Headers, Way,
+        Decision, Egress, Headers,
         filter::ReasonName,
-        replay::{Found, Part, Program, Ran, ReplayError, test_run},
+        replay::{FrameStage, ReplayError, ReplayNextHops, ReplayOutcome, ReplayProgram, test_run},
     },
 };
 use glb_table::TableSet;
@@ -70,7 +70,7 @@ type Counts = [u64; MAX_REASONS];
 pub struct Replay {
     generation: Generation,
     names: Vec<String>,
-    found: Found,
+    found: ReplayNextHops,
     /// What each slot's counters said last.
     counts: Vec<Counts>,
 }
@@ -80,7 +80,11 @@ impl Replay {
     ///
     /// # Errors
     /// When the tables or the kernel do not allow it.
-    pub fn load(tables: &TableSet, options: &Options, found: Found) -> Result<Self, Error> {
+    pub fn load(
+        tables: &TableSet,
+        options: &Options,
+        found: ReplayNextHops,
+    ) -> Result<Self, Error> {
         let names: Vec<String> = tables.tables.iter().map(|table| table.name.clone()).collect();
         if names.len() >= TABLE_SLOTS as usize {
             return Err(Error::TooManyTables { count: names.len() });
@@ -88,7 +92,7 @@ impl Replay {
         let slots = Slots(names.iter().cloned().zip(1..).collect());
         // A capture is run faster than it was received: answers are not to be limited by that.
         let options = Options { answers_per_second: 0, ..options.clone() };
-        let image = Image::new(tables, &slots, &found.ways, &options)?;
+        let image = Image::new(tables, &slots, &found.next_hops, &options)?;
         let generation = Generation::load_alone(image)?;
         let counts = vec![[0; MAX_REASONS]; names.len() + 1];
         Ok(Self { generation, names, found, counts })
@@ -138,7 +142,7 @@ impl Replay {
         let hops = [row.first, row.second].into_iter();
         let owner = |hop: u16| image.owners.get(usize::from(hop)).map(|owner| owner.address);
         decision.hops = hops.filter_map(owner).collect();
-        let hop = decision.hops.first().and_then(|hop| self.found.ways.get(hop));
+        let hop = decision.hops.first().and_then(|hop| self.found.next_hops.get(hop));
         decision.note = match (reason, hop) {
             (Reason::NextHopUnresolved, Some(Err(why))) => Some(format!("not sent: {why}")),
             (
@@ -151,22 +155,22 @@ impl Replay {
 
     /// How a frame that is sent leaves, and to which backends.
     fn way(&self, verdict: u32, frame: &[u8], decision: &mut Decision) {
-        let mut way = Way::of(Some(self.found.interface.clone()), frame, false);
+        let mut way = Egress::of(Some(self.found.interface.clone()), frame, false);
         if let Some(tunnel) = Headers::of(frame).tunnel {
-            way.made_up = self.found.made_up.contains(&tunnel.destination);
+            way.synthetic = self.found.synthetic.contains(&tunnel.destination);
             if let (XDP_REDIRECT, Some(Ok(hop))) =
-                (verdict, self.found.ways.get(&tunnel.destination))
+                (verdict, self.found.next_hops.get(&tunnel.destination))
             {
                 way.interface = Some(self.found.name_of(hop.interface));
             }
             decision.hops = std::iter::once(tunnel.destination).chain(tunnel.listed).collect();
         }
-        decision.way = Some(way);
+        decision.egress = Some(way);
     }
 }
 
-impl Program for Replay {
-    fn run(&mut self, frame: &[u8]) -> Result<Ran, ReplayError> {
+impl ReplayProgram for Replay {
+    fn run(&mut self, frame: &[u8]) -> Result<ReplayOutcome, ReplayError> {
         let odd = |error: LoadError| ReplayError::Odd(error.to_string());
         let program = self.generation.program().map_err(odd)?;
         let (verdict, out) = test_run(program, frame)?;
@@ -180,18 +184,18 @@ impl Program for Replay {
             }
         }
         let to = match verdict {
-            XDP_PASS => Some(Part::Kernel),
-            XDP_TX | XDP_REDIRECT => Some(Part::Sent),
+            XDP_PASS => Some(FrameStage::Kernel),
+            XDP_TX | XDP_REDIRECT => Some(FrameStage::Sent),
             _ => None,
         };
         decision.verdict = verdict_name(verdict, reason);
-        if to == Some(Part::Sent) {
+        if to == Some(FrameStage::Sent) {
             self.way(verdict, &out, &mut decision);
         }
         if decision.hops.is_empty() {
             self.would_go_to(reason, &mut decision);
         }
-        Ok(Ran { decision, to, frame: out })
+        Ok(ReplayOutcome { decision, to, frame: out })
     }
 }
 

@@ -12,9 +12,9 @@ use glb_host::{
     bpffs::PinFolder,
     generations,
     packet_trace::{
-        Decision, Headers, Way,
+        Decision, Egress, Headers,
         client::Decoder,
-        trace::{Showing, Shown, array_of},
+        trace::{TraceRecord, TraceSource, open_array},
     },
     xdp_link,
 };
@@ -48,14 +48,15 @@ impl FromPins {
 }
 
 impl Decoder for FromPins {
-    fn turn_to(&mut self, showing: &Showing) -> Result<(), LoadError> {
+    fn switch_source(&mut self, showing: &TraceSource) -> Result<(), LoadError> {
         const TABLES: &str = "TABLES";
         let error =
             |error: Box<dyn std::error::Error + Send + Sync>| LoadError::map("read", TABLES, error);
         let identities = Identities::open(&self.pins).map_err(|e| error(e.into()))?;
         let names: HashMap<u32, String> = identities.iter().flat_map(Identities::tables).collect();
         let path = generations::folder(&self.pins, showing.generation).join("tables");
-        let array = array_of::<[u8; size_of::<TableInfo>()]>(&path).map_err(|e| error(e.into()))?;
+        let array =
+            open_array::<[u8; size_of::<TableInfo>()]>(&path).map_err(|e| error(e.into()))?;
         self.tables.clear();
         for index in 0..array.len() {
             let bytes = array.get(&index, 0).map_err(|e| error(e.into()))?;
@@ -69,7 +70,7 @@ impl Decoder for FromPins {
         Ok(())
     }
 
-    fn decide(&self, shown: &Shown) -> Decision {
+    fn decode(&self, shown: &TraceRecord) -> Decision {
         let event = &shown.event;
         let reason = Reason::from_number(event.reason as u8);
         let interface = xdp_link::interface_name(event.interface);
@@ -90,7 +91,7 @@ impl Decoder for FromPins {
             if let Some(tunnel) = Headers::of(after).tunnel {
                 decision.hops = std::iter::once(tunnel.destination).chain(tunnel.listed).collect();
             }
-            decision.way = Some(Way::of(None, after, false));
+            decision.egress = Some(Egress::of(None, after, false));
         }
         decision
     }

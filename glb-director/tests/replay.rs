@@ -14,12 +14,12 @@ use std::{
 use common::{golden, golden_tables, hex, image_of};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use glb_director::oracle::{self, Verdict};
-use glb_host::capture_file::{CaptureReader, CaptureWriter, Captured};
+use glb_host::capture_file::{CaptureReader, CaptureWriter, CapturedFrame};
 use serde_json::Value;
 use tempfile::TempDir;
 
 /// A folder with a configuration for GLB's vectors and a capture of these frames.
-fn folder(frames: &[Captured]) -> TempDir {
+fn folder(frames: &[CapturedFrame]) -> TempDir {
     let folder = TempDir::new().unwrap();
     let path = |name: &str| folder.path().join(name);
     fs::write(path("tables.json"), golden()["forwarding_table"].to_string()).unwrap();
@@ -33,9 +33,9 @@ fn folder(frames: &[Captured]) -> TempDir {
     folder
 }
 
-fn captured(number: u64, data: Vec<u8>) -> Captured {
+fn captured(number: u64, data: Vec<u8>) -> CapturedFrame {
     let time = Duration::new(1_700_000_000 + number, 123_456_000);
-    Captured { number, time, length: data.len() as u32, data }
+    CapturedFrame { number, time, length: data.len() as u32, data }
 }
 
 fn replay(folder: &Path, args: &[&str]) -> Output {
@@ -45,7 +45,7 @@ fn replay(folder: &Path, args: &[&str]) -> Output {
         .current_dir(folder)
         .args(["replay", "--config", "director.toml"])
         .args(args)
-        .args(if args.contains(&"kernel") { &[][..] } else { &["--next-hops", "made-up"] })
+        .args(if args.contains(&"kernel") { &[][..] } else { &["--next-hops", "synthetic"] })
         .output()
         .unwrap()
 }
@@ -59,7 +59,7 @@ fn lines(output: &Output) -> Vec<Value> {
     text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn all_packets(path: &Path) -> Vec<Captured> {
+fn all_packets(path: &Path) -> Vec<CapturedFrame> {
     let mut reader = CaptureReader::open(path).unwrap();
     std::iter::from_fn(|| reader.next_packet().unwrap()).collect()
 }
@@ -76,7 +76,7 @@ fn glbs_vectors_are_explained() {
         .filter(|vector| vector["config"] == "default" || vector["category"] != "contract")
         .filter(|vector| vector["config"] == "default")
         .collect();
-    let frames: Vec<Captured> = (1..)
+    let frames: Vec<CapturedFrame> = (1..)
         .zip(&vectors)
         .map(|(number, vector)| captured(number, hex(vector["input"].as_str().unwrap())))
         .collect();
@@ -134,7 +134,7 @@ fn check_sent(frame: &[u8], line: &Value) {
         hops.push(format!("{}.{}.{}.{}", hop[0], hop[1], hop[2], hop[3]));
     }
     assert_eq!(line["hops"], Value::from(hops), "{line}");
-    assert_eq!(line["way"]["made_up"], true);
+    assert_eq!(line["egress"]["synthetic"], true);
     let octets = ip.header().destination();
     assert_eq!(&frame[..6], [&[2, 0], &octets[..]].concat());
     // The row is where the flow's hash points: the source port carries 15 bits of it, mixed with
@@ -151,7 +151,7 @@ fn check_sent(frame: &[u8], line: &Value) {
 fn packets_that_were_cut_off_are_not_run() {
     let golden = golden();
     let whole = hex(golden["vectors"][0]["input"].as_str().unwrap());
-    let cut = Captured { length: 1514, ..captured(2, whole[..60].to_vec()) };
+    let cut = CapturedFrame { length: 1514, ..captured(2, whole[..60].to_vec()) };
     let folder = folder(&[captured(1, whole.clone()), cut, captured(3, whole[..9].to_vec())]);
     let output = replay(folder.path(), &["in.pcapng", "-o", "json"]);
     let json = lines(&output);
@@ -213,7 +213,7 @@ fn captures_go_through_pipes() {
         .current_dir(folder.path())
         .arg("-c")
         .arg(format!(
-            "cat in.pcapng | {} replay --config director.toml --next-hops made-up - -w -",
+            "cat in.pcapng | {} replay --config director.toml --next-hops synthetic - -w -",
             env!("CARGO_BIN_EXE_glb-director")
         ))
         .output()

@@ -22,15 +22,15 @@ use glb_host::{
     bpffs::PinFolder,
     generations,
     packet_trace::{
-        filter::Wanted,
+        filter::TraceFilter,
         replay::test_run,
-        trace::{Events, Shown},
+        trace::{EventReader, TraceRecord},
     },
 };
 
 struct Traced {
     generation: Generation,
-    events: Events,
+    events: EventReader,
 }
 
 impl Traced {
@@ -40,18 +40,18 @@ impl Traced {
         assert!(!shell.fits(image));
         let generation = shell.fill(image.clone(), 1).unwrap();
         generation.pin_below(pins).unwrap();
-        let events = Events::open(&generations::folder(pins, 1)).unwrap();
+        let events = EventReader::open(&generations::folder(pins, 1)).unwrap();
         Self { generation, events }
     }
 
     fn show(&mut self, filter: &str, slot: Option<u32>) {
-        let wanted = Wanted::parse(&[filter.to_owned()], &REASONS).unwrap();
-        let filter = wanted.filter(&REASONS, slot).unwrap();
+        let wanted = TraceFilter::parse(&[filter.to_owned()], &REASONS).unwrap();
+        let filter = wanted.compile(&REASONS, slot).unwrap();
         let settings = Settings { filter, sample: 0, per_second: 0, snap: 4096, padding: 0 };
         self.generation.show(&settings).unwrap();
     }
 
-    fn shown(&mut self) -> Vec<Shown> {
+    fn shown(&mut self) -> Vec<TraceRecord> {
         std::iter::from_fn(|| self.events.next_shown()).collect()
     }
 }
@@ -112,8 +112,8 @@ fn the_filter_is_evaluated_in_the_kernel() {
         ("1.1.1.0/24 port 80 verdict sent", Some(second)),
     ] {
         traced.show(filter, slot);
-        let wanted = Wanted::parse(&[filter.to_owned()], &REASONS).unwrap();
-        let wanted = wanted.filter(&REASONS, slot).unwrap();
+        let wanted = TraceFilter::parse(&[filter.to_owned()], &REASONS).unwrap();
+        let wanted = wanted.compile(&REASONS, slot).unwrap();
         let mut count = 0;
         for (name, frame) in &vectors {
             test_run(traced.generation.program().unwrap(), frame).unwrap();

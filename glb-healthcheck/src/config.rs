@@ -9,7 +9,7 @@ use std::{
 
 use glb_host::{
     config_file::{self, FileError},
-    control::{self, RawControl},
+    control::{self, RawControlConfig},
 };
 use glb_table::Format;
 use serde::Deserialize;
@@ -40,7 +40,7 @@ struct Raw {
     mass_percent: Option<u8>,
     min_healthy: Option<Json>,
     #[serde(default)]
-    control: RawControl,
+    control: RawControlConfig,
     metrics: Option<SocketAddr>,
 }
 
@@ -64,7 +64,7 @@ impl Raw {
             control_target_timeout_ms: None,
             mass_percent: None,
             min_healthy: None,
-            control: RawControl::default(),
+            control: RawControlConfig::default(),
             metrics: None,
         }
     }
@@ -107,7 +107,7 @@ pub struct Config {
     /// Who tells whether this checker is connected.
     pub control_targets: ControlTargets,
     /// The socket where `status` asks.
-    pub control: control::Control,
+    pub control: control::ControlConfig,
     /// Where metrics and status are told over HTTP, if anywhere.
     pub metrics: Option<SocketAddr>,
 }

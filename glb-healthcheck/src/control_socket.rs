@@ -4,7 +4,8 @@
 use std::{io, sync::mpsc::SyncSender};
 
 use glb_host::control::{
-    self, Access, Call, Control, Kind, NoGroup, Refusal, Server, Socket, SocketError,
+    self, Access, Call, ControlConfig, Refusal, RefusalKind, Server, Socket, SocketError,
+    UnknownGroup,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::{Sender, error::TrySendError};
@@ -47,7 +48,7 @@ pub enum ChannelError {
     Socket(#[from] SocketError),
     /// The operators' group.
     #[error("`control.operators`: {0}")]
-    Operators(NoGroup),
+    Operators(UnknownGroup),
     /// The thread.
     #[error("cannot start the thread of the control channel: {0}")]
     Thread(io::Error),
@@ -57,7 +58,7 @@ pub enum ChannelError {
 ///
 /// # Errors
 /// When another daemon has the socket, or it cannot be made.
-pub fn open(config: &Control, questions: Sender<Question>) -> Result<Server, ChannelError> {
+pub fn open(config: &ControlConfig, questions: Sender<Question>) -> Result<Server, ChannelError> {
     let access = Access::new(config.operators.as_deref()).map_err(ChannelError::Operators)?;
     let socket = Socket::open(&config.place)?;
     let handler = move |call: Call<Command>| {
@@ -65,7 +66,7 @@ pub fn open(config: &Control, questions: Sender<Question>) -> Result<Server, Cha
             questions.try_send(Question::Call(call))
         {
             let text = "the daemon has not come to earlier requests yet; ask again in a moment";
-            call.answer.done(Err::<(), _>(Refusal::new(Kind::Busy, text)));
+            call.answer.done(Err::<(), _>(Refusal::new(RefusalKind::Busy, text)));
         }
     };
     control::serve(socket, access, handler).map_err(ChannelError::Thread)

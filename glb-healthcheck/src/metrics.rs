@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, error::Error, sync::mpsc::sync_channel, time::Duration};
 
-use glb_host::metrics::{Page, Source};
+use glb_host::metrics::{MetricsSource, Page};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{
@@ -98,7 +98,7 @@ impl Metered {
     }
 }
 
-impl Source for Metered {
+impl MetricsSource for Metered {
     fn prefix(&self) -> &'static str {
         "glb_healthcheck"
     }

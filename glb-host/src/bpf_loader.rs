@@ -19,7 +19,7 @@ use crate::bpffs::PinFolderError;
 /// Does `work` with signals put off on this thread until it is done. A signal that waits makes the
 /// verifier give up with EAGAIN; aya then loads again with a full log, which takes ten seconds and
 /// more where a load takes half of one.
-pub fn undisturbed<T>(work: impl FnOnce() -> T) -> T {
+pub fn with_signals_blocked<T>(work: impl FnOnce() -> T) -> T {
     /// Lets signals through again, also when the work panics.
     struct Masked(SigSet);
     impl Drop for Masked {
@@ -36,7 +36,7 @@ pub fn undisturbed<T>(work: impl FnOnce() -> T) -> T {
 /// A loader without the kernel's types. aya reads them for each one, 23 MB, and no object here is to be
 /// fitted to them. The allocator learns from buffers of that size to keep as much, so it is told not to.
 #[must_use]
-pub fn loader<'a>() -> EbpfLoader<'a> {
+pub fn new_loader<'a>() -> EbpfLoader<'a> {
     /// What it starts with.
     const LARGE: libc::c_int = 128 << 10;
     // SAFETY: sets from which size on memory is the kernel's again once it is free.
@@ -182,7 +182,7 @@ fn release() -> String {
 ///
 /// # Errors
 /// [`LoadError::Layout`], or when the pin cannot be read.
-pub fn check_counters(path: &Path, value: usize, entries: u32) -> Result<(), LoadError> {
+pub fn check_counter_layout(path: &Path, value: usize, entries: u32) -> Result<(), LoadError> {
     if !path.exists() {
         return Ok(());
     }

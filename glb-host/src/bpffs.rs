@@ -111,7 +111,7 @@ fn hint(source: &io::Error, folder: &Path) -> String {
 /// Nobody but the owner may open the folder: whoever can open it can lock it.
 const MODE: u32 = 0o700;
 
-/// A folder on a BPF file system that belongs to one program. A mark inside says to which: what is
+/// A folder on a BPF file system that belongs to one program. A marker inside says to which: what is
 /// in a folder without it is somebody else's and is never touched.
 #[derive(Clone, Debug)]
 pub struct PinFolder {
@@ -127,7 +127,7 @@ impl PinLock {
     /// Whether the folder is still the one that was locked, and not one that somebody made in its
     /// place.
     #[must_use]
-    pub fn is_of(&self, pins: &PinFolder) -> bool {
+    pub fn is_current(&self, pins: &PinFolder) -> bool {
         let identity = |found: fs::Metadata| (found.dev(), found.ino());
         let locked = self.0.metadata().map(identity).ok();
         locked.is_some() && fs::metadata(&pins.path).map(identity).ok() == locked
@@ -161,7 +161,7 @@ impl PinFolder {
             _ => {}
         }
         folder.close()?;
-        folder.mark_again()?;
+        folder.write_marker()?;
         Ok(folder)
     }
 
@@ -178,9 +178,9 @@ impl PinFolder {
     ///
     /// # Errors
     /// When the kernel says no.
-    pub fn mark_again(&self) -> Result<(), PinFolderError> {
-        let mark = self.mark();
-        fs::create_dir_all(&mark).map_err(|source| self.error("make", &mark, source))
+    pub fn write_marker(&self) -> Result<(), PinFolderError> {
+        let marker = self.marker();
+        fs::create_dir_all(&marker).map_err(|source| self.error("make", &marker, source))
     }
 
     /// Closes a folder to strangers that was made by somebody else, or by a former release.
@@ -222,13 +222,13 @@ impl PinFolder {
         Ok(Some(folder))
     }
 
-    /// Whether the mark is there that says whose the folder is.
+    /// Whether the marker is there that says whose the folder is.
     #[must_use]
-    pub fn is_marked(&self) -> bool {
-        self.mark().is_dir()
+    pub fn has_marker(&self) -> bool {
+        self.marker().is_dir()
     }
 
-    fn mark(&self) -> PathBuf {
+    fn marker(&self) -> PathBuf {
         self.path.join(format!("owned-by-{}", self.owner))
     }
 
@@ -258,7 +258,7 @@ impl PinFolder {
         if is_mount {
             return error("it is a whole BPF file system".into());
         }
-        if self.is_marked() {
+        if self.has_marker() {
             return Ok(());
         }
         let entries =
@@ -344,7 +344,7 @@ impl PinFolder {
     /// # Errors
     /// When the kernel says no.
     pub fn make(&self, path: &Path) -> Result<(), PinFolderError> {
-        self.mark_again()?;
+        self.write_marker()?;
         fs::create_dir_all(path).map_err(|source| self.error("make", path, source))
     }
 
@@ -418,7 +418,7 @@ fn lock_owner(folder: &Path) -> String {
         })?;
         line.get(4).filter(|id| **id != "0").map(|id| (*id).to_owned())
     });
-    crate::process_in_words(&holder.unwrap_or_default())
+    crate::describe_process(&holder.unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -95,7 +95,7 @@ pub enum CaptureError {
 
 /// A captured frame.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Captured {
+pub struct CapturedFrame {
     /// Its number in the file, from 1 on, as Wireshark counts.
     pub number: u64,
     /// Time since 1970.
@@ -106,10 +106,10 @@ pub struct Captured {
     pub length: u32,
 }
 
-impl Captured {
+impl CapturedFrame {
     /// Whether the capture holds only the beginning of the frame.
     #[must_use]
-    pub fn is_cut_off(&self) -> bool {
+    pub fn is_truncated(&self) -> bool {
         self.data.len() < self.length as usize
     }
 }
@@ -182,7 +182,7 @@ impl CaptureReader {
     ///
     /// # Errors
     /// When the file is broken or holds something else than Ethernet frames.
-    pub fn next_packet(&mut self) -> Result<Option<Captured>, CaptureError> {
+    pub fn next_packet(&mut self) -> Result<Option<CapturedFrame>, CaptureError> {
         let number = self.read + 1;
         let path = &self.path;
         let broken = |error| broken(path, number - 1, error);
@@ -201,7 +201,7 @@ impl CaptureReader {
                             TsResolution::NanoSecond => 1,
                         };
                         let fraction = Duration::from_nanos(u64::from(packet.ts_frac) * unit);
-                        Some(Captured {
+                        Some(CapturedFrame {
                             number,
                             time: Duration::from_secs(packet.ts_sec.into()) + fraction,
                             length: packet.orig_len.max(packet.data.len() as u32),
@@ -222,7 +222,7 @@ fn next_of_pcapng(
     reader: &mut PcapNgReader<Box<dyn Read>>,
     path: &Path,
     number: u64,
-) -> Result<Option<Captured>, CaptureError> {
+) -> Result<Option<CapturedFrame>, CaptureError> {
     loop {
         let (interface, stamp, length, data) = match reader.next_block() {
             None => return Ok(None),
@@ -250,7 +250,7 @@ fn next_of_pcapng(
             return Err(broken(path, number - 1, PcapError::InvalidInterfaceId(interface)));
         };
         ethernet(path, number, description.linktype)?;
-        return Ok(Some(Captured {
+        return Ok(Some(CapturedFrame {
             number,
             time: time_of(stamp, &description.options),
             length: length.max(data.len() as u32),
@@ -377,7 +377,7 @@ impl CaptureWriter {
     pub fn write(
         &mut self,
         interface: u32,
-        packet: &Captured,
+        packet: &CapturedFrame,
         comment: &str,
     ) -> Result<(), CaptureError> {
         let block = EnhancedPacketBlock {

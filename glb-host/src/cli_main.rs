@@ -21,26 +21,26 @@ pub struct LogArgs {
         global = true,
         default_value_t,
         value_name = "FORM",
-        help_heading = "Log"
+        help_heading = "LogSettings"
     )]
     log_format: LogFormat,
     /// What is logged: error, warn, info, debug or trace, for some parts too (`warn,hyper=debug`).
     /// The environment's GLB_LOG, or info, if it is left out.
-    #[arg(long, global = true, value_name = "LEVEL", help_heading = "Log")]
+    #[arg(long, global = true, value_name = "LEVEL", help_heading = "LogSettings")]
     log_level: Option<String>,
 }
 
 impl LogArgs {
     /// What is meant.
     #[must_use]
-    pub fn log(&self) -> Log {
-        Log { format: self.log_format, filter: self.log_level.clone() }
+    pub fn log(&self) -> LogSettings {
+        LogSettings { format: self.log_format, filter: self.log_level.clone() }
     }
 }
 
 /// How the log is written.
 #[derive(Clone, Debug, Default)]
-pub struct Log {
+pub struct LogSettings {
     /// In what form.
     pub format: LogFormat,
     /// What is logged, as `GLB_LOG` has it (`info`, `warn,glb_director=debug`); the environment's, or
@@ -59,7 +59,10 @@ pub enum LogFormat {
 }
 
 /// Sends the log to stderr, does what the command line asks for, and says what went wrong.
-pub fn run_logging(log: &Log, execute: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
+pub fn run_logging(
+    log: &LogSettings,
+    execute: impl FnOnce() -> anyhow::Result<ExitCode>,
+) -> ExitCode {
     let filter = match &log.filter {
         Some(filter) => EnvFilter::try_new(filter),
         None => Ok(EnvFilter::try_from_env("GLB_LOG").unwrap_or_else(|_| EnvFilter::new("info"))),
@@ -83,7 +86,7 @@ pub fn run_logging(log: &Log, execute: impl FnOnce() -> anyhow::Result<ExitCode>
     match execute() {
         Ok(code) => code,
         Err(error) => {
-            let text = crate::with_causes(&error);
+            let text = crate::error_chain(&error);
             match log.format {
                 // Whether or not anybody reads it.
                 LogFormat::Text => drop(writeln!(io::stderr(), "error: {text}")),

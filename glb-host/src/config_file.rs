@@ -81,15 +81,15 @@ pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, FileErro
 
 /// A message about an unknown name, with the known one that is most like it.
 fn with_nearest(message: &str) -> String {
-    let nearest = || {
+    let closest_name = || {
         let rest = message.strip_prefix("unknown ")?;
         let (_, rest) = rest.split_once('`')?;
         let (unknown, rest) = rest.split_once('`')?;
         // What is expected stands between backticks, one name or several.
         let known = rest.split('`').skip(1).step_by(2);
-        nearest(unknown, known)
+        closest_name(unknown, known)
     };
-    match nearest() {
+    match closest_name() {
         Some(name) => format!("{message}; did you mean `{name}`?"),
         None => message.to_owned(),
     }
@@ -97,7 +97,10 @@ fn with_nearest(message: &str) -> String {
 
 /// The known name that is most like this one, if one is.
 #[must_use]
-pub fn nearest<'k>(unknown: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+pub fn closest_name<'k>(
+    unknown: &str,
+    known: impl IntoIterator<Item = &'k str>,
+) -> Option<&'k str> {
     let lower = unknown.to_lowercase();
     // A third of the letters may be wrong, and two of a short word.
     let limit = (unknown.chars().count() / 3).max(2);
@@ -171,7 +174,7 @@ mod tests {
             ("pni", Some("pin")),
             ("colour", None),
         ] {
-            assert_eq!(nearest(unknown, known), name, "{unknown}");
+            assert_eq!(closest_name(unknown, known), name, "{unknown}");
         }
         assert_eq!(with_nearest("unknown field `colour`, expected `x` or `y`").find("mean"), None);
     }

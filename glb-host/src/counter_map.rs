@@ -13,7 +13,7 @@ use crate::{bpf_loader::LoadError, sys};
 
 /// A pinned per-CPU array that this release makes otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub struct CounterLayout {
     /// Bytes of an element on each CPU, a multiple of 8.
     pub value: u32,
     /// Elements.
@@ -21,18 +21,18 @@ pub struct Shape {
 }
 
 /// What is in the way of the counters' new place while the old program still counts at the old one.
-fn aside(path: &Path) -> PathBuf {
+fn backup_pin(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push("-before");
     PathBuf::from(name)
 }
 
-/// If a per-CPU array of another shape is pinned at `path`, puts it aside and pins one of this shape
+/// If a per-CPU array of another shape is pinned at `path`, puts it backup_pin and pins one of this shape
 /// with its values; says what was there. Values that are longer than an element here are cut off.
 ///
 /// # Errors
 /// When it is no such array at all, or the kernel says no; nothing has changed then.
-pub fn renew(path: &Path, needed: Shape) -> Result<Option<String>, LoadError> {
+pub fn migrate(path: &Path, needed: CounterLayout) -> Result<Option<String>, LoadError> {
     if !path.exists() {
         return Ok(None);
     }
@@ -41,7 +41,7 @@ pub fn renew(path: &Path, needed: Shape) -> Result<Option<String>, LoadError> {
     let old = MapData::from_pin(path).map_err(|e| LoadError::map("open", &name, e))?;
     let info = old.info().map_err(|e| LoadError::map("look at", &name, e))?;
     let kind = info.map_type().map_err(|e| LoadError::map("look at", &name, e))?;
-    let found = Shape { value: info.value_size(), entries: info.max_entries() };
+    let found = CounterLayout { value: info.value_size(), entries: info.max_entries() };
     if matches!(kind, MapType::PerCpuArray) && found == needed {
         return Ok(None);
     }
@@ -67,10 +67,10 @@ pub fn renew(path: &Path, needed: Shape) -> Result<Option<String>, LoadError> {
             sys::map_update(new.as_fd(), index, &to).map_err(|source| error("write", source))?;
         }
     }
-    fs::rename(path, aside(path)).map_err(|source| error("put aside", source))?;
+    fs::rename(path, backup_pin(path)).map_err(|source| error("put backup_pin", source))?;
     if let Err(source) = sys::pin(new.as_fd(), path) {
         // As it was, as far as that can be had.
-        fs::rename(aside(path), path).ok();
+        fs::rename(backup_pin(path), path).ok();
         return Err(error("pin", source));
     }
     tracing::debug!(fd = new.as_raw_fd(), path = %path.display(), "counters made anew");
@@ -81,20 +81,20 @@ pub fn renew(path: &Path, needed: Shape) -> Result<Option<String>, LoadError> {
 ///
 /// # Errors
 /// When its pin cannot be removed.
-pub fn keep_new(path: &Path) -> io::Result<()> {
-    match fs::remove_file(aside(path)) {
+pub fn commit(path: &Path) -> io::Result<()> {
+    match fs::remove_file(backup_pin(path)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }
 
-/// If an array was put aside by somebody who did not come to an end, takes it back, unless `in_use`
+/// If an array was put backup_pin by somebody who did not come to an end, takes it back, unless `in_use`
 /// (the maps of the program in force) has the new one.
 ///
 /// # Errors
 /// When the kernel says no.
-pub fn settle(path: &Path, in_use: &[u32]) -> io::Result<()> {
-    if !aside(path).exists() {
+pub fn recover(path: &Path, in_use: &[u32]) -> io::Result<()> {
+    if !backup_pin(path).exists() {
         return Ok(());
     }
     let id = MapData::from_pin(path)
@@ -102,7 +102,7 @@ pub fn settle(path: &Path, in_use: &[u32]) -> io::Result<()> {
         .map(|info| info.id())
         .map_err(io::Error::other);
     match id {
-        Ok(id) if in_use.contains(&id) => keep_new(path),
-        _ => fs::rename(aside(path), path),
+        Ok(id) if in_use.contains(&id) => commit(path),
+        _ => fs::rename(backup_pin(path), path),
     }
 }

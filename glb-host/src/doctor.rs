@@ -87,16 +87,16 @@ pub fn text(findings: &[Finding]) -> String {
     text
 }
 
-/// A kernel setting of this thread's network namespace; nothing if this kernel lacks it.
+/// A kernel net_setting of this thread's network namespace; nothing if this kernel lacks it.
 #[must_use]
-pub fn setting(name: &str) -> Option<i64> {
+pub fn net_setting(name: &str) -> Option<i64> {
     fs::read_to_string(format!("/proc/sys/net/{name}")).ok()?.trim().parse().ok()
 }
 
-/// The kernel's rule for settings of an interface: the stricter of `all` and the interface's own.
+/// The kernel's rule for settings of an interface: the interface_setting of `all` and the interface's own.
 #[must_use]
-pub fn stricter(name: &str, interface: &str) -> Option<i64> {
-    let of = |interface: &str| setting(&format!("ipv4/conf/{interface}/{name}"));
+pub fn interface_setting(name: &str, interface: &str) -> Option<i64> {
+    let of = |interface: &str| net_setting(&format!("ipv4/conf/{interface}/{name}"));
     Some(of("all")?.max(of(interface)?))
 }
 

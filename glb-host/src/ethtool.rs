@@ -21,7 +21,7 @@ pub struct Channels {
     /// Receive queues in use, those that send too included.
     pub receive: u32,
     /// As many as there can be.
-    pub most: u32,
+    pub maximum: u32,
     /// Whether queues receive and send, so that `ethtool -L` wants `combined`.
     pub combined: bool,
 }
@@ -70,14 +70,14 @@ pub fn driver(interface: &str) -> io::Result<String> {
 /// # Errors
 /// When there is no such interface, or its driver does not tell.
 pub fn channels(interface: &str) -> io::Result<Channels> {
-    // struct ethtool_channels: the most of rx, tx, other and combined, then those in use.
+    // struct ethtool_channels: the maximum of rx, tx, other and combined, then those in use.
     let mut buffer = [0; 9];
     buffer[0] = GCHANNELS;
     ask(interface, &mut buffer)?;
     let [_, most_rx, _, _, most_combined, rx, _, _, combined] = buffer;
     Ok(Channels {
         receive: rx + combined,
-        most: most_rx.max(most_combined),
+        maximum: most_rx.max(most_combined),
         combined: most_combined > 0,
     })
 }

@@ -1,7 +1,7 @@
 //! Exit codes, the same for all programs. Scripts may rely on them; `docs/exit-codes.md` has the
 //! same table.
 
-use crate::control::{ClientError, Kind};
+use crate::control::{ClientError, RefusalKind};
 
 /// The command did what it was asked to do, or what it examined is healthy.
 pub const SUCCESS: u8 = 0;
@@ -36,12 +36,12 @@ pub const TABLE: [(u8, &str); 8] = [
 #[must_use]
 pub fn of_error(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<ClientError>() {
-        Some(ClientError::NotRunning { .. } | ClientError::Silent { .. }) => NOT_RUNNING,
+        Some(ClientError::NotRunning { .. } | ClientError::NoResponse { .. }) => NOT_RUNNING,
         Some(ClientError::NotPermitted { .. }) => NOT_PERMITTED,
         Some(ClientError::Refused(refusal)) => match refusal.kind {
-            Kind::NotPermitted => NOT_PERMITTED,
-            Kind::Unsafe => UNSAFE,
-            Kind::TimedOut => TIMED_OUT,
+            RefusalKind::NotPermitted => NOT_PERMITTED,
+            RefusalKind::Unsafe => UNSAFE,
+            RefusalKind::TimedOut => TIMED_OUT,
             _ => FAILURE,
         },
         _ => FAILURE,
@@ -72,10 +72,10 @@ mod tests {
     #[test]
     fn refusals_by_the_daemon_have_codes_of_their_own() {
         for (kind, code) in [
-            (Kind::Failed, FAILURE),
-            (Kind::NotPermitted, NOT_PERMITTED),
-            (Kind::Unsafe, UNSAFE),
-            (Kind::TimedOut, TIMED_OUT),
+            (RefusalKind::Failed, FAILURE),
+            (RefusalKind::NotPermitted, NOT_PERMITTED),
+            (RefusalKind::Unsafe, UNSAFE),
+            (RefusalKind::TimedOut, TIMED_OUT),
         ] {
             let error = anyhow::Error::from(ClientError::Refused(Refusal::new(kind, "no")));
             assert_eq!(of_error(&error), code, "{kind:?}");

@@ -20,7 +20,7 @@ const GENERATIONS: &str = "generations";
 /// Folder with a link for each interface.
 const LINKS: &str = "links";
 /// Folder with a folder for the program that shows a generation's decisions.
-const LENSES: &str = "lenses";
+const TRACE: &str = "trace_programs";
 /// A generation's program.
 const PROGRAM: &str = "program";
 
@@ -57,14 +57,14 @@ pub fn program_pin(folder: &Path) -> PathBuf {
 
 /// Where programs are pinned that stand before a generation's own and show its decisions.
 #[must_use]
-pub fn lenses(pins: &PinFolder) -> PathBuf {
-    pins.join(LENSES)
+pub fn trace_programs(pins: &PinFolder) -> PathBuf {
+    pins.join(TRACE)
 }
 
 /// Where the one is pinned that shows the decisions of generation `number`.
 #[must_use]
-pub fn lens_folder(pins: &PinFolder, number: u64) -> PathBuf {
-    lenses(pins).join(number.to_string())
+pub fn trace_folder(pins: &PinFolder, number: u64) -> PathBuf {
+    trace_programs(pins).join(number.to_string())
 }
 
 /// Where the interfaces' links are pinned.
@@ -220,7 +220,7 @@ pub fn current_program(
         let Some(program) = pinned_program(pins, number)? else { continue };
         let id = program_id(&program, &folder(pins, number))?;
         // What shows its decisions runs in its stead, with its maps.
-        let lens = lens_folder(pins, number);
+        let lens = trace_folder(pins, number);
         let shown = pinned_below(&lens)?.map(|program| program_id(&program, &lens)).transpose()?;
         if running.contains(&id) || shown.is_some_and(|id| running.contains(&id)) {
             return Ok(Some((number, program)));

@@ -61,7 +61,7 @@ pub fn pin(object: &impl std::os::fd::AsFd, path: &std::path::Path) -> std::io::
 }
 
 /// A process in words, by its id as text; empty if that is not known.
-pub(crate) fn process_in_words(id: &str) -> String {
+pub(crate) fn describe_process(id: &str) -> String {
     if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_digit()) {
         return "another process".into();
     }
@@ -73,7 +73,7 @@ pub(crate) fn process_in_words(id: &str) -> String {
 
 /// An error with those of its causes that it does not name itself.
 #[must_use]
-pub fn with_causes(error: &anyhow::Error) -> String {
+pub fn error_chain(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
         if !text.contains(&cause) {

@@ -70,7 +70,7 @@ impl LockFile {
                 Ok(Self(lock))
             }
             Err((_, Errno::EWOULDBLOCK)) => {
-                Err(LockError::Held { owner: crate::process_in_words(owner.trim()) })
+                Err(LockError::Held { owner: crate::describe_process(owner.trim()) })
             }
             Err((_, errno)) => Err(error("lock", errno.into())),
         }

@@ -66,7 +66,7 @@ impl DirectArray {
 ///
 /// # Errors
 /// When it addresses another array than these.
-pub fn put_into(object: &[u8], arrays: &[DirectArray]) -> Result<Vec<u8>, LoadError> {
+pub fn relocate(object: &[u8], arrays: &[DirectArray]) -> Result<Vec<u8>, LoadError> {
     /// `BPF_LD | BPF_IMM | BPF_DW`.
     const LOAD_64: u8 = 0x18;
     /// `BPF_PSEUDO_MAP_VALUE` in the place of the source register.

@@ -10,7 +10,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
      Run it as root, or with these: setpriv, systemd's AmbientCapabilities=, or setcap.",
     missing.join(" and ")
 )]
-pub struct NotPermitted {
+pub struct MissingCapabilities {
     /// Names of the capabilities.
     pub missing: Vec<&'static str>,
 }
@@ -26,23 +26,23 @@ const BPF: u64 = 1 << 39;
 ///
 /// # Errors
 /// Names what is missing. Where the kernel does not say, its later answers have to do.
-pub fn check() -> Result<(), NotPermitted> {
+pub fn check_capabilities() -> Result<(), MissingCapabilities> {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let missing = missing(&status);
-    if missing.is_empty() { Ok(()) } else { Err(NotPermitted { missing }) }
+    if missing.is_empty() { Ok(()) } else { Err(MissingCapabilities { missing }) }
 }
 
 /// The mode of a file that everybody on this machine can read; nothing if they cannot. For files with
 /// keys.
 #[must_use]
-pub fn readable_by_everybody(path: &Path) -> Option<u32> {
+pub fn world_readable_mode(path: &Path) -> Option<u32> {
     let mode = fs::metadata(path).ok()?.permissions().mode() & 0o7777;
     (mode & 0o004 != 0).then_some(mode)
 }
 
 /// Lets this process have as many descriptors as it may: each table's maps, each client and each pinned
 /// object takes one, and the usual 1,024 are for programs that know no better.
-pub fn raise_descriptors() {
+pub fn raise_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));

@@ -15,7 +15,7 @@ use crate::{
 
 /// Programs, maps and links by where they are to be pinned.
 #[derive(Debug, Default)]
-pub struct KeptPins(BTreeMap<PathBuf, Kept>);
+pub struct PinGuard(BTreeMap<PathBuf, Kept>);
 
 #[derive(Debug)]
 struct Kept {
@@ -35,7 +35,7 @@ fn inode(path: &Path) -> Option<u64> {
     fs::symlink_metadata(path).map(|found| found.ino()).ok()
 }
 
-impl KeptPins {
+impl PinGuard {
     /// Holds what is pinned in these folders now, and what was before. What is pinned elsewhere is let
     /// go.
     ///
@@ -65,9 +65,9 @@ impl KeptPins {
 
     /// Whether the folder is the one that was locked, and all is pinned there that should be.
     #[must_use]
-    pub fn are_whole(&self, pins: &PinFolder, lock: &PinLock) -> bool {
-        pins.is_marked()
-            && lock.is_of(pins)
+    pub fn are_intact(&self, pins: &PinFolder, lock: &PinLock) -> bool {
+        pins.has_marker()
+            && lock.is_current(pins)
             && self.0.iter().all(|(path, kept)| kept.is_pinned(path))
     }
 
@@ -76,13 +76,9 @@ impl KeptPins {
     ///
     /// # Errors
     /// When the kernel says no, or another process has the folder now.
-    pub fn pin_again(
-        &mut self,
-        pins: &PinFolder,
-        lock: &mut PinLock,
-    ) -> Result<usize, PinFolderError> {
-        if lock.is_of(pins) {
-            pins.mark_again()?;
+    pub fn repin(&mut self, pins: &PinFolder, lock: &mut PinLock) -> Result<usize, PinFolderError> {
+        if lock.is_current(pins) {
+            pins.write_marker()?;
         } else {
             *lock = pins.create_again()?.lock()?;
         }
@@ -104,7 +100,7 @@ impl KeptPins {
     }
 
     /// Lets go of everything: what is not pinned either ends.
-    pub fn let_go(&mut self) {
+    pub fn release(&mut self) {
         self.0.clear();
     }
 }

@@ -28,7 +28,7 @@ pub enum PrivilegeError {
     },
     /// There are other threads, which would keep theirs.
     #[error("cannot give up privileges: {0} threads have been started already")]
-    NotAlone(usize),
+    MultiThreaded(usize),
 }
 
 /// Gives up, for good, everything but what the daemon works with and what its start can need.
@@ -38,8 +38,8 @@ pub enum PrivilegeError {
 ///
 /// # Errors
 /// When the kernel refuses, or threads have been started.
-pub fn begin() -> Result<(), PrivilegeError> {
-    alone()?;
+pub fn drop_capabilities() -> Result<(), PrivilegeError> {
+    ensure_single_thread()?;
     let permitted = get(CapSet::Permitted)?;
     // Older arrangements give CAP_SYS_ADMIN in place of the two that were split from it.
     let stands_in = [Capability::CAP_BPF, Capability::CAP_PERFMON]
@@ -63,8 +63,8 @@ pub fn begin() -> Result<(), PrivilegeError> {
 ///
 /// # Errors
 /// When the kernel refuses, or threads have been started.
-pub fn finish() -> Result<(), PrivilegeError> {
-    alone()?;
+pub fn drop_start_capabilities() -> Result<(), PrivilegeError> {
+    ensure_single_thread()?;
     let mut kept = get(CapSet::Permitted)?;
     for capability in FOR_THE_START {
         kept.remove(&capability);
@@ -82,8 +82,8 @@ pub fn finish() -> Result<(), PrivilegeError> {
 ///
 /// # Errors
 /// When the kernel refuses, or threads have been started.
-pub fn keep_from_children() -> Result<(), PrivilegeError> {
-    alone()?;
+pub fn clear_ambient_capabilities() -> Result<(), PrivilegeError> {
+    ensure_single_thread()?;
     caps::clear(None, CapSet::Ambient).map_err(|error| kernel("ambient set", &error))?;
     caps::set(None, CapSet::Inheritable, &CapsHashSet::new())
         .map_err(|error| kernel("inheritable set", &error))
@@ -109,8 +109,8 @@ fn kernel(what: &'static str, error: &CapsError) -> PrivilegeError {
     PrivilegeError::Kernel { what, source: io::Error::other(error.to_string()) }
 }
 
-fn alone() -> Result<(), PrivilegeError> {
+fn ensure_single_thread() -> Result<(), PrivilegeError> {
     // Where the kernel does not say, the capabilities themselves are still given up.
     let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
-    if threads > 1 { Err(PrivilegeError::NotAlone(threads)) } else { Ok(()) }
+    if threads > 1 { Err(PrivilegeError::MultiThreaded(threads)) } else { Ok(()) }
 }

@@ -141,7 +141,7 @@ impl TableSource for TableFile {
 
     fn read(&self) -> Result<TableDocument, LoadError> {
         let bytes = glb_table::read_bytes(&self.path)?;
-        if let Some(mode) = permission::readable_by_everybody(&self.path)
+        if let Some(mode) = permission::world_readable_mode(&self.path)
             && !self.has_warned.swap(true, Ordering::Relaxed)
         {
             let path = self.path.display();

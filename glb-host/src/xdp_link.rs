@@ -151,7 +151,7 @@ static NAMES: Mutex<BTreeMap<u32, String>> = Mutex::new(BTreeMap::new());
 
 /// Remembers the names of the programs on these interfaces: asking for them takes CAP_SYS_ADMIN, which
 /// a daemon gives up before it attaches.
-pub fn remember_programs(interfaces: &[String]) {
+pub fn record_program_names(interfaces: &[String]) {
     for interface in interfaces {
         let found = interface_index(interface).ok().and_then(|index| sys::attached_xdp(index).ok());
         if let Some((_, Some(id))) = found
@@ -235,7 +235,7 @@ impl From<Mode> for XdpMode {
 
 /// Says so if an interface's program runs in another mode: a link keeps its mode, and between two links
 /// there would be a gap.
-pub fn warn_of_mode(interface: &str, mode: Mode) {
+pub fn warn_on_mode_mismatch(interface: &str, mode: Mode) {
     if let Ok(Some((found, _))) = attached(interface)
         && found != mode
     {

@@ -10,12 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use glb_host::metrics::{self, Source, gauge};
+use glb_host::metrics::{self, MetricsSource, gauge};
 use prometheus_client::registry::Registry;
 
 struct One;
 
-impl Source for One {
+impl MetricsSource for One {
     fn register(&self, registry: &mut Registry) -> Result<(), Box<dyn Error>> {
         registry.register("one", "One", gauge(1));
         Ok(())

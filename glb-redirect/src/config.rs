@@ -9,7 +9,7 @@ use std::{
 
 use glb_host::{
     config_file::{self, FileError},
-    control::{Control, RawControl},
+    control::{ControlConfig, RawControlConfig},
 };
 use glb_table::TableSet;
 use ipnet::IpNet;
@@ -40,7 +40,7 @@ struct Raw {
     hops: Option<u8>,
     reply_interfaces: Option<Vec<String>>,
     #[serde(default)]
-    control: RawControl,
+    control: RawControlConfig,
     metrics: Option<SocketAddr>,
 }
 
@@ -97,7 +97,7 @@ pub struct Config {
     /// How the MSS of SYN-ACKs is lowered; nothing if it is not.
     pub mss: Option<Mss>,
     /// The control channel.
-    pub control: Control,
+    pub control: ControlConfig,
 }
 
 /// A table file, and what the configuration itself says beside it.

@@ -4,7 +4,10 @@
 use std::io;
 
 use glb_host::{
-    control::{self, Access, Call, Control, Kind, NoGroup, Refusal, Server, Socket, SocketError},
+    control::{
+        self, Access, Call, ControlConfig, Refusal, RefusalKind, Server, Socket, SocketError,
+        UnknownGroup,
+    },
     packet_trace::trace,
     privilege::{self, PrivilegeError},
 };
@@ -19,11 +22,11 @@ const WAITING: usize = 16;
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Command {
     /// Show decisions until the connection is closed or the time is up; answered with
-    /// [`trace::Showing`] each time that another generation shows them, and at last with
-    /// [`trace::Over`].
+    /// [`trace::TraceSource`] each time that another generation shows them, and at last with
+    /// [`trace::TraceEnd`].
     Trace {
         /// Which, and how many.
-        wanted: trace::Request,
+        options: trace::Request,
     },
 }
 
@@ -43,7 +46,7 @@ pub enum ControlError {
     Socket(#[from] SocketError),
     /// The operators' group.
     #[error("`control.operators`: {0}")]
-    Operators(NoGroup),
+    Operators(UnknownGroup),
     /// Rights that are not needed any more.
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
@@ -64,16 +67,16 @@ pub struct Channel {
 ///
 /// # Errors
 /// When another daemon has the socket, or it cannot be made.
-pub fn open(config: &Control) -> Result<Channel, ControlError> {
+pub fn open(config: &ControlConfig) -> Result<Channel, ControlError> {
     let access = Access::new(config.operators.as_deref()).map_err(ControlError::Operators)?;
     let socket = Socket::open(&config.place)?;
     // The socket's group and the port of the metrics were the last things that needed more.
-    privilege::finish()?;
+    privilege::drop_start_capabilities()?;
     let (to_loop, calls) = mpsc::channel(WAITING);
     let handler = move |call: Call<Command>| {
         if let Err(mpsc::error::TrySendError::Full(call)) = to_loop.try_send(call) {
             let text = "the daemon has not come to earlier requests yet; ask again in a moment";
-            call.answer.done(Err::<(), _>(Refusal::new(Kind::Busy, text)));
+            call.answer.done(Err::<(), _>(Refusal::new(RefusalKind::Busy, text)));
         }
     };
     let server = control::serve(socket, access, handler).map_err(ControlError::Thread)?;

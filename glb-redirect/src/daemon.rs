@@ -13,9 +13,9 @@ use glb_host::{
     control::{Call, Refusal},
     generations::{self, SwapError},
     metrics::{self, MetricsError},
-    next_hop::{NextHops, OpenError, Snapshot},
-    packet_trace::trace::{self, Over, Session, Showing},
-    pin_guard::KeptPins,
+    next_hop::{NetlinkError, NextHops, Snapshot},
+    packet_trace::trace::{self, Session, TraceEnd, TraceSource},
+    pin_guard::PinGuard,
     systemd::{self, Watchdog},
     xdp_link::{self, AttachError},
 };
@@ -73,7 +73,7 @@ pub(crate) enum Error {
     #[error(transparent)]
     SelfTest(#[from] SelfTestError),
     #[error(transparent)]
-    NextHops(#[from] OpenError),
+    NextHops(#[from] NetlinkError),
     #[error("cannot follow this machine's addresses by netlink: {0}")]
     Changes(io::Error),
     #[error("cannot listen for signals: {0}")]
@@ -142,7 +142,7 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
         }
     }
     systemd::stopping();
-    backend.end_showing(Over::Ending).await;
+    backend.end_showing(TraceEnd::Ending).await;
     info!(
         "ended; the pinned program goes on working (`glb-redirect detach --config {}` ends that)",
         backend.config.path.display()
@@ -179,7 +179,7 @@ struct Backend {
     pins: PinFolder,
     lock: PinLock,
     /// What is pinned, for when it is not any more.
-    kept: KeptPins,
+    kept: PinGuard,
     /// Why what is pinned no more cannot be pinned again, so that it is said once.
     pins_problem: Option<String>,
     next_hops: NextHops,
@@ -221,7 +221,7 @@ impl Backend {
                     metrics: Arc::default(),
                     pins,
                     lock,
-                    kept: KeptPins::default(),
+                    kept: PinGuard::default(),
                     pins_problem: None,
                     next_hops,
                     connections,
@@ -382,7 +382,7 @@ impl Backend {
         self.connections.set_vips(self.config.vips.clone());
         let tidied = self.tidy();
         // What is no longer wanted would go on as long as it is held, and be pinned again.
-        self.kept = KeptPins::default();
+        self.kept = PinGuard::default();
         self.hold();
         tidied?;
         self.tell();
@@ -398,16 +398,16 @@ impl Backend {
 
     /// Has the program show its decisions, or tells who asked why not.
     async fn begin_to_show(&mut self, call: Call<control::Command>) {
-        let control::Command::Trace { wanted } = call.command.clone();
-        if wanted.wanted.table.is_some() {
+        let control::Command::Trace { options } = call.command.clone();
+        if options.filter.table.is_some() {
             let text = "a backend has no tables: leave out `table NAME`";
             return call.answer.done(Err::<(), _>(Refusal::failed(text)));
         }
         if self.watcher.as_ref().is_some_and(|(session, _)| session.is_gone()) {
-            self.end_showing(Over::Gone).await;
+            self.end_showing(TraceEnd::Gone).await;
         }
         let running = self.watcher.as_ref().map(|(session, _)| session);
-        let Some(session) = Session::open(call, wanted, running) else { return };
+        let Some(session) = Session::open(call, options, running) else { return };
         let settings = match session.request.settings(&REASONS, None) {
             Ok(settings) => settings,
             Err(refusal) => return session.end(Err(refusal)),
@@ -426,7 +426,7 @@ impl Backend {
     }
 
     /// Brings the plain program back.
-    async fn end_showing(&mut self, why: Over) {
+    async fn end_showing(&mut self, why: TraceEnd) {
         let Some((session, _)) = self.watcher.take() else { return };
         match self.exchange(None).await {
             Ok(()) => info!(generation = self.number, ?why, "decisions are no longer shown"),
@@ -436,9 +436,9 @@ impl Backend {
         session.end(Ok(why));
     }
 
-    fn showing(&self) -> Showing {
+    fn showing(&self) -> TraceSource {
         let folder = generations::folder(&self.pins, self.number);
-        Showing { generation: self.number, folder }
+        TraceSource { generation: self.number, folder }
     }
 
     /// Swaps in the other build of the program, for what is in force.

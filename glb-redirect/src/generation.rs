@@ -17,7 +17,7 @@ use glb_common::{
     trace::Settings as TraceSettings,
 };
 use glb_host::{
-    bpf_loader::{LoadError, check_counters},
+    bpf_loader::{LoadError, check_counter_layout},
     bpffs::PinFolder,
     generations,
     map_relocation::{self, DirectArray},
@@ -85,7 +85,7 @@ impl Generation {
             let of_family = image.many_nets.iter().filter(|net| matches!(net, IpNet::V4(_)) == v4);
             of_family.count().max(1) as u32
         };
-        let mut loader = glb_host::bpf_loader::loader();
+        let mut loader = glb_host::bpf_loader::new_loader();
         loader
             .override_global("SETTINGS", settings.as_bytes(), true)
             .map_max_entries("DIRECTORS_V4", nets(true))
@@ -97,7 +97,7 @@ impl Generation {
                 ("CLAMPED", CLAMPED, size_of::<u64>(), 1),
             ] {
                 let path = pins.join(path);
-                check_counters(&path, size, entries)?;
+                check_counter_layout(&path, size, entries)?;
                 loader.map_pin_path(name, path);
             }
         }
@@ -106,7 +106,7 @@ impl Generation {
             direct_array::<u32>("DISPLACEMENTS", array::DISPLACEMENTS, displacements)?,
             direct_array::<Known>("KNOWN", array::KNOWN, elements)?,
         ];
-        let mut ebpf = loader.load(&map_relocation::put_into(object, &arrays)?)?;
+        let mut ebpf = loader.load(&map_relocation::relocate(object, &arrays)?)?;
         filled(&arrays[0], &hash.displacements)?;
         let known = filled(&arrays[1], &hash.elements)?;
         for net in &image.many_nets {
@@ -118,7 +118,7 @@ impl Generation {
         }
         for name in [PROGRAM, GENERAL] {
             let program = xdp(&mut ebpf, name)?;
-            glb_host::bpf_loader::undisturbed(|| program.load())
+            glb_host::bpf_loader::with_signals_blocked(|| program.load())
                 .map_err(EbpfError::ProgramError)?;
         }
         let general = xdp(&mut ebpf, GENERAL)?.fd().map_err(EbpfError::ProgramError)?;
@@ -185,7 +185,7 @@ impl Generation {
         let program: &mut SchedClassifier =
             program.try_into().map_err(|error| LoadError::from(EbpfError::ProgramError(error)))?;
         if program.fd().is_err() {
-            glb_host::bpf_loader::undisturbed(|| program.load())
+            glb_host::bpf_loader::with_signals_blocked(|| program.load())
                 .map_err(EbpfError::ProgramError)?;
         }
         Ok(program)

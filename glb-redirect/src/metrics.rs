@@ -12,7 +12,7 @@ use std::{
 
 use glb_host::{
     bpffs::PinFolder,
-    metrics::{PacketsAndBytes, Source, gauge},
+    metrics::{MetricsSource, PacketsAndBytes, gauge},
 };
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -85,7 +85,7 @@ pub(crate) struct Metered {
     pub(crate) metrics: Arc<Metrics>,
 }
 
-impl Source for Metered {
+impl MetricsSource for Metered {
     fn prefix(&self) -> &'static str {
         "glb_redirect"
     }

@@ -11,9 +11,9 @@ use glb_host::{
     bpf_loader::LoadError,
     next_hop::NextHop,
     packet_trace::{
-        Decision, Headers, Way,
+        Decision, Egress, Headers,
         filter::ReasonName,
-        replay::{Found, Part, Program, Ran, ReplayError, test_run},
+        replay::{FrameStage, ReplayError, ReplayNextHops, ReplayOutcome, ReplayProgram, test_run},
     },
 };
 
@@ -29,7 +29,7 @@ type Counts = [u64; MAX_REDIRECT_REASONS];
 #[derive(Debug)]
 pub struct Replay {
     generation: Generation,
-    found: Found,
+    found: ReplayNextHops,
     /// What the counters said last.
     counts: Counts,
 }
@@ -39,9 +39,9 @@ impl Replay {
     ///
     /// # Errors
     /// When the kernel does not allow it.
-    pub fn load(image: &Image, found: Found) -> Result<Self, LoadError> {
+    pub fn load(image: &Image, found: ReplayNextHops) -> Result<Self, LoadError> {
         let mut generation = Generation::load(image, None)?;
-        for (address, way) in &found.ways {
+        for (address, way) in &found.next_hops {
             if let Ok(NextHop { mac, own_mac, interface, .. }) = way {
                 generation.enter_peer(*address, Peer::new(*mac, *own_mac, *interface))?;
             }
@@ -67,12 +67,12 @@ impl Replay {
     /// How a frame that is sent on leaves, and to which backends.
     fn way(&self, verdict: u32, frame: &[u8], decision: &mut Decision) {
         let Some(tunnel) = Headers::of(frame).tunnel else { return };
-        let interface = match (verdict, self.found.ways.get(&tunnel.destination)) {
+        let interface = match (verdict, self.found.next_hops.get(&tunnel.destination)) {
             (XDP_REDIRECT, Some(Ok(way))) => self.found.name_of(way.interface),
             _ => self.found.interface.clone(),
         };
-        let made_up = self.found.made_up.contains(&tunnel.destination);
-        decision.way = Some(Way::of(Some(interface), frame, made_up));
+        let synthetic = self.found.synthetic.contains(&tunnel.destination);
+        decision.egress = Some(Egress::of(Some(interface), frame, synthetic));
         decision.hops = hops_left(tunnel);
     }
 }
@@ -84,8 +84,8 @@ pub fn hops_left(tunnel: glb_host::packet_trace::Tunnel) -> Vec<std::net::IpAddr
     std::iter::once(tunnel.destination).chain(left).collect()
 }
 
-impl Program for Replay {
-    fn run(&mut self, frame: &[u8]) -> Result<Ran, ReplayError> {
+impl ReplayProgram for Replay {
+    fn run(&mut self, frame: &[u8]) -> Result<ReplayOutcome, ReplayError> {
         let odd = |error: LoadError| ReplayError::Odd(error.to_string());
         let program = self.generation.program().map_err(odd)?;
         let (verdict, out) = test_run(program, frame)?;
@@ -97,15 +97,15 @@ impl Program for Replay {
         };
         decision.describe(Headers::of(frame));
         let to = match verdict {
-            XDP_PASS => Some(Part::Kernel),
-            XDP_TX | XDP_REDIRECT => Some(Part::Sent),
+            XDP_PASS => Some(FrameStage::Kernel),
+            XDP_TX | XDP_REDIRECT => Some(FrameStage::Sent),
             _ => None,
         };
-        if to == Some(Part::Sent) {
+        if to == Some(FrameStage::Sent) {
             self.way(verdict, &out, &mut decision);
         }
         decision.note = self.obstacle(reason, &decision);
-        Ok(Ran { decision, to, frame: out })
+        Ok(ReplayOutcome { decision, to, frame: out })
     }
 }
 
@@ -118,7 +118,7 @@ impl Replay {
             Reason::UnknownPeer => Some(format!("{} is not one of `backends`", hop()?)),
             Reason::PeerUnresolved => {
                 let hop = hop()?;
-                let why = self.found.ways.get(hop).and_then(|way| way.as_ref().err());
+                let why = self.found.next_hops.get(hop).and_then(|way| way.as_ref().err());
                 Some(why.map_or_else(|| hop.to_string(), |why| format!("{hop}: {why}")))
             }
             Reason::Stranger | Reason::StrangerPassed => {

@@ -4,9 +4,9 @@ use glb_common::reason::RedirectReason as Reason;
 use glb_host::{
     bpf_loader::LoadError,
     packet_trace::{
-        Decision, Headers, Way,
+        Decision, Egress, Headers,
         client::Decoder,
-        trace::{Showing, Shown},
+        trace::{TraceRecord, TraceSource},
     },
     xdp_link,
 };
@@ -18,11 +18,11 @@ use crate::replay::{hops_left, verdict_name};
 pub struct FromFrames;
 
 impl Decoder for FromFrames {
-    fn turn_to(&mut self, _showing: &Showing) -> Result<(), LoadError> {
+    fn switch_source(&mut self, _showing: &TraceSource) -> Result<(), LoadError> {
         Ok(())
     }
 
-    fn decide(&self, shown: &Shown) -> Decision {
+    fn decode(&self, shown: &TraceRecord) -> Decision {
         let event = &shown.event;
         let reason = Reason::from_number(event.reason as u8);
         let mut decision = Decision {
@@ -38,7 +38,7 @@ impl Decoder for FromFrames {
             && let Some(tunnel) = Headers::of(after).tunnel
         {
             decision.hops = hops_left(tunnel);
-            decision.way = Some(Way::of(None, after, false));
+            decision.egress = Some(Egress::of(None, after, false));
         }
         decision
     }

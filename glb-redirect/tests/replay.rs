@@ -21,9 +21,9 @@ use glb_common::{
     second_chance::layout::Peer,
 };
 use glb_host::{
-    capture_file::{CaptureReader, CaptureWriter, Captured},
+    capture_file::{CaptureReader, CaptureWriter, CapturedFrame},
     next_hop::NextHop,
-    packet_trace::replay::{Found, Part, Program as _, TEST_INTERFACE},
+    packet_trace::replay::{FrameStage, ReplayNextHops, ReplayProgram as _, TEST_INTERFACE},
 };
 use glb_redirect::{
     config::{Config, Strangers},
@@ -53,7 +53,9 @@ fn replay_for(host: &FakeHost) -> Replay {
         strangers: if host.passes_strangers { Strangers::Pass } else { Strangers::Drop },
         vips_on_lo: false,
         mss: None,
-        control: glb_host::control::RawControl::default().check("".as_ref(), "unused").unwrap(),
+        control: glb_host::control::RawControlConfig::default()
+            .check("".as_ref(), "unused")
+            .unwrap(),
     };
     let own = host.own.iter().copied().collect();
     let image = Image::new(&config, &own);
@@ -69,8 +71,12 @@ fn replay_for(host: &FakeHost) -> Replay {
         };
         (*address, Ok(hop))
     };
-    let ways = host.peers.iter().filter(|(_, peer)| peer.interface != 0).map(way).collect();
-    Replay::load(&image, Found { ways, interface: "eth0".into(), ..Found::default() }).unwrap()
+    let next_hops = host.peers.iter().filter(|(_, peer)| peer.interface != 0).map(way).collect();
+    Replay::load(
+        &image,
+        ReplayNextHops { next_hops, interface: "eth0".into(), ..ReplayNextHops::default() },
+    )
+    .unwrap()
 }
 
 fn net((address, bits): (IpAddr, u8)) -> ipnet::IpNet {
@@ -92,9 +98,9 @@ fn golden_cases_are_explained() {
             assert_eq!(decision.reason, Some(case.reason.name()), "{}", case.name);
             assert_eq!(ran.frame, expected.frame, "{}", case.name);
             let (verdict, to) = match expected.action {
-                Action::Pass => ("passed", Some(Part::Kernel)),
-                Action::Take => ("taken", Some(Part::Kernel)),
-                Action::Send => ("sent", Some(Part::Sent)),
+                Action::Pass => ("passed", Some(FrameStage::Kernel)),
+                Action::Take => ("taken", Some(FrameStage::Kernel)),
+                Action::Send => ("sent", Some(FrameStage::Sent)),
                 Action::Drop | Action::Answer => ("dropped", None),
             };
             assert_eq!((decision.verdict, ran.to), (verdict, to), "{}", case.name);
@@ -125,7 +131,7 @@ fn folder(name: &str, frames: &[Vec<u8>]) -> PathBuf {
         CaptureWriter::create(&folder.join("in.pcapng"), "test", &interfaces, None).unwrap();
     for (number, data) in (1..).zip(frames) {
         let (time, length) = (Duration::from_millis(number), data.len() as u32);
-        writer.write(0, &Captured { number, time, length, data: data.clone() }, "").unwrap();
+        writer.write(0, &CapturedFrame { number, time, length, data: data.clone() }, "").unwrap();
     }
     writer.flush().unwrap();
     folder
@@ -134,7 +140,7 @@ fn folder(name: &str, frames: &[Vec<u8>]) -> PathBuf {
 fn replay(folder: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_glb-redirect"))
         .current_dir(folder)
-        .args(["replay", "--config", "redirect.toml", "--next-hops", "made-up"])
+        .args(["replay", "--config", "redirect.toml", "--next-hops", "synthetic"])
         .args(args)
         .output()
         .unwrap()
@@ -190,12 +196,13 @@ fn sockets_of_this_namespace_decide() {
         assert_eq!(lines[0]["source_port"], 40000);
         assert_eq!(lines[1]["hops"][0], "10.0.2.22");
         assert_eq!(lines[2]["hops"][0], "fd00:2::22");
-        assert_eq!(lines[1]["way"]["made_up"], true);
+        assert_eq!(lines[1]["egress"]["synthetic"], true);
         assert!(lines[4]["note"].as_str().unwrap().contains("192.0.2.66"), "{}", lines[4]);
         assert!(errors.contains("made up") && errors.contains("2 sent (forwarded)"), "{errors}");
 
         let mut reader = CaptureReader::open(&folder.join("out.pcapng")).unwrap();
-        let out: Vec<Captured> = std::iter::from_fn(|| reader.next_packet().unwrap()).collect();
+        let out: Vec<CapturedFrame> =
+            std::iter::from_fn(|| reader.next_packet().unwrap()).collect();
         // All but the stranger's, in order.
         assert_eq!(out.len(), 5);
         let taken = SlicedPacket::from_ethernet(&out[0].data).unwrap();

@@ -13,9 +13,9 @@ use glb_common::{reason::Action, second_chance::layout::Peer, trace::Settings};
 use glb_host::{
     bpffs::PinFolder,
     packet_trace::{
-        filter::Wanted,
+        filter::TraceFilter,
         replay::{TEST_INTERFACE, test_run},
-        trace::{Events, Shown},
+        trace::{EventReader, TraceRecord},
     },
 };
 use glb_redirect::{
@@ -33,7 +33,7 @@ use support::{
 /// The program that shows its decisions, set up for a machine, and where it shows them.
 struct Traced {
     generation: Generation,
-    events: Events,
+    events: EventReader,
 }
 
 impl Traced {
@@ -53,7 +53,9 @@ impl Traced {
             strangers: Strangers::Drop,
             vips_on_lo: false,
             mss: None,
-            control: glb_host::control::RawControl::default().check("".as_ref(), "unused").unwrap(),
+            control: glb_host::control::RawControlConfig::default()
+                .check("".as_ref(), "unused")
+                .unwrap(),
         };
         let own: BTreeSet<_> = host.own.iter().copied().collect();
         let image = Image::new(&config, &own);
@@ -64,12 +66,12 @@ impl Traced {
         let folder = pins.join(name);
         pins.make(&folder).unwrap();
         generation.pin(&folder).unwrap();
-        Self { generation, events: Events::open(&folder).unwrap() }
+        Self { generation, events: EventReader::open(&folder).unwrap() }
     }
 
     fn show(&mut self, filter: &str, settings: Settings) {
-        let wanted = Wanted::parse(&[filter.to_owned()], &REASONS).unwrap();
-        let filter = wanted.filter(&REASONS, None).unwrap();
+        let wanted = TraceFilter::parse(&[filter.to_owned()], &REASONS).unwrap();
+        let filter = wanted.compile(&REASONS, None).unwrap();
         self.generation.show(&Settings { filter, ..settings }).unwrap();
     }
 
@@ -77,7 +79,7 @@ impl Traced {
         test_run(self.generation.program().unwrap(), frame).unwrap()
     }
 
-    fn shown(&mut self) -> Vec<Shown> {
+    fn shown(&mut self) -> Vec<TraceRecord> {
         std::iter::from_fn(|| self.events.next_shown()).collect()
     }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use glb_host::capture_file::{CaptureReader, Captured};
+use glb_host::capture_file::{CaptureReader, CapturedFrame};
 use glb_lab::{Daemon, Fleet, interrupt};
 use nix::{
     sys::signal::{Signal, kill},
@@ -112,7 +112,7 @@ pub(crate) fn traffic(fleet: &Fleet) -> Result<()> {
 }
 
 /// Reads all packets of a capture file.
-pub(crate) fn packets(path: &Path) -> Result<Vec<Captured>> {
+pub(crate) fn packets(path: &Path) -> Result<Vec<CapturedFrame>> {
     let mut reader = CaptureReader::open(path)?;
     std::iter::from_fn(|| reader.next_packet().transpose()).map(|packet| Ok(packet?)).collect()
 }

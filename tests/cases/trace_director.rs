@@ -59,7 +59,7 @@ fn director_trace_names_table_row_and_hops() -> Result<()> {
     let text = command::output(status.args(["-o", "json"]))?;
     let status: Value = serde_json::from_str(&text)?;
     ensure!(status["generation"] == 1, "{text}");
-    ensure!(!fleet.lab.bpf().join("director1/lenses").exists(), "what showed decisions is pinned");
+    ensure!(!fleet.lab.bpf().join("director1/trace").exists(), "what showed decisions is pinned");
 
     let mut refused = fleet.directors[0].command(&fleet.lab, "trace")?;
     let refused = command::finish(refused.args(["table", "nobody"]))?;
@@ -104,7 +104,7 @@ fn director_trace_may_end_in_any_way() -> Result<()> {
     fleet.directors[0].end(Signal::SIGKILL)?;
     interrupt::wait("the watcher's end", PATIENCE, || Ok(watcher.child.try_wait()?))?;
     ask_everybody(&fleet.lab)?;
-    let lenses = fleet.lab.bpf().join("director1/lenses");
+    let lenses = fleet.lab.bpf().join("director1/trace");
     ensure!(lenses.exists(), "this test tests nothing");
     fleet.directors[0].start(&fleet.lab)?;
     let text = log(&mut fleet)?;
@@ -167,7 +167,7 @@ fn capture_is_replayed_next_to_the_running_director() -> Result<()> {
     // The pins of the capture disappear shortly after it ends.
     interrupt::wait("the end of what captured", std::time::Duration::from_secs(30), || {
         let pins = glb_lab::files_below(&fleet.lab.bpf())?;
-        let is_lens = |pin: &std::path::PathBuf| pin.iter().any(|part| part == "lenses");
+        let is_lens = |pin: &std::path::PathBuf| pin.iter().any(|part| part == "trace");
         Ok((!pins.iter().any(is_lens)).then_some(()))
     })?;
     let pins = glb_lab::files_below(&fleet.lab.bpf())?;
@@ -183,7 +183,7 @@ fn capture_is_replayed_next_to_the_running_director() -> Result<()> {
         let [_, sent] = pair else { bail!("an odd number of packets") };
         // The bytes are equal, including MAC addresses, because the next hops come from the kernel.
         ensure!(again[index].data == sent.data, "packet {index}");
-        ensure!(lines[2 * index]["way"]["made_up"] == false, "{}", lines[2 * index]);
+        ensure!(lines[2 * index]["egress"]["synthetic"] == false, "{}", lines[2 * index]);
         ensure!(lines[2 * index]["reason"] == "encapsulated", "{}", lines[2 * index]);
         // A packet sent by a director matches no VIP.
         ensure!(lines[2 * index + 1]["reason"] == "no_bind", "{}", lines[2 * index + 1]);

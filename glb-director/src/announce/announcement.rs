@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
-use glb_host::config_file::nearest;
+use glb_host::config_file::closest_name;
 use glb_table::{Table, TableSet};
 use ipnet::IpNet;
 
@@ -148,7 +148,7 @@ pub fn against(announcements: &[Announcement], tables: &TableSet) -> (Vec<String
         for table in one.tables.iter().flatten() {
             if !tables.tables.iter().any(|known| known.name == *table) {
                 let known = tables.tables.iter().map(|table| table.name.as_str());
-                let near = nearest(table, known)
+                let near = closest_name(table, known)
                     .map(|near| format!("; did you mean \"{near}\"?"))
                     .unwrap_or_default();
                 errors.push(format!(

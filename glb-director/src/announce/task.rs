@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, future::Future, io, sync::Arc, thread, time::Duration};
 
 use glb_host::{
-    control::{Answer, Refusal},
+    control::{Refusal, Responder},
     failpoints,
 };
 use glb_table::TableSet;
@@ -33,9 +33,9 @@ const FIRST_LOOK: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) enum Request {
     /// Begin a drain.
-    Drain(Order, Option<Answer>),
+    Drain(Order, Option<Responder>),
     /// End it.
-    Cancel(Option<Answer>),
+    Cancel(Option<Responder>),
     /// These tables are about to come into force: what they do not serve goes. Answered when they have
     /// been looked at.
     Ahead(Arc<TableSet>, oneshot::Sender<()>),
@@ -114,12 +114,12 @@ impl Announcer {
     }
 
     /// Begins a drain. Who wants to be told follows it to its end.
-    pub fn drain(&self, order: Order, answer: Option<Answer>) {
+    pub fn drain(&self, order: Order, answer: Option<Responder>) {
         self.send(Request::Drain(order, answer));
     }
 
     /// Ends a drain, and what it led to.
-    pub fn cancel(&self, answer: Option<Answer>) {
+    pub fn cancel(&self, answer: Option<Responder>) {
         self.send(Request::Cancel(answer));
     }
 
@@ -176,7 +176,7 @@ struct Runner {
     prospect: Option<Arc<TableSet>>,
     known: watch::Sender<Vec<Known>>,
     /// Who follows the drain.
-    followers: Vec<Answer>,
+    followers: Vec<Responder>,
     /// Interfaces that were without a program when they were looked at last: a swap's moment is not
     /// taken for more.
     without: Vec<String>,

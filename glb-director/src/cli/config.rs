@@ -77,7 +77,7 @@ fn check(file: &Path, output: Output) -> anyhow::Result<ExitCode> {
     if !tables.warnings.is_empty() {
         warnings.push(glb_table::render(&tables.warnings, false).trim_end().to_owned());
     }
-    if let Some(mode) = glb_host::permission::readable_by_everybody(&config.table) {
+    if let Some(mode) = glb_host::permission::world_readable_mode(&config.table) {
         let path = config.table.display();
         warnings.push(format!(
             "{path} holds hash keys and can be read by everybody (mode {mode:o}): chmod o-r {path}"

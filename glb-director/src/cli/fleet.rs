@@ -71,7 +71,7 @@ pub(super) fn execute(command: Command, output: Output) -> anyhow::Result<ExitCo
             targets.iter().map(|target| (target, scope.spawn(move || ask(target)))).collect();
         let answers = asked.into_iter().map(|(target, asked)| {
             let answer = asked.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            let error = answer.as_ref().err().map(glb_host::with_causes);
+            let error = answer.as_ref().err().map(glb_host::error_chain);
             Target { target: target.clone(), error, member: answer.ok() }
         });
         answers.collect()

@@ -20,10 +20,10 @@ use std::{net::IpAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use glb_host::{
-    cli_main::{self, Log, LogArgs},
+    cli_main::{self, LogArgs, LogSettings},
     control::Client,
     packet_trace::{
-        client::{CaptureArgs, WatchArgs},
+        client::{CaptureArgs, TraceArgs},
         replay::ReplayArgs,
     },
 };
@@ -225,7 +225,7 @@ enum Command {
         #[command(flatten)]
         watching: Watching,
         #[command(flatten)]
-        args: WatchArgs,
+        args: TraceArgs,
         /// How to print them: a line for each packet, in words or as JSON.
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
@@ -244,7 +244,7 @@ enum Command {
         #[command(flatten)]
         capture: CaptureArgs,
         #[command(flatten)]
-        args: WatchArgs,
+        args: TraceArgs,
     },
     /// Look at forwarding tables, change them, and see what a change will do.
     Table {
@@ -326,7 +326,7 @@ enum Output {
 impl Cli {
     /// How the log is to be written.
     #[must_use]
-    pub fn log(&self) -> Log {
+    pub fn log(&self) -> LogSettings {
         self.log.log()
     }
 

@@ -3,14 +3,14 @@
 use std::{collections::BTreeSet, path::Path};
 
 use anyhow::Context as _;
-use glb_host::packet_trace::replay::{Fixed, ReplayArgs};
+use glb_host::packet_trace::replay::{NextHopOverrides, ReplayArgs};
 
 use super::Output;
 use crate::{config::Config, replay::Replay};
 
 pub(super) fn execute(file: &Path, args: &ReplayArgs, output: Output) -> anyhow::Result<()> {
     let config = Config::load(file)?;
-    glb_host::permission::check()?;
+    glb_host::permission::check_capabilities()?;
     let tables = glb_table::load(&config.table)
         .map_err(|error| anyhow::anyhow!("{}", error.render(false).trim_end()))?;
     let backends: BTreeSet<_> = tables
@@ -23,12 +23,13 @@ pub(super) fn execute(file: &Path, args: &ReplayArgs, output: Output) -> anyhow:
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    let fixed = Fixed { source_v4: config.options.outer_source, gateway: config.gateway_mac };
-    let ways = args.find_ways(backends, &config.interfaces, fixed);
+    let fixed =
+        NextHopOverrides { source_v4: config.options.outer_source, gateway: config.gateway_mac };
+    let ways = args.resolve_next_hops(backends, &config.interfaces, fixed);
     let found = runtime.block_on(ways)?;
-    found.say_what_is_made_up();
+    found.print_synthetic_note();
     let mut replay = Replay::load(&tables, &config.options, found)?;
     let lines = args.replay("glb-director replay", matches!(output, Output::Json), &mut replay)?;
-    lines.say_summary();
+    lines.print_summary();
     Ok(())
 }

@@ -11,11 +11,11 @@ pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
-    glb_host::permission::check()?;
+    glb_host::permission::check_capabilities()?;
     // As long as this process may ask for them.
-    glb_host::xdp_link::remember_programs(&config.interfaces);
-    glb_host::privilege::begin()?;
-    glb_host::permission::raise_descriptors();
+    glb_host::xdp_link::record_program_names(&config.interfaces);
+    glb_host::privilege::drop_capabilities()?;
+    glb_host::permission::raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

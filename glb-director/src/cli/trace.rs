@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use glb_host::{
     bpffs::PinFolder,
-    packet_trace::client::{self, CaptureArgs, WatchArgs, WatchError},
+    packet_trace::client::{self, CaptureArgs, TraceArgs, TraceError},
 };
 
 use super::Watching;
@@ -12,7 +12,7 @@ use crate::{config::Config, counters::CountersError, replay::REASONS, trace::Fro
 
 pub(super) fn trace(
     watching: &Watching,
-    args: &WatchArgs,
+    args: &TraceArgs,
     is_json: bool,
 ) -> anyhow::Result<ExitCode> {
     let client = watching.connect()?;
@@ -21,7 +21,7 @@ pub(super) fn trace(
 
 pub(super) fn capture(
     watching: &Watching,
-    args: &WatchArgs,
+    args: &TraceArgs,
     capture: &CaptureArgs,
 ) -> anyhow::Result<ExitCode> {
     let client = watching.connect()?;
@@ -30,10 +30,10 @@ pub(super) fn capture(
 }
 
 /// What the daemon says decides about the exit code.
-fn done(result: Result<(), WatchError>) -> anyhow::Result<ExitCode> {
+fn done(result: Result<(), TraceError>) -> anyhow::Result<ExitCode> {
     match result {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(WatchError::Client(error)) => Err(error.into()),
+        Err(TraceError::Client(error)) => Err(error.into()),
         Err(error) => Err(error.into()),
     }
 }

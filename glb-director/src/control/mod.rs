@@ -7,7 +7,9 @@ use std::{io, net::IpAddr, sync::Arc};
 
 use glb_host::{
     bpffs::PinFolder,
-    control::{self, Access, Call, Kind, NoGroup, Refusal, Server, Socket, SocketError},
+    control::{
+        self, Access, Call, Refusal, RefusalKind, Server, Socket, SocketError, UnknownGroup,
+    },
     packet_trace::trace,
     privilege::{self, PrivilegeError},
 };
@@ -77,11 +79,11 @@ pub enum Command {
     /// End a drain, and what it led to; answered with whether there was one.
     Undrain,
     /// Show decisions until the connection is closed or the time is up; answered with
-    /// [`trace::Showing`] each time that they are shown in another place, and at last with
-    /// [`trace::Over`].
+    /// [`trace::TraceSource`] each time that they are shown in another place, and at last with
+    /// [`trace::TraceEnd`].
     Trace {
         /// Which, and how many.
-        wanted: trace::Request,
+        options: trace::Request,
     },
 }
 
@@ -113,7 +115,7 @@ pub enum ControlError {
     Socket(#[from] SocketError),
     /// The operators' group.
     #[error("`control.operators`: {0}")]
-    Operators(NoGroup),
+    Operators(UnknownGroup),
     /// Privileges.
     #[error(transparent)]
     Privilege(#[from] PrivilegeError),
@@ -144,7 +146,7 @@ pub fn open(
     let access = Access::new(config.operators.as_deref()).map_err(ControlError::Operators)?;
     let socket = Socket::open(&config.place)?;
     // The socket's group and the port of the metrics were the last things that needed more.
-    privilege::finish()?;
+    privilege::drop_start_capabilities()?;
     let (to_loop, calls) = mpsc::channel(WAITING);
     let handler = move |call: Call<Command>| match call.command {
         Command::Status => call.answer.done(Ok(Status::of(&observer))),
@@ -162,7 +164,7 @@ pub fn open(
         | Command::Trace { .. } => {
             if let Err(mpsc::error::TrySendError::Full(call)) = to_loop.try_send(call) {
                 let text = "the daemon has not come to earlier requests yet; ask again in a moment";
-                call.answer.done(Err::<(), _>(Refusal::new(Kind::Busy, text)));
+                call.answer.done(Err::<(), _>(Refusal::new(RefusalKind::Busy, text)));
             }
         }
     };

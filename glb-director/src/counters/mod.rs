@@ -15,7 +15,7 @@ use glb_common::{
 use glb_host::{
     bpf_loader::LoadError,
     bpffs::PinFolder,
-    counter_map::{self, Shape},
+    counter_map::{self, CounterLayout},
 };
 use serde::{Deserialize, Serialize};
 
@@ -82,14 +82,20 @@ pub enum CountersError {
 /// When the kernel says no.
 pub fn renew(pins: &PinFolder, in_use: &[u32]) -> Result<Vec<String>, LoadError> {
     let shapes = [
-        (pins::TABLES, Shape { value: size_of::<ReasonCounters>() as u32, entries: TABLE_SLOTS }),
-        (pins::BACKENDS, Shape { value: size_of::<Counter>() as u32, entries: BACKEND_SLOTS }),
+        (
+            pins::TABLES,
+            CounterLayout { value: size_of::<ReasonCounters>() as u32, entries: TABLE_SLOTS },
+        ),
+        (
+            pins::BACKENDS,
+            CounterLayout { value: size_of::<Counter>() as u32, entries: BACKEND_SLOTS },
+        ),
     ];
     let mut said = Vec::new();
     for (name, shape) in shapes {
         let path = pins.join(name);
-        counter_map::settle(&path, in_use).map_err(|error| LoadError::map("find", name, error))?;
-        if let Some(found) = counter_map::renew(&path, shape)? {
+        counter_map::recover(&path, in_use).map_err(|error| LoadError::map("find", name, error))?;
+        if let Some(found) = counter_map::migrate(&path, shape)? {
             said.push(format!(
                 "{name} was pinned by another release ({found}); what it has counted is taken over as \
                  far as it fits"
@@ -101,7 +107,7 @@ pub fn renew(pins: &PinFolder, in_use: &[u32]) -> Result<Vec<String>, LoadError>
         // Nobody can say whose the counts are.
         for name in [pins::TABLES, pins::BACKENDS, pins::IDENTITIES] {
             let path = pins.join(name);
-            counter_map::keep_new(&path)
+            counter_map::commit(&path)
                 .and_then(|()| match std::fs::remove_file(&path) {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
                     _ => Ok(()),
@@ -122,9 +128,7 @@ pub fn renew(pins: &PinFolder, in_use: &[u32]) -> Result<Vec<String>, LoadError>
 /// # Errors
 /// When a pin cannot be removed.
 pub fn renewed(pins: &PinFolder) -> std::io::Result<()> {
-    [pins::TABLES, pins::BACKENDS]
-        .iter()
-        .try_for_each(|name| counter_map::keep_new(&pins.join(name)))
+    [pins::TABLES, pins::BACKENDS].iter().try_for_each(|name| counter_map::commit(&pins.join(name)))
 }
 
 /// Packets and bytes.

@@ -191,7 +191,7 @@ impl Making<'_> {
             .map(|backend| backend.address)
             .filter(|address| !known.contains(address));
         let patience = if new.next().is_some() { NEXT_HOP_PATIENCE } else { Duration::ZERO };
-        let snapshot = self.next_hops.settled(patience).await;
+        let snapshot = self.next_hops.wait_resolved(patience).await;
         for address in wanted {
             if let Some(Err(reason)) = snapshot.get(&address) {
                 warn!(backend = %address, "no way to this backend yet: {reason}");

@@ -4,7 +4,7 @@ use std::{io, net::IpAddr};
 
 use glb_host::{
     bpf_loader::LoadError, bpffs::PinFolderError, generations::SwapError, metrics::MetricsError,
-    next_hop::OpenError, xdp_link::AttachError,
+    next_hop::NetlinkError, xdp_link::AttachError,
 };
 
 use crate::{
@@ -47,7 +47,7 @@ pub enum Error {
     Swap(#[from] SwapError),
     /// Netlink.
     #[error(transparent)]
-    NextHops(#[from] OpenError),
+    NextHops(#[from] NetlinkError),
     /// Metrics.
     #[error(transparent)]
     Metrics(#[from] MetricsError),

@@ -23,7 +23,7 @@ use glb_host::{
     generations,
     link_events::LinkEvents,
     metrics,
-    packet_trace::trace::{self, Over},
+    packet_trace::trace::{self, TraceEnd},
     systemd::Watchdog,
     watched_file::WatchedFile,
 };
@@ -158,7 +158,7 @@ pub async fn run(config: &Config) -> Result<(), Error> {
         }
     };
     state.ending();
-    director.end_showing(Over::Ending);
+    director.end_showing(TraceEnd::Ending);
     director.keep_up();
     director.making.spare.discard();
     match end {
@@ -167,7 +167,7 @@ pub async fn run(config: &Config) -> Result<(), Error> {
             config.path.display()
         ),
         End::Detach => {
-            director.kept.let_go();
+            director.kept.release();
             let pins = &director.making.pins;
             let names = generations::detach_all_but(pins, &[])?;
             pins.remove_all()?;

@@ -31,10 +31,10 @@ impl Director<'_> {
     /// end with it. Says whether everything is pinned.
     pub(super) fn keep_pinned(&mut self, state: &State) -> bool {
         let pins = &self.making.pins;
-        if self.is_held() && self.kept.are_whole(pins, &self.lock) {
+        if self.is_held() && self.kept.are_intact(pins, &self.lock) {
             return true;
         }
-        match self.pin_again() {
+        match self.repin() {
             Ok(count) => {
                 self.pins_problem = None;
                 state.pins(None);
@@ -64,10 +64,10 @@ impl Director<'_> {
         }
     }
 
-    fn pin_again(&mut self) -> Result<usize, Error> {
+    fn repin(&mut self) -> Result<usize, Error> {
         // It may make counters of its own, where it finds none.
         self.making.spare.discard();
-        let count = self.kept.pin_again(&self.making.pins, &mut self.lock)?;
+        let count = self.kept.repin(&self.making.pins, &mut self.lock)?;
         if !self.is_held() {
             let generation = &self.current.generation;
             self.making.pins.remove(&generations::folder(&self.making.pins, generation.number))?;

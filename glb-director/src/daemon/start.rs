@@ -6,7 +6,7 @@ use glb_host::{
     bpffs::PinFolder,
     generations,
     next_hop::NextHops,
-    pin_guard::KeptPins,
+    pin_guard::PinGuard,
     xdp_link::{self, Mode},
 };
 use glb_table::{BuiltTable, RowCache, TableSet};
@@ -77,7 +77,7 @@ impl<'c> Director<'c> {
         let mut director = Self {
             making,
             lock,
-            kept: KeptPins::default(),
+            kept: PinGuard::default(),
             pins_problem: None,
             current,
             previous,
@@ -86,14 +86,14 @@ impl<'c> Director<'c> {
             away: BTreeSet::new(),
             watcher: None,
         };
-        if generations::lenses(&pins).exists() {
+        if generations::trace_programs(&pins).exists() {
             // Left by a predecessor that was killed while somebody watched.
             director.plain_again();
         }
         director.making.settle(&director.current, director.previous.number());
         director.keep_attached();
         for interface in &config.interfaces {
-            xdp_link::warn_of_mode(interface, config.mode);
+            xdp_link::warn_on_mode_mismatch(interface, config.mode);
         }
         if let Err(error) = counters::renewed(&pins) {
             warn!(%error, "counters of a former release are left behind");
@@ -147,7 +147,8 @@ impl<'c> Director<'c> {
         let renewed = counters::renew(pins, &in_use.unwrap_or_default())?;
         renewed.iter().for_each(|said| warn!("{said}"));
         let mut identities = Identities::open_or_create(pins)?;
-        let next_hops = NextHops::start_behind(config.gateway_mac, targets(&wanted.tables)).await?;
+        let next_hops =
+            NextHops::start_with_gateway(config.gateway_mac, targets(&wanted.tables)).await?;
         state.follow(next_hops.subscribe());
         // What a killed predecessor loaded and never swapped in.
         let keep: Vec<u64> = running.into_iter().chain(previous).collect();

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use glb_host::{bpffs::PinLock, next_hop::Snapshot, pin_guard::KeptPins};
+use glb_host::{bpffs::PinLock, next_hop::Snapshot, pin_guard::PinGuard};
 use glb_table::TableSet;
 use tracing::{error, info, warn};
 
@@ -23,7 +23,7 @@ pub(super) struct Director<'c> {
     pub(super) making: Making<'c>,
     pub(super) lock: PinLock,
     /// What is pinned, for when it is not any more.
-    pub(super) kept: KeptPins,
+    pub(super) kept: PinGuard,
     /// Why what is pinned no more cannot be pinned again, so that it is said once.
     pub(super) pins_problem: Option<String>,
     pub(super) current: Made,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use glb_host::{control::Answer, systemd};
+use glb_host::{control::Responder, systemd};
 use tracing::{error, info, warn};
 
 use super::{boot_time::Moment, state::Director, state_dir::Drain};
@@ -47,7 +47,7 @@ impl Announcing {
         director: &mut Director<'_>,
         timeout_seconds: Option<f64>,
         force: bool,
-        answer: Answer,
+        answer: Responder,
     ) {
         let given = timeout_seconds.and_then(|s| Duration::try_from_secs_f64(s).ok());
         let timeout = given.unwrap_or(director.config().drain.timeout);
@@ -63,7 +63,7 @@ impl Announcing {
     }
 
     /// Somebody has changed their mind.
-    pub(super) fn undrain(&self, director: &mut Director<'_>, answer: Answer) {
+    pub(super) fn undrain(&self, director: &mut Director<'_>, answer: Responder) {
         director.making.store.keep_drain(None);
         self.announcer.cancel(Some(answer));
     }

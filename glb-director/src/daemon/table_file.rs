@@ -30,7 +30,7 @@ impl Source {
         // Said once: it is the same at every reload.
         static SAID: Once = Once::new();
         let bytes = glb_table::read_bytes(path).map_err(Error::Table)?;
-        if let Some(mode) = permission::readable_by_everybody(path) {
+        if let Some(mode) = permission::world_readable_mode(path) {
             let path = path.display();
             SAID.call_once(|| {
                 warn!(

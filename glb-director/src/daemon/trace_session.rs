@@ -4,7 +4,7 @@ use glb_common::trace::Settings;
 use glb_host::{
     control::{Call, Refusal},
     generations,
-    packet_trace::trace::{Over, Session, Showing},
+    packet_trace::trace::{Session, TraceEnd, TraceSource},
 };
 use tracing::{error, info};
 
@@ -35,12 +35,12 @@ impl Watcher {
 impl Director<'_> {
     /// Has the program show its decisions, or tells who asked why not.
     pub(super) fn begin_to_show(&mut self, call: Call<Command>) {
-        let Command::Trace { wanted } = call.command.clone() else { return };
+        let Command::Trace { options } = call.command.clone() else { return };
         if self.watcher.as_ref().is_some_and(|watcher| watcher.session.is_gone()) {
-            self.end_showing(Over::Gone);
+            self.end_showing(TraceEnd::Gone);
         }
         let running = self.watcher.as_ref().map(|watcher| &watcher.session);
-        let Some(session) = Session::open(call, wanted, running) else { return };
+        let Some(session) = Session::open(call, options, running) else { return };
         let settings = match self.settings(&session) {
             Ok(settings) => settings,
             Err(refusal) => return session.end(Err(refusal)),
@@ -50,7 +50,7 @@ impl Director<'_> {
     }
 
     fn settings(&self, session: &Session) -> Result<Settings, Refusal> {
-        let slot = match &session.request.wanted.table {
+        let slot = match &session.request.filter.table {
             None => None,
             Some(name) => {
                 let mut names = self.current.tables.tables.iter().map(|table| table.name.as_str());
@@ -84,7 +84,7 @@ impl Director<'_> {
                 let generation = self.current.generation.number;
                 info!(pid = watcher.session.pid(), generation, "decisions are shown");
                 let folder = lens.folder().to_owned();
-                watcher.session.show(&Showing { generation, folder });
+                watcher.session.show(&TraceSource { generation, folder });
                 watcher.lens = Some(lens);
             }
             Err(error) => {
@@ -115,7 +115,7 @@ impl Director<'_> {
     }
 
     /// Nobody watches any more.
-    pub(super) fn end_showing(&mut self, why: Over) {
+    pub(super) fn end_showing(&mut self, why: TraceEnd) {
         self.look_away();
         if let Some(watcher) = self.watcher.take() {
             info!(generation = self.number(), ?why, "decisions are no longer shown");

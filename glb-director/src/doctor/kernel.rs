@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use glb_host::{doctor::setting, permission};
+use glb_host::{doctor::net_setting, permission};
 
 use super::Finding;
 
@@ -15,7 +15,7 @@ pub(super) fn examine() -> Vec<Finding> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let btf = Path::new("/sys/kernel/btf/vmlinux").exists();
-    let mut findings = vec![version(release.trim()), jit(setting("core/bpf_jit_enable"))];
+    let mut findings = vec![version(release.trim()), jit(net_setting("core/bpf_jit_enable"))];
     findings.extend(memlock(release.trim(), &limits));
     findings.push(if btf {
         Finding::ok("btf", "the kernel describes its types")
@@ -27,7 +27,7 @@ pub(super) fn examine() -> Vec<Finding> {
              CONFIG_DEBUG_INFO_BTF.",
         )
     });
-    findings.push(match permission::check() {
+    findings.push(match permission::check_capabilities() {
         Ok(()) => Finding::ok("capabilities", "programs may be loaded and attached"),
         Err(error) => {
             let text = error.to_string();

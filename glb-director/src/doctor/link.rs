@@ -118,7 +118,7 @@ fn driver_finding(name: &str, driver: Option<&str>) -> Finding {
 
 fn queues(name: &str, channels: Channels, processors: usize) -> Finding {
     const CHECK: &str = "queues";
-    let (receive, wanted) = (channels.receive, (processors as u32).min(channels.most));
+    let (receive, wanted) = (channels.receive, (processors as u32).min(channels.maximum));
     let found = format!("{name} receives on {receive} queues, for {processors} processors");
     if receive >= wanted {
         return Finding::ok(CHECK, found);
@@ -126,7 +126,7 @@ fn queues(name: &str, channels: Channels, processors: usize) -> Finding {
     let what = if channels.combined { "combined" } else { "rx" };
     Finding::warning(
         CHECK,
-        format!("{found}; it could on {}", channels.most),
+        format!("{found}; it could on {}", channels.maximum),
         format!("ethtool -L {name} {what} {wanted}   (each queue is one processor's work)"),
     )
 }
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn queues_are_compared_with_processors_and_with_what_there_can_be() {
-        let channels = |receive, most| Channels { receive, most, combined: true };
+        let channels = |receive, maximum| Channels { receive, maximum, combined: true };
         assert_eq!(queues("e", channels(8, 64), 8).level, Level::Ok);
         assert_eq!(queues("e", channels(1, 1), 8).level, Level::Ok);
         let found = queues("e", channels(2, 64), 8);

@@ -62,8 +62,9 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
 async fn ways(config: &Config, tables: &TableSet) -> Result<Arc<Snapshot>, String> {
     let all: BTreeSet<IpAddr> =
         backends(tables).chain(network::vips(tables)).chain(network::sources(config)).collect();
-    let next_hops =
-        NextHops::start_behind(config.gateway_mac, all).await.map_err(|error| error.to_string())?;
+    let next_hops = NextHops::start_with_gateway(config.gateway_mac, all)
+        .await
+        .map_err(|error| error.to_string())?;
     let mut changes = next_hops.subscribe();
     let wanted: Vec<IpAddr> = backends(tables).collect();
     // Only the backends' neighbours matter; a VIP has none that answers.
@@ -133,7 +134,7 @@ fn announcements(config: &Config, tables: &TableSet) -> Vec<Finding> {
 fn keys(config: &Config) -> Finding {
     const CHECK: &str = "keys";
     let path = config.table.display();
-    match permission::readable_by_everybody(&config.table) {
+    match permission::world_readable_mode(&config.table) {
         Some(mode) => Finding::warning(
             CHECK,
             format!("{path} holds hash keys and everybody can read it (mode {mode:o})"),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use glb_host::{
-    doctor::{setting, stricter},
+    doctor::{interface_setting, net_setting},
     next_hop::{Snapshot, Unresolved, interface_name},
 };
 use glb_table::{Table, TableSet};
@@ -29,13 +29,13 @@ pub(super) fn vips(tables: &TableSet) -> impl Iterator<Item = IpAddr> {
 pub(super) fn settings(config: &Config, tables: &TableSet) -> Vec<Finding> {
     let mut findings = Vec::new();
     for name in &config.interfaces {
-        findings.extend(stricter("rp_filter", name).map(|value| rp_filter(name, value)));
+        findings.extend(interface_setting("rp_filter", name).map(|value| rp_filter(name, value)));
     }
-    if let Some(value) = setting("ipv4/ip_forward") {
+    if let Some(value) = net_setting("ipv4/ip_forward") {
         findings.push(ip_forward(value));
     }
     let count = backends(tables).collect::<BTreeSet<_>>().len() as i64;
-    if let Some(limit) = setting("ipv4/neigh/default/gc_thresh3") {
+    if let Some(limit) = net_setting("ipv4/neigh/default/gc_thresh3") {
         findings.push(neighbour_room(count, limit));
     }
     findings
@@ -145,7 +145,7 @@ pub(super) fn answers(
     rules: &BTreeSet<Rule>,
 ) -> Finding {
     const CHECK: &str = "kernel_answers";
-    let forwards = setting("ipv4/ip_forward").is_some_and(|value| value != 0);
+    let forwards = net_setting("ipv4/ip_forward").is_some_and(|value| value != 0);
     let is_dropped = |name: &String, vip: IpAddr| {
         rules.iter().any(|(interface, prefix)| interface == name && prefix.contains(&vip))
     };

@@ -85,7 +85,7 @@ pub enum ProbeError {
     Generation(#[from] generations::SwapError),
     /// Netlink.
     #[error(transparent)]
-    NextHops(#[from] glb_host::next_hop::OpenError),
+    NextHops(#[from] glb_host::next_hop::NetlinkError),
     /// Sockets.
     #[error("cannot {what}: {source}; it needs root, or CAP_NET_RAW")]
     Socket {
@@ -116,8 +116,8 @@ pub async fn run(config: &Config, tables: &TableSet) -> Result<Vec<Probed>, Prob
     let (_, program) =
         generations::current_program(&config.interfaces, &pins)?.ok_or(ProbeError::NotAttached)?;
     let addresses: BTreeSet<IpAddr> = super::backends(tables).collect();
-    let next_hops = NextHops::start_behind(config.gateway_mac, addresses).await?;
-    let ways = next_hops.settled(PATIENCE).await;
+    let next_hops = NextHops::start_with_gateway(config.gateway_mac, addresses).await?;
+    let ways = next_hops.wait_resolved(PATIENCE).await;
     let ears = Ears::open()?;
     let mut probed = Vec::new();
     let mut frames = Vec::new();

@@ -19,7 +19,7 @@ use glb_common::{
     trace::Settings,
 };
 use glb_host::{
-    bpf_loader::{LoadError, check_counters, loader},
+    bpf_loader::{LoadError, check_counter_layout, new_loader},
     bpffs::PinFolder,
     failpoints, generations,
     map_relocation::{self, DirectArray},
@@ -169,13 +169,13 @@ impl Shell {
         pins: Option<&PinFolder>,
         object: &[u8],
     ) -> Result<Self, LoadError> {
-        let mut loader = loader();
+        let mut loader = new_loader();
         if let Some(pins) = pins {
             pins.make(&pins.join(counters::pins::FOLDER))?;
             let (tables, backends) =
                 (pins.join(counters::pins::TABLES), pins.join(counters::pins::BACKENDS));
-            check_counters(&tables, size_of::<ReasonCounters>(), TABLE_SLOTS)?;
-            check_counters(&backends, size_of::<Counter>(), BACKEND_SLOTS)?;
+            check_counter_layout(&tables, size_of::<ReasonCounters>(), TABLE_SLOTS)?;
+            check_counter_layout(&backends, size_of::<Counter>(), BACKEND_SLOTS)?;
             loader
                 .map_pin_path("TABLE_COUNTERS", tables)
                 .map_pin_path("BACKEND_COUNTERS", backends);
@@ -195,7 +195,7 @@ impl Shell {
         let mut ebpf = loader
             .override_global("CONFIG", shape.config.as_bytes(), true)
             .override_global("ROOM", shape.bounds().as_bytes(), true)
-            .load(&map_relocation::put_into(&failpoints::object(object), &arrays)?)
+            .load(&map_relocation::relocate(&failpoints::object(object), &arrays)?)
             .map_err(LoadError::from)?;
         load_programs(&mut ebpf)?;
         Ok(Self { shape, ebpf, arrays })
@@ -387,7 +387,7 @@ pub(super) fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     let mut parts = Vec::new();
     for name in [PROGRAM].iter().chain(&PARTS) {
         let program = program_mut(ebpf, name)?;
-        let loaded = glb_host::bpf_loader::undisturbed(|| program.load())
+        let loaded = glb_host::bpf_loader::with_signals_blocked(|| program.load())
             .and_then(|()| program.fd().and_then(|fd| Ok(fd.try_clone()?)));
         parts.push(loaded.map_err(|error| LoadError::from(EbpfError::ProgramError(error)))?);
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use aya::{Ebpf, programs::Xdp};
 use glb_common::{abi::Plain as _, trace::Settings};
 use glb_host::{
-    bpf_loader::{LoadError, loader},
+    bpf_loader::{LoadError, new_loader},
     bpffs::{PinFolder, PinFolderError},
     generations,
     map_relocation::{self, DirectArray},
@@ -61,7 +61,7 @@ impl Lens {
         drop(copy);
 
         let own = generations::folder(pins, generation.number);
-        let mut loader = loader();
+        let mut loader = new_loader();
         let constants = generation.image.config;
         loader
             .override_global("CONFIG", constants.as_bytes(), true)
@@ -76,13 +76,13 @@ impl Lens {
             DirectArray::open(name, number, &own.join(name.to_lowercase()))
         };
         let arrays = DIRECT.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
-        let object = map_relocation::put_into(glb_host::DIRECTOR_TRACE_OBJECT, &arrays)?;
+        let object = map_relocation::relocate(glb_host::DIRECTOR_TRACE_OBJECT, &arrays)?;
         let ebpf = loader.load(&object).map_err(LoadError::from)?;
-        let folder = generations::lens_folder(pins, generation.number);
+        let folder = generations::trace_folder(pins, generation.number);
         let mut lens = Self { ebpf, folder };
         load_programs(&mut lens.ebpf)?;
         trace::configure(&mut lens.ebpf, settings)?;
-        pins.remove(&generations::lenses(pins))?;
+        pins.remove(&generations::trace_programs(pins))?;
         pins.make(&lens.folder)?;
         lens.pin().inspect_err(|_| remove(pins))?;
         Ok(lens)
@@ -120,7 +120,7 @@ impl Lens {
 
 /// Removes the pins of whatever lens there is; it is to be behind no interface any more.
 pub fn remove(pins: &PinFolder) {
-    if let Err(error) = pins.remove(&generations::lenses(pins)) {
+    if let Err(error) = pins.remove(&generations::trace_programs(pins)) {
         tracing::warn!(%error, "what showed decisions is left behind");
     }
 }

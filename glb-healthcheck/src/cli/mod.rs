@@ -9,7 +9,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use glb_host::{
-    cli_main::{self, Log, LogArgs},
+    cli_main::{self, LogArgs, LogSettings},
     packet_trace::print_line,
 };
 
@@ -87,7 +87,7 @@ enum Output {
 impl Cli {
     /// How the log is written.
     #[must_use]
-    pub fn log(&self) -> Log {
+    pub fn log(&self) -> LogSettings {
         self.log.log()
     }
 

@@ -9,9 +9,9 @@ use crate::{config::Config, daemon};
 pub(super) fn execute(file: &Path) -> anyhow::Result<ExitCode> {
     let config = Config::load(file)?;
     // Commands of checks are the operator's, and have no need of what this process may do.
-    glb_host::privilege::keep_from_children()?;
+    glb_host::privilege::clear_ambient_capabilities()?;
     // Each probe under way takes a descriptor.
-    glb_host::permission::raise_descriptors();
+    glb_host::permission::raise_file_limit();
     runtime()?.block_on(daemon::run(&config))?;
     Ok(ExitCode::SUCCESS)
 }

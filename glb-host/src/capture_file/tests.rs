@@ -1,6 +1,6 @@
 use super::*;
 
-fn read_all(bytes: Vec<u8>) -> Result<Vec<Captured>, CaptureError> {
+fn read_all(bytes: Vec<u8>) -> Result<Vec<CapturedFrame>, CaptureError> {
     let mut reader = CaptureReader::from_reader(io::Cursor::new(bytes), Path::new("in.pcap"))?;
     let mut packets = Vec::new();
     while let Some(packet) = reader.next_packet()? {
@@ -38,7 +38,7 @@ fn pcap_of_both_byte_orders_and_resolutions() {
             assert_eq!(packets[0].time, Duration::new(7, nanos), "{magic:x} {big}");
             assert_eq!((&packets[0].data[..], packets[0].length), (&[1, 2, 3][..], 3));
             // Longer than the file's snap length: cut off, and no fault.
-            assert!(packets[1].is_cut_off() && !packets[0].is_cut_off());
+            assert!(packets[1].is_truncated() && !packets[0].is_truncated());
             assert_eq!((packets[1].number, packets[1].length), (2, 1514));
         }
     }
@@ -70,7 +70,7 @@ fn what_is_written_is_read_back() {
     let path = folder.join("out.pcapng");
     let packet = |number: u64, data: Vec<u8>, length: u32| {
         let time = Duration::new(1_700_000_000, number as u32);
-        Captured { number, time, data, length }
+        CapturedFrame { number, time, data, length }
     };
     let packets = [packet(1, vec![7; 61], 61), packet(2, vec![8; 4], 9)];
     let interfaces = [("sent", "what is sent"), ("kernel", "what the kernel gets")];

@@ -27,7 +27,7 @@ pub struct Access {
 /// There is no such group.
 #[derive(Debug, thiserror::Error)]
 #[error("there is no group `{name}` on this machine{}; `getent group` lists those there are", cause.as_ref().map(|c| format!(" ({c})")).unwrap_or_default())]
-pub struct NoGroup {
+pub struct UnknownGroup {
     /// As configured.
     pub name: String,
     /// Why it could not be looked up.
@@ -39,7 +39,7 @@ impl Access {
     ///
     /// # Errors
     /// When there is no such group.
-    pub fn new(operators: Option<&str>) -> Result<Self, NoGroup> {
+    pub fn new(operators: Option<&str>) -> Result<Self, UnknownGroup> {
         let operators = match operators {
             Some(name) => Some((name.to_owned(), group(name)?.as_raw())),
             None => None,
@@ -78,11 +78,11 @@ impl Access {
 }
 
 /// A group of this machine by its name or number.
-pub(super) fn group(name: &str) -> Result<Gid, NoGroup> {
+pub(super) fn group(name: &str) -> Result<Gid, UnknownGroup> {
     if let Ok(number) = name.parse() {
         return Ok(Gid::from_raw(number));
     }
-    let unknown = |cause| NoGroup { name: name.to_owned(), cause };
+    let unknown = |cause| UnknownGroup { name: name.to_owned(), cause };
     if CString::new(name).is_err() {
         return Err(unknown(None));
     }

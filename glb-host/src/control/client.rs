@@ -11,7 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{Kind, Line, Message, Refusal, VERSION};
+use super::{Line, Message, Refusal, RefusalKind, VERSION};
 
 /// How long a daemon may take to accept a connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -49,7 +49,7 @@ pub enum ClientError {
     },
     /// The daemon is there and does not answer.
     #[error("the daemon at {} does not answer: {source}", path.display())]
-    Silent {
+    NoResponse {
         /// The socket.
         path: PathBuf,
         /// What happened.
@@ -63,7 +63,7 @@ pub enum ClientError {
     },
     /// The answer makes no sense.
     #[error("the daemon at {} answers oddly: {what}", path.display())]
-    Odd {
+    InvalidResponse {
         /// The socket.
         path: PathBuf,
         /// What is odd.
@@ -80,7 +80,7 @@ impl ClientError {
     pub fn is_not_running(&self) -> bool {
         match self {
             Self::NotRunning { .. } | Self::Ended { .. } => true,
-            Self::Refused(refusal) => refusal.kind == Kind::Ended,
+            Self::Refused(refusal) => refusal.kind == RefusalKind::Ended,
             _ => false,
         }
     }
@@ -111,7 +111,7 @@ impl Client {
             Ok(stream) => Ok(Self { stream: BufReader::new(stream), path }),
             Err(source) => Err(match source.kind() {
                 io::ErrorKind::PermissionDenied => ClientError::NotPermitted { path, source },
-                io::ErrorKind::WouldBlock => ClientError::Silent { path, source },
+                io::ErrorKind::WouldBlock => ClientError::NoResponse { path, source },
                 _ => ClientError::NotRunning { path, source },
             }),
         }
@@ -135,7 +135,7 @@ impl Client {
                 Message::Done(value) => {
                     let odd = |error: serde_json::Error| error.to_string();
                     return serde_json::from_value(value)
-                        .map_err(|error| ClientError::Odd { path, what: odd(error) });
+                        .map_err(|error| ClientError::InvalidResponse { path, what: odd(error) });
                 }
             }
         }
@@ -149,12 +149,12 @@ impl Client {
         mut self,
         command: &impl Serialize,
         patience: Option<Duration>,
-    ) -> Result<Answers, ClientError> {
+    ) -> Result<Responses, ClientError> {
         let mut request = match serde_json::to_value(command) {
             Ok(Value::Object(request)) => request,
             other => {
                 let what = format!("the request is no object: {other:?}");
-                return Err(ClientError::Odd { path: self.path, what });
+                return Err(ClientError::InvalidResponse { path: self.path, what });
             }
         };
         request.insert("version".into(), VERSION.into());
@@ -165,18 +165,18 @@ impl Client {
             stream.set_read_timeout(patience).and_then(|()| stream.write_all(line.as_bytes()));
         match sent {
             // It may have said why before it closed its side.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Answers(self)),
-            Err(source) => Err(ClientError::Silent { path: self.path, source }),
-            Ok(()) => Ok(Answers(self)),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Responses(self)),
+            Err(source) => Err(ClientError::NoResponse { path: self.path, source }),
+            Ok(()) => Ok(Responses(self)),
         }
     }
 }
 
 /// The lines of an answer.
 #[derive(Debug)]
-pub struct Answers(Client);
+pub struct Responses(Client);
 
-impl Answers {
+impl Responses {
     /// The next item; nothing when the daemon has said that it was the last.
     ///
     /// # Errors
@@ -185,7 +185,7 @@ impl Answers {
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
         match self.next_message()? {
             Message::Item(value) => serde_json::from_value(value).map(Some).map_err(|error| {
-                ClientError::Odd { path: self.0.path.clone(), what: error.to_string() }
+                ClientError::InvalidResponse { path: self.0.path.clone(), what: error.to_string() }
             }),
             Message::Done(_) => Ok(None),
             Message::Error(refusal) => Err(refusal.into()),
@@ -201,17 +201,18 @@ impl Answers {
             Err(source) if source.kind() == io::ErrorKind::ConnectionReset => {
                 return Err(ClientError::Ended { path: path.clone() });
             }
-            Err(source) => return Err(ClientError::Silent { path: path.clone(), source }),
+            Err(source) => return Err(ClientError::NoResponse { path: path.clone(), source }),
         }
-        let line: Line = serde_json::from_slice(&line)
-            .map_err(|error| ClientError::Odd { path: path.clone(), what: error.to_string() })?;
+        let line: Line = serde_json::from_slice(&line).map_err(|error| {
+            ClientError::InvalidResponse { path: path.clone(), what: error.to_string() }
+        })?;
         if line.version != VERSION {
             let what = format!(
                 "it speaks version {} of the control protocol, and this command version {VERSION}: \
                  use the command of the daemon's own release",
                 line.version
             );
-            return Err(ClientError::Odd { path: path.clone(), what });
+            return Err(ClientError::InvalidResponse { path: path.clone(), what });
         }
         Ok(line.message)
     }

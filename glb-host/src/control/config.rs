@@ -4,19 +4,19 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::Place;
+use super::SocketSettings;
 
 /// The `control` table as it is written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawControl {
+pub struct RawControlConfig {
     socket: Option<PathBuf>,
     mode: String,
     group: Option<String>,
     operators: Option<String>,
 }
 
-impl Default for RawControl {
+impl Default for RawControlConfig {
     fn default() -> Self {
         Self { socket: None, mode: "0660".into(), group: None, operators: None }
     }
@@ -24,14 +24,14 @@ impl Default for RawControl {
 
 /// What is meant by it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Control {
+pub struct ControlConfig {
     /// Where the socket is, and who may connect.
-    pub place: Place,
+    pub place: SocketSettings,
     /// The group whose members may ask for changes, beside root and the daemon's own user.
     pub operators: Option<String>,
 }
 
-impl RawControl {
+impl RawControlConfig {
     /// Checks it. A relative path is meant from `folder`, that of the configuration; `usual` is where
     /// the socket is if nothing is said.
     ///
@@ -41,7 +41,7 @@ impl RawControl {
         self,
         folder: &Path,
         usual: &str,
-    ) -> Result<Control, (&'static str, String, &'static str)> {
+    ) -> Result<ControlConfig, (&'static str, String, &'static str)> {
         let mode = u32::from_str_radix(&self.mode, 8).ok().filter(|mode| *mode <= 0o777);
         let Some(mode) = mode else {
             let value = format!("{:?}", self.mode);
@@ -49,6 +49,9 @@ impl RawControl {
         };
         let socket = folder.join(self.socket.unwrap_or_else(|| usual.into()));
         let path = std::path::absolute(&socket).unwrap_or(socket);
-        Ok(Control { place: Place { path, mode, group: self.group }, operators: self.operators })
+        Ok(ControlConfig {
+            place: SocketSettings { path, mode, group: self.group },
+            operators: self.operators,
+        })
     }
 }

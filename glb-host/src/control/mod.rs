@@ -29,11 +29,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::{
-    access::{Access, NoGroup, Peer},
-    client::{Answers, Client, ClientError},
-    config::{Control, RawControl},
-    server::{Answer, Call, Command, Server, serve},
-    socket::{Place, Socket, SocketError},
+    access::{Access, Peer, UnknownGroup},
+    client::{Client, ClientError, Responses},
+    config::{ControlConfig, RawControlConfig},
+    server::{Call, Command, Responder, Server, serve},
+    socket::{Socket, SocketError, SocketSettings},
 };
 
 /// The protocol's version. It grows when an old client would misread an answer, not when requests
@@ -48,7 +48,7 @@ pub const MAX_REQUEST: usize = 64 * 1024;
 #[error("{message}")]
 pub struct Refusal {
     /// For programs.
-    pub kind: Kind,
+    pub kind: RefusalKind,
     /// For people.
     pub message: String,
 }
@@ -56,7 +56,7 @@ pub struct Refusal {
 /// What kind of refusal it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum RefusalKind {
     /// The request is not one that this daemon knows, or is no JSON.
     Malformed,
     /// The request is of another version of the protocol.
@@ -80,13 +80,13 @@ pub enum Kind {
 
 impl Refusal {
     /// A refusal of this kind.
-    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+    pub fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
     }
 
     /// What was asked for was tried and did not work.
     pub fn failed(message: impl std::fmt::Display) -> Self {
-        Self::new(Kind::Failed, message.to_string())
+        Self::new(RefusalKind::Failed, message.to_string())
     }
 }
 

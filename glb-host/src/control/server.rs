@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    Kind, MAX_REQUEST, Message, Refusal, Socket, VERSION,
+    MAX_REQUEST, Message, Refusal, RefusalKind, Socket, VERSION,
     access::{self, Access, Peer},
 };
 
@@ -51,17 +51,17 @@ pub struct Call<C> {
     /// Who asks.
     pub peer: Peer,
     /// Where the answer goes. If it is dropped, the client is told that the daemon has ended.
-    pub answer: Answer,
+    pub answer: Responder,
 }
 
-/// The way back to a client. Nothing here waits for it except [`Answer::item`].
+/// The way back to a client. Nothing here waits for it except [`Responder::item`].
 #[derive(Debug)]
-pub struct Answer {
+pub struct Responder {
     items: mpsc::Sender<Value>,
     last: oneshot::Sender<Result<Value, Refusal>>,
 }
 
-impl Answer {
+impl Responder {
     /// The answer, which ends the connection.
     pub fn done(self, result: Result<impl Serialize, Refusal>) {
         let result = result.and_then(|value| to_json(&value));
@@ -195,19 +195,19 @@ async fn accept<C: Command>(listener: &UnixListener, shared: &Arc<Shared<C>>) {
         if !has_room(shared) {
             let text = "too many ask at once; ask again in a moment";
             // It fits into the socket's buffer, or the client has to do without.
-            drop(stream.try_write(&Message::Error(Refusal::new(Kind::Busy, text)).line()));
+            drop(stream.try_write(&Message::Error(Refusal::new(RefusalKind::Busy, text)).line()));
             continue;
         }
         let shared = Arc::clone(shared);
         tokio::spawn(async move {
             /// Gives the place back, also when the task panics.
-            struct Place<'s>(&'s Semaphore);
-            impl Drop for Place<'_> {
+            struct SocketSettings<'s>(&'s Semaphore);
+            impl Drop for SocketSettings<'_> {
                 fn drop(&mut self) {
                     self.0.add_permits(1);
                 }
             }
-            let _place = Place(if is_own { &shared.own } else { &shared.others });
+            let _place = SocketSettings(if is_own { &shared.own } else { &shared.others });
             if let Err(error) = converse(stream, peer, &shared).await {
                 tracing::debug!(%error, "a client of the control channel went away");
             }
@@ -227,7 +227,7 @@ async fn converse<C: Command>(
     let asked = asked.map_err(|_| io::Error::from(io::ErrorKind::TimedOut)).and_then(|read| read);
     if let Err(error) = asked {
         let text = format!("no request within {} s", ASK_WITHIN.as_secs());
-        let line = Message::Error(Refusal::new(Kind::Malformed, text)).line();
+        let line = Message::Error(Refusal::new(RefusalKind::Malformed, text)).line();
         drop(writer.try_write(&line));
         return Err(error);
     }
@@ -245,14 +245,14 @@ async fn converse<C: Command>(
             peer.uid
         );
         tracing::warn!(uid = peer.uid, pid = peer.pid, "a request for a change was not permitted");
-        Err(Refusal::new(Kind::NotPermitted, text))
+        Err(Refusal::new(RefusalKind::NotPermitted, text))
     });
     let last = match command {
         Err(refusal) => Err(refusal),
         Ok(command) => {
             let (items, mut waiting) = mpsc::channel(ITEMS_WAITING);
             let (last, mut ended) = oneshot::channel();
-            let answer = Answer { items, last };
+            let answer = Responder { items, last };
             (shared.handler)(Call { command, peer, answer });
             let mut reader = reader.into_inner().into_inner();
             loop {
@@ -265,7 +265,7 @@ async fn converse<C: Command>(
                         }
                         break last.unwrap_or_else(|_dropped| {
                             let text = "the daemon ended before it answered";
-                            Err(Refusal::new(Kind::Ended, text))
+                            Err(Refusal::new(RefusalKind::Ended, text))
                         });
                     }
                     () = hung_up(&mut reader) => return Ok(()),
@@ -277,7 +277,7 @@ async fn converse<C: Command>(
 }
 
 fn parse<C: Command>(request: &[u8]) -> Result<C, Refusal> {
-    let malformed = |text: String| Refusal::new(Kind::Malformed, text);
+    let malformed = |text: String| Refusal::new(RefusalKind::Malformed, text);
     if request.len() > MAX_REQUEST {
         return Err(malformed(format!("the request is longer than {MAX_REQUEST} bytes")));
     }
@@ -293,7 +293,7 @@ fn parse<C: Command>(request: &[u8]) -> Result<C, Refusal> {
                 "this daemon speaks version {VERSION} of the control protocol, not {version}: use \
                  the command of the daemon's own release"
             );
-            return Err(Refusal::new(Kind::Version, text));
+            return Err(Refusal::new(RefusalKind::Version, text));
         }
         _ => return Err(malformed(format!("the request lacks `\"version\":{VERSION}`"))),
     }

@@ -12,7 +12,7 @@ use std::{
 
 use socket2::{Domain, SockAddr, Type};
 
-use super::access::{self, NoGroup};
+use super::access::{self, UnknownGroup};
 use crate::lock_file::{LockError, LockFile};
 
 /// How many clients may wait to be accepted.
@@ -20,7 +20,7 @@ const BACKLOG: i32 = 128;
 
 /// Where the socket is to be, and who may connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct SocketSettings {
     /// An absolute path.
     pub path: PathBuf,
     /// The socket's mode.
@@ -74,7 +74,7 @@ pub enum SocketError {
         /// The socket.
         path: PathBuf,
         /// Why not.
-        source: NoGroup,
+        source: UnknownGroup,
     },
     /// A system call said no.
     #[error("control socket {}: cannot {action} {}: {source}.{}", path.display(), what.display(), hint(source, what))]
@@ -110,7 +110,7 @@ fn hint(source: &io::Error, what: &Path) -> String {
 #[derive(Debug)]
 pub struct Socket {
     pub(super) listener: UnixListener,
-    place: Place,
+    place: SocketSettings,
     /// Held as long as the socket is ours.
     _lock: LockFile,
 }
@@ -120,7 +120,7 @@ impl Socket {
     ///
     /// # Errors
     /// When another daemon has it, or it cannot be made.
-    pub fn open(place: &Place) -> Result<Self, SocketError> {
+    pub fn open(place: &SocketSettings) -> Result<Self, SocketError> {
         let path = &place.path;
         let length = path.as_os_str().len();
         if length > 107 {
@@ -213,14 +213,14 @@ mod tests {
 
     use super::*;
 
-    fn place(folder: &Path) -> Place {
-        Place { path: folder.join("run/control.sock"), mode: 0o640, group: None }
+    fn place(folder: &Path) -> SocketSettings {
+        SocketSettings { path: folder.join("run/control.sock"), mode: 0o640, group: None }
     }
 
     #[test]
     fn permissions_are_set_and_the_file_goes_at_the_end() {
         let folder = tempfile::tempdir().unwrap();
-        let place = Place { group: Some("4711".into()), ..place(folder.path()) };
+        let place = SocketSettings { group: Some("4711".into()), ..place(folder.path()) };
         let socket = Socket::open(&place).unwrap();
         let found = fs::metadata(socket.path()).unwrap();
         assert_eq!((found.mode() & 0o7777, found.gid()), (0o640, 4711), "run this test as root");
@@ -270,14 +270,16 @@ mod tests {
     #[test]
     fn names_that_cannot_be_are_named() {
         let long = PathBuf::from("/tmp").join("x".repeat(120));
-        let place = Place { path: long, mode: 0o600, group: None };
+        let place = SocketSettings { path: long, mode: 0o600, group: None };
         let error = Socket::open(&place).unwrap_err().to_string();
         assert!(error.contains("125 bytes") && error.contains("107"), "{error}");
-        let place = Place { path: "/proc/x/control.sock".into(), mode: 0o600, group: None };
+        let place =
+            SocketSettings { path: "/proc/x/control.sock".into(), mode: 0o600, group: None };
         let error = Socket::open(&place).unwrap_err().to_string();
         assert!(error.contains("cannot make /proc/x"), "{error}");
         let folder = tempfile::tempdir().unwrap();
-        let place = Place { group: Some("no-such-group".into()), ..self::place(folder.path()) };
+        let place =
+            SocketSettings { group: Some("no-such-group".into()), ..self::place(folder.path()) };
         let error = Socket::open(&place).unwrap_err().to_string();
         assert!(error.contains("no-such-group"), "{error}");
     }

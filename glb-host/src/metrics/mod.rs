@@ -48,7 +48,7 @@ const WAITING: i32 = 1024;
 const LIFE: Duration = Duration::from_secs(60);
 
 /// What makes the metrics as they stand now; asked for each request.
-pub trait Source: Send + Sync + 'static {
+pub trait MetricsSource: Send + Sync + 'static {
     /// Registers everything there is to tell.
     ///
     /// # Errors
@@ -113,7 +113,7 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, MetricsError> {
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn serve(listener: TcpListener, source: impl Source) -> Result<(), MetricsError> {
+pub fn serve(listener: TcpListener, source: impl MetricsSource) -> Result<(), MetricsError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -125,7 +125,7 @@ pub fn serve(listener: TcpListener, source: impl Source) -> Result<(), MetricsEr
     Ok(())
 }
 
-async fn accept(listener: TcpListener, source: Arc<impl Source>) {
+async fn accept(listener: TcpListener, source: Arc<impl MetricsSource>) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "metrics are not served"),
@@ -171,7 +171,7 @@ async fn accept(listener: TcpListener, source: Arc<impl Source>) {
     }
 }
 
-fn answer(request: &Request<Incoming>, source: &impl Source) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, source: &impl MetricsSource) -> Response<Full<Bytes>> {
     let (status, kind, body) = match request.uri().path() {
         "/metrics" => match exposition(source) {
             Ok(text) if wants_open_metrics(request) => {
@@ -210,7 +210,7 @@ fn wants_open_metrics(request: &Request<Incoming>) -> bool {
 ///
 /// # Errors
 /// When it cannot be told.
-pub fn exposition(source: &impl Source) -> Result<String, Box<dyn Error>> {
+pub fn exposition(source: &impl MetricsSource) -> Result<String, Box<dyn Error>> {
     let mut registry = Registry::with_prefix(source.prefix());
     source.register(&mut registry)?;
     let mut own = Registry::default();

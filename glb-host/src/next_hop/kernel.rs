@@ -36,7 +36,7 @@ const EVENT_BUFFER: libc::c_int = 1 << 20;
 /// Netlink could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot open a netlink route socket: {0}")]
-pub struct OpenError(#[from] io::Error);
+pub struct NetlinkError(#[from] io::Error);
 
 /// A connection for questions.
 pub(super) struct Netlink {
@@ -68,13 +68,13 @@ impl From<Refused> for Unresolved {
 }
 
 impl Netlink {
-    pub(super) fn open(gateway: Option<[u8; 6]>) -> Result<Self, OpenError> {
+    pub(super) fn open(gateway: Option<[u8; 6]>) -> Result<Self, NetlinkError> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         Ok(Self { handle, gateway, task: tokio::spawn(connection) })
     }
 
     /// The same with a socket of its own.
-    pub(super) fn reopen(&self) -> Result<Self, OpenError> {
+    pub(super) fn reopen(&self) -> Result<Self, NetlinkError> {
         Self::open(self.gateway)
     }
 
@@ -283,7 +283,7 @@ impl Drop for Events {
 }
 
 impl Events {
-    pub(super) fn open() -> Result<Self, OpenError> {
+    pub(super) fn open() -> Result<Self, NetlinkError> {
         use MulticastGroup as Group;
         let groups = [
             Group::Link,

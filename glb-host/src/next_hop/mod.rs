@@ -23,7 +23,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-pub use kernel::OpenError;
+pub use kernel::NetlinkError;
 
 /// The way to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,12 +93,12 @@ impl NextHops {
     /// Resolves `targets` once, then follows every change.
     ///
     /// Targets that need an answer from the network may still be unresolved on return; see
-    /// [`Self::settled`].
+    /// [`Self::wait_resolved`].
     ///
     /// # Errors
     /// When netlink cannot be opened or does not answer.
-    pub async fn start(targets: impl IntoIterator<Item = IpAddr>) -> Result<Self, OpenError> {
-        Self::start_behind(None, targets).await
+    pub async fn start(targets: impl IntoIterator<Item = IpAddr>) -> Result<Self, NetlinkError> {
+        Self::start_with_gateway(None, targets).await
     }
 
     /// As [`Self::start`]. With a `gateway`, that is everyone's next hop and nobody is asked for a MAC;
@@ -106,10 +106,10 @@ impl NextHops {
     ///
     /// # Errors
     /// When netlink cannot be opened or does not answer.
-    pub async fn start_behind(
+    pub async fn start_with_gateway(
         gateway: Option<[u8; 6]>,
         targets: impl IntoIterator<Item = IpAddr>,
-    ) -> Result<Self, OpenError> {
+    ) -> Result<Self, NetlinkError> {
         let kernel = kernel::Netlink::open(gateway)?;
         let events = kernel::Events::open()?;
         let (targets, targets_seen) = tokio::sync::watch::channel(targets.into_iter().collect());
@@ -138,7 +138,7 @@ impl NextHops {
     }
 
     /// Waits until every present target is resolved or `patience` has passed; the snapshot then.
-    pub async fn settled(&self, patience: Duration) -> Arc<Snapshot> {
+    pub async fn wait_resolved(&self, patience: Duration) -> Arc<Snapshot> {
         let mut snapshots = self.snapshots.clone();
         let all = |snapshot: &Arc<Snapshot>| {
             let targets = self.targets.borrow();

@@ -18,15 +18,15 @@ use glb_common::trace::{MAX_SNAP, Tally};
 use serde::Serialize;
 
 use super::{
-    Decision, Lines,
-    filter::{ReasonName, Wanted},
-    say,
-    trace::{Events, Request, Showing, Shown},
+    Decision, DecisionPrinter,
+    filter::{ReasonName, TraceFilter},
+    print_note,
+    trace::{EventReader, Request, TraceRecord, TraceSource},
 };
 use crate::{
     bpf_loader::LoadError,
-    capture_file::{CaptureError, CaptureWriter, Captured},
-    control::{Answers, Client, ClientError},
+    capture_file::{CaptureError, CaptureWriter, CapturedFrame},
+    control::{Client, ClientError, Responses},
     duration, failpoints,
 };
 
@@ -39,7 +39,7 @@ const HEADERS: u32 = 512;
 
 /// Which decisions, and how many.
 #[derive(Args, Clone, Debug)]
-pub struct WatchArgs {
+pub struct TraceArgs {
     /// Which decisions: words that must all be true. ADDRESS or ADDRESS/BITS (an end of the packet,
     /// of the one in its tunnel, or of the one that an ICMP error quotes), port NUMBER, tcp, udp,
     /// icmp, icmp6, reason NAME[,NAME...], verdict NAME, table NAME.
@@ -63,7 +63,7 @@ pub struct WatchArgs {
 
 /// Why nothing is shown, or no longer.
 #[derive(Debug, thiserror::Error)]
-pub enum WatchError {
+pub enum TraceError {
     /// The filter is not understood.
     #[error("{0}")]
     Filter(String),
@@ -92,17 +92,17 @@ pub trait Decoder {
     ///
     /// # Errors
     /// When what it is made of cannot be read.
-    fn turn_to(&mut self, showing: &Showing) -> Result<(), LoadError>;
+    fn switch_source(&mut self, showing: &TraceSource) -> Result<(), LoadError>;
 
     /// In words.
-    fn decide(&self, shown: &Shown) -> Decision;
+    fn decode(&self, shown: &TraceRecord) -> Decision;
 }
 
 /// As every daemon's `Command::Trace`.
 #[derive(Serialize)]
 struct Ask {
     request: &'static str,
-    wanted: Request,
+    options: Request,
 }
 
 /// Prints decisions as they are taken.
@@ -110,20 +110,20 @@ struct Ask {
 /// # Errors
 /// When the daemon or the output says no.
 pub fn trace(
-    args: &WatchArgs,
+    args: &TraceArgs,
     client: Client,
     reasons: &[ReasonName],
     decoder: &mut impl Decoder,
     is_json: bool,
-) -> Result<(), WatchError> {
-    let mut lines = Lines::new(is_json);
+) -> Result<(), TraceError> {
+    let mut lines = DecisionPrinter::new(is_json);
     watch(args, HEADERS, client, reasons, decoder, &mut |decision, _| {
         lines.count(decision);
         lines
             .print(decision)
-            .map_err(|source| WatchError::Io { action: "cannot write to standard output", source })
+            .map_err(|source| TraceError::Io { action: "cannot write to standard output", source })
     })?;
-    lines.say_summary();
+    lines.print_summary();
     Ok(())
 }
 
@@ -149,12 +149,12 @@ pub struct CaptureArgs {
 /// When the daemon or the file says no.
 pub fn capture(
     name: &str,
-    args: &WatchArgs,
+    args: &TraceArgs,
     capture: &CaptureArgs,
     client: Client,
     reasons: &[ReasonName],
     decoder: &mut impl Decoder,
-) -> Result<(), WatchError> {
+) -> Result<(), TraceError> {
     let interfaces = [
         ("received", "as it came"),
         ("sent", "as it was sent"),
@@ -165,7 +165,7 @@ pub fn capture(
     let done = watch(args, capture.snap, client, reasons, decoder, &mut |decision, shown| {
         number += 1;
         let comment = decision.comment();
-        let frame = |data: &[u8], length| Captured {
+        let frame = |data: &[u8], length| CapturedFrame {
             number,
             time: shown.time,
             data: data.to_vec(),
@@ -182,53 +182,54 @@ pub fn capture(
     // What is there is kept, whatever came after it.
     writer.flush()?;
     done?;
-    say(&format!("{number} packets in {}", capture.write.display()));
+    print_note(&format!("{number} packets in {}", capture.write.display()));
     Ok(())
 }
 
 /// Has `see` see decisions until it says no, enough were seen, the time is up, the daemon says that it
 /// is over, or a signal comes.
 fn watch(
-    args: &WatchArgs,
+    args: &TraceArgs,
     snap: u32,
     client: Client,
     reasons: &[ReasonName],
     decoder: &mut impl Decoder,
-    see: &mut dyn FnMut(&Decision, &Shown) -> Result<bool, WatchError>,
-) -> Result<(), WatchError> {
-    let wanted = Wanted::parse(&args.filter, reasons).map_err(WatchError::Filter)?;
+    see: &mut dyn FnMut(&Decision, &TraceRecord) -> Result<bool, TraceError>,
+) -> Result<(), TraceError> {
+    let filter = TraceFilter::parse(&args.filter, reasons).map_err(TraceError::Filter)?;
     let request = Request {
-        wanted,
+        filter,
         sample: args.sample,
         per_second: args.rate,
         snap,
         seconds: args.time.as_secs().max(1),
     };
     let stop = stop_at_signals()?;
-    let answers = follow(client.follow(&Ask { request: "trace", wanted: request }, None)?);
+    let answers = follow(client.follow(&Ask { request: "trace", options: request }, None)?);
     let mut showing = loop {
         match answers.recv_timeout(LOOK_AGAIN) {
-            Ok(Told::Showing(showing)) => break showing,
-            Ok(Told::Over(result)) => return result.map_err(Into::into),
+            Ok(Told::TraceSource(showing)) => break showing,
+            Ok(Told::Ended(result)) => return result.map_err(Into::into),
             Err(RecvTimeoutError::Timeout) if !stop.load(Ordering::Relaxed) => {}
             Err(_) => return Ok(()),
         }
     };
-    say(&format!("watching generation {}; Ctrl-C ends it", showing.generation));
+    print_note(&format!("watching generation {}; Ctrl-C ends it", showing.generation));
     let mut left = args.count.unwrap_or(u64::MAX);
     let mut sum = Tally::default();
     loop {
         failpoints::point("showing")
-            .map_err(|source| WatchError::Io { action: "a test", source })?;
-        let opened = decoder.turn_to(&showing).and_then(|()| Events::open(&showing.folder));
+            .map_err(|source| TraceError::Io { action: "a test", source })?;
+        let opened =
+            decoder.switch_source(&showing).and_then(|()| EventReader::open(&showing.folder));
         let mut events = match opened {
             Ok(events) => events,
             Err(error) => match instead(&answers, &showing, &stop).ok_or(error)? {
-                Told::Showing(next) => {
+                Told::TraceSource(next) => {
                     showing = next;
                     continue;
                 }
-                Told::Over(result) => {
+                Told::Ended(result) => {
                     say_sum(&sum);
                     return result.map_err(Into::into);
                 }
@@ -240,7 +241,7 @@ fn watch(
             // another generation is in it by then.
             if told.is_none() {
                 told = answers.try_recv().map_or_else(
-                    |error| (error == TryRecvError::Disconnected).then_some(Told::Over(Ok(()))),
+                    |error| (error == TryRecvError::Disconnected).then_some(Told::Ended(Ok(()))),
                     Some,
                 );
             }
@@ -252,16 +253,16 @@ fn watch(
                     break;
                 };
                 left -= 1;
-                if !see(&decoder.decide(&shown), &shown)? || left == 0 {
-                    told = Some(Told::Over(Ok(())));
+                if !see(&decoder.decode(&shown), &shown)? || left == 0 {
+                    told = Some(Told::Ended(Ok(())));
                     is_empty = true;
                     break;
                 }
             }
             match told.take_if(|_| is_empty) {
                 // Also at the end: it may have shown something already.
-                Some(Told::Showing(next)) => break Some(next),
-                Some(Told::Over(result)) => {
+                Some(Told::TraceSource(next)) => break Some(next),
+                Some(Told::Ended(result)) => {
                     say_tally(&sum, &events);
                     return result.map_err(Into::into);
                 }
@@ -285,16 +286,16 @@ fn watch(
 
 /// What the daemon says next, if it had turned away from `showing` before that could be opened; nothing
 /// if it has not, so that something else is wrong with it.
-fn instead(answers: &Receiver<Told>, showing: &Showing, stop: &AtomicBool) -> Option<Told> {
+fn instead(answers: &Receiver<Told>, showing: &TraceSource, stop: &AtomicBool) -> Option<Told> {
     let mut looks = 0;
     loop {
         match answers.recv_timeout(LOOK_AGAIN) {
             Ok(told) => return Some(told),
-            Err(RecvTimeoutError::Disconnected) => return Some(Told::Over(Ok(()))),
+            Err(RecvTimeoutError::Disconnected) => return Some(Told::Ended(Ok(()))),
             Err(RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => {
-                return Some(Told::Over(Ok(())));
+                return Some(Told::Ended(Ok(())));
             }
-            // It is about to say where it shows them next, or that it does no more.
+            // It is about to print_note where it shows them next, or that it does no more.
             Err(RecvTimeoutError::Timeout) if showing.is_over() => {}
             Err(RecvTimeoutError::Timeout) if looks < 10 => looks += 1,
             Err(RecvTimeoutError::Timeout) => return None,
@@ -304,21 +305,21 @@ fn instead(answers: &Receiver<Told>, showing: &Showing, stop: &AtomicBool) -> Op
 
 /// What the daemon says while it shows its decisions.
 enum Told {
-    Showing(Showing),
-    Over(Result<(), ClientError>),
+    TraceSource(TraceSource),
+    Ended(Result<(), ClientError>),
 }
 
 /// Reads the daemon's answers in a thread of their own, which ends with the process.
-fn follow(mut answers: Answers) -> Receiver<Told> {
+fn follow(mut answers: Responses) -> Receiver<Told> {
     let (tell, told) = channel();
     thread::spawn(move || {
         loop {
-            let next = match answers.next::<Showing>() {
-                Ok(Some(showing)) => Told::Showing(showing),
-                Ok(None) => Told::Over(Ok(())),
-                Err(error) => Told::Over(Err(error)),
+            let next = match answers.next::<TraceSource>() {
+                Ok(Some(showing)) => Told::TraceSource(showing),
+                Ok(None) => Told::Ended(Ok(())),
+                Err(error) => Told::Ended(Err(error)),
             };
-            let is_last = matches!(next, Told::Over(_));
+            let is_last = matches!(next, Told::Ended(_));
             if tell.send(next).is_err() || is_last {
                 break;
             }
@@ -327,16 +328,16 @@ fn follow(mut answers: Answers) -> Receiver<Told> {
     told
 }
 
-fn stop_at_signals() -> Result<Arc<AtomicBool>, WatchError> {
+fn stop_at_signals() -> Result<Arc<AtomicBool>, TraceError> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stop))
-            .map_err(|source| WatchError::Io { action: "cannot wait for signals", source })?;
+            .map_err(|source| TraceError::Io { action: "cannot wait for signals", source })?;
     }
     Ok(stop)
 }
 
-fn add(sum: &mut Tally, events: &Events) {
+fn add(sum: &mut Tally, events: &EventReader) {
     // It says how much was left out; without it, nothing is said.
     let Ok(tally) = events.tally() else { return };
     sum.wanted += tally.wanted;
@@ -346,7 +347,7 @@ fn add(sum: &mut Tally, events: &Events) {
     sum.buffer_full += tally.buffer_full;
 }
 
-fn say_tally(sum: &Tally, events: &Events) {
+fn say_tally(sum: &Tally, events: &EventReader) {
     let mut sum = *sum;
     add(&mut sum, events);
     say_sum(&sum);
@@ -364,6 +365,6 @@ fn say_sum(sum: &Tally) {
         }
     }
     if !left_out.is_empty() {
-        say(&format!("left out, of {} wanted: {}", sum.wanted, left_out.join(", ")));
+        print_note(&format!("left out, of {} wanted: {}", sum.wanted, left_out.join(", ")));
     }
 }

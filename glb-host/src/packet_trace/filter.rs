@@ -17,7 +17,7 @@ const PLACES: usize = 2;
 /// What must be true of a decision; what is empty asks for nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Wanted {
+pub struct TraceFilter {
     /// Each holds an end of the packet, of the one in its tunnel, or of the one that it quotes.
     pub networks: Vec<IpNet>,
     /// Ports of that packet.
@@ -33,7 +33,7 @@ pub struct Wanted {
 /// A reason that can be asked for by its own name or by that of its verdict.
 pub type ReasonName = (&'static str, &'static str);
 
-impl Wanted {
+impl TraceFilter {
     /// Reads the words of a command line: `198.51.100.7 port 443 reason no_bind`.
     ///
     /// # Errors
@@ -110,7 +110,7 @@ impl Wanted {
     ///
     /// # Errors
     /// When a reason is none of `reasons`, or there is too much of something.
-    pub fn filter(&self, reasons: &[ReasonName], slot: Option<u32>) -> Result<Filter, String> {
+    pub fn compile(&self, reasons: &[ReasonName], slot: Option<u32>) -> Result<Filter, String> {
         let mut filter = Filter { slot: slot.unwrap_or(ANY), ..Filter::default() };
         if self.networks.len() > PLACES || self.ports.len() > PLACES {
             return Err(format!("at most {PLACES} addresses and {PLACES} ports can be asked for"));
@@ -160,8 +160,8 @@ mod tests {
     const REASONS: [ReasonName; 4] =
         [("sent_on", "sent"), ("no_bind", "passed"), ("not_ip", "passed"), ("too_long", "dropped")];
 
-    fn parse(text: &str) -> Result<Wanted, String> {
-        Wanted::parse(&[text.to_owned()], &REASONS)
+    fn parse(text: &str) -> Result<TraceFilter, String> {
+        TraceFilter::parse(&[text.to_owned()], &REASONS)
     }
 
     #[test]
@@ -169,7 +169,7 @@ mod tests {
         let wanted = parse("host 198.51.100.7 and 2001:db8::/32 port 443 tcp table web").unwrap();
         assert_eq!(wanted.networks.len(), 2);
         assert_eq!((wanted.table.as_deref(), wanted.protocol), (Some("web"), Some(6)));
-        let filter = wanted.filter(&REASONS, Some(9)).unwrap();
+        let filter = wanted.compile(&REASONS, Some(9)).unwrap();
         assert_eq!((filter.slot, filter.ports, filter.protocol), (9, [443, ANY], 6));
         assert_eq!((filter.networks[0].family, filter.networks[1].family), (4, 6));
         assert_eq!(
@@ -178,14 +178,14 @@ mod tests {
         );
         assert_eq!(filter.reasons, u64::MAX);
 
-        let filter = parse("reason no_bind,too_long").unwrap().filter(&REASONS, None).unwrap();
+        let filter = parse("reason no_bind,too_long").unwrap().compile(&REASONS, None).unwrap();
         assert_eq!((filter.reasons, filter.slot), (0b1010, ANY));
         let passed = parse("verdict passed").unwrap();
-        assert_eq!(passed.filter(&REASONS, None).unwrap().reasons, 0b0110);
-        assert_eq!(parse("").unwrap(), Wanted::default());
+        assert_eq!(passed.compile(&REASONS, None).unwrap().reasons, 0b0110);
+        assert_eq!(parse("").unwrap(), TraceFilter::default());
         // What goes to the daemon comes back the same.
         let json = serde_json::to_string(&passed).unwrap();
-        assert_eq!(serde_json::from_str::<Wanted>(&json).unwrap(), passed);
+        assert_eq!(serde_json::from_str::<TraceFilter>(&json).unwrap(), passed);
     }
 
     #[test]
@@ -202,7 +202,7 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert!(error.contains(words), "{text}: {error}");
         }
-        let other = Wanted { reasons: vec!["x".into()], ..Wanted::default() };
-        assert!(other.filter(&REASONS, None).unwrap_err().contains("\"x\""));
+        let other = TraceFilter { reasons: vec!["x".into()], ..TraceFilter::default() };
+        assert!(other.compile(&REASONS, None).unwrap_err().contains("\"x\""));
     }
 }

@@ -9,11 +9,11 @@ use std::{
 
 use serde::{Serialize, Serializer};
 
-use super::packet::{End, Headers, Tunnel};
+use super::packet::{FiveTuple, Headers, Tunnel};
 
 /// How a frame leaves.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Way {
+pub struct Egress {
     /// By which interface.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
@@ -21,15 +21,15 @@ pub struct Way {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
     /// Whether that was made up for want of an answer.
-    pub made_up: bool,
+    pub synthetic: bool,
 }
 
-impl Way {
+impl Egress {
     /// The way of this frame, which is on it.
     #[must_use]
-    pub fn of(interface: Option<String>, frame: &[u8], made_up: bool) -> Self {
+    pub fn of(interface: Option<String>, frame: &[u8], synthetic: bool) -> Self {
         let mac: Vec<String> = frame.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-        Self { interface, mac: Some(mac.join(":")), made_up }
+        Self { interface, mac: Some(mac.join(":")), synthetic }
     }
 }
 
@@ -52,10 +52,10 @@ pub struct Decision {
     pub tunnel: Option<Tunnel>,
     /// The packet (of the client), if it is one.
     #[serde(flatten)]
-    pub headers: Option<End>,
+    pub headers: Option<FiveTuple>,
     /// The packet that an ICMP error quotes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub quoted: Option<End>,
+    pub quoted: Option<FiveTuple>,
     /// What happened: sent, answered, taken, passed, dropped; or "not run".
     pub verdict: &'static str,
     /// The reason's name.
@@ -75,7 +75,7 @@ pub struct Decision {
     pub hops: Vec<IpAddr>,
     /// How it leaves.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub way: Option<Way>,
+    pub egress: Option<Egress>,
     /// What else is to be said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -87,7 +87,7 @@ fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Er
 }
 
 impl Decision {
-    /// Takes over what `headers` say of a frame as it came.
+    /// Takes over what `headers` print_note of a frame as it came.
     pub fn describe(&mut self, headers: Headers) {
         let Headers { tunnel, packet, quoted } = headers;
         (self.tunnel, self.headers, self.quoted) = (tunnel, packet, quoted);
@@ -116,8 +116,8 @@ impl Decision {
             let hops: Vec<String> = self.hops.iter().map(ToString::to_string).collect();
             parts.push(format!("to {}", hops.join(", then ")));
         }
-        if let Some(Way { interface, mac, made_up }) = &self.way {
-            let mark = if *made_up { ", made up" } else { "" };
+        if let Some(Egress { interface, mac, synthetic }) = &self.egress {
+            let mark = if *synthetic { ", made up" } else { "" };
             match (interface, mac) {
                 (Some(interface), Some(mac)) => parts.push(format!("by {interface} ({mac}{mark})")),
                 (Some(interface), None) => parts.push(format!("by {interface}")),
@@ -146,14 +146,14 @@ impl Decision {
 
 /// Prints decisions one by one, and counts them.
 #[derive(Debug, Default)]
-pub struct Lines {
+pub struct DecisionPrinter {
     is_json: bool,
     first: Option<Duration>,
     counts: BTreeMap<(&'static str, Option<&'static str>), u64>,
 }
 
-impl Lines {
-    /// Lines of JSON, or for people.
+impl DecisionPrinter {
+    /// DecisionPrinter of JSON, or for people.
     #[must_use]
     pub fn new(is_json: bool) -> Self {
         Self { is_json, ..Self::default() }
@@ -220,15 +220,15 @@ impl Lines {
     }
 }
 
-impl Lines {
+impl DecisionPrinter {
     /// Prints the summary to stderr, where it does not get between the lines.
-    pub fn say_summary(&self) {
-        say(&self.summary());
+    pub fn print_summary(&self) {
+        print_note(&self.summary());
     }
 }
 
 /// Prints a remark to stderr, whether or not anybody reads it.
-pub fn say(text: &str) {
+pub fn print_note(text: &str) {
     drop(writeln!(io::stderr(), "{text}"));
 }
 
@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_line_and_a_comment() {
-        let end = End {
+        let end = FiveTuple {
             protocol: "tcp".into(),
             source: [198, 51, 100, 7].into(),
             source_port: Some(5000),
@@ -280,7 +280,7 @@ mod tests {
             decision.comment(),
             "sent (encapsulated): table web, row 7, to 10.0.0.1, then 10.0.0.2"
         );
-        let mut lines = Lines::new(false);
+        let mut lines = DecisionPrinter::new(false);
         assert!(lines.text(&decision).contains("tcp 198.51.100.7:5000 > 203.0.113.1:443 "));
         assert_eq!(lines.summary(), "0 packets");
         let json = serde_json::to_value(&decision).unwrap();

@@ -7,5 +7,5 @@ mod packet;
 pub mod replay;
 pub mod trace;
 
-pub use format::{Decision, Lines, Way, print_line, say};
-pub use packet::{End, Headers, Tunnel};
+pub use format::{Decision, DecisionPrinter, Egress, print_line, print_note};
+pub use packet::{FiveTuple, Headers, Tunnel};

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 /// Both ends of a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct End {
+pub struct FiveTuple {
     /// Name of the IP protocol, or its number.
     pub protocol: String,
     /// Who sent it.
@@ -28,7 +28,7 @@ pub struct End {
     pub destination_port: Option<u16>,
 }
 
-impl From<&Ends> for End {
+impl From<&Ends> for FiveTuple {
     fn from(ends: &Ends) -> Self {
         let port = |port| ends.has_ports.then_some(port);
         Self {
@@ -41,7 +41,7 @@ impl From<&Ends> for End {
     }
 }
 
-impl fmt::Display for End {
+impl fmt::Display for FiveTuple {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let end = |f: &mut fmt::Formatter<'_>, address: IpAddr, port: Option<u16>| match port {
             Some(port) => write!(f, "{}", SocketAddr::new(address, port)),
@@ -93,9 +93,9 @@ pub struct Headers {
     /// The tunnel, if the frame is in one.
     pub tunnel: Option<Tunnel>,
     /// The packet that it is about: the one inside the tunnel, if there is one.
-    pub packet: Option<End>,
+    pub packet: Option<FiveTuple>,
     /// The packet that an ICMP error quotes.
-    pub quoted: Option<End>,
+    pub quoted: Option<FiveTuple>,
 }
 
 impl Headers {
@@ -104,12 +104,12 @@ impl Headers {
     pub fn of(frame: &[u8]) -> Self {
         let mut layers = Vec::new();
         flow_dissector::visit(frame, |ends| {
-            layers.push(End::from(ends));
+            layers.push(FiveTuple::from(ends));
             false
         });
         let mut layers = layers.into_iter();
         let tunnel = flow_dissector::tunnel(frame).map(|(ends, gue, start)| {
-            let outer = End::from(&ends);
+            let outer = FiveTuple::from(&ends);
             let width = if gue.private_type == [0, 1] { 16 } else { 4 };
             let hops = frame.get(start..).unwrap_or_default().chunks_exact(width);
             let listed = hops.take(usize::from(gue.hop_count)).filter_map(hop).collect();

@@ -11,10 +11,10 @@ use std::{
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp};
 use clap::{Args, ValueEnum};
 
-use super::{Decision, Lines};
+use super::{Decision, DecisionPrinter};
 use crate::{
-    capture_file::{CaptureError, CaptureReader, CaptureWriter, Captured, STREAM},
-    next_hop::{NextHop, NextHops, OpenError, Snapshot},
+    capture_file::{CaptureError, CaptureReader, CaptureWriter, CapturedFrame, STREAM},
+    next_hop::{NetlinkError, NextHop, NextHops, Snapshot},
     xdp_link,
 };
 
@@ -43,13 +43,13 @@ pub struct ReplayArgs {
         long,
         value_enum,
         value_delimiter = ',',
-        default_values_t = [Part::Sent, Part::Kernel],
+        default_values_t = [FrameStage::Sent, FrameStage::Kernel],
         requires = "write"
     )]
-    include: Vec<Part>,
+    include: Vec<FrameStage>,
     /// How the way to a backend is found, which decides about MAC addresses and the MTU.
     #[arg(long, value_enum, default_value_t)]
-    next_hops: Ways,
+    next_hops: NextHopSource,
     /// The MTU of ways that are made up; that of the interface if it is left out, or 1500.
     #[arg(long, value_name = "BYTES")]
     mtu: Option<u32>,
@@ -60,7 +60,7 @@ pub struct ReplayArgs {
 
 /// A kind of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub enum Part {
+pub enum FrameStage {
     /// As they came.
     Received,
     /// As they would be sent on the wire.
@@ -71,7 +71,7 @@ pub enum Part {
 
 /// Where the ways to backends are had from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Ways {
+pub enum NextHopSource {
     /// This machine's routes and neighbours; made up, and said so, where it knows none.
     #[default]
     Auto,
@@ -79,7 +79,7 @@ pub enum Ways {
     /// running daemon.
     Kernel,
     /// All made up; nothing is asked.
-    MadeUp,
+    Synthetic,
 }
 
 /// Why a replay ends.
@@ -101,22 +101,22 @@ pub enum ReplayError {
 
 /// What became of a frame.
 #[derive(Debug)]
-pub struct Ran {
+pub struct ReplayOutcome {
     /// For people and programs; number and time are not yet in it.
     pub decision: Decision,
     /// Where it is then; nowhere if it was dropped.
-    pub to: Option<Part>,
+    pub to: Option<FrameStage>,
     /// As it is then.
     pub frame: Vec<u8>,
 }
 
 /// A loaded program with private counters.
-pub trait Program {
+pub trait ReplayProgram {
     /// Runs one frame.
     ///
     /// # Errors
     /// When the kernel does not run it, or the outcome makes no sense.
-    fn run(&mut self, frame: &[u8]) -> Result<Ran, ReplayError>;
+    fn run(&mut self, frame: &[u8]) -> Result<ReplayOutcome, ReplayError>;
 }
 
 /// The verdict and the frame after `program` ran once on `frame`.
@@ -136,7 +136,7 @@ pub fn test_run(program: &Xdp, frame: &[u8]) -> Result<(u32, Vec<u8>), ProgramEr
 
 /// What the configuration says of all ways.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Fixed {
+pub struct NextHopOverrides {
     /// Where they start.
     pub source_v4: Option<Ipv4Addr>,
     /// Everyone's next hop.
@@ -145,16 +145,16 @@ pub struct Fixed {
 
 /// The ways to backends for a replay.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct ReplayNextHops {
     /// Every way, made up or not, as seen from a test run.
-    pub ways: Snapshot,
+    pub next_hops: Snapshot,
     /// To whom they are made up.
-    pub made_up: BTreeSet<IpAddr>,
+    pub synthetic: BTreeSet<IpAddr>,
     /// Name of the interface that the packets came by.
     pub interface: String,
 }
 
-impl Found {
+impl ReplayNextHops {
     /// Name of the interface with this index, which is the test run's for the packets' own.
     #[must_use]
     pub fn name_of(&self, index: u32) -> String {
@@ -166,17 +166,17 @@ impl Found {
     }
 }
 
-impl Found {
+impl ReplayNextHops {
     /// Says to stderr which ways are made up.
-    pub fn say_what_is_made_up(&self) {
-        if !self.made_up.is_empty() {
+    pub fn print_synthetic_note(&self) {
+        if !self.synthetic.is_empty() {
             const SHOWN: usize = 8;
-            let shown = self.made_up.iter().take(SHOWN).map(ToString::to_string);
+            let shown = self.synthetic.iter().take(SHOWN).map(ToString::to_string);
             let mut list: Vec<String> = shown.collect();
-            if self.made_up.len() > SHOWN {
-                list.push(format!("{} more", self.made_up.len() - SHOWN));
+            if self.synthetic.len() > SHOWN {
+                list.push(format!("{} more", self.synthetic.len() - SHOWN));
             }
-            super::say(&format!(
+            super::print_note(&format!(
                 "note: this machine knows no way to {}: MAC addresses and the MTU on the way there \
                  are made up (--next-hops kernel leaves them unresolved)",
                 list.join(", ")
@@ -190,22 +190,23 @@ impl ReplayArgs {
     ///
     /// # Errors
     /// When netlink cannot be asked.
-    pub async fn find_ways(
+    pub async fn resolve_next_hops(
         &self,
         targets: BTreeSet<IpAddr>,
         configured: &[String],
-        fixed: Fixed,
-    ) -> Result<Found, OpenError> {
+        fixed: NextHopOverrides,
+    ) -> Result<ReplayNextHops, NetlinkError> {
         let interface = self.interface.as_ref().or(configured.first()).cloned().unwrap_or_default();
         let index = xdp_link::interface_index(&interface).ok();
         let mtu = self.mtu.or_else(|| xdp_link::interface_mtu(&interface).ok()).unwrap_or(1500);
-        let known = if self.next_hops == Ways::MadeUp {
+        let known = if self.next_hops == NextHopSource::Synthetic {
             Snapshot::default()
         } else {
-            let next_hops = NextHops::start_behind(fixed.gateway, targets.iter().copied()).await?;
-            Snapshot::clone(&*next_hops.settled(PATIENCE).await)
+            let next_hops =
+                NextHops::start_with_gateway(fixed.gateway, targets.iter().copied()).await?;
+            Snapshot::clone(&*next_hops.wait_resolved(PATIENCE).await)
         };
-        let mut found = Found { interface, ..Found::default() };
+        let mut found = ReplayNextHops { interface, ..ReplayNextHops::default() };
         for target in targets {
             let way = match known.get(&target) {
                 // A test run comes by the loopback: what leaves by where it came from leaves there.
@@ -213,13 +214,13 @@ impl ReplayArgs {
                     Ok(NextHop { interface: TEST_INTERFACE, ..*way })
                 }
                 Some(Ok(way)) => Ok(*way),
-                Some(Err(reason)) if self.next_hops == Ways::Kernel => Err(reason.clone()),
+                Some(Err(reason)) if self.next_hops == NextHopSource::Kernel => Err(reason.clone()),
                 Some(Err(_)) | None => {
-                    found.made_up.insert(target);
-                    Ok(made_up(target, mtu, fixed))
+                    found.synthetic.insert(target);
+                    Ok(synthetic(target, mtu, fixed))
                 }
             };
-            found.ways.insert(target, way);
+            found.next_hops.insert(target, way);
         }
         Ok(found)
     }
@@ -233,8 +234,8 @@ impl ReplayArgs {
         &self,
         name: &str,
         is_json: bool,
-        program: &mut impl Program,
-    ) -> Result<Lines, ReplayError> {
+        program: &mut impl ReplayProgram,
+    ) -> Result<DecisionPrinter, ReplayError> {
         let mut reader = CaptureReader::open(&self.input)?;
         let interfaces = [
             ("received", "as it came"),
@@ -243,7 +244,7 @@ impl ReplayArgs {
         ];
         let create = |path| CaptureWriter::create(path, name, &interfaces, Some(&reader));
         let mut writer = self.write.as_deref().map(create).transpose()?;
-        let mut lines = Lines::new(is_json);
+        let mut lines = DecisionPrinter::new(is_json);
         // Both would go to standard output: the capture has the same words in its comments.
         let prints = self.write.as_deref() != Some(Path::new(STREAM));
         while let Some(packet) = reader.next_packet()? {
@@ -268,17 +269,17 @@ impl ReplayArgs {
     fn write_parts(
         &self,
         writer: &mut CaptureWriter,
-        packet: &Captured,
-        ran: &Ran,
+        packet: &CapturedFrame,
+        ran: &ReplayOutcome,
     ) -> Result<(), CaptureError> {
         let comment = format!("packet {}: {}", packet.number, ran.decision.comment());
-        if self.include.contains(&Part::Received) {
-            writer.write(Part::Received as u32, packet, &comment)?;
+        if self.include.contains(&FrameStage::Received) {
+            writer.write(FrameStage::Received as u32, packet, &comment)?;
         }
         match ran.to {
             Some(part) if self.include.contains(&part) => {
                 let (data, length) = (ran.frame.clone(), ran.frame.len() as u32);
-                let left = Captured { number: packet.number, time: packet.time, data, length };
+                let left = CapturedFrame { number: packet.number, time: packet.time, data, length };
                 writer.write(part as u32, &left, &comment)
             }
             _ => Ok(()),
@@ -286,8 +287,11 @@ impl ReplayArgs {
     }
 }
 
-fn run(program: &mut impl Program, packet: &Captured) -> Result<Ran, ReplayError> {
-    let note = if packet.is_cut_off() {
+fn run(
+    program: &mut impl ReplayProgram,
+    packet: &CapturedFrame,
+) -> Result<ReplayOutcome, ReplayError> {
+    let note = if packet.is_truncated() {
         // What would be decided about the whole of it, nobody knows.
         format!(
             "only {} of {} bytes were captured (capture with tcpdump -s 0)",
@@ -307,12 +311,12 @@ fn run(program: &mut impl Program, packet: &Captured) -> Result<Ran, ReplayError
     };
     let mut decision = Decision { verdict: "not run", note: Some(note), ..Decision::default() };
     decision.describe(super::Headers::of(&packet.data));
-    Ok(Ran { decision, to: None, frame: Vec::new() })
+    Ok(ReplayOutcome { decision, to: None, frame: Vec::new() })
 }
 
 /// A way that nobody has checked, out by where the packet came from: what tells it apart is the MAC,
 /// made of the target's address.
-fn made_up(target: IpAddr, mtu: u32, fixed: Fixed) -> NextHop {
+fn synthetic(target: IpAddr, mtu: u32, fixed: NextHopOverrides) -> NextHop {
     let ([a, b, c, d], source): (_, IpAddr) = match target {
         IpAddr::V4(v4) => {
             // From RFC 5737: nobody's.

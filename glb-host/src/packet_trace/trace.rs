@@ -1,7 +1,7 @@
 //! Decisions of an attached program, as they are taken.
 //!
 //! Somebody asks the daemon ([`Request`]); the daemon swaps in the build of its program that shows
-//! its decisions, and says where ([`Showing`]); they are read from there ([`Events`]). The connection
+//! its decisions, and says where ([`TraceSource`]); they are read from there ([`EventReader`]). The connection
 //! is what keeps it so: when it is closed, or the time is up, the plain program comes back.
 
 use std::{
@@ -22,10 +22,10 @@ use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::filter::{ReasonName, Wanted};
+use super::filter::{ReasonName, TraceFilter};
 use crate::{
     bpf_loader::LoadError,
-    control::{Answer, Call, Kind, Refusal},
+    control::{Call, Refusal, RefusalKind, Responder},
 };
 
 /// Name of the ring buffer in a program that shows its decisions.
@@ -47,7 +47,7 @@ pub const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct Request {
     /// Which decisions.
     #[serde(default)]
-    pub wanted: Wanted,
+    pub filter: TraceFilter,
     /// One in so many of them; 0 and 1 show all.
     #[serde(default)]
     pub sample: u32,
@@ -65,7 +65,7 @@ impl Request {
     /// # Errors
     /// When something is asked for that cannot be.
     pub fn settings(&self, reasons: &[ReasonName], slot: Option<u32>) -> Result<Settings, Refusal> {
-        let filter = self.wanted.filter(reasons, slot).map_err(Refusal::failed)?;
+        let filter = self.filter.compile(reasons, slot).map_err(Refusal::failed)?;
         let Self { sample, per_second, snap, .. } = *self;
         Ok(Settings { filter, sample, per_second, snap: snap.min(MAX_SNAP as u32), padding: 0 })
     }
@@ -73,15 +73,15 @@ impl Request {
 
 /// Where the decisions are shown from now on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Showing {
+pub struct TraceSource {
     /// The generation that shows them.
     pub generation: u64,
     /// Folder with its pins.
     pub folder: PathBuf,
 }
 
-impl Showing {
-    /// Whether the daemon has turned away from it, as far as its pins say: they are gone, and the
+impl TraceSource {
+    /// Whether the daemon has turned away from it, as far as its pins print_note: they are gone, and the
     /// daemon's others are not.
     #[must_use]
     pub fn is_over(&self) -> bool {
@@ -94,7 +94,7 @@ impl Showing {
 /// Why nothing is shown any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Over {
+pub enum TraceEnd {
     /// The watcher has gone.
     Gone,
     /// The time is up.
@@ -111,7 +111,7 @@ pub struct Session {
     /// By whom.
     pid: Option<i32>,
     until: Instant,
-    answer: Answer,
+    answer: Responder,
 }
 
 impl Session {
@@ -124,7 +124,7 @@ impl Session {
             let text = format!(
                 "{who} traces or captures already, for another {left} s at most; one can at a time"
             );
-            Refusal::new(Kind::Busy, text)
+            Refusal::new(RefusalKind::Busy, text)
         } else if request.seconds == 0 || request.seconds > LONGEST.as_secs() {
             let text = format!("{} s is not from 1 s to {} s", request.seconds, LONGEST.as_secs());
             Refusal::failed(text)
@@ -137,12 +137,12 @@ impl Session {
     }
 
     /// Tells where the decisions are shown from now on. Says whether anybody hears it.
-    pub fn show(&self, showing: &Showing) -> bool {
+    pub fn show(&self, showing: &TraceSource) -> bool {
         self.answer.try_item(showing)
     }
 
     /// Ends it.
-    pub fn end(self, result: Result<Over, Refusal>) {
+    pub fn end(self, result: Result<TraceEnd, Refusal>) {
         self.answer.done(result);
     }
 
@@ -160,11 +160,11 @@ impl Session {
 }
 
 /// Waits until `session` is over; for ever if there is none.
-pub async fn over(session: Option<&Session>) -> Over {
+pub async fn over(session: Option<&Session>) -> TraceEnd {
     let Some(session) = session else { return std::future::pending().await };
     tokio::select! {
-        () = session.answer.gone() => Over::Gone,
-        () = tokio::time::sleep_until(session.until) => Over::TimeIsUp,
+        () = session.answer.gone() => TraceEnd::Gone,
+        () = tokio::time::sleep_until(session.until) => TraceEnd::TimeIsUp,
     }
 }
 
@@ -183,7 +183,7 @@ pub fn configure(ebpf: &mut Ebpf, settings: &Settings) -> Result<(), LoadError> 
 
 /// A decision as the program showed it.
 #[derive(Clone, Debug)]
-pub struct Shown {
+pub struct TraceRecord {
     /// What was decided.
     pub event: Event,
     /// When, since 1970.
@@ -194,7 +194,7 @@ pub struct Shown {
     pub after: Option<Vec<u8>>,
 }
 
-impl Shown {
+impl TraceRecord {
     /// Reads a record.
     fn parse(record: &[u8], since_1970: Duration) -> Option<Self> {
         let (head, rest) = record.split_at_checked(size_of::<Event>())?;
@@ -211,12 +211,12 @@ impl Shown {
 }
 
 /// The decisions that a generation shows.
-pub struct Events {
+pub struct EventReader {
     ring: RingBuf<MapData>,
     tally: PerCpuArray<MapData, [u64; 5]>,
 }
 
-impl Events {
+impl EventReader {
     /// Opens what a generation shows, by the pins in its folder.
     ///
     /// # Errors
@@ -233,11 +233,11 @@ impl Events {
     }
 
     /// The next decision, if there is one.
-    pub fn next_shown(&mut self) -> Option<Shown> {
+    pub fn next_shown(&mut self) -> Option<TraceRecord> {
         let since_1970 = boot_time();
         loop {
             let record = self.ring.next()?;
-            if let Some(shown) = Shown::parse(&record, since_1970) {
+            if let Some(shown) = TraceRecord::parse(&record, since_1970) {
                 return Some(shown);
             }
         }
@@ -280,7 +280,7 @@ fn boot_time() -> Duration {
 ///
 /// # Errors
 /// When the kernel says no.
-pub fn array_of<T: aya::Pod>(path: &Path) -> Result<Array<MapData, T>, MapError> {
+pub fn open_array<T: aya::Pod>(path: &Path) -> Result<Array<MapData, T>, MapError> {
     Array::try_from(Map::Array(MapData::from_pin(path)?))
 }
 
@@ -293,11 +293,11 @@ mod tests {
         let event = Event { time: 5, before: 3, after: 2, ..Event::default() };
         let mut record = event.as_bytes().to_vec();
         record.extend([1, 2, 3, 4, 5]);
-        let shown = Shown::parse(&record, Duration::from_secs(1)).unwrap();
+        let shown = TraceRecord::parse(&record, Duration::from_secs(1)).unwrap();
         assert_eq!((shown.before, shown.after), (vec![1, 2, 3], Some(vec![4, 5])));
         assert_eq!((shown.event, shown.time), (event, Duration::new(1, 5)));
         for length in 0..record.len() {
-            assert!(Shown::parse(&record[..length], Duration::ZERO).is_none());
+            assert!(TraceRecord::parse(&record[..length], Duration::ZERO).is_none());
         }
     }
 }

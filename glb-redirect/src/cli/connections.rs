@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use glb_host::packet_trace::say;
+use glb_host::packet_trace::print_note;
 
 use super::Output;
 use crate::{
@@ -29,7 +29,7 @@ pub(super) fn execute(
         let survey = survey(&config.vips, &mut ages)?;
         if !noted && survey.live == 0 && !any_is_here(&config.vips) {
             noted = true;
-            say(&format!("note: {}", none_is_here(&config.vips)));
+            print_note(&format!("note: {}", none_is_here(&config.vips)));
         }
         let written = match output {
             Output::Table => out.write_all(table(&survey).as_bytes()),

@@ -13,11 +13,11 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use glb_host::{
-    cli_main::{self, Log, LogArgs},
+    cli_main::{self, LogArgs, LogSettings},
     control::Client,
     duration,
     packet_trace::{
-        client::{CaptureArgs, WatchArgs},
+        client::{CaptureArgs, TraceArgs},
         print_line,
         replay::ReplayArgs,
     },
@@ -127,7 +127,7 @@ enum Command {
         #[command(flatten)]
         asking: Asking,
         #[command(flatten)]
-        args: WatchArgs,
+        args: TraceArgs,
         /// How to print them: a line for each packet, in words or as JSON.
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
@@ -145,7 +145,7 @@ enum Command {
         #[command(flatten)]
         capture: CaptureArgs,
         #[command(flatten)]
-        args: WatchArgs,
+        args: TraceArgs,
     },
     /// Print the completions of this command for a shell.
     ///
@@ -217,7 +217,7 @@ enum Output {
 impl Cli {
     /// How the log is written.
     #[must_use]
-    pub fn log(&self) -> Log {
+    pub fn log(&self) -> LogSettings {
         self.log.log()
     }
 

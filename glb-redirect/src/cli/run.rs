@@ -6,9 +6,9 @@ use crate::{config::Config, daemon};
 
 pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
     let config = Config::load(file)?;
-    glb_host::permission::check()?;
+    glb_host::permission::check_capabilities()?;
     // As long as this process may ask for them.
-    glb_host::xdp_link::remember_programs(&config.interfaces);
-    glb_host::privilege::begin()?;
+    glb_host::xdp_link::record_program_names(&config.interfaces);
+    glb_host::privilege::drop_capabilities()?;
     Ok(super::runtime()?.block_on(daemon::run(config))?)
 }

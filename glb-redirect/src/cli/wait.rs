@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use glb_host::{exit_code, packet_trace::say};
+use glb_host::{exit_code, packet_trace::print_note};
 
 use super::connections::age;
 use crate::{
@@ -51,7 +51,7 @@ pub(super) fn until_drained(
         }
         if timeout.is_some_and(|timeout| now - start >= timeout) {
             let after = age((now - start).as_secs_f64());
-            say(&format!("not drained after {after}: {}", left(&survey)));
+            print_note(&format!("not drained after {after}: {}", left(&survey)));
             return Ok(ExitCode::from(exit_code::TIMED_OUT));
         }
         let tell = told.is_none_or(|(live, at)| {
@@ -59,7 +59,7 @@ pub(super) fn until_drained(
             now - at >= pause
         });
         if tell {
-            say(&left(&survey));
+            print_note(&left(&survey));
             told = Some((survey.live, now));
         }
         sleep(EVERY);

@@ -91,7 +91,7 @@ pub(super) async fn build(
     let test = if shows.is_some() { self_test::run_traced } else { self_test::run };
     let packets = test(config, &machine.own, image)?;
     debug!(packets, "self-test passed");
-    let snapshot = next_hops.settled(NEXT_HOP_PATIENCE).await;
+    let snapshot = next_hops.wait_resolved(NEXT_HOP_PATIENCE).await;
     for peer in &image.peers {
         if let Some(Err(reason)) = snapshot.get(peer) {
             warn!(%peer, "no way to this backend yet: {reason}");

@@ -24,10 +24,10 @@ impl Backend {
     /// Pins again what somebody has removed: what runs is held by this process and goes on, but would
     /// end with it.
     pub(super) fn keep_pinned(&mut self) {
-        if self.kept.are_whole(&self.pins, &self.lock) {
+        if self.kept.are_intact(&self.pins, &self.lock) {
             return;
         }
-        match self.kept.pin_again(&self.pins, &mut self.lock) {
+        match self.kept.repin(&self.pins, &mut self.lock) {
             Ok(count) => {
                 self.pins_problem = None;
                 warn!(

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use super::{Finding, host::setting};
+use super::{Finding, host::net_setting};
 
 /// Tools that print the rules, if they are installed.
 const RULES: [&[&str]; 3] = [&["nft", "list", "ruleset"], &["iptables-save"], &["ip6tables-save"]];
@@ -11,7 +11,7 @@ const RULES: [&[&str]; 3] = [&["nft", "list", "ruleset"], &["iptables-save"], &[
 pub(super) fn conntrack() -> Vec<Finding> {
     const CHECK: &str = "conntrack";
     let mut findings = Vec::new();
-    if setting("netfilter/nf_conntrack_tcp_loose") == Some(0) {
+    if net_setting("netfilter/nf_conntrack_tcp_loose") == Some(0) {
         findings.push(Finding::problem(
             CHECK,
             "connection tracking does not pick up connections that it did not see open: after a \

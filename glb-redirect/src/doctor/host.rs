@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeSet, fs, net::IpAddr};
 
-pub(super) use glb_host::doctor::setting;
+pub(super) use glb_host::doctor::net_setting;
 use glb_host::{
     bpffs::PinFolder,
-    doctor::stricter,
+    doctor::interface_setting,
     generations,
     xdp_link::{self, Mode},
 };
@@ -162,7 +162,7 @@ pub(super) fn rp_filter(config: &Config) -> Vec<Finding> {
     let has_v4 = config.vips.iter().any(IpAddr::is_ipv4);
     let interfaces = config.interfaces.iter().filter(|_| has_v4);
     let of = |name: &String| {
-        Some(match stricter("rp_filter", name)? {
+        Some(match interface_setting("rp_filter", name)? {
             1 => Finding::problem(
                 CHECK,
                 format!(
@@ -193,7 +193,7 @@ pub(super) fn arp(config: &Config) -> Vec<Finding> {
             ("arp_ignore", 1, "answers ARP requests for VIPs: clients may bypass the directors"),
             ("arp_announce", 2, "may name a VIP as its own in ARP requests"),
         ] {
-            let Some(value) = stricter(check, name) else { continue };
+            let Some(value) = interface_setting(check, name) else { continue };
             findings.push(if value < least {
                 Finding::problem(
                     check,

@@ -75,7 +75,9 @@ impl Program {
             strangers: if host.passes_strangers { Strangers::Pass } else { Strangers::Drop },
             vips_on_lo: false,
             mss: None,
-            control: glb_host::control::RawControl::default().check("".as_ref(), "unused").unwrap(),
+            control: glb_host::control::RawControlConfig::default()
+                .check("".as_ref(), "unused")
+                .unwrap(),
         };
         let own: BTreeSet<IpAddr> = host.own.iter().copied().collect();
         let image = Image::new(&config, &own);

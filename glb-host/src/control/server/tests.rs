@@ -10,7 +10,7 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    super::{Client, ClientError, Place},
+    super::{Client, ClientError, SocketSettings},
     *,
 };
 
@@ -32,7 +32,7 @@ impl Command for Ask {
 
 fn serve_at(folder: &Path) -> Server {
     let path = folder.join("control.sock");
-    let socket = Socket::open(&Place { path, mode: 0o600, group: None }).unwrap();
+    let socket = Socket::open(&SocketSettings { path, mode: 0o600, group: None }).unwrap();
     serve(socket, Access::new(None).unwrap(), |call: Call<Ask>| match call.command {
         Ask::Echo { text } => call.answer.done(Ok(text)),
         Ask::Change => call.answer.done(Ok("changed")),
@@ -144,7 +144,7 @@ fn hanging_clients_keep_nobody_out_for_long() {
     loop {
         match echo(folder.path()) {
             Ok(text) => break assert_eq!(text, "hello"),
-            Err(ClientError::Refused(refusal)) => assert_eq!(refusal.kind, Kind::Busy),
+            Err(ClientError::Refused(refusal)) => assert_eq!(refusal.kind, RefusalKind::Busy),
             Err(error) => panic!("{error}"),
         }
         busy += 1;
@@ -183,7 +183,7 @@ fn a_client_that_goes_away_gives_its_place_back() {
 fn who_may_not_change_is_told_who_may() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("control.sock");
-    let socket = Socket::open(&Place { path, mode: 0o600, group: None }).unwrap();
+    let socket = Socket::open(&SocketSettings { path, mode: 0o600, group: None }).unwrap();
     let access = Access::nobody();
     let _server = serve(socket, access, |call: Call<Ask>| call.answer.done(Ok("done"))).unwrap();
     let patience = Duration::from_secs(10);
@@ -210,7 +210,7 @@ fn an_answer_that_was_given_arrives_though_the_server_goes() {
     for _ in 0..50 {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.sock");
-        let socket = Socket::open(&Place { path, mode: 0o600, group: None }).unwrap();
+        let socket = Socket::open(&SocketSettings { path, mode: 0o600, group: None }).unwrap();
         let (calls, waiting) = std::sync::mpsc::channel();
         let handler = move |call: Call<Ask>| calls.send(call).unwrap();
         let server = serve(socket, Access::new(None).unwrap(), handler).unwrap();
