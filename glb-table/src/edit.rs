@@ -1,4 +1,4 @@
-//! Changing single values of a table file and nothing else: comments, order and spaces stay.
+//! Edits single values of a table file. Everything else in the text stays: comments, order, spaces.
 
 use std::{net::IpAddr, path::Path};
 
@@ -7,35 +7,35 @@ use crate::{
     syntax::{self, Node, Value},
 };
 
-/// Why a file was not edited.
+/// Why an edit was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
-    /// The file is not valid as it is.
+    /// The file is not valid before the edit.
     #[error(transparent)]
     Invalid(#[from] LoadError),
-    /// No table has the backend.
+    /// No table has this backend.
     #[error("{file} has no backend {address}{}; its backends are {known}", in_table(table.as_deref()))]
     NoBackend {
         /// The file.
         file: String,
-        /// Who was looked for.
+        /// The address.
         address: IpAddr,
-        /// In this table only.
+        /// The table, if one was named.
         table: Option<String>,
-        /// Who there is.
+        /// The backends that there are.
         known: String,
     },
-    /// No table has the name.
+    /// No table has this name.
     #[error("{file} has no table \"{table}\"; its tables are {known}")]
     NoTable {
         /// The file.
         file: String,
-        /// What was looked for.
+        /// The name.
         table: String,
-        /// What there is.
+        /// The tables that there are.
         known: String,
     },
-    /// What comes out would not be valid. The file is as it was.
+    /// The file would not be valid after the edit.
     #[error("the change would make the table invalid: {0}")]
     Result(LoadError),
 }
@@ -44,31 +44,31 @@ fn in_table(table: Option<&str>) -> String {
     table.map(|table| format!(" in table \"{table}\"")).unwrap_or_default()
 }
 
-/// What was changed.
+/// A changed state.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Change {
-    /// In which table.
+pub struct StateChange {
+    /// The table.
     pub table: String,
-    /// Whose state.
+    /// The backend.
     pub backend: IpAddr,
-    /// Its state before.
+    /// The state before.
     pub from: State,
-    /// Its state now.
+    /// The state after.
     pub to: State,
 }
 
-/// The text with the state of a backend changed, in all tables that have it or in one of them, and
-/// what changed (nothing, if all was so before). The result is checked.
+/// Sets the state of a backend, in one table or in all that have it. Returns the new text, which is
+/// valid, and the changes; there are none if the backend already has the state.
 ///
 /// # Errors
-/// The text is not valid before or after, or has no such backend or table.
+/// When the text is not valid before or after the edit, or has no such backend or table.
 pub fn set_state(
     path: &Path,
     text: &str,
     address: IpAddr,
     state: State,
     table: Option<&str>,
-) -> Result<(String, Vec<Change>), EditError> {
+) -> Result<(String, Vec<StateChange>), EditError> {
     let form = Format::of_path(path);
     let file = path.display().to_string();
     let old = parse_bytes(path, form, text.as_bytes())?;
@@ -94,7 +94,7 @@ pub fn set_state(
         let table = table.map(str::to_owned);
         return Err(EditError::NoBackend { file, address, table, known: known(names) });
     }
-    // A valid file has these places, in the order of the model.
+    // The syntax tree of a valid file has the same order as the model.
     let root = syntax::parse(form, text, &mut Vec::new());
     let mut out = text.to_owned();
     let mut changes = Vec::new();
@@ -104,7 +104,7 @@ pub fn set_state(
         if let Some(node) = node.filter(|_| backend.state != state) {
             out.replace_range(node.span.clone(), &format!("\"{state}\""));
             let table = old.tables[t].name.clone();
-            changes.push(Change { table, backend: address, from: backend.state, to: state });
+            changes.push(StateChange { table, backend: address, from: backend.state, to: state });
         }
     }
     changes.reverse();

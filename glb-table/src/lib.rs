@@ -22,9 +22,9 @@ mod rows;
 mod schema;
 mod serialize;
 mod simd;
-pub mod simulate;
 mod siphash;
 mod syntax;
+pub mod text;
 mod validate;
 pub mod weight;
 

@@ -116,8 +116,8 @@ pub fn matching_bind(
     matching_bind_among(set.tables.iter(), vip, port, proto)
 }
 
-/// As [`matching_bind`], among any tables.
-pub(crate) fn matching_bind_among<'t>(
+/// The bind that a packet falls under, among any tables: the longest prefix that has its port.
+pub fn matching_bind_among<'t>(
     tables: impl Iterator<Item = &'t Table>,
     vip: IpAddr,
     port: u16,

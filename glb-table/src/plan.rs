@@ -1,7 +1,7 @@
 //! A sequence of tables as an operator would apply them: what each step puts at risk, and how to
 //! maintain backends one after the other without any risk.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 use serde::Serialize;
 
@@ -29,6 +29,42 @@ pub enum Step {
     Wait(Option<u64>),
 }
 
+/// A step as it is written on a command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StepArgument<'t> {
+    /// The name of a table file.
+    TableFile(&'t Path),
+    /// `mark-drained=ADDRESS,…`
+    MarkDrained(Vec<IpAddr>),
+    /// `wait`, or `wait=DURATION` with the duration's text.
+    Wait(Option<&'t str>),
+}
+
+/// An address in `mark-drained=…` is not one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is not an address; write mark-drained=10.0.2.21,10.0.2.22")]
+pub struct StepArgumentError(String);
+
+impl<'t> StepArgument<'t> {
+    /// Parses a step; everything that is neither `mark-drained=` nor `wait` is a file name.
+    ///
+    /// # Errors
+    /// When `mark-drained=` is followed by something other than addresses.
+    pub fn parse(text: &'t str) -> Result<Self, StepArgumentError> {
+        if let Some(list) = text.strip_prefix("mark-drained=") {
+            let parse = |address: &str| {
+                address.trim().parse().map_err(|_| StepArgumentError(address.to_owned()))
+            };
+            return Ok(Self::MarkDrained(list.split(',').map(parse).collect::<Result<_, _>>()?));
+        }
+        Ok(match text.strip_prefix("wait") {
+            Some("") => Self::Wait(None),
+            Some(rest) if rest.starts_with('=') => Self::Wait(rest.get(1..)),
+            _ => Self::TableFile(Path::new(text)),
+        })
+    }
+}
+
 /// What a sequence of steps does.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
@@ -48,7 +84,7 @@ pub struct PlannedStep {
     /// What is done.
     pub what: String,
     /// What it puts at risk; nothing but a table does. The first tables put nothing at risk.
-    pub judgement: Option<RiskReport>,
+    pub risk: Option<RiskReport>,
 }
 
 /// Walks a sequence. A flow that an unsafe step can break is forgotten only when its holder is.
@@ -58,7 +94,7 @@ pub fn evaluate(steps: &[Step], flow_age: u64) -> Plan {
     let steps: Vec<PlannedStep> =
         steps.iter().zip(1..).map(|(step, number)| walker.step(step, number)).collect();
     let is_unsafe =
-        |judged: &&PlannedStep| judged.judgement.as_ref().is_some_and(|judgement| !judgement.safe);
+        |judged: &&PlannedStep| judged.risk.as_ref().is_some_and(|judgement| !judgement.safe);
     let first_unsafe = steps.iter().find(is_unsafe).map(|judged| judged.step);
     Plan { safe: first_unsafe.is_none(), first_unsafe, steps }
 }
@@ -74,7 +110,7 @@ impl Walker {
     }
 
     fn step(&mut self, step: &Step, number: usize) -> PlannedStep {
-        let (what, judgement) = match step {
+        let (what, risk) = match step {
             Step::Activate { name, set } => {
                 let built = self.builder.build(set);
                 let judgement = self.memory.assess(&built);
@@ -84,7 +120,7 @@ impl Walker {
             Step::MarkDrained(backends) => {
                 backends.iter().for_each(|backend| self.memory.mark_drained(*backend));
                 let list: Vec<String> = backends.iter().map(IpAddr::to_string).collect();
-                (format!("drained: {}", list.join(", ")), None)
+                (format!("mark drained: {}", list.join(", ")), None)
             }
             Step::Wait(seconds) => {
                 let seconds = seconds.unwrap_or(self.memory.flow_age());
@@ -92,7 +128,7 @@ impl Walker {
                 (format!("wait {}", format_duration(seconds)), None)
             }
         };
-        PlannedStep { step: number, what, judgement }
+        PlannedStep { step: number, what, risk }
     }
 }
 
@@ -178,7 +214,7 @@ pub struct MaintenanceStep {
     /// The commands that do it, if there are any; `FILE` stands for the table file.
     pub commands: Vec<String>,
     /// What the change puts at risk; nothing, or the plan would not be given.
-    pub judgement: Option<RiskReport>,
+    pub risk: Option<RiskReport>,
 }
 
 /// A safe rolling maintenance: drains the backends in the given order, `at_once` at a time, and
@@ -290,12 +326,7 @@ impl Todos {
     }
 
     fn push(&mut self, what: String, commands: Vec<String>) {
-        self.list.push(MaintenanceStep {
-            step: self.list.len() + 1,
-            what,
-            commands,
-            judgement: None,
-        });
+        self.list.push(MaintenanceStep { step: self.list.len() + 1, what, commands, risk: None });
     }
 
     /// `group` gets a new state and everybody else is as in `set`.
@@ -325,7 +356,7 @@ impl Todos {
             step: self.list.len() + 1,
             what: what.to_owned(),
             commands,
-            judgement: Some(judgement),
+            risk: Some(judgement),
         });
         self.current = new;
     }

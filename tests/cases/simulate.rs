@@ -126,21 +126,21 @@ fn simulator_and_lab_agree_on_each_connection() -> Result<()> {
         writeln!(flows, "{} {} {}", connection.client, connection.vip, connection.step)?;
     }
     fs::write(folder.join("flows"), flows)?;
-    let mut plan = Command::new(Program::Director.path()?);
-    plan.current_dir(folder).args(["table", "plan", "-o", "json", "--follow", "flows"]);
+    let mut plan = Command::new(Program::Director.path()?.with_file_name("glb-simulate"));
+    plan.current_dir(folder).args(["sequence", "-o", "json", "--flows", "flows"]);
     for (step, (table, _)) in (1..).zip(&tables) {
         let name = format!("step{step}.toml");
         fs::write(folder.join(&name), table.toml()?)?;
         plan.arg(name);
     }
     let output = command::finish(&mut plan)?;
-    ensure!(output.status.code() == Some(1), "an unsafe plan: {output:?}");
+    ensure!(output.status.code() == Some(6), "an unsafe plan: {output:?}");
     let answer: Value = serde_json::from_slice(&output.stdout)?;
 
-    let followed = answer["simulation"]["followed"].as_array().context("no flows")?;
-    ensure!(followed.len() == connections.len());
+    let traced = answer["simulation"]["traced"].as_array().context("no flows")?;
+    ensure!(traced.len() == connections.len());
     let mut broken = BTreeMap::<_, u32>::new();
-    for (said, seen) in followed.iter().zip(&connections) {
+    for (said, seen) in traced.iter().zip(&connections) {
         let what = format!("said: {said}; seen: {:?} {:?}", seen.backend, seen.broken_by);
         ensure!(said["client"] == seen.client.to_string(), "{what}");
         ensure!(said["backend"] == seen.backend.to_string(), "{what}");
@@ -151,7 +151,7 @@ fn simulator_and_lab_agree_on_each_connection() -> Result<()> {
     let mut unsafe_steps = Vec::new();
     for judged in answer["steps"].as_array().context("no steps")? {
         let step = usize::try_from(judged["step"].as_u64().context("no number")?)?;
-        if judged["judgement"]["safe"] == false {
+        if judged["risk"]["safe"] == false {
             unsafe_steps.push(step);
         }
     }

@@ -83,12 +83,7 @@ const PROGRAMS: &[Program] = &[
     program("promtool", "prometheus", Purpose::Test, "checks the alert rules and the exposition"),
     program("faketime", "faketime", Purpose::Test, "lets the clock of a health checker jump"),
     program("bgpd", "frr", Purpose::Test, "learns a director's routes from the kernel"),
-    program(
-        "exabgp",
-        "exabgp",
-        Purpose::Test,
-        "is told by a director's command what to announce",
-    ),
+    program("exabgp", "exabgp", Purpose::Test, "is told by a director's command what to announce"),
     program("dpkg-deb", "dpkg", Purpose::Test, "makes packages and looks into them"),
     program("systemd-analyze", "systemd", Purpose::Test, "runs the packaged unit"),
 ];

@@ -367,7 +367,7 @@ impl Cli {
                 let command = <Self as clap::CommandFactory>::command();
                 done(cli_main::print_completions(command, shell).map_err(Into::into))
             }
-            Command::Table { command, output } => done(command.execute(output)),
+            Command::Table { command, output } => command.execute(output),
         }
     }
 }

@@ -144,7 +144,7 @@ pub(super) fn in_words(judgement: &RiskReport) -> String {
                 .lost
                 .iter()
                 .take(MOST)
-                .map(|lost| format!("{} ({} rows: {})", lost.backend, lost.rows, lost.why))
+                .map(|lost| format!("{} ({} rows: {})", lost.backend, lost.rows, lost.reason))
                 .collect();
             let more = table.lost.len().saturating_sub(MOST);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };

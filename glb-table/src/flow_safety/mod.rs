@@ -113,7 +113,7 @@ pub struct HolderAtRisk {
     /// In how many rows it may still hold flows that may be lost.
     pub rows: usize,
     /// Why, of the first such row.
-    pub why: &'static str,
+    pub reason: &'static str,
 }
 
 impl TableRisk {
@@ -335,7 +335,7 @@ impl Held {
             .map(|(number, (rows, why))| HolderAtRisk {
                 backend: self.addresses[number as usize],
                 rows,
-                why,
+                reason: why,
             })
             .collect();
         out.lost.sort_by_key(|lost| std::cmp::Reverse(lost.rows));

@@ -172,9 +172,7 @@ impl CheckedFleet {
         checker.start(&lab)?;
         let mut fleet = Self { checker, director, redirects, servers, lab };
         let all = vec![true; fleet.servers.len()];
-        fleet.wait("the first word to the director", |fleet| {
-            Ok(fleet.table_writes(0)? > 0)
-        })?;
+        fleet.wait("the first word to the director", |fleet| Ok(fleet.table_writes(0)? > 0))?;
         ensure!(fleet.healths()? == all, "{:?}: {}", fleet.healths()?, fleet.log()?);
         Ok(fleet)
     }

@@ -1,65 +1,74 @@
 //! `glb-director table check`
 
-use std::{fs, path::Path, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use anyhow::bail;
-use glb_table::{Diagnostic, glbd};
+use glb_host::exit_code;
+use glb_table::{Diagnostic, glbd, text::count};
 use serde::Serialize;
 
 use super::print;
 use crate::cli::Output;
 
+/// The result for one file.
 #[derive(Serialize)]
-struct Checked {
+struct FileReport {
     file: String,
     valid: bool,
-    /// Counts of tables, binds and backends, if it is valid.
+    /// The numbers of tables, binds and backends, if the file is valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     holds: Option<[usize; 3]>,
-    /// Why it cannot be read, or what is wrong with a binary file.
+    /// Why the file cannot be read, or what is wrong with a binary file.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     problems: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,
 }
 
-pub(super) fn execute(files: &[PathBuf], output: Output) -> anyhow::Result<()> {
-    let mut checked = Vec::new();
+pub(super) fn execute(files: &[PathBuf], output: Output) -> anyhow::Result<ExitCode> {
+    let mut reports = Vec::new();
     for file in files {
-        let one = check(file, output);
+        let report = check(file, output);
         if let Output::Table = output {
-            print::warn(&one.warnings);
-            match &one.holds {
+            print::warn(&report.warnings);
+            match &report.holds {
                 Some([tables, binds, backends]) => {
                     let counts = [(tables, "table"), (binds, "bind"), (backends, "backend")]
-                        .map(|(count, what)| {
-                            format!("{count} {what}{}", if *count == 1 { "" } else { "s" })
-                        })
+                        .map(|(number, noun)| count(*number, noun))
                         .join(", ");
-                    print::out(&format!("{}: valid ({counts})\n", one.file))?;
+                    print::out(&format!("{}: valid ({counts})\n", report.file))?;
                 }
-                None if one.problems.is_empty() => {
-                    print::err(&format!("{}\n", one.error.as_deref().unwrap_or("not valid")))
+                None if report.problems.is_empty() => {
+                    print::err(&format!("{}\n", report.error.as_deref().unwrap_or("not valid")))
                 }
                 None => {}
             }
         }
-        checked.push(one);
+        reports.push(report);
     }
     if let Output::Json = output {
-        print::json(&checked)?;
+        print::json(&reports)?;
     }
-    let bad: Vec<&str> =
-        checked.iter().filter(|one| !one.valid).map(|one| one.file.as_str()).collect();
-    match bad[..] {
-        [] => Ok(()),
-        [one] => bail!("{one} is not valid"),
-        _ => bail!("{} of {} files are not valid: {}", bad.len(), files.len(), bad.join(", ")),
-    }
+    let invalid: Vec<&str> =
+        reports.iter().filter(|report| !report.valid).map(|report| report.file.as_str()).collect();
+    let message = match invalid[..] {
+        [] => return Ok(ExitCode::SUCCESS),
+        [file] => format!("{file} is not valid"),
+        _ => format!(
+            "{} of {} files are not valid: {}",
+            invalid.len(),
+            files.len(),
+            invalid.join(", ")
+        ),
+    };
+    Ok(print::exit_with(exit_code::PROBLEM, &message))
 }
 
-fn check(file: &Path, output: Output) -> Checked {
-    let mut checked = Checked {
+fn check(file: &Path, output: Output) -> FileReport {
+    let mut report = FileReport {
         file: file.display().to_string(),
         valid: false,
         holds: None,
@@ -74,32 +83,32 @@ fn check(file: &Path, output: Output) -> Checked {
             Ok(tables) => {
                 let binds = tables.iter().map(|table| table.binds.len()).sum();
                 let backends = tables.iter().map(|table| table.backends.len()).sum();
-                (checked.valid, checked.holds) = (true, Some([tables.len(), binds, backends]));
+                (report.valid, report.holds) = (true, Some([tables.len(), binds, backends]));
             }
-            Err(error) => checked.error = Some(format!("{}: {error}", file.display())),
+            Err(error) => report.error = Some(format!("{}: {error}", file.display())),
         }
-        return checked;
+        return report;
     }
     match glb_table::load(file) {
         Ok(set) => {
             let binds = set.tables.iter().map(|table| table.binds.len()).sum();
             let backends = set.tables.iter().map(|table| table.backends.len()).sum();
-            (checked.valid, checked.holds) = (true, Some([set.tables.len(), binds, backends]));
-            checked.warnings = set.warnings;
+            (report.valid, report.holds) = (true, Some([set.tables.len(), binds, backends]));
+            report.warnings = set.warnings;
         }
         Err(error) => {
             if let (Output::Table, false) = (output, error.problems().is_empty()) {
-                // Prints the report; the summary comes at the end, for all files.
+                // Prints the problems; the summary of all files comes at the end.
                 drop(print::report(file, &error, output));
             }
-            checked.error = Some(match &error {
+            report.error = Some(match &error {
                 glb_table::LoadError::Io { .. } => error.to_string(),
                 glb_table::LoadError::Invalid { problems, .. } => {
                     format!("{} errors", problems.len())
                 }
             });
-            checked.problems = error.problems().to_vec();
+            report.problems = error.problems().to_vec();
         }
     }
-    checked
+    report
 }

@@ -9,59 +9,65 @@ use serde::Serialize;
 use super::print;
 use crate::cli::Output;
 
+/// The result of the command.
 #[derive(Serialize)]
-struct Converted<'p> {
+struct ConvertReport<'p> {
     src: &'p Path,
     dst: &'p Path,
     tables: usize,
-    /// What GLB's own tool would not understand.
+    /// Settings that GLB's own tool does not know.
     notes: Vec<String>,
 }
 
-/// An error if both names are one file.
-pub(super) fn differ(src: &Path, dst: &Path) -> anyhow::Result<()> {
+/// Fails if both names are the same file.
+pub(super) fn check_distinct(src: &Path, dst: &Path) -> anyhow::Result<()> {
     let same = src == dst
         || matches!((fs::canonicalize(src), fs::canonicalize(dst)), (Ok(a), Ok(b)) if a == b);
     if same {
-        bail!("{} would be written over itself; give another name", src.display());
+        bail!(
+            "{} is both source and destination. Give the destination another name",
+            src.display()
+        );
     }
     Ok(())
 }
 
-/// The form that a new file's name asks for.
-pub(super) fn form_of_new(dst: &Path) -> anyhow::Result<Format> {
+/// The format of a new file, by its extension.
+pub(super) fn format_of_new_file(dst: &Path) -> anyhow::Result<Format> {
     match dst.extension().and_then(|ext| ext.to_str()) {
         Some("json") => Ok(Format::Json),
         Some("toml") => Ok(Format::Toml),
-        _ => bail!("{}: a table file's name ends in .toml or .json", dst.display()),
-    }
-}
-
-pub(super) fn execute(src: &Path, dst: &Path, output: Output) -> anyhow::Result<()> {
-    let form = form_of_new(dst)?;
-    differ(src, dst)?;
-    let set = print::load(src, output)?;
-    let text = set.to_text(form).map_err(|error| anyhow!("{}: {error}", src.display()))?;
-    atomic_file::replace(dst, text.as_bytes())
-        .map_err(|error| anyhow!("cannot write {}: {error}", dst.display()))?;
-    let notes = match form {
-        Format::Json => set.tables.iter().filter_map(beyond_glb).collect(),
-        Format::Toml => Vec::new(),
-    };
-    let converted = Converted { src, dst, tables: set.tables.len(), notes };
-    match output {
-        Output::Json => print::json(&converted),
-        Output::Table => {
-            print::warn(&set.warnings);
-            for note in &converted.notes {
-                print::err(&format!("note: {note}\n"));
-            }
-            print::out(&format!("{}: tables: {}\n", dst.display(), converted.tables))
+        _ => {
+            bail!("cannot write {}: the name of a table file ends in .toml or .json", dst.display())
         }
     }
 }
 
-/// What of a table GLB's tool passes over, so that its rows would be others.
+pub(super) fn execute(src: &Path, dst: &Path, output: Output) -> anyhow::Result<()> {
+    let format = format_of_new_file(dst)?;
+    check_distinct(src, dst)?;
+    let set = print::load(src, output)?;
+    let text = set.to_text(format).map_err(|error| anyhow!("{}: {error}", src.display()))?;
+    atomic_file::replace(dst, text.as_bytes())
+        .map_err(|error| anyhow!("cannot write {}: {error}", dst.display()))?;
+    let notes = match format {
+        Format::Json => set.tables.iter().filter_map(beyond_glb).collect(),
+        Format::Toml => Vec::new(),
+    };
+    let report = ConvertReport { src, dst, tables: set.tables.len(), notes };
+    match output {
+        Output::Json => print::json(&report),
+        Output::Table => {
+            print::warn(&set.warnings);
+            for note in &report.notes {
+                print::err(&format!("note: {note}\n"));
+            }
+            print::out(&format!("{}: tables: {}\n", dst.display(), report.tables))
+        }
+    }
+}
+
+/// The settings of a table that GLB's own tool ignores, so that it would build other rows.
 fn beyond_glb(table: &Table) -> Option<String> {
     let uses = [
         ("hops", table.hops != 2),
@@ -76,7 +82,6 @@ fn beyond_glb(table: &Table) -> Option<String> {
     ];
     let uses: Vec<&str> =
         uses.into_iter().filter(|(_, used)| *used).map(|(name, _)| name).collect();
-    (!uses.is_empty()).then(|| {
-        format!("table \"{}\": GLB's own tool does not know {}", table.name, uses.join(", "))
-    })
+    (!uses.is_empty())
+        .then(|| format!("table \"{}\": GLB's own tool ignores {}", table.name, uses.join(", ")))
 }

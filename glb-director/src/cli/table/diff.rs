@@ -5,9 +5,10 @@ use std::path::Path;
 use glb_table::{
     ROWS,
     diff::{Diff, TableDiff, diff},
+    text::{columns, percent},
 };
 
-use super::print::{self, columns, percent};
+use super::print;
 use crate::cli::Output;
 
 pub(super) fn execute(old: &Path, new: &Path, output: Output) -> anyhow::Result<()> {
@@ -21,8 +22,8 @@ pub(super) fn execute(old: &Path, new: &Path, output: Output) -> anyhow::Result<
 
 fn text(diff: &Diff) -> String {
     let mut text = String::new();
-    diff.removed.iter().for_each(|name| text.push_str(&format!("- table \"{name}\" is gone\n")));
-    diff.added.iter().for_each(|name| text.push_str(&format!("+ table \"{name}\" is new\n")));
+    diff.removed.iter().for_each(|name| text.push_str(&format!("- table \"{name}\"\n")));
+    diff.added.iter().for_each(|name| text.push_str(&format!("+ table \"{name}\"\n")));
     diff.tables.iter().for_each(|diff| text.push_str(&table(diff)));
     if text.is_empty() {
         text.push_str("no difference\n");
@@ -32,7 +33,7 @@ fn text(diff: &Diff) -> String {
 
 fn table(diff: &TableDiff) -> String {
     let mut text = format!("table \"{}\"\n", diff.name);
-    diff.settings.iter().for_each(|setting| text.push_str(&format!("  {setting} differs\n")));
+    diff.settings.iter().for_each(|setting| text.push_str(&format!("  {setting}\n")));
     diff.binds_removed.iter().for_each(|bind| text.push_str(&format!("  - bind {bind}\n")));
     diff.binds_added.iter().for_each(|bind| text.push_str(&format!("  + bind {bind}\n")));
     if !diff.backends.is_empty() {
@@ -54,12 +55,12 @@ fn table(diff: &TableDiff) -> String {
     }
     let share = |rows: usize| format!("{rows} rows ({})", percent(rows as f64 / ROWS as f64));
     text.push_str(&format!(
-        "  {} change their first hop, {} lose a backend that was in them\n",
+        "  first hop changes in {}; a backend leaves {}\n",
         share(diff.first_hop_changes),
         share(diff.rows_losing)
     ));
     if diff.flows_move {
-        text.push_str("  flows are hashed otherwise: each may come to any row; `table plan` says what that breaks\n");
+        text.push_str("  the flow hash changes, so each flow may move to any row; `table plan` tells what that breaks\n");
     }
     text
 }

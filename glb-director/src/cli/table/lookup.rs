@@ -6,9 +6,10 @@ use anyhow::{anyhow, bail};
 use glb_table::{
     Proto,
     lookup::{self, FlowQuery, FlowRoute, Hop, RowChoice},
+    text::columns,
 };
 
-use super::print::{self, columns};
+use super::print;
 use crate::cli::Output;
 
 pub(super) fn execute(file: &Path, source: &str, vip: &str, output: Output) -> anyhow::Result<()> {
@@ -18,21 +19,21 @@ pub(super) fn execute(file: &Path, source: &str, vip: &str, output: Output) -> a
         Some((vip, "tcp")) => (vip, Proto::Tcp),
         Some((vip, "udp")) => (vip, Proto::Udp),
         Some((address, other)) => {
-            bail!("\"{other}\" is no protocol of a bind; write {address}/tcp or {address}/udp")
+            bail!("\"{other}\" is not a protocol of a bind. Write {address}/tcp or {address}/udp")
         }
     };
     let (vip, port) = endpoint(vip)?;
     let set = print::load(file, output)?;
-    let question = FlowQuery { source, source_port, vip, port, proto };
-    let answer =
-        lookup::lookup(&set, &question).map_err(|error| anyhow!("{}: {error}", file.display()))?;
+    let query = FlowQuery { source, source_port, vip, port, proto };
+    let route =
+        lookup::lookup(&set, &query).map_err(|error| anyhow!("{}: {error}", file.display()))?;
     match output {
-        Output::Json => print::json(&answer),
-        Output::Table => print::out(&text(&answer)),
+        Output::Json => print::json(&route),
+        Output::Table => print::out(&text(&route)),
     }
 }
 
-/// `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`.
+/// Parses `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`.
 fn endpoint(text: &str) -> anyhow::Result<(IpAddr, Option<u16>)> {
     if let Ok(address) = text.parse() {
         return Ok((address, None));
@@ -43,29 +44,25 @@ fn endpoint(text: &str) -> anyhow::Result<(IpAddr, Option<u16>)> {
         return Ok((address.ip(), Some(address.port())));
     }
     bail!(
-        "\"{text}\" is no address; write 192.0.2.1, 192.0.2.1:443, 2001:db8::1 or [2001:db8::1]:443"
+        "\"{text}\" is not an address. Write 192.0.2.1, 192.0.2.1:443, 2001:db8::1 or [2001:db8::1]:443"
     )
 }
 
-fn text(answer: &FlowRoute) -> String {
-    let mut text = format!("table \"{}\", bind {}\n", answer.table, answer.bind);
-    text.push_str(&found(&answer.main, "hash"));
-    if let Some(alternative) = &answer.alternative {
-        text.push_str("then, by the alternative hash or seed\n");
-        text.push_str(&found(alternative, "hash"));
-        let hops: Vec<String> = answer.hops.iter().map(|hop| hop.address.to_string()).collect();
-        text.push_str(&format!("the packet names {}\n", hops.join(", ")));
+fn text(route: &FlowRoute) -> String {
+    let mut text = format!("table \"{}\", bind {}\n", route.table, route.bind);
+    text.push_str(&row_text(&route.main));
+    if let Some(alternative) = &route.alternative {
+        text.push_str("alternative row, by the alternative hash or seed\n");
+        text.push_str(&row_text(alternative));
+        let hops: Vec<String> = route.hops.iter().map(|hop| hop.address.to_string()).collect();
+        text.push_str(&format!("hops in the packet: {}\n", hops.join(", ")));
     }
     text
 }
 
-fn found(found: &RowChoice, name: &str) -> String {
-    let mut text = format!(
-        "  {name} {} of {}, row {}\n",
-        found.hash,
-        found.hash_fields.join(" + "),
-        found.row
-    );
+fn row_text(found: &RowChoice) -> String {
+    let mut text =
+        format!("  hash {} of {}, row {}\n", found.hash, found.hash_fields.join(" + "), found.row);
     let hop = |(place, hop): (usize, &Hop)| {
         let health = if hop.healthy { "healthy" } else { "unhealthy" };
         vec![

@@ -1,4 +1,5 @@
-//! `glb-director table`: look at forwarding tables, change them, and see what a change will do.
+//! `glb-director table`: commands that show, check, edit and compare forwarding tables. None of them
+//! needs a running director.
 
 mod build;
 mod check;
@@ -10,9 +11,8 @@ mod plan;
 mod print;
 mod set;
 mod show;
-mod simulate;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Subcommand;
 
@@ -20,43 +20,43 @@ use super::Output;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Check table files: exit status 0 only if all of them are valid.
+    /// Check table files. Exits with 0 if all are valid, with 4 if one is not.
     Check {
-        /// TOML, GLB's JSON (`.json`) or GLB's binary files.
+        /// TOML files, GLB's JSON files (`.json`) or GLB's binary files.
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
-    /// Show tables, binds, and backends with their share of the rows.
+    /// Show tables, binds, and each backend's share of the rows.
     ///
-    /// The two digests tell whether directors agree: membership must be equal on all of a fleet, order
-    /// (states and health) may differ for as long as a change takes to get round.
+    /// Compare the digests of two directors: `membership` must be equal on all directors of a fleet;
+    /// `order` (states and health) may differ while a change is being distributed.
     Show {
         /// The table file.
         file: PathBuf,
     },
-    /// Build GLB's binary file (GLBD version 2) from a table.
+    /// Write a table as GLB's binary file (GLBD version 2).
     Build {
         /// The table file.
         src: PathBuf,
-        /// The binary file.
+        /// The binary file to write.
         dst: PathBuf,
     },
-    /// Make a table of GLB's binary file, which holds everything but names and seeds.
+    /// Convert GLB's binary file to a table. The binary file holds everything except names and seeds.
     ///
     ///   glb-director table import forwarding_table.bin table.toml --seeds seeds.txt --names git,web
     #[command(verbatim_doc_comment)]
     Import(import::Arguments),
-    /// Write a table in the other form: TOML to GLB's JSON, or back.
+    /// Convert a table between TOML and GLB's JSON.
     ///
     ///   glb-director table convert forwarding_table.json table.toml
     #[command(verbatim_doc_comment)]
     Convert {
         /// The table file.
         src: PathBuf,
-        /// The new file; its name ends in `.json` or `.toml`.
+        /// The file to write; its name ends in `.json` or `.toml`.
         dst: PathBuf,
     },
-    /// Say where a flow goes, and why.
+    /// Show the backends that a flow is sent to, and why.
     ///
     ///   glb-director table lookup table.toml 198.51.100.7 203.0.113.10:443
     ///   glb-director table lookup table.toml '[2001:db8::7]:50123' '[2001:db8::10]:443/tcp'
@@ -69,30 +69,27 @@ pub(super) enum Command {
         /// The VIP: ADDRESS[:PORT], then /tcp (the default) or /udp.
         vip: String,
     },
-    /// Say what changes from one table to another, row by row.
+    /// Compare two tables, row by row.
     ///
-    /// Whether established flows could break by it, over several steps too, says `plan`.
+    /// `table plan` tells whether the change could break established flows.
     Diff {
-        /// The table as it is.
+        /// The table before the change.
         old: PathBuf,
-        /// The table as it shall be.
+        /// The table after the change.
         new: PathBuf,
     },
-    /// Say which established flows a sequence of tables could break; exit status 0 only if none.
+    /// Tell which established flows a sequence of tables could break.
     ///
-    /// With --simulate, flows are sent through the sequence one by one as well, and those that broke
-    /// are counted, with the balance of load. With --changes the sequence itself is made up: a fleet's
-    /// maintenance of months.
+    /// Exits with 0 if no step can break a flow, with 6 if a step can. `glb-simulate` tries the same
+    /// sequence with simulated flows.
     ///
-    ///   glb-director table plan now.toml drained.toml drained=10.0.2.21 out.toml
+    ///   glb-director table plan now.toml drained.toml mark-drained=10.0.2.21 out.toml
     ///   glb-director table plan --drain 10.0.2.21,10.0.2.22 now.toml
-    ///   glb-director table plan --simulate now.toml wait=1h next.toml
-    ///   glb-director table plan --simulate --changes 1000 --backends 200 --hops 3
     #[command(verbatim_doc_comment)]
     Plan(plan::Arguments),
-    /// Set a backend's state in a table file, which keeps its comments and order.
+    /// Set the state of a backend in a table file. Comments and order of the file are kept.
     ///
-    /// Drains a backend, and takes it back; a running director loads the changed file by itself.
+    /// A running director loads the changed file automatically.
     ///
     ///   glb-director table set /etc/glb/table.toml 10.0.2.21 --state draining
     #[command(verbatim_doc_comment)]
@@ -100,17 +97,20 @@ pub(super) enum Command {
 }
 
 impl Command {
-    pub(super) fn execute(self, output: Output) -> anyhow::Result<()> {
+    pub(super) fn execute(self, output: Output) -> anyhow::Result<ExitCode> {
+        let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
         match self {
             Self::Check { files } => check::execute(&files, output),
-            Self::Show { file } => show::execute(&file, output),
-            Self::Build { src, dst } => build::execute(&src, &dst, output),
-            Self::Import(arguments) => import::execute(&arguments, output),
-            Self::Convert { src, dst } => convert::execute(&src, &dst, output),
-            Self::Lookup { file, source, vip } => lookup::execute(&file, &source, &vip, output),
-            Self::Diff { old, new } => diff::execute(&old, &new, output),
+            Self::Show { file } => done(show::execute(&file, output)),
+            Self::Build { src, dst } => done(build::execute(&src, &dst, output)),
+            Self::Import(arguments) => done(import::execute(&arguments, output)),
+            Self::Convert { src, dst } => done(convert::execute(&src, &dst, output)),
+            Self::Lookup { file, source, vip } => {
+                done(lookup::execute(&file, &source, &vip, output))
+            }
+            Self::Diff { old, new } => done(diff::execute(&old, &new, output)),
             Self::Plan(arguments) => plan::execute(&arguments, output),
-            Self::Set(arguments) => set::execute(&arguments, output),
+            Self::Set(arguments) => done(set::execute(&arguments, output)),
         }
     }
 }

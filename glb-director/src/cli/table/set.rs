@@ -11,7 +11,7 @@ use anyhow::{anyhow, bail};
 use clap::{Args, ValueEnum};
 use glb_table::{
     State, atomic_file,
-    edit::{self, Change, EditError},
+    edit::{self, EditError, StateChange},
 };
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
@@ -23,46 +23,47 @@ use crate::cli::Output;
 pub(in crate::cli) struct Arguments {
     /// The table file.
     file: PathBuf,
-    /// The backend's address.
+    /// The address of the backend.
     backend: IpAddr,
-    /// Its new state.
+    /// The new state.
     #[arg(long, value_enum)]
-    state: Wanted,
-    /// In this table only; otherwise in every table that has the backend.
+    state: NewState,
+    /// Set the state in this table only [default: in every table that has the backend].
     #[arg(long)]
     table: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Wanted {
+enum NewState {
     Filling,
     Active,
     Draining,
     Inactive,
 }
 
-impl From<Wanted> for State {
-    fn from(wanted: Wanted) -> Self {
-        match wanted {
-            Wanted::Filling => Self::Filling,
-            Wanted::Active => Self::Active,
-            Wanted::Draining => Self::Draining,
-            Wanted::Inactive => Self::Inactive,
+impl From<NewState> for State {
+    fn from(state: NewState) -> Self {
+        match state {
+            NewState::Filling => Self::Filling,
+            NewState::Active => Self::Active,
+            NewState::Draining => Self::Draining,
+            NewState::Inactive => Self::Inactive,
         }
     }
 }
 
+/// The result of the command.
 #[derive(Serialize)]
-struct Done<'p> {
+struct SetReport<'p> {
     file: &'p Path,
-    changes: Vec<Change>,
+    changes: Vec<StateChange>,
 }
 
-/// Takes the file for this process. Whoever waits for it finds another file in its place afterwards,
-/// and waits for that one.
+/// Locks the table file. A process that waited for the lock may find the file replaced; it then locks
+/// the new one.
 fn lock(file: &Path) -> anyhow::Result<Option<Flock<File>>> {
     loop {
-        // What is wrong with the file is said when it is read.
+        // Reading the file reports what is wrong with it.
         let Ok(found) = fs::metadata(file) else { return Ok(None) };
         if !found.is_file() {
             return Ok(None);
@@ -83,7 +84,7 @@ pub(super) fn execute(arguments: &Arguments, output: Output) -> anyhow::Result<(
     let read = || {
         fs::read_to_string(file).map_err(|error| anyhow!("cannot read {}: {error}", file.display()))
     };
-    // Held until the end: two changes made at once are made one after the other.
+    // Held until the end, so that concurrent edits are serialized.
     let _lock = lock(file)?;
     let old = read()?;
     let edited = edit::set_state(
@@ -98,26 +99,29 @@ pub(super) fn execute(arguments: &Arguments, output: Output) -> anyhow::Result<(
         Err(EditError::Invalid(error)) => return Err(print::report(file, &error, output)),
         Err(EditError::Result(error)) => {
             let what = print::report(file, &error, output);
-            bail!("after this change {what}; the file is as it was")
+            bail!("the change is refused, because {what}. The file is unchanged")
         }
         Err(other) => bail!("{other}"),
     };
     if !changes.is_empty() {
         if read()? != old {
-            bail!("{} was changed by somebody else meanwhile; nothing was written", file.display());
+            bail!(
+                "{} was changed by another process in the meantime. Nothing was written; run the command again",
+                file.display()
+            );
         }
         atomic_file::replace(file, new.as_bytes())
             .map_err(|error| anyhow!("cannot write {}: {error}", file.display()))?;
     }
     match output {
-        Output::Json => print::json(&Done { file, changes }),
+        Output::Json => print::json(&SetReport { file, changes }),
         Output::Table if changes.is_empty() => print::out(&format!(
-            "{} is {} already; nothing was changed\n",
+            "{} is already {}; nothing was changed\n",
             arguments.backend,
             State::from(arguments.state)
         )),
         Output::Table => {
-            let line = |change: &Change| {
+            let line = |change: &StateChange| {
                 format!(
                     "table \"{}\": {} {} → {}\n",
                     change.table, change.backend, change.from, change.to

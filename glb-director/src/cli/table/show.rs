@@ -2,68 +2,72 @@
 
 use std::{net::IpAddr, path::Path};
 
-use glb_table::{Bind, Digest, Order, ROWS, State, Table, hash_field_names, hex};
+use glb_table::{
+    Bind, Digest, Order, ROWS, State, Table, hash_field_names, hex,
+    text::{columns, percent},
+};
 use serde::Serialize;
 
-use super::print::{self, columns, percent};
+use super::print;
 use crate::cli::Output;
 
+/// The result of the command.
 #[derive(Serialize)]
-struct Shown {
+struct SetView {
     file: String,
     digest: Digest,
-    tables: Vec<ShownTable>,
+    tables: Vec<TableView>,
 }
 
 #[derive(Serialize)]
-struct ShownTable {
+struct TableView {
     name: String,
     hops: u8,
-    /// Hops that the rows really have.
+    /// Number of hops that the rows have, which is less if few backends are usable.
     hops_used: usize,
     order: Order,
     hash_fields: Vec<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     alt_hash_fields: Option<Vec<&'static str>>,
-    /// Which alternatives are set; keys are not shown.
+    /// Names of the alternative keys that are set; keys themselves are not shown.
     alternatives: Vec<&'static str>,
     binds: Vec<String>,
-    backends: Vec<ShownBackend>,
+    backends: Vec<BackendView>,
     digest: Digest,
-    /// Memory of the rows in the kernel and of the kept ranks in the daemon, in bytes.
+    /// Memory of the rows in the kernel and of the ranks in the daemon, in bytes.
     rows_bytes: usize,
     ranks_bytes: usize,
 }
 
 #[derive(Serialize)]
-struct ShownBackend {
+struct BackendView {
     address: IpAddr,
     state: State,
     healthy: bool,
     weight: u16,
     #[serde(skip_serializing_if = "String::is_empty")]
     zone: String,
-    /// Share of rows in which it is the first, second, … hop; from 0 to 1.
+    /// Share of rows, from 0 to 1, in which it is the first, second, … hop.
     shares: Vec<f64>,
 }
 
 pub(super) fn execute(file: &Path, output: Output) -> anyhow::Result<()> {
     let set = print::load(file, output)?;
-    let shown = Shown {
+    let view = SetView {
         file: file.display().to_string(),
         digest: set.digest(),
-        tables: set.tables.iter().map(show).collect(),
+        tables: set.tables.iter().map(view_of).collect(),
     };
     match output {
-        Output::Json => print::json(&shown),
+        Output::Json => print::json(&view),
         Output::Table => {
             print::warn(&set.warnings);
-            print::out(&text(&shown))
+            print::out(&text(&view))
         }
     }
 }
 
-fn show(table: &Table) -> ShownTable {
+fn view_of(table: &Table) -> TableView {
     let ranks = table.ranks();
     let rows = table.rows_from(&ranks);
     let mut counts = vec![vec![0_usize; rows.hops]; table.backends.len()];
@@ -72,7 +76,7 @@ fn show(table: &Table) -> ShownTable {
             counts[usize::from(*index)][place] += 1;
         }
     }
-    let backends = table.backends.iter().zip(counts).map(|(backend, counts)| ShownBackend {
+    let backends = table.backends.iter().zip(counts).map(|(backend, counts)| BackendView {
         address: backend.address,
         state: backend.state,
         healthy: backend.healthy,
@@ -82,7 +86,7 @@ fn show(table: &Table) -> ShownTable {
     });
     let alternatives =
         [("alt_hash_key", table.alt_hash_key.is_some()), ("alt_seed", table.alt_seed.is_some())];
-    ShownTable {
+    TableView {
         name: table.name.clone(),
         hops: table.hops,
         hops_used: rows.hops,
@@ -102,14 +106,14 @@ fn show(table: &Table) -> ShownTable {
     }
 }
 
-fn text(shown: &Shown) -> String {
+fn text(view: &SetView) -> String {
     let mut text = String::new();
-    for table in &shown.tables {
+    for table in &view.tables {
         text.push_str(&format!("table \"{}\"\n", table.name));
         let mut settings = format!("  hops {}", table.hops);
         if table.hops_used < usize::from(table.hops) {
             settings.push_str(&format!(
-                " (rows have {}: no more backends are usable)",
+                " (rows have {}, because only that many backends are usable)",
                 table.hops_used
             ));
         }
@@ -118,7 +122,7 @@ fn text(shown: &Shown) -> String {
         }
         settings.push_str(&format!(", hashes {}", table.hash_fields.join(" + ")));
         if let Some(fields) = &table.alt_hash_fields {
-            settings.push_str(&format!(", then as before {}", fields.join(" + ")));
+            settings.push_str(&format!(", alternative {}", fields.join(" + ")));
         }
         for name in &table.alternatives {
             settings.push_str(&format!(", {name} set"));
@@ -140,7 +144,7 @@ fn text(shown: &Shown) -> String {
         text.push_str(&backends(table));
         text.push('\n');
     }
-    let (membership, order) = (hex(&shown.digest.membership), hex(&shown.digest.order));
+    let (membership, order) = (hex(&view.digest.membership), hex(&view.digest.order));
     text.push_str(&format!(
         "all tables: membership {}  order {}\n",
         &membership[..16],
@@ -149,7 +153,7 @@ fn text(shown: &Shown) -> String {
     text
 }
 
-fn backends(table: &ShownTable) -> String {
+fn backends(table: &TableView) -> String {
     let weighted = table.backends.iter().any(|backend| backend.weight != 1);
     let zoned = table.backends.iter().any(|backend| !backend.zone.is_empty());
     let mut head = vec!["BACKEND".to_owned(), "STATE".into(), "HEALTH".into()];

@@ -1,19 +1,21 @@
 //! Plans for operators: known sequences, and rolling maintenance put to the proof with flows.
 
-mod common;
+mod changes;
+#[path = "../../glb-table/tests/strategies/mod.rs"]
 mod strategies;
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use glb_simulate::Simulation;
 use glb_table::{
     Backend, Order, RowCache, State, Table, TableSet,
     plan::{
         DEFAULT_FLOW_AGE, RollingError, Step, evaluate, format_duration, parse_duration,
         rolling_maintenance,
     },
-    simulate::Simulation,
 };
-use strategies::{backends, plain};
+use proptest::prelude::*;
+use strategies::{backends, one_table, plain};
 
 fn set(table: &Table) -> TableSet {
     TableSet { tables: vec![table.clone()], warnings: Vec::new(), healthchecks: None }
@@ -46,7 +48,7 @@ fn one_out_at_a_time_is_not_enough_and_a_wait_mends_it() {
     let add = tables("add C", &with_one_more(&base));
     let plan = evaluate(&[&first[..], std::slice::from_ref(&add)].concat(), DEFAULT_FLOW_AGE);
     assert_eq!(plan.first_unsafe, Some(4));
-    let judgement = plan.steps[3].judgement.as_ref().unwrap();
+    let judgement = plan.steps[3].risk.as_ref().unwrap();
     // A sixteenth of the rows, and C is among the best two of 17 in two of 17 of them.
     let expected = 2.0 / (16.0 * 17.0);
     assert!((judgement.tables[0].at_risk - expected).abs() < 0.001, "{judgement:?}");
@@ -101,9 +103,9 @@ fn a_dead_hop_before_a_holder_loses_its_flows() {
     let mut bad = with_state(&base, 0, State::Draining);
     bad.backends[1].healthy = false;
     let plan = evaluate(&[tables("base", &base), tables("bad", &bad)], DEFAULT_FLOW_AGE);
-    let judgement = &plan.steps[1].judgement.as_ref().unwrap().tables[0];
+    let judgement = &plan.steps[1].risk.as_ref().unwrap().tables[0];
     assert!(
-        judgement.at_risk > 0.4 && judgement.lost[0].why.contains("unhealthy hop"),
+        judgement.at_risk > 0.4 && judgement.lost[0].reason.contains("unhealthy hop"),
         "{judgement:?}"
     );
     // The right rule does not.
@@ -118,9 +120,7 @@ fn binds_and_tables_that_go_are_losses() {
     other.binds[0].ports = 1..=1_000;
     assert!(evaluate(&[tables("base", &base), tables("wider", &other)], DEFAULT_FLOW_AGE).safe);
     let plan = evaluate(&[tables("wider", &other), tables("base", &base)], DEFAULT_FLOW_AGE);
-    assert!(
-        !plan.safe && plan.steps[1].judgement.as_ref().unwrap().tables[0].binds_lost.len() == 1
-    );
+    assert!(!plan.safe && plan.steps[1].risk.as_ref().unwrap().tables[0].binds_lost.len() == 1);
     let mut parted = other.clone();
     parted.binds = vec![parted.binds[0].clone(), parted.binds[0].clone()];
     (parted.binds[0].ports, parted.binds[1].ports) = (1..=499, 500..=1_000);
@@ -139,7 +139,7 @@ fn binds_and_tables_that_go_are_losses() {
         },
     };
     let plan = evaluate(&[tables("net", &net), both.clone()], DEFAULT_FLOW_AGE);
-    let judgement = &plan.steps[1].judgement.as_ref().unwrap().tables[0];
+    let judgement = &plan.steps[1].risk.as_ref().unwrap().tables[0];
     assert!(
         !plan.safe && judgement.binds_lost[0].contains("taken by table \"thief\""),
         "{judgement:?}"
@@ -158,7 +158,7 @@ fn a_rotation_is_safe_with_the_alternative_only() {
     let mut key = base.clone();
     key.hash_key = glb_table::Key::new([9; 16]);
     let plan = evaluate(&[tables("base", &base), tables("key", &key)], DEFAULT_FLOW_AGE);
-    let risk = plan.steps[1].judgement.as_ref().unwrap().tables[0].at_risk;
+    let risk = plan.steps[1].risk.as_ref().unwrap().tables[0].at_risk;
     // A flow's backend is among two of eight by chance.
     assert!((risk - 0.75).abs() < 0.02, "{risk}");
     let mut rotating = key.clone();
@@ -199,13 +199,11 @@ fn rolling_maintenance_never_breaks_a_flow() {
         let all: Vec<IpAddr> = base.backends.iter().map(|backend| backend.address).collect();
         let out: Vec<IpAddr> = if n == 3 { all.clone() } else { all[..5].to_vec() };
         let todo = rolling_maintenance(&set(&base), &out, at_once, DEFAULT_FLOW_AGE).unwrap();
-        assert!(
-            todo.iter().filter_map(|todo| todo.judgement.as_ref()).all(|judgement| judgement.safe)
-        );
+        assert!(todo.iter().filter_map(|todo| todo.risk.as_ref()).all(|judgement| judgement.safe));
         // The same, with flows in every row before each change.
         let mut flows = Simulation::new(1);
         let mut builder = RowCache::default();
-        let _ = flows.apply(&builder.build(&set(&base)));
+        let _ = flows.activate(&builder.build(&set(&base)));
         for group in out.chunks(at_once) {
             for state in [State::Draining, State::Active] {
                 flows.establish_in_every_row(DEFAULT_FLOW_AGE * 1_000);
@@ -215,11 +213,11 @@ fn rolling_maintenance_never_breaks_a_flow() {
                 {
                     backend.state = state;
                 }
-                let broken = flows.apply(&builder.build(&set(&table))).broken;
+                let broken = flows.activate(&builder.build(&set(&table))).broken;
                 assert_eq!(broken.all(), 0, "{n} backends, {hops} hops");
                 if state == State::Draining {
                     for backend in group {
-                        let _ = flows.drained(*backend);
+                        let _ = flows.end_flows_of(*backend);
                     }
                 }
             }
@@ -261,4 +259,22 @@ fn times_are_read_and_written() {
     }
     assert_eq!(format_duration(0), "0s");
     assert_eq!(format_duration(93_784), "1d 2h 3m 4s");
+}
+
+/// Runs a few cases by default; `PROPTEST_CASES` asks for more.
+fn config() -> ProptestConfig {
+    let default = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { default.cases } else { 16 };
+    ProptestConfig { cases, ..default }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn safe_changes_break_no_flow_and_unsafe_changes_break_one(
+        seed: u64, base in one_table(), changes in prop::collection::vec(changes::change(), 1..10),
+    ) {
+        changes::check_plan_against_flows(seed, base, &changes)?;
+    }
 }

@@ -1,37 +1,37 @@
-//! How evenly load lies on backends, and how evenly it can by chance alone.
+//! How evenly load is spread over backends, compared with what hashing alone would give.
 
 use serde::Serialize;
 
-use crate::{BuiltTable, ROWS};
+use glb_table::{BuiltTable, ROWS};
 
-/// How far the backends' loads differ, each in units of its fair share.
+/// The spread of the backends' loads, in units of each backend's fair share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Spread {
-    /// The largest.
+    /// The largest load.
     pub max: f64,
-    /// Standard deviation.
+    /// The standard deviation of the loads.
     pub deviation: f64,
-    /// Standard deviation that hashing alone has in the mean, when nothing is under way.
+    /// The standard deviation that hashing alone gives on average.
     pub expected_deviation: f64,
-    /// The largest load that hashing alone has in the mean, about.
+    /// The largest load that hashing alone gives on average (an approximation).
     pub expected_max: f64,
 }
 
-/// The load of a table's backends that take new connections.
+/// The load of those backends of a table that take new connections.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Load {
     /// The table's name.
     pub table: String,
-    /// How many take new ones.
+    /// The number of these backends.
     pub backends: usize,
-    /// Of the rows in which each is first.
+    /// The spread of rows in which each is the first hop.
     pub rows: Spread,
-    /// Of the flows that each holds.
+    /// The spread of flows.
     pub flows: Spread,
 }
 
-/// The load of one table; `held` says how many flows the backend at a place of the table has.
-pub(super) fn of(built: &BuiltTable, held: impl Fn(usize) -> u64) -> Load {
+/// Computes the load of one table; `flows_of` gives the number of flows of the table's n-th backend.
+pub(crate) fn load_of(built: &BuiltTable, flows_of: impl Fn(usize) -> u64) -> Load {
     let mut first = vec![0_u64; built.table.backends.len()];
     for hop in built.rows.iter().filter_map(|row| row.first()) {
         first[usize::from(*hop)] += 1;
@@ -46,18 +46,18 @@ pub(super) fn of(built: &BuiltTable, held: impl Fn(usize) -> u64) -> Load {
     let weights: Vec<f64> =
         serving.iter().map(|place| f64::from(built.table.backends[*place].weight)).collect();
     let rows: Vec<u64> = serving.iter().map(|place| first[*place]).collect();
-    let flows: Vec<u64> = serving.iter().map(|place| held(*place)).collect();
+    let flows: Vec<u64> = serving.iter().map(|place| flows_of(*place)).collect();
     let all = flows.iter().sum::<u64>() as f64;
     Load {
         table: built.table.name.clone(),
         backends: serving.len(),
         rows: spread(&rows, &weights, 1.0 / ROWS as f64),
-        // First the rows fall to backends, then the flows into rows.
+        // Two throws: rows are hashed to backends, and flows to rows.
         flows: spread(&flows, &weights, 1.0 / ROWS as f64 + 1.0 / all.max(1.0)),
     }
 }
 
-/// `noise` is the sum of the inverse numbers of things that chance throws.
+/// Computes a spread. `noise` is the sum, over the throws, of 1 / the number of things thrown.
 fn spread(loads: &[u64], weights: &[f64], noise: f64) -> Spread {
     let (all, weight) = (loads.iter().sum::<u64>() as f64, weights.iter().sum::<f64>());
     if loads.is_empty() || all == 0.0 {
@@ -72,13 +72,13 @@ fn spread(loads: &[u64], weights: &[f64], noise: f64) -> Spread {
         max: of_fair.iter().copied().fold(0.0, f64::max),
         deviation: variance.sqrt(),
         expected_deviation: expected,
-        expected_max: 1.0 + expected * largest_of(loads.len()),
+        expected_max: 1.0 + expected * expected_largest(loads.len()),
     }
 }
 
-/// The mean of the largest of so many normal numbers, by Blom's formula: the quantile of
+/// The mean of the largest of `n` normal numbers, by Blom's formula: the quantile of
 /// (n − 0.375) / (n + 0.25), approximated as in Abramowitz and Stegun 26.2.23.
-fn largest_of(n: usize) -> f64 {
+fn expected_largest(n: usize) -> f64 {
     if n < 2 {
         return 0.0;
     }
@@ -99,15 +99,15 @@ mod tests {
         assert!((even.max - 1.0).abs() < 1e-9 && even.deviation < 1e-9, "{even:?}");
         let odd = spread(&[30, 10], &[1.0, 1.0], 0.01);
         assert!((odd.max - 1.5).abs() < 1e-9 && (odd.deviation - 0.5).abs() < 1e-9, "{odd:?}");
-        // One over the square root of a hundred throws, for a chance of a half.
+        // The square root of the noise, for two backends of equal weight.
         assert!((odd.expected_deviation - 0.1).abs() < 1e-9, "{odd:?}");
         assert_eq!(spread(&[0, 0], &[1.0, 1.0], 0.01), Spread::default());
     }
 
     #[test]
-    fn the_largest_of_many_is_as_in_tables() {
+    fn the_expected_largest_matches_published_tables() {
         for (n, mean) in [(2, 0.564), (10, 1.539), (100, 2.508), (200, 2.746)] {
-            assert!((largest_of(n) - mean).abs() < 0.03, "{n}: {}", largest_of(n));
+            assert!((expected_largest(n) - mean).abs() < 0.03, "{n}: {}", expected_largest(n));
         }
     }
 }

@@ -1,24 +1,25 @@
-//! Fleets that are maintained for long, with flows that come and go.
+//! Simulated sequences of tables and simulated maintenance of fleets.
 #![expect(clippy::unwrap_used, reason = "test helpers")]
 
-mod common;
+#[path = "../../glb-table/tests/strategies/mod.rs"]
 mod strategies;
 
 use std::net::IpAddr;
 
+use glb_simulate::{
+    Cause, ChangeKind, Lifetimes, Maintenance, MaintenanceReport, TracedFlow, Workload,
+    generated_fleet, sequence,
+};
 use glb_table::{
     Proto, State, Table, TableSet,
     lookup::FlowQuery,
     plan::{DEFAULT_FLOW_AGE, Step, evaluate},
-    simulate::{
-        Cause, Kind, Lifetimes, Listed, Maintenance, MaintenanceReport, Options, fleet, sequence,
-    },
 };
 use strategies::plain;
 
-fn options(flows: u64, seed: u64) -> Options {
-    let lifetimes = Lifetimes { shortest: 1.0, longest: DEFAULT_FLOW_AGE as f64, tail: 1.0 };
-    Options { flows, lifetimes, every: 600, seed }
+fn workload(flows: u64, seed: u64) -> Workload {
+    let lifetimes = Lifetimes { min: 1.0, max: DEFAULT_FLOW_AGE as f64, pareto_alpha: 1.0 };
+    Workload { flows, lifetimes, step_interval: 600, seed }
 }
 
 fn set(tables: &[&Table]) -> TableSet {
@@ -30,31 +31,38 @@ fn step(name: &str, table: &Table) -> Step {
     Step::Activate { name: name.into(), set: set(&[table]) }
 }
 
-fn maintain(changes: usize, hops: u8, careful: bool, seed: u64) -> MaintenanceReport {
-    let maintenance = Maintenance { changes, careful };
-    maintenance.run(&fleet(40, hops), &options(20_000, seed), &mut |_| {})
+fn maintain(changes: usize, hops: u8, follows_plan: bool, seed: u64) -> MaintenanceReport {
+    let maintenance = Maintenance { changes, follows_plan };
+    maintenance.run(&generated_fleet(40, hops), &workload(20_000, seed), &mut |_| {})
 }
 
 #[test]
-fn who_asks_the_plan_breaks_nothing_and_who_does_not_does() {
+fn an_operator_who_follows_the_plan_breaks_no_flow() {
     for (hops, seed) in [(2, 1), (3, 2), (4, 3)] {
         let careful = maintain(100, hops, true, seed);
         assert_eq!(careful.broken_by_operator, 0, "{hops} hops: {:?}", careful.kinds);
         let times = |kind| careful.kinds.get(&kind).map_or(0, |kind| kind.times);
-        for kind in [Kind::Drain, Kind::Back, Kind::Add, Kind::Filled, Kind::Fails, Kind::Returns] {
+        for kind in [
+            ChangeKind::Drain,
+            ChangeKind::Resume,
+            ChangeKind::Add,
+            ChangeKind::Activate,
+            ChangeKind::Fail,
+            ChangeKind::Recover,
+        ] {
             assert!(times(kind) > 0, "{hops} hops: no {kind:?} in {:?}", careful.kinds);
         }
         let careless = maintain(100, hops, false, seed);
         assert!(careless.broken_by_operator > 100, "{hops} hops: {:?}", careless.kinds);
         let of = |kind| careless.kinds[&kind].broken.reset;
-        assert!(of(Kind::Remove) > 0, "{hops} hops: {:?}", careless.kinds);
-        assert!(careless.kinds[&Kind::Fails].ended > 0, "{:?}", careless.kinds);
+        assert!(of(ChangeKind::Remove) > 0, "{hops} hops: {:?}", careless.kinds);
+        assert!(careless.kinds[&ChangeKind::Fail].ended > 0, "{:?}", careless.kinds);
         assert_eq!(careless.report.steps.len(), 101);
     }
 }
 
 #[test]
-fn the_same_seed_gives_the_same_report() {
+fn reports_depend_on_the_seed_only() {
     let text = |seed| serde_json::to_string(&maintain(60, 2, false, seed)).unwrap();
     let alone = rayon_of(1, || text(5));
     assert_eq!(alone, rayon_of(3, || text(5)), "it depends on the number of threads");
@@ -66,26 +74,26 @@ fn rayon_of<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
 }
 
 #[test]
-fn load_is_as_even_as_chance_lets_it_be() {
+fn load_is_as_even_as_hashing_allows() {
     let base = plain(50, 2);
-    let report = sequence(&[step("base", &base)], &[], &options(500_000, 1), &mut |_| {});
+    let report = sequence(&[step("base", &base)], &[], &workload(500_000, 1), &mut |_| {});
     let load = &report.steps[0].load[0];
     assert_eq!((load.backends, report.steps[0].live), (50, 500_000));
     for spread in [load.rows, load.flows] {
-        // Of fifty numbers a standard deviation is known to a tenth.
+        // The standard deviation of fifty numbers is known to a tenth.
         let ratio = spread.deviation / spread.expected_deviation;
         assert!((0.6..1.4).contains(&ratio), "{spread:?}");
         assert!(spread.max > 1.0 && (spread.max - spread.expected_max).abs() < 0.1, "{spread:?}");
     }
     let mut weighted = base.clone();
     weighted.backends.iter_mut().take(10).for_each(|backend| backend.weight = 5);
-    let report = sequence(&[step("weights", &weighted)], &[], &options(500_000, 1), &mut |_| {});
+    let report = sequence(&[step("weights", &weighted)], &[], &workload(500_000, 1), &mut |_| {});
     let rows = report.steps[0].load[0].rows;
     assert!((0.6..1.4).contains(&(rows.deviation / rows.expected_deviation)), "{rows:?}");
 }
 
 #[test]
-fn flows_come_and_go_as_they_should() {
+fn the_number_of_live_flows_stays_constant() {
     let base = plain(8, 2);
     let steps = [
         step("base", &base),
@@ -94,7 +102,7 @@ fn flows_come_and_go_as_they_should() {
         Step::Wait(None),
         Step::MarkDrained(vec![base.backends[0].address]),
     ];
-    let report = sequence(&steps, &[], &options(100_000, 1), &mut |_| {});
+    let report = sequence(&steps, &[], &workload(100_000, 1), &mut |_| {});
     for step in &report.steps[..4] {
         let off = (step.live as f64 - 100_000.0).abs();
         assert!(off < 1_000.0, "{step:?}");
@@ -105,7 +113,7 @@ fn flows_come_and_go_as_they_should() {
     assert_eq!(report.broken.all(), 0);
 }
 
-fn question(client: &str, vip: &str) -> FlowQuery {
+fn query(client: &str, vip: &str) -> FlowQuery {
     let (client, vip): (std::net::SocketAddr, std::net::SocketAddr) =
         (client.parse().unwrap(), vip.parse().unwrap());
     FlowQuery {
@@ -118,21 +126,21 @@ fn question(client: &str, vip: &str) -> FlowQuery {
 }
 
 #[test]
-fn flows_that_are_followed_are_told_of_one_by_one() {
+fn traced_flows_are_reported_one_by_one() {
     let base = plain(4, 2);
     let vip = "203.0.113.10:80";
-    let listed: Vec<Listed> = (0..200)
-        .map(|n| Listed { flow: question(&format!("198.51.100.{n}:1000"), vip), step: 1 })
-        .chain([Listed { flow: question("198.51.100.1:1000", "203.0.113.10:81"), step: 1 }])
+    let listed: Vec<TracedFlow> = (0..200)
+        .map(|n| TracedFlow { flow: query(&format!("198.51.100.{n}:1000"), vip), step: 1 })
+        .chain([TracedFlow { flow: query("198.51.100.1:1000", "203.0.113.10:81"), step: 1 }])
         .collect();
     let mut gone = base.clone();
     gone.backends[0].state = State::Inactive;
     let mut other = base.clone();
     other.binds[0].ports = 443..=443;
     let steps = [step("base", &base), step("gone", &gone), step("other", &other)];
-    let report = sequence(&steps, &listed, &options(0, 1), &mut |_| {});
+    let report = sequence(&steps, &listed, &workload(0, 1), &mut |_| {});
     let first: IpAddr = base.backends[0].address;
-    let of = |step| report.followed.iter().filter(move |flow| flow.broken_by == Some(step));
+    let of = |step| report.traced.iter().filter(move |flow| flow.broken_by == Some(step));
     assert!(of(2).count() > 20);
     for flow in of(2) {
         assert_eq!((flow.backend, flow.cause), (Some(first), Some(Cause::Reset)));
@@ -142,39 +150,39 @@ fn flows_that_are_followed_are_told_of_one_by_one() {
         assert_eq!(flow.cause, Some(Cause::Moved));
     }
     assert_eq!(of(2).count() + of(3).count(), 200);
-    let stranger = report.followed.last().unwrap();
-    assert_eq!((stranger.backend, stranger.broken_by), (None, None));
+    let unmatched = report.traced.last().unwrap();
+    assert_eq!((unmatched.backend, unmatched.broken_by), (None, None));
     assert!(!evaluate(&steps, DEFAULT_FLOW_AGE).safe);
 }
 
 #[test]
-fn a_table_that_takes_over_serves_on_where_its_rows_agree() {
+fn flows_survive_a_renamed_table_where_the_rows_are_equal() {
     let base = plain(4, 2);
-    let mut heir = base.clone();
-    heir.name = "heir".into();
-    let steps = [step("base", &base), step("heir", &heir)];
-    let report = sequence(&steps, &[], &options(10_000, 1), &mut |_| {});
+    let mut successor = base.clone();
+    successor.name = "successor".into();
+    let steps = [step("base", &base), step("successor", &successor)];
+    let report = sequence(&steps, &[], &workload(10_000, 1), &mut |_| {});
     assert_eq!(report.broken.all(), 0);
-    heir.seed = glb_table::Key::new([9; 16]);
-    let steps = [step("base", &base), step("heir", &heir)];
-    let report = sequence(&steps, &[], &options(10_000, 1), &mut |_| {});
-    // A flow's backend is among two of four by chance.
+    successor.seed = glb_table::Key::new([9; 16]);
+    let steps = [step("base", &base), step("successor", &successor)];
+    let report = sequence(&steps, &[], &workload(10_000, 1), &mut |_| {});
+    // By chance, two hops of four backends hold a flow's backend in half of the cases.
     let lost = report.broken.moved as f64 / report.steps[1].live as f64;
     assert!((0.8..1.2).contains(&lost), "{:?}", report.broken);
     assert_eq!(report.broken.moved, report.broken.all());
 }
 
 #[test]
-fn flows_of_a_backend_that_is_down_wait_for_it() {
+fn flows_of_a_down_backend_are_not_counted_as_broken() {
     let base = plain(8, 2);
     let mut down = base.clone();
     down.backends[0].healthy = false;
     let steps = [step("base", &base), step("down", &down), step("back", &base)];
-    let report = sequence(&steps, &[], &options(50_000, 1), &mut |_| {});
+    let report = sequence(&steps, &[], &workload(50_000, 1), &mut |_| {});
     assert_eq!(report.broken.all(), 0);
     assert!(report.steps[1].down > 1_000, "{:?}", report.steps[1]);
     assert_eq!(report.steps[2].down, 0);
-    // While it is down, somebody else comes and takes its place in some rows.
+    // While the backend is down, new backends take its place in some rows.
     let mut more = down.clone();
     for last in 1..=3 {
         more.backends.push(glb_table::Backend::new([10, 9, 9, last].into()));
@@ -183,6 +191,6 @@ fn flows_of_a_backend_that_is_down_wait_for_it() {
     back.backends[0].healthy = true;
     let steps =
         [step("base", &base), step("down", &down), step("more", &more), step("back", &back)];
-    let report = sequence(&steps, &[], &options(50_000, 1), &mut |_| {});
+    let report = sequence(&steps, &[], &workload(50_000, 1), &mut |_| {});
     assert!(report.steps[3].broken.reset > 0, "{:?}", report.steps[3]);
 }
