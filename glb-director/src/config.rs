@@ -12,6 +12,7 @@ use glb_host::{
     config_file::{self, FileError},
     control::{ControlConfig, RawControlConfig},
     doctor::has_address,
+    duration,
     xdp_link::Mode,
 };
 use glb_table::plan;
@@ -31,8 +32,8 @@ use crate::{
 struct Raw {
     table: PathBuf,
     interfaces: Vec<String>,
-    #[serde(default = "default_pin")]
-    pin: PathBuf,
+    #[serde(default = "default_bpffs_dir")]
+    bpffs_dir: PathBuf,
     outer_source_ipv4: Option<Ipv4Addr>,
     outer_source_ipv6: Option<Ipv6Addr>,
     gateway_mac: Option<String>,
@@ -48,14 +49,14 @@ struct Raw {
     forward_echo: bool,
     metrics: Option<SocketAddr>,
     statsd: Option<SocketAddr>,
-    statsd_interval: Option<u16>,
+    statsd_interval: Option<String>,
     #[serde(default)]
     control: RawControlConfig,
-    state: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
     #[serde(default)]
     on_unsafe: OnUnsafe,
     #[serde(default)]
-    flow_age: Age,
+    flow_age: Option<String>,
     #[serde(default)]
     on_stop: OnStop,
     #[serde(default)]
@@ -109,20 +110,6 @@ impl From<AttachMode> for Mode {
             AttachMode::Native => Self::Native,
             AttachMode::Generic => Self::Generic,
         }
-    }
-}
-
-/// `"36h"`, or a number of seconds.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "a time such as \"36h\", \"2d\" or a number of seconds")]
-enum Age {
-    Seconds(u64),
-    Words(String),
-}
-
-impl Default for Age {
-    fn default() -> Self {
-        Self::Seconds(plan::DEFAULT_FLOW_AGE)
     }
 }
 
@@ -193,14 +180,14 @@ impl Default for Tos {
     }
 }
 
-fn default_pin() -> PathBuf {
+fn default_bpffs_dir() -> PathBuf {
     PathBuf::from("/sys/fs/bpf/glb-director")
 }
 
 /// One for each pin folder, so that two directors on one machine have two.
-fn default_state(pin: &Path) -> PathBuf {
+fn default_state_dir(pin: &Path) -> PathBuf {
     let folder = PathBuf::from("/var/lib/glb-director");
-    if pin == default_pin() {
+    if pin == default_bpffs_dir() {
         return folder;
     }
     let name = pin.to_string_lossy().trim_matches('/').replace('/', "-");
@@ -217,7 +204,7 @@ pub struct Config {
     /// Interfaces to attach to, at least one, none twice.
     pub interfaces: Vec<String>,
     /// Folder on a BPF file system where program and maps are pinned.
-    pub pin: PathBuf,
+    pub bpffs_dir: PathBuf,
     /// What concerns the packet path.
     pub options: Options,
     /// Everyone's next hop; without one, the kernel's routes and neighbours say it.
@@ -229,7 +216,7 @@ pub struct Config {
     /// The control channel.
     pub control: ControlConfig,
     /// Folder on a disk for what has to outlive the daemon and cannot be pinned.
-    pub state: PathBuf,
+    pub state_dir: PathBuf,
     /// What is done with a change that can break flows.
     pub on_unsafe: OnUnsafe,
     /// How long a flow lives at most, in seconds.
@@ -321,9 +308,13 @@ impl Config {
                 return wrong("interfaces", format!("{interface:?}"), "name each interface once");
             }
         }
-        if !raw.pin.is_absolute() {
-            let value = format!("{:?}", raw.pin);
-            return wrong("pin", value, "give an absolute path, such as /sys/fs/bpf/glb-director");
+        if !raw.bpffs_dir.is_absolute() {
+            let value = format!("{:?}", raw.bpffs_dir);
+            return wrong(
+                "bpffs_dir",
+                value,
+                "give an absolute path, such as /sys/fs/bpf/glb-director",
+            );
         }
         if let Some(source) = raw.outer_source_ipv4
             && (source.is_unspecified() || source.is_multicast() || source.is_broadcast())
@@ -357,22 +348,26 @@ impl Config {
                 Some(tags)
             }
         };
-        let interval = raw.statsd_interval.unwrap_or(10);
-        if interval == 0 {
-            return wrong("statsd_interval", "0".into(), "give 1 second or more; GLB's is 10");
-        }
+        let interval = raw.statsd_interval.unwrap_or_else(|| "10s".into());
+        let Some(statsd_interval) =
+            duration::parse(&interval).ok().filter(|interval| *interval >= Duration::from_secs(1))
+        else {
+            let fix = "give a duration of at least one second, such as \"10s\" (GLB's interval)";
+            return wrong("statsd_interval", format!("{interval:?}"), fix);
+        };
         let folder = path.parent().unwrap_or(Path::new(""));
         let control = match raw.control.check(folder, "/run/glb-director/control.sock") {
             Ok(control) => control,
             Err((key, value, fix)) => return wrong(key, value, fix),
         };
         let flow_age = match &raw.flow_age {
-            Age::Seconds(seconds) => Some(*seconds),
-            Age::Words(words) => plan::parse_duration(words),
+            None => Some(plan::DEFAULT_FLOW_AGE),
+            Some(text) => duration::parse(text).ok().map(|age| age.as_secs()),
         };
         let Some(flow_age) = flow_age.filter(|age| *age > 0) else {
-            let value = format!("{:?}", raw.flow_age);
-            return wrong("flow_age", value, "give a time such as \"36h\" or \"2d\"");
+            let value = format!("{:?}", raw.flow_age.unwrap_or_default());
+            let fix = "give a duration of at least one second, such as \"36h\" or \"2d\"";
+            return wrong("flow_age", value, fix);
         };
         let announcements = announce::config::check(raw.announce, folder)
             .map_err(|(key, value, fix)| error(key, value, &fix))?;
@@ -383,13 +378,13 @@ impl Config {
                        the program off at once";
             return wrong("on_stop", "\"drain\"".into(), fix);
         }
-        let state = match raw.state {
+        let state_dir = match raw.state_dir {
             Some(state) => folder.join(state),
-            None => default_state(&raw.pin),
+            None => default_state_dir(&raw.bpffs_dir),
         };
         Ok(Self {
             path: path.to_owned(),
-            state,
+            state_dir,
             on_unsafe: raw.on_unsafe,
             flow_age,
             on_stop: raw.on_stop,
@@ -399,7 +394,7 @@ impl Config {
             withdraw,
             table: folder.join(raw.table),
             interfaces: raw.interfaces,
-            pin: raw.pin,
+            bpffs_dir: raw.bpffs_dir,
             options: Options {
                 outer_source: raw.outer_source_ipv4,
                 outer_source_ipv6: raw.outer_source_ipv6,
@@ -414,7 +409,7 @@ impl Config {
             },
             gateway_mac,
             metrics: raw.metrics,
-            statsd: raw.statsd.map(|address| (address, Duration::from_secs(interval.into()))),
+            statsd: raw.statsd.map(|address| (address, statsd_interval)),
             control,
         })
     }
@@ -439,11 +434,12 @@ mod tests {
     fn paths_are_meant_from_the_files_folder() {
         let config = parse(GOOD).unwrap();
         assert_eq!(config.table, Path::new("/etc/glb/t.toml"));
-        assert_eq!(config.state, Path::new("/var/lib/glb-director"));
-        let other = parse(&format!("{GOOD}pin = \"/bpf/two\"\nflow_age = \"36h\"\n")).unwrap();
-        assert_eq!(other.state, Path::new("/var/lib/glb-director/at-bpf-two"));
+        assert_eq!(config.state_dir, Path::new("/var/lib/glb-director"));
+        let other =
+            parse(&format!("{GOOD}bpffs_dir = \"/bpf/two\"\nflow_age = \"36h\"\n")).unwrap();
+        assert_eq!(other.state_dir, Path::new("/var/lib/glb-director/at-bpf-two"));
         assert_eq!((config.flow_age, other.flow_age), (86_400, 36 * 3_600));
-        assert_eq!(config.pin, Path::new("/sys/fs/bpf/glb-director"));
+        assert_eq!(config.bpffs_dir, Path::new("/sys/fs/bpf/glb-director"));
         assert_eq!(config.control.place.path, Path::new("/run/glb-director/control.sock"));
         let config = parse(&format!("{GOOD}control.socket = \"c.sock\"\n")).unwrap();
         assert_eq!(config.control.place.path, Path::new("/etc/glb/c.sock"));
@@ -455,11 +451,14 @@ mod tests {
             ("interfaces = []\ntable = \"t\"", vec!["director.toml", "interfaces", "at least one"]),
             ("interfaces = [\"a\", \"a\"]\ntable = \"t\"", vec!["\"a\"", "once"]),
             ("interfaces = [\"../x\"]\ntable = \"t\"", vec!["\"../x\"", "not an interface name"]),
-            ("interfaces = [\"a\"]\ntable = \"t\"\npin = \"x\"", vec!["pin", "\"x\"", "absolute"]),
+            (
+                "interfaces = [\"a\"]\ntable = \"t\"\nbpffs_dir = \"x\"",
+                vec!["bpffs_dir", "\"x\"", "absolute"],
+            ),
             ("interfaces = [\"a\"]\ntable = \"t\"\ntabel = 1", vec!["tabel", "line 3"]),
             ("interfaces = [\"a\"]", vec!["table"]),
             ("interface = [\"a\"]\ntable = \"t\"", vec!["line 1", "did you mean `interfaces`?"]),
-            ("interfaces = [\"a\"]\ntable = \"t\"\nstatsd_interval = 0", vec!["1 second"]),
+            ("interfaces = [\"a\"]\ntable = \"t\"\nstatsd_interval = \"0s\"", vec!["one second"]),
             ("interfaces = [\"a\"]\ntable = \"t\"\nouter_tos = 256", vec!["line 3", "0 to 255"]),
             ("interfaces = [\"a\"]\ntable = \"t\"\nouter_tos = \"cpy\"", vec!["line 3", "copy"]),
             (
@@ -483,10 +482,10 @@ mod tests {
             ),
             ("interfaces = [\"a\"]\ntable = \"t\"\nouter_source_ipv4 = \"x\"", vec!["line 3"]),
             (
-                "interfaces = [\"a\"]\ntable = \"t\"\nflow_age = \"1w\"",
-                vec!["flow_age", "1w", "36h"],
+                "interfaces = [\"a\"]\ntable = \"t\"\nflow_age = \"1x\"",
+                vec!["flow_age", "1x", "36h"],
             ),
-            ("interfaces = [\"a\"]\ntable = \"t\"\nflow_age = 0", vec!["flow_age", "36h"]),
+            ("interfaces = [\"a\"]\ntable = \"t\"\nflow_age = \"0\"", vec!["flow_age", "36h"]),
             ("interfaces = [\"a\"]\ntable = \"t\"\non_unsafe = \"die\"", vec!["line 3", "refuse"]),
             ("interfaces = [\"a\"]\ntable = \"t\"\non_stop = \"x\"", vec!["line 3", "detach"]),
             ("interfaces = [\"a\"]\ntable = \"t\"\nmode = \"skb\"", vec!["line 3", "generic"]),

@@ -207,7 +207,7 @@ impl State {
     fn in_words(&self, after: &str) -> String {
         let snapshot = self.snapshot();
         let number = snapshot.in_force.as_ref().map_or(0, |running| running.generation);
-        let announced = self.announcements().in_words();
+        let announced = self.announcements().summary();
         let separator = if announced.is_empty() { "" } else { "; " };
         format!("generation {number} is in force{after}{separator}{announced}")
     }

@@ -16,7 +16,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    announce::{AnnounceView, Level, Stage, state_machine::Cause},
+    announce::{AnnounceView, AnnouncementState, Stage, state_machine::Cause},
     counters::{self, CountersError, Report},
     daemon_status::{Phase, Snapshot},
     fleet::Member,
@@ -66,9 +66,9 @@ struct OfAnnouncement {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AnnouncementLevel {
+struct AnnouncementStateLabels {
     announcement: String,
-    level: &'static str,
+    state: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -131,40 +131,40 @@ impl MetricsSource for Metered {
 
 fn announcements(registry: &mut Registry, view: &AnnounceView) {
     let announced = Gauges::<OfAnnouncement>::default();
-    let levels = Gauges::<AnnouncementLevel>::default();
+    let states = Gauges::<AnnouncementStateLabels>::default();
     let failing = Gauges::<OfAnnouncement>::default();
     let withdrawals = Family::<Withdrawal, Counter>::default();
     let dropped = Family::<OfAnnouncement, Counter>::default();
     for one in &view.announcements {
         let of = OfAnnouncement { announcement: one.name.clone() };
-        let is_announced = one.level == Some(Level::Announced);
+        let is_announced = one.state == Some(AnnouncementState::Announced);
         announced.get_or_create(&of).set(is_announced.into());
         failing.get_or_create(&of).set((!one.error.is_empty()).into());
-        for level in Level::ALL {
-            let (announcement, name) = (one.name.clone(), level.name());
-            let labels = AnnouncementLevel { announcement, level: name };
-            levels.get_or_create(&labels).set((one.level == Some(level)).into());
+        for state in AnnouncementState::ALL {
+            let (announcement, name) = (one.name.clone(), state.name());
+            let labels = AnnouncementStateLabels { announcement, state: name };
+            states.get_or_create(&labels).set((one.state == Some(state)).into());
         }
         for cause in Cause::ALL {
             let (announcement, reason) = (one.name.clone(), cause.name());
             let count = one.withdrawals.get(reason).copied().unwrap_or_default();
             withdrawals.get_or_create(&Withdrawal { announcement, reason }).inc_by(count);
         }
-        if one.way == "tun" {
+        if one.method == "tun" {
             dropped.get_or_create(&of).inc_by(one.dropped);
         }
     }
-    let help = "Whether the prefixes of the announcement are announced, and not less wanted";
+    let help = "Whether the prefixes are announced with normal preference";
     registry.register("announced", help, announced);
-    let help = "What the announcement is: 1 for its level; all 0 if that is not known";
-    registry.register("announcement_level", help, levels);
-    let help = "Whether the way to the routers does not do what it is told";
+    let help = "State of the announcement: 1 for the current one; all 0 if it is unknown";
+    registry.register("announcement_state", help, states);
+    let help = "Whether the method fails to carry out the desired state, or cannot be asked";
     registry.register("announcement_failing", help, failing);
-    registry.register("withdrawals", "Withdrawals, by why", withdrawals);
+    registry.register("withdrawals", "Withdrawals by reason", withdrawals);
     let help = "Packets to the prefixes that came out of the TUN interface and were dropped";
     registry.register("announcement_dropped_packets", help, dropped);
     let stages = Gauges::<DrainStage>::default();
-    for stage in [Stage::LessWanted, Stage::Withdrawn, Stage::Drained] {
+    for stage in [Stage::LowPreference, Stage::Withdrawn, Stage::Drained] {
         let is_there = view.drain.as_ref().is_some_and(|drain| drain.stage == stage);
         stages.get_or_create(&DrainStage { stage: stage.name() }).set(is_there.into());
     }

@@ -46,12 +46,12 @@ const LIMITS: &str = "drain = { quiet = \"300ms\", timeout = \"20s\" }\n\
 
 fn configure(site: &Site, way: &str) {
     site.configure(&format!(
-        "{LIMITS}[[announce]]\nname = \"web\"\nprefixes = [\"198.51.100.1/32\"]\nmin_healthy = 1\n{way}\n"
+        "{LIMITS}[[announce]]\nname = \"web\"\nprefixes = [\"198.51.100.1/32\"]\nwithdraw_below = 1\n{way}\n"
     ));
     site.write(&both());
 }
 
-const BY_BIRD: &str = "way = \"bird\"\nsocket = \"bird.ctl\"\nprotocols = [\"vip\"]";
+const BY_BIRD: &str = "method = \"bird\"\nsocket = \"bird.ctl\"\nprotocols = [\"vip\"]";
 
 /// One look at everything, in the order of the fields.
 #[derive(Clone, Debug, PartialEq)]
@@ -177,7 +177,7 @@ fn by_bird() {
 #[test]
 fn by_tun() {
     alone(|site| {
-        configure(&site, "way = \"tun\"\ninterface = \"vip\"");
+        configure(&site, "method = \"tun\"\ninterface = \"vip\"");
         a_vip_leaves(&site, || {
             let ip = Command::new("ip").args(["route", "show", "198.51.100.1"]).output();
             !ip.unwrap().stdout.is_empty()
@@ -191,7 +191,7 @@ fn by_hook() {
         let (hook, state) = (site.at("hook"), site.at("state-of-hook"));
         fs::write(&hook, format!("#!/bin/sh\nsleep 0.1\necho $1 > {}\n", state.display())).unwrap();
         fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
-        configure(&site, "way = \"hook\"\ncommand = [\"./hook\"]");
+        configure(&site, "method = \"exec\"\ncommand = [\"./hook\"]");
         // An empty file is one that is being written: what it said before holds.
         let mut last = false;
         a_vip_leaves(&site, move || {
@@ -227,7 +227,7 @@ fn too_few_healthy_backends_are_withdrawn_before_their_table_is_in_force() {
         bird.signal(Signal::SIGSTOP);
         let (from, before) = (daemon.log().len(), site.running());
         site.write(&(web(&ILL) + &other()));
-        daemon.says("too few backends are healthy", from);
+        daemon.says("too few healthy backends, withdrawal not confirmed", from);
         daemon.says("in force", from);
         assert_ne!(site.running(), before);
         bird.signal(Signal::SIGCONT);
@@ -245,12 +245,12 @@ fn what_cannot_be_withdrawn_is_served_on_until_it_is() {
         bird.signal(Signal::SIGSTOP);
         let before = site.running();
         site.write(&other());
-        daemon.says("cannot be withdrawn first", 0);
+        daemon.says("cannot withdraw what the new table does not serve", 0);
         // Whoever asks again has the reason at once.
-        let reason = "BIRD at ";
+        let reason = "BIRD on ";
         wait("the reason", || {
             let (well, text) = site.run("reload", &[]);
-            assert!(!well && text.contains("announcement \"web\" (way \"bird\")"), "{text}");
+            assert!(!well && text.contains("announcement \"web\" (method \"bird\")"), "{text}");
             text.contains(reason).then_some(())
         });
         assert_eq!(site.running(), before, "it is served on");
@@ -265,7 +265,7 @@ fn what_cannot_be_withdrawn_is_served_on_until_it_is() {
         bird.signal(Signal::SIGSTOP);
         let (before, from) = (site.running(), daemon.log().len());
         site.write(&other());
-        daemon.says("cannot be withdrawn first", from);
+        daemon.says("cannot withdraw what the new table does not serve", from);
         site.write(&both());
         daemon.says("in force already", from);
         bird.signal(Signal::SIGCONT);
@@ -277,11 +277,11 @@ fn what_cannot_be_withdrawn_is_served_on_until_it_is() {
         bird.signal(Signal::SIGSTOP);
         let from = daemon.log().len();
         site.write(&other());
-        daemon.says("cannot be withdrawn first", from);
+        daemon.says("cannot withdraw what the new table does not serve", from);
         let (well, text) = site.run("reload", &["--force"]);
         assert!(well, "{text}");
         assert_ne!(site.running(), before);
-        assert!(daemon.log()[from..].contains("no longer served, and not known to be withdrawn"));
+        assert!(daemon.log()[from..].contains("forced change: VIPs lose service"));
         bird.signal(Signal::SIGCONT);
         bird.announces(&[]);
         assert!(site.run("rollback", &[]).0);
@@ -313,7 +313,7 @@ fn a_start_withdraws_before_it_loads_what_has_changed_meanwhile() {
             if hangs {
                 bird.signal(Signal::SIGSTOP);
                 let mut daemon = site.start();
-                daemon.says("cannot be withdrawn first", 0);
+                daemon.says("cannot withdraw what the new table does not serve", 0);
                 assert_eq!(site.running(), before, "it is served on");
                 bird.signal(Signal::SIGCONT);
                 wait("the change", || (site.running() != before).then_some(()));
@@ -347,7 +347,7 @@ fn a_stuck_announcer_keeps_what_it_cannot_withdraw_in_service_and_nothing_else_f
         wait("the change", || (site.running() != before).then_some(()));
         let (before, from) = (site.running(), daemon.log().len());
         site.write(&other());
-        daemon.says("the thread of the announcements does not answer", from);
+        daemon.says("the announcement thread does not answer", from);
         assert_eq!(site.running(), before);
         site.fault("");
         wait("the change", || (site.running() != before).then_some(()));
@@ -384,7 +384,7 @@ fn killed_between_withdrawal_and_swap_its_successor_goes_on() {
 #[test]
 fn a_vip_that_comes_and_goes_ends_as_its_table_says() {
     alone(|site| {
-        configure(&site, "way = \"tun\"\ninterface = \"vip\"");
+        configure(&site, "method = \"tun\"\ninterface = \"vip\"");
         let _daemon = site.start();
         let routed = || {
             let ip = Command::new("ip").args(["route", "show", "198.51.100.1"]).output();

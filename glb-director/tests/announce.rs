@@ -23,15 +23,15 @@ const ILL: [(u8, &str); 2] = [(11, "draining"), (12, "draining")];
 fn by_bird(site: &Site, more: &str) {
     site.configure(&format!(
         "drain = {{ quiet = \"500ms\", timeout = \"20s\" }}\n{more}\n[[announce]]\nname = \"web\"\n\
-         prefixes = [\"198.51.100.1/32\"]\nmin_healthy = 1\nway = \"bird\"\nsocket = \"bird.ctl\"\n\
-         protocols = [\"vip\"]\nless_wanted = [\"vip_drain\"]\n"
+         prefixes = [\"198.51.100.1/32\"]\nwithdraw_below = 1\nmethod = \"bird\"\nsocket = \"bird.ctl\"\n\
+         protocols = [\"vip\"]\nlow_preference = [\"vip_drain\"]\n"
     ));
     site.write(&table("web", 80, &WELL));
 }
 
-fn level(site: &Site) -> String {
+fn state(site: &Site) -> String {
     let status = site.json("status", &[]);
-    status["announce"]["announcements"][0]["level"].as_str().unwrap_or("not known").to_owned()
+    status["announce"]["announcements"][0]["state"].as_str().unwrap().to_owned()
 }
 
 fn problems(site: &Site) -> Vec<String> {
@@ -53,13 +53,13 @@ fn bird_announces_what_is_fit_and_hears_it_again_after_its_restart() {
         bird.announces(&[]);
         let mut daemon = site.start();
         bird.announces(&["vip"]);
-        wait("the level", || (level(&site) == "announced").then_some(()));
+        wait("the state", || (state(&site) == "announced").then_some(()));
         assert!(problems(&site).is_empty(), "{:?}", problems(&site));
 
         // Too few healthy backends: withdrawn, with the reason. And back again.
         site.write(&table("web", 80, &ILL));
         bird.announces(&[]);
-        daemon.says("min_healthy", 0);
+        daemon.says("withdraw_below", 0);
         assert!(problems(&site).contains(&"not_announced".to_owned()), "{:?}", problems(&site));
         site.write(&table("web", 80, &WELL));
         bird.announces(&["vip"]);
@@ -68,7 +68,7 @@ fn bird_announces_what_is_fit_and_hears_it_again_after_its_restart() {
         // is a problem that names the socket.
         drop(bird);
         wait("the problem", || {
-            problems(&site).contains(&"not_carried_out".to_owned()).then_some(())
+            problems(&site).contains(&"announcement_failed".to_owned()).then_some(())
         });
         let (_, text) = site.run("status", &[]);
         assert!(text.contains("bird.ctl"), "{text}");
@@ -100,7 +100,7 @@ fn a_restart_touches_nothing_that_is_announced() {
         for signal in [Signal::SIGKILL, Signal::SIGTERM] {
             daemon.end(signal);
             daemon = site.start();
-            wait("the level", || (level(&site) == "announced").then_some(()));
+            wait("the state", || (state(&site) == "announced").then_some(()));
             thread::sleep(Duration::from_millis(1_500));
             assert_eq!(changes(&daemon), 0, "{}", daemon.log());
         }
@@ -126,7 +126,7 @@ fn what_speaks_against_bird_is_said_with_the_remedy() {
     alone(|site| {
         by_bird(&site, "");
         let mut daemon = site.start();
-        daemon.says("BIRD is not there", 0);
+        daemon.says("cannot ask BIRD on", 0);
         let bird = Bird::start(&site);
         bird.announces(&["vip"]);
         drop(bird);
@@ -162,9 +162,9 @@ fn a_drain_goes_step_by_step_and_can_be_undone_also_by_a_successor() {
         bird.announces(&["vip"]);
         // No packets come here: it is drained after twice the quiet.
         let (well, text) = site.run("drain", &[]);
-        assert!(well && text.contains("less_wanted") && text.contains("drained"), "{text}");
+        assert!(well && text.contains("low_preference") && text.contains("drained"), "{text}");
         bird.announces(&[]);
-        daemon.says("less wanted", 0);
+        daemon.says("low_preference", 0);
         let status = site.json("status", &[]);
         assert_eq!(status["announce"]["drain"]["stage"], "drained", "{status}");
         assert!(problems(&site).is_empty(), "{:?}", problems(&site));
@@ -199,7 +199,7 @@ fn a_stop_withdraws_before_it_detaches() {
             let log = daemon.log();
             let at = |words: &str| log.find(words).unwrap_or_else(|| panic!("{words:?}: {log}"));
             assert!(at("withdrawn") < at("ended and detached"), "{log}");
-            assert_eq!(log.contains("less wanted"), how == "drain", "{log}");
+            assert_eq!(log.contains("low_preference"), how == "drain", "{log}");
         }
     });
 }
@@ -223,8 +223,8 @@ fn a_tun_interface_is_learned_by_bird_and_goes_with_its_owner() {
     alone(|site| {
         site.configure(
             "drain = { quiet = \"500ms\", timeout = \"20s\" }\n[[announce]]\nname = \"web\"\n\
-             prefixes = [\"198.51.100.1/32\", \"2001:db8::1/128\"]\nway = \"tun\"\n\
-             interface = \"vip\"\nless_wanted_metric = 500\n",
+             prefixes = [\"198.51.100.1/32\", \"2001:db8::1/128\"]\nmethod = \"tun\"\n\
+             interface = \"vip\"\nlow_preference_metric = 500\n",
         );
         let both = table("web", 80, &WELL).replace(
             "binds = [",
@@ -318,20 +318,20 @@ fn a_hook_is_told_again_until_it_does_it() {
         fs::set_permissions(&hook, mode).unwrap();
         site.configure(
             "drain = { quiet = \"500ms\", timeout = \"20s\" }\n[[announce]]\n\
-             prefixes = [\"198.51.100.1/32\"]\nway = \"hook\"\ncommand = [\"./hook\", \"now\"]\n\
-             less_wanted = true\n",
+             prefixes = [\"198.51.100.1/32\"]\nmethod = \"exec\"\ncommand = [\"./hook\", \"now\"]\n\
+             low_preference = true\n",
         );
         site.write(&table("web", 80, &WELL));
         let told = || fs::read_to_string(&log).unwrap_or_default();
         let mut daemon = site.start();
         daemon.says("no peer", 0);
         wait("three attempts", || (told().matches("now announce").count() >= 3).then_some(()));
-        assert!(problems(&site).contains(&"not_carried_out".to_owned()));
+        assert!(problems(&site).contains(&"announcement_failed".to_owned()));
         fs::write(site.at("peer"), "").unwrap();
-        wait("the level", || (level(&site) == "announced").then_some(()));
+        wait("the state", || (state(&site) == "announced").then_some(()));
         fs::remove_file(&log).unwrap();
         assert!(site.run("drain", &[]).0);
-        assert_eq!(told(), "now less-wanted 198.51.100.1/32\nnow withdraw 198.51.100.1/32\n");
+        assert_eq!(told(), "now low-preference 198.51.100.1/32\nnow withdraw 198.51.100.1/32\n");
     });
 }
 
@@ -385,7 +385,7 @@ fn a_fleet_is_compared_over_sockets_and_http() {
         let bird = Bird::start(&site);
         let _daemon = site.start();
         bird.announces(&["vip"]);
-        wait("the level", || (level(&site) == "announced").then_some(()));
+        wait("the state", || (state(&site) == "announced").then_some(()));
         // The same director by both its doors agrees with itself.
         let socket = site.at("c.sock");
         let fleet = |targets: &str| {
@@ -417,7 +417,7 @@ fn a_fleet_is_compared_over_sockets_and_http() {
         std::io::Read::read_to_string(&mut stream, &mut text).unwrap();
         for line in [
             "glb_director_announced{announcement=\"web\"} 1",
-            "glb_director_announcement_level{announcement=\"web\",level=\"withdrawn\"} 0",
+            "glb_director_announcement_state{announcement=\"web\",state=\"withdrawn\"} 0",
             "glb_director_withdrawals_total{announcement=\"web\",reason=\"draining\"} 0",
             "glb_director_drain{stage=\"drained\"} 0",
         ] {

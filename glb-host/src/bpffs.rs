@@ -21,7 +21,7 @@ use nix::{
 pub enum PinFolderError {
     /// Nothing is mounted there that can hold pins.
     #[error(
-        "`pin = \"{}\"`: {} is not on a BPF file system, so nothing can be pinned there.\n  \
+        "`bpffs_dir = \"{}\"`: {} is not on a BPF file system, so nothing can be pinned there.\n  \
          Mount one (mount -t bpf bpf /sys/fs/bpf) or name a folder on one.",
         folder.display(),
         looked_at.display()
@@ -34,7 +34,7 @@ pub enum PinFolderError {
     },
     /// The folder is the whole file system, or holds what others pinned.
     #[error(
-        "`pin = \"{}\"`: {what}, and a daemon removes whatever is in its pin folder.\n  \
+        "`bpffs_dir = \"{}\"`: {what}, and a daemon removes whatever is in its pin folder.\n  \
          Give it a folder of its own: a new one, such as /sys/fs/bpf/{owner}.",
         folder.display()
     )]
@@ -48,7 +48,7 @@ pub enum PinFolderError {
     },
     /// The name cannot be one of a pin folder.
     #[error(
-        "`pin = \"{}\"`: {why}.\n  Give an absolute path such as /sys/fs/bpf/{owner}.",
+        "`bpffs_dir = \"{}\"`: {why}.\n  Give an absolute path such as /sys/fs/bpf/{owner}.",
         folder.display()
     )]
     BadName {
@@ -61,7 +61,7 @@ pub enum PinFolderError {
     },
     /// A system call said no.
     #[error(
-        "`pin = \"{}\"`: cannot {action} {}: {source}{}", folder.display(), path.display(),
+        "`bpffs_dir = \"{}\"`: cannot {action} {}: {source}{}", folder.display(), path.display(),
         hint(source, folder)
     )]
     Io {
@@ -76,7 +76,7 @@ pub enum PinFolderError {
     },
     /// Another daemon works with this folder.
     #[error(
-        "`pin = \"{}\"`: {owner} holds this folder.\n  \
+        "`bpffs_dir = \"{}\"`: {owner} holds this folder.\n  \
          A daemon that runs there has to be stopped first (the pinned program goes on forwarding); \
          a second daemon needs a folder of its own.",
         folder.display()

@@ -23,7 +23,7 @@ fn directors_leave_and_return(way: AnnounceMethod, name: &str) -> Result<()> {
     fleet.wait_for_routes(&[SECOND])?;
     everybody_answers(&fleet.lab)?;
     let log = fleet.director_on(FIRST)?.process()?.log()?;
-    ensure!(log.contains("less wanted"), "{log}");
+    ensure!(log.contains("low_preference"), "{log}");
     fleet.undrain_director(FIRST)?;
     fleet.wait_for_routes(&[FIRST, SECOND])?;
 

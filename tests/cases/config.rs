@@ -117,7 +117,7 @@ fn glb_files_are_imported_and_run() -> Result<()> {
     let text = String::from_utf8(output.stdout)?;
     ensure!(text.contains("forward_echo = false") && text.contains("127.0.0.1:28125"), "{text}");
     let pin = lab.bpf().join("imported");
-    let rest = format!("pin = \"{}\"\ncontrol.socket = \"i.sock\"\n", pin.display());
+    let rest = format!("bpffs_dir = \"{}\"\ncontrol.socket = \"i.sock\"\n", pin.display());
     let file = folder.join("imported.toml");
     fs::write(&file, text + &rest)?;
     let mut run = lab.netns(DIRECTOR)?.command(&program);
@@ -158,7 +158,13 @@ fn statsd_receives_glb_metric_names() -> Result<()> {
     let director = &mut fleet.directors[0];
     director.end(Signal::SIGTERM)?;
     let config = fs::read_to_string(director.config())?;
-    fs::write(director.config(), format!("statsd = \"{address}\"\nstatsd_interval = 1\n{config}"))?;
+    fs::write(
+        director.config(),
+        format!(
+            "statsd = \"{address}\"\nstatsd_interval = \"1s\"
+{config}"
+        ),
+    )?;
     let socket = fleet.lab.netns(DIRECTOR)?.run(|| Ok(UdpSocket::bind(address)?))?;
     socket.set_read_timeout(Some(Duration::from_millis(500)))?;
     fleet.directors[0].start(&fleet.lab)?;

@@ -217,7 +217,7 @@ fn doctor_finds_each_fault_and_its_repair() -> Result<()> {
     fs::write(config, text.replace(&format!("\"{INTERFACE}\""), "\"eth7\""))?;
     let found = findings(&doctor(&fleet, &[])?.1, "program");
     ensure!(found[0].contains("eth7"), "{found:?}");
-    fs::write(config, text.replace("pin = \"", "pin = \"/tmp"))?;
+    fs::write(config, text.replace("bpffs_dir = \"", "bpffs_dir = \"/tmp"))?;
     let found = findings(&doctor(&fleet, &[])?.1, "pin_folder");
     ensure!(found[0].contains("mount -t bpf"), "{found:?}");
     fs::write(config, &text)?;

@@ -32,7 +32,7 @@ fn fleet(name: &str) -> Result<Fleet> {
     let mut config = fs::read_to_string(director.config())?;
     config = format!("metrics = \"{}\"\n{config}", address(METRICS));
     config += &format!(
-        "[[announce]]\nname = \"web\"\nprefixes = [\"{}\", \"{}\"]\nway = \"hook\"\ncommand = [\"true\"]\n",
+        "[[announce]]\nname = \"web\"\nprefixes = [\"{}\", \"{}\"]\nmethod = \"exec\"\ncommand = [\"true\"]\n",
         vip(Family::V4),
         vip(Family::V6)
     );

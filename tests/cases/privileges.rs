@@ -43,9 +43,9 @@ fn fleet(name: &str) -> Result<(Fleet, PathBuf)> {
     let director = &fleet.directors[0];
     let config = fs::read_to_string(director.config())?;
     let socket = format!("control.socket = \"{}\"", run.join("control.sock").display());
-    let state = format!("state = \"{}\"", run.join("state").display());
+    let state = format!("state_dir = \"{}\"", run.join("state").display());
     let config = config.replace("control.socket = \"control.sock\"", &socket);
-    fs::write(director.config(), config.replace("state = \"state\"", &state))?;
+    fs::write(director.config(), config.replace("state_dir = \"state\"", &state))?;
     let table = director.config().with_file_name("table.toml");
     chown(&table, None, Some(USER))?;
     fs::set_permissions(&table, fs::Permissions::from_mode(0o640))?;

@@ -1,4 +1,4 @@
-//! What is announced, once the configuration is checked, and what tables and this machine say to it.
+//! The checked configuration of an announcement, and the checks of it against tables and machine.
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
@@ -6,119 +6,119 @@ use glb_host::config_file::closest_name;
 use glb_table::{Table, TableSet};
 use ipnet::IpNet;
 
-/// A group of prefixes that are announced and withdrawn together.
+/// Prefixes that are announced and withdrawn together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
-    /// What it is called in messages and metrics.
+    /// The name in messages and metrics.
     pub name: String,
-    /// At least one, no two of which overlap.
+    /// At least one prefix; no two overlap.
     pub prefixes: Vec<IpNet>,
-    /// The tables whose health counts; nothing for those with binds in the prefixes.
+    /// The tables whose health counts; by default those with binds in the prefixes.
     pub tables: Option<Vec<String>>,
-    /// How many backends of each table must take new connections.
-    pub min_healthy: Minimum,
-    /// How routers are told.
-    pub way: WayConfig,
+    /// With fewer eligible backends in one of its tables, the announcement is withdrawn.
+    pub withdraw_below: HealthyThreshold,
+    /// How the prefixes reach routers.
+    pub method: MethodConfig,
 }
 
-/// How many backends must take new connections.
+/// The number of backends that must take new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Minimum {
-    /// So many; with 0, health is not looked at.
+pub enum HealthyThreshold {
+    /// An absolute number; 0 ignores health.
     Backends(u16),
-    /// So many of a hundred usable ones, from 1 to 100.
+    /// A share of the usable backends, from 1 to 100 percent.
     Percent(u8),
 }
 
-/// How routers are told.
+/// The method that announces prefixes to routers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WayConfig {
-    /// Protocols of BIRD are enabled and disabled.
+pub enum MethodConfig {
+    /// Enables and disables protocols of BIRD.
     Bird {
         /// BIRD's control socket.
         socket: PathBuf,
-        /// Enabled when announced.
+        /// Protocols enabled while the state is `announced`.
         protocols: Vec<String>,
-        /// Enabled instead when less wanted; empty if there are none.
-        less_wanted: Vec<String>,
+        /// Protocols enabled while the state is `low_preference`; may be empty.
+        low_preference: Vec<String>,
     },
-    /// The prefixes are routed into a TUN interface, for a routing daemon to learn.
+    /// Routes the prefixes into a TUN interface, where a routing daemon learns them.
     Tun {
         /// The interface's name.
         interface: String,
-        /// Metric of the routes.
+        /// The metric of the routes.
         metric: u32,
-        /// Their metric when less wanted.
-        less_wanted_metric: Option<u32>,
+        /// The metric of the routes while the state is `low_preference`.
+        low_preference_metric: Option<u32>,
     },
-    /// A command is run.
-    Hook {
+    /// Runs a command.
+    Exec {
         /// The program and its arguments.
         command: Vec<String>,
-        /// How long it may take.
+        /// The longest time that one run may take.
         timeout: Duration,
-        /// How often it is told the same once more; never if nothing.
+        /// The interval at which the command is run again without a change.
         repeat: Option<Duration>,
-        /// Whether it knows `less_wanted`.
-        less_wanted: bool,
+        /// Whether the command supports `low-preference`.
+        low_preference: bool,
     },
 }
 
-impl WayConfig {
-    /// The way's name in the configuration.
+impl MethodConfig {
+    /// The method's name in the configuration.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Bird { .. } => "bird",
             Self::Tun { .. } => "tun",
-            Self::Hook { .. } => "hook",
+            Self::Exec { .. } => "hook",
         }
     }
 
-    /// Whether it can make a path less wanted without withdrawing it.
+    /// Whether the method can lower the preference without withdrawing.
     #[must_use]
-    pub fn knows_less_wanted(&self) -> bool {
+    pub fn supports_low_preference(&self) -> bool {
         match self {
-            Self::Bird { less_wanted, .. } => !less_wanted.is_empty(),
-            Self::Tun { less_wanted_metric, .. } => less_wanted_metric.is_some(),
-            Self::Hook { less_wanted, .. } => *less_wanted,
+            Self::Bird { low_preference, .. } => !low_preference.is_empty(),
+            Self::Tun { low_preference_metric, .. } => low_preference_metric.is_some(),
+            Self::Exec { low_preference, .. } => *low_preference,
         }
     }
 }
 
-/// When packets have ceased.
+/// When a drain takes traffic as stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrainLimits {
-    /// For so long they must have been few.
+    /// How long the packet rate must stay at or below the limit.
     pub quiet: Duration,
-    /// Few are so many a second.
+    /// Traffic at or below this rate counts as stopped.
     pub packets_per_second: u32,
-    /// How long that is waited for, at each stage.
+    /// How long each stage waits for traffic to stop.
     pub timeout: Duration,
 }
 
-/// How a withdrawal goes before the change that ends a VIP's service.
+/// How long a withdrawal may delay the change that ends a VIP's service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WithdrawLimits {
-    /// How long the change waits for it.
+    /// How long the change waits until the withdrawal is confirmed.
     pub timeout: Duration,
-    /// How long it then waits for packets that are on their way, or for routers that hear of it late.
+    /// How long the change then waits for late packets.
     pub grace: Duration,
 }
 
-/// Whether an address lies in both.
+/// Whether two prefixes overlap.
 pub(super) fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
 
 impl Announcement {
-    /// Whether one of the prefixes holds all of `net`.
+    /// Whether one of the prefixes contains all of `net`.
     #[must_use]
     pub fn covers(&self, net: &IpNet) -> bool {
         self.prefixes.iter().any(|prefix| prefix.contains(net))
     }
 
-    /// The tables whose health counts, as far as they are there.
+    /// The tables in `tables` whose health counts.
     pub fn tables_of<'t>(&self, tables: &'t TableSet) -> impl Iterator<Item = &'t Table> {
         let has_bind = |table: &Table| table.binds.iter().any(|bind| self.covers(&bind.prefix));
         tables.tables.iter().filter(move |table| match &self.tables {
@@ -136,9 +136,12 @@ impl Announcement {
     }
 }
 
-/// What the tables and this machine say against the announcements: errors, and what may surprise.
+/// Checks announcements against tables and machine; returns errors and warnings.
 #[must_use]
-pub fn against(announcements: &[Announcement], tables: &TableSet) -> (Vec<String>, Vec<String>) {
+pub fn check_against(
+    announcements: &[Announcement],
+    tables: &TableSet,
+) -> (Vec<String>, Vec<String>) {
     let (mut errors, mut warnings) = (Vec::new(), Vec::new());
     if announcements.is_empty() {
         return (errors, warnings);
@@ -152,23 +155,22 @@ pub fn against(announcements: &[Announcement], tables: &TableSet) -> (Vec<String
                     .map(|near| format!("; did you mean \"{near}\"?"))
                     .unwrap_or_default();
                 errors.push(format!(
-                    "announcement {name:?}: `tables` names {table:?}, and the table file has no such \
-                     table{near}"
+                    "announcement {name:?}: `tables` names {table:?}, which the table file does not \
+                     have{near}"
                 ));
             }
         }
         if let Some(prefix) = one.unserved(tables) {
             errors.push(format!(
-                "announcement {name:?}: no bind of any table lies in {prefix}: routers would send \
-                 what nobody serves; add the bind, or take the prefix out"
+                "announcement {name:?}: no table has a bind in {prefix}, so its packets would be \
+                 dropped. Add a bind, or remove the prefix"
             ));
         }
         for prefix in &one.prefixes {
             if let Some(address) = own_address(prefix) {
                 errors.push(format!(
-                    "announcement {name:?}: {address} is an address of this machine; a VIP must not \
-                     be one, or its kernel answers what is left to it and so resets live \
-                     connections: `ip address del {address} dev …`"
+                    "announcement {name:?}: {address} is an address of this machine, so its kernel \
+                     would reset live connections. Remove it: `ip address del {address} dev …`"
                 ));
             }
         }
@@ -179,7 +181,7 @@ pub fn against(announcements: &[Announcement], tables: &TableSet) -> (Vec<String
         });
         if let Some(bind) = open {
             warnings.push(format!(
-                "table {}: its bind {} lies in no announced prefix: somebody else must route it here",
+                "table {}: no announcement covers its bind {}. Announce it, or route it here by other means",
                 table.name, bind.prefix
             ));
         }
@@ -187,7 +189,7 @@ pub fn against(announcements: &[Announcement], tables: &TableSet) -> (Vec<String
     (errors, warnings)
 }
 
-/// An address in `prefix` that this machine has.
+/// Returns one of this machine's addresses that lies in `prefix`.
 #[must_use]
 pub fn own_address(prefix: &IpNet) -> Option<IpAddr> {
     let all = nix::ifaddrs::getifaddrs().into_iter().flatten();

@@ -1,8 +1,8 @@
-//! BIRD by its control socket: named protocols are enabled and disabled, and their states read back.
+//! The `bird` method: enables and disables protocols over BIRD's control socket, and reads their states.
 //!
-//! The protocol is that of `birdc` (BIRD's `doc/reply_codes`): a greeting (`0001`), then for each
-//! command lines of which the last begins with four digits and a space. `0…` is well, `8…` a refusal,
-//! `9…` a command that BIRD does not understand, such as one with an unknown name.
+//! The wire protocol is that of `birdc` (BIRD's `doc/reply_codes`). BIRD greets with code `0001`. A reply
+//! ends with a line that begins with four digits and a space. Codes `0…` and `1…` are results, `8…` runtime
+//! errors, `9…` syntax errors, for example an unknown name.
 
 use std::{
     collections::BTreeMap,
@@ -17,104 +17,99 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::Level;
+use super::AnnouncementState;
 
 /// How long BIRD may take to answer one command.
-const PATIENCE: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a protocol may take from a command to its state.
-const SETTLING: Duration = Duration::from_secs(2);
+/// How long a protocol may take to reach the state it was told.
+const STATE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Longest answer, in bytes.
-const LONGEST: u64 = 4 << 20;
+/// The longest reply, in bytes.
+const LONGEST_REPLY: u64 = 4 << 20;
 
-/// Why BIRD does not do what is wanted.
+/// Why BIRD does not carry out a state, or cannot be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum BirdError {
-    /// Nobody listens.
-    #[error("BIRD is not there: {}: {source}; start it, or mend `socket`", path.display())]
-    Away {
-        /// The socket.
+    /// No process listens at the path. Another path's BIRD may still announce.
+    #[error(
+        "cannot ask BIRD on {}: {source}, so what it announces is unknown. Start BIRD, or set \
+         `socket` to its control socket", path.display()
+    )]
+    NotListening {
+        /// BIRD's control socket.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The socket's mode says no.
+    /// The socket does not permit this process to connect.
     #[error(
-        "not permitted to connect to BIRD at {}: {source}; add this daemon's user (also if it is \
-         root, whose power over files it has given up) to the socket's group, or start BIRD with \
-         `-g` of a group that it is in",
+        "cannot connect to BIRD on {}: {source}. Add this daemon's user to the socket's group (root \
+         too: the daemon gives up its rights over other users' files), or start BIRD with `-g` and \
+         a group of this user",
         path.display()
     )]
     NotPermitted {
-        /// The socket.
+        /// BIRD's control socket.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// It went away in the middle, or does not answer.
-    #[error("BIRD at {} does not answer: {source}", path.display())]
+    /// BIRD does not answer, or closed the connection.
+    #[error("BIRD on {} does not answer: {source}. Check that it runs (`birdc show status`)", path.display())]
     Silent {
-        /// The socket.
+        /// BIRD's control socket.
         path: PathBuf,
-        /// What happened.
+        /// The error.
         source: io::Error,
     },
-    /// It has no protocol of this name.
+    /// BIRD has no protocol with a configured name.
     #[error(
-        "BIRD at {} has no protocol {name:?}; it has {known}. Add it to BIRD's configuration, or \
-         mend `protocols` and `less_wanted`",
+        "BIRD on {} has no protocol {name:?}, only {known}. Add it to BIRD's configuration, or \
+         correct `protocols` and `low_preference`",
         path.display()
     )]
     NoProtocol {
-        /// The socket.
+        /// BIRD's control socket.
         path: PathBuf,
-        /// As configured.
+        /// The configured name.
         name: String,
-        /// Those there are.
+        /// The names that BIRD has.
         known: String,
     },
-    /// A command was refused.
-    #[error("BIRD at {} refuses `{command}`: {answer}", path.display())]
+    /// BIRD rejected a command.
+    #[error("BIRD on {} rejects `{command}`: {answer}", path.display())]
     Refused {
-        /// The socket.
+        /// BIRD's control socket.
         path: PathBuf,
-        /// What was asked for.
+        /// The command.
         command: String,
-        /// What it said.
+        /// BIRD's reply.
         answer: String,
     },
-    /// The answer is none of BIRD's.
-    #[error("{} is not BIRD's control socket: {what}", path.display())]
-    Odd {
-        /// The socket.
+    /// The peer does not speak BIRD's protocol.
+    #[error("{} is not BIRD's control socket: {what}. Set `socket` to the path of BIRD's", path.display())]
+    NotBird {
+        /// BIRD's control socket.
         path: PathBuf,
-        /// What is odd.
+        /// What the peer sent.
         what: String,
     },
-    /// A protocol does not get where it was sent.
-    #[error("protocol {name} of BIRD at {} is {state:?}, and not {wanted:?}", path.display())]
-    Elsewhere {
-        /// The socket.
+    /// A protocol does not reach the state it was told.
+    #[error("protocol {name} of BIRD on {} stays {state:?} instead of {wanted:?}. See BIRD's log", path.display())]
+    StuckProtocol {
+        /// BIRD's control socket.
         path: PathBuf,
-        /// The protocol.
+        /// The protocol's name.
         name: String,
-        /// Where it is.
+        /// Its state.
         state: String,
-        /// Where it should be.
+        /// The state it should have.
         wanted: &'static str,
     },
 }
 
-impl BirdError {
-    /// Whether there is no BIRD, and so nothing that it would announce.
-    #[must_use]
-    pub const fn is_away(&self) -> bool {
-        matches!(self, Self::Away { .. })
-    }
-}
-
-/// An answer of BIRD's: the code and the text of each line, and the last line's.
+/// A reply: the code and the text of each line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Reply {
     lines: Vec<(u16, String)>,
@@ -130,7 +125,7 @@ impl Reply {
         lines.filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ")
     }
 
-    /// Takes in one line; whether it is the last one. A line without a code is of the code before.
+    /// Adds a line; returns whether it is the last one. A line without a code continues the last code.
     fn push(&mut self, line: &str) -> Result<bool, String> {
         if let Some(text) = line.strip_prefix(' ') {
             self.lines.push((self.code(), text.to_owned()));
@@ -151,9 +146,9 @@ impl Reply {
         Ok(is_last)
     }
 
-    /// The states of the answer to `show protocols`.
+    /// The state of each protocol, from a reply to `show protocols`.
     fn states(&self) -> BTreeMap<String, String> {
-        // RFC-like table: name, kind, table, state, since when, more.
+        // Columns: name, type, table, state, since, info.
         let rows = self.lines.iter().filter(|(code, _)| *code == 1002);
         rows.filter_map(|(_, text)| {
             let mut words = text.split_whitespace();
@@ -163,52 +158,59 @@ impl Reply {
     }
 }
 
-/// The protocols of one announcement.
+/// The BIRD protocols of one announcement.
 #[derive(Debug)]
 pub struct Bird {
     path: PathBuf,
     protocols: Vec<String>,
-    less_wanted: Vec<String>,
+    low_preference: Vec<String>,
     connection: Option<BufReader<UnixStream>>,
 }
 
 impl Bird {
-    /// Those of the BIRD whose control socket is at `path`. Nothing is asked yet.
+    /// Names the control socket and the protocols. Connects on first use.
     #[must_use]
-    pub fn new(path: &Path, protocols: &[String], less_wanted: &[String]) -> Self {
-        let (protocols, less_wanted) = (protocols.to_vec(), less_wanted.to_vec());
-        Self { path: path.to_owned(), protocols, less_wanted, connection: None }
+    pub fn new(path: &Path, protocols: &[String], low_preference: &[String]) -> Self {
+        let (protocols, low_preference) = (protocols.to_vec(), low_preference.to_vec());
+        Self { path: path.to_owned(), protocols, low_preference, connection: None }
     }
 
-    /// What is announced now: the most wanted of what any of the protocols does.
+    /// Returns the highest state that any of the protocols is in.
     ///
     /// # Errors
-    /// When BIRD does not tell.
-    pub async fn look(&mut self) -> Result<Level, BirdError> {
+    /// When BIRD cannot be asked.
+    pub async fn observe(&mut self) -> Result<AnnouncementState, BirdError> {
         let states = self.states().await?;
         let any = |names: &[String]| names.iter().any(|name| states.get(name) != Some(&down()));
-        Ok(match (any(&self.protocols), any(&self.less_wanted)) {
-            (true, _) => Level::Announced,
-            (false, true) => Level::LessWanted,
-            (false, false) => Level::Withdrawn,
+        Ok(match (any(&self.protocols), any(&self.low_preference)) {
+            (true, _) => AnnouncementState::Announced,
+            (false, true) => AnnouncementState::LowPreference,
+            (false, false) => AnnouncementState::Withdrawn,
         })
     }
 
-    /// Sees to it that exactly this is announced. What is there already is not touched.
+    /// Enables and disables protocols until the state is reached; leaves those that are right alone.
     ///
     /// # Errors
-    /// When BIRD does not do so.
-    pub async fn bring(&mut self, level: Level) -> Result<(), BirdError> {
-        // First what is to be there, so that the prefix is never without a route in between.
+    /// When BIRD cannot be asked, or does not reach the state.
+    pub async fn apply(&mut self, state: AnnouncementState) -> Result<(), BirdError> {
+        // Enable first, so that the prefix is never without a route.
         let mut wanted: Vec<(String, bool)> = Vec::new();
-        wanted.extend(self.less_wanted.iter().cloned().map(|n| (n, level == Level::LessWanted)));
-        wanted.extend(self.protocols.iter().cloned().map(|n| (n, level == Level::Announced)));
+        wanted.extend(
+            self.low_preference
+                .iter()
+                .cloned()
+                .map(|n| (n, state == AnnouncementState::LowPreference)),
+        );
+        wanted.extend(
+            self.protocols.iter().cloned().map(|n| (n, state == AnnouncementState::Announced)),
+        );
         wanted.sort_by_key(|(_, up)| !*up);
         let states = self.states().await?;
         for (name, up) in &wanted {
             let is_there = states.get(name).is_some_and(|state| (*state != down()) == *up);
             if !is_there {
-                self.say(if *up { "enable" } else { "disable" }, name).await?;
+                self.command(if *up { "enable" } else { "disable" }, name).await?;
             }
         }
         let mut waited = Duration::ZERO;
@@ -220,9 +222,9 @@ impl Bird {
                 (state != wanted).then(|| (name.clone(), state.clone(), wanted))
             });
             let Some((name, state, wanted)) = not_yet else { return Ok(()) };
-            if waited >= SETTLING {
+            if waited >= STATE_TIMEOUT {
                 let path = self.path.clone();
-                return Err(BirdError::Elsewhere { path, name, state, wanted });
+                return Err(BirdError::StuckProtocol { path, name, state, wanted });
             }
             let pause = Duration::from_millis(20);
             sleep(pause).await;
@@ -230,20 +232,20 @@ impl Bird {
         }
     }
 
-    /// Waits until BIRD ends, or closes the connection. For ever without one.
-    pub async fn gone(&mut self) {
+    /// Returns when BIRD closes the connection; never without one.
+    pub async fn closed(&mut self) {
         let Some(connection) = &mut self.connection else { return std::future::pending().await };
-        // It says nothing without being asked.
+        // BIRD sends nothing unasked.
         let mut byte = [0];
         drop(connection.read(&mut byte).await);
         self.connection = None;
     }
 
-    /// The state of every protocol of this announcement.
+    /// Returns the states of all protocols, once every configured one is among them.
     async fn states(&mut self) -> Result<BTreeMap<String, String>, BirdError> {
         let reply = self.ask("show protocols").await?;
         let states = reply.states();
-        let all = self.protocols.iter().chain(&self.less_wanted);
+        let all = self.protocols.iter().chain(&self.low_preference);
         if let Some(name) = all.into_iter().find(|name| !states.contains_key(*name)) {
             let known: Vec<&str> = states.keys().map(String::as_str).collect();
             let (name, known) = (name.clone(), known.join(", "));
@@ -252,11 +254,11 @@ impl Bird {
         Ok(states)
     }
 
-    async fn say(&mut self, verb: &str, name: &str) -> Result<(), BirdError> {
+    async fn command(&mut self, verb: &str, name: &str) -> Result<(), BirdError> {
         self.ask(&format!("{verb} {name}")).await.map(|_| ())
     }
 
-    /// Asks, on a new connection if the old one has gone.
+    /// Sends a command, on a new connection if there is none.
     async fn ask(&mut self, command: &str) -> Result<Reply, BirdError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
@@ -278,28 +280,31 @@ impl Bird {
 
     async fn connect(&self) -> Result<BufReader<UnixStream>, BirdError> {
         let path = self.path.clone();
-        let stream = match timeout(PATIENCE, UnixStream::connect(&path)).await {
+        let stream = match timeout(ANSWER_TIMEOUT, UnixStream::connect(&path)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(source)) if source.kind() == io::ErrorKind::PermissionDenied => {
                 return Err(BirdError::NotPermitted { path, source });
             }
-            Ok(Err(source)) => return Err(BirdError::Away { path, source }),
+            Ok(Err(source)) => return Err(BirdError::NotListening { path, source }),
             Err(_) => return Err(BirdError::Silent { path, source: too_long() }),
         };
         let mut connection = BufReader::new(stream);
         let greeting = self.within(reply(&mut connection)).await?;
         if greeting.code() != 1 || !greeting.text().contains("BIRD") {
-            return Err(BirdError::Odd { path, what: format!("it says {:?}", greeting.text()) });
+            return Err(BirdError::NotBird {
+                path,
+                what: format!("it says {:?}", greeting.text()),
+            });
         }
         Ok(connection)
     }
 
     async fn within<T>(&self, work: impl Future<Output = io::Result<T>>) -> Result<T, BirdError> {
         let path = self.path.clone();
-        match timeout(PATIENCE, work).await {
+        match timeout(ANSWER_TIMEOUT, work).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
-                Err(BirdError::Odd { path, what: error.to_string() })
+                Err(BirdError::NotBird { path, what: error.to_string() })
             }
             Ok(Err(source)) => Err(BirdError::Silent { path, source }),
             Err(_) => Err(BirdError::Silent { path, source: too_long() }),
@@ -312,16 +317,16 @@ fn down() -> String {
 }
 
 fn too_long() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {PATIENCE:?}"))
+    io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {ANSWER_TIMEOUT:?}"))
 }
 
 async fn reply(connection: &mut BufReader<UnixStream>) -> io::Result<Reply> {
     let mut reply = Reply { lines: Vec::new() };
-    let mut bounded = connection.take(LONGEST);
+    let mut bounded = connection.take(LONGEST_REPLY);
     loop {
         let mut line = Vec::new();
         if bounded.read_until(b'\n', &mut line).await? == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection"));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed"));
         }
         let line = String::from_utf8_lossy(&line);
         let pushed = reply.push(line.trim_end_matches(['\n', '\r']));
@@ -347,7 +352,7 @@ mod tests {
         Err("it does not end".into())
     }
 
-    /// As BIRD 2.0.12 says it.
+    /// A reply of BIRD 2.0.12.
     const PROTOCOLS: &str = "2002-Name       Proto      Table      State  Since         Info\n\
         1002-device1    Device     ---        up     11:44:01.417  \n \
         vip4       Static     master4    up     11:44:01.417  \n \
@@ -356,7 +361,7 @@ mod tests {
         0000 \n";
 
     #[test]
-    fn states_are_read() {
+    fn protocol_states_are_parsed() {
         let states = parse(PROTOCOLS).unwrap().states();
         let state = |name: &str| states.get(name).map(String::as_str);
         assert_eq!(states.len(), 4);
@@ -365,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_end_where_they_end_and_say_how_it_went() {
+    fn replies_end_at_their_last_line_and_carry_its_code() {
         for (text, code, words) in [
             ("0009-vip4: disabled\n0000 \n", 0, "vip4: disabled"),
             ("8007 Access denied\n", 8007, "Access denied"),
@@ -384,14 +389,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_is_said_makes_it_panic(text in "[ 0-9a-zä-]{0,8}([ -~ä\n]{0,80})") {
+        fn no_reply_causes_a_panic(text in "[ 0-9a-zä-]{0,8}([ -~ä\n]{0,80})") {
             if let Ok(reply) = parse(&text) {
                 drop((reply.states(), reply.text(), reply.code()));
             }
         }
 
         #[test]
-        fn each_protocol_of_an_answer_is_found(
+        fn every_protocol_of_a_reply_is_found(
             rows in proptest::collection::btree_map("[a-z_][a-z0-9_]{0,20}", "up|down|start", 1..20)
         ) {
             let mut text = String::from("2002-Name Proto Table State Since Info\n");

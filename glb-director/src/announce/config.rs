@@ -1,4 +1,4 @@
-//! What the configuration says of announcing, and what would be right where it is wrong.
+//! Parses and checks the `announce`, `drain` and `withdraw` tables of the configuration.
 
 use std::{
     collections::BTreeSet,
@@ -11,23 +11,25 @@ use glb_host::duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::announcement::{Announcement, DrainLimits, Minimum, WayConfig, WithdrawLimits, overlap};
+use super::announcement::{
+    Announcement, DrainLimits, HealthyThreshold, MethodConfig, WithdrawLimits, overlap,
+};
 
-/// An `announce` table as it is written.
+/// An `announce` table before it is checked.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawAnnouncement {
     name: Option<String>,
     prefixes: Vec<String>,
     tables: Option<Vec<String>>,
-    min_healthy: Option<RawMinimum>,
-    way: RawWay,
+    withdraw_below: Option<RawThreshold>,
+    method: RawMethod,
     socket: Option<PathBuf>,
     protocols: Option<Vec<String>>,
-    less_wanted: Option<RawLessWanted>,
+    low_preference: Option<RawLowPreference>,
     interface: Option<String>,
     metric: Option<u32>,
-    less_wanted_metric: Option<u32>,
+    low_preference_metric: Option<u32>,
     command: Option<Vec<String>>,
     timeout: Option<String>,
     repeat: Option<String>,
@@ -35,27 +37,30 @@ pub struct RawAnnouncement {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum RawWay {
+enum RawMethod {
     Bird,
     Tun,
-    Hook,
+    Exec,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "a number of backends, or a share such as \"30%\"")]
-enum RawMinimum {
+enum RawThreshold {
     Backends(u16),
     Share(String),
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "names of BIRD's protocols, or true or false for a hook")]
-enum RawLessWanted {
+#[serde(
+    untagged,
+    expecting = "names of BIRD's protocols, or with `method = \"exec\"` true or false"
+)]
+enum RawLowPreference {
     Flag(bool),
     Protocols(Vec<String>),
 }
 
-/// The `drain` table as it is written.
+/// The `drain` table before it is checked.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawDrain {
@@ -64,7 +69,7 @@ pub struct RawDrain {
     timeout: Option<String>,
 }
 
-/// The `withdraw` table as it is written.
+/// The `withdraw` table before it is checked.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawWithdraw {
@@ -72,19 +77,19 @@ pub struct RawWithdraw {
     grace: Option<String>,
 }
 
-/// A key, its value and what would be right.
-type Wrong = (&'static str, String, String);
+/// An invalid value: the key, the value and the fix.
+type Invalid = (&'static str, String, String);
 
 impl RawDrain {
-    /// Checks it.
+    /// Checks the table.
     ///
     /// # Errors
-    /// The field, its value and what would be right.
-    pub fn check(self) -> Result<DrainLimits, Wrong> {
+    /// The first invalid key, its value and the fix.
+    pub fn check(self) -> Result<DrainLimits, Invalid> {
         let quiet = time("drain.quiet", self.quiet, "3s")?;
         let timeout = time("drain.timeout", self.timeout, "5m")?;
         if timeout <= quiet {
-            let fix = format!("give more than `drain.quiet`, which is {quiet:?}");
+            let fix = format!("give more than `drain.quiet` ({quiet:?})");
             return Err(("drain.timeout", format!("\"{timeout:?}\""), fix));
         }
         let packets_per_second = self.packets_per_second.unwrap_or(0);
@@ -92,25 +97,25 @@ impl RawDrain {
     }
 }
 
-/// The daemon does nothing else while it waits for a withdrawal and its grace: no longer than this.
+/// The longest that a withdrawal and its grace may block the daemon's loop.
 const LONGEST_WITHDRAWAL: Duration = Duration::from_secs(10);
 
 impl RawWithdraw {
-    /// Checks it.
+    /// Checks the table.
     ///
     /// # Errors
-    /// The field, its value and what would be right.
-    pub fn check(self) -> Result<WithdrawLimits, Wrong> {
+    /// The first invalid key, its value and the fix.
+    pub fn check(self) -> Result<WithdrawLimits, Invalid> {
         let timeout = time("withdraw.timeout", self.timeout, "5s")?;
         let grace = time("withdraw.grace", self.grace, "1s")?;
         if timeout.is_zero() {
-            let fix = "a withdrawal takes some milliseconds; give a time such as \"5s\"";
+            let fix = "give a duration above zero, such as \"5s\"";
             return Err(("withdraw.timeout", "\"0s\"".into(), fix.into()));
         }
         if timeout + grace > LONGEST_WITHDRAWAL {
             let fix = format!(
-                "with `withdraw.timeout`, which is {timeout:?}, it makes more than \
-                 {LONGEST_WITHDRAWAL:?}, for which no other change would get through; give less"
+                "`withdraw.timeout` ({timeout:?}) plus `withdraw.grace` block other changes; together they \
+                 must be at most {LONGEST_WITHDRAWAL:?}"
             );
             return Err(("withdraw.grace", format!("\"{grace:?}\""), fix));
         }
@@ -118,37 +123,37 @@ impl RawWithdraw {
     }
 }
 
-fn time(key: &'static str, text: Option<String>, default: &str) -> Result<Duration, Wrong> {
+fn time(key: &'static str, text: Option<String>, default: &str) -> Result<Duration, Invalid> {
     let text = text.unwrap_or_else(|| default.to_owned());
-    let fix = || "give a time such as \"500ms\", \"3s\" or \"5m\"".to_owned();
+    let fix = || "give a duration such as \"500ms\", \"3s\" or \"5m\"".to_owned();
     duration::parse(&text).map_err(|_| (key, format!("{text:?}"), fix()))
 }
 
-/// Checks all announcements. Relative paths are meant from `folder`, that of the configuration.
+/// Checks all announcements. Relative paths start at `folder`, the configuration file's directory.
 ///
 /// # Errors
-/// The field, its value and what would be right.
-pub fn check(raw: Vec<RawAnnouncement>, folder: &Path) -> Result<Vec<Announcement>, Wrong> {
+/// The first invalid key, its value and the fix.
+pub fn check(raw: Vec<RawAnnouncement>, folder: &Path) -> Result<Vec<Announcement>, Invalid> {
     let mut all: Vec<Announcement> = Vec::new();
     for raw in raw {
         let new = raw.check(folder)?;
         for other in &all {
             if other.name == new.name {
-                let fix = "another announcement has this name; give each one its own".into();
+                let fix = "two announcements have this name; give each its own".into();
                 return Err(("announce.name", format!("{:?}", new.name), fix));
             }
             for prefix in &new.prefixes {
                 if let Some(twin) = other.prefixes.iter().find(|other| overlap(other, prefix)) {
                     let fix = format!(
-                        "{twin} of announcement {:?} overlaps it; a prefix is announced by one only",
+                        "it overlaps {twin} of announcement {:?}; list each prefix once",
                         other.name
                     );
                     return Err(("announce.prefixes", format!("\"{prefix}\""), fix));
                 }
             }
-            if let Some((key, what)) = shared(&other.way, &new.way) {
+            if let Some((key, what)) = shared(&other.method, &new.method) {
                 let fix = format!(
-                    "announcement {:?} has it too; what one withdraws would be withdrawn for both",
+                    "announcement {:?} uses it too, so withdrawing one would withdraw both; use another",
                     other.name
                 );
                 return Err((key, format!("{what:?}"), fix));
@@ -159,18 +164,23 @@ pub fn check(raw: Vec<RawAnnouncement>, folder: &Path) -> Result<Vec<Announcemen
     Ok(all)
 }
 
-/// What two ways would both switch.
-fn shared(one: &WayConfig, other: &WayConfig) -> Option<(&'static str, String)> {
+/// Returns the protocol or interface that two announcements would both control.
+fn shared(one: &MethodConfig, other: &MethodConfig) -> Option<(&'static str, String)> {
     match (one, other) {
         (
-            WayConfig::Bird { socket, protocols, less_wanted },
-            WayConfig::Bird { socket: socket2, protocols: protocols2, less_wanted: less_wanted2 },
+            MethodConfig::Bird { socket, protocols, low_preference },
+            MethodConfig::Bird {
+                socket: socket2,
+                protocols: protocols2,
+                low_preference: low_preference2,
+            },
         ) if socket == socket2 => {
-            let first: BTreeSet<_> = protocols.iter().chain(less_wanted).collect();
-            let twin = protocols2.iter().chain(less_wanted2).find(|name| first.contains(name))?;
+            let first: BTreeSet<_> = protocols.iter().chain(low_preference).collect();
+            let twin =
+                protocols2.iter().chain(low_preference2).find(|name| first.contains(name))?;
             Some(("announce.protocols", twin.clone()))
         }
-        (WayConfig::Tun { interface, .. }, WayConfig::Tun { interface: other, .. })
+        (MethodConfig::Tun { interface, .. }, MethodConfig::Tun { interface: other, .. })
             if interface == other =>
         {
             Some(("announce.interface", other.clone()))
@@ -180,7 +190,7 @@ fn shared(one: &WayConfig, other: &WayConfig) -> Option<(&'static str, String)> 
 }
 
 impl RawAnnouncement {
-    fn check(self, folder: &Path) -> Result<Announcement, Wrong> {
+    fn check(self, folder: &Path) -> Result<Announcement, Invalid> {
         let wrong = |key, value: String, fix: &str| Err((key, value, fix.to_owned()));
         if self.prefixes.is_empty() {
             return wrong("announce.prefixes", "[]".into(), "name at least one prefix");
@@ -190,7 +200,8 @@ impl RawAnnouncement {
             let prefix = prefix(text)
                 .map_err(|fix| ("announce.prefixes", format!("{text:?}"), fix.to_owned()))?;
             if let Some(twin) = prefixes.iter().find(|other| overlap(other, &prefix)) {
-                let fix = format!("it overlaps {twin} of the same announcement; name it once");
+                let fix =
+                    format!("it overlaps {twin} of the same announcement; list each prefix once");
                 return Err(("announce.prefixes", format!("{text:?}"), fix));
             }
             prefixes.push(prefix);
@@ -202,16 +213,16 @@ impl RawAnnouncement {
             }
             Some(name) => name.clone(),
         };
-        let min_healthy = match &self.min_healthy {
-            None => Minimum::Backends(0),
-            Some(RawMinimum::Backends(count)) => Minimum::Backends(*count),
-            Some(RawMinimum::Share(text)) => {
+        let withdraw_below = match &self.withdraw_below {
+            None => HealthyThreshold::Backends(0),
+            Some(RawThreshold::Backends(count)) => HealthyThreshold::Backends(*count),
+            Some(RawThreshold::Share(text)) => {
                 let percent = text.strip_suffix('%').and_then(|number| number.parse().ok());
                 match percent.filter(|percent| (1..=100).contains(percent)) {
-                    Some(percent) => Minimum::Percent(percent),
+                    Some(percent) => HealthyThreshold::Percent(percent),
                     None => {
                         let fix = "give a number of backends, or a share such as \"30%\"";
-                        return wrong("announce.min_healthy", format!("{text:?}"), fix);
+                        return wrong("announce.withdraw_below", format!("{text:?}"), fix);
                     }
                 }
             }
@@ -221,72 +232,72 @@ impl RawAnnouncement {
             return wrong("announce.tables", "[]".into(), fix);
         }
         let tables = self.tables.clone();
-        let way = self.way(folder)?;
-        Ok(Announcement { name, prefixes, tables, min_healthy, way })
+        let method = self.method(folder)?;
+        Ok(Announcement { name, prefixes, tables, withdraw_below, method })
     }
 
-    /// An error if a key of another way is there.
-    fn only(&self, keys: &[&str]) -> Result<(), Wrong> {
+    /// Fails if a key of another method is present.
+    fn only(&self, keys: &[&str]) -> Result<(), Invalid> {
         let given = [
             ("socket", "announce.socket", self.socket.is_some(), "bird"),
             ("protocols", "announce.protocols", self.protocols.is_some(), "bird"),
             ("interface", "announce.interface", self.interface.is_some(), "tun"),
             ("metric", "announce.metric", self.metric.is_some(), "tun"),
             (
-                "less_wanted_metric",
-                "announce.less_wanted_metric",
-                self.less_wanted_metric.is_some(),
+                "low_preference_metric",
+                "announce.low_preference_metric",
+                self.low_preference_metric.is_some(),
                 "tun",
             ),
-            ("command", "announce.command", self.command.is_some(), "hook"),
-            ("timeout", "announce.timeout", self.timeout.is_some(), "hook"),
-            ("repeat", "announce.repeat", self.repeat.is_some(), "hook"),
+            ("command", "announce.command", self.command.is_some(), "exec"),
+            ("timeout", "announce.timeout", self.timeout.is_some(), "exec"),
+            ("repeat", "announce.repeat", self.repeat.is_some(), "exec"),
         ];
         let foreign = given.into_iter().find(|(key, _, is, _)| *is && !keys.contains(key));
         match foreign {
-            Some((_, key, _, way)) => {
-                let fix = format!("this key is for `way = \"{way}\"`; leave it out");
+            Some((_, key, _, method)) => {
+                let fix = format!("only `method = \"{method}\"` has this key; remove it");
                 Err((key, "…".to_owned(), fix))
             }
             None => Ok(()),
         }
     }
 
-    fn way(self, folder: &Path) -> Result<WayConfig, Wrong> {
-        match self.way {
-            RawWay::Bird => self.bird(folder),
-            RawWay::Tun => self.tun(),
-            RawWay::Hook => self.hook(folder),
+    fn method(self, folder: &Path) -> Result<MethodConfig, Invalid> {
+        match self.method {
+            RawMethod::Bird => self.bird(folder),
+            RawMethod::Tun => self.tun(),
+            RawMethod::Exec => self.exec(folder),
         }
     }
 
-    fn bird(self, folder: &Path) -> Result<WayConfig, Wrong> {
+    fn bird(self, folder: &Path) -> Result<MethodConfig, Invalid> {
         self.only(&["socket", "protocols"])?;
         let protocols = self.protocols.unwrap_or_default();
         if protocols.is_empty() {
-            let fix = "name the protocols of BIRD that announce these prefixes, such as [\"vip4\"]";
+            let fix = "name the BIRD protocols that announce these prefixes, such as [\"vip4\"]";
             return Err(("announce.protocols", "[]".into(), fix.into()));
         }
-        let less_wanted = match self.less_wanted {
+        let low_preference = match self.low_preference {
             None => Vec::new(),
-            Some(RawLessWanted::Protocols(names)) => names,
-            Some(RawLessWanted::Flag(flag)) => {
-                let fix = "with `way = \"bird\"` name protocols, such as [\"vip4_drain\"]";
-                return Err(("announce.less_wanted", flag.to_string(), fix.into()));
+            Some(RawLowPreference::Protocols(names)) => names,
+            Some(RawLowPreference::Flag(flag)) => {
+                let fix = "with `method = \"bird\"` name protocols, such as [\"vip4_drain\"]";
+                return Err(("announce.low_preference", flag.to_string(), fix.into()));
             }
         };
         let mut seen = BTreeSet::new();
         for (key, name) in protocols
             .iter()
             .map(|name| ("announce.protocols", name))
-            .chain(less_wanted.iter().map(|name| ("announce.less_wanted", name)))
+            .chain(low_preference.iter().map(|name| ("announce.low_preference", name)))
         {
-            // The rules of BIRD's grammar for a name that needs no quotes: nothing else is sent.
+            // BIRD's grammar for a name without quotes. Nothing else is sent to BIRD.
             let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
             let begins = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
             if !plain || !begins || name.len() > 64 {
-                let fix = "letters, digits and _ make a protocol's name, and it begins with none \
-                           of the digits";
+                let fix = "a protocol's name has letters, digits and _, and does not begin with a \
+                           digit";
                 return Err((key, format!("{name:?}"), fix.into()));
             }
             if !seen.insert(name.clone()) {
@@ -294,14 +305,14 @@ impl RawAnnouncement {
             }
         }
         let socket = self.socket.unwrap_or_else(|| "/run/bird/bird.ctl".into());
-        Ok(WayConfig::Bird { socket: folder.join(socket), protocols, less_wanted })
+        Ok(MethodConfig::Bird { socket: folder.join(socket), protocols, low_preference })
     }
 
-    fn tun(self) -> Result<WayConfig, Wrong> {
-        self.only(&["interface", "metric", "less_wanted_metric"])?;
-        if self.less_wanted.is_some() {
-            let fix = "with `way = \"tun\"` give a `less_wanted_metric`";
-            return Err(("announce.less_wanted", "…".into(), fix.into()));
+    fn tun(self) -> Result<MethodConfig, Invalid> {
+        self.only(&["interface", "metric", "low_preference_metric"])?;
+        if self.low_preference.is_some() {
+            let fix = "with `method = \"tun\"` give a `low_preference_metric`";
+            return Err(("announce.low_preference", "…".into(), fix.into()));
         }
         let interface = self.interface.unwrap_or_else(|| "glb-vip".into());
         let is_name = !interface.is_empty()
@@ -312,51 +323,51 @@ impl RawAnnouncement {
             let fix = "give a name for a new interface, of at most 15 letters";
             return Err(("announce.interface", format!("{interface:?}"), fix.into()));
         }
-        // To IPv6, a metric of 0 means 1,024.
+        // For IPv6 the kernel takes a metric of 0 as 1024.
         let metric = self.metric.unwrap_or(100);
         for (key, value) in [
             ("announce.metric", Some(metric)),
-            ("announce.less_wanted_metric", self.less_wanted_metric),
+            ("announce.low_preference_metric", self.low_preference_metric),
         ] {
             if value == Some(0) {
-                return Err((key, "0".into(), "give a metric from 1 on".into()));
+                return Err((key, "0".into(), "give a metric of at least 1".into()));
             }
         }
-        if let Some(other) = self.less_wanted_metric.filter(|other| *other <= metric) {
-            let fix = format!("give more than `metric`, which is {metric}");
-            return Err(("announce.less_wanted_metric", other.to_string(), fix));
+        if let Some(other) = self.low_preference_metric.filter(|other| *other <= metric) {
+            let fix = format!("give more than `metric` ({metric})");
+            return Err(("announce.low_preference_metric", other.to_string(), fix));
         }
-        let less_wanted_metric = self.less_wanted_metric;
-        Ok(WayConfig::Tun { interface, metric, less_wanted_metric })
+        let low_preference_metric = self.low_preference_metric;
+        Ok(MethodConfig::Tun { interface, metric, low_preference_metric })
     }
 
-    fn hook(self, folder: &Path) -> Result<WayConfig, Wrong> {
+    fn exec(self, folder: &Path) -> Result<MethodConfig, Invalid> {
         self.only(&["command", "timeout", "repeat"])?;
         let mut command = self.command.unwrap_or_default();
         let Some(program) = command.first_mut().filter(|program| !program.is_empty()) else {
             let fix = "give the program and its arguments, such as [\"/etc/glb/announce\"]";
             return Err(("announce.command", "[]".into(), fix.into()));
         };
-        // A bare name is looked for in PATH, as a shell would.
+        // A name without a slash is looked up in PATH.
         if program.contains('/') {
             *program = folder.join(&*program).to_string_lossy().into_owned();
         }
         let time = |key, text: String| {
-            let fix = || "give a time such as \"10s\"".to_owned();
+            let fix = || "give a duration above zero, such as \"10s\"".to_owned();
             let time = duration::parse_positive(&text).ok();
             time.ok_or_else(|| (key, format!("{text:?}"), fix()))
         };
         let timeout = time("announce.timeout", self.timeout.unwrap_or_else(|| "10s".into()))?;
         let repeat = self.repeat.map(|text| time("announce.repeat", text)).transpose()?;
-        let less_wanted = match self.less_wanted {
+        let low_preference = match self.low_preference {
             None => false,
-            Some(RawLessWanted::Flag(flag)) => flag,
-            Some(RawLessWanted::Protocols(names)) => {
-                let fix = "with `way = \"hook\"` say true or false: whether the command knows it";
-                return Err(("announce.less_wanted", format!("{names:?}"), fix.into()));
+            Some(RawLowPreference::Flag(flag)) => flag,
+            Some(RawLowPreference::Protocols(names)) => {
+                let fix = "with `method = \"exec\"` give true or false";
+                return Err(("announce.low_preference", format!("{names:?}"), fix.into()));
             }
         };
-        Ok(WayConfig::Hook { command, timeout, repeat, less_wanted })
+        Ok(MethodConfig::Exec { command, timeout, repeat, low_preference })
     }
 }
 
@@ -367,10 +378,10 @@ fn prefix(text: &str) -> Result<IpNet, &'static str> {
         return Err("give a prefix such as \"203.0.113.10/32\" or \"2001:db8::/64\"");
     };
     if prefix.trunc() != prefix {
-        return Err("bits are set behind the prefix's length; clear them, or lengthen it");
+        return Err("host bits are set; clear them, or use a longer prefix");
     }
     if prefix.prefix_len() == 0 {
-        return Err("this is everything; announce the VIPs");
+        return Err("this prefix covers every address; announce the VIPs");
     }
     Ok(prefix)
 }
@@ -390,34 +401,40 @@ mod tests {
             .map_err(|(key, value, fix)| format!("{key} = {value}: {fix}"))
     }
 
-    const BIRD: &str = "[[announce]]\nprefixes = [\"203.0.113.10\"]\nway = \"bird\"\n\
+    const BIRD: &str = "[[announce]]\nprefixes = [\"203.0.113.10\"]\nmethod = \"bird\"\n\
                         protocols = [\"vip4\"]\n";
 
     #[test]
-    fn what_is_left_out_has_defaults() {
+    fn missing_keys_have_defaults() {
         let all = read(BIRD).unwrap();
         assert_eq!(
-            (all[0].name.as_str(), all[0].min_healthy),
-            ("203.0.113.10/32", Minimum::Backends(0))
+            (all[0].name.as_str(), all[0].withdraw_below),
+            ("203.0.113.10/32", HealthyThreshold::Backends(0))
         );
-        let WayConfig::Bird { socket, less_wanted, .. } = &all[0].way else { panic!("{all:?}") };
+        let MethodConfig::Bird { socket, low_preference, .. } = &all[0].method else {
+            panic!("{all:?}")
+        };
         assert_eq!(socket, Path::new("/run/bird/bird.ctl"));
-        assert!(less_wanted.is_empty() && !all[0].way.knows_less_wanted());
+        assert!(low_preference.is_empty() && !all[0].method.supports_low_preference());
         let all = read(
-            "[[announce]]\nprefixes = [\"2001:db8::/64\"]\nway = \"tun\"\nmin_healthy = \"30%\"\n\
-             [[announce]]\nprefixes = [\"192.0.2.0/24\"]\nway = \"hook\"\ncommand = [\"./h\", \"x\"]\n\
-             less_wanted = true\nmin_healthy = 2\n",
+            "[[announce]]\nprefixes = [\"2001:db8::/64\"]\nmethod = \"tun\"\nwithdraw_below = \"30%\"\n\
+             [[announce]]\nprefixes = [\"192.0.2.0/24\"]\nmethod = \"exec\"\ncommand = [\"./h\", \"x\"]\n\
+             low_preference = true\nwithdraw_below = 2\n",
         )
         .unwrap();
-        assert_eq!(all[0].min_healthy, Minimum::Percent(30));
-        let tun =
-            WayConfig::Tun { interface: "glb-vip".into(), metric: 100, less_wanted_metric: None };
-        assert_eq!(all[0].way, tun);
-        let WayConfig::Hook { command, timeout, repeat: None, less_wanted } = &all[1].way else {
+        assert_eq!(all[0].withdraw_below, HealthyThreshold::Percent(30));
+        let tun = MethodConfig::Tun {
+            interface: "glb-vip".into(),
+            metric: 100,
+            low_preference_metric: None,
+        };
+        assert_eq!(all[0].method, tun);
+        let MethodConfig::Exec { command, timeout, repeat: None, low_preference } = &all[1].method
+        else {
             panic!("{all:?}")
         };
         assert_eq!(command, &["/etc/glb/./h", "x"]);
-        assert_eq!((*timeout, *less_wanted), (Duration::from_secs(10), true));
+        assert_eq!((*timeout, *low_preference), (Duration::from_secs(10), true));
     }
 
     #[test]
@@ -427,37 +444,37 @@ mod tests {
         for (text, words) in [
             (with("protocol = []"), vec!["did you mean `protocols`?", "line 5"]),
             (with("metric = 4"), vec!["announce.metric", "\"tun\""]),
-            (with("command = []"), vec!["announce.command", "\"hook\""]),
-            (with("less_wanted = true"), vec!["announce.less_wanted", "vip4_drain"]),
-            (with("less_wanted = [\"vip4\"]"), vec!["\"vip4\"", "once"]),
-            (with("less_wanted = [\"a b\"]"), vec!["\"a b\"", "letters"]),
-            (with("min_healthy = \"0%\""), vec!["announce.min_healthy", "\"0%\"", "30%"]),
-            (with("min_healthy = -1"), vec!["line 5", "30%"]),
+            (with("command = []"), vec!["announce.command", "\"exec\""]),
+            (with("low_preference = true"), vec!["announce.low_preference", "vip4_drain"]),
+            (with("low_preference = [\"vip4\"]"), vec!["\"vip4\"", "once"]),
+            (with("low_preference = [\"a b\"]"), vec!["\"a b\"", "letters"]),
+            (with("withdraw_below = \"0%\""), vec!["announce.withdraw_below", "\"0%\"", "30%"]),
+            (with("withdraw_below = -1"), vec!["line 5", "30%"]),
             (with("tables = []"), vec!["announce.tables", "at least one"]),
             (
-                second("prefixes = [\"203.0.113.0/24\"]\nway = \"tun\""),
+                second("prefixes = [\"203.0.113.0/24\"]\nmethod = \"tun\""),
                 vec!["203.0.113.10/32", "overlaps"],
             ),
             (
-                second("prefixes = [\"::2\"]\nway = \"bird\"\nprotocols = [\"vip4\"]"),
+                second("prefixes = [\"::2\"]\nmethod = \"bird\"\nprotocols = [\"vip4\"]"),
                 vec!["\"vip4\"", "both"],
             ),
-            (second("prefixes = []\nway = \"tun\""), vec!["announce.prefixes", "at least one"]),
-            (second("prefixes = [\"10.0.0.1/8\"]\nway = \"tun\""), vec!["10.0.0.1/8", "bits"]),
-            (second("prefixes = [\"0.0.0.0/0\"]\nway = \"tun\""), vec!["everything"]),
-            (second("prefixes = [\"x\"]\nway = \"tun\""), vec!["\"x\"", "203.0.113.10/32"]),
-            (second("prefixes = [\"::2\"]\nway = \"tunn\""), vec!["did you mean `tun`?"]),
+            (second("prefixes = []\nmethod = \"tun\""), vec!["announce.prefixes", "at least one"]),
+            (second("prefixes = [\"10.0.0.1/8\"]\nmethod = \"tun\""), vec!["10.0.0.1/8", "bits"]),
+            (second("prefixes = [\"0.0.0.0/0\"]\nmethod = \"tun\""), vec!["every address"]),
+            (second("prefixes = [\"x\"]\nmethod = \"tun\""), vec!["\"x\"", "203.0.113.10/32"]),
+            (second("prefixes = [\"::2\"]\nmethod = \"tunn\""), vec!["did you mean `tun`?"]),
             (
-                second("prefixes = [\"::2\"]\nway = \"tun\"\nless_wanted_metric = 100"),
-                vec!["less_wanted_metric", "more than"],
+                second("prefixes = [\"::2\"]\nmethod = \"tun\"\nlow_preference_metric = 100"),
+                vec!["low_preference_metric", "more than"],
             ),
-            (second("prefixes = [\"::2\"]\nway = \"hook\""), vec!["announce.command"]),
+            (second("prefixes = [\"::2\"]\nmethod = \"exec\""), vec!["announce.command"]),
             (
-                second("prefixes = [\"::2\"]\nway = \"hook\"\ncommand=[\"x\"]\ntimeout=\"0\""),
+                second("prefixes = [\"::2\"]\nmethod = \"exec\"\ncommand=[\"x\"]\ntimeout=\"0\""),
                 vec!["announce.timeout", "10s"],
             ),
             (
-                second("prefixes = [\"::2\"]\nway = \"hook\"\ncommand=[\"x\"]\nrepeat=\"0\""),
+                second("prefixes = [\"::2\"]\nmethod = \"exec\"\ncommand=[\"x\"]\nrepeat=\"0\""),
                 vec!["announce.repeat", "10s"],
             ),
         ] {
@@ -469,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn the_drain_must_be_able_to_end() {
+    fn drain_timeout_must_exceed_quiet() {
         let raw = |quiet: &str, timeout: &str| RawDrain {
             quiet: Some(quiet.into()),
             timeout: Some(timeout.into()),
@@ -481,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn a_withdrawal_holds_nothing_else_up_for_long() {
+    fn withdrawal_and_grace_are_bounded() {
         let raw = |timeout: &str, grace: &str| RawWithdraw {
             timeout: Some(timeout.into()),
             grace: Some(grace.into()),
@@ -491,7 +508,7 @@ mod tests {
             (limits.timeout, limits.grace),
             (Duration::from_secs(5), Duration::from_secs(1))
         );
-        assert_eq!(raw("10s", "0").check().unwrap().grace, Duration::ZERO);
+        assert_eq!(raw("10s", "0s").check().unwrap().grace, Duration::ZERO);
         for (timeout, grace, key, words) in [
             ("0s", "1s", "withdraw.timeout", "5s"),
             ("5s", "6s", "withdraw.grace", "10s"),

@@ -1,4 +1,4 @@
-//! Whether the director is fit for an announcement, from what is in force and what the kernel says.
+//! Decides whether this director may announce, from tables, interfaces and next hops.
 
 use std::net::IpAddr;
 
@@ -6,103 +6,107 @@ use glb_host::next_hop;
 use glb_table::{Table, TableSet};
 
 use super::{
-    announcement::{Announcement, Minimum, own_address},
-    state_machine::{Cause, Unfit},
+    announcement::{Announcement, HealthyThreshold, own_address},
+    state_machine::{Blocker, Cause},
 };
 use crate::views::InterfaceView;
 
-/// Why it must not stay announced, and why it must not become announced, if so.
-pub(super) fn judge(
+/// Returns why an announcement must be withdrawn, and why it must not go up.
+pub(super) fn assess(
     announcement: &Announcement,
     tables: Option<&TableSet>,
-    ways: Option<&next_hop::Snapshot>,
+    next_hops: Option<&next_hop::Snapshot>,
     interfaces: &[InterfaceView],
-) -> (Option<Unfit>, Option<Unfit>) {
+) -> (Option<Blocker>, Option<Blocker>) {
     let Some(tables) = tables else {
-        let words = "no generation of this process is in force yet";
-        return (None, Some(Unfit::new(Cause::NotServing, words)));
+        let message = "no generation of this process is in force yet";
+        return (None, Some(Blocker::new(Cause::NotServing, message)));
     };
-    let must_go = attached(interfaces).or_else(|| by_tables(announcement, tables));
-    // An address can be taken away as easily as it came, and a way is often back in a moment: they
-    // keep an announcement from beginning, and do not end one that connections depend on.
-    let must_wait = own(announcement).or_else(|| reachable(announcement, tables, ways));
-    (must_go, must_wait)
+    let must_withdraw = detached(interfaces).or_else(|| by_tables(announcement, tables));
+    // A local VIP or a lost next hop is often a matter of moments: it keeps an announcement from going
+    // up, and does not end one that connections depend on.
+    let must_not_announce =
+        own_vip(announcement).or_else(|| unreachable(announcement, tables, next_hops));
+    (must_withdraw, must_not_announce)
 }
 
-/// What these tables say against it: they do not serve it, or too few of its backends are healthy.
-pub(super) fn by_tables(announcement: &Announcement, tables: &TableSet) -> Option<Unfit> {
-    in_tables(announcement, tables).or_else(|| healthy(announcement, tables))
+/// Returns a blocker if these tables do not serve the announcement, or have too few healthy backends.
+pub(super) fn by_tables(announcement: &Announcement, tables: &TableSet) -> Option<Blocker> {
+    unserved(announcement, tables).or_else(|| unhealthy(announcement, tables))
 }
 
-/// VIP packets that come where no program is would be left to the kernel.
-fn attached(interfaces: &[InterfaceView]) -> Option<Unfit> {
-    let unfit = |words: String| Some(Unfit::new(Cause::NotServing, words));
+/// Returns a blocker if an interface has no program: its VIP packets would go to the kernel.
+fn detached(interfaces: &[InterfaceView]) -> Option<Blocker> {
+    let blocker = |message: String| Some(Blocker::new(Cause::NotServing, message));
     let here = interfaces.iter().filter(|interface| interface.exists);
     let without = here.clone().find(|interface| !interface.attached);
     match without {
         Some(view) => {
             let what = view.problem.as_deref().unwrap_or("no program is attached");
-            unfit(format!("interface {}: {what}", view.name))
+            blocker(format!("interface {}: {what}", view.name))
         }
-        None if here.count() == 0 => unfit("none of the interfaces is there".into()),
+        None if here.count() == 0 => blocker("none of the configured interfaces exists".into()),
         None => None,
     }
 }
 
-fn in_tables(announcement: &Announcement, tables: &TableSet) -> Option<Unfit> {
-    let unfit = |words: String| Some(Unfit::new(Cause::NotInTables, words));
+fn unserved(announcement: &Announcement, tables: &TableSet) -> Option<Blocker> {
+    let blocker = |message: String| Some(Blocker::new(Cause::NotInTables, message));
     if let Some(prefix) = announcement.unserved(tables) {
-        return unfit(format!("no bind in force lies in {prefix}"));
+        return blocker(format!("the tables in force have no bind in {prefix}"));
     }
     let mut names = announcement.tables.iter().flatten();
     let gone = names.find(|name| !tables.tables.iter().any(|table| table.name == **name))?;
-    unfit(format!("no table {gone:?} is in force"))
+    blocker(format!("table {gone:?} is not in force"))
 }
 
-/// How many of a table's backends must take new connections.
-fn needed(minimum: Minimum, table: &Table) -> usize {
+/// Returns the number of the table's backends that must take new connections.
+fn needed(minimum: HealthyThreshold, table: &Table) -> usize {
     match minimum {
-        Minimum::Backends(count) => count.into(),
-        Minimum::Percent(percent) => (table.usable() * usize::from(percent)).div_ceil(100).max(1),
+        HealthyThreshold::Backends(count) => count.into(),
+        HealthyThreshold::Percent(percent) => {
+            (table.usable() * usize::from(percent)).div_ceil(100).max(1)
+        }
     }
 }
 
-fn healthy(announcement: &Announcement, tables: &TableSet) -> Option<Unfit> {
+fn unhealthy(announcement: &Announcement, tables: &TableSet) -> Option<Blocker> {
     announcement.tables_of(tables).find_map(|table| {
-        let needed = needed(announcement.min_healthy, table);
+        let needed = needed(announcement.withdraw_below, table);
         let found = table.backends.iter().filter(|backend| backend.takes_new()).count();
         (found < needed).then(|| {
-            let words = format!(
-                "table {}: {found} backends take new connections, and `min_healthy` wants {needed}",
+            let message = format!(
+                "table {}: {found} backends take new connections, `withdraw_below` requires {needed}",
                 table.name
             );
-            Unfit::new(Cause::TooFewHealthy, words)
+            Blocker::new(Cause::TooFewHealthy, message)
         })
     })
 }
 
-fn own(announcement: &Announcement) -> Option<Unfit> {
+fn own_vip(announcement: &Announcement) -> Option<Blocker> {
     let address = announcement.prefixes.iter().find_map(own_address)?;
-    Some(Unfit::new(Cause::OwnAddress, format!("{address} is an address of this machine")))
+    Some(Blocker::new(Cause::OwnAddress, format!("{address} is an address of this machine")))
 }
 
-fn reachable(
+fn unreachable(
     announcement: &Announcement,
     tables: &TableSet,
-    ways: Option<&next_hop::Snapshot>,
-) -> Option<Unfit> {
-    let has_way = |address: &IpAddr| matches!(ways.and_then(|w| w.get(address)), Some(Ok(_)));
+    next_hops: Option<&next_hop::Snapshot>,
+) -> Option<Blocker> {
+    let has_next_hop =
+        |address: &IpAddr| matches!(next_hops.and_then(|all| all.get(address)), Some(Ok(_)));
     announcement.tables_of(tables).find_map(|table| {
-        let needed = needed(announcement.min_healthy, table);
+        let needed = needed(announcement.withdraw_below, table);
         let healthy = table.backends.iter().filter(|backend| backend.takes_new());
-        let found = healthy.filter(|backend| has_way(&backend.address)).count();
+        let found = healthy.filter(|backend| has_next_hop(&backend.address)).count();
         (found < needed).then(|| {
-            let words = format!(
-                "table {}: the way is known to {found} backends that take new connections, and \
-                 `min_healthy` wants {needed}",
+            let message = format!(
+                "table {}: {found} backends that take new connections have a next hop, \
+                 `withdraw_below` requires {needed}",
                 table.name
             );
-            Unfit::new(Cause::TooFewHealthy, words)
+            Blocker::new(Cause::TooFewHealthy, message)
         })
     })
 }
@@ -112,7 +116,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::announce::announcement::WayConfig;
+    use crate::announce::announcement::MethodConfig;
 
     fn table(states: &str) -> TableSet {
         let text = format!(
@@ -137,13 +141,17 @@ mod tests {
         glb_table::parse_bytes(path, glb_table::Format::of_path(path), text.as_bytes()).unwrap()
     }
 
-    fn announcement(min_healthy: Minimum) -> Announcement {
+    fn announcement(withdraw_below: HealthyThreshold) -> Announcement {
         Announcement {
             name: "web".into(),
             prefixes: vec!["203.0.113.0/24".parse().unwrap()],
             tables: None,
-            min_healthy,
-            way: WayConfig::Tun { interface: "t".into(), metric: 1, less_wanted_metric: None },
+            withdraw_below,
+            method: MethodConfig::Tun {
+                interface: "t".into(),
+                metric: 1,
+                low_preference_metric: None,
+            },
         }
     }
 
@@ -158,56 +166,59 @@ mod tests {
         }
     }
 
-    fn cause(minimum: Minimum, states: &str) -> Option<Cause> {
+    fn cause(minimum: HealthyThreshold, states: &str) -> Option<Cause> {
         let tables = table(states);
         let up = [interface(true, true), interface(false, false)];
-        judge(&announcement(minimum), Some(&tables), None, &up).0.map(|unfit| unfit.cause)
+        assess(&announcement(minimum), Some(&tables), None, &up).0.map(|blocker| blocker.cause)
     }
 
     #[test]
-    fn too_few_healthy_backends_are_those_that_take_new_connections() {
+    fn only_backends_that_take_new_connections_count_as_healthy() {
         let few = Some(Cause::TooFewHealthy);
         for (minimum, states, wanted) in [
-            (Minimum::Backends(0), "dd", None),
-            (Minimum::Backends(1), "dd", few),
-            (Minimum::Backends(1), "dx", few),
-            (Minimum::Backends(1), "du", None),
-            (Minimum::Backends(3), "uu", few),
-            // Of those that are usable: 2 of 4, and a part of one is one.
-            (Minimum::Percent(50), "uudd", None),
-            (Minimum::Percent(51), "uudd", few),
-            (Minimum::Percent(50), "uuddii", None),
-            (Minimum::Percent(1), "dddd", few),
+            (HealthyThreshold::Backends(0), "dd", None),
+            (HealthyThreshold::Backends(1), "dd", few),
+            (HealthyThreshold::Backends(1), "dx", few),
+            (HealthyThreshold::Backends(1), "du", None),
+            (HealthyThreshold::Backends(3), "uu", few),
+            // A share of the usable backends, rounded up.
+            (HealthyThreshold::Percent(50), "uudd", None),
+            (HealthyThreshold::Percent(51), "uudd", few),
+            (HealthyThreshold::Percent(50), "uuddii", None),
+            (HealthyThreshold::Percent(1), "dddd", few),
         ] {
             assert_eq!(cause(minimum, states), wanted, "{minimum:?} {states}");
         }
     }
 
     #[test]
-    fn what_is_not_served_is_not_announced() {
+    fn unserved_prefixes_are_not_announced() {
         let tables = table("uu");
-        let one = announcement(Minimum::Backends(0));
-        let judged = |one: &Announcement, interfaces: &[InterfaceView]| {
-            judge(one, Some(&tables), None, interfaces).0.map(|unfit| unfit.cause)
+        let one = announcement(HealthyThreshold::Backends(0));
+        let assessed = |one: &Announcement, interfaces: &[InterfaceView]| {
+            assess(one, Some(&tables), None, interfaces).0.map(|blocker| blocker.cause)
         };
         let up = [interface(true, true)];
-        assert_eq!(judged(&one, &up), None);
-        assert_eq!(judged(&one, &[interface(true, false)]), Some(Cause::NotServing));
-        assert_eq!(judged(&one, &[interface(false, false)]), Some(Cause::NotServing));
+        assert_eq!(assessed(&one, &up), None);
+        assert_eq!(assessed(&one, &[interface(true, false)]), Some(Cause::NotServing));
+        assert_eq!(assessed(&one, &[interface(false, false)]), Some(Cause::NotServing));
         let other = Announcement { prefixes: vec!["192.0.2.1/32".parse().unwrap()], ..one.clone() };
-        assert_eq!(judged(&other, &up), Some(Cause::NotInTables));
+        assert_eq!(assessed(&other, &up), Some(Cause::NotInTables));
         let other = Announcement { tables: Some(vec!["wbe".into()]), ..one.clone() };
-        assert_eq!(judged(&other, &up), Some(Cause::NotInTables));
-        // Before anything is in force nothing begins, and nothing that is there ends.
-        let (go, wait) = judge(&one, None, None, &up);
-        assert_eq!((go, wait.map(|unfit| unfit.cause)), (None, Some(Cause::NotServing)));
+        assert_eq!(assessed(&other, &up), Some(Cause::NotInTables));
+        // Before a generation is in force, nothing goes up and nothing is withdrawn.
+        let (withdraw, hold) = assess(&one, None, None, &up);
+        assert_eq!((withdraw, hold.map(|blocker| blocker.cause)), (None, Some(Cause::NotServing)));
     }
 
     #[test]
-    fn without_a_way_nothing_begins_and_nothing_ends() {
+    fn a_missing_next_hop_neither_raises_nor_withdraws() {
         let tables = table("uu");
-        let one = announcement(Minimum::Backends(1));
-        let (go, wait) = judge(&one, Some(&tables), None, &[interface(true, true)]);
-        assert_eq!((go, wait.map(|unfit| unfit.cause)), (None, Some(Cause::TooFewHealthy)));
+        let one = announcement(HealthyThreshold::Backends(1));
+        let (withdraw, hold) = assess(&one, Some(&tables), None, &[interface(true, true)]);
+        assert_eq!(
+            (withdraw, hold.map(|blocker| blocker.cause)),
+            (None, Some(Cause::TooFewHealthy))
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! A command that is told what to announce: for ExaBGP, GoBGP or whatever else there is.
+//! The `exec` method: runs a command that tells a routing daemon, such as ExaBGP or GoBGP.
 
 use std::{
     io,
@@ -14,59 +14,63 @@ use tokio::{
     time::timeout,
 };
 
-use super::Level;
+use super::AnnouncementState;
 
-/// How much of what it complains of is shown, in bytes.
-const COMPLAINT: usize = 2_048;
+/// How much of the standard error output an error shows, in bytes.
+const LONGEST_STDERR: usize = 2_048;
 
-/// How long what it has written is waited for after its end.
-const LAST_WORDS: Duration = Duration::from_millis(100);
+/// How long to wait for output after the command has ended.
+const OUTPUT_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Why the command did not do it.
+/// Why the command failed.
 #[derive(Debug, thiserror::Error)]
-pub enum HookError {
-    /// It cannot be run.
-    #[error("cannot run `{command}`: {source}")]
+pub enum ExecError {
+    /// The command cannot be run.
+    #[error(
+        "cannot run `{command}`: {source}. Check `command`, and that this daemon's user may execute it"
+    )]
     Run {
-        /// The program.
+        /// The command with its arguments.
         command: String,
-        /// Why not.
+        /// The error.
         source: io::Error,
     },
-    /// It did not end in time.
-    #[error("`{command}` did not end within {limit:?} and was killed; `timeout` gives it longer")]
+    /// The command did not end in time.
+    #[error(
+        "`{command}` did not end within {limit:?} and was killed. Raise `timeout`, or see what it waits for"
+    )]
     TooLong {
-        /// With its arguments.
+        /// The command with its arguments.
         command: String,
-        /// How long it had.
+        /// The time limit.
         limit: Duration,
     },
-    /// It says that it failed.
-    #[error("`{command}` ended with {status}{}", if complaint.is_empty() { String::new() } else { format!(": {complaint}") })]
+    /// The command exited with an error.
+    #[error("`{command}` failed ({status}){}", if stderr_text.is_empty() { String::new() } else { format!(": {stderr_text}") })]
     Failed {
-        /// With its arguments.
+        /// The command with its arguments.
         command: String,
-        /// How it ended.
+        /// Its exit status.
         status: std::process::ExitStatus,
-        /// What it wrote to stderr.
-        complaint: String,
+        /// Its standard error output.
+        stderr_text: String,
     },
 }
 
 /// The command of one announcement.
 #[derive(Debug)]
-pub struct Hook {
+pub struct Exec {
     command: Vec<String>,
     timeout: Duration,
     repeat: Option<Duration>,
     name: String,
     prefixes: Vec<String>,
-    /// What it was told last and did, and when.
-    told: Option<(Level, Instant)>,
+    /// The last state that a run confirmed, and when.
+    confirmed: Option<(AnnouncementState, Instant)>,
 }
 
-impl Hook {
-    /// Nothing is run yet. One run may take `timeout`; it is told the same again every `repeat`.
+impl Exec {
+    /// Names the command. One run may take `timeout`; it is repeated every `repeat`.
     #[must_use]
     pub fn new(
         command: &[String],
@@ -76,36 +80,36 @@ impl Hook {
     ) -> Self {
         let prefixes = prefixes.iter().map(ToString::to_string).collect();
         let (command, name) = (command.to_vec(), name.to_owned());
-        Self { command, timeout, repeat, name, prefixes, told: None }
+        Self { command, timeout, repeat, name, prefixes, confirmed: None }
     }
 
-    /// What it was told last and did; nothing before it was told anything.
+    /// Returns the last state that a run confirmed; nothing before, and nothing after a failure.
     #[must_use]
-    pub fn level(&self) -> Option<Level> {
-        self.told.map(|(level, _)| level)
+    pub fn state(&self) -> Option<AnnouncementState> {
+        self.confirmed.map(|(state, _)| state)
     }
 
-    /// Runs the command, unless it did this last and need not be told again yet.
+    /// Runs the command, unless the last run confirmed this state and no repetition is due.
     ///
     /// # Errors
-    /// When it cannot be run, takes too long, or ends with anything but 0.
-    pub async fn bring(&mut self, level: Level) -> Result<(), HookError> {
+    /// When the command cannot be run, takes too long, or exits with a code other than 0.
+    pub async fn apply(&mut self, state: AnnouncementState) -> Result<(), ExecError> {
         let is_due = |when: Instant| self.repeat.is_some_and(|repeat| when.elapsed() >= repeat);
-        if self.told.is_some_and(|(told, when)| told == level && !is_due(when)) {
+        if self.confirmed.is_some_and(|(confirmed, when)| confirmed == state && !is_due(when)) {
             return Ok(());
         }
-        // Whatever it did before it failed or was killed is not known.
-        self.told = None;
-        let verb = match level {
-            Level::Announced => "announce",
-            Level::LessWanted => "less-wanted",
-            Level::Withdrawn => "withdraw",
+        // What a failed or killed run did is unknown.
+        self.confirmed = None;
+        let verb = match state {
+            AnnouncementState::Announced => "announce",
+            AnnouncementState::LowPreference => "low-preference",
+            AnnouncementState::Withdrawn => "withdraw",
         };
         let words = || {
             let all = self.command.iter().map(String::as_str).chain([verb]);
             all.chain(self.prefixes.iter().map(String::as_str)).collect::<Vec<_>>().join(" ")
         };
-        let failed = |source| HookError::Run { command: words(), source };
+        let failed = |source| ExecError::Run { command: words(), source };
         let mut command = Command::new(&self.command[0]);
         command
             .args(&self.command[1..])
@@ -114,7 +118,7 @@ impl Hook {
             .env("GLB_ANNOUNCEMENT", &self.name)
             .env("GLB_ACTION", verb)
             .env("GLB_PREFIXES", self.prefixes.join(" "))
-            // These are between the daemon and its service manager.
+            // These belong to the daemon and its service manager.
             .env_remove("NOTIFY_SOCKET")
             .env_remove("WATCHDOG_USEC")
             .env_remove("WATCHDOG_PID")
@@ -125,41 +129,41 @@ impl Hook {
         let mut child = command.spawn().map_err(failed)?;
         let stderr = child.stderr.take();
         let work = async move {
-            let mut complaint = Vec::new();
+            let mut stderr_text = Vec::new();
             let status = {
-                let mut read = pin!(read(stderr, &mut complaint));
+                let mut read = pin!(read(stderr, &mut stderr_text));
                 tokio::select! {
                     () = read.as_mut() => child.wait().await?,
                     status = child.wait() => {
                         // What it leaves running may hold the pipe open: the command's end counts.
-                        drop(timeout(LAST_WORDS, read).await);
+                        drop(timeout(OUTPUT_TIMEOUT, read).await);
                         status?
                     }
                 }
             };
-            Ok((status, complaint))
+            Ok((status, stderr_text))
         };
         match timeout(self.timeout, work).await {
             Ok(Ok((status, _))) if status.success() => {
-                self.told = Some((level, Instant::now()));
+                self.confirmed = Some((state, Instant::now()));
                 Ok(())
             }
-            Ok(Ok((status, complaint))) => {
-                let complaint = String::from_utf8_lossy(&complaint).trim().replace('\n', "; ");
-                Err(HookError::Failed { command: words(), status, complaint })
+            Ok(Ok((status, stderr_text))) => {
+                let stderr_text = String::from_utf8_lossy(&stderr_text).trim().replace('\n', "; ");
+                Err(ExecError::Failed { command: words(), status, stderr_text })
             }
             Ok(Err(source)) => Err(failed(source)),
-            Err(_) => Err(HookError::TooLong { command: words(), limit: self.timeout }),
+            Err(_) => Err(ExecError::TooLong { command: words(), limit: self.timeout }),
         }
     }
 }
 
-/// Reads all, so that a full pipe holds nobody up, and keeps the beginning.
+/// Reads to the end, so that a full pipe never blocks the command; keeps the beginning.
 async fn read(stderr: Option<ChildStderr>, kept: &mut Vec<u8>) {
     let Some(mut stderr) = stderr else { return };
     let mut bytes = [0; 1_024];
     while let Ok(length @ 1..) = stderr.read(&mut bytes).await {
-        let room = COMPLAINT.saturating_sub(kept.len());
+        let room = LONGEST_STDERR.saturating_sub(kept.len());
         kept.extend(&bytes[..length.min(room)]);
     }
 }
@@ -168,53 +172,58 @@ async fn read(stderr: Option<ChildStderr>, kept: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
-    fn hook(script: &str, timeout: Duration) -> Hook {
+    fn exec(script: &str, timeout: Duration) -> Exec {
         let command = ["/bin/sh", "-c", script, "hook"].map(str::to_owned);
         let prefixes = ["203.0.113.10/32", "2001:db8::10/128"].map(|text| text.parse().unwrap());
-        Hook::new(&command, (timeout, None), "web", &prefixes)
+        Exec::new(&command, (timeout, None), "web", &prefixes)
     }
 
     #[tokio::test]
-    async fn it_is_told_once_with_everything_it_needs() {
+    async fn the_command_runs_once_per_state_with_arguments_and_environment() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
         let script = format!(
             "echo \"$@ | $GLB_ANNOUNCEMENT $GLB_ACTION $GLB_PREFIXES $NOTIFY_SOCKET\" >> {}",
             log.display()
         );
-        let mut hook = hook(&script, Duration::from_secs(30));
-        assert_eq!(hook.level(), None);
-        for level in [Level::Announced, Level::Announced, Level::LessWanted, Level::Withdrawn] {
-            hook.bring(level).await.unwrap();
-            assert_eq!(hook.level(), Some(level));
+        let mut command = exec(&script, Duration::from_secs(30));
+        assert_eq!(command.state(), None);
+        for state in [
+            AnnouncementState::Announced,
+            AnnouncementState::Announced,
+            AnnouncementState::LowPreference,
+            AnnouncementState::Withdrawn,
+        ] {
+            command.apply(state).await.unwrap();
+            assert_eq!(command.state(), Some(state));
         }
-        hook.repeat = Some(Duration::ZERO);
-        hook.bring(Level::Withdrawn).await.unwrap();
+        command.repeat = Some(Duration::ZERO);
+        command.apply(AnnouncementState::Withdrawn).await.unwrap();
         let both = "203.0.113.10/32 2001:db8::10/128";
-        let lines = ["announce", "less-wanted", "withdraw", "withdraw"];
+        let lines = ["announce", "low-preference", "withdraw", "withdraw"];
         let lines = lines.map(|verb| format!("{verb} {both} | web {verb} {both} \n")).concat();
         assert_eq!(std::fs::read_to_string(log).unwrap(), lines);
     }
 
     #[tokio::test]
-    async fn its_failures_are_told_with_its_own_words() {
-        let mut failing = hook("echo no such peer >&2; exit 3", Duration::from_secs(30));
-        let error = failing.bring(Level::Announced).await.unwrap_err().to_string();
+    async fn failures_carry_the_command_and_its_stderr() {
+        let mut failing = exec("echo no such peer >&2; exit 3", Duration::from_secs(30));
+        let error = failing.apply(AnnouncementState::Announced).await.unwrap_err().to_string();
         for words in ["announce 203.0.113.10/32", "no such peer", "3"] {
             assert!(error.contains(words), "{words:?} is missing in: {error}");
         }
-        assert_eq!(failing.level(), None);
-        // Much to say, and somebody left behind who keeps the pipe.
+        assert_eq!(failing.state(), None);
+        // A long output, and a child that keeps the pipe open.
         let loud = "sleep 5 & yes | head -c 300000 >&2; exit 1";
-        let error = hook(loud, Duration::from_secs(30)).bring(Level::Withdrawn).await;
+        let error = exec(loud, Duration::from_secs(30)).apply(AnnouncementState::Withdrawn).await;
         let error = error.unwrap_err().to_string();
         assert!(error.contains("y; y") && error.len() < 4_000, "{error}");
-        let mut slow = hook("exec sleep 60", Duration::from_millis(50));
-        let error = slow.bring(Level::Withdrawn).await.unwrap_err().to_string();
+        let mut slow = exec("exec sleep 60", Duration::from_millis(50));
+        let error = slow.apply(AnnouncementState::Withdrawn).await.unwrap_err().to_string();
         assert!(error.contains("50ms") && error.contains("killed"), "{error}");
-        let mut absent = hook("", Duration::from_secs(1));
+        let mut absent = exec("", Duration::from_secs(1));
         absent.command = vec!["/no/such/program".into()];
-        let error = absent.bring(Level::Withdrawn).await.unwrap_err().to_string();
+        let error = absent.apply(AnnouncementState::Withdrawn).await.unwrap_err().to_string();
         assert!(error.contains("/no/such/program withdraw"), "{error}");
     }
 }

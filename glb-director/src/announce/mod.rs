@@ -1,150 +1,95 @@
-//! Telling routers of the VIPs, and the order in which that is done.
+//! Announcing VIP prefixes to routers, and withdrawing them in the right order.
 //!
-//! [`config`] reads what is announced and how into an [`announcement`]. [`state_machine`] decides, as a
-//! pure function, what each announcement should be now; [`task`] feeds it from the running director
-//! and has [`speaker`] carry its decisions out: by [`bird`]'s control socket, a [`tun`] interface, or a
-//! [`exec`]. [`withdraw_gate`] has withdrawn what the next generation will not serve.
+//! | module | what it does |
+//! |---|---|
+//! | [`config`] | parses and checks the `announce`, `drain` and `withdraw` tables of the configuration |
+//! | [`announcement`] | the checked configuration of one announcement, and how it fits tables and machine |
+//! | `eligibility` | decides whether this director may announce, from tables, interfaces and next hops |
+//! | [`state_machine`] | decides the desired state of each announcement and the drain's stage (a pure function) |
+//! | `task` | the thread that feeds the state machine and publishes what it decides |
+//! | `speaker` | one task per announcement that carries a decision out by its method |
+//! | [`bird`], [`tun`], [`exec`] | the three methods: BIRD's control socket, routes into a TUN interface, a command |
+//! | `withdraw_gate` | withdraws what the next generation will not serve before it is swapped in |
+//! | [`policy_rules`] | keeps this machine's kernel from answering for VIPs |
+//!
+//! To add a method, write its module, add a variant to [`announcement::MethodConfig`] and to
+//! `speaker::Speaker`, and parse its keys in [`config`].
 
 pub mod announcement;
 pub mod bird;
 pub mod config;
 mod eligibility;
 pub mod exec;
+mod messages;
 pub mod policy_rules;
 mod speaker;
 pub mod state_machine;
 mod task;
 pub mod tun;
+mod view;
 mod withdraw_gate;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::{
     announcement::{Announcement, DrainLimits, WithdrawLimits},
-    speaker::WayError,
-    task::{Announcer, Ended, block_on, withdraw_all},
-    withdraw_gate::{Ahead, NotWithdrawn},
+    messages::DrainOutcome,
+    speaker::SpeakerError,
+    task::{Announcer, block_on, withdraw_all},
+    view::{AnnounceView, AnnouncementView, DrainView},
+    withdraw_gate::{WithdrawGate, WithdrawalUnconfirmed},
 };
 
-/// How much routers are to want this director for the prefixes of an announcement.
+/// Whether routers hear of an announcement's prefixes, and with which preference.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 #[serde(rename_all = "snake_case")]
-pub enum Level {
-    /// Not at all: nothing is announced.
+pub enum AnnouncementState {
+    /// The prefixes are not announced.
     #[default]
     Withdrawn,
-    /// Only if no other director announces them.
-    LessWanted,
-    /// As one of those that announce them.
+    /// The prefixes are announced with a lower preference than other directors' routes.
+    LowPreference,
+    /// The prefixes are announced with the normal preference.
     Announced,
 }
 
-impl Level {
-    /// Every level, from the least wanted on.
-    pub const ALL: [Self; 3] = [Self::Withdrawn, Self::LessWanted, Self::Announced];
+impl AnnouncementState {
+    /// All states, in ascending order of preference.
+    pub const ALL: [Self; 3] = [Self::Withdrawn, Self::LowPreference, Self::Announced];
 
-    /// The stable name.
+    /// The name used in the CLI, in metrics and in JSON.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Withdrawn => "withdrawn",
-            Self::LessWanted => "less_wanted",
+            Self::LowPreference => "low_preference",
             Self::Announced => "announced",
         }
     }
-}
-
-/// An announcement as it is now, for people and programs. Fields are added, never renamed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AnnouncementView {
-    /// Its name.
-    pub name: String,
-    /// Its prefixes.
-    pub prefixes: Vec<String>,
-    /// `bird`, `tun` or `hook`.
-    pub way: String,
-    /// What it is to be.
-    pub wanted: Level,
-    /// Why it is not to be announced; empty if it is to be.
-    pub why: String,
-    /// What it is, as far as the way can tell.
-    pub level: Option<Level>,
-    /// Why the way does not do what is wanted; empty if it does.
-    pub error: String,
-    /// Packets that came to the TUN interface and were dropped.
-    #[serde(default)]
-    pub dropped: u64,
-    /// How often it was withdrawn, by the reason's stable name.
-    #[serde(default)]
-    pub withdrawals: std::collections::BTreeMap<String, u64>,
-}
-
-/// All announcements, and the drain.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct AnnounceView {
-    /// In the order of the configuration.
-    pub announcements: Vec<AnnouncementView>,
-    /// The drain, if one was asked for.
-    pub drain: Option<DrainView>,
-}
-
-/// How far a drain is.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct DrainView {
-    /// What it is at.
-    pub stage: Stage,
-    /// Since when the director is being drained, in seconds.
-    pub seconds: f64,
-    /// After how many seconds the stage is given up; nothing once it is drained.
-    pub limit_seconds: Option<f64>,
-    /// Packets to VIPs in the last second.
-    pub packets_per_second: f64,
-    /// For how many seconds they have been as few as is wanted.
-    pub quiet_seconds: f64,
-    /// In words.
-    pub message: String,
 }
 
 /// The stages of a drain, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// Less wanted; waiting until packets have ceased.
-    LessWanted,
-    /// Withdrawn; waiting until packets have ceased.
+    /// Routes have low preference; the drain waits until traffic stops.
+    LowPreference,
+    /// Routes are withdrawn; the drain waits until traffic stops.
     Withdrawn,
-    /// Nothing is announced and no packets come.
+    /// Nothing is announced, and no packets arrive.
     Drained,
 }
 
 impl Stage {
-    /// The stable name.
+    /// The name used in the CLI, in metrics and in JSON.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::LessWanted => "less_wanted",
+            Self::LowPreference => "low_preference",
             Self::Withdrawn => "withdrawn",
             Self::Drained => "drained",
         }
-    }
-}
-
-impl AnnounceView {
-    /// In a few words, for a line of status; empty if nothing is to be announced.
-    #[must_use]
-    pub fn in_words(&self) -> String {
-        if self.announcements.is_empty() {
-            return String::new();
-        }
-        let all = self.announcements.len();
-        let announced = self.announcements.iter();
-        let announced = announced.filter(|one| one.level == Some(Level::Announced)).count();
-        let drain = self.drain.as_ref().map(|drain| match drain.stage {
-            Stage::Drained => "; drained".to_owned(),
-            stage => format!("; being drained ({})", stage.name()),
-        });
-        format!("{announced} of {all} announced{}", drain.unwrap_or_default())
     }
 }

@@ -1,12 +1,10 @@
-//! This machine's kernel answers for no VIP: neither while it is announced nor when it no longer is,
-//! with a program attached or without.
+//! Policy rules (`ip rule`) that keep this machine's kernel from answering for VIPs.
 //!
-//! What the program leaves to the kernel, and everything once it is detached, is a packet to an
-//! address that the machine does not have. A kernel that forwards may answer such a packet with
-//! "unreachable", and one with IPv6 that has no route does so even if it does not forward. Either
-//! would end a live connection. Policy rules (`ip rule`) drop it silently instead. A rule is not a
-//! route: no routing daemon learns it, whatever it redistributes. The rules are for what comes in by
-//! the director's interfaces, so the machine itself can still reach the VIPs.
+//! A VIP packet that the program passes to the kernel, or that arrives while nothing is attached, has a
+//! destination that this machine does not own. A forwarding kernel may answer it with "unreachable".
+//! With IPv6, a kernel without a route does so even if it does not forward. Either answer would end a
+//! live connection, so a rule drops the packet silently. Routing daemons do not learn rules. The rules
+//! match the director's interfaces, so the machine itself still reaches the VIPs.
 
 use std::{collections::BTreeSet, io};
 
@@ -21,62 +19,64 @@ use rtnetlink::{
     },
 };
 
-/// Before the rules for main (32,766), behind the one for local addresses (0).
+/// The rules' priority: after the rule for local addresses (0), before the one for main (32766).
 const PRIORITY: u32 = 1_000;
 
-/// Marks the rules as a director's (`ip rule` shows `proto 103`).
-const MARK: u8 = 103;
+/// The protocol number of a director's rules (`ip rule` shows `proto 103`).
+const PROTOCOL: u8 = 103;
 
-/// Why the rules are not as they should be.
+/// Why the rules cannot be listed or changed.
 #[derive(Debug, thiserror::Error)]
-pub enum GuardError {
-    /// Netlink could not be opened.
+pub enum PolicyRuleError {
+    /// The netlink socket cannot be opened.
     #[error("cannot open a netlink route socket: {0}")]
     Open(#[source] io::Error),
-    /// The kernel refuses.
-    #[error("cannot {what} rules that keep this kernel from answering for VIPs: {source}")]
+    /// The kernel rejected a request.
+    #[error(
+        "cannot {what} the policy rules that keep this kernel from answering for VIPs: {source}"
+    )]
     Refused {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: rtnetlink::Error,
     },
 }
 
-/// A rule: for packets that come in by this interface to these addresses.
+/// A rule: the input interface and the destination prefix.
 pub type Rule = (String, IpNet);
 
-/// Sees to it that there are just these rules for these interfaces, and leaves those of others alone.
+/// Installs one rule for each interface and prefix, and removes a director's other rules for them.
 ///
 /// # Errors
-/// When the kernel says no; some rules may then be missing.
-pub async fn guard(interfaces: &[String], prefixes: &[IpNet]) -> Result<(), GuardError> {
-    with_netlink(async |handle| bring(handle, interfaces, prefixes).await).await
+/// When the kernel rejects a change; some rules may then be missing.
+pub async fn install(interfaces: &[String], prefixes: &[IpNet]) -> Result<(), PolicyRuleError> {
+    with_netlink(async |handle| synchronize(handle, interfaces, prefixes).await).await
 }
 
-/// The rules of directors that there are.
+/// Returns the installed rules that drop packets by interface and destination.
 ///
 /// # Errors
-/// When the kernel does not tell.
-pub async fn present() -> Result<BTreeSet<Rule>, GuardError> {
+/// When the kernel does not list its rules.
+pub async fn list_installed() -> Result<BTreeSet<Rule>, PolicyRuleError> {
     let all = with_netlink(list).await?;
     Ok(all.into_iter().map(|(rule, _)| rule).collect())
 }
 
 async fn with_netlink<T>(
-    work: impl AsyncFnOnce(&Handle) -> Result<T, GuardError>,
-) -> Result<T, GuardError> {
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(GuardError::Open)?;
+    work: impl AsyncFnOnce(&Handle) -> Result<T, PolicyRuleError>,
+) -> Result<T, PolicyRuleError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(PolicyRuleError::Open)?;
     let task = tokio::spawn(connection);
     let result = work(&handle).await;
     task.abort();
     result
 }
 
-async fn list(handle: &Handle) -> Result<Vec<(Rule, RuleMessage)>, GuardError> {
+async fn list(handle: &Handle) -> Result<Vec<(Rule, RuleMessage)>, PolicyRuleError> {
     let mut all = Vec::new();
     for version in [IpVersion::V4, IpVersion::V6] {
-        let failed = |source| GuardError::Refused { what: "list", source };
+        let failed = |source| PolicyRuleError::Refused { what: "list", source };
         let rules: Vec<RuleMessage> =
             handle.rule().get(version).execute().try_collect().await.map_err(failed)?;
         all.extend(rules.into_iter().filter_map(|message| Some((read(&message)?, message))));
@@ -84,11 +84,11 @@ async fn list(handle: &Handle) -> Result<Vec<(Rule, RuleMessage)>, GuardError> {
     Ok(all)
 }
 
-async fn bring(
+async fn synchronize(
     handle: &Handle,
     interfaces: &[String],
     prefixes: &[IpNet],
-) -> Result<(), GuardError> {
+) -> Result<(), PolicyRuleError> {
     let pairs = interfaces.iter().flat_map(|name| prefixes.iter().map(move |p| (name.clone(), *p)));
     let wanted: BTreeSet<Rule> = pairs.collect();
     let mut there = BTreeSet::new();
@@ -96,19 +96,18 @@ async fn bring(
         if wanted.contains(&rule) {
             there.insert(rule);
         } else if is_ours(&message) && interfaces.contains(&rule.0) {
-            let failed = |source| GuardError::Refused { what: "remove", source };
+            let failed = |source| PolicyRuleError::Refused { what: "remove", source };
             handle.rule().del(message).execute().await.map_err(failed)?;
         }
     }
     for (interface, prefix) in wanted.difference(&there) {
-        let failed = |source| GuardError::Refused { what: "add", source };
+        let failed = |source| PolicyRuleError::Refused { what: "add", source };
         add(handle, interface, *prefix).await.map_err(failed)?;
     }
     Ok(())
 }
 
-/// The rule, if it drops silently what comes in by an interface to some addresses, as a director's do
-/// and an administrator's may.
+/// Returns the rule if it silently drops packets by interface and destination, whoever installed it.
 fn read(message: &RuleMessage) -> Option<Rule> {
     let (mut interface, mut address) = (None, None);
     for attribute in &message.attributes {
@@ -122,10 +121,10 @@ fn read(message: &RuleMessage) -> Option<Rule> {
     (message.header.action == RuleAction::Blackhole).then_some((interface?, prefix))
 }
 
-/// Whether it is one of a director's own.
+/// Whether a director installed the rule.
 fn is_ours(message: &RuleMessage) -> bool {
     let mut all = message.attributes.iter();
-    all.any(|found| matches!(found, RuleAttribute::Protocol(by) if u8::from(*by) == MARK))
+    all.any(|found| matches!(found, RuleAttribute::Protocol(by) if u8::from(*by) == PROTOCOL))
 }
 
 async fn add(handle: &Handle, interface: &str, prefix: IpNet) -> Result<(), rtnetlink::Error> {
@@ -140,6 +139,6 @@ async fn add(handle: &Handle, interface: &str, prefix: IpNet) -> Result<(), rtne
         if prefix.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     message.header.dst_len = prefix.prefix_len();
     message.attributes.push(RuleAttribute::Destination(prefix.addr()));
-    message.attributes.push(RuleAttribute::Protocol(RouteProtocol::from(MARK)));
+    message.attributes.push(RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
     request.execute().await
 }

@@ -1,4 +1,5 @@
-//! One announcement's way to the routers, whichever it is, and the task that keeps it as it is to be.
+//! One announcement's speaker: the task that carries decisions out by the configured method and
+//! reports what is announced.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,165 +10,172 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Announcement, Level,
-    announcement::WayConfig,
+    Announcement, AnnouncementState,
+    announcement::MethodConfig,
     bird::{Bird, BirdError},
-    exec::{Hook, HookError},
-    state_machine::Wanted,
+    exec::{Exec, ExecError},
+    state_machine::Decision,
     tun::{Tun, TunError},
 };
 
-/// How often what is announced is looked at without a reason.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often a speaker checks what is announced when nothing has changed.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How soon a way that failed is tried again.
-const AGAIN: Duration = Duration::from_millis(250);
+/// The first pause before a failed method is tried again; it doubles with each failure.
+const FIRST_RETRY: Duration = Duration::from_millis(250);
 
-/// Why routers are not told.
+/// Why a method did not carry out a decision.
 #[derive(Debug, thiserror::Error)]
-pub enum WayError {
-    /// BIRD.
+pub enum SpeakerError {
+    /// BIRD failed.
     #[error(transparent)]
     Bird(#[from] BirdError),
-    /// The TUN interface and its routes.
+    /// The TUN interface or its routes failed.
     #[error(transparent)]
     Tun(#[from] TunError),
-    /// The command.
+    /// The command failed.
     #[error(transparent)]
-    Hook(#[from] HookError),
+    Exec(#[from] ExecError),
 }
 
-/// What is wished of a way.
+/// The state that a speaker is to bring about.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Wish {
-    /// Which wish for a level it is; 0 before the first one.
-    pub(super) number: u64,
-    /// Nothing before the first one: it is only looked.
-    pub(super) wanted: Option<Wanted>,
+pub(super) struct Target {
+    /// Counts changes of the desired state; 0 before the first decision.
+    pub(super) revision: u64,
+    /// The decision; before the first one the speaker only observes.
+    pub(super) decision: Option<Decision>,
 }
 
-/// What a way has come to.
+/// What a speaker reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Standing {
-    /// Which wish it is about: what was so before the last wish may not be so any more.
-    pub(super) wish: u64,
-    /// What is announced; nothing where that is not known.
-    pub(super) level: Option<Level>,
-    /// Why that is not what is wanted; empty if it is.
+pub(super) struct SpeakerStatus {
+    /// The target's revision that this status answers; an older one may be out of date.
+    pub(super) revision: u64,
+    /// What is announced; nothing if that is unknown.
+    pub(super) state: Option<AnnouncementState>,
+    /// Why that is not the desired state; empty if it is.
     pub(super) error: String,
-    /// Packets that came to the TUN interface.
+    /// Packets to the prefixes that came out of the TUN interface.
     pub(super) dropped: u64,
 }
 
+/// A method with its connection, interface or command.
 #[derive(Debug)]
-pub(super) enum Way {
+pub(super) enum Speaker {
     Bird(Bird),
     Tun(Tun),
-    Hook(Hook),
+    Exec(Exec),
 }
 
-impl Way {
+impl Speaker {
     pub(super) fn new(announcement: &Announcement) -> Self {
-        match &announcement.way {
-            WayConfig::Bird { socket, protocols, less_wanted } => {
-                Self::Bird(Bird::new(socket, protocols, less_wanted))
+        match &announcement.method {
+            MethodConfig::Bird { socket, protocols, low_preference } => {
+                Self::Bird(Bird::new(socket, protocols, low_preference))
             }
-            WayConfig::Tun { interface, metric, less_wanted_metric } => {
-                let metrics = (*metric, *less_wanted_metric);
+            MethodConfig::Tun { interface, metric, low_preference_metric } => {
+                let metrics = (*metric, *low_preference_metric);
                 Self::Tun(Tun::new(interface, metrics, &announcement.prefixes))
             }
-            WayConfig::Hook { command, timeout, repeat, .. } => {
+            MethodConfig::Exec { command, timeout, repeat, .. } => {
                 let Announcement { name, prefixes, .. } = announcement;
-                Self::Hook(Hook::new(command, (*timeout, *repeat), name, prefixes))
+                Self::Exec(Exec::new(command, (*timeout, *repeat), name, prefixes))
             }
         }
     }
 
-    /// What is announced now; nothing where that cannot be known.
-    pub(super) async fn look(&mut self) -> Result<Option<Level>, WayError> {
+    /// Returns what is announced now; nothing if that is unknown.
+    pub(super) async fn observe(&mut self) -> Result<Option<AnnouncementState>, SpeakerError> {
         match self {
-            Self::Bird(bird) => Ok(Some(bird.look().await?)),
-            Self::Tun(tun) => Ok(Some(tun.level())),
-            Self::Hook(hook) => Ok(hook.level()),
+            Self::Bird(bird) => Ok(Some(bird.observe().await?)),
+            Self::Tun(tun) => Ok(Some(tun.state())),
+            Self::Exec(exec) => Ok(exec.state()),
         }
     }
 
-    /// Sees to it that this is announced. Can be dropped and called again.
-    pub(super) async fn bring(&mut self, level: Level) -> Result<(), WayError> {
+    /// Brings a state about and confirms it. May be cancelled and called again.
+    pub(super) async fn apply(&mut self, state: AnnouncementState) -> Result<(), SpeakerError> {
         match self {
-            Self::Bird(bird) => bird.bring(level).await?,
-            Self::Tun(tun) => tun.bring(level).await?,
-            Self::Hook(hook) => hook.bring(level).await?,
+            Self::Bird(bird) => bird.apply(state).await?,
+            Self::Tun(tun) => tun.apply(state).await?,
+            Self::Exec(exec) => exec.apply(state).await?,
         }
         Ok(())
     }
 
-    /// Waits until it may have changed by itself.
+    /// Waits until the announced state may have changed without a decision.
     async fn disturbed(&mut self) {
         match self {
-            Self::Bird(bird) => bird.gone().await,
-            Self::Tun(tun) => tun.swallow().await,
-            Self::Hook(_) => std::future::pending().await,
+            Self::Bird(bird) => bird.closed().await,
+            Self::Tun(tun) => tun.drop_packets().await,
+            Self::Exec(_) => std::future::pending().await,
         }
     }
 
+    /// Packets that the TUN interface has dropped.
     fn dropped(&self) -> u64 {
         match self {
             Self::Tun(tun) => tun.dropped(),
-            Self::Bird(_) | Self::Hook(_) => 0,
+            Self::Bird(_) | Self::Exec(_) => 0,
         }
     }
 
-    /// Whether nothing can be announced by it, for whoever would is not there.
-    pub(super) fn is_away(error: &WayError) -> bool {
-        matches!(error, WayError::Bird(error) if error.is_away())
+    /// The longest pause between attempts.
+    fn longest_retry(&self) -> Duration {
+        match self {
+            Self::Bird(_) | Self::Tun(_) => CHECK_INTERVAL,
+            Self::Exec(_) => Duration::from_secs(30),
+        }
     }
 }
 
-/// Keeps an announcement as it is wanted, until nobody wants anything any more. Before the first
-/// wish it only looks.
-pub(super) async fn keep(
+/// Keeps an announcement in its desired state until the sender of targets is dropped.
+pub(super) async fn run(
     announcement: Announcement,
-    mut wishes: watch::Receiver<Wish>,
-    standing: watch::Sender<Option<Standing>>,
+    mut targets: watch::Receiver<Target>,
+    status: watch::Sender<Option<SpeakerStatus>>,
     changed: Arc<Notify>,
 ) {
     let name = &announcement.name;
-    let mut way = Way::new(&announcement);
-    let mut backoff = AGAIN;
+    let mut speaker = Speaker::new(&announcement);
+    let mut backoff = FIRST_RETRY;
     loop {
-        let Wish { number, wanted } = wishes.borrow_and_update().clone();
+        let Target { revision, decision } = targets.borrow_and_update().clone();
         let work = async {
-            match &wanted {
-                None => way.look().await,
-                Some(wanted) => way.bring(wanted.level).await.map(|()| Some(wanted.level)),
+            match &decision {
+                None => speaker.observe().await,
+                Some(decision) => {
+                    speaker.apply(decision.state).await.map(|()| Some(decision.state))
+                }
             }
         };
-        // A wish that changes is not waited for: what is under way may hang.
+        // A new target cancels the current attempt, which may hang.
         let result = tokio::select! {
             result = work => result,
-            changed = wishes.changed() => match changed {
+            changed = targets.changed() => match changed {
                 Ok(()) => continue,
                 Err(_) => return,
             },
         };
         let pause = if result.is_ok() {
-            backoff = AGAIN;
-            LOOK
+            backoff = FIRST_RETRY;
+            CHECK_INTERVAL
         } else {
-            backoff = (backoff * 2).min(way.patience());
+            backoff = (backoff * 2).min(speaker.longest_retry());
             backoff
         };
-        let (level, error) = match result {
-            Ok(level) => (level, String::new()),
-            Err(error) => (Way::is_away(&error).then_some(Level::Withdrawn), error.to_string()),
+        let (state, error) = match result {
+            Ok(state) => (state, String::new()),
+            // A method that cannot be asked may still announce.
+            Err(error) => (None, error.to_string()),
         };
-        let new = Standing { wish: number, level, error, dropped: way.dropped() };
-        let is_new = standing.send_if_modified(|old| {
+        let new = SpeakerStatus { revision, state, error, dropped: speaker.dropped() };
+        let is_new = status.send_if_modified(|old| {
             if old.as_ref() == Some(&new) {
                 return false;
             }
-            tell(name, wanted.as_ref(), old.as_ref(), &new);
+            log_change(name, decision.as_ref(), old.as_ref(), &new);
             *old = Some(new);
             true
         });
@@ -175,39 +183,34 @@ pub(super) async fn keep(
             changed.notify_one();
         }
         tokio::select! {
-            changed = wishes.changed() => if changed.is_err() { return },
-            () = way.disturbed() => {}
+            changed = targets.changed() => if changed.is_err() { return },
+            () = speaker.disturbed() => {}
             () = sleep(pause) => {}
         }
     }
 }
 
-impl Way {
-    /// The longest pause between attempts.
-    fn patience(&self) -> Duration {
-        match self {
-            Self::Bird(_) | Self::Tun(_) => LOOK,
-            Self::Hook(_) => Duration::from_secs(30),
-        }
-    }
-}
-
-/// One line for each change.
-fn tell(announcement: &str, wish: Option<&Wanted>, old: Option<&Standing>, new: &Standing) {
+/// Logs one line for each change of an announcement's status.
+fn log_change(
+    announcement: &str,
+    decision: Option<&Decision>,
+    old: Option<&SpeakerStatus>,
+    new: &SpeakerStatus,
+) {
     let old = old.cloned().unwrap_or_default();
-    let Some(wish) = wish else {
+    let Some(decision) = decision else {
         if !new.error.is_empty() && new.error != old.error {
-            warn!(announcement, "what is announced is not known: {}", new.error);
+            warn!(announcement, error = %new.error, "announced state is unknown");
         }
         return;
     };
+    let desired = decision.state.name();
     if !new.error.is_empty() {
         if new.error != old.error {
-            let wanted = wish.level.name();
-            warn!(announcement, wanted, "not carried out, tried again: {}", new.error);
+            warn!(announcement, desired, error = %new.error, "announcement failed, will retry");
         }
-    } else if new.level != old.level || !old.error.is_empty() {
-        let why = wish.why.as_ref().map_or("fit, and not being drained", |why| why.words.as_str());
-        info!(announcement, why, "{}", wish.level.name().replace('_', " "));
+    } else if new.state != old.state || !old.error.is_empty() {
+        let reason = decision.blocker.as_ref().map_or("eligible", |why| why.message.as_str());
+        info!(announcement, state = desired, reason, "announcement state changed");
     }
 }

@@ -1,45 +1,46 @@
-//! What each announcement should be now, and how far a drain is: a pure function of what is seen.
+//! The announcement state machine: a pure function from observations to desired states and drain stages.
 //!
-//! Up, an announcement goes when the director is fit for it. Down, it goes at once when it must, and
-//! in a drain step by step: less wanted, until packets have ceased; withdrawn, until none come any
-//! more; drained. While a drain goes on nothing goes up; whoever cancels it lets everything go back.
+//! An announcement goes up when the director is eligible for it. It goes down at once when it must
+//! withdraw. A drain lowers it step by step: low preference until traffic stops, withdrawn until
+//! traffic stops again, drained. During a drain nothing goes up; cancelling the drain restores
+//! everything.
 
 use std::time::Duration;
 
-use super::{DrainLimits, DrainView, Level, Stage};
+use super::{AnnouncementState, DrainLimits, DrainView, Stage};
 
-/// After a withdrawal for want of fitness, how long it must have been fit again.
-pub const AGAIN: Duration = Duration::from_secs(3);
+/// How long an announcement must be eligible again after it was withdrawn.
+pub const RECOVERY: Duration = Duration::from_secs(3);
 
-/// Why an announcement is not to be announced.
+/// Why a prefix must not be announced; the names are stable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Cause {
-    /// No generation is in force, or an interface is without one.
+    /// No generation is in force, or an interface has no program.
     NotServing,
-    /// A prefix or a table of it is not in the tables in force.
+    /// The tables in force lack a prefix or a table of the announcement.
     NotInTables,
-    /// Too few backends of a table take new connections.
+    /// A table has fewer eligible backends than `withdraw_below`.
     TooFewHealthy,
     /// A VIP is an address of this machine.
     OwnAddress,
-    /// It was fit again only a moment ago.
-    FitTooShortly,
-    /// The director is being drained, or is drained.
+    /// The director became eligible again less than [`RECOVERY`] ago.
+    Recovering,
+    /// The director is draining or drained.
     Draining,
 }
 
 impl Cause {
-    /// Every cause.
+    /// All causes.
     pub const ALL: [Self; 6] = [
         Self::NotServing,
         Self::NotInTables,
         Self::TooFewHealthy,
         Self::OwnAddress,
-        Self::FitTooShortly,
+        Self::Recovering,
         Self::Draining,
     ];
 
-    /// The stable name.
+    /// The name used in metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -47,108 +48,110 @@ impl Cause {
             Self::NotInTables => "not_in_tables",
             Self::TooFewHealthy => "too_few_healthy",
             Self::OwnAddress => "own_address",
-            Self::FitTooShortly => "fit_too_shortly",
+            Self::Recovering => "recovering",
             Self::Draining => "draining",
         }
     }
 }
 
-/// What speaks against an announcement.
+/// A reason not to announce.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unfit {
-    /// For programs.
+pub struct Blocker {
+    /// The cause, for programs.
     pub cause: Cause,
-    /// For people.
-    pub words: String,
+    /// The cause in words, with names and numbers.
+    pub message: String,
 }
 
-impl Unfit {
-    /// It speaks against announcing.
-    pub fn new(cause: Cause, words: impl Into<String>) -> Self {
-        Self { cause, words: words.into() }
+impl Blocker {
+    /// Makes a reason not to announce.
+    pub fn new(cause: Cause, message: impl Into<String>) -> Self {
+        Self { cause, message: message.into() }
     }
 }
 
-/// What is seen of an announcement.
+/// The inputs that concern one announcement.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
-    /// Why it must not stay announced, if so.
-    pub must_go: Option<Unfit>,
-    /// Why it must not become announced, if so, beside that.
-    pub must_wait: Option<Unfit>,
-    /// What it is now; nothing where the way cannot tell.
-    pub level: Option<Level>,
+pub struct Observation {
+    /// Why it must be withdrawn, if it must.
+    pub must_withdraw: Option<Blocker>,
+    /// Why it must not go up, beside `must_withdraw`.
+    pub must_not_announce: Option<Blocker>,
+    /// What is announced now; nothing if that is unknown.
+    pub state: Option<AnnouncementState>,
+    /// Why the desired state is not confirmed; empty if it is, or if no answer has come yet.
+    pub error: String,
 }
 
-/// What is seen of everything.
+/// All inputs of one step.
 #[derive(Clone, Copy, Debug)]
-pub struct Sight<'s> {
-    /// Since some moment that stays the same.
+pub struct Inputs<'s> {
+    /// The time since a fixed moment.
     pub now: Duration,
-    /// In the order of the announcements.
-    pub announcements: &'s [Seen],
-    /// Packets to VIPs since the counters were made; nothing if they cannot be read.
+    /// The announcements, in the order of the configuration.
+    pub announcements: &'s [Observation],
+    /// Packets to VIPs since the counters were created; nothing if they cannot be read.
     pub packets: Option<u64>,
 }
 
-/// What is to be done.
+/// The desired state of one announcement.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// What it is to be.
-    pub level: Level,
-    /// Why not announced, if it is not.
-    pub why: Option<Unfit>,
+pub struct Decision {
+    /// The desired state.
+    pub state: AnnouncementState,
+    /// Why that is not `announced`, if it is not.
+    pub blocker: Option<Blocker>,
 }
 
-/// A drain as it was asked for.
+/// The parameters of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Order {
-    /// How long packets may take to cease, at each stage.
+pub struct DrainRequest {
+    /// How long each stage waits for traffic to stop.
     pub timeout: Duration,
-    /// Whether it goes on when they have not; else everything goes back to what it was.
+    /// Whether the next stage begins although traffic has not stopped; otherwise the drain is aborted.
     pub force: bool,
-    /// Whether the path is made less wanted first; else it is withdrawn at once.
-    pub gently: bool,
+    /// Whether the low-preference stage comes first; otherwise routes are withdrawn at once.
+    pub low_preference_first: bool,
 }
 
-/// What has become of a drain.
+/// A change in a drain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Turn {
-    /// It came to another stage.
-    Stage(Stage, String),
-    /// It was given up, and everything goes back.
-    GivenUp(String),
+pub enum DrainEvent {
+    /// The drain reached this stage, for this reason.
+    StageReached(Stage, String),
+    /// The drain was aborted for this reason, and everything is announced again.
+    Aborted(String),
 }
 
 #[derive(Clone, Debug)]
 struct Drain {
-    order: Order,
+    request: DrainRequest,
     begun: Duration,
     stage: Stage,
-    /// When the stage was reached.
+    /// When this stage was reached.
     since: Duration,
-    /// Since when all announcements are what they are to be; nothing while some are not.
-    carried_out: Option<Duration>,
+    /// Since when every announcement is confirmed in its desired state; nothing while one is not.
+    confirmed_since: Option<Duration>,
     traffic: Traffic,
 }
 
-/// How many packets come.
+/// The packet rate to VIPs.
 #[derive(Clone, Copy, Debug, Default)]
 struct Traffic {
-    /// When they were counted last, and what was counted.
+    /// The time and the value of the last reading.
     last: Option<(Duration, u64)>,
     per_second: f64,
-    /// Since when there have been as few as is wanted.
+    /// Since when the rate has been at or below the limit.
     quiet_since: Option<Duration>,
 }
 
-/// Rates are taken over at least so long.
-const MEASURE: Duration = Duration::from_millis(200);
+/// The shortest time over which a rate is computed.
+const SHORTEST_SPAN: Duration = Duration::from_millis(200);
 
 impl Traffic {
     fn count(&mut self, now: Duration, packets: Option<u64>, limit: u32) {
         let Some(packets) = packets else {
-            // Not to be known is not quiet.
+            // Counters that cannot be read do not count as idle.
             *self = Self::default();
             return;
         };
@@ -157,7 +160,7 @@ impl Traffic {
             return;
         };
         let span = now.saturating_sub(then);
-        if span < MEASURE {
+        if span < SHORTEST_SPAN {
             return;
         }
         self.per_second = packets.saturating_sub(before) as f64 / span.as_secs_f64();
@@ -170,82 +173,89 @@ impl Traffic {
     }
 }
 
-/// The whole of it.
+/// The announcement state machine.
 #[derive(Clone, Debug)]
-pub struct Choreography {
+pub struct StateMachine {
     limits: DrainLimits,
-    /// Whether the way of each announcement can make it less wanted.
-    knows_less_wanted: Vec<bool>,
-    wanted: Vec<Option<Wanted>>,
-    /// Since when each has been fit, and whether it was withdrawn for not being so.
-    fit: Vec<Fit>,
+    /// Whether the method of each announcement supports low preference.
+    supports_low_preference: Vec<bool>,
+    decisions: Vec<Option<Decision>>,
+    eligibility: Vec<Eligibility>,
     drain: Option<Drain>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Fit {
+struct Eligibility {
+    /// Since when the director has been eligible; nothing while it is not.
     since: Option<Duration>,
+    /// Whether the announcement was withdrawn because the director was not eligible.
     was_withdrawn: bool,
 }
 
-impl Choreography {
-    /// With no drain under way, and nothing decided yet. `knows_less_wanted` says for each
-    /// announcement whether it can be made less wanted.
+impl StateMachine {
+    /// Creates the machine, with no drain and no decisions. `supports_low_preference` has one entry
+    /// for each announcement.
     #[must_use]
-    pub fn new(limits: DrainLimits, knows_less_wanted: Vec<bool>) -> Self {
-        let count = knows_less_wanted.len();
-        let (wanted, fit) = (vec![None; count], vec![Fit::default(); count]);
-        Self { limits, knows_less_wanted, wanted, fit, drain: None }
+    pub fn new(limits: DrainLimits, supports_low_preference: Vec<bool>) -> Self {
+        let count = supports_low_preference.len();
+        let decisions = vec![None; count];
+        let eligibility = vec![Eligibility::default(); count];
+        Self { limits, supports_low_preference, decisions, eligibility, drain: None }
     }
 
-    /// Begins a drain; one that is under way goes on under the new order, from where it is.
-    pub fn drain(&mut self, now: Duration, order: Order) {
-        let stage = if order.gently { Stage::LessWanted } else { Stage::Withdrawn };
+    /// Begins a drain. A drain under way keeps its stage and takes the new parameters.
+    pub fn drain(&mut self, now: Duration, request: DrainRequest) {
+        let stage =
+            if request.low_preference_first { Stage::LowPreference } else { Stage::Withdrawn };
         let (stage, begun) = match &self.drain {
             Some(drain) => (drain.stage.max(stage), drain.begun),
             None => (stage, now),
         };
-        let (carried_out, traffic) = (None, Traffic::default());
-        self.drain = Some(Drain { order, begun, stage, since: now, carried_out, traffic });
+        let (confirmed_since, traffic) = (None, Traffic::default());
+        self.drain = Some(Drain { request, begun, stage, since: now, confirmed_since, traffic });
     }
 
-    /// The director was drained when it was last seen: it stays so.
+    /// Starts in the drained stage, as the previous process left it.
     pub fn stay_drained(&mut self, now: Duration) {
-        let order = Order { timeout: self.limits.timeout, force: false, gently: false };
-        self.drain(now, order);
+        let request = DrainRequest {
+            timeout: self.limits.timeout,
+            force: false,
+            low_preference_first: false,
+        };
+        self.drain(now, request);
         if let Some(drain) = &mut self.drain {
             drain.stage = Stage::Drained;
         }
     }
 
-    /// Ends a drain, at whatever stage it is; whether there was one.
+    /// Cancels the drain at any stage; returns whether there was one.
     pub fn cancel(&mut self) -> bool {
         self.drain.take().is_some()
     }
 
-    /// The stage of the drain that is under way or done.
+    /// The stage of the drain that is under way or complete.
     #[must_use]
     pub fn stage(&self) -> Option<Stage> {
         self.drain.as_ref().map(|drain| drain.stage)
     }
 
-    /// What is wanted of each announcement; nothing before it was looked at.
+    /// The decision for each announcement; nothing before the first one.
     #[must_use]
-    pub fn wanted(&self) -> &[Option<Wanted>] {
-        &self.wanted
+    pub fn decisions(&self) -> &[Option<Decision>] {
+        &self.decisions
     }
 
-    /// How far the drain is.
+    /// The progress of the drain, for `status`.
     #[must_use]
     pub fn view(&self, now: Duration) -> Option<DrainView> {
         let drain = self.drain.as_ref()?;
-        let limit = (drain.stage != Stage::Drained).then_some(drain.order.timeout.as_secs_f64());
+        let limit = (drain.stage != Stage::Drained).then_some(drain.request.timeout.as_secs_f64());
         let quiet = drain.quiet_since().map_or(Duration::ZERO, |since| now.saturating_sub(since));
         let Traffic { per_second, .. } = drain.traffic;
         let message = match drain.stage {
-            Stage::Drained => "drained: nothing is announced, and no packets come".to_owned(),
-            _ if drain.carried_out.is_none() => {
-                format!("{}: waiting until the routers' side says so", drain.stage.name())
+            Stage::Drained => "drained: nothing is announced, and no packets arrive".to_owned(),
+            _ if drain.confirmed_since.is_none() => {
+                format!("{}: waiting for the routing daemon to confirm", drain.stage.name())
             }
             stage => format!(
                 "{}: {per_second:.0} packets/s to VIPs, quiet for {:.1} of {:.1} s",
@@ -264,124 +274,135 @@ impl Choreography {
         })
     }
 
-    /// Looks at everything; [`Self::wanted`] is what follows from it. Returns what became of the
-    /// drain.
-    pub fn step(&mut self, sight: Sight<'_>) -> Option<Turn> {
-        self.want(sight);
-        let turn = self.advance(sight);
-        if turn.is_some() {
-            self.want(sight);
+    /// Updates [`Self::decisions`] and the drain; returns a change in the drain.
+    pub fn step(&mut self, inputs: Inputs<'_>) -> Option<DrainEvent> {
+        self.decide(inputs);
+        let event = self.advance(inputs);
+        if event.is_some() {
+            self.decide(inputs);
         }
-        turn
+        event
     }
 
-    /// The highest that an announcement may be in the drain.
-    fn ceiling(&self, index: usize) -> Level {
+    /// The highest state that the drain allows.
+    fn ceiling(&self, index: usize) -> AnnouncementState {
         match &self.drain {
-            None => Level::Announced,
-            Some(Drain { stage: Stage::LessWanted, .. }) if self.knows_less_wanted[index] => {
-                Level::LessWanted
+            None => AnnouncementState::Announced,
+            Some(Drain { stage: Stage::LowPreference, .. })
+                if self.supports_low_preference[index] =>
+            {
+                AnnouncementState::LowPreference
             }
-            Some(_) => Level::Withdrawn,
+            Some(_) => AnnouncementState::Withdrawn,
         }
     }
 
-    fn want(&mut self, sight: Sight<'_>) {
-        for (index, seen) in sight.announcements.iter().enumerate() {
-            let unfit = seen.must_go.as_ref().or(seen.must_wait.as_ref());
-            let fit = &mut self.fit[index];
-            fit.since = if unfit.is_some() { None } else { fit.since.or(Some(sight.now)) };
-            // What a predecessor announced is there already.
-            let known = self.wanted[index].as_ref().map(|wanted| wanted.level).or(seen.level);
-            let before = known.unwrap_or(Level::Withdrawn);
+    fn decide(&mut self, inputs: Inputs<'_>) {
+        for (index, seen) in inputs.announcements.iter().enumerate() {
+            let is_blocked = seen.must_withdraw.is_some() || seen.must_not_announce.is_some();
+            let eligibility = &mut self.eligibility[index];
+            eligibility.since =
+                if is_blocked { None } else { eligibility.since.or(Some(inputs.now)) };
+            // Before the first decision, what the previous process announced stays.
+            let known = self.decisions[index].as_ref().map(|last| last.state).or(seen.state);
+            let before = known.unwrap_or(AnnouncementState::Withdrawn);
             let ceiling = self.ceiling(index);
-            let wanted = if let Some(why) = &seen.must_go {
-                self.fit[index].was_withdrawn |= before > Level::Withdrawn;
-                Wanted { level: Level::Withdrawn, why: Some(why.clone()) }
-            } else if ceiling < Level::Announced {
-                let why = Some(Unfit::new(Cause::Draining, "the director is being drained"));
-                Wanted { level: known.unwrap_or(ceiling).min(ceiling), why }
-            } else if before == Level::Announced {
-                Wanted { level: Level::Announced, why: None }
-            } else if let Some(why) = &seen.must_wait {
-                // What is not known is left as it is.
+            let decision = if let Some(why) = &seen.must_withdraw {
+                self.eligibility[index].was_withdrawn |= before > AnnouncementState::Withdrawn;
+                Decision { state: AnnouncementState::Withdrawn, blocker: Some(why.clone()) }
+            } else if ceiling < AnnouncementState::Announced {
+                let blocker = Some(Blocker::new(Cause::Draining, "the director is draining"));
+                Decision { state: known.unwrap_or(ceiling).min(ceiling), blocker }
+            } else if before == AnnouncementState::Announced {
+                Decision { state: AnnouncementState::Announced, blocker: None }
+            } else if let Some(why) = &seen.must_not_announce {
+                // An unknown state is left as it is.
                 let Some(before) = known else { continue };
-                Wanted { level: before, why: Some(why.clone()) }
+                Decision { state: before, blocker: Some(why.clone()) }
             } else {
-                self.up(index, before, sight.now)
+                self.raise(index, before, inputs.now)
             };
-            self.wanted[index] = Some(wanted);
+            self.decisions[index] = Some(decision);
         }
     }
 
-    /// It is fit: it goes up, unless it was withdrawn and is fit only since a moment ago.
-    fn up(&mut self, index: usize, before: Level, now: Duration) -> Wanted {
-        let fit = &mut self.fit[index];
-        let long = fit.since.is_some_and(|since| now.saturating_sub(since) >= AGAIN);
-        if fit.was_withdrawn && !long {
-            let why = Unfit::new(Cause::FitTooShortly, "it was fit again only a moment ago");
-            return Wanted { level: before, why: Some(why) };
+    /// Announces, unless the announcement was withdrawn and is eligible again only since a moment.
+    fn raise(&mut self, index: usize, before: AnnouncementState, now: Duration) -> Decision {
+        let eligibility = &mut self.eligibility[index];
+        let has_recovered =
+            eligibility.since.is_some_and(|since| now.saturating_sub(since) >= RECOVERY);
+        if eligibility.was_withdrawn && !has_recovered {
+            let message = format!("eligible again for less than {RECOVERY:?}");
+            return Decision {
+                state: before,
+                blocker: Some(Blocker::new(Cause::Recovering, message)),
+            };
         }
-        fit.was_withdrawn = false;
-        Wanted { level: Level::Announced, why: None }
+        eligibility.was_withdrawn = false;
+        Decision { state: AnnouncementState::Announced, blocker: None }
     }
 
-    fn advance(&mut self, sight: Sight<'_>) -> Option<Turn> {
-        let Sight { now, announcements, packets } = sight;
+    fn advance(&mut self, inputs: Inputs<'_>) -> Option<DrainEvent> {
+        let Inputs { now, announcements, packets } = inputs;
         let limits = self.limits;
-        let wanted = self.wanted.iter();
-        let all_there = wanted.zip(announcements).all(|(wanted, seen)| {
-            let wanted = wanted.as_ref().map(|wanted| wanted.level);
-            wanted.is_some() && wanted == seen.level
+        let unconfirmed = self.decisions.iter().zip(announcements).find(|(decision, seen)| {
+            let desired = decision.as_ref().map(|decision| decision.state);
+            desired.is_none() || desired != seen.state
         });
-        let can_wait = self.knows_less_wanted.iter().any(|knows| *knows);
+        let is_confirmed = unconfirmed.is_none();
+        let can_lower = self.supports_low_preference.iter().any(|supports| *supports);
         let drain = self.drain.as_mut().filter(|drain| drain.stage != Stage::Drained)?;
-        drain.carried_out = if all_there { drain.carried_out.or(Some(now)) } else { None };
+        drain.confirmed_since =
+            if is_confirmed { drain.confirmed_since.or(Some(now)) } else { None };
         drain.traffic.count(now, packets, limits.packets_per_second);
         let quiet =
             drain.quiet_since().is_some_and(|since| now.saturating_sub(since) >= limits.quiet);
-        let late = now.saturating_sub(drain.since) >= drain.order.timeout;
+        let late = now.saturating_sub(drain.since) >= drain.request.timeout;
         let rate = drain.traffic.per_second;
         let (next, why) = match drain.stage {
-            Stage::LessWanted if !can_wait => {
-                (Stage::Withdrawn, "no way can make it less wanted".to_owned())
+            Stage::LowPreference if !can_lower => {
+                (Stage::Withdrawn, "no announcement supports low preference".to_owned())
             }
-            Stage::LessWanted if quiet => (Stage::Withdrawn, "packets have ceased".to_owned()),
-            Stage::LessWanted if late && drain.order.force => {
-                (Stage::Withdrawn, format!("the time is up, with {rate:.0} packets/s still coming"))
+            Stage::LowPreference if quiet => (Stage::Withdrawn, "traffic has stopped".to_owned()),
+            Stage::LowPreference if late && drain.request.force => {
+                (Stage::Withdrawn, format!("timeout with {rate:.0} packets/s still arriving"))
             }
-            Stage::Withdrawn if quiet => (Stage::Drained, "packets have ceased".to_owned()),
-            // What is not known to be withdrawn is never taken for drained.
-            Stage::Withdrawn if late && drain.order.force && all_there => {
-                (Stage::Drained, format!("the time is up, with {rate:.0} packets/s still coming"))
+            Stage::Withdrawn if quiet => (Stage::Drained, "traffic has stopped".to_owned()),
+            // An unconfirmed withdrawal never counts as drained.
+            Stage::Withdrawn if late && drain.request.force && is_confirmed => {
+                (Stage::Drained, format!("timeout with {rate:.0} packets/s still arriving"))
             }
             _ if late => {
-                let what = if all_there {
-                    format!("{rate:.0} packets/s still come to the VIPs")
-                } else {
-                    "not every announcement is what it is to be".to_owned()
+                let what = match unconfirmed {
+                    None => format!("{rate:.0} packets/s still arrive for the VIPs"),
+                    Some((_, Observation { error, .. })) if error.is_empty() => {
+                        "an announcement's state is not confirmed".to_owned()
+                    }
+                    Some((_, Observation { error, .. })) => {
+                        format!("an announcement's state is not confirmed: {error}")
+                    }
                 };
-                let timeout = drain.order.timeout;
-                let why = format!("after {timeout:?} ({}) {what}", drain.stage.name());
+                let timeout = drain.request.timeout;
+                let why = format!("after {timeout:?} in stage {}: {what}", drain.stage.name());
                 self.drain = None;
-                // It was the drain that withdrew: nothing to be careful about.
-                self.fit.iter_mut().for_each(|fit| fit.was_withdrawn = false);
-                return Some(Turn::GivenUp(why));
+                // The drain withdrew, not a lack of eligibility: no recovery time is needed.
+                self.eligibility.iter_mut().for_each(|one| one.was_withdrawn = false);
+                return Some(DrainEvent::Aborted(why));
             }
             _ => return None,
         };
         drain.stage = next;
         drain.since = now;
-        drain.carried_out = None;
+        drain.confirmed_since = None;
         drain.traffic.quiet_since = None;
-        Some(Turn::Stage(next, why))
+        Some(DrainEvent::StageReached(next, why))
     }
 }
 
 impl Drain {
-    /// Since when it has been quiet with everything carried out.
+    /// Since when traffic has been stopped and every announcement confirmed.
     fn quiet_since(&self) -> Option<Duration> {
-        Some(self.carried_out?.max(self.traffic.quiet_since?))
+        Some(self.confirmed_since?.max(self.traffic.quiet_since?))
     }
 }
 

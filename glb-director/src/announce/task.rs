@@ -1,5 +1,6 @@
-//! The thread that keeps the announcements as they are to be. It neither waits for the daemon's loop
-//! nor holds it up: a reload does not delay a withdrawal.
+//! The announcement thread: it feeds the state machine and publishes its decisions.
+//!
+//! It has a runtime of its own, so a reload in the daemon's loop does not delay a withdrawal.
 
 use std::{collections::BTreeMap, future::Future, io, sync::Arc, thread, time::Duration};
 
@@ -9,214 +10,196 @@ use glb_host::{
 };
 use glb_table::TableSet;
 use tokio::{
-    sync::{Notify, mpsc, oneshot, watch},
+    sync::{Notify, mpsc, watch},
     time::{Instant, timeout},
 };
 use tracing::{info, warn};
 
 use super::{
-    AnnounceView, Announcement, AnnouncementView, DrainLimits, Level, Stage, WayError, eligibility,
-    speaker::{self, Standing, Way, Wish},
-    state_machine::{Choreography, Order, Seen, Sight, Turn, Wanted},
-    withdraw_gate::Known,
+    AnnounceView, Announcement, AnnouncementState, AnnouncementView, DrainLimits, SpeakerError,
+    Stage, eligibility,
+    messages::{DrainOutcome, Request, Withdrawal},
+    speaker::{self, Speaker, SpeakerStatus, Target},
+    state_machine::{Decision, DrainEvent, DrainRequest, Inputs, Observation, StateMachine},
 };
 use crate::views::Observer;
 
-/// How often everything is looked at without a reason; more often in a drain.
-const LOOK: Duration = Duration::from_secs(1);
-const LOOK_IN_A_DRAIN: Duration = Duration::from_millis(250);
+/// How often the state machine runs when nothing has changed.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the first look at what is announced may take before it goes on without.
-const FIRST_LOOK: Duration = Duration::from_secs(5);
+/// How often it runs during a drain.
+const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What is asked of the thread.
+/// How long the thread waits for the first report of every speaker.
+const FIRST_REPORTS: Duration = Duration::from_secs(5);
+
+/// The daemon's handle of the announcement thread; empty if no announcement is configured.
 #[derive(Debug)]
-pub(super) enum Request {
-    /// Begin a drain.
-    Drain(Order, Option<Responder>),
-    /// End it.
-    Cancel(Option<Responder>),
-    /// These tables are about to come into force: what they do not serve goes. Answered when they have
-    /// been looked at.
-    Ahead(Arc<TableSet>, oneshot::Sender<()>),
-    /// They are in force, or will not come.
-    Over,
-}
-
-/// What has become of a drain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// Nothing is announced and no packets come.
-    Drained,
-    /// It was given up, for this reason; everything is announced again.
-    GivenUp(String),
-    /// Somebody cancelled it.
-    Cancelled,
-}
-
-/// What the daemon's loop has of the thread; nothing if nothing is to be announced.
-#[derive(Debug)]
-pub struct Announcer(Option<Hands>);
+pub struct Announcer(Option<ThreadHandle>);
 
 #[derive(Debug)]
-struct Hands {
+struct ThreadHandle {
     requests: mpsc::UnboundedSender<Request>,
-    known: watch::Receiver<Vec<Known>>,
-    ended: mpsc::UnboundedReceiver<Ended>,
+    withdrawals: watch::Receiver<Vec<Withdrawal>>,
+    outcomes: mpsc::UnboundedReceiver<DrainOutcome>,
 }
 
 impl Announcer {
-    /// Starts the thread, if there is anything to announce. The director serves from now on, what
-    /// is fit is announced; unless the director was being drained when it was last seen (`drain`;
-    /// with nothing in it, it was drained).
+    /// Starts the thread, if announcements are configured. Call it once the director serves.
+    ///
+    /// `drain` continues the drain of the previous process: `Some(None)` stays drained.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// When the thread or its runtime cannot be started.
     pub fn start(
         announcements: &[Announcement],
         limits: DrainLimits,
         observer: Observer,
-        drain: Option<Option<Order>>,
+        drain: Option<Option<DrainRequest>>,
     ) -> io::Result<Self> {
         if announcements.is_empty() {
             return Ok(Self(None));
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (requests, received) = mpsc::unbounded_channel();
-        let (tell, ended) = mpsc::unbounded_channel();
-        let (publish, known) = watch::channel(Vec::new());
+        let (outcome_sender, outcomes) = mpsc::unbounded_channel();
+        let (withdrawal_sender, withdrawals) = watch::channel(Vec::new());
         let announcements = announcements.to_vec();
         let work = async move {
-            let mut runner = Runner::new(announcements, limits, observer, (tell, publish));
+            let senders = (outcome_sender, withdrawal_sender);
+            let mut task = AnnounceTask::new(announcements, limits, observer, senders);
             match drain {
-                Some(Some(order)) => runner.choreography.drain(runner.now(), order),
-                Some(None) => runner.choreography.stay_drained(runner.now()),
+                Some(Some(request)) => task.machine.drain(task.now(), request),
+                Some(None) => task.machine.stay_drained(task.now()),
                 None => {}
             }
-            runner.run(received).await;
+            task.run(received).await;
         };
         let thread = thread::Builder::new().name("announce".into());
         thread.spawn(move || runtime.block_on(work))?;
-        Ok(Self(Some(Hands { requests, known, ended })))
+        Ok(Self(Some(ThreadHandle { requests, withdrawals, outcomes })))
     }
 
-    /// Where the thread is asked, and where it says what is withdrawn; nothing without a thread.
-    pub(super) fn hands(
+    /// The channels for the withdraw gate; nothing without a thread.
+    pub(super) fn handle(
         &self,
-    ) -> Option<(mpsc::UnboundedSender<Request>, watch::Receiver<Vec<Known>>)> {
-        self.0.as_ref().map(|hands| (hands.requests.clone(), hands.known.clone()))
+    ) -> Option<(mpsc::UnboundedSender<Request>, watch::Receiver<Vec<Withdrawal>>)> {
+        self.0.as_ref().map(|handle| (handle.requests.clone(), handle.withdrawals.clone()))
     }
 
-    /// Whether there is anything to drain.
+    /// Whether any announcement is configured.
     #[must_use]
     pub const fn announces(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Begins a drain. Who wants to be told follows it to its end.
-    pub fn drain(&self, order: Order, answer: Option<Responder>) {
-        self.send(Request::Drain(order, answer));
+    /// Begins a drain. `answer` receives its progress and its outcome.
+    pub fn drain(&self, request: DrainRequest, answer: Option<Responder>) {
+        self.send(Request::Drain(request, answer));
     }
 
-    /// Ends a drain, and what it led to.
+    /// Cancels the drain and announces again.
     pub fn cancel(&self, answer: Option<Responder>) {
         self.send(Request::Cancel(answer));
     }
 
     fn send(&self, request: Request) {
         let refused = match &self.0 {
-            // Without the thread, what is dropped tells the client that the daemon ends.
-            Some(hands) => return drop(hands.requests.send(request)),
+            // If the thread has ended, dropping the answer tells the client that the daemon ends.
+            Some(handle) => return drop(handle.requests.send(request)),
             None => request,
         };
         if let Request::Drain(_, Some(answer)) | Request::Cancel(Some(answer)) = refused {
-            let text = "this director announces nothing (no `announce` in its configuration): \
-                        there is nothing to drain; take its routes off the routers";
+            let text = "cannot drain: the configuration has no `announce` table. Withdraw this \
+                        director's routes on the routers";
             answer.done(Err::<(), _>(Refusal::failed(text)));
         }
     }
 
-    /// The next end of a drain. Can be dropped and called again.
-    pub async fn ended(&mut self) -> Ended {
-        if let Some(hands) = &mut self.0
-            && let Some(ended) = hands.ended.recv().await
+    /// Returns the next outcome of a drain. May be cancelled and called again.
+    pub async fn next_outcome(&mut self) -> DrainOutcome {
+        if let Some(handle) = &mut self.0
+            && let Some(outcome) = handle.outcomes.recv().await
         {
-            return ended;
+            return outcome;
         }
         std::future::pending().await
     }
 }
 
-/// Withdraws everything once; what could not be withdrawn, with the reason. Where BIRD does not run,
-/// nothing is announced by it.
-pub async fn withdraw_all(announcements: &[Announcement]) -> Vec<(String, WayError)> {
+/// Withdraws every announcement once; returns those whose withdrawal is not confirmed, with the error.
+pub async fn withdraw_all(announcements: &[Announcement]) -> Vec<(String, SpeakerError)> {
     let mut failed = Vec::new();
     for announcement in announcements {
-        match Way::new(announcement).bring(Level::Withdrawn).await {
-            Err(error) if !Way::is_away(&error) => failed.push((announcement.name.clone(), error)),
-            _ => {}
+        let applied = Speaker::new(announcement).apply(AnnouncementState::Withdrawn).await;
+        if let Err(error) = applied {
+            failed.push((announcement.name.clone(), error));
         }
     }
     failed
 }
 
-struct Runner {
+struct AnnounceTask {
     announcements: Vec<Announcement>,
     observer: Observer,
-    choreography: Choreography,
+    machine: StateMachine,
     begun: Instant,
-    /// What each way is told, and what it says.
-    wishes: Vec<watch::Sender<Wish>>,
-    standings: Vec<watch::Receiver<Option<Standing>>>,
+    /// The target of each speaker, and its report.
+    targets: Vec<watch::Sender<Target>>,
+    statuses: Vec<watch::Receiver<Option<SpeakerStatus>>>,
     changed: Arc<Notify>,
-    withdrawals: Vec<BTreeMap<String, u64>>,
+    /// Withdrawals of each announcement by cause.
+    withdrawal_counts: Vec<BTreeMap<String, u64>>,
     view: watch::Sender<Arc<AnnounceView>>,
-    tell: mpsc::UnboundedSender<Ended>,
-    /// Tables that are about to come into force.
-    prospect: Option<Arc<TableSet>>,
-    known: watch::Sender<Vec<Known>>,
-    /// Who follows the drain.
+    outcomes: mpsc::UnboundedSender<DrainOutcome>,
+    /// Tables that are about to be swapped in.
+    next_tables: Option<Arc<TableSet>>,
+    withdrawals: watch::Sender<Vec<Withdrawal>>,
+    /// Clients that follow the drain.
     followers: Vec<Responder>,
-    /// Interfaces that were without a program when they were looked at last: a swap's moment is not
-    /// taken for more.
-    without: Vec<String>,
+    /// Interfaces without a program at the last check; the moment of a swap is tolerated once.
+    detached: Vec<String>,
 }
 
-impl Runner {
+impl AnnounceTask {
     fn new(
         announcements: Vec<Announcement>,
         limits: DrainLimits,
         observer: Observer,
-        (tell, known): (mpsc::UnboundedSender<Ended>, watch::Sender<Vec<Known>>),
+        (outcomes, withdrawals): (
+            mpsc::UnboundedSender<DrainOutcome>,
+            watch::Sender<Vec<Withdrawal>>,
+        ),
     ) -> Self {
-        let knows = announcements.iter().map(|one| one.way.knows_less_wanted()).collect();
+        let supports = announcements.iter().map(|one| one.method.supports_low_preference());
+        let supports = supports.collect();
         let changed = Arc::new(Notify::new());
-        let (mut senders, mut standings) = (Vec::new(), Vec::new());
+        let (mut targets, mut statuses) = (Vec::new(), Vec::new());
         for announcement in &announcements {
-            let (wish, wishes) = watch::channel(Wish::default());
-            let (stand, standing) = watch::channel(None);
-            let keep = speaker::keep(announcement.clone(), wishes, stand, Arc::clone(&changed));
-            drop(tokio::spawn(keep));
-            senders.push(wish);
-            standings.push(standing);
+            let (target_sender, target) = watch::channel(Target::default());
+            let (status_sender, status) = watch::channel(None);
+            let changed = Arc::clone(&changed);
+            drop(tokio::spawn(speaker::run(announcement.clone(), target, status_sender, changed)));
+            targets.push(target_sender);
+            statuses.push(status);
         }
-        let (view, seen) = watch::channel(Arc::default());
-        observer.state().follow_announcements(seen);
+        let (view, view_receiver) = watch::channel(Arc::default());
+        observer.state().follow_announcements(view_receiver);
         Self {
-            withdrawals: vec![BTreeMap::new(); announcements.len()],
-            choreography: Choreography::new(limits, knows),
+            withdrawal_counts: vec![BTreeMap::new(); announcements.len()],
+            machine: StateMachine::new(limits, supports),
             announcements,
             observer,
             begun: Instant::now(),
-            wishes: senders,
-            standings,
+            targets,
+            statuses,
             changed,
             view,
-            tell,
-            prospect: None,
-            known,
+            outcomes,
+            next_tables: None,
+            withdrawals,
             followers: Vec::new(),
-            without: Vec::new(),
+            detached: Vec::new(),
         }
     }
 
@@ -225,19 +208,19 @@ impl Runner {
     }
 
     async fn run(mut self, mut requests: mpsc::UnboundedReceiver<Request>) {
-        let all_seen = async {
-            for standing in &mut self.standings {
-                drop(standing.wait_for(Option::is_some).await);
+        let all_reported = async {
+            for status in &mut self.statuses {
+                drop(status.wait_for(Option::is_some).await);
             }
         };
-        // What a predecessor announced is to stay: it has to be known first.
-        drop(timeout(FIRST_LOOK, all_seen).await);
+        // What the previous process announced stays, so it has to be known first.
+        drop(timeout(FIRST_REPORTS, all_reported).await);
         let mut snapshots = self.observer.state().subscribe();
         loop {
-            self.look();
-            let draining = self.choreography.stage().is_some_and(|stage| stage != Stage::Drained);
-            let pause = if draining || !self.without.is_empty() { LOOK_IN_A_DRAIN } else { LOOK };
-            let something = async {
+            self.step();
+            let is_urgent = self.is_draining() || !self.detached.is_empty();
+            let pause = if is_urgent { DRAIN_CHECK_INTERVAL } else { CHECK_INTERVAL };
+            let change = async {
                 tokio::select! {
                     _ = snapshots.changed() => {}
                     () = self.changed.notified() => {}
@@ -245,206 +228,218 @@ impl Runner {
             };
             tokio::select! {
                 request = requests.recv() => match request {
-                    Some(request) => self.take(request),
+                    Some(request) => self.handle_request(request),
                     // The daemon ends.
                     None => return,
                 },
-                _ = timeout(pause, something) => {}
+                _ = timeout(pause, change) => {}
             }
         }
     }
 
-    fn take(&mut self, request: Request) {
+    fn is_draining(&self) -> bool {
+        self.machine.stage().is_some_and(|stage| stage != Stage::Drained)
+    }
+
+    fn handle_request(&mut self, request: Request) {
         match request {
-            Request::Drain(order, answer) => {
-                let was = self.choreography.stage();
-                self.choreography.drain(self.now(), order);
-                info!(gently = order.gently, force = order.force, timeout = ?order.timeout, "drain");
+            Request::Drain(drain, answer) => {
+                let before = self.machine.stage();
+                self.machine.drain(self.now(), drain);
+                info!(timeout = ?drain.timeout, force = drain.force, "drain begins");
                 self.followers.extend(answer);
-                if was == Some(Stage::Drained) {
-                    self.end(&Ended::Drained);
+                if before == Some(Stage::Drained) {
+                    self.finish_drain(&DrainOutcome::Drained);
                 }
             }
             Request::Cancel(answer) => {
-                let was = self.choreography.cancel();
-                if was {
-                    info!("the drain is cancelled");
-                    self.end(&Ended::Cancelled);
+                let was_draining = self.machine.cancel();
+                if was_draining {
+                    info!("drain cancelled");
+                    self.finish_drain(&DrainOutcome::Cancelled);
                 }
                 if let Some(answer) = answer {
-                    answer.done(Ok(was));
+                    answer.done(Ok(was_draining));
                 }
             }
-            Request::Ahead(tables, seen) => {
-                self.prospect = Some(tables);
-                self.look();
-                // Whoever has no more time for it comes again.
+            Request::Prepare(tables, seen) => {
+                self.next_tables = Some(tables);
+                self.step();
+                // A gate that has stopped waiting asks again later.
                 seen.send(()).ok();
             }
-            Request::Over => self.prospect = None,
+            Request::PrepareDone => self.next_tables = None,
         }
     }
 
-    /// Tells everybody how the drain ended.
-    fn end(&mut self, ended: &Ended) {
+    /// Reports the outcome of a drain to its followers and to the daemon's loop.
+    fn finish_drain(&mut self, outcome: &DrainOutcome) {
         for answer in self.followers.drain(..) {
-            match ended {
-                Ended::Drained => answer.done(Ok(())),
-                Ended::GivenUp(why) => {
+            match outcome {
+                DrainOutcome::Drained => answer.done(Ok(())),
+                DrainOutcome::Aborted(why) => {
                     let text = format!(
-                        "not drained: {why}; what was announced is announced again \
-                         (`--force` goes on in spite of it, `--timeout` waits longer)"
+                        "drain aborted {why}. Everything is announced again. `--timeout` waits \
+                         longer, `--force` goes on although traffic has not stopped"
                     );
                     answer.done(Err::<(), _>(Refusal::failed(text)));
                 }
-                Ended::Cancelled => {
+                DrainOutcome::Cancelled => {
                     answer.done(Err::<(), _>(Refusal::failed("the drain was cancelled")));
                 }
             }
         }
-        drop(self.tell.send(ended.clone()));
+        drop(self.outcomes.send(outcome.clone()));
     }
 
-    fn look(&mut self) {
+    /// Runs the state machine once and publishes the result.
+    fn step(&mut self) {
         if let Err(error) = failpoints::point("announcing") {
-            warn!(%error, "a test");
+            warn!(%error, "failpoint");
         }
-        let seen = self.seen();
+        let observations = self.observe();
         let now = self.now();
-        let draining = self.choreography.stage().is_some_and(|stage| stage != Stage::Drained);
-        let packets = if draining { self.packets() } else { None };
-        let turn = self.choreography.step(Sight { now, announcements: &seen, packets });
-        self.carry_out();
-        self.publish();
-        match turn {
-            Some(Turn::Stage(stage, why)) => {
-                info!(why, "drain: {}", stage.name().replace('_', " "));
-                self.show(now);
+        let packets = if self.is_draining() { self.vip_packets() } else { None };
+        let event = self.machine.step(Inputs { now, announcements: &observations, packets });
+        self.send_targets();
+        self.publish_withdrawals();
+        match event {
+            Some(DrainEvent::StageReached(stage, reason)) => {
+                info!(stage = stage.name(), reason, "drain stage reached");
+                self.publish_view(now);
                 if stage == Stage::Drained {
-                    self.end(&Ended::Drained);
+                    self.finish_drain(&DrainOutcome::Drained);
                 }
             }
-            Some(Turn::GivenUp(why)) => {
-                warn!("the drain is given up, what was announced is announced again: {why}");
-                self.show(now);
-                self.end(&Ended::GivenUp(why));
+            Some(DrainEvent::Aborted(reason)) => {
+                warn!(reason, "drain aborted, everything is announced again");
+                self.publish_view(now);
+                self.finish_drain(&DrainOutcome::Aborted(reason));
             }
-            None => self.show(now),
+            None => self.publish_view(now),
         }
     }
 
-    fn seen(&mut self) -> Vec<Seen> {
+    fn observe(&mut self) -> Vec<Observation> {
         let mut interfaces = self.observer.interfaces();
-        let before = std::mem::take(&mut self.without);
+        let before = std::mem::take(&mut self.detached);
         for view in interfaces.iter_mut().filter(|view| view.exists) {
-            // A program whose pins somebody has removed goes on forwarding.
+            // A program goes on forwarding after its pins were removed.
             view.attached = view.mode.is_some();
             if !view.attached {
-                self.without.push(view.name.clone());
+                self.detached.push(view.name.clone());
                 view.attached = !before.contains(&view.name);
             }
         }
         let snapshot = self.observer.snapshot();
         let tables = snapshot.in_force.as_ref().map(|running| &*running.tables);
-        let ways = self.observer.state().ways();
-        let all = self.announcements.iter().zip(self.wishes.iter().zip(&self.standings));
-        all.map(|(announcement, (wish, standing))| {
-            let ways = ways.as_deref();
-            let (must_go, must_wait) = eligibility::judge(announcement, tables, ways, &interfaces);
-            let prospect = self.prospect.as_deref();
-            let must_go = must_go.or_else(|| eligibility::by_tables(announcement, prospect?));
-            let level = level_of(wish, standing);
-            Seen { must_go, must_wait, level }
+        let next_hops = self.observer.state().ways();
+        let all = self.announcements.iter().zip(self.targets.iter().zip(&self.statuses));
+        all.map(|(announcement, (target, status))| {
+            let (must_withdraw, must_not_announce) =
+                eligibility::assess(announcement, tables, next_hops.as_deref(), &interfaces);
+            let next_tables = self.next_tables.as_deref();
+            let must_withdraw =
+                must_withdraw.or_else(|| eligibility::by_tables(announcement, next_tables?));
+            let state = confirmed_state(target, status);
+            let error = status.borrow().as_ref().map(|status| status.error.clone());
+            Observation {
+                must_withdraw,
+                must_not_announce,
+                state,
+                error: error.unwrap_or_default(),
+            }
         })
         .collect()
     }
 
-    /// Packets to VIPs, whatever became of them.
-    fn packets(&self) -> Option<u64> {
+    /// Returns the number of packets to VIPs since the counters were created.
+    fn vip_packets(&self) -> Option<u64> {
         match self.observer.counters() {
             Ok(report) => {
                 let tables = report.tables.iter();
                 Some(tables.flat_map(|table| table.reasons.values()).map(|c| c.packets).sum())
             }
             Err(error) => {
-                warn!(%error, "packets to VIPs cannot be counted: a drain cannot go on");
+                warn!(%error, "cannot read the packet counters, so the drain cannot proceed");
                 None
             }
         }
     }
 
-    fn carry_out(&mut self) {
-        let all = self.wishes.iter().zip(self.choreography.wanted()).zip(&mut self.withdrawals);
-        for ((sender, wanted), withdrawals) in all {
-            sender.send_if_modified(|Wish { number, wanted: old }| {
-                let is_new = old != wanted;
-                let level = |w: &Option<Wanted>| w.as_ref().map(|wanted| wanted.level);
-                if let Some(Wanted { level: Level::Withdrawn, why: Some(why) }) = wanted
-                    && level(old).is_some_and(|old| old > Level::Withdrawn)
+    /// Sends changed decisions to the speakers, and counts withdrawals.
+    fn send_targets(&mut self) {
+        let all = self.targets.iter().zip(self.machine.decisions());
+        for ((sender, decision), counts) in all.zip(&mut self.withdrawal_counts) {
+            sender.send_if_modified(|Target { revision, decision: old }| {
+                let state = |d: &Option<Decision>| d.as_ref().map(|decision| decision.state);
+                let withdrawn = AnnouncementState::Withdrawn;
+                if let Some(Decision { state: new, blocker: Some(why) }) = decision
+                    && *new == withdrawn
+                    && state(old).is_some_and(|old| old > withdrawn)
                 {
-                    *withdrawals.entry(why.cause.name().to_owned()).or_default() += 1;
+                    *counts.entry(why.cause.name().to_owned()).or_default() += 1;
                 }
-                // A reason in other words is not another wish.
-                let is_other = level(old) != level(wanted);
-                if is_new {
-                    old.clone_from(wanted);
+                // A reason in other words is no new target.
+                let has_changed = state(old) != state(decision);
+                if old != decision {
+                    old.clone_from(decision);
                 }
-                *number += u64::from(is_other);
-                is_other
+                *revision += u64::from(has_changed);
+                has_changed
             });
         }
     }
 
-    /// Tells whoever waits for it what is withdrawn.
-    fn publish(&self) {
+    /// Tells the withdraw gate which withdrawals are confirmed.
+    fn publish_withdrawals(&self) {
         let now = Instant::now();
-        self.known.send_if_modified(|known| {
-            let parts = self.wishes.iter().zip(&self.standings).enumerate();
-            let new: Vec<Known> = parts
-                .map(|(index, (wish, standing))| {
-                    let wanted = wish.borrow().wanted.as_ref().map(|wanted| wanted.level);
-                    let is_gone = wanted == Some(Level::Withdrawn)
-                        && level_of(wish, standing) == Some(Level::Withdrawn);
-                    let before = known.get(index).and_then(|known: &Known| known.withdrawn);
-                    let error = standing.borrow().as_ref().map(|standing| standing.error.clone());
-                    Known {
-                        withdrawn: is_gone.then(|| before.unwrap_or(now)),
+        self.withdrawals.send_if_modified(|withdrawals| {
+            let parts = self.targets.iter().zip(&self.statuses).enumerate();
+            let new: Vec<Withdrawal> = parts
+                .map(|(index, (target, status))| {
+                    let desired = target.borrow().decision.as_ref().map(|one| one.state);
+                    let is_withdrawn = desired == Some(AnnouncementState::Withdrawn)
+                        && confirmed_state(target, status) == desired;
+                    let before = withdrawals.get(index).and_then(|one: &Withdrawal| one.confirmed);
+                    let error = status.borrow().as_ref().map(|status| status.error.clone());
+                    Withdrawal {
+                        confirmed: is_withdrawn.then(|| before.unwrap_or(now)),
                         error: error.unwrap_or_default(),
                     }
                 })
                 .collect();
-            let is_new = *known != new;
-            *known = new;
+            let is_new = *withdrawals != new;
+            *withdrawals = new;
             is_new
         });
     }
 
-    fn show(&mut self, now: Duration) {
-        let parts = self.announcements.iter().zip(self.choreography.wanted());
-        let parts = parts.zip(self.standings.iter().zip(&self.withdrawals));
-        let announcements = parts.map(|((announcement, wanted), (standing, withdrawals))| {
-            let standing = standing.borrow().clone().unwrap_or_default();
-            let why = wanted.as_ref().map_or("not looked at yet", |wanted| {
-                wanted.why.as_ref().map_or("", |why| why.words.as_str())
+    /// Publishes the view for `status`, metrics and followers of the drain.
+    fn publish_view(&mut self, now: Duration) {
+        let parts = self.announcements.iter().zip(self.machine.decisions());
+        let parts = parts.zip(self.statuses.iter().zip(&self.withdrawal_counts));
+        let announcements = parts.map(|((announcement, decision), (status, withdrawals))| {
+            let status = status.borrow().clone().unwrap_or_default();
+            let reason = decision.as_ref().map_or("not decided yet", |decision| {
+                decision.blocker.as_ref().map_or("", |why| why.message.as_str())
             });
             AnnouncementView {
                 name: announcement.name.clone(),
                 prefixes: announcement.prefixes.iter().map(ToString::to_string).collect(),
-                way: announcement.way.name().to_owned(),
-                wanted: wanted.as_ref().map_or(Level::Withdrawn, |wanted| wanted.level),
-                why: why.to_owned(),
-                level: standing.level,
-                error: standing.error,
-                dropped: standing.dropped,
+                method: announcement.method.name().to_owned(),
+                desired: decision.as_ref().map(|decision| decision.state).unwrap_or_default(),
+                reason: reason.to_owned(),
+                state: status.state,
+                error: status.error,
+                dropped: status.dropped,
                 withdrawals: withdrawals.clone(),
             }
         });
-        let view = AnnounceView {
-            announcements: announcements.collect(),
-            drain: self.choreography.view(now),
-        };
+        let view =
+            AnnounceView { announcements: announcements.collect(), drain: self.machine.view(now) };
         if let Some(drain) = &view.drain {
-            // Who does not read is told again in a moment.
+            // A slow follower gets the next update.
             self.followers.retain(|answer| answer.try_item(drain) || !answer.is_gone());
         }
         let is_new = self.view.send_if_modified(|old| {
@@ -460,19 +455,19 @@ impl Runner {
     }
 }
 
-/// What it is now, if that is known since it was wished last.
-fn level_of(
-    wish: &watch::Sender<Wish>,
-    standing: &watch::Receiver<Option<Standing>>,
-) -> Option<Level> {
-    let number = wish.borrow().number;
-    standing.borrow().as_ref().filter(|standing| standing.wish == number)?.level
+/// Returns the state that the speaker reports for its current target; nothing if it is unknown.
+fn confirmed_state(
+    target: &watch::Sender<Target>,
+    status: &watch::Receiver<Option<SpeakerStatus>>,
+) -> Option<AnnouncementState> {
+    let revision = target.borrow().revision;
+    status.borrow().as_ref().filter(|status| status.revision == revision)?.state
 }
 
-/// Waits for `work` on a runtime of its own, where there is none.
+/// Runs a future to its end on a new runtime.
 ///
 /// # Errors
-/// When no runtime can be made.
+/// When the runtime cannot be created.
 pub fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(work))

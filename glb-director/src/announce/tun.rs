@@ -1,8 +1,8 @@
-//! The prefixes as routes into a TUN interface, for whichever routing daemon to learn from the kernel.
+//! The `tun` method: routes the prefixes into a TUN interface, where a routing daemon learns them.
 //!
-//! The interface is the daemon's own and not persistent: when its owner ends, in whatever way, the
-//! kernel removes it with its routes. It has no addresses, so the kernel answers for nothing; what
-//! comes out of it (a VIP's packet that was left to a kernel that forwards) is dropped and counted.
+//! The interface belongs to the daemon's process and is not persistent: when the process ends, the kernel
+//! removes it with its routes. It has no addresses, so the kernel answers for nothing. A VIP packet that
+//! the kernel forwards into it is dropped and counted.
 
 use std::{
     collections::BTreeSet,
@@ -26,63 +26,62 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::Level;
+use super::AnnouncementState;
 
-/// The largest there is: whatever a kernel forwards into it fits, and nobody is told "too big".
+/// The largest MTU, so that the kernel never answers "too big" for a VIP.
 const MTU: u32 = 65_535;
 
-/// Why the routes are not there.
+/// Why the interface or its routes cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
-    /// The interface cannot be made.
+    /// The interface cannot be created.
     #[error(
-        "cannot make the TUN interface {name}: {what}: {source}. It takes CAP_NET_ADMIN, a \
-         /dev/net/tun that may be opened (`modprobe tun`; under systemd PrivateDevices= hides it), \
-         and a name that no other interface has"
+        "cannot create the TUN interface {name}: {what}: {source}. It needs CAP_NET_ADMIN and access \
+         to /dev/net/tun (`modprobe tun`; systemd's PrivateDevices= hides it)"
     )]
-    Make {
-        /// Its name.
+    Create {
+        /// The interface's name.
         name: String,
-        /// What was tried.
+        /// The step that failed.
         what: &'static str,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
     /// Netlink could not be opened.
     #[error("cannot open a netlink route socket: {0}")]
     Open(#[source] io::Error),
-    /// The kernel refuses a change.
-    #[error("{what}: {answer}")]
+    /// The kernel rejected a change.
+    #[error("{what}: {answer}. Check the routes with `ip route show`")]
     Refused {
-        /// What was tried.
+        /// The step that failed.
         what: String,
-        /// The kernel's answer.
+        /// The kernel's error.
         answer: String,
     },
-    /// Somebody else's route is there already.
+    /// Another route has the same prefix and metric.
     #[error(
-        "there is a route to {prefix} with metric {metric} already, by something else than {name}: \
-         remove it (`ip route show {prefix}`), or give another `metric`"
+        "cannot add the route to {prefix} by {name}: another route has metric {metric}. Remove it \
+         (`ip route show {prefix}`), or set another `metric`"
     )]
     Taken {
-        /// To where.
+        /// The prefix.
         prefix: IpNet,
-        /// Its metric.
+        /// The metric.
         metric: u32,
         /// The interface.
         name: String,
     },
 }
 
-/// The interface and its routes.
+/// The TUN interface of one announcement, and its routes.
 #[derive(Debug)]
 pub struct Tun {
     name: String,
     metric: u32,
-    less_wanted_metric: Option<u32>,
+    low_preference_metric: Option<u32>,
     prefixes: Vec<IpNet>,
     device: Option<Device>,
-    level: Level,
+    state: AnnouncementState,
     dropped: u64,
 }
 
@@ -92,7 +91,7 @@ struct Device {
     index: u32,
     handle: Handle,
     task: JoinHandle<()>,
-    /// The routes that were added, with their metrics.
+    /// The added routes with their metrics.
     routes: BTreeSet<(IpNet, u32)>,
 }
 
@@ -103,74 +102,74 @@ impl Drop for Device {
 }
 
 impl Tun {
-    /// Nothing is made yet.
+    /// Names the interface, metrics and prefixes. Creates nothing yet.
     #[must_use]
     pub fn new(name: &str, (metric, less): (u32, Option<u32>), prefixes: &[IpNet]) -> Self {
         Self {
             name: name.to_owned(),
             metric,
-            less_wanted_metric: less,
+            low_preference_metric: less,
             prefixes: prefixes.to_vec(),
             device: None,
-            level: Level::Withdrawn,
+            state: AnnouncementState::Withdrawn,
             dropped: 0,
         }
     }
 
-    /// What was brought last.
+    /// Returns the state that was applied last.
     #[must_use]
-    pub const fn level(&self) -> Level {
-        self.level
+    pub const fn state(&self) -> AnnouncementState {
+        self.state
     }
 
-    /// Packets to the prefixes that came out of the interface.
+    /// Returns the number of packets to the prefixes that came out of the interface.
     #[must_use]
     pub const fn dropped(&self) -> u64 {
         self.dropped
     }
 
-    /// Sees to it that these routes are there, and no others of this interface.
+    /// Creates the interface and its routes, or removes them.
     ///
     /// # Errors
-    /// When the kernel says no.
-    pub async fn bring(&mut self, level: Level) -> Result<(), TunError> {
-        let metric = match level {
-            Level::Withdrawn => None,
-            Level::LessWanted => self.less_wanted_metric,
-            Level::Announced => Some(self.metric),
+    /// When the kernel rejects a change.
+    pub async fn apply(&mut self, state: AnnouncementState) -> Result<(), TunError> {
+        let metric = match state {
+            AnnouncementState::Withdrawn => None,
+            AnnouncementState::LowPreference => self.low_preference_metric,
+            AnnouncementState::Announced => Some(self.metric),
         };
         if let Some(device) = &self.device
             && nix::net::if_::if_nametoindex(self.name.as_str()).ok() != Some(device.index)
         {
-            // Somebody removed it.
+            // The interface was removed from outside.
             self.device = None;
-            self.level = Level::Withdrawn;
+            self.state = AnnouncementState::Withdrawn;
         }
         if self.device.is_none() && metric.is_some() {
-            self.device = Some(Device::make(&self.name).await?);
+            self.device = Some(Device::create(&self.name).await?);
         }
         let Some(device) = &mut self.device else {
-            self.level = level;
+            self.state = state;
             return Ok(());
         };
-        // First what is to be there, so that a prefix is never without a route in between.
+        // Add first, so that the prefix is never without a route.
         if let Some(metric) = metric {
             device.up(&self.name).await?;
             for prefix in &self.prefixes {
                 device.add(&self.name, *prefix, metric).await?;
             }
-            self.level = self.level.max(level);
+            self.state = self.state.max(state);
         }
         let old = device.routes.iter().filter(|(_, other)| Some(*other) != metric);
         for (prefix, metric) in old.copied().collect::<Vec<_>>() {
             device.remove(prefix, metric).await?;
         }
-        self.level = level;
+        self.state = state;
         Ok(())
     }
 
-    /// Drops what comes out of the interface, and returns when that is broken. For ever without one.
-    pub async fn swallow(&mut self) {
+    /// Reads and drops packets; returns when the interface breaks, never without one.
+    pub async fn drop_packets(&mut self) {
         let Some(device) = &self.device else { return std::future::pending().await };
         let mut packet = [0; 2_048];
         loop {
@@ -190,7 +189,7 @@ impl Tun {
     }
 }
 
-/// Where an IP packet wants to go.
+/// Returns the destination address of an IP packet.
 fn destination(packet: &[u8]) -> Option<IpAddr> {
     match packet.first()? >> 4 {
         4 => Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(16..20)?).ok()?)),
@@ -200,11 +199,11 @@ fn destination(packet: &[u8]) -> Option<IpAddr> {
 }
 
 impl Device {
-    async fn make(name: &str) -> Result<Self, TunError> {
-        let failed = |what| move |source| TunError::Make { name: name.to_owned(), what, source };
+    async fn create(name: &str) -> Result<Self, TunError> {
+        let failed = |what| move |source| TunError::Create { name: name.to_owned(), what, source };
         if nix::net::if_::if_nametoindex(name).is_ok() {
             let source = io::Error::from_raw_os_error(libc::EEXIST);
-            return Err(failed("an interface of this name is there already")(source));
+            return Err(failed("another interface has this name")(source));
         }
         let file = OpenOptions::new()
             .read(true)
@@ -214,18 +213,18 @@ impl Device {
             .map_err(failed("open /dev/net/tun"))?;
         attach(&file, name).map_err(failed("TUNSETIFF"))?;
         let index = nix::net::if_::if_nametoindex(name)
-            .map_err(|errno| failed("its index")(errno.into()))?;
+            .map_err(|errno| failed("read its index")(errno.into()))?;
         // SAFETY: the descriptor is owned by what is registered.
         let file = unsafe { AsyncFd::register_with_interest(file, Interest::READABLE) };
-        let file = file.map_err(|error| failed("register")(error.into()))?;
+        let file = file.map_err(|error| failed("register it for reading")(error.into()))?;
         let (connection, handle, _) = rtnetlink::new_connection().map_err(TunError::Open)?;
         let task = tokio::spawn(connection);
         let device = Self { file, index, handle, task, routes: BTreeSet::new() };
-        // No address of its own, not even a link-local one: nothing here is to answer or to ask.
+        // No address, not even a link-local one: the interface must neither answer nor solicit.
         let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
         let silent = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]);
         let message = LinkUnspec::new_with_index(index).append_extra_attribute(silent).build();
-        // A kernel without IPv6 has nothing to be silenced.
+        // A kernel without IPv6 rejects this, and needs it not.
         drop(device.handle.link().set(message).execute().await);
         let message = LinkUnspec::new_with_index(index).mtu(MTU).build();
         let set = device.handle.link().set(message).execute().await;
@@ -271,7 +270,7 @@ impl Device {
 
     fn route(&self, prefix: IpNet, metric: u32) -> RouteMessage {
         let (index, length) = (self.index, prefix.prefix_len());
-        // `static` is what routing daemons take for an administrator's route, and learn.
+        // Routing daemons learn routes with protocol `static`.
         match prefix {
             IpNet::V4(prefix) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
                 .destination_prefix(prefix.addr(), length)
@@ -294,7 +293,7 @@ fn refused(what: String, error: &rtnetlink::Error) -> TunError {
         rtnetlink::Error::NetlinkError(message) => message.to_io().to_string(),
         other => other.to_string(),
     };
-    TunError::Refused { what: format!("the kernel does not {what}"), answer }
+    TunError::Refused { what: format!("cannot {what}"), answer }
 }
 
 fn errno(error: &rtnetlink::Error) -> Option<i32> {
@@ -304,7 +303,7 @@ fn errno(error: &rtnetlink::Error) -> Option<i32> {
     }
 }
 
-/// Makes the interface for as long as the descriptor lives.
+/// Creates the interface, for as long as the descriptor is open.
 fn attach(file: &File, name: &str) -> io::Result<()> {
     /// `struct ifreq` of linux/if.h as far as `TUNSETIFF` needs it.
     #[repr(C)]
@@ -327,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn destinations_are_read_and_short_packets_have_none() {
+    fn destinations_of_whole_packets_are_parsed_and_short_ones_have_none() {
         let mut v4 = vec![0x45; 20];
         v4[16..].copy_from_slice(&[203, 0, 113, 10]);
         assert_eq!(destination(&v4), Some("203.0.113.10".parse().unwrap()));

@@ -1,10 +1,11 @@
-//! Withdrawing before the change that ends a VIP's service, never after.
+//! Withdraws announcements before the change that ends their VIPs' service.
 //!
-//! Before a generation is swapped in, [`Ahead`] has whatever its tables will not serve withdrawn, waits
-//! until that is done, and then for the packets that are still on their way. What cannot be withdrawn
-//! keeps the change from being made: the tables in force serve it. An announcement that goes because
-//! too few of its backends are healthy is waited for too, but holds nothing back: its packets are
-//! forwarded by the new tables as well as by the old ones, and who is healthy concerns all tables.
+//! Before a generation is swapped in, [`WithdrawGate`] withdraws what the new tables do not serve, waits
+//! for the confirmation, and then for late packets. If a withdrawal is not confirmed, the change is
+//! deferred and the tables in force go on serving the VIP.
+//!
+//! An announcement with too few healthy backends is withdrawn and waited for too, but never defers a
+//! change: old and new tables forward its packets alike.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,229 +17,219 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Announcement, Level, WithdrawLimits, eligibility,
-    speaker::Way,
-    state_machine::{Cause, Unfit},
-    task::{Announcer, Request},
+    Announcement, AnnouncementState, WithdrawLimits, eligibility,
+    messages::{Request, Withdrawal},
+    speaker::Speaker,
+    state_machine::{Blocker, Cause},
+    task::Announcer,
 };
 
-/// How long a change waits for what it leaves with too few healthy backends, and for the thread to look
-/// at its tables.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a change waits for announcements with too few healthy backends, and for the thread to
+/// take new tables into account.
+const SHORT_WAIT: Duration = Duration::from_secs(1);
 
-/// Announcements that a change would leave without service, and that are not known to be withdrawn.
+/// Withdrawals that must precede a change and are not confirmed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "what the new table does not serve cannot be withdrawn first, so it is not brought into force, and \
-     what runs goes on serving it:\n{what}\n  \
-     The withdrawal is tried on, and a reload follows it by itself. `--force` does not wait for it: \
-     packets that still come to these VIPs are then lost."
+    "cannot withdraw what the new table does not serve, so the running table stays in force:\n{what}\n  \
+     The withdrawal is retried, and the table is reloaded once it is confirmed. `--force` does not \
+     wait: packets that still arrive for these VIPs are then dropped."
 )]
-pub struct NotWithdrawn {
-    /// A line for each, with the reason.
+pub struct WithdrawalUnconfirmed {
+    /// One line for each announcement, with the reason.
     pub what: String,
 }
 
-/// What is known of an announcement's withdrawal.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Known {
-    /// Since when it has been wished and known to be withdrawn, without a break.
-    pub(super) withdrawn: Option<Instant>,
-    /// What the way complains of; empty if nothing.
-    pub(super) error: String,
-}
-
-/// Has announcements withdrawn ahead of a change.
+/// Withdraws announcements ahead of a change.
 #[derive(Debug)]
-pub struct Ahead {
+pub struct WithdrawGate {
     announcements: Vec<Announcement>,
     limits: WithdrawLimits,
-    /// The thread of the announcements; before it is started, it is done from here.
-    thread: Option<Thread>,
+    /// The announcement thread; before it is started, the gate withdraws by itself.
+    task: Option<Task>,
     /// The change that waits for a withdrawal.
-    put_off: Option<PutOff>,
+    deferred: Option<DeferredChange>,
 }
 
 #[derive(Debug)]
-struct Thread {
+struct Task {
     requests: mpsc::UnboundedSender<Request>,
-    known: watch::Receiver<Vec<Known>>,
+    withdrawals: watch::Receiver<Vec<Withdrawal>>,
 }
 
 #[derive(Debug)]
-struct PutOff {
+struct DeferredChange {
     tables: Arc<TableSet>,
     since: Instant,
-    /// Indices of the announcements that it waits for.
-    leaving: Vec<usize>,
+    /// Indices of the announcements that the change waits for.
+    unserved: Vec<usize>,
 }
 
-impl Ahead {
-    /// Withdraws by itself, as long as there is no thread.
+impl WithdrawGate {
+    /// Creates the gate. It withdraws by itself until [`Self::use_task`] is called.
     #[must_use]
     pub fn new(announcements: &[Announcement], limits: WithdrawLimits) -> Self {
-        Self { announcements: announcements.to_vec(), limits, thread: None, put_off: None }
+        Self { announcements: announcements.to_vec(), limits, task: None, deferred: None }
     }
 
-    /// From now on the thread is asked, also for what has been put off.
-    pub fn ask(&mut self, announcer: &Announcer) {
-        self.thread = announcer.hands().map(|(requests, known)| Thread { requests, known });
-        if let (Some(thread), Some(put_off)) = (&self.thread, &self.put_off) {
+    /// Hands withdrawals, a deferred change's included, to the announcement thread.
+    pub fn use_task(&mut self, announcer: &Announcer) {
+        self.task =
+            announcer.handle().map(|(requests, withdrawals)| Task { requests, withdrawals });
+        if let (Some(task), Some(deferred)) = (&self.task, &self.deferred) {
             let (seen, _) = oneshot::channel();
-            drop(thread.requests.send(Request::Ahead(Arc::clone(&put_off.tables), seen)));
+            drop(task.requests.send(Request::Prepare(Arc::clone(&deferred.tables), seen)));
         }
     }
 
-    /// Sees to it that nothing is announced that `tables`, which are about to come into force, do not
-    /// serve. They count for the announcements from now on until [`Self::over`]. With `force` it goes
-    /// on when that cannot be had in time.
+    /// Withdraws what `tables` do not serve, and waits for the confirmation. Until [`Self::finish`],
+    /// nothing is announced that they do not serve. With `force`, an unconfirmed withdrawal is no
+    /// error.
     ///
     /// # Errors
-    /// When it cannot be had in time. [`Self::cleared`] then tells when it can.
-    pub async fn make_way(
+    /// When a withdrawal is not confirmed in time; [`Self::unblocked`] returns once it is.
+    pub async fn withdraw_before_swap(
         &mut self,
         tables: &Arc<TableSet>,
         force: bool,
-    ) -> Result<(), NotWithdrawn> {
-        let (leaving, ill) = self.parting(tables);
-        if leaving.is_empty() && ill.is_empty() {
-            self.over();
+    ) -> Result<(), WithdrawalUnconfirmed> {
+        let (unserved, unhealthy) = self.affected_by(tables);
+        if unserved.is_empty() && unhealthy.is_empty() {
+            self.finish();
             return Ok(());
         }
         let now = Instant::now();
-        // Whoever asks again does not wait again.
-        let again = self.put_off.as_ref().filter(|put_off| put_off.leaving == leaving);
-        let since = again.map_or(now, |put_off| put_off.since);
-        let patience = if leaving.is_empty() {
-            self.limits.timeout.min(PATIENCE)
+        // A repeated attempt does not wait again.
+        let earlier = self.deferred.as_ref().filter(|deferred| deferred.unserved == unserved);
+        let since = earlier.map_or(now, |deferred| deferred.since);
+        let longest = if unserved.is_empty() {
+            self.limits.timeout.min(SHORT_WAIT)
         } else {
             self.limits.timeout
         };
-        let all: Vec<usize> = leaving.iter().chain(&ill).copied().collect();
-        let known = self.withdraw(tables, &all, since + patience).await;
-        let there = |index: &usize| known.get(*index).and_then(|known| known.withdrawn);
-        let late = |indices: &[usize]| {
-            let late = indices.iter().filter(|index| there(index).is_none());
-            late.map(|index| self.complaint(*index, &known)).collect::<Vec<_>>().join("\n")
+        let all: Vec<usize> = unserved.iter().chain(&unhealthy).copied().collect();
+        let withdrawals = self.withdraw(tables, &all, since + longest).await;
+        let confirmed = |index: &usize| withdrawals.get(*index).and_then(|one| one.confirmed);
+        let failures = |indices: &[usize]| {
+            let late = indices.iter().filter(|index| confirmed(index).is_none());
+            late.map(|index| self.failure(*index, &withdrawals)).collect::<Vec<_>>().join("\n")
         };
-        let (unserved, too_few) = (late(&leaving), late(&ill));
-        if !too_few.is_empty() {
-            warn!("not withdrawn yet, though too few backends are healthy:\n{too_few}");
+        let (failed, late) = (failures(&unserved), failures(&unhealthy));
+        if !late.is_empty() {
+            warn!(announcements = %late, "too few healthy backends, withdrawal not confirmed");
         }
-        if unserved.is_empty() {
-            if let Some(last) = leaving.iter().filter_map(there).max() {
+        if failed.is_empty() {
+            if let Some(last) = unserved.iter().filter_map(confirmed).max() {
                 sleep_until(last + self.limits.grace).await;
             }
             return Ok(());
         }
         if force {
-            warn!("no longer served, and not known to be withdrawn, as was asked for:\n{unserved}");
+            warn!(announcements = %failed, "forced change: VIPs lose service, withdrawal not confirmed");
             return Ok(());
         }
-        self.put_off = Some(PutOff { tables: Arc::clone(tables), since, leaving });
-        Err(NotWithdrawn { what: unserved })
+        self.deferred = Some(DeferredChange { tables: Arc::clone(tables), since, unserved });
+        Err(WithdrawalUnconfirmed { what: failed })
     }
 
-    /// The tables of [`Self::make_way`] are in force, or will not come into force.
-    pub fn over(&mut self) {
-        // What a start puts off is for the thread.
-        if let Some(thread) = &self.thread {
-            self.put_off = None;
-            drop(thread.requests.send(Request::Over));
+    /// Ends what [`Self::withdraw_before_swap`] began: its tables are in force, or will not be.
+    pub fn finish(&mut self) {
+        // A change that was deferred before the thread started is handed to the thread.
+        if let Some(task) = &self.task {
+            self.deferred = None;
+            drop(task.requests.send(Request::PrepareDone));
         }
     }
 
-    /// Returns when what a change was put off for is withdrawn: it can be tried again. For ever if
-    /// nothing is put off. Can be dropped and called again.
-    pub async fn cleared(&mut self) {
-        if let (Some(thread), Some(PutOff { leaving, .. })) = (&mut self.thread, &self.put_off) {
-            let done = |known: &Vec<Known>| all_withdrawn(known, leaving);
-            if thread.known.wait_for(done).await.is_ok() {
-                info!("withdrawn; what was put off is tried again");
+    /// Returns when the deferred change can be tried again; never without one. May be cancelled and
+    /// called again.
+    pub async fn unblocked(&mut self) {
+        if let (Some(task), Some(DeferredChange { unserved, .. })) =
+            (&mut self.task, &self.deferred)
+        {
+            let done = |all: &Vec<Withdrawal>| are_confirmed(all, unserved);
+            if task.withdrawals.wait_for(done).await.is_ok() {
+                info!("withdrawal confirmed, deferred change is tried again");
                 return;
             }
         }
         std::future::pending().await
     }
 
-    /// Indices of the announcements that these tables do not serve, and of those that they leave with
-    /// too few healthy backends.
-    fn parting(&self, tables: &TableSet) -> (Vec<usize>, Vec<usize>) {
+    /// Returns the indices of announcements that these tables do not serve, and of those with too
+    /// few healthy backends.
+    fn affected_by(&self, tables: &TableSet) -> (Vec<usize>, Vec<usize>) {
         let all = self.announcements.iter().enumerate();
-        let unfit =
+        let blocked =
             all.filter_map(|(index, one)| Some((index, eligibility::by_tables(one, tables)?)));
-        let (leaving, ill): (Vec<_>, Vec<_>) =
-            unfit.partition(|(_, Unfit { cause, .. })| *cause == Cause::NotInTables);
+        let (unserved, unhealthy): (Vec<_>, Vec<_>) =
+            blocked.partition(|(_, Blocker { cause, .. })| *cause == Cause::NotInTables);
         let indices =
-            |unfit: Vec<(usize, Unfit)>| unfit.into_iter().map(|(index, _)| index).collect();
-        (indices(leaving), indices(ill))
+            |blocked: Vec<(usize, Blocker)>| blocked.into_iter().map(|(index, _)| index).collect();
+        (indices(unserved), indices(unhealthy))
     }
 
-    /// What is known of each announcement when those of `indices` are withdrawn, or the time is up.
+    /// Withdraws the announcements of `indices`; returns when all are confirmed, or at `until`.
     async fn withdraw(
         &mut self,
         tables: &Arc<TableSet>,
         indices: &[usize],
         until: Instant,
-    ) -> Vec<Known> {
-        let Some(thread) = &mut self.thread else {
-            return self.withdraw_from_here(indices, until).await;
+    ) -> Vec<Withdrawal> {
+        let Some(task) = &mut self.task else {
+            return self.withdraw_without_task(indices, until).await;
         };
         let (seen, was_seen) = oneshot::channel();
-        drop(thread.requests.send(Request::Ahead(Arc::clone(tables), seen)));
-        // What is known before it has looked at these tables is about other wishes. Looking takes no
-        // time, also where that of the withdrawal is up.
-        let soon = until.max(Instant::now() + PATIENCE);
+        drop(task.requests.send(Request::Prepare(Arc::clone(tables), seen)));
+        // Until the thread has seen these tables, its report concerns other decisions.
+        let soon = until.max(Instant::now() + SHORT_WAIT);
         match timeout_at(soon, was_seen).await {
             Ok(Ok(())) => {}
-            gone => {
-                let error = match gone {
-                    Ok(_) => "the thread of the announcements has ended",
-                    Err(_) => "the thread of the announcements does not answer",
+            failed => {
+                let error = match failed {
+                    Ok(_) => "the announcement thread has ended; restart the daemon",
+                    Err(_) => "the announcement thread does not answer",
                 };
-                let known = Known { withdrawn: None, error: error.to_owned() };
-                return vec![known; self.announcements.len()];
+                let failed = Withdrawal { confirmed: None, error: error.to_owned() };
+                return vec![failed; self.announcements.len()];
             }
         }
-        let done = |known: &Vec<Known>| all_withdrawn(known, indices);
-        drop(timeout_at(until, thread.known.wait_for(done)).await);
-        thread.known.borrow().clone()
+        let done = |all: &Vec<Withdrawal>| are_confirmed(all, indices);
+        drop(timeout_at(until, task.withdrawals.wait_for(done)).await);
+        task.withdrawals.borrow().clone()
     }
 
-    async fn withdraw_from_here(&self, indices: &[usize], until: Instant) -> Vec<Known> {
-        let mut all = vec![Known::default(); self.announcements.len()];
+    async fn withdraw_without_task(&self, indices: &[usize], until: Instant) -> Vec<Withdrawal> {
+        let mut all = vec![Withdrawal::default(); self.announcements.len()];
         for index in indices {
-            let mut way = Way::new(&self.announcements[*index]);
+            let mut speaker = Speaker::new(&self.announcements[*index]);
             let begun = Instant::now();
             let work = async {
-                let is_there = way.look().await? != Some(Level::Withdrawn);
-                if is_there {
-                    way.bring(Level::Withdrawn).await?;
+                if speaker.observe().await? != Some(AnnouncementState::Withdrawn) {
+                    speaker.apply(AnnouncementState::Withdrawn).await?;
                     return Ok(Instant::now());
                 }
-                // It has been so for nobody knows how long.
+                // It was withdrawn before: no late packets are to be expected.
                 Ok(begun.checked_sub(self.limits.grace).unwrap_or(begun))
             };
-            all[*index] = match timeout_at(until, work).await {
-                Ok(Ok(since)) => Known { withdrawn: Some(since), error: String::new() },
-                Ok(Err(error)) => {
-                    let withdrawn = Way::is_away(&error).then_some(begun);
-                    Known { withdrawn, error: error.to_string() }
-                }
-                Err(_) => Known { withdrawn: None, error: "it takes too long".to_owned() },
+            let result: Result<Result<_, super::SpeakerError>, _> = timeout_at(until, work).await;
+            all[*index] = match result {
+                Ok(Ok(since)) => Withdrawal { confirmed: Some(since), error: String::new() },
+                Ok(Err(error)) => Withdrawal { confirmed: None, error: error.to_string() },
+                Err(_) => Withdrawal { confirmed: None, error: "no answer in time".to_owned() },
             };
         }
         all
     }
 
-    fn complaint(&self, index: usize, known: &[Known]) -> String {
-        let error = known.get(index).map_or("", |known| known.error.as_str());
-        let Announcement { name, way, .. } = &self.announcements[index];
+    fn failure(&self, index: usize, withdrawals: &[Withdrawal]) -> String {
+        let error = withdrawals.get(index).map_or("", |one| one.error.as_str());
+        let Announcement { name, method, .. } = &self.announcements[index];
         let error = if error.is_empty() { "no answer yet" } else { error };
-        format!("  announcement {name:?} (way \"{}\"): {error}", way.name())
+        format!("  announcement {name:?} (method \"{}\"): {error}", method.name())
     }
 }
 
-fn all_withdrawn(known: &[Known], indices: &[usize]) -> bool {
-    indices.iter().all(|index| known.get(*index).is_some_and(|known| known.withdrawn.is_some()))
+fn are_confirmed(all: &[Withdrawal], indices: &[usize]) -> bool {
+    indices.iter().all(|index| all.get(*index).is_some_and(|one| one.confirmed.is_some()))
 }

@@ -69,7 +69,7 @@ fn check(file: &Path, output: Output) -> anyhow::Result<ExitCode> {
     let tables = glb_table::load(&config.table)
         .map_err(|error| anyhow::anyhow!("{}", error.render(false).trim_end().to_owned()))?;
     let mut warnings = config.warnings();
-    let (errors, doubts) = announce::announcement::against(&config.announcements, &tables);
+    let (errors, doubts) = announce::announcement::check_against(&config.announcements, &tables);
     if !errors.is_empty() {
         anyhow::bail!("{}: {}", config.path.display(), errors.join("\n"));
     }

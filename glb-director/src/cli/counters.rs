@@ -12,8 +12,8 @@ use crate::{
 
 pub(super) fn execute(file: &Path, output: Output) -> anyhow::Result<()> {
     let config = Config::load(file)?;
-    let Some(pins) = PinFolder::open(&config.pin, crate::OWNER)? else {
-        return Err(CountersError::Missing { folder: config.pin }.into());
+    let Some(pins) = PinFolder::open(&config.bpffs_dir, crate::OWNER)? else {
+        return Err(CountersError::Missing { folder: config.bpffs_dir }.into());
     };
     let report = counters::read(&pins)?;
     match output {

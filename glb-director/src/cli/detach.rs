@@ -13,9 +13,9 @@ use crate::{announce, config::Config, counters, daemon};
 
 pub(super) fn execute(file: &Path, force: bool) -> anyhow::Result<()> {
     let config = Config::load(file)?;
-    let Some(pins) = PinFolder::open(&config.pin, crate::OWNER)? else {
+    let Some(pins) = PinFolder::open(&config.bpffs_dir, crate::OWNER)? else {
         daemon::detached(&config);
-        println!("nothing is pinned at {}: not attached", config.pin.display());
+        println!("nothing is pinned at {}: not attached", config.bpffs_dir.display());
         return Ok(());
     };
     let _lock = pins.lock()?;
@@ -26,9 +26,9 @@ pub(super) fn execute(file: &Path, force: bool) -> anyhow::Result<()> {
     pins.remove_all()?;
     daemon::detached(&config);
     if interfaces.is_empty() {
-        println!("was not attached; {} removed", config.pin.display());
+        println!("was not attached; {} removed", config.bpffs_dir.display());
     } else {
-        println!("detached from {}; {} removed", interfaces.join(", "), config.pin.display());
+        println!("detached from {}; {} removed", interfaces.join(", "), config.bpffs_dir.display());
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::Output;
 use crate::{
-    announce::{Level, block_on},
+    announce::{AnnouncementState, block_on},
     control::Command as Ask,
     fleet::{About, Difference, Member, compare},
 };
@@ -148,7 +148,8 @@ fn text(report: &Report) -> String {
             digest.as_ref().map_or("none".to_owned(), |digest| digest.chars().take(16).collect())
         };
         let announced = member.announce.announcements.iter();
-        let announced = announced.filter(|one| one.level == Some(Level::Announced)).count();
+        let announced =
+            announced.filter(|one| one.state == Some(AnnouncementState::Announced)).count();
         let drain = member.announce.drain.as_ref();
         text += &format!(
             "{target}: membership {}, order {}, {announced} of {} announced{}{}\n",

@@ -47,11 +47,11 @@ fn text(status: &Status) -> String {
         }
     }
     for one in &status.announce.announcements {
-        let level = one.level.map_or("not known", |level| level.name()).replace('_', " ");
-        let prefixes = one.prefixes.join(", ");
-        let why = if one.why.is_empty() { String::new() } else { format!(": {}", one.why) };
-        let way = &one.way;
-        lines.push(("announcement", format!("{} ({prefixes}) by {way}: {level}{why}", one.name)));
+        let (state, prefixes, method) = (one.state_name(), one.prefixes.join(", "), &one.method);
+        let reason =
+            if one.reason.is_empty() { String::new() } else { format!(": {}", one.reason) };
+        let text = format!("{} ({prefixes}) by {method}: {state}{reason}", one.name);
+        lines.push(("announcement", text));
     }
     if let Some(drain) = &status.announce.drain {
         lines.push(("drain", format!("{}, for {}", drain.message, span(drain.seconds))));

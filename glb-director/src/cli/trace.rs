@@ -40,8 +40,8 @@ fn done(result: Result<(), TraceError>) -> anyhow::Result<ExitCode> {
 
 fn decoder(watching: &Watching) -> anyhow::Result<FromPins> {
     let config = Config::load(&watching.config.config)?;
-    let Some(pins) = PinFolder::open(&config.pin, crate::OWNER)? else {
-        return Err(CountersError::Missing { folder: config.pin }.into());
+    let Some(pins) = PinFolder::open(&config.bpffs_dir, crate::OWNER)? else {
+        return Err(CountersError::Missing { folder: config.bpffs_dir }.into());
     };
     Ok(FromPins::new(pins))
 }

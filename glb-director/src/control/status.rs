@@ -121,9 +121,9 @@ impl Status {
         let announce = AnnounceView::clone(&observer.state().announcements());
         for one in &announce.announcements {
             if !one.error.is_empty() {
-                problem("not_carried_out", format!("announcement {}: {}", one.name, one.error));
-            } else if !one.why.is_empty() && announce.drain.is_none() {
-                problem("not_announced", format!("announcement {}: {}", one.name, one.why));
+                problem("announcement_failed", format!("announcement {}: {}", one.name, one.error));
+            } else if !one.reason.is_empty() && announce.drain.is_none() {
+                problem("not_announced", format!("announcement {}: {}", one.name, one.reason));
             }
         }
         Self {

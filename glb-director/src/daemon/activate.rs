@@ -20,7 +20,7 @@ use super::{
     timing::Steps,
 };
 use crate::{
-    announce::Ahead,
+    announce::WithdrawGate,
     compiled_tables::Image,
     config::Config,
     counters::{Identities, Uncounted},
@@ -56,7 +56,7 @@ pub(super) struct Making<'c> {
     pub(super) store: Store,
     pub(super) spare: Spare,
     /// Withdraws what a new generation will not serve.
-    pub(super) ahead: Ahead,
+    pub(super) withdraw_gate: WithdrawGate,
     pub(super) next_number: u64,
     /// Which program this is, and under which configuration.
     pub(super) release: String,
@@ -134,7 +134,7 @@ impl Making<'_> {
         force: bool,
         steps: &mut Steps,
     ) -> Result<(), Error> {
-        self.ahead.make_way(tables, force).await?;
+        self.withdraw_gate.withdraw_before_swap(tables, force).await?;
         steps.done("withdraw");
         Ok(())
     }

@@ -8,7 +8,7 @@ use glb_host::{
 };
 
 use crate::{
-    announce::NotWithdrawn,
+    announce::WithdrawalUnconfirmed,
     compiled_tables::ImageError,
     control::ControlError,
     counters::CountersError,
@@ -66,7 +66,7 @@ pub enum Error {
     },
     /// What would not be served any more is not known to be withdrawn.
     #[error(transparent)]
-    NotWithdrawn(#[from] NotWithdrawn),
+    WithdrawalUnconfirmed(#[from] WithdrawalUnconfirmed),
     /// There is no way back.
     #[error(
         "there is no previous generation: it is kept from one change to the next, and this director \

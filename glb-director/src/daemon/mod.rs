@@ -78,7 +78,7 @@ pub async fn run(config: &Config) -> Result<(), Error> {
     let kept = stop::kept(&mut director);
     let announcer = Announcer::start(&config.announcements, config.drain, observer, kept);
     let announcer = announcer.map_err(Error::Announcer)?;
-    director.making.ahead.ask(&announcer);
+    director.making.withdraw_gate.use_task(&announcer);
     let mut announcing = Announcing::new(announcer);
     info!(generation = director.number(), interfaces = config.interfaces.join(","), "ready");
     let links = LinkEvents::open();
@@ -105,7 +105,7 @@ pub async fn run(config: &Config) -> Result<(), Error> {
                 drop(reload(&mut director, &state, trigger, false).await);
                 triggers.done();
             }
-            () = director.making.ahead.cleared() => {
+            () = director.making.withdraw_gate.unblocked() => {
                 drop(reload(&mut director, &state, Trigger::Asked, false).await);
                 triggers.done();
             }
@@ -181,8 +181,8 @@ pub async fn run(config: &Config) -> Result<(), Error> {
 /// Nothing of this director is attached or pinned any more: its state folder forgets the tables, which
 /// hold keys. Who may hold flows stays.
 pub fn detached(config: &Config) {
-    if config.state.is_dir() {
-        state_dir::Store::open(&config.state, &config.pin).detached();
+    if config.state_dir.is_dir() {
+        state_dir::Store::open(&config.state_dir, &config.bpffs_dir).detached();
     }
 }
 
@@ -219,11 +219,11 @@ async fn reload(
             "the table was not loaded, the running one stays:\n{error}"
         );
     }
-    let is_put_off = matches!(result, Err(Error::NotWithdrawn(_)));
+    let is_put_off = matches!(result, Err(Error::WithdrawalUnconfirmed(_)));
     let told = tell(director, state, number, begun, result);
     // After the tables in force have been told: what they do not serve is not announced in between.
     if !is_put_off {
-        director.making.ahead.over();
+        director.making.withdraw_gate.finish();
     }
     told
 }
@@ -241,7 +241,7 @@ async fn rollback(director: &mut Director<'_>, state: &State, force: bool) -> Re
         error!(running_generation = number, "not rolled back, the running one stays:\n{error}");
     }
     let told = tell(director, state, number, begun, result);
-    director.making.ahead.over();
+    director.making.withdraw_gate.finish();
     told
 }
 

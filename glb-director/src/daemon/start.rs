@@ -23,7 +23,7 @@ use super::{
     timing::Steps,
 };
 use crate::{
-    announce::{self, Ahead},
+    announce::{self, WithdrawGate},
     config::{Config, OnUnsafe},
     control,
     counters::{self, Identities},
@@ -50,7 +50,7 @@ impl<'c> Director<'c> {
         state: &Arc<State>,
     ) -> Result<(Self, control::Channel), Error> {
         let file = Source::read(&config.table).and_then(|source| Ok((source.parse()?, source)));
-        if !config.pin.is_dir() {
+        if !config.bpffs_dir.is_dir() {
             // Nothing runs: before anything is made, the table is in order.
             if let Err(error) = file {
                 return Err(error);
@@ -65,7 +65,7 @@ impl<'c> Director<'c> {
                  several times slower than native XDP; use it only where the driver has no native XDP"
             );
         }
-        let pins = PinFolder::create(&config.pin, crate::OWNER)?;
+        let pins = PinFolder::create(&config.bpffs_dir, crate::OWNER)?;
         let lock = pins.lock()?;
         keep_quiet(config).await;
         let mut unfinished = Unfinished(Some(&pins));
@@ -114,7 +114,7 @@ impl<'c> Director<'c> {
         pins: &PinFolder,
         state: &State,
     ) -> Result<Begun<'c>, Error> {
-        let mut store = Store::open(&config.state, &config.pin);
+        let mut store = Store::open(&config.state_dir, &config.bpffs_dir);
         let running = generations::current_program(&config.interfaces, pins)?;
         let in_use =
             running.as_ref().and_then(|(_, program)| program.info().ok()?.map_ids().ok()?);
@@ -134,7 +134,7 @@ impl<'c> Director<'c> {
             info!(generation, "adopting what a former director left running");
             if record.is_none() {
                 warn!(
-                    folder = %config.state.display(),
+                    folder = %config.state_dir.display(),
                     "the state folder does not say which table runs: what runs is replaced by the \
                      table file, what that does to flows is not known, and there is no way back"
                 );
@@ -168,7 +168,7 @@ impl<'c> Director<'c> {
             safety,
             store,
             spare: Spare::default(),
-            ahead: Ahead::new(&config.announcements, config.withdraw),
+            withdraw_gate: WithdrawGate::new(&config.announcements, config.withdraw),
             next_number,
             release: release(config),
         };
@@ -242,7 +242,7 @@ impl<'c> Director<'c> {
         let runs = record.map(Source::of).filter(|runs| runs.sum != wanted.source.sum);
         // Without a record nobody knows what runs, and so what there is to go on with.
         let made = Self::first(making, wanted, runs.is_none()).await;
-        let (Err(error @ Error::NotWithdrawn(_)), Some(source)) = (&made, runs) else {
+        let (Err(error @ Error::WithdrawalUnconfirmed(_)), Some(source)) = (&made, runs) else {
             return made;
         };
         not_loaded(error, state);
@@ -264,7 +264,7 @@ impl<'c> Director<'c> {
 async fn keep_quiet(config: &Config) {
     let prefixes: Vec<_> =
         config.announcements.iter().flat_map(|one| one.prefixes.iter().copied()).collect();
-    match announce::policy_rules::guard(&config.interfaces, &prefixes).await {
+    match announce::policy_rules::install(&config.interfaces, &prefixes).await {
         Err(error) if !prefixes.is_empty() => {
             warn!(
                 "{error}: with IPv6, or where it forwards, this machine may answer \"unreachable\" \

@@ -75,7 +75,7 @@ impl Store {
             Ok(other) if other != store.owner => {
                 store.is_foreign = true;
                 store.is_ill(&io::Error::other(format!(
-                    "it belongs to a director with `pin = \"{}\"`; give each one a `state` of its own",
+                    "it belongs to a director with `bpffs_dir = \"{}\"`; give each director its own `state_dir`",
                     other.trim_end()
                 )));
             }

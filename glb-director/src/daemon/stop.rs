@@ -7,7 +7,7 @@ use tracing::{error, info, warn};
 
 use super::{boot_time::Moment, state::Director, state_dir::Drain};
 use crate::{
-    announce::{Announcer, Ended, state_machine::Order},
+    announce::{Announcer, DrainOutcome, state_machine::DrainRequest},
     config::{Config, OnStop},
 };
 
@@ -37,8 +37,8 @@ impl Announcing {
     }
 
     /// The next end of a drain. Can be dropped and called again.
-    pub(super) async fn ended(&mut self) -> Ended {
-        self.announcer.ended().await
+    pub(super) async fn ended(&mut self) -> DrainOutcome {
+        self.announcer.next_outcome().await
     }
 
     /// Somebody asks for a drain.
@@ -59,7 +59,8 @@ impl Announcing {
                 is_drained: false,
             }));
         }
-        self.announcer.drain(Order { timeout, force, gently: true }, Some(answer));
+        self.announcer
+            .drain(DrainRequest { timeout, force, low_preference_first: true }, Some(answer));
     }
 
     /// Somebody has changed their mind.
@@ -69,20 +70,24 @@ impl Announcing {
     }
 
     /// A drain has ended; whether the daemon ends with it, and how.
-    pub(super) fn follow(&mut self, director: &mut Director<'_>, ended: &Ended) -> Option<End> {
+    pub(super) fn follow(
+        &mut self,
+        director: &mut Director<'_>,
+        ended: &DrainOutcome,
+    ) -> Option<End> {
         if !self.stopping {
             let store = &mut director.making.store;
-            let kept = store.drain().filter(|_| *ended == Ended::Drained);
+            let kept = store.drain().filter(|_| *ended == DrainOutcome::Drained);
             store.keep_drain(kept.map(|drain| Drain { is_drained: true, ..drain }).as_ref());
             return None;
         }
         match ended {
-            Ended::Drained => Some(End::Detach),
-            Ended::GivenUp(why) => {
+            DrainOutcome::Drained => Some(End::Detach),
+            DrainOutcome::Aborted(why) => {
                 error!("not drained, so the program stays and goes on forwarding: {why}");
                 Some(End::Stay)
             }
-            Ended::Cancelled => {
+            DrainOutcome::Cancelled => {
                 warn!("the drain of the stop was cancelled: the daemon goes on");
                 self.stopping = false;
                 None
@@ -100,8 +105,14 @@ impl Announcing {
             OnStop::Stay => return Some(End::Stay),
             OnStop::Detach if !self.announcer.announces() => return Some(End::Detach),
             // Whoever stops it so does not want to wait; what cannot be withdrawn stays served.
-            OnStop::Detach => Order { timeout: LAST_PACKETS, force: true, gently: false },
-            OnStop::Drain => Order { timeout: config.drain.timeout, force: false, gently: true },
+            OnStop::Detach => {
+                DrainRequest { timeout: LAST_PACKETS, force: true, low_preference_first: false }
+            }
+            OnStop::Drain => DrainRequest {
+                timeout: config.drain.timeout,
+                force: false,
+                low_preference_first: true,
+            },
         };
         info!(
             "ends when nothing is announced and no packets come; a second signal ends it at once"
@@ -121,7 +132,7 @@ impl Announcing {
 }
 
 /// The drain that was under way when the director was last seen, or done (nothing in it).
-pub(super) fn kept(director: &mut Director<'_>) -> Option<Option<Order>> {
+pub(super) fn kept(director: &mut Director<'_>) -> Option<Option<DrainRequest>> {
     let drain = director.making.store.drain()?;
     if drain.is_drained {
         info!("the director is drained, and stays so until `glb-director undrain`");
@@ -135,5 +146,5 @@ pub(super) fn kept(director: &mut Director<'_>) -> Option<Option<Order>> {
         return None;
     }
     info!(timeout = ?left, "a drain that was under way goes on");
-    Some(Some(Order { timeout: left, force: drain.force, gently: true }))
+    Some(Some(DrainRequest { timeout: left, force: drain.force, low_preference_first: true }))
 }

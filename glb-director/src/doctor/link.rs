@@ -41,7 +41,7 @@ const NATIVE: [&str; 25] = [
 
 pub(super) fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let pins = PinFolder::open(&config.pin, crate::OWNER).ok().flatten();
+    let pins = PinFolder::open(&config.bpffs_dir, crate::OWNER).ok().flatten();
     for name in &config.interfaces {
         let program = program(config, name, pins.as_ref());
         // Of an interface that is not there nothing else can be said.

@@ -40,7 +40,7 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
             match ways(config, &tables).await {
                 Ok(ways) => {
                     findings.extend(network::ways(config, &tables, &ways));
-                    let rules = announce::policy_rules::present().await.unwrap_or_default();
+                    let rules = announce::policy_rules::list_installed().await.unwrap_or_default();
                     findings.push(network::answers(config, &tables, &ways, &rules));
                 }
                 Err(error) => {
@@ -84,8 +84,8 @@ fn backends(tables: &TableSet) -> impl Iterator<Item = IpAddr> {
 /// Whether pins can live where they are to.
 fn pins(config: &Config) -> Finding {
     const CHECK: &str = "pin_folder";
-    match PinFolder::check(&config.pin, crate::OWNER) {
-        Ok(()) => Finding::ok(CHECK, config.pin.display().to_string()),
+    match PinFolder::check(&config.bpffs_dir, crate::OWNER) {
+        Ok(()) => Finding::ok(CHECK, config.bpffs_dir.display().to_string()),
         Err(error) => {
             let text = error.to_string();
             let (found, remedy) = text.split_once('\n').unwrap_or((&text, "See above."));
@@ -124,7 +124,7 @@ fn daemon(config: &Config) -> Vec<Finding> {
 /// Whether the announcements fit the tables.
 fn announcements(config: &Config, tables: &TableSet) -> Vec<Finding> {
     const CHECK: &str = "announce";
-    let (errors, doubts) = announce::announcement::against(&config.announcements, tables);
+    let (errors, doubts) = announce::announcement::check_against(&config.announcements, tables);
     let remedy = "See docs/announcing.md.";
     let errors = errors.into_iter().map(|error| Finding::problem(CHECK, error, remedy));
     let doubts = doubts.into_iter().map(|doubt| Finding::warning(CHECK, doubt, remedy));

@@ -112,7 +112,7 @@ struct Sent {
 /// # Errors
 /// When there is no program, or no permission.
 pub async fn run(config: &Config, tables: &TableSet) -> Result<Vec<Probed>, ProbeError> {
-    let pins = PinFolder::open(&config.pin, crate::OWNER)?.ok_or(ProbeError::NotAttached)?;
+    let pins = PinFolder::open(&config.bpffs_dir, crate::OWNER)?.ok_or(ProbeError::NotAttached)?;
     let (_, program) =
         generations::current_program(&config.interfaces, &pins)?.ok_or(ProbeError::NotAttached)?;
     let addresses: BTreeSet<IpAddr> = super::backends(tables).collect();

@@ -91,7 +91,7 @@ impl Site {
         let interfaces =
             if lines.contains("interfaces") { "" } else { "interfaces = [\"a\", \"b\"]" };
         let text = format!(
-            "table = \"table.toml\"\n{interfaces}\npin = \"{}\"\nstate = \"state\"\n\
+            "table = \"table.toml\"\n{interfaces}\nbpffs_dir = \"{}\"\nstate_dir = \"state\"\n\
              control.socket = \"c.sock\"\n{lines}\n",
             self.pins.display()
         );

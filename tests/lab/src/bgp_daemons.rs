@@ -30,20 +30,20 @@ pub(crate) fn announcement(lab: &Lab, node: Node) -> Result<String> {
     let (vip4, vip6) = (vip(Family::V4), vip(Family::V6));
     let way = match lab.plan().way {
         AnnounceMethod::Bird => {
-            "way = \"bird\"\nsocket = \"bird.ctl\"\nprotocols = [\"vip4\", \"vip6\"]\n\
-                      less_wanted = [\"vip4_drain\", \"vip6_drain\"]\n"
+            "method = \"bird\"\nsocket = \"bird.ctl\"\nprotocols = [\"vip4\", \"vip6\"]\n\
+                      low_preference = [\"vip4_drain\", \"vip6_drain\"]\n"
                 .to_owned()
         }
         AnnounceMethod::Tun | AnnounceMethod::Frr => {
-            format!("way = \"tun\"\ninterface = \"{TUN}\"\nless_wanted_metric = 500\n")
+            format!("method = \"tun\"\ninterface = \"{TUN}\"\nlow_preference_metric = 500\n")
         }
         AnnounceMethod::Exabgp => {
             let hook =
                 Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/examples/exabgp-announce");
             let pipe = lab.folder(node)?.join(exabgp::RUN).join("exabgp.in");
             format!(
-                "way = \"hook\"\ncommand = [{hook:?}, \"--pipe\", {pipe:?}, \"--next-hop6\", \
-                 \"{}\"]\nless_wanted = true\nrepeat = \"1s\"\n",
+                "method = \"exec\"\ncommand = [{hook:?}, \"--pipe\", {pipe:?}, \"--next-hop6\", \
+                 \"{}\"]\nlow_preference = true\nrepeat = \"1s\"\n",
                 node.v6()
             )
         }

@@ -492,8 +492,8 @@ impl Daemon {
 #[must_use]
 pub fn director_config(interface: &str, pin: &Path) -> String {
     format!(
-        "table = \"table.toml\"\ninterfaces = [\"{interface}\"]\npin = \"{}\"\n\
-         control.socket = \"control.sock\"\nstate = \"state\"\n",
+        "table = \"table.toml\"\ninterfaces = [\"{interface}\"]\nbpffs_dir = \"{}\"\n\
+         control.socket = \"control.sock\"\nstate_dir = \"state\"\n",
         pin.display()
     )
 }

@@ -1,4 +1,4 @@
-//! Days in the life of a director, told and generated.
+//! Scenarios of announcing and draining, written by hand and generated.
 
 use proptest::prelude::*;
 
@@ -10,10 +10,10 @@ const LIMITS: DrainLimits = DrainLimits {
     timeout: Duration::from_secs(30),
 };
 
-/// A world in which whatever is wanted is done by the next look.
+/// A simulated director whose speakers confirm every decision by the next step.
 struct World {
-    choreography: Choreography,
-    seen: Vec<Seen>,
+    machine: StateMachine,
+    seen: Vec<Observation>,
     now: Duration,
     packets: u64,
 }
@@ -21,163 +21,179 @@ struct World {
 impl World {
     fn new(knows: &[bool]) -> Self {
         Self {
-            choreography: Choreography::new(LIMITS, knows.to_vec()),
-            seen: vec![Seen { level: Some(Level::Withdrawn), ..Seen::default() }; knows.len()],
+            machine: StateMachine::new(LIMITS, knows.to_vec()),
+            seen: vec![
+                Observation {
+                    state: Some(AnnouncementState::Withdrawn),
+                    ..Observation::default()
+                };
+                knows.len()
+            ],
             now: Duration::from_secs(100),
             packets: 0,
         }
     }
 
-    fn look(&mut self) -> Option<Turn> {
-        let turn = self.choreography.step(Sight {
+    fn look(&mut self) -> Option<DrainEvent> {
+        let event = self.machine.step(Inputs {
             now: self.now,
             announcements: &self.seen,
             packets: Some(self.packets),
         });
-        for (seen, wanted) in self.seen.iter_mut().zip(self.choreography.wanted()) {
-            seen.level = wanted.as_ref().map(|wanted| wanted.level);
+        for (seen, wanted) in self.seen.iter_mut().zip(self.machine.decisions()) {
+            seen.state = wanted.as_ref().map(|wanted| wanted.state);
         }
-        turn
+        event
     }
 
-    /// Lets time pass while so many packets come each second; what became of the drain.
-    fn pass(&mut self, seconds: u64, packets_per_second: u64) -> Vec<Turn> {
-        let mut turns = Vec::new();
+    /// Lets time pass at a packet rate; returns the drain's events.
+    fn pass(&mut self, seconds: u64, packets_per_second: u64) -> Vec<DrainEvent> {
+        let mut events = Vec::new();
         for _ in 0..seconds * 4 {
             self.now += Duration::from_millis(250);
             self.packets += packets_per_second / 4;
-            turns.extend(self.look());
+            events.extend(self.look());
         }
-        turns
+        events
     }
 
-    fn levels(&self) -> Vec<Level> {
-        self.seen.iter().map(|seen| seen.level.unwrap()).collect()
+    fn states(&self) -> Vec<AnnouncementState> {
+        self.seen.iter().map(|seen| seen.state.unwrap()).collect()
     }
 }
 
-fn order(force: bool, gently: bool) -> Order {
-    Order { timeout: Duration::from_secs(30), force, gently }
+fn request(force: bool, low_preference_first: bool) -> DrainRequest {
+    DrainRequest { timeout: Duration::from_secs(30), force, low_preference_first }
 }
 
-fn ill() -> Option<Unfit> {
-    Some(Unfit::new(Cause::TooFewHealthy, "ill"))
+fn blocker() -> Option<Blocker> {
+    Some(Blocker::new(Cause::TooFewHealthy, "ill"))
 }
 
 #[test]
-fn it_is_announced_when_it_is_fit_and_withdrawn_alone() {
+fn eligible_announcements_go_up_and_each_is_withdrawn_alone() {
     let mut world = World::new(&[true, true]);
-    world.seen[0].must_wait = Some(Unfit::new(Cause::NotServing, "no way yet"));
+    world.seen[0].must_not_announce = Some(Blocker::new(Cause::NotServing, "no way yet"));
     world.pass(1, 0);
-    assert_eq!(world.levels(), [Level::Withdrawn, Level::Announced]);
-    world.seen[0].must_wait = None;
+    assert_eq!(world.states(), [AnnouncementState::Withdrawn, AnnouncementState::Announced]);
+    world.seen[0].must_not_announce = None;
     world.look();
-    assert_eq!(world.levels(), [Level::Announced, Level::Announced]);
-    // What only keeps it from going up does not take it down.
-    world.seen[1].must_wait = ill();
+    assert_eq!(world.states(), [AnnouncementState::Announced, AnnouncementState::Announced]);
+    // A reason not to go up does not withdraw.
+    world.seen[1].must_not_announce = blocker();
     world.pass(1, 0);
-    assert_eq!(world.levels(), [Level::Announced, Level::Announced]);
-    world.seen[1].must_go = ill();
+    assert_eq!(world.states(), [AnnouncementState::Announced, AnnouncementState::Announced]);
+    world.seen[1].must_withdraw = blocker();
     world.look();
-    assert_eq!(world.levels(), [Level::Announced, Level::Withdrawn]);
-    // Back only when that has lasted.
-    (world.seen[1].must_go, world.seen[1].must_wait) = (None, None);
+    assert_eq!(world.states(), [AnnouncementState::Announced, AnnouncementState::Withdrawn]);
+    // It goes up again only after the recovery time.
+    (world.seen[1].must_withdraw, world.seen[1].must_not_announce) = (None, None);
     world.pass(2, 0);
-    assert_eq!(world.levels(), [Level::Announced, Level::Withdrawn]);
+    assert_eq!(world.states(), [AnnouncementState::Announced, AnnouncementState::Withdrawn]);
     world.pass(2, 0);
-    assert_eq!(world.levels(), [Level::Announced, Level::Announced]);
+    assert_eq!(world.states(), [AnnouncementState::Announced, AnnouncementState::Announced]);
 }
 
 #[test]
-fn what_a_predecessor_announced_stays_as_it_is() {
+fn what_the_previous_process_announced_stays() {
     let mut world = World::new(&[true]);
-    world.seen[0] = Seen { level: Some(Level::Announced), must_wait: ill(), must_go: None };
+    world.seen[0] = Observation {
+        state: Some(AnnouncementState::Announced),
+        must_not_announce: blocker(),
+        must_withdraw: None,
+        ..Observation::default()
+    };
     world.look();
-    assert_eq!(world.levels(), [Level::Announced]);
+    assert_eq!(world.states(), [AnnouncementState::Announced]);
 }
 
 #[test]
-fn a_drain_waits_for_the_last_packet_twice() {
+fn a_drain_waits_for_quiet_traffic_at_both_stages() {
     let mut world = World::new(&[true]);
     world.look();
-    world.choreography.drain(world.now, order(false, true));
+    world.machine.drain(world.now, request(false, true));
     assert_eq!(world.pass(10, 1_000), []);
-    assert_eq!(world.levels(), [Level::LessWanted]);
-    // Some few are as good as none.
-    let turns = world.pass(3, 4);
-    assert_eq!(turns, [Turn::Stage(Stage::Withdrawn, "packets have ceased".into())]);
-    assert_eq!(world.levels(), [Level::Withdrawn]);
-    // They come once more, and the quiet begins anew.
+    assert_eq!(world.states(), [AnnouncementState::LowPreference]);
+    // A rate at the limit counts as stopped.
+    let events = world.pass(3, 4);
+    assert_eq!(events, [DrainEvent::StageReached(Stage::Withdrawn, "traffic has stopped".into())]);
+    assert_eq!(world.states(), [AnnouncementState::Withdrawn]);
+    // New traffic restarts the quiet time.
     assert_eq!(world.pass(5, 1_000), []);
-    let turns = world.pass(3, 0);
-    assert_eq!(turns, [Turn::Stage(Stage::Drained, "packets have ceased".into())]);
-    // It stays so, whatever comes.
+    let events = world.pass(3, 0);
+    assert_eq!(events, [DrainEvent::StageReached(Stage::Drained, "traffic has stopped".into())]);
+    // Drained is final, whatever arrives.
     assert_eq!(world.pass(100, 1_000), []);
     assert_eq!(
-        (world.choreography.stage(), world.levels()),
-        (Some(Stage::Drained), vec![Level::Withdrawn])
+        (world.machine.stage(), world.states()),
+        (Some(Stage::Drained), vec![AnnouncementState::Withdrawn])
     );
-    assert!(world.choreography.cancel());
+    assert!(world.machine.cancel());
     world.look();
-    assert_eq!(world.levels(), [Level::Announced]);
+    assert_eq!(world.states(), [AnnouncementState::Announced]);
 }
 
 #[test]
-fn a_way_that_knows_no_less_is_withdrawn_and_nobody_waits_for_it_twice() {
+fn without_low_preference_a_drain_withdraws_at_once() {
     let mut world = World::new(&[true, false]);
     world.look();
-    world.choreography.drain(world.now, order(false, true));
+    world.machine.drain(world.now, request(false, true));
     world.pass(1, 1_000);
-    assert_eq!(world.levels(), [Level::LessWanted, Level::Withdrawn]);
+    assert_eq!(world.states(), [AnnouncementState::LowPreference, AnnouncementState::Withdrawn]);
     let mut world = World::new(&[false]);
     world.look();
-    world.choreography.drain(world.now, order(false, true));
-    let turns = world.pass(1, 1_000);
-    assert!(matches!(turns[..], [Turn::Stage(Stage::Withdrawn, _)]), "{turns:?}");
+    world.machine.drain(world.now, request(false, true));
+    let events = world.pass(1, 1_000);
+    assert!(matches!(events[..], [DrainEvent::StageReached(Stage::Withdrawn, _)]), "{events:?}");
 }
 
 #[test]
-fn packets_that_do_not_cease_end_it_one_way_or_the_other() {
+fn lasting_traffic_aborts_a_drain_unless_forced() {
     let mut world = World::new(&[true]);
     world.look();
-    world.choreography.drain(world.now, order(false, true));
-    let turns = world.pass(40, 1_000);
+    world.machine.drain(world.now, request(false, true));
+    let events = world.pass(40, 1_000);
     assert!(
-        matches!(&turns[..], [Turn::GivenUp(why)] if why.contains("1000 packets/s")),
-        "{turns:?}"
+        matches!(&events[..], [DrainEvent::Aborted(why)] if why.contains("1000 packets/s")),
+        "{events:?}"
     );
-    assert_eq!((world.choreography.stage(), world.levels()), (None, vec![Level::Announced]));
+    assert_eq!((world.machine.stage(), world.states()), (None, vec![AnnouncementState::Announced]));
 
-    world.choreography.drain(world.now, order(true, true));
-    let turns = world.pass(70, 1_000);
-    let stages: Vec<_> = turns.iter().map(|turn| matches!(turn, Turn::Stage(..))).collect();
-    assert_eq!((stages, world.choreography.stage()), (vec![true, true], Some(Stage::Drained)));
+    world.machine.drain(world.now, request(true, true));
+    let events = world.pass(70, 1_000);
+    let stages: Vec<_> =
+        events.iter().map(|event| matches!(event, DrainEvent::StageReached(..))).collect();
+    assert_eq!((stages, world.machine.stage()), (vec![true, true], Some(Stage::Drained)));
 }
 
 #[test]
-fn what_is_not_known_to_be_withdrawn_is_not_drained_by_force() {
-    let mut choreography = Choreography::new(LIMITS, vec![false]);
-    let deaf = [Seen { level: Some(Level::Announced), ..Seen::default() }];
-    choreography.drain(Duration::ZERO, order(true, false));
-    let mut turns = Vec::new();
+fn an_unconfirmed_withdrawal_is_not_drained_even_by_force() {
+    let mut machine = StateMachine::new(LIMITS, vec![false]);
+    let deaf =
+        [Observation { state: Some(AnnouncementState::Announced), ..Observation::default() }];
+    machine.drain(Duration::ZERO, request(true, false));
+    let mut events = Vec::new();
     for quarter in 0..400 {
         let now = Duration::from_millis(250) * quarter;
-        turns.extend(choreography.step(Sight { now, announcements: &deaf, packets: Some(0) }));
+        events.extend(machine.step(Inputs { now, announcements: &deaf, packets: Some(0) }));
     }
-    assert!(matches!(&turns[..], [Turn::GivenUp(_)]), "{turns:?}");
+    assert!(matches!(&events[..], [DrainEvent::Aborted(_)]), "{events:?}");
 }
 
 #[test]
-fn counters_that_cannot_be_read_are_not_quiet() {
-    let mut choreography = Choreography::new(LIMITS, vec![true]);
-    choreography.drain(Duration::ZERO, order(false, true));
+fn unreadable_counters_do_not_count_as_quiet() {
+    let mut machine = StateMachine::new(LIMITS, vec![true]);
+    machine.drain(Duration::ZERO, request(false, true));
     for quarter in 0..100 {
         let now = Duration::from_millis(250) * quarter;
-        let level = choreography.wanted()[0].as_ref().map(|wanted| wanted.level);
-        let seen = [Seen { level: level.or(Some(Level::Announced)), ..Seen::default() }];
-        assert_eq!(choreography.step(Sight { now, announcements: &seen, packets: None }), None);
+        let state = machine.decisions()[0].as_ref().map(|wanted| wanted.state);
+        let seen = [Observation {
+            state: state.or(Some(AnnouncementState::Announced)),
+            ..Observation::default()
+        }];
+        assert_eq!(machine.step(Inputs { now, announcements: &seen, packets: None }), None);
     }
-    assert_eq!(choreography.stage(), Some(Stage::LessWanted));
+    assert_eq!(machine.stage(), Some(Stage::LowPreference));
 }
 
 #[derive(Clone, Debug)]
@@ -188,11 +204,11 @@ enum Event {
     },
     MustGo(usize, bool),
     MustWait(usize, bool),
-    /// The way does what is wanted, or loses it (a restart of BIRD).
-    Carry(usize, bool),
+    /// The speaker confirms the decision, or loses the state (BIRD restarted).
+    Confirm(usize, bool),
     Drain {
         force: bool,
-        gently: bool,
+        low_preference_first: bool,
     },
     Cancel,
 }
@@ -203,24 +219,24 @@ fn event() -> impl Strategy<Value = Event> {
             .prop_map(|(milliseconds, packets)| Event::Pass { milliseconds, packets }),
         1 => (0usize..3, any::<bool>()).prop_map(|(which, is)| Event::MustGo(which, is)),
         1 => (0usize..3, any::<bool>()).prop_map(|(which, is)| Event::MustWait(which, is)),
-        4 => (0usize..3, prop::bool::weighted(0.9)).prop_map(|(which, is)| Event::Carry(which, is)),
-        1 => (any::<bool>(), any::<bool>()).prop_map(|(force, gently)| Event::Drain { force, gently }),
+        4 => (0usize..3, prop::bool::weighted(0.9)).prop_map(|(which, is)| Event::Confirm(which, is)),
+        1 => (any::<bool>(), any::<bool>()).prop_map(|(force, low_preference_first)| Event::Drain { force, low_preference_first }),
         1 => Just(Event::Cancel),
     ]
 }
 
-fn level_of(wanted: Option<&Wanted>) -> Level {
-    wanted.map_or(Level::Withdrawn, |wanted| wanted.level)
+fn state_of(wanted: Option<&Decision>) -> AnnouncementState {
+    wanted.map_or(AnnouncementState::Withdrawn, |wanted| wanted.state)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
     #[test]
-    fn whatever_happens(events in prop::collection::vec(event(), 1..80), knows in any::<[bool; 3]>()) {
+    fn invariants_hold_for_any_sequence_of_events(events in prop::collection::vec(event(), 1..80), knows in any::<[bool; 3]>()) {
         let mut world = World::new(&knows);
         let mut last_busy = world.now;
         for event in events {
-            let before = world.choreography.clone();
+            let before = world.machine.clone();
             let mut busy = false;
             match event {
                 Event::Pass { milliseconds, packets } => {
@@ -228,70 +244,70 @@ proptest! {
                     world.packets += packets;
                     busy = packets > 0;
                 }
-                Event::MustGo(which, is) => world.seen[which].must_go = is.then(ill).flatten(),
-                Event::MustWait(which, is) => world.seen[which].must_wait = is.then(ill).flatten(),
-                Event::Carry(which, is) => {
-                    let wanted = world.choreography.wanted()[which].as_ref();
-                    let wanted = level_of(wanted);
-                    world.seen[which].level = Some(if is { wanted } else { Level::Withdrawn });
+                Event::MustGo(which, is) => world.seen[which].must_withdraw = is.then(blocker).flatten(),
+                Event::MustWait(which, is) => world.seen[which].must_not_announce = is.then(blocker).flatten(),
+                Event::Confirm(which, is) => {
+                    let wanted = world.machine.decisions()[which].as_ref();
+                    let wanted = state_of(wanted);
+                    world.seen[which].state = Some(if is { wanted } else { AnnouncementState::Withdrawn });
                 }
-                Event::Drain { force, gently } => {
-                    world.choreography.drain(world.now, order(force, gently));
+                Event::Drain { force, low_preference_first } => {
+                    world.machine.drain(world.now, request(force, low_preference_first));
                 }
-                Event::Cancel => drop(world.choreography.cancel()),
+                Event::Cancel => drop(world.machine.cancel()),
             }
             if busy {
                 last_busy = world.now;
             }
-            let sight = Sight {
+            let inputs = Inputs {
                 now: world.now,
                 announcements: &world.seen,
                 packets: Some(world.packets),
             };
-            let turn = world.choreography.step(sight);
-            let stage = world.choreography.stage();
+            let event = world.machine.step(inputs);
+            let stage = world.machine.stage();
             for (index, knows) in knows.iter().enumerate() {
                 let (old, new) =
-                    (before.wanted()[index].as_ref(), world.choreography.wanted()[index].as_ref());
+                    (before.decisions()[index].as_ref(), world.machine.decisions()[index].as_ref());
                 let seen = &world.seen[index];
-                let new_level = level_of(new);
-                // What must go goes, at once.
-                prop_assert!(seen.must_go.is_none() || new_level == Level::Withdrawn);
-                // What must wait does not go up.
-                let held = seen.must_wait.is_some() && old.is_some();
-                prop_assert!(!held || new_level <= level_of(old));
-                // In a drain nothing goes up, and nothing is above what the stage allows.
+                let new_state = state_of(new);
+                // What must be withdrawn is withdrawn at once.
+                prop_assert!(seen.must_withdraw.is_none() || new_state == AnnouncementState::Withdrawn);
+                // What must not go up does not.
+                let held = seen.must_not_announce.is_some() && old.is_some();
+                prop_assert!(!held || new_state <= state_of(old));
+                // In a drain nothing goes up, and nothing exceeds the stage's limit.
                 if stage.is_some() {
-                    prop_assert!(old.is_none() || new_level <= level_of(old));
+                    prop_assert!(old.is_none() || new_state <= state_of(old));
                     let most = match stage {
-                        Some(Stage::LessWanted) if *knows => Level::LessWanted,
-                        _ => Level::Withdrawn,
+                        Some(Stage::LowPreference) if *knows => AnnouncementState::LowPreference,
+                        _ => AnnouncementState::Withdrawn,
                     };
-                    prop_assert!(new_level <= most);
+                    prop_assert!(new_state <= most);
                 }
-                // What is not announced has a reason.
-                prop_assert_eq!(new_level == Level::Announced, new.is_some_and(|new| new.why.is_none()));
+                // A state below `announced` has a reason.
+                prop_assert_eq!(new_state == AnnouncementState::Announced, new.is_some_and(|new| new.blocker.is_none()));
             }
-            match (before.stage(), stage, turn) {
-                (_, Some(Stage::Drained), Some(Turn::Stage(..))) => {
-                    // All is withdrawn, really, and quiet enough unless the time was up.
-                    prop_assert!(world.seen.iter().all(|seen| seen.level == Some(Level::Withdrawn)));
+            match (before.stage(), stage, event) {
+                (_, Some(Stage::Drained), Some(DrainEvent::StageReached(..))) => {
+                    // Everything is confirmed withdrawn, and traffic is quiet unless the drain was forced.
+                    prop_assert!(world.seen.iter().all(|seen| seen.state == Some(AnnouncementState::Withdrawn)));
                     let quiet = world.now - last_busy >= LIMITS.quiet;
-                    let drain = world.choreography.drain.as_ref().unwrap();
+                    let drain = world.machine.drain.as_ref().unwrap();
                     let few = drain.traffic.per_second <= f64::from(LIMITS.packets_per_second);
-                    prop_assert!(quiet || few || drain.order.force);
+                    prop_assert!(quiet || few || drain.request.force);
                 }
-                // It never goes back by itself but as a whole.
+                // A stage never goes back by itself.
                 (Some(old), Some(new), _) => prop_assert!(new >= old),
                 _ => {}
             }
         }
-        // Left in peace and fit, everything is announced in the end.
-        world.choreography.cancel();
+        // Eligible and without a drain, everything is announced in the end.
+        world.machine.cancel();
         for seen in &mut world.seen {
-            (seen.must_go, seen.must_wait) = (None, None);
+            (seen.must_withdraw, seen.must_not_announce) = (None, None);
         }
-        world.pass(AGAIN.as_secs() + 1, 0);
-        prop_assert_eq!(world.levels(), [Level::Announced; 3]);
+        world.pass(RECOVERY.as_secs() + 1, 0);
+        prop_assert_eq!(world.states(), [AnnouncementState::Announced; 3]);
     }
 }

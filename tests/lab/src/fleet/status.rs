@@ -170,7 +170,7 @@ impl Fleet {
             let announcements =
                 answer["announce"]["announcements"].as_array().into_iter().flatten();
             let announcements = announcements.map(|one| {
-                let level = one["level"].as_str().unwrap_or("not known");
+                let level = one["state"].as_str().unwrap_or("unknown");
                 (one["name"].as_str().unwrap_or_default().to_owned(), level.to_owned())
             });
             let announcements = announcements.collect();
