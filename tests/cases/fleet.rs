@@ -7,11 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use glb_lab::{
-    AnnounceMethod, Fleet, Lock, Node, Plan, Program, Routing,
-    chaos::{self, Live, Pings},
-    command, interrupt,
-};
+use glb_lab::{Fleet, Node, Plan, Program, Routing, command, interrupt, pings::Pings};
 use serde_json::Value;
 
 use crate::support::{build, everybody_answers};
@@ -173,54 +169,19 @@ impl Drop for LabCleanup {
     }
 }
 
+/// The counter-check of the survival suite's packet loss: an unplugged cable is measured.
 #[test]
-fn chaos_run_breaks_no_connection() -> Result<()> {
+fn pings_measure_the_loss_of_an_unplugged_cable() -> Result<()> {
     build()?;
-    let _lock = Lock::wait("timing")?;
-    let name = "glb-t-proof".to_owned();
-    let options = chaos::Options {
-        name,
-        directors: 3,
-        way: AnnounceMethod::Bird,
-        each: chaos::EACH,
-        health: true,
-    };
-    let mut progress = Vec::new();
-    let matrix = chaos::run(&options, &mut progress);
-    println!("{}", String::from_utf8_lossy(&progress));
-    let matrix = matrix?;
-    println!("{matrix}");
-    ensure!(matrix.held(), "see above");
-    // The run proves nothing if no connection was open or no packet was ever lost.
-    ensure!(matrix.connections == 4 * chaos::EACH && matrix.rows.len() > 20);
-    ensure!(matrix.rows.iter().any(|row| row.lost > 0), "BFD takes its time");
-    ensure!(matrix.rows.iter().all(|row| row.pings > 0));
-    Ok(())
-}
-
-/// The counter-check: broken connections and lost packets are reported.
-#[test]
-fn chaos_run_detects_broken_connections_and_loss() -> Result<()> {
-    build()?;
-    let plan = Plan { backends: 2, live: true, ..Plan::new("glb-t-unproof") };
-    let mut fleet = Fleet::up(plan, 1, true)?;
-    let live = Live::start(&fleet.lab, 8)?;
+    let fleet = Fleet::up(Plan { backends: 2, ..Plan::new("glb-t-pings") }, 1, true)?;
     let pings = Pings::start(&fleet.lab)?;
     thread::sleep(Duration::from_millis(200));
-    ensure!(live.broken().is_empty(), "{:?}", live.broken());
-
     let begun = Instant::now();
     fleet.lab.unplug(FIRST)?;
     thread::sleep(Duration::from_millis(300));
     fleet.lab.plug_in(FIRST)?;
-    live.all_alive()?;
+    thread::sleep(Duration::from_millis(200));
     let loss = pings.loss_since(begun);
     ensure!(loss.lost > 100 && loss.longest > Duration::from_millis(200), "{loss:?}");
-    ensure!(live.longest_stall() > Duration::from_millis(200));
-
-    fleet.kill("backend1/live".parse()?)?;
-    live.all_alive()?;
-    let broken = live.finish();
-    ensure!(!broken.is_empty() && broken.len() < 32, "{broken:?}");
     Ok(())
 }

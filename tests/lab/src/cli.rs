@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use glb_lab::{
-    AnnounceMethod, Family, Fleet, Node, Plan, Program, Routing, State, Target, chaos, command,
+    AnnounceMethod, Family, Fleet, Node, Plan, Program, Routing, State, Target, command,
     demo::{self, Options},
     down, interrupt,
 };
@@ -93,20 +93,7 @@ enum Command {
     },
     /// Removes a running lab with all its processes.
     Down,
-    /// Runs every failure and maintenance event on a fleet with live connections, and prints the
-    /// cost.
-    ///
-    /// A separate lab is started. Its directors withdraw and announce, undergo maintenance one
-    /// after the other, and are killed daemon by daemon, unplugged, partitioned, rebooted and
-    /// upgraded. Connections (uploads, downloads, echoes and idle ones) stay open through all
-    /// events, and a stream of pings measures packet loss. Exit status 0 means that no connection
-    /// broke and no loss exceeded its limit.
-    Proof(ChaosArguments),
-    /// The server that the chaos run starts on backends.
-    #[command(hide = true)]
-    Serve,
     /// Shows a git clone that continues while its backend is drained.
-    #[command(hide = true)]
     Demo(DemoArguments),
 }
 
@@ -133,22 +120,6 @@ struct UpArguments {
     /// The speed of the client link in Mbit/s. Unlimited by default.
     #[arg(long)]
     mbit: Option<u32>,
-}
-
-#[derive(clap::Args)]
-struct ChaosArguments {
-    /// The number of directors, 2 to 10.
-    #[arg(long, default_value_t = 3)]
-    directors: u8,
-    /// The announcement method of the directors: bird or tun.
-    #[arg(long, value_enum, default_value_t)]
-    way: AnnounceMethod,
-    /// The number of connections of each of the four kinds.
-    #[arg(long, default_value_t = chaos::EACH)]
-    connections: usize,
-    /// The output format.
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Output,
 }
 
 #[derive(clap::Args)]
@@ -197,8 +168,6 @@ impl Arguments {
                 fleet.wait_for_director(target.node, &mut io::stderr())
             })?,
             Command::Down => down(name)?,
-            Command::Proof(arguments) => return prove(name, &arguments),
-            Command::Serve => chaos::serve()?,
             Command::Demo(arguments) => return run_demo(name, &arguments),
         }
         Ok(ExitCode::SUCCESS)
@@ -217,24 +186,6 @@ fn run_demo(name: &str, arguments: &DemoArguments) -> Result<ExitCode> {
     let terminal = out.is_terminal();
     let held = demo::run(&options, &mut out, terminal)?.held();
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn prove(name: &str, arguments: &ChaosArguments) -> Result<ExitCode> {
-    interrupt::install()?;
-    let options = chaos::Options {
-        name: name.to_owned(),
-        directors: arguments.directors,
-        way: arguments.way,
-        each: arguments.connections,
-        health: true,
-    };
-    // Only the JSON document goes to stdout.
-    let matrix = chaos::run(&options, &mut io::stderr())?;
-    match arguments.output {
-        Output::Text => println!("\n{matrix}\n{}", chaos::LEGEND),
-        Output::Json => println!("{}", serde_json::to_string_pretty(&matrix)?),
-    }
-    Ok(if matrix.held() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn up(name: &str, arguments: &UpArguments) -> Result<()> {

@@ -51,13 +51,11 @@ pub enum Program {
     Nginx,
     /// fcgiwrap, which runs git-http-backend for nginx.
     Fcgiwrap,
-    /// The server of [`crate::chaos`]'s connections, on backends.
-    Live,
 }
 
 impl Program {
     /// Every program that runs on a node until it is stopped.
-    pub(crate) const DAEMONS: [Self; 11] = [
+    pub(crate) const DAEMONS: [Self; 10] = [
         Self::Director,
         Self::Redirect,
         Self::Healthcheck,
@@ -68,7 +66,6 @@ impl Program {
         Self::Exabgp,
         Self::Nginx,
         Self::Fcgiwrap,
-        Self::Live,
     ];
 
     /// The name of the binary. For this project's programs it is also the name of the configuration
@@ -87,7 +84,6 @@ impl Program {
             Self::Exabgp => "exabgp",
             Self::Nginx => "nginx",
             Self::Fcgiwrap => "fcgiwrap",
-            Self::Live => "live",
         }
     }
 
@@ -170,11 +166,6 @@ impl Daemon {
     /// Prepares fcgiwrap, which runs git-http-backend on a backend, without starting it.
     pub(crate) fn fcgiwrap(lab: &Lab, node: Node) -> Result<Self> {
         Self::named(lab, Program::Fcgiwrap, node)
-    }
-
-    /// Prepares the server for the chaos run's connections without starting it.
-    pub(crate) fn live(lab: &Lab, node: Node) -> Result<Self> {
-        Self::named(lab, Program::Live, node)
     }
 
     /// Prepares a backend's nginx, which serves the repositories in a folder, without starting it.
@@ -351,11 +342,6 @@ impl Daemon {
             Program::Exabgp => exabgp::command(lab, self.node, &self.config)?,
             Program::Nginx => services::nginx(lab, self.node, &self.config)?,
             Program::Fcgiwrap => services::fcgiwrap(lab, self.node)?,
-            Program::Live => {
-                let mut command = lab.netns(self.node)?.command(Program::Lab.path()?);
-                command.arg("serve");
-                command
-            }
             _ => self.command(lab, "run")?,
         };
         self.process = Some(lab.spawn(self.node, self.program.name(), &mut command)?);

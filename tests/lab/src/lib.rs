@@ -7,7 +7,6 @@
 
 mod bgp_daemons;
 pub mod bird;
-pub mod chaos;
 mod checked_fleet;
 mod cleanup;
 pub mod command;
@@ -24,6 +23,7 @@ pub mod interrupt;
 pub mod kernel;
 pub mod link;
 mod netns;
+pub mod pings;
 mod plan;
 mod process;
 mod report;

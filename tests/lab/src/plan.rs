@@ -159,8 +159,6 @@ pub struct Plan {
     pub way: AnnounceMethod,
     /// Whether each director has a health checker, which writes its table.
     pub health: bool,
-    /// Whether each backend runs the server of [`crate::chaos`], and the table has its port.
-    pub live: bool,
     /// The speed of the client links in Mbit/s. Unlimited if none.
     pub client_mbit: Option<u32>,
     /// The MTU of the data centre's links. 1600 leaves room for a full-sized packet in a tunnel.
@@ -181,7 +179,6 @@ impl Plan {
             routing: Routing::Static,
             way: AnnounceMethod::Bird,
             health: false,
-            live: false,
             client_mbit: None,
             data_centre_mtu: 1600,
             tunnel: Family::V4,

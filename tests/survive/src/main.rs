@@ -24,7 +24,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use glb_lab::interrupt;
+use glb_lab::{AnnounceMethod, interrupt};
 
 use crate::{
     options::{Form, Load},
@@ -72,9 +72,16 @@ struct RunArguments {
     /// Run only scenarios or events whose name contains this text.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
-    /// The size of the load: short transfers, or hundreds of megabytes.
+    /// The load: light connections with fleet events only, short transfers, or hundreds of
+    /// megabytes.
     #[arg(long, default_value = "long")]
     form: Form,
+    /// The number of directors.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=10))]
+    directors: u8,
+    /// The announcement method of the directors: bird or tun.
+    #[arg(long, value_enum, default_value = "bird")]
+    method: AnnounceMethod,
     /// The number of backends in a row of the table.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=4))]
     hops: u8,
@@ -130,6 +137,12 @@ fn run(arguments: &RunArguments) -> Result<bool> {
     if arguments.page {
         return page(&arguments.reports);
     }
+    // The expected effect of a daemon's death is written for these methods only.
+    if !matches!(arguments.method, AnnounceMethod::Bird | AnnounceMethod::Tun) {
+        bail!(
+            "--method: the suite supports `bird` and `tun`; `./x lab up` supports the others too"
+        );
+    }
     let load = Load::of(arguments.form);
     let load = if arguments.without_glance { load.without_glance() } else { load };
     let wanted = RunConfig {
@@ -141,18 +154,21 @@ fn run(arguments: &RunArguments) -> Result<bool> {
         },
         load,
         seed: arguments.seed,
-        backends: 5,
+        backends: if arguments.form == Form::Fleet { 3 } else { 5 },
+        directors: arguments.directors,
+        method: arguments.method,
+        limit_loss: arguments.form == Form::Fleet,
         time: arguments.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0)),
         only: arguments.only.clone(),
         careful: true,
-        scenarios: None,
+        scenarios: (arguments.form == Form::Fleet).then(|| events::FLEET.to_vec()),
     };
     if arguments.compare {
         return compare(arguments, &wanted);
     }
     let (report, connections) = run::run(&wanted)?;
     report.print();
-    let form = if arguments.form == Form::Long { "long" } else { "short" };
+    let form = arguments.form.name();
     let file = arguments.reports.join(format!("{form}-seed-{}.json", arguments.seed));
     report.write(&file)?;
     report::write_connections(&file.with_extension("connections.jsonl"), &connections)?;
@@ -166,7 +182,8 @@ fn run(arguments: &RunArguments) -> Result<bool> {
     if let Some(failure) = &report.failure {
         bail!("the run ended early: {failure}");
     }
-    Ok(bad == 0)
+    let excessive = report.excessive_loss().count();
+    Ok(bad == 0 && excessive == 0)
 }
 
 /// Runs the same events against every mode.

@@ -7,6 +7,9 @@ use crate::{clients, random::Random};
 /// The size of a run's load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Form {
+    /// Light, long-lived connections and the events of directors, routers and daemons. Packet loss
+    /// is limited.
+    Fleet,
     /// Every event once, in minutes.
     Short,
     /// Hundreds of megabytes, with repeated events.
@@ -51,11 +54,41 @@ pub(crate) struct Load {
     pub(crate) patience: Duration,
 }
 
+impl Form {
+    /// Returns the name in file names and on the command line.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Fleet => "fleet",
+            Self::Short => "short",
+            Self::Long => "long",
+        }
+    }
+}
+
 impl Load {
     /// Returns the load of a form.
     pub(crate) fn of(form: Form) -> Self {
         let seconds = Duration::from_secs;
         match form {
+            // No connection ends before the run does, so each one lives through every event.
+            Form::Fleet => Self {
+                idle: 32,
+                idle_interval: Duration::from_millis(500),
+                long_polls: 24,
+                requests: 2,
+                request_pause: clients::pause_for(2, 10),
+                clones: 1,
+                pushes: 0,
+                uploads: 0,
+                downloads: 0,
+                pool: 0,
+                repository: 4,
+                images: (2, 6),
+                transfer: (12, 6),
+                age: seconds(3600),
+                flow_age: seconds(4000),
+                patience: seconds(30),
+            },
             Form::Short => Self {
                 idle: 16,
                 idle_interval: seconds(2),

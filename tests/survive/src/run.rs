@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use glb_lab::{Node, interrupt};
+use glb_lab::{
+    AnnounceMethod, Node, interrupt,
+    pings::{Loss, Pings},
+};
 use glb_table::BuiltTable;
 
 use crate::{
@@ -33,6 +36,12 @@ pub(crate) struct RunConfig {
     pub(crate) seed: u64,
     /// The number of backends.
     pub(crate) backends: u8,
+    /// The number of directors.
+    pub(crate) directors: u8,
+    /// The announcement method of the directors.
+    pub(crate) method: AnnounceMethod,
+    /// Whether an event fails when packets are lost for longer than its limit.
+    pub(crate) limit_loss: bool,
     /// Run events for this long. Without it, each event runs once.
     pub(crate) time: Option<Duration>,
     /// Run only scenarios or events whose name contains this text.
@@ -55,6 +64,8 @@ struct EventRecord {
     second_chances: u64,
     retransmits: u64,
     worst_stall: Duration,
+    loss: Loss,
+    loss_limit: Option<Duration>,
 }
 
 /// A silence that is too long to wait for after each event.
@@ -71,7 +82,7 @@ const HOLD: Duration = Duration::from_secs(1);
 pub(crate) fn run(wanted: &RunConfig) -> Result<(Report, Vec<Connection>)> {
     interrupt::install()?;
     let started = Instant::now();
-    let mut world = World::up(&wanted.name, wanted.backends, wanted.mode, &wanted.load)?;
+    let mut world = World::up(wanted)?;
     world.careful = wanted.careful;
     if !wanted.careful {
         // The same number for every number of hops.
@@ -93,16 +104,18 @@ pub(crate) fn run(wanted: &RunConfig) -> Result<(Report, Vec<Connection>)> {
         say(&world, &format!("Glance has {} images", pool.len()));
     }
     let clients = Clients::start(&site, pool.as_ref());
+    let pings = Pings::start(&world.lab)?;
     // Every client should have started before the first event.
     interrupt::sleep(Duration::from_secs(3))?;
     let mut noted = Vec::new();
-    let failure = all_events(wanted, &mut world, &mut noted).err();
+    let failure = all_events(wanted, &mut world, &pings, &mut noted).err();
     interrupt::check()?;
     if let Some(failure) = &failure {
         // Connections that broke before the failure are still recorded, because they can point to
         // its cause.
         say(&world, &format!("no more events: {failure:#}"));
     }
+    drop(pings);
     say(&world, "the clients bring to an end what they have begun");
     clients.finish()?;
     let (mut report, connections) = judge(wanted, &world, &noted)?;
@@ -143,7 +156,12 @@ fn fill_pool(site: &Arc<ClientContext>) -> Result<Arc<Pool>> {
     Ok(pool)
 }
 
-fn all_events(wanted: &RunConfig, world: &mut World, noted: &mut Vec<EventRecord>) -> Result<()> {
+fn all_events(
+    wanted: &RunConfig,
+    world: &mut World,
+    pings: &Pings,
+    noted: &mut Vec<EventRecord>,
+) -> Result<()> {
     let mut random = Random::new(wanted.seed, 0);
     loop {
         let mut round: Vec<&Scenario> = match &wanted.scenarios {
@@ -171,7 +189,7 @@ fn all_events(wanted: &RunConfig, world: &mut World, noted: &mut Vec<EventRecord
             // Scenarios run completely, because half a scenario would leave the fleet changed.
             for event in made {
                 let name = event.name;
-                let done = one_event(wanted, world, event);
+                let done = one_event(wanted, world, pings, event);
                 noted.push(done.with_context(|| format!("the event \"{name}\""))?);
             }
             if wanted.time.is_some_and(|time| world.ledger.now() >= time) {
@@ -185,18 +203,25 @@ fn all_events(wanted: &RunConfig, world: &mut World, noted: &mut Vec<EventRecord
     }
 }
 
-fn one_event(wanted: &RunConfig, world: &mut World, event: Event) -> Result<EventRecord> {
+fn one_event(
+    wanted: &RunConfig,
+    world: &mut World,
+    pings: &Pings,
+    event: Event,
+) -> Result<EventRecord> {
     (event.prepare)(world)?;
     world.monitor.find_holders()?;
     let (chances, again) = (world.second_chances()?, world.retransmits()?);
     world.monitor.worst_stall();
     let (alive, began) = (world.ledger.alive().len(), world.ledger.now());
+    let begun = Instant::now();
     (event.act)(world)?;
     let settled = world.ledger.now();
     let in_force = world.rule.in_force();
     interrupt::sleep(HOLD)?;
     prove(wanted, world, settled)?;
     let (worst_stall, who) = world.monitor.worst_stall();
+    let loss = pings.loss_since(begun);
     let noted = EventRecord {
         name: event.name,
         what: event.what,
@@ -208,6 +233,8 @@ fn one_event(wanted: &RunConfig, world: &mut World, event: Event) -> Result<Even
         second_chances: more(&chances, &world.second_chances()?),
         retransmits: world.retransmits()?.saturating_sub(again),
         worst_stall,
+        loss,
+        loss_limit: wanted.limit_loss.then_some(event.loss_limit),
     };
     let broken = broken_since(world, began);
     if worst_stall > Duration::from_secs(1) {
@@ -216,12 +243,15 @@ fn one_event(wanted: &RunConfig, world: &mut World, event: Event) -> Result<Even
     say(
         world,
         &format!(
-            "{} ({}): {} alive, {broken} broken, {} second chances, worst stall {:.1?}, in force after {:.1?}",
+            "{} ({}): {} alive, {broken} broken, {} second chances, worst stall {:.1?}, {} of {} pings lost for at most {:.0?}, in force after {:.1?}",
             noted.name,
             noted.what,
             noted.alive,
             noted.second_chances,
             noted.worst_stall,
+            loss.lost,
+            loss.sent,
+            loss.longest,
             settled - began,
         ),
     );
@@ -340,6 +370,10 @@ impl EventRecord {
             second_chances: self.second_chances,
             retransmits: self.retransmits,
             worst_stall: self.worst_stall.as_secs_f64(),
+            pings: self.loss.sent,
+            pings_lost: self.loss.lost,
+            loss: self.loss.longest.as_secs_f64(),
+            loss_limit: self.loss_limit.map(|limit| limit.as_secs_f64()),
         }
     }
 }
@@ -364,6 +398,8 @@ mod tests {
                 second_chances: 0,
                 retransmits: 0,
                 worst_stall: Duration::ZERO,
+                loss: Loss::default(),
+                loss_limit: None,
             })
             .into();
         let ledger = Ledger::new();

@@ -19,8 +19,8 @@ use nix::sys::signal::Signal;
 use crate::{
     accounting::Ledger,
     monitor::Monitor,
-    options::Load,
     rule::{self, PlanRule},
+    run::RunConfig,
     services::{self, Database, PORTS, REPOSITORY, Services},
 };
 
@@ -79,6 +79,8 @@ pub(crate) struct World {
     pub(crate) ill: BTreeSet<Node>,
     /// Directors that are down.
     pub(crate) down: BTreeSet<Node>,
+    /// Directors that run but must not receive packets from the router.
+    pub(crate) withdrawn: BTreeSet<Node>,
     /// Whether the client's port is part of the hash.
     pub(crate) hashes_ports: bool,
     pub(crate) rule: PlanRule,
@@ -99,9 +101,16 @@ impl World {
     ///
     /// # Errors
     /// When a part does not start.
-    pub(crate) fn up(name: &str, backends: u8, mode: Mode, load: &Load) -> Result<Self> {
+    pub(crate) fn up(config: &RunConfig) -> Result<Self> {
+        let (mode, load) = (config.mode, &config.load);
         let routing = if mode == Mode::Ecmp { Routing::Static } else { Routing::Bgp };
-        let plan = Plan { directors: 2, backends, routing, ..Plan::new(name) };
+        let plan = Plan {
+            directors: config.directors,
+            backends: config.backends,
+            routing,
+            way: config.method,
+            ..Plan::new(&config.name)
+        };
         let lab = Lab::up(plan)?;
         fs::create_dir_all(services::repositories(&lab))?;
         repository::create(&services::repositories(&lab).join(REPOSITORY), load.repository)?;
@@ -121,6 +130,7 @@ impl World {
             table,
             ill: BTreeSet::new(),
             down: BTreeSet::new(),
+            withdrawn: BTreeSet::new(),
             hashes_ports: false,
             rule: PlanRule::new(load.flow_age.as_secs()),
             ledger,
@@ -210,9 +220,13 @@ impl World {
     }
 
     fn write_source(&self, node: Node) -> Result<()> {
+        self.replace_source(node, &self.source()?)
+    }
+
+    fn replace_source(&self, node: Node, text: &str) -> Result<()> {
         let folder = self.lab.folder(node)?;
         let (new, file) = (folder.join("source.new"), folder.join("source.toml"));
-        fs::write(&new, self.source()?)?;
+        fs::write(&new, text)?;
         fs::rename(&new, &file).with_context(|| format!("cannot write {}", file.display()))
     }
 
@@ -283,7 +297,7 @@ impl World {
         let wanted = rule::parsed(&table)?.digest();
         let wanted = (hex(&wanted.membership), hex(&wanted.order));
         for director in &self.directors {
-            if self.down.contains(&director.node()) {
+            if !self.directors_routed().contains(&director.node()) {
                 continue;
             }
             let what = format!("the table on {}", director.node());
@@ -299,7 +313,7 @@ impl World {
         self.wait_for_routes()
     }
 
-    /// Waits until the router sends to exactly the directors that are up.
+    /// Waits until the router sends to exactly the directors that are up and announce.
     ///
     /// # Errors
     /// When that does not happen in time.
@@ -307,7 +321,7 @@ impl World {
         let router = self.lab.netns(Node::Router)?;
         for family in [Family::V4, Family::V6] {
             let mut wanted: Vec<_> =
-                self.directors_up().iter().map(|node| node.address(family)).collect();
+                self.directors_routed().iter().map(|node| node.address(family)).collect();
             wanted.sort_unstable();
             let mut seen = Vec::new();
             let result = interrupt::wait("the router's routes", PATIENCE, || {
@@ -351,6 +365,11 @@ impl World {
         self.lab.plan().director_nodes().filter(|node| !self.down.contains(node)).collect()
     }
 
+    /// Lists the directors that must receive packets from the router.
+    fn directors_routed(&self) -> Vec<Node> {
+        self.directors_up().into_iter().filter(|node| !self.withdrawn.contains(node)).collect()
+    }
+
     /// Returns a director's daemon.
     ///
     /// # Errors
@@ -358,6 +377,42 @@ impl World {
     pub(crate) fn director(&mut self, node: Node) -> Result<&mut Daemon> {
         let found = self.directors.iter_mut().find(|daemon| daemon.node() == node);
         found.with_context(|| format!("no daemon on {node}"))
+    }
+
+    /// Takes the VIPs out of one director's table, or puts them back, and waits until the router
+    /// follows.
+    ///
+    /// # Errors
+    /// When the change does not come into force.
+    pub(crate) fn serve_vips(&mut self, node: Node, serves: bool) -> Result<()> {
+        let source = if serves {
+            self.withdrawn.remove(&node);
+            self.source()?
+        } else {
+            self.withdrawn.insert(node);
+            let mut text = self.table.toml()?;
+            for (family, other) in [(Family::V4, "203.0.113.99"), (Family::V6, "2001:db8::99")] {
+                text = text.replace(&vip(family).to_string(), other);
+            }
+            format!("[healthchecks]\ngue = 19523\n\n{text}")
+        };
+        self.replace_source(node, &source)?;
+        let checker =
+            self.checkers.get_mut(&node).context("a director without a health checker")?;
+        checker.process()?.signal(Signal::SIGHUP)?;
+        self.settle()
+    }
+
+    /// Kills a director's health checker and starts it again.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(crate) fn restart_checker(&mut self, node: Node) -> Result<()> {
+        let checker =
+            self.checkers.get_mut(&node).context("a director without a health checker")?;
+        checker.kill()?;
+        interrupt::sleep(Duration::from_millis(500))?;
+        checker.start(&self.lab)
     }
 
     /// Ends a director's health checker.

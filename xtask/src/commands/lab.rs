@@ -36,7 +36,7 @@ pub(crate) fn become_lab(words: &[&str]) -> Result<()> {
         setup::ensure(Purpose::Lab)?;
     }
     // What a lab that is up runs stays as it was built for it.
-    if ["demo", "up", "proof"].contains(&words[0]) || !program.is_file() {
+    if ["demo", "up"].contains(&words[0]) || !program.is_file() {
         build::for_the_lab()?;
     }
     process::exec(Command::new(program).args(words))

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    bgp_daemons, bird, chaos, cleanup,
+    bgp_daemons, bird, cleanup,
     counters::{DirectorCounters, RedirectCounters},
     daemons::{Daemon, Program},
     interrupt, kernel,
@@ -50,8 +50,6 @@ pub struct Fleet {
     /// The health checkers, one per director, if the plan has them.
     pub checkers: Vec<Daemon>,
     servers: Vec<WebServer>,
-    /// The chaos servers, one per backend, if the plan has them.
-    live: Vec<Daemon>,
     /// The table that this handle last gave to the directors.
     pub table: TableFile,
     /// The repository's HEAD.
@@ -75,15 +73,13 @@ impl Fleet {
     pub fn up(plan: Plan, megabytes: usize, second_chance: bool) -> Result<Self> {
         let lab = Lab::up(plan)?;
         let repository = lab.scratch().join(REPOSITORY);
-        let ports: &[u16] = if lab.plan().live { &[80, chaos::PORT] } else { &[80] };
-        let table = TableFile::serving(lab.plan(), ports);
+        let table = TableFile::serving(lab.plan(), &[80]);
         let mut fleet = Self {
             directors: Vec::new(),
             redirects: Vec::new(),
             speakers: Vec::new(),
             checkers: Vec::new(),
             servers: Vec::new(),
-            live: Vec::new(),
             table,
             head: String::new(),
             lab,
@@ -117,11 +113,6 @@ impl Fleet {
         }
         for node in plan.backend_nodes() {
             self.servers.push(WebServer::start(lab, node, lab.scratch())?);
-            if plan.live {
-                let mut live = Daemon::live(lab, node)?;
-                live.start(lab)?;
-                self.live.push(live);
-            }
             self.redirects.push(Daemon::redirect(lab, node, second_chance)?);
         }
         for node in plan.director_nodes() {
@@ -182,7 +173,6 @@ impl Fleet {
         });
         let speakers = speakers.map(|(program, node)| Daemon::adopt(&lab, program, node));
         let checkers = if plan.health { directors.clone() } else { Vec::new() };
-        let live = if plan.live { plan.backend_nodes().collect() } else { Vec::new() };
         let servers = plan.backend_nodes().map(|node| WebServer::adopt(&lab, node));
         let table = TableFile::parse(&fs::read_to_string(lab.run_folder().join(TABLE))?)?;
         Ok(Self {
@@ -191,7 +181,6 @@ impl Fleet {
             speakers: speakers.collect::<Result<_>>()?,
             checkers: adopt(Program::Healthcheck, checkers)?,
             servers: servers.collect::<Result<_>>()?,
-            live: adopt(Program::Live, live)?,
             table,
             head: saved.head,
             lab,
@@ -202,7 +191,7 @@ impl Fleet {
     pub fn daemons(&self) -> impl Iterator<Item = &Daemon> {
         let servers = self.servers.iter().flat_map(|server| [&server.nginx, &server.fcgiwrap]);
         let ours = self.directors.iter().chain(&self.redirects).chain(&self.checkers);
-        self.speakers.iter().chain(ours).chain(servers).chain(&self.live)
+        self.speakers.iter().chain(ours).chain(servers)
     }
 
     /// Returns the lab, and every daemon in boot order.
@@ -210,7 +199,7 @@ impl Fleet {
         let servers = self.servers.iter_mut();
         let servers = servers.flat_map(|server| [&mut server.fcgiwrap, &mut server.nginx]);
         let ours = self.redirects.iter_mut().chain(&mut self.checkers).chain(&mut self.directors);
-        (&self.lab, self.speakers.iter_mut().chain(servers).chain(&mut self.live).chain(ours))
+        (&self.lab, self.speakers.iter_mut().chain(servers).chain(ours))
     }
 
     /// Returns the directors that receive this family's VIP packets from the router's kernel.

@@ -8,7 +8,7 @@ mod director;
 mod router;
 mod table;
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, time::Duration};
 
 use anyhow::Result;
 use glb_lab::{Node, TableFile};
@@ -32,11 +32,21 @@ pub(crate) struct Event {
     pub(crate) what: String,
     /// The connections that it may break.
     pub(crate) allowed: Allowed,
+    /// The longest time in which a client may lose all its packets.
+    pub(crate) loss_limit: Duration,
     /// Waits for the event's precondition.
     pub(crate) prepare: Action,
     /// Runs the event. Returns when it is in force.
     pub(crate) act: Action,
 }
+
+/// The limit for planned changes: no path is ever wrong, but a full queue on a busy machine can
+/// still drop a packet.
+const PLANNED: Duration = Duration::from_millis(200);
+
+/// The limit for failures without notice: BFD detects them in 150 ms and a lost carrier at once; a
+/// busy machine needs longer.
+const UNPLANNED: Duration = Duration::from_secs(2);
 
 /// The connections that an event may break.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,7 +116,7 @@ const fn scenario(name: &'static str, make: fn(&World, &mut Random) -> Vec<Event
 }
 
 /// Every scenario.
-pub(crate) const ALL: [Scenario; 20] = [
+pub(crate) const ALL: [Scenario; 26] = [
     scenario("drain", table::drain),
     scenario("drain-several", table::drain_several),
     scenario("remove", table::remove),
@@ -127,6 +137,30 @@ pub(crate) const ALL: [Scenario; 20] = [
     scenario("director-down", director::down),
     scenario("path-change", router::path_change),
     scenario("bird", router::bird),
+    scenario("quiet", router::quiet),
+    scenario("vips-leave", director::vips_leave),
+    scenario("checker", director::checker_killed),
+    scenario("link-down", director::link_down),
+    scenario("partition", director::partitioned),
+    scenario("overlap", director::overlap),
+];
+
+/// The scenarios of the fleet form, in order: those of directors, routers and daemons.
+pub(crate) const FLEET: [&str; 14] = [
+    "quiet",
+    "director-drain",
+    "vips-leave",
+    "director-daemon",
+    "director-daemon",
+    "backend-daemon",
+    "checker",
+    "bird",
+    "bird",
+    "path-change",
+    "link-down",
+    "partition",
+    "director-down",
+    "overlap",
 ];
 
 /// The scenarios used in comparisons: they make sense without directors, too.
@@ -163,6 +197,7 @@ fn table_event(
             (_, true) => Allowed::Nothing,
             (_, false) => Allowed::Lost,
         },
+        loss_limit: PLANNED,
         prepare: Box::new(move |world| {
             if careful {
                 let limit = world.flow_age * 3;
@@ -177,6 +212,11 @@ fn table_event(
     }
 }
 
+/// Allows an event the packet loss of a failure without notice.
+fn unplanned(event: Event) -> Event {
+    Event { loss_limit: UNPLANNED, ..event }
+}
+
 /// Creates an event that does not change the table and has no precondition.
 fn event(
     world: &World,
@@ -186,7 +226,8 @@ fn event(
     act: impl FnOnce(&mut World) -> Result<()> + 'static,
 ) -> Event {
     let allowed = if world.mode == Mode::Ecmp { Allowed::Anything } else { allowed };
-    Event { name, what, allowed, prepare: Box::new(|_| Ok(())), act: Box::new(act) }
+    let prepare = Box::new(|_: &mut World| Ok(()));
+    Event { name, what, allowed, loss_limit: PLANNED, prepare, act: Box::new(act) }
 }
 
 #[cfg(test)]

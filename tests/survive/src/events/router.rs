@@ -5,11 +5,18 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use glb_lab::{Node, interrupt};
 
-use super::{Allowed, Event, event};
+use super::{Allowed, Event, event, unplanned};
 use crate::{
     random::Random,
     world::{Mode, World},
 };
+
+/// Nothing happens for two seconds: the loss of the measurement itself.
+pub(super) fn quiet(world: &World, _random: &mut Random) -> Vec<Event> {
+    vec![event(world, "quiet", "two seconds".to_owned(), Allowed::Nothing, |_| {
+        interrupt::sleep(Duration::from_secs(2))
+    })]
+}
 
 /// The router changes its multipath hash policy several times. Each change moves about half of all
 /// flows to another director.
@@ -37,7 +44,8 @@ pub(super) fn bird(world: &World, random: &mut Random) -> Vec<Event> {
     let directors = world.directors_up();
     let director = directors[random.below(directors.len() as u64) as usize];
     let restarted = |name, node: Node| {
-        event(world, name, node.to_string(), Allowed::Nothing, move |world| restart(world, node))
+        let restarted = move |world: &mut World| restart(world, node);
+        unplanned(event(world, name, node.to_string(), Allowed::Nothing, restarted))
     };
     vec![
         restarted("router's BIRD restarted", Node::Router),

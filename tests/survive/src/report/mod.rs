@@ -94,6 +94,18 @@ pub(crate) struct EventReport {
     pub(crate) second_chances: u64,
     pub(crate) retransmits: u64,
     pub(crate) worst_stall: f64,
+    /// Pings sent to the VIP.
+    #[serde(default)]
+    pub(crate) pings: usize,
+    /// Pings without an answer.
+    #[serde(default)]
+    pub(crate) pings_lost: usize,
+    /// The longest time in which one client lost all its pings, in seconds.
+    #[serde(default)]
+    pub(crate) loss: f64,
+    /// The allowed loss in seconds, if it is limited.
+    #[serde(default)]
+    pub(crate) loss_limit: Option<f64>,
 }
 
 /// A connection that broke.
@@ -161,6 +173,11 @@ impl Report {
         self.broken.iter().filter(|broken| !broken.allowed)
     }
 
+    /// Lists the events that lost packets for longer than their limit.
+    pub(crate) fn excessive_loss(&self) -> impl Iterator<Item = &EventReport> {
+        self.events.iter().filter(|event| event.loss_limit.is_some_and(|limit| event.loss > limit))
+    }
+
     /// Returns the number of connections.
     pub(crate) fn connections(&self) -> usize {
         self.kinds.iter().map(|kind| kind.connections).sum()
@@ -203,13 +220,22 @@ impl Report {
             self.latency.p99 * 1e3,
             self.latency.worst * 1e3
         );
+        for event in self.excessive_loss() {
+            eprintln!(
+                "  TOO MUCH LOSS: {} ({}): packets were lost for {:.0} ms, {:.0} ms are allowed",
+                event.name,
+                event.what,
+                event.loss * 1e3,
+                event.loss_limit.unwrap_or_default() * 1e3
+            );
+        }
         for broken in self.not_allowed().take(40) {
             eprintln!(
                 "  NOT ALLOWED: {:?} {} > {} on {} at {:.1} s ({}), began at {:.1} s: {}",
                 broken.kind,
                 broken.client,
                 broken.server,
-                broken.holder.as_deref().unwrap_or("nobody known"),
+                broken.holder.as_deref().unwrap_or("an unknown backend"),
                 broken.at,
                 broken.event.as_deref().unwrap_or("before any event"),
                 broken.began,

@@ -48,11 +48,11 @@ const INTRODUCTION: &str = "\
 
 <!-- Written by `./x survive --page`: change tests/survive/src/report/page.rs instead. -->
 
-`./x survive` puts a fleet to work and does to it all that can happen to one: two directors, five
-backends, real git, real OpenStack Glance, connections that are silent for a minute, long polls and
-short requests, over IPv4 and IPv6. Every connection has an account: it is verified, or it is broken, and
-then it is said when, by which event, and whether that event was allowed to break it. What an event
-may break stands before it begins; one broken connection more, and the run fails.
+`./x survive` runs every known failure and maintenance event against a fleet under load: two directors,
+five backends, real git, real OpenStack Glance, idle connections, long polls and short requests, over
+IPv4 and IPv6. Each connection has a record with its verdict: verified, or broken at a certain time by a
+certain event. The damage that an event may do is fixed before the event begins. One more broken
+connection fails the run.
 
 ";
 
@@ -84,7 +84,7 @@ fn results(to: &mut String, runs: &[Report]) -> Result<()> {
     )?;
     writeln!(
         to,
-        "| event | times | alive | broken | allowed | may break | second chances | worst stall | sent again |"
+        "| event | times | alive | broken | allowed | may break | second chances | worst stall | retransmits |"
     )?;
     writeln!(to, "|---|--:|--:|--:|--:|---|--:|--:|--:|")?;
     for (name, event) in by_name(runs.iter()) {
@@ -96,11 +96,11 @@ fn results(to: &mut String, runs: &[Report]) -> Result<()> {
         )?;
     }
     to.push_str(
-        "\n*alive*: connections that were open when the event began, over all times. *second chances*: \
-         packets that one backend handed to another until all was proved well. *worst stall*: the longest \
-         that a connection stood still although something was owed to it; of git, only what it sends is \
-         watched, since nobody can tell its thinking from a stall. *sent again*: TCP segments, of clients and \
-         backends.\n\n",
+        "\n*alive*: connections that were open when the event began, summed over all times. *second \
+         chances*: packets that one backend forwarded to another until every connection had shown a sign \
+         of life. *worst stall*: the longest time that a connection made no progress although data was \
+         owed to it; for git only the sent data counts, because a thinking git looks like a stall. \
+         *retransmits*: TCP segments that clients and backends sent again.\n\n",
     );
     for run in runs {
         if let Some(failure) = &run.failure {
@@ -127,8 +127,8 @@ fn results(to: &mut String, runs: &[Report]) -> Result<()> {
     let worst = |of: fn(&Report) -> f64| runs.iter().map(of).fold(0.0, f64::max) * 1e3;
     writeln!(
         to,
-        "\nShort requests, from the SYN to the last byte, the worse of the runs: median {:.1} ms, 99th \
-         percentile {:.1} ms, worst {:.0} ms. The machine did other work meanwhile.\n",
+        "\nLatency of short requests from the SYN to the last byte, in the slowest run: median {:.1} ms, 99th \
+         percentile {:.1} ms, maximum {:.0} ms. Other programs ran on the machine at the same time.\n",
         worst(|run| run.latency.median),
         worst(|run| run.latency.p99),
         worst(|run| run.latency.worst),
@@ -166,9 +166,9 @@ fn comparison(to: &mut String, compared: &[Report]) -> Result<()> {
     writeln!(to, "## Compared\n")?;
     writeln!(
         to,
-        "The same events, one after the other without the waits that the plan would ask for (`./x survive \
-         --compare`, seed {}), on the same lab, with git, idle connections, long polls and short requests: \
-         broken connections of those that were alive.\n",
+        "The same events in the same lab, without the waits that the plan asks for (`./x survive \
+         --compare`, seed {}), with git, idle connections, long polls and short requests. Each cell shows \
+         the broken connections of those that were open.\n",
         compared[0].seed
     )?;
     let by_mode: Vec<(String, BTreeMap<String, EventSummary>)> = compared
@@ -195,43 +195,47 @@ fn comparison(to: &mut String, compared: &[Report]) -> Result<()> {
     writeln!(to, "| all | {} |", totals.collect::<Vec<_>>().join(" | "))?;
     writeln!(to, "\n![Broken connections by event]({CHART})\n")?;
     to.push_str(
-        "Without directors, the router spreads connections over the backends itself, and a change of the \
-         set moves others' connections too. With two hops and no waits, a backend that is taken out at once \
-         takes its connections with it, and so may one change more than the hops allow; `glb-director table \
-         plan` says so before.\n\n",
+        "Without directors, the router spreads connections over the backends, and a change of the backends \
+         moves connections of other backends too. With two hops and no waits, a backend that is removed at \
+         once loses its connections, and so can a further change beyond the number of hops. `glb-director \
+         table plan` reports both before the change.\n\n",
     );
     Ok(())
 }
 
 const METHOD: &str = "\
-## How it is done
+## Method
 
-- **The fleet.** Network namespaces: clients, a router with BIRD (BGP, BFD, ECMP by flow), two directors
-  (XDP in native mode) with BIRD and a health checker each, five backends with nginx, git daemon, Glance
-  and a small server of the suite's own. Repositories, images and Glance's database (PostgreSQL) are
-  shared, so any backend serves any request.
-- **Accounts.** Beside each run's report (JSON) lies a list of all its connections, one a line: addresses and
-  ports, backend, times, verdict. A client opens a connection's account before its SYN. Nothing is tried
-  twice: whatever breaks is broken. A clone is verified by `git fsck --full` and by comparing refs, an upload by Glance's own
-  SHA-512 against ours, a download by ours against both. git speaks to a relay on its loopback that leads
-  each connection on from an address of its own, at the job's pace.
-- **Whose is it?** Answers name their backend, and the backends' socket tables are read; of a machine that
-  goes down they are read when its cable is out already. A connection that no table showed in time
-  belongs to the first hop of its row.
-- **What is allowed.** A change of the table waits until the code behind `glb-director table plan` says that no
-  flow can break, with a flow's life as long as the suite's connections live; then it may break nothing.
-  A process that ends may take its own connections with it, and so may a machine.
-- **After each event** every living connection must show a sign of life before the next event begins, so
-  what is broken is known to be this event's doing. In the long form those that are silent for a minute
-  live through several events from one word to the next; of these the one to blame is one whose rule
-  covers the connection, or else the last. A client that is owed something takes its connection
-  to be broken after 12 s (short form) or 30 s (long form) of silence.
-- **Two forms.** The short one (every event once, seed 1) is part of `./x test`; the long one has images of
-  hundreds of MB, a repository of 128 MB, and goes on for as long as it is told.
+- **Fleet.** Network namespaces hold the clients, a router with BIRD (BGP, BFD, ECMP by flow), two
+  directors (XDP in native mode) with BIRD and a health checker each, and five backends with nginx, git
+  daemon, Glance and a small server of the suite. Repositories, images and Glance's database
+  (PostgreSQL) are shared, so any backend serves any request.
+- **Records.** Next to the JSON report of a run is a list of all its connections, one per line: addresses
+  and ports, backend, times, verdict. A client opens the record of a connection before its SYN. Nothing is
+  retried: a broken connection stays broken. A clone is verified with `git fsck --full` and a comparison of
+  refs, an upload with Glance's own SHA-512, a download with the SHA-512 of the upload. git connects to a
+  relay on its loopback, which forwards each connection from its own client address at the job's pace.
+- **Holder.** The server's answer names the backend, and the suite reads the backends' socket tables. The
+  table of a machine that goes down is read after its cable is unplugged. A connection that no table showed
+  in time belongs to the first hop of its row.
+- **Allowed damage.** A table change waits until the code behind `glb-director table plan` calls it safe for
+  flows that live as long as the suite's connections. Then it may break nothing. A process or machine that
+  ends may break its own connections.
+- **Attribution.** After each event every open connection must show a sign of life before the next event
+  begins, so damage belongs to the event before it. In the long form, connections that are silent for a
+  minute live through several events; their damage is attributed to an event whose rule covers it, or else
+  to the last one. A client that waits for data treats its connection as broken after 12 s (short form) or
+  30 s (long and fleet form) of silence.
+- **Packet loss.** A stream of pings from 24 client addresses measures how long packets are lost. In the
+  fleet form this is limited: 200 ms for planned changes, 2 s for failures without notice.
+- **Forms.** The short form (every event once, seed 1) and the fleet form (directors, routers and daemons
+  only, with connections that stay open through all events) are part of `./x test`. The long form has
+  images of hundreds of MB and a repository of 128 MB, and runs as long as `--minutes` says.
 
 ```
 ./x survive --minutes 30 --seed 7        # the long form
 ./x survive --form short                 # every event once
+./x survive --form fleet --directors 3   # events of directors, routers and daemons, with packet loss
 ./x survive --only drain                 # one scenario
 ./x survive --compare                    # ECMP, no second chance, two and four hops
 ./x survive --page                       # this page, from the runs in target/survive
