@@ -12,9 +12,9 @@ const FIRST: Node = Node::Director(1);
 const SECOND: Node = Node::Director(2);
 
 /// Directors leave and return while clients get answers all the time.
-fn directors_leave_and_return(way: AnnounceMethod, name: &str) -> Result<()> {
+fn directors_leave_and_return(method: AnnounceMethod, name: &str) -> Result<()> {
     build()?;
-    let plan = Plan { directors: 2, routing: Routing::Bgp, way, ..Plan::new(name) };
+    let plan = Plan { directors: 2, routing: Routing::Bgp, method, ..Plan::new(name) };
     let mut fleet = Fleet::up(plan, 1, true)?;
     everybody_answers(&fleet.lab)?;
 
@@ -29,7 +29,7 @@ fn directors_leave_and_return(way: AnnounceMethod, name: &str) -> Result<()> {
 
     // The daemon dies and the program continues.
     fleet.kill("director1/glb-director".parse()?)?;
-    if matches!(way, AnnounceMethod::Tun | AnnounceMethod::Frr) {
+    if matches!(method, AnnounceMethod::Tun | AnnounceMethod::Frr) {
         // The kernel withdraws the route.
         fleet.wait_for_routes(&[SECOND])?;
     } else {
@@ -41,7 +41,7 @@ fn directors_leave_and_return(way: AnnounceMethod, name: &str) -> Result<()> {
     fleet.wait_for_routes(&[FIRST, SECOND])?;
 
     // The routing daemon dies and restarts. It must announce again.
-    let speaker = match way {
+    let speaker = match method {
         AnnounceMethod::Bird | AnnounceMethod::Tun => "director1/bird",
         AnnounceMethod::Frr => "director1/bgpd",
         AnnounceMethod::Exabgp => "director1/exabgp",
@@ -93,13 +93,13 @@ fn exabgp_announces_through_the_example_command() -> Result<()> {
 #[test]
 fn low_preference_reaches_the_router_as_med() -> Result<()> {
     build()?;
-    for (way, usual, less) in [
+    for (method, usual, less) in [
         (AnnounceMethod::Bird, None, "100"),
         (AnnounceMethod::Tun, Some("100"), "500"),
         (AnnounceMethod::Frr, Some("100"), "500"),
         (AnnounceMethod::Exabgp, None, "100"),
     ] {
-        let plan = Plan { routing: Routing::Bgp, way, ..Plan::new("glb-t-med") };
+        let plan = Plan { routing: Routing::Bgp, method, ..Plan::new("glb-t-med") };
         let mut fleet = Fleet::up(plan, 1, true)?;
         med(&fleet, usual)?;
         // A single director is still used at low preference, so traffic does not stop and the drain

@@ -16,7 +16,7 @@ pub(crate) const TUN: &str = "glb-vip";
 
 /// The programs of a node, in start order.
 pub(crate) const fn programs(plan: &Plan, node: Node) -> &'static [Program] {
-    match (node, plan.way) {
+    match (node, plan.method) {
         (Node::Router, _) | (_, AnnounceMethod::Bird | AnnounceMethod::Tun) => &[Program::Bird],
         // bgpd and bfdd look for zebra once and retry only after ten seconds, so zebra starts
         // first.
@@ -28,7 +28,7 @@ pub(crate) const fn programs(plan: &Plan, node: Node) -> &'static [Program] {
 /// The announcement section of a director's configuration.
 pub(crate) fn announcement(lab: &Lab, node: Node) -> Result<String> {
     let (vip4, vip6) = (vip(Family::V4), vip(Family::V6));
-    let way = match lab.plan().way {
+    let config = match lab.plan().method {
         AnnounceMethod::Bird => {
             "method = \"bird\"\nsocket = \"bird.ctl\"\nprotocols = [\"vip4\", \"vip6\"]\n\
                       low_preference = [\"vip4_drain\", \"vip6_drain\"]\n"
@@ -53,8 +53,8 @@ pub(crate) fn announcement(lab: &Lab, node: Node) -> Result<String> {
 [[announce]]
 name = \"vips\"
 prefixes = [\"{vip4}/32\", \"{vip6}/128\"]
-{way}
-# Short, for a lab's watchers are impatient.
+{config}
+# Short, so that the lab reacts quickly.
 [drain]
 quiet = \"300ms\"
 "

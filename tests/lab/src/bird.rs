@@ -14,7 +14,7 @@ use crate::{
 
 /// The configuration of the BIRD on `node`.
 pub(crate) fn config(plan: &Plan, node: Node) -> Result<String> {
-    match plan.way {
+    match plan.method {
         _ if node == Node::Router => router(plan),
         AnnounceMethod::Tun => Ok(director(node, learned_routes())),
         _ => Ok(director(node, switched_routes())),

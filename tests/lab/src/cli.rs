@@ -110,7 +110,7 @@ struct UpArguments {
     clients: u8,
     /// The announcement method of the directors.
     #[arg(long, value_enum, default_value_t)]
-    way: AnnounceMethod,
+    method: AnnounceMethod,
     /// Each director gets a health checker (glb-healthcheck), which writes its table.
     #[arg(long)]
     health: bool,
@@ -200,7 +200,7 @@ fn up(name: &str, arguments: &UpArguments) -> Result<()> {
         backends: arguments.backends,
         clients: arguments.clients,
         routing: Routing::Bgp,
-        way: arguments.way,
+        method: arguments.method,
         health: arguments.health,
         client_mbit: arguments.mbit,
         ..Plan::new(name)

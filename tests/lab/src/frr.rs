@@ -94,7 +94,7 @@ pub(crate) fn is_ready(lab: &Lab, program: Program, node: Node) -> Result<bool> 
 
 /// The folder of FRR's sockets. The daemons run as a separate user.
 fn folder(lab: &Lab, node: Node) -> Result<PathBuf> {
-    debug_assert_eq!(lab.plan().way, AnnounceMethod::Frr);
+    debug_assert_eq!(lab.plan().method, AnnounceMethod::Frr);
     let folder = lab.folder(node)?.join("frr");
     if !folder.is_dir() {
         let user = User::from_name("frr")?.context("no user frr: FRR's package makes it")?;

@@ -156,7 +156,7 @@ pub struct Plan {
     pub routing: Routing,
     /// With BGP: the announcement method of the directors.
     #[serde(default)]
-    pub way: AnnounceMethod,
+    pub method: AnnounceMethod,
     /// Whether each director has a health checker, which writes its table.
     pub health: bool,
     /// The speed of the client links in Mbit/s. Unlimited if none.
@@ -177,7 +177,7 @@ impl Plan {
             backends: 3,
             clients: 1,
             routing: Routing::Static,
-            way: AnnounceMethod::Bird,
+            method: AnnounceMethod::Bird,
             health: false,
             client_mbit: None,
             data_centre_mtu: 1600,

@@ -108,7 +108,7 @@ impl World {
             directors: config.directors,
             backends: config.backends,
             routing,
-            way: config.method,
+            method: config.method,
             ..Plan::new(&config.name)
         };
         let lab = Lab::up(plan)?;
