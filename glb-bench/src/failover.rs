@@ -32,7 +32,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (interval, timeout) = (Duration::from_millis(interval), Duration::from_millis(timeout));
     let pace = ProbeTiming { interval, timeout, fall };
     let noticed = pace.noticed();
-    let mut fleet = CheckedFleet::up(Plan::new("glb-bench-failover"), pace, "hold_down_ms = 0\n")?;
+    let mut fleet =
+        CheckedFleet::up(Plan::new("glb-bench-failover"), pace, "hold_down = \"0ms\"\n")?;
     println!(
         "from a death to the new generation in force, ms; a probe every {} ms, timeout {} ms, {fall} \
          failures count; {} backends, {rounds} deaths of each kind",

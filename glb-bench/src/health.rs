@@ -81,15 +81,15 @@ impl Drop for Checker {
 fn measure(arguments: &Arguments, check: Check, folder: &Path) -> anyhow::Result<()> {
     let interval = arguments.interval * if check == Check::Https { 2 } else { 1 };
     let port = if check == Check::Https { serve_tls(folder)? } else { serve(check)? };
-    let (config, checked) = (folder.join("healthcheck.toml"), folder.join("checked.toml"));
+    let (config, checked) = (folder.join("healthcheck.toml"), folder.join("output.toml"));
     fs::write(
-        folder.join("source.toml"),
+        folder.join("input.toml"),
         source(arguments.targets, interval, check, port, folder)?,
     )?;
     fs::write(
         &config,
-        "source = \"source.toml\"\nchecked = \"checked.toml\"\ncontrol.socket = \"sock\"\n\
-         control_targets = []\n",
+        "input = \"input.toml\"\noutput = \"output.toml\"\ncontrol.socket = \"sock\"\n\
+         connectivity_targets = []\n",
     )?;
     drop(fs::remove_file(&checked));
     let checker = Command::new(Program::Healthcheck.path()?)
@@ -212,7 +212,7 @@ fn source(
         }
     };
     let mut text = format!(
-        "[healthchecks]\ninterval_ms = {}\ntimeout_ms = {}\n{kind}\n\
+        "[healthchecks]\ninterval = \"{}ms\"\ntimeout = \"{}ms\"\n{kind}\n\
          [[tables]]\nname = \"t\"\nhash_key = \"5b1f8a1e6f0c43d2a7e94c0d1b2a3f48\"\n\
          seed = \"d17b6f20c39e4855b0a1427e8cf3690b\"\n\
          binds = [{{ ip = \"203.0.113.10\", proto = \"tcp\", port = 80 }}]\n",

@@ -1,121 +1,123 @@
-//! What is checked, how, and how often: the validated form.
+//! The validated model of health checks: which backend, what kind of check, and its settings.
+//!
+//! [`check_config`](crate::check_config) reads it from a table file, and [`probe`](crate::probe)
+//! carries it out. A new kind of check starts with a variant of [`CheckKind`].
 
 use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 
-/// One check of one address: the unit that is probed and judged. Tables that ask for the same
-/// check of the same backend share it.
+/// One check of one backend address: the unit that is probed and has a health state. Tables that
+/// list the same check of the same backend share one target.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
-    /// The backend.
+    /// The backend's address.
     pub address: IpAddr,
-    /// What is done.
+    /// The check.
     pub check: Check,
 }
 
-/// A check, of whatever backend.
+/// A check, independent of the backend that it is applied to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Check {
-    /// What is asked.
-    pub kind: Kind,
-    /// How often, and how many answers count.
-    pub pace: Pace,
+    /// The protocol and its parameters.
+    pub kind: CheckKind,
+    /// Interval, timeout and thresholds.
+    pub settings: Settings,
 }
 
-/// What is asked of a backend.
+/// The kinds of health checks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum CheckKind {
     /// A TCP handshake.
     Tcp {
         /// The port.
         port: u16,
     },
-    /// An HTTP/1.1 request, over TLS or not.
-    Http(Http),
-    /// An ICMP echo inside the tunnel, answered directly.
+    /// An HTTP/1.1 request, with or without TLS.
+    Http(HttpCheck),
+    /// An ICMP echo request inside the GUE tunnel; the backend replies outside the tunnel.
     Gue {
-        /// The tunnel's port.
+        /// The tunnel's UDP port.
         port: u16,
     },
-    /// A connection to a VIP through the tunnel to this one backend, answered directly.
-    Vip(Vip),
+    /// A TCP connection to a VIP through the tunnel to this backend; replies come outside the tunnel.
+    Vip(VipCheck),
     /// HAProxy's agent protocol.
     Agent {
         /// The port.
         port: u16,
-        /// What is sent first.
+        /// Text to send after connecting.
         send: Option<String>,
     },
-    /// A command; the address is in its environment as `GLB_BACKEND`.
+    /// A command; its environment has the backend's address as `GLB_BACKEND`.
     Exec {
         /// Program and arguments.
         command: Vec<String>,
     },
 }
 
-/// A connection to a VIP.
+/// Parameters of a `vip` check.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Vip {
+pub struct VipCheck {
     /// The VIP.
     pub address: IpAddr,
-    /// The tunnel's port.
-    pub tunnel: u16,
-    /// The VIP's port.
+    /// The tunnel's UDP port on the backend.
+    pub tunnel_port: u16,
+    /// The VIP's TCP port.
     pub port: u16,
-    /// What is asked on the connection, if anything.
-    pub http: Option<Http>,
+    /// The HTTP request to send; without one, a completed handshake passes.
+    pub http: Option<HttpCheck>,
 }
 
-/// An HTTP request and what its answer must be.
+/// An HTTP request and the response that passes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Http {
+pub struct HttpCheck {
     /// The port.
     pub port: u16,
-    /// How TLS is spoken, if it is.
-    pub tls: Option<Tls>,
+    /// TLS settings; `None` for plain HTTP.
+    pub tls: Option<TlsSettings>,
     /// Path and query.
     pub path: String,
-    /// The Host header; by default the address, with the port unless it is the usual one.
+    /// The Host header. Default: the address, with the port unless it is the protocol's default.
     pub host: Option<String>,
-    /// The method.
+    /// The request method.
     pub method: String,
-    /// Lowest and highest status that passes.
+    /// Lowest and highest status code that pass.
     pub status: (u16, u16),
-    /// What must stand in the first 64 KB of the body.
+    /// Text that the first 64 KB of the body must contain.
     pub body: Option<String>,
 }
 
-/// How TLS is spoken.
+/// TLS settings of an `https` check.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Tls {
-    /// The name that is sent and that the certificate must have; by default the Host header's,
-    /// or the backend's address.
+pub struct TlsSettings {
+    /// The server name for SNI and certificate verification. Default: the Host header's name, then
+    /// the backend's address.
     pub name: Option<String>,
-    /// Whether the certificate is looked at.
+    /// True if the certificate is verified.
     pub verify: bool,
-    /// The authorities that are trusted, a PEM file; by default the system's.
+    /// A PEM file with the trusted certificate authorities. Default: the system's.
     pub ca: Option<PathBuf>,
 }
 
-/// How often a check runs, and how many results turn a judgement.
+/// How often a check runs, and how many results change a target's health.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Pace {
-    /// From one probe's start to the next one's.
+pub struct Settings {
+    /// Time between the starts of two probes.
     pub interval: Duration,
-    /// A probe without an answer has failed after this; below the interval.
+    /// A probe without a reply fails after this time, which is shorter than the interval.
     pub timeout: Duration,
-    /// So many passes in a row make it healthy.
+    /// Consecutive passes that make a target healthy.
     pub rise: u32,
-    /// So many failures in a row make it unhealthy.
+    /// Consecutive failures that make a target unhealthy.
     pub fall: u32,
-    /// Each interval is up to so many percent longer or shorter, so that many checkers do not
-    /// come to march in step.
+    /// Each interval varies by up to this percentage, so that checkers do not synchronize.
     pub jitter_percent: u8,
-    /// Where probes come from, if the kernel is not to choose.
+    /// Source address of probes. Default: the kernel's choice.
     pub source: Option<IpAddr>,
 }
 
-impl Default for Pace {
-    /// GLB's: every 2 s, 1 s for an answer, three in a row.
+impl Default for Settings {
+    /// GLB's defaults: an interval of 2 s, a timeout of 1 s, rise and fall 3.
     fn default() -> Self {
         Self {
             interval: Duration::from_secs(2),
@@ -128,13 +130,13 @@ impl Default for Pace {
     }
 }
 
-impl Kind {
-    /// The word for it in a table, a metric and a log line.
+impl CheckKind {
+    /// The kind's name in tables, metrics and log lines.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
             Self::Tcp { .. } => "tcp",
-            Self::Http(Http { tls: None, .. }) => "http",
+            Self::Http(HttpCheck { tls: None, .. }) => "http",
             Self::Http(_) => "https",
             Self::Gue { .. } => "gue",
             Self::Vip(_) => "vip",
@@ -144,7 +146,7 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for CheckKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp { port } => write!(f, "tcp {port}"),
@@ -158,12 +160,12 @@ impl fmt::Display for Kind {
                 let address = std::net::SocketAddr::new(vip.address, vip.port).to_string();
                 write!(f, "vip {address}")?;
                 let Some(http) = &vip.http else { return Ok(()) };
-                // Its own address is the host that it has if none is given.
+                // The VIP itself is the default host.
                 let host = http.host.as_deref().filter(|host| *host != address);
                 write!(f, " {} {}{}", http.method, host.unwrap_or_default(), http.path)
             }
             Self::Agent { port, .. } => write!(f, "agent {port}"),
-            // A script's lines would break those of tables and logs.
+            // Line breaks of a script would break the lines of status tables and logs.
             Self::Exec { command } => {
                 f.write_str("exec ")?;
                 for letter in command.join(" ").chars() {

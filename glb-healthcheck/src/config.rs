@@ -1,4 +1,4 @@
-//! The health checker's configuration file.
+//! The health checker's configuration file: TOML, or GLB's `healthcheck.conf` (JSON).
 
 use std::{
     fs,
@@ -10,73 +10,46 @@ use std::{
 use glb_host::{
     config_file::{self, FileError},
     control::{self, RawControlConfig},
+    duration,
 };
 use glb_table::Format;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
-use crate::{check::Pace, engine::Options, min_healthy::Floor, probe::Control};
+use crate::{
+    check::Settings, check_config, engine::EngineOptions, min_healthy::MinHealthy,
+    probe::ConnectivityTarget,
+};
 
-/// What is written in the file.
-#[derive(Debug, Deserialize)]
+/// The file's keys as written.
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Raw {
-    source: PathBuf,
-    checked: PathBuf,
+struct RawConfig {
+    input: PathBuf,
+    output: PathBuf,
     reload_command: Option<String>,
     director: Option<PathBuf>,
-    #[serde(default = "ten_seconds")]
-    reload_timeout_ms: u64,
+    reload_timeout: Option<String>,
     #[serde(default)]
     defaults: Map<String, Json>,
-    hold_down_ms: Option<u64>,
-    hold_down_max_ms: Option<u64>,
-    forgive_ms: Option<u64>,
-    settle_ms: Option<u64>,
-    write_gap_ms: Option<u64>,
-    control_targets: Option<Vec<String>>,
-    control_target_interval_ms: Option<u64>,
-    control_target_timeout_ms: Option<u64>,
-    mass_percent: Option<u8>,
+    hold_down: Option<String>,
+    hold_down_max: Option<String>,
+    flap_reset: Option<String>,
+    debounce: Option<String>,
+    min_write_interval: Option<String>,
+    connectivity_targets: Option<Vec<String>>,
+    connectivity_interval: Option<String>,
+    connectivity_timeout: Option<String>,
+    isolation_percent: Option<u8>,
     min_healthy: Option<Json>,
     #[serde(default)]
     control: RawControlConfig,
     metrics: Option<SocketAddr>,
 }
 
-impl Raw {
-    /// These files, and nothing else said.
-    fn of(source: PathBuf, checked: PathBuf) -> Self {
-        Self {
-            source,
-            checked,
-            reload_command: None,
-            director: None,
-            reload_timeout_ms: ten_seconds(),
-            defaults: Map::new(),
-            hold_down_ms: None,
-            hold_down_max_ms: None,
-            forgive_ms: None,
-            settle_ms: None,
-            write_gap_ms: None,
-            control_targets: None,
-            control_target_interval_ms: None,
-            control_target_timeout_ms: None,
-            mass_percent: None,
-            min_healthy: None,
-            control: RawControlConfig::default(),
-            metrics: None,
-        }
-    }
-}
-
-fn ten_seconds() -> u64 {
-    10_000
-}
-
 /// GLB's `healthcheck.conf`.
 #[derive(Deserialize)]
-struct Glb {
+struct GlbConfig {
     forwarding_table: GlbFiles,
     reload_command: Option<String>,
 }
@@ -87,58 +60,58 @@ struct GlbFiles {
     dst: PathBuf,
 }
 
-/// What is meant: every value has been checked.
+/// A validated configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The file itself.
+    /// The configuration file.
     pub path: PathBuf,
-    /// The table as the operator writes it.
-    pub source: PathBuf,
-    /// The table with what is found, for the director.
-    pub checked: PathBuf,
-    /// How the director is told of a write; by nothing if it watches the file itself.
-    pub tell: Option<Tell>,
-    /// How long that may take.
+    /// The table that operators edit.
+    pub input: PathBuf,
+    /// The table that this program writes and the director reads.
+    pub output: PathBuf,
+    /// How the director is asked to reload after a write; `None` if it only watches the file.
+    pub reload_method: Option<ReloadMethod>,
+    /// Time limit of a reload request.
     pub reload_timeout: Duration,
-    /// The pace of checks that say nothing else.
-    pub defaults: Pace,
-    /// Hold-down, cut-off and writing.
-    pub options: Options,
-    /// Who tells whether this checker is connected.
-    pub control_targets: ControlTargets,
-    /// The socket where `status` asks.
+    /// Settings of checks that do not give their own.
+    pub defaults: Settings,
+    /// Hold-down, isolation and write timing.
+    pub options: EngineOptions,
+    /// The hosts that show whether this machine has connectivity.
+    pub connectivity: ConnectivityConfig,
+    /// The control socket.
     pub control: control::ControlConfig,
-    /// Where metrics and status are told over HTTP, if anywhere.
+    /// The address of the HTTP server for metrics and status, if any.
     pub metrics: Option<SocketAddr>,
 }
 
-/// How the director is told that there is a new table.
+/// How the director is asked to reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tell {
+pub enum ReloadMethod {
     /// A command, run by `/bin/sh -c`.
     Command(String),
-    /// The director is asked at its control socket to reload.
-    Director(PathBuf),
+    /// A reload request to the director's control socket.
+    ControlSocket(PathBuf),
 }
 
-/// Who tells whether this checker is connected, and how often it is asked.
-#[derive(Clone, Debug)]
-pub struct ControlTargets {
-    /// Named ones; None for the default gateways.
-    pub targets: Option<Vec<Control>>,
-    /// From one probe to the next.
+/// The hosts that show whether this machine has connectivity, and how often they are probed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectivityConfig {
+    /// The configured hosts; `None` means the default gateways.
+    pub targets: Option<Vec<ConnectivityTarget>>,
+    /// Time between the starts of two probes.
     pub interval: Duration,
-    /// How long an answer may take.
+    /// Time limit of a probe.
     pub timeout: Duration,
 }
 
-/// Why a configuration cannot be used.
+/// Why a configuration is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file could not be read, is not TOML, or a field is wrong.
+    /// The file is unreadable, is not TOML, or has a key of the wrong type.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The file is JSON but not GLB's.
+    /// The file is JSON, but not GLB's `healthcheck.conf`.
     #[error(
         "{}: {source}; GLB's file is {{\"forwarding_table\": {{\"src\": …, \"dst\": …}}, \"reload_command\": …}}",
         path.display()
@@ -146,172 +119,209 @@ pub enum ConfigError {
     Glb {
         /// The file.
         path: PathBuf,
-        /// Where and what.
+        /// The JSON error.
         source: serde_json::Error,
     },
-    /// A value makes no sense.
+    /// A value is invalid.
     #[error("{}: `{key} = {value}`: {fix}", path.display())]
     Value {
         /// The file.
         path: PathBuf,
-        /// The field.
+        /// The key.
         key: String,
-        /// What is written.
+        /// The value as written.
         value: String,
-        /// What would be right.
+        /// A description of valid values.
         fix: String,
     },
 }
 
 impl Config {
-    /// Reads and checks a configuration file: TOML, or GLB's `healthcheck.conf`.
+    /// Reads and validates a configuration file.
     ///
     /// # Errors
-    /// When it cannot be read or says something wrong.
+    /// The file cannot be read, or a value is invalid.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         Self::parse(&config_file::text(path)?, path)
     }
 
+    /// The first key whose value differs in `new` and is read only at the daemon's start.
+    #[must_use]
+    pub fn restart_key(&self, new: &Self) -> Option<&'static str> {
+        let same = |same: bool, key| (!same).then_some(key);
+        None.or(same(self.input == new.input, "input"))
+            .or(same(self.output == new.output, "output"))
+            .or(same(self.connectivity == new.connectivity, "connectivity_targets"))
+            .or(same(self.control == new.control, "control"))
+            .or(same(self.metrics == new.metrics, "metrics"))
+    }
+
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let raw = if text.trim_start().starts_with('{') {
-            let glb: Glb = serde_json::from_str(text)
+            let glb: GlbConfig = serde_json::from_str(text)
                 .map_err(|source| ConfigError::Glb { path: path.to_owned(), source })?;
-            Raw {
+            RawConfig {
+                input: glb.forwarding_table.src,
+                output: glb.forwarding_table.dst,
                 reload_command: glb.reload_command,
-                // Where GLB's checker tells its results.
+                // GLB's checker serves its status there.
                 metrics: Some(SocketAddr::from(([127, 0, 0, 1], 19520))),
-                ..Raw::of(glb.forwarding_table.src, glb.forwarding_table.dst)
+                ..RawConfig::default()
             }
         } else {
             config_file::parse(text, path)?
         };
-        Self::check(raw, path)
+        Self::validate(raw, path)
     }
 
-    fn check(raw: Raw, path: &Path) -> Result<Self, ConfigError> {
-        let wrong = |key: &str, value: String, fix: &str| ConfigError::Value {
+    fn validate(raw: RawConfig, path: &Path) -> Result<Self, ConfigError> {
+        let invalid = |key: &str, value: String, fix: &str| ConfigError::Value {
             path: path.to_owned(),
             key: key.to_owned(),
             value,
             fix: fix.to_owned(),
         };
         let folder = path.parent().unwrap_or(Path::new(""));
-        let (source, checked) = (folder.join(&raw.source), folder.join(&raw.checked));
-        let shown = format!("{:?}", raw.checked.display().to_string());
-        if source == checked || (checked.exists() && same_file(&source, &checked)) {
-            let fix = "this is the source: give the checked table a file of its own";
-            return Err(wrong("checked", shown, fix));
+        let (input, output) = (folder.join(&raw.input), folder.join(&raw.output));
+        let shown = format!("{:?}", raw.output.display().to_string());
+        if input == output || (output.exists() && same_file(&input, &output)) {
+            let fix = "this is the input: the output must be a different file";
+            return Err(invalid("output", shown, fix));
         }
-        if Format::of_path(&source) != Format::of_path(&checked) {
-            let fix =
-                "the checked table has the source's form: end both in .toml, or both in .json";
-            return Err(wrong("checked", shown, fix));
+        if Format::of_path(&input) != Format::of_path(&output) {
+            let fix = "must have the input's form: both names end in .toml, or both in .json";
+            return Err(invalid("output", shown, fix));
         }
         if let Some(command) = raw.reload_command.as_ref().filter(|text| text.trim().is_empty()) {
-            let fix = "give a command, or leave the key out";
-            return Err(wrong("reload_command", format!("{command:?}"), fix));
+            let fix = "must be a command; remove the key to run none";
+            return Err(invalid("reload_command", format!("{command:?}"), fix));
         }
-        let tell = match (raw.reload_command, raw.director) {
+        let reload_method = match (raw.reload_command, raw.director) {
             (Some(_), Some(socket)) => {
-                let fix = "there is a `reload_command` too: keep one of them";
-                return Err(wrong("director", format!("{:?}", socket.display().to_string()), fix));
+                let fix = "excludes `reload_command`: remove one of them";
+                let socket = format!("{:?}", socket.display().to_string());
+                return Err(invalid("director", socket, fix));
             }
-            (Some(command), None) => Some(Tell::Command(command)),
-            (None, Some(socket)) => Some(Tell::Director(folder.join(socket))),
+            (Some(command), None) => Some(ReloadMethod::Command(command)),
+            (None, Some(socket)) => Some(ReloadMethod::ControlSocket(folder.join(socket))),
             (None, None) => None,
         };
-        if raw.reload_timeout_ms == 0 {
-            let fix = "no word to the director is that quick: give 1 or more, or leave the key out \
-                       for 10000";
-            return Err(wrong("reload_timeout_ms", "0".into(), fix));
-        }
-        let mut defaults = Pace::default();
-        defaults.refine(&raw.defaults).map_err(|(key, problem)| {
-            let value = raw.defaults.get(&key).map(ToString::to_string).unwrap_or_default();
-            wrong(&format!("defaults.{key}"), value, &problem)
-        })?;
-        if let Some(key) = raw.defaults.keys().find(|key| !crate::check_config::is_pace(key)) {
-            let value = raw.defaults.get(key).map(ToString::to_string).unwrap_or_default();
-            let fix = format!("unknown; known are {}", crate::check_config::pace_keys().join(", "));
-            return Err(wrong(&format!("defaults.{key}"), value, &fix));
-        }
-        let mut options = Options::default();
-        let times = [
-            (raw.hold_down_ms, &mut options.hold),
-            (raw.hold_down_max_ms, &mut options.hold_max),
-            (raw.forgive_ms, &mut options.forgive),
-            (raw.settle_ms, &mut options.settle),
-            (raw.write_gap_ms, &mut options.gap),
-        ];
-        for (given, option) in times {
-            if let Some(milliseconds) = given {
-                *option = Duration::from_millis(milliseconds);
+        let time = |key: &str, given: Option<&String>, least: Duration, default: Duration| {
+            let Some(text) = given else { return Ok(default) };
+            match duration::parse(text) {
+                Ok(time) if time >= least => Ok(time),
+                Ok(_) => {
+                    let fix = format!("must be at least {} ms", least.as_millis());
+                    Err(invalid(key, format!("{text:?}"), &fix))
+                }
+                Err(error) => Err(invalid(key, format!("{text:?}"), &error.to_string())),
             }
+        };
+        let ms = Duration::from_millis;
+        let reload_timeout = raw.reload_timeout.as_ref();
+        let reload_timeout = time("reload_timeout", reload_timeout, ms(1), ms(10_000))?;
+        let mut options = EngineOptions::default();
+        for (key, given, option) in [
+            ("hold_down", &raw.hold_down, &mut options.hold_down),
+            ("hold_down_max", &raw.hold_down_max, &mut options.hold_down_max),
+            ("flap_reset", &raw.flap_reset, &mut options.flap_reset),
+            ("debounce", &raw.debounce, &mut options.debounce),
+            ("min_write_interval", &raw.min_write_interval, &mut options.min_write_interval),
+        ] {
+            *option = time(key, given.as_ref(), Duration::ZERO, *option)?;
         }
-        if let Some(percent) = raw.mass_percent {
+        if options.hold_down_max < options.hold_down {
+            let value = format!("\"{}ms\"", options.hold_down_max.as_millis());
+            return Err(invalid("hold_down_max", value, "must not be shorter than `hold_down`"));
+        }
+        if let Some(percent) = raw.isolation_percent {
             if !(1..=100).contains(&percent) {
-                return Err(wrong("mass_percent", percent.to_string(), "give 1 to 100"));
+                let fix = "must be a percentage from 1 to 100";
+                return Err(invalid("isolation_percent", percent.to_string(), fix));
             }
-            options.mass_percent = percent;
+            options.isolation_percent = percent;
         }
         if let Some(given) = &raw.min_healthy {
-            let help = "give a number of backends, or a share such as \"30%\"";
-            options.floor =
-                floor(given).ok_or_else(|| wrong("min_healthy", given.to_string(), help))?;
+            let fix = "must be a number of backends, or a percentage such as \"30%\"";
+            options.min_healthy = parse_min_healthy(given)
+                .ok_or_else(|| invalid("min_healthy", given.to_string(), fix))?;
         }
-        let control_targets = ControlTargets {
-            targets: match &raw.control_targets {
-                None => None,
-                Some(names) => Some(controls(names).map_err(|name| {
-                    let help = "give addresses (\"10.0.0.1\"), addresses with a port \
-                                (\"10.0.0.1:22\"), or leave the key out for the gateway";
-                    wrong("control_targets", format!("{name:?}"), help)
-                })?),
-            },
-            interval: Duration::from_millis(raw.control_target_interval_ms.unwrap_or(250).max(10)),
-            timeout: Duration::from_millis(raw.control_target_timeout_ms.unwrap_or(400).max(1)),
+        let targets = raw.connectivity_targets.as_deref().map(parse_connectivity_targets);
+        let connectivity = ConnectivityConfig {
+            targets: targets.transpose().map_err(|name| {
+                let fix = "must list addresses (\"10.0.0.1\") or addresses with a port \
+                           (\"10.0.0.1:22\"); remove the key to use the default gateways";
+                invalid("connectivity_targets", format!("{name:?}"), fix)
+            })?,
+            interval: time(
+                "connectivity_interval",
+                raw.connectivity_interval.as_ref(),
+                ms(10),
+                ms(250),
+            )?,
+            timeout: time(
+                "connectivity_timeout",
+                raw.connectivity_timeout.as_ref(),
+                ms(1),
+                ms(400),
+            )?,
         };
+        let defaults = parse_defaults(&raw.defaults)
+            .map_err(|(key, value, fix)| invalid(&format!("defaults.{key}"), value, &fix))?;
         let control = raw.control.check(folder, "/run/glb-healthcheck/control.sock");
-        let control = control.map_err(|(key, value, fix)| wrong(key, value, fix))?;
-        if options.hold_max < options.hold {
-            let value = options.hold_max.as_millis().to_string();
-            return Err(wrong("hold_down_max_ms", value, "must not be below hold_down_ms"));
-        }
+        let control = control.map_err(|(key, value, fix)| invalid(key, value, fix))?;
         Ok(Self {
             path: path.to_owned(),
-            source,
-            checked,
-            tell,
-            reload_timeout: Duration::from_millis(raw.reload_timeout_ms),
+            input,
+            output,
+            reload_method,
+            reload_timeout,
             defaults,
             options,
-            control_targets,
+            connectivity,
             control,
             metrics: raw.metrics,
         })
     }
 }
 
-fn floor(given: &Json) -> Option<Floor> {
+/// Reads the `[defaults]` table. An error names the key, its value and what a valid value is.
+fn parse_defaults(keys: &Map<String, Json>) -> Result<Settings, (String, String, String)> {
+    let value = |key: &str| keys.get(key).map(ToString::to_string).unwrap_or_default();
+    let known = &check_config::SETTING_KEYS;
+    if let Some(key) = keys.keys().find(|key| !known.contains(&key.as_str())) {
+        let fix = format!("unknown key; known keys: {}", known.join(", "));
+        return Err((key.clone(), value(key), fix));
+    }
+    let mut defaults = Settings::default();
+    defaults.apply(keys).map_err(|(key, problem)| {
+        let value = value(&key);
+        (key, value, problem)
+    })?;
+    Ok(defaults)
+}
+
+fn parse_min_healthy(given: &Json) -> Option<MinHealthy> {
     match given {
-        Json::Number(number) => usize::try_from(number.as_u64()?).ok().map(Floor::Count),
+        Json::Number(number) => usize::try_from(number.as_u64()?).ok().map(MinHealthy::Count),
         Json::String(text) => {
             let percent = text.strip_suffix('%')?.trim().parse().ok()?;
-            (percent <= 100).then_some(Floor::Percent(percent))
+            (percent <= 100).then_some(MinHealthy::Percent(percent))
         }
         _ => None,
     }
 }
 
-fn controls(names: &[String]) -> Result<Vec<Control>, &String> {
-    let control = |name: &String| {
-        let ping = name.parse().map(Control::Ping);
-        ping.or_else(|_| name.parse().map(Control::Tcp)).ok()
+/// Parses a list of connectivity targets; an error is the invalid entry.
+fn parse_connectivity_targets(names: &[String]) -> Result<Vec<ConnectivityTarget>, &String> {
+    let target = |name: &String| {
+        let ping = name.parse().map(ConnectivityTarget::Ping);
+        ping.or_else(|_| name.parse().map(ConnectivityTarget::Tcp)).ok()
     };
-    names.iter().map(|name| control(name).ok_or(name)).collect()
+    names.iter().map(|name| target(name).ok_or(name)).collect()
 }
 
-/// Links lead to one file too.
+/// Returns whether two paths lead to the same file, links included.
 fn same_file(a: &Path, b: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     let id = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
@@ -322,68 +332,67 @@ fn same_file(a: &Path, b: &Path) -> bool {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "source = \"s.toml\"\nchecked = \"c.toml\"\n";
+    const GOOD: &str = "input = \"s.toml\"\noutput = \"c.toml\"\n";
 
     fn parse(text: &str) -> Result<Config, ConfigError> {
         Config::parse(text, Path::new("/etc/glb/healthcheck.toml"))
     }
 
     #[test]
-    fn paths_are_meant_from_the_files_folder_and_times_are_milliseconds() {
-        let more =
-            "hold_down_ms = 1500\n[defaults]\ninterval_ms = 500\ntimeout_ms = 200\nfall = 2\n";
+    fn paths_are_relative_to_the_configuration_file_and_durations_have_units() {
+        let more = "hold_down = \"1500ms\"\n[defaults]\ninterval = \"500ms\"\ntimeout = \"200ms\"\nfall = 2\n";
         let config = parse(&format!("{GOOD}{more}")).unwrap();
-        assert_eq!(config.source, Path::new("/etc/glb/s.toml"));
-        assert_eq!(config.checked, Path::new("/etc/glb/c.toml"));
-        assert_eq!(config.options.hold, Duration::from_millis(1500));
+        assert_eq!(config.input, Path::new("/etc/glb/s.toml"));
+        assert_eq!(config.output, Path::new("/etc/glb/c.toml"));
+        assert_eq!(config.options.hold_down, Duration::from_millis(1500));
         assert_eq!(config.defaults.interval, Duration::from_millis(500));
         assert_eq!((config.defaults.rise, config.defaults.fall), (3, 2));
     }
 
     #[test]
-    fn glbs_file_is_understood() {
+    fn glbs_healthcheck_conf_is_read() {
         let text = r#"{"forwarding_table": {"src": "/etc/glb/forwarding_table.src.json",
             "dst": "/etc/glb/forwarding_table.checked.json"}, "reload_command": "true"}"#;
         let config = parse(text).unwrap();
-        assert_eq!(config.source, Path::new("/etc/glb/forwarding_table.src.json"));
-        assert_eq!(config.tell, Some(Tell::Command("true".into())));
+        assert_eq!(config.input, Path::new("/etc/glb/forwarding_table.src.json"));
+        assert_eq!(config.reload_method, Some(ReloadMethod::Command("true".into())));
         assert_eq!(config.metrics, Some("127.0.0.1:19520".parse().unwrap()));
-        assert_eq!(config.defaults, Pace::default());
+        assert_eq!(config.defaults, Settings::default());
     }
 
     #[test]
-    fn each_error_names_the_file_the_key_and_the_value() {
+    fn errors_name_the_file_the_key_and_the_value() {
         for (text, words) in [
-            ("source = \"t\"\nchecked = \"t\"", vec!["healthcheck.toml", "checked", "\"t\""]),
-            ("source = \"t.toml\"\nchecked = \"t.json\"", vec!["checked", "\"t.json\"", "form"]),
-            ("source = \"t\"", vec!["checked"]),
-            ("source = \"t\"\nchecked = \"c\"\nreload = \"x\"", vec!["reload", "line 3"]),
-            ("source = \"t\"\nchecked = \"c\"\nreload_command = \" \"", vec!["reload_command"]),
+            ("input = \"t\"\noutput = \"t\"", vec!["healthcheck.toml", "output", "\"t\""]),
+            ("input = \"t.toml\"\noutput = \"t.json\"", vec!["output", "\"t.json\"", "form"]),
+            ("input = \"t\"", vec!["output"]),
+            ("input = \"t\"\noutput = \"c\"\nreload = \"x\"", vec!["reload", "line 3"]),
+            ("input = \"t\"\noutput = \"c\"\nreload_command = \" \"", vec!["reload_command"]),
             (
-                "source = \"t\"\nchecked = \"c\"\n[defaults]\nrise = 0",
+                "input = \"t\"\noutput = \"c\"\n[defaults]\nrise = 0",
                 vec!["defaults.rise = 0", "1 to 1000"],
             ),
             (
-                "source = \"t\"\nchecked = \"c\"\n[defaults]\nrize = 1",
-                vec!["defaults.rize = 1", "known are"],
+                "input = \"t\"\noutput = \"c\"\n[defaults]\nrize = 1",
+                vec!["defaults.rize = 1", "known keys"],
             ),
             (
-                "source = \"t\"\nchecked = \"c\"\ncontrol_targets = [\"x\"]",
-                vec!["control_targets", "\"x\""],
+                "input = \"t\"\noutput = \"c\"\nconnectivity_targets = [\"x\"]",
+                vec!["connectivity_targets", "\"x\""],
             ),
             (
-                "source = \"t\"\nchecked = \"c\"\ndirector = \"d\"\nreload_command = \"r\"",
-                vec!["director = \"d\"", "keep one"],
+                "input = \"t\"\noutput = \"c\"\ndirector = \"d\"\nreload_command = \"r\"",
+                vec!["director = \"d\"", "remove one"],
             ),
             (
-                "source = \"t\"\nchecked = \"c\"\nchekced = \"c\"",
-                vec!["line 3", "did you mean `checked`"],
+                "input = \"t\"\noutput = \"c\"\noutptu = \"c\"",
+                vec!["line 3", "did you mean `output`"],
             ),
-            ("source = \"t\"\nchecked = \"c\"\nmin_healthy = \"3\"", vec!["min_healthy", "30%"]),
-            ("source = \"t\"\nchecked = \"c\"\nmass_percent = 0", vec!["mass_percent = 0"]),
+            ("input = \"t\"\noutput = \"c\"\nmin_healthy = \"3\"", vec!["min_healthy", "30%"]),
+            ("input = \"t\"\noutput = \"c\"\nisolation_percent = 0", vec!["isolation_percent = 0"]),
             (
-                "source = \"t\"\nchecked = \"c\"\nreload_timeout_ms = 0",
-                vec!["reload_timeout_ms = 0", "1 or more"],
+                "input = \"t\"\noutput = \"c\"\nreload_timeout = \"0s\"",
+                vec!["reload_timeout = \"0s\"", "at least 1 ms"],
             ),
             ("{\"forwarding_table\": {}}", vec!["healthcheck.toml", "src"]),
         ] {

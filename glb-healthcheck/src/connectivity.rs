@@ -1,79 +1,80 @@
-//! Whether this checker itself is cut off. Pure.
+//! Decides whether this machine itself has lost connectivity. Pure: no clock, no sockets.
 //!
-//! The checker's own control targets tell: if none of them answers either, a mass of failures says
-//! nothing about the backends.
+//! Connectivity targets are hosts that are independent of the backends, such as the gateways. If
+//! none of them replies either, simultaneous check failures say nothing about the backends.
 
 use crate::Moment;
 
-/// What is known of one control target.
+/// The last probe of one connectivity target.
 #[derive(Clone, Debug, Default)]
-struct Last {
-    /// Of the last probe.
+struct LastProbe {
     started: Moment,
     passed: bool,
-    /// Whether it ever passed.
-    ever: bool,
-    /// Asked for by name: then it counts from the first probe on.
-    explicit: bool,
-    any: bool,
+    /// True if any probe ever passed.
+    ever_passed: bool,
+    /// True if it is configured by name. Such a target counts from its first probe on; a default
+    /// gateway counts once it has replied.
+    configured: bool,
+    /// True if any probe has ended.
+    probed: bool,
 }
 
-/// What the control targets say about a moment.
+/// True if this machine has had connectivity since a given moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Word {
-    /// One answered a probe that began since then: this machine is connected.
+pub enum ConnectivityVerdict {
+    /// A target replied to a probe that started since.
     Connected,
-    /// All that count failed in probes that began since then.
-    CutOff,
-    /// Not all have been asked since then.
-    Open,
-    /// There are none that could tell.
-    Nobody,
+    /// All probes that started since have failed, one per target or more.
+    Isolated,
+    /// Some target has no result of a probe that started since.
+    Undecided,
+    /// There are no targets to decide by.
+    NoTargets,
 }
 
-/// All control targets.
+/// The results of all connectivity targets.
 #[derive(Clone, Debug, Default)]
-pub struct Controls(Vec<Last>);
+pub struct ConnectivityTracker(Vec<LastProbe>);
 
-impl Controls {
-    /// So many controls; who is explicit counts even if it never answered.
+impl ConnectivityTracker {
+    /// Creates a tracker with one target for each item, which says whether it is configured by name.
     #[must_use]
-    pub fn new(explicit: impl IntoIterator<Item = bool>) -> Self {
-        Self(explicit.into_iter().map(|explicit| Last { explicit, ..Last::default() }).collect())
+    pub fn new(configured: impl IntoIterator<Item = bool>) -> Self {
+        let targets = configured.into_iter();
+        Self(targets.map(|configured| LastProbe { configured, ..LastProbe::default() }).collect())
     }
 
-    /// Takes the result of a probe.
-    pub fn take(&mut self, index: usize, passed: bool, started: Moment) {
+    /// Records the result of a probe.
+    pub fn record(&mut self, index: usize, passed: bool, started: Moment) {
         if let Some(last) = self.0.get_mut(index) {
-            let ever = last.ever || passed;
-            last.ever = ever;
-            // A timeout may come in after the answer to a later probe.
-            if last.any && started < last.started {
+            last.ever_passed |= passed;
+            // A timeout can arrive after the reply to a later probe.
+            if last.probed && started < last.started {
                 return;
             }
-            let explicit = last.explicit;
-            *last = Last { started, passed, ever, explicit, any: true };
+            *last = LastProbe { started, passed, probed: true, ..last.clone() };
         }
     }
 
-    /// What they say about the time since `since`.
+    /// Decides about the time since `since`.
     #[must_use]
-    pub fn word(&self, since: Moment) -> Word {
-        let counting = || self.0.iter().filter(|last| last.explicit || last.ever || !last.any);
+    pub fn verdict(&self, since: Moment) -> ConnectivityVerdict {
+        let counting =
+            || self.0.iter().filter(|last| last.configured || last.ever_passed || !last.probed);
         if counting().next().is_none() {
-            return Word::Nobody;
+            return ConnectivityVerdict::NoTargets;
         }
-        let fresh = |last: &&Last| last.any && last.started >= since;
+        let fresh = |last: &&LastProbe| last.probed && last.started >= since;
         if counting().filter(fresh).any(|last| last.passed) {
-            Word::Connected
+            ConnectivityVerdict::Connected
         } else if counting().all(|last| fresh(&last)) {
-            Word::CutOff
+            ConnectivityVerdict::Isolated
         } else {
-            Word::Open
+            ConnectivityVerdict::Undecided
         }
     }
 
-    /// Whether each answered its last probe.
+    /// Returns whether each target replied to its last probe.
     pub fn passing(&self) -> impl Iterator<Item = bool> {
         self.0.iter().map(|last| last.passed)
     }
@@ -88,27 +89,27 @@ mod tests {
     }
 
     #[test]
-    fn only_fresh_words_count() {
-        let mut controls = Controls::new([true, true]);
-        assert_eq!(controls.word(at(0)), Word::Open);
-        controls.take(0, false, at(1));
-        assert_eq!(controls.word(at(0)), Word::Open);
-        controls.take(1, true, at(1));
-        assert_eq!(controls.word(at(1)), Word::Connected);
-        assert_eq!(controls.word(at(2)), Word::Open);
-        controls.take(0, false, at(2));
-        controls.take(1, false, at(3));
-        assert_eq!(controls.word(at(2)), Word::CutOff);
+    fn only_probes_since_the_failure_count() {
+        let mut tracker = ConnectivityTracker::new([true, true]);
+        assert_eq!(tracker.verdict(at(0)), ConnectivityVerdict::Undecided);
+        tracker.record(0, false, at(1));
+        assert_eq!(tracker.verdict(at(0)), ConnectivityVerdict::Undecided);
+        tracker.record(1, true, at(1));
+        assert_eq!(tracker.verdict(at(1)), ConnectivityVerdict::Connected);
+        assert_eq!(tracker.verdict(at(2)), ConnectivityVerdict::Undecided);
+        tracker.record(0, false, at(2));
+        tracker.record(1, false, at(3));
+        assert_eq!(tracker.verdict(at(2)), ConnectivityVerdict::Isolated);
     }
 
     #[test]
-    fn a_gateway_that_never_answered_says_nothing() {
-        let mut controls = Controls::new([false]);
-        controls.take(0, false, at(1));
-        assert_eq!(controls.word(at(0)), Word::Nobody);
-        controls.take(0, true, at(2));
-        controls.take(0, false, at(3));
-        assert_eq!(controls.word(at(3)), Word::CutOff);
-        assert_eq!(Controls::default().word(at(0)), Word::Nobody);
+    fn a_gateway_that_never_replied_is_ignored() {
+        let mut tracker = ConnectivityTracker::new([false]);
+        tracker.record(0, false, at(1));
+        assert_eq!(tracker.verdict(at(0)), ConnectivityVerdict::NoTargets);
+        tracker.record(0, true, at(2));
+        tracker.record(0, false, at(3));
+        assert_eq!(tracker.verdict(at(3)), ConnectivityVerdict::Isolated);
+        assert_eq!(ConnectivityTracker::default().verdict(at(0)), ConnectivityVerdict::NoTargets);
     }
 }

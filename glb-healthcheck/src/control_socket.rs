@@ -1,5 +1,5 @@
-//! Asking the running checker: over its control channel ([`glb_host::control`]), and for metrics and
-//! status over HTTP. The daemon's loop alone knows the state, so every question goes to it.
+//! The control socket's requests ([`glb_host::control`]), and queries for the HTTP server. The
+//! daemon's event loop owns the state, so every request becomes a [`Query`] to it.
 
 use std::{io, sync::mpsc::SyncSender};
 
@@ -12,62 +12,72 @@ use tokio::sync::mpsc::{Sender, error::TrySendError};
 
 use crate::status::Snapshot;
 
-/// How many questions may wait for the daemon's loop.
-pub const WAITING: usize = 16;
+/// How many queries may wait for the event loop.
+pub const QUEUE_LENGTH: usize = 16;
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Command {
-    /// All that is known; answered with [`Snapshot`].
+    /// Asks for the state of all checks; the reply is a [`Snapshot`].
     Status,
+    /// Reads the input table and the certificates again; the reply is a [`ReloadReport`].
+    Reload,
+}
+
+/// The result of a successful [`Command::Reload`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadReport {
+    /// Targets of the input that is now loaded.
+    pub targets: usize,
+    /// How many of them are new. The input comes into force when each has a first result.
+    pub new: usize,
 }
 
 impl control::Command for Command {
     fn changes(&self) -> bool {
         match self {
             Self::Status => false,
+            Self::Reload => true,
         }
     }
 }
 
-/// A question to the daemon's loop.
+/// A query to the daemon's event loop.
 #[derive(Debug)]
-pub enum Question {
-    /// Of the control channel.
+pub enum Query {
+    /// A request of the control socket.
     Call(Call<Command>),
-    /// Of a thread that waits for all that is known.
+    /// A thread that waits for a snapshot.
     Snapshot(SyncSender<Snapshot>),
 }
 
-/// Why the control channel cannot be opened.
+/// Why the control socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum ChannelError {
-    /// The socket.
+pub enum ControlSocketError {
+    /// The socket cannot be created.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The operators' group.
+    /// The operators' group does not exist.
     #[error("`control.operators`: {0}")]
     Operators(UnknownGroup),
-    /// The thread.
-    #[error("cannot start the thread of the control channel: {0}")]
+    /// The thread cannot be started.
+    #[error("cannot start the control socket's thread: {0}")]
     Thread(io::Error),
 }
 
-/// Opens the control channel; it is in service until the server is dropped.
+/// Opens the control socket and serves it until the returned server is dropped.
 ///
 /// # Errors
-/// When another daemon has the socket, or it cannot be made.
-pub fn open(config: &ControlConfig, questions: Sender<Question>) -> Result<Server, ChannelError> {
-    let access = Access::new(config.operators.as_deref()).map_err(ChannelError::Operators)?;
+/// Another daemon uses the socket, or it cannot be created.
+pub fn open(config: &ControlConfig, queries: Sender<Query>) -> Result<Server, ControlSocketError> {
+    let access = Access::new(config.operators.as_deref()).map_err(ControlSocketError::Operators)?;
     let socket = Socket::open(&config.place)?;
     let handler = move |call: Call<Command>| {
-        if let Err(TrySendError::Full(Question::Call(call))) =
-            questions.try_send(Question::Call(call))
-        {
-            let text = "the daemon has not come to earlier requests yet; ask again in a moment";
+        if let Err(TrySendError::Full(Query::Call(call))) = queries.try_send(Query::Call(call)) {
+            let text = "the daemon is busy with earlier requests: try again in a second";
             call.answer.done(Err::<(), _>(Refusal::new(RefusalKind::Busy, text)));
         }
     };
-    control::serve(socket, access, handler).map_err(ChannelError::Thread)
+    control::serve(socket, access, handler).map_err(ControlSocketError::Thread)
 }

@@ -1,6 +1,7 @@
-//! The running checker: probes go out, results come in, findings are published.
+//! The daemon: sends probes, feeds their results to the [`Engine`], and hands its updates to the
+//! [`Publisher`].
 
-mod control;
+mod connectivity;
 
 use std::{
     io,
@@ -9,10 +10,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+pub(crate) use connectivity::default_gateways;
 use glb_host::{
+    control::Refusal,
     lock_file::{LockError, LockFile},
     metrics::{self, MetricsError},
     systemd::{self, Watchdog},
+    watched_file::WatchedFile,
 };
 use glb_table::{atomic_file, health_overlay::HealthResult};
 use tokio::{
@@ -25,207 +29,246 @@ use tracing::{error, info, warn};
 
 use crate::{
     Moment,
-    check::{Pace, Target},
-    check_config::{self, WantedError},
-    config::Config,
-    control_socket::{self, ChannelError, Command, Question},
-    engine::{Decision, Engine, Event, Job, Known, Source, Transition},
-    health_state::Standing,
-    metrics::{Metered, Metrics},
-    probe::{self, EchoError, Outcome, Tools, ToolsError},
-    publish::{Publisher, SharedRecord, drains},
+    check::{Settings, Target},
+    check_config::{self, CheckConfigError},
+    config::{Config, ConfigError},
+    control_socket::{self, Command, ControlSocketError, Query, ReloadReport},
+    engine::{Engine, EngineEvent, InputTable, PreviousOutput, ProbeJob, TableUpdate, Transition},
+    health_state::Health,
+    metrics::{Collector, ProbeMetrics},
+    probe::{self, IcmpEchoError, Outcome, ProbeContext, ProbeContextError},
+    publish::{NotifyConfig, Publisher, SharedPublishRecord, agent_drains},
     status::Snapshot,
 };
 
-/// Why the checker does not start, or a source is not taken.
+/// Why the daemon cannot start, or a reload is rejected.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The source table is not in order.
+pub enum DaemonError {
+    /// The configuration is invalid.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A key changed that is read only at the start.
+    #[error("changing `{key}` needs a restart of the daemon")]
+    NeedsRestart {
+        /// The key.
+        key: &'static str,
+    },
+    /// The input table is invalid.
     #[error("{}", .0.render(false).trim_end())]
     Table(glb_table::LoadError),
-    /// Its checks are not.
+    /// The input table's checks are invalid.
     #[error(transparent)]
-    Wanted(#[from] WantedError),
-    /// Somebody else writes the checked table.
+    CheckConfig(#[from] CheckConfigError),
+    /// Another process writes the output.
     #[error(
-        "`checked`: {owner} writes {} already.\n  \
-         Stop that one first, or give this one a `checked` of its own.",
+        "`output`: {owner} already writes {}.\n  \
+         Stop that process, or set `output` to another file.",
         path.display()
     )]
-    Taken {
-        /// The checked table.
+    OutputInUse {
+        /// The output.
         path: PathBuf,
-        /// The other process, as far as it is known.
+        /// The other process.
         owner: String,
     },
-    /// The checked table's place.
+    /// The output's directory is not usable.
     #[error(
-        "`checked`: {problem}.\n  \
-         This checker's user must be able to write beside {}: mend that, or name another place.",
+        "`output`: {problem}.\n  \
+         Allow this user to write to the directory of {}, or set `output` to another file.",
         path.display()
     )]
-    Checked {
-        /// The checked table.
+    Output {
+        /// The output.
         path: PathBuf,
-        /// What is wrong.
+        /// The error.
         problem: LockError,
     },
-    /// This machine or process cannot do its checks.
+    /// This machine or process cannot do the checks.
     #[error("{file}: {source}")]
-    Tools {
-        /// The source.
+    ProbeContext {
+        /// The input.
         file: String,
-        /// What is wrong.
-        source: ToolsError,
+        /// The error.
+        source: ProbeContextError,
     },
-    /// Control targets.
-    #[error("`control_targets`: {0}")]
-    Control(EchoError),
-    /// Signals.
-    #[error("cannot listen for signals: {0}")]
+    /// Connectivity targets cannot be pinged.
+    #[error("`connectivity_targets`: {0}")]
+    Connectivity(IcmpEchoError),
+    /// Signal handlers cannot be installed.
+    #[error("cannot install signal handlers: {0}")]
     Signals(io::Error),
-    /// The control channel.
+    /// The control socket cannot be opened.
     #[error(transparent)]
-    Channel(#[from] ChannelError),
-    /// The port of the metrics.
+    ControlSocket(#[from] ControlSocketError),
+    /// The metrics server cannot be started.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
 }
 
-/// A source and what its probes need.
+/// An input table, and what its probes need.
 #[derive(Debug)]
-pub struct Loaded {
-    /// The source.
-    pub source: Arc<Source>,
-    /// For its probes.
-    pub tools: Arc<Tools>,
+pub struct LoadedInput {
+    /// The table with its checks.
+    pub input: Arc<InputTable>,
+    /// Sockets, TLS configurations and devices for its probes.
+    pub context: Arc<ProbeContext>,
 }
 
-/// Reads a source table and its checks.
+/// Reads an input table and prepares its probes. Sockets of `old` are reused.
 ///
 /// # Errors
-/// When something in it is wrong.
-pub async fn load(path: &Path, defaults: &Pace, old: Option<&Tools>) -> Result<Loaded, Error> {
-    let io = |source| Error::Table(glb_table::LoadError::Io { path: path.to_owned(), source });
-    let bytes = glb_table::read_bytes(path).map_err(Error::Table)?;
+/// The table or a check is invalid, or this machine cannot do a check.
+pub async fn load(
+    path: &Path,
+    defaults: &Settings,
+    old: Option<&ProbeContext>,
+) -> Result<LoadedInput, DaemonError> {
+    let input = read_input(path, defaults)?;
+    let context = ProbeContext::new(input.targets.iter().flatten().flatten(), old).await;
+    let context = context
+        .map_err(|source| DaemonError::ProbeContext { file: path.display().to_string(), source })?;
+    Ok(LoadedInput { input: Arc::new(input), context: Arc::new(context) })
+}
+
+/// Reads an input table and its checks.
+///
+/// # Errors
+/// The table or a check is invalid.
+pub fn read_input(path: &Path, defaults: &Settings) -> Result<InputTable, DaemonError> {
+    let io =
+        |source| DaemonError::Table(glb_table::LoadError::Io { path: path.to_owned(), source });
+    let bytes = glb_table::read_bytes(path).map_err(DaemonError::Table)?;
     let form = glb_table::Format::of_path(path);
-    let set = glb_table::parse_bytes(path, form, &bytes).map_err(Error::Table)?;
+    let set = glb_table::parse_bytes(path, form, &bytes).map_err(DaemonError::Table)?;
     let text = String::from_utf8(bytes)
         .map_err(|error| io(io::Error::new(io::ErrorKind::InvalidData, error)))?;
-    let wanted = check_config::targets(path, &set, defaults)?;
-    let tools = Tools::new(wanted.iter().flatten().flatten(), old).await;
-    let tools =
-        tools.map_err(|source| Error::Tools { file: path.display().to_string(), source })?;
-    let source = Source { path: path.to_owned(), text, set, wanted };
-    Ok(Loaded { source: Arc::new(source), tools: Arc::new(tools) })
+    let targets = check_config::read_targets(path, &set, defaults)?;
+    Ok(InputTable { path: path.to_owned(), text, set, targets })
 }
 
-/// Runs until a signal ends it.
+/// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When it cannot start.
-pub async fn run(config: &Config) -> Result<(), Error> {
-    LocalSet::new().run_until(watch_over(config)).await
+/// The daemon cannot start.
+pub async fn run(config: Config) -> Result<(), DaemonError> {
+    LocalSet::new().run_until(run_local(config)).await
 }
 
-/// What a probe sends back.
-enum Done {
+/// The result of a probe task.
+enum ProbeResult {
     Target { id: u64, target: Arc<Target>, outcome: Outcome, latency: Duration },
-    Control { index: usize, passed: bool, started: Moment },
+    Connectivity { index: usize, passed: bool, started: Moment },
 }
 
-async fn watch_over(config: &Config) -> Result<(), Error> {
-    let signals = |kind| signal(kind).map_err(Error::Signals);
+async fn run_local(config: Config) -> Result<(), DaemonError> {
+    let signals = |kind| signal(kind).map_err(DaemonError::Signals);
     let mut hangup = signals(SignalKind::hangup())?;
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
 
-    // What is in use already is found before anything is asked of anybody.
+    // Ports, lock and socket come first: a conflict is reported before any probe is sent.
     let listener = config.metrics.map(metrics::bind).transpose()?;
-    let (questions, mut asked) = mpsc::channel(control_socket::WAITING);
-    let _lock = own(&config.checked)?;
-    let _server = control_socket::open(&config.control, questions.clone())?;
-    let Loaded { source, tools } = load(&config.source, &config.defaults, None).await?;
-    let metrics = Metrics::default();
+    let (queries, mut query_receiver) = mpsc::channel(control_socket::QUEUE_LENGTH);
+    let _lock = lock_output(&config.output)?;
+    let _server = control_socket::open(&config.control, queries.clone())?;
+    let mut input_file = WatchedFile::watch(&config.input);
+    let LoadedInput { input, context } = load(&config.input, &config.defaults, None).await?;
+    let metrics = ProbeMetrics::default();
     if let Some(listener) = listener {
-        metrics::serve(listener, Metered { metrics: metrics.clone(), questions })?;
+        metrics::serve(listener, Collector { metrics: metrics.clone(), queries })?;
     }
-    let (results, mut done) = mpsc::unbounded_channel();
+    let (results, mut result_receiver) = mpsc::unbounded_channel();
     let began = Instant::now();
-    let controls = control::start(&config.control_targets, &results, began)?;
+    let connectivity = connectivity::start(&config.connectivity, &results, began)?;
     let engine = Engine::new(
         config.options.clone(),
-        source,
-        &known(&config.checked),
-        controls.judged,
-        seed(),
+        input,
+        &read_previous_output(&config.output),
+        connectivity.tracker,
+        random_seed(),
         began.elapsed(),
     );
-    let record = SharedRecord::default();
+    let record = SharedPublishRecord::default();
+    let (notify, notify_receiver) = watch::channel(NotifyConfig::of(&config));
     let publisher = Publisher {
-        checked: config.checked.clone(),
-        tell: config.tell.clone(),
-        timeout: config.reload_timeout,
+        output: config.output.clone(),
+        notify: notify_receiver,
         record: record.clone(),
     };
-    let (decisions, newest) = watch::channel(None);
-    let (published, mut is_published) = oneshot::channel();
-    let publishing = tokio::task::spawn_local(publisher.run(newest, published));
-    let mut checker =
-        Checker { began, engine, tools, results, metrics, record, controls: controls.names };
+    let (updates, update_receiver) = watch::channel(None);
+    let (first_write, mut first_write_done) = oneshot::channel();
+    let publishing = tokio::task::spawn_local(publisher.run(update_receiver, first_write));
     info!(
-        targets = checker.engine.targets().count(),
-        source = %config.source.display(),
-        checked = %config.checked.display(),
-        "checking"
+        targets = engine.targets().count(),
+        input = %config.input.display(),
+        output = %config.output.display(),
+        "probing started"
     );
-    systemd::status("checking each target for the first time");
+    systemd::status("waiting for the first result of each target");
+    let mut checker = Checker {
+        config,
+        began,
+        engine,
+        context,
+        results,
+        metrics,
+        record,
+        notify,
+        connectivity: connectivity.names,
+    };
     let mut watchdog = Watchdog::from_environment();
     let mut ready = false;
     loop {
-        if let Some(decision) = checker.turn() {
-            decisions.send_replace(Some(Arc::new(decision)));
+        if let Some(update) = checker.run_due() {
+            updates.send_replace(Some(Arc::new(update)));
         }
-        let wake = checker.engine.wake().map_or(Duration::from_secs(3600), |at| at);
+        let wake = checker.engine.next_wake().unwrap_or(Duration::from_secs(3600));
         tokio::select! {
-            Some(first) = done.recv() => {
-                checker.take(first);
-                while let Ok(next) = done.try_recv() {
-                    checker.take(next);
+            Some(first) = result_receiver.recv() => {
+                checker.record(first);
+                while let Ok(next) = result_receiver.try_recv() {
+                    checker.record(next);
                 }
             }
             () = sleep_until(began + wake) => {}
-            result = &mut is_published, if !ready => {
+            result = &mut first_write_done, if !ready => {
                 ready = true;
                 if result.is_ok() {
                     let targets = checker.engine.targets().count();
-                    info!(targets, "ready: each target has been checked, the table is written");
+                    info!(targets, "ready: every target has a result, and the output is written");
                     systemd::ready(&format!("checking {targets} targets"));
                 }
             }
-            Some(question) = asked.recv() => checker.tell(question),
-            _ = hangup.recv() => checker.reload(config).await,
+            Some(query) = query_receiver.recv() => checker.answer(query).await,
+            () = input_file.changed() => {
+                info!(input = %checker.config.input.display(), "input changed");
+                drop(checker.reload().await);
+            }
+            _ = hangup.recv() => drop(checker.reload().await),
             () = watchdog.turn() => {}
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
     systemd::stopping();
-    // What was not begun is left to the next start, which finds the file as it is.
+    // A write that has not begun is left to the next start.
     publishing.abort();
-    info!("ended; the checked table stays as it is");
+    info!("stopped; the output stays as it is");
     Ok(())
 }
 
+/// The state of the event loop.
 struct Checker {
+    config: Config,
     began: Instant,
     engine: Engine,
-    tools: Arc<Tools>,
-    results: mpsc::UnboundedSender<Done>,
-    metrics: Metrics,
-    record: SharedRecord,
-    /// The control targets, for people.
-    controls: Vec<String>,
+    context: Arc<ProbeContext>,
+    results: mpsc::UnboundedSender<ProbeResult>,
+    metrics: ProbeMetrics,
+    record: SharedPublishRecord,
+    notify: watch::Sender<NotifyConfig>,
+    /// Names of the connectivity targets, for the status.
+    connectivity: Vec<String>,
 }
 
 impl Checker {
@@ -233,158 +276,184 @@ impl Checker {
         self.began.elapsed()
     }
 
-    /// Does all that is due now.
-    fn turn(&mut self) -> Option<Decision> {
+    /// Sends all probes that are due, and returns the update to write, if one is due.
+    fn run_due(&mut self) -> Option<TableUpdate> {
         let now = self.now();
-        for event in self.engine.look(now) {
+        for event in self.engine.check_suspects(now) {
             log_event(&event, now);
         }
         while let Some(job) = self.engine.next_job(now) {
             self.send(job);
         }
-        self.engine.decide(now)
+        self.engine.next_update(now)
     }
 
-    fn send(&self, Job { id, target }: Job) {
-        let (tools, results) = (Arc::clone(&self.tools), self.results.clone());
+    fn send(&self, ProbeJob { id, target }: ProbeJob) {
+        let (context, results) = (Arc::clone(&self.context), self.results.clone());
         tokio::task::spawn_local(async move {
-            let (outcome, latency) = probe::probe(&target, &tools).await;
-            // Nobody waits for a result at the end.
-            drop(results.send(Done::Target { id, target, outcome, latency }));
+            let (outcome, latency) = probe::probe(&target, &context).await;
+            // The receiver is gone when the daemon stops.
+            drop(results.send(ProbeResult::Target { id, target, outcome, latency }));
         });
     }
 
-    fn take(&mut self, done: Done) {
+    fn record(&mut self, result: ProbeResult) {
         let now = self.now();
-        match done {
-            Done::Target { id, target, outcome, latency } => {
-                self.metrics.probed(&target.check.kind, &outcome, latency);
-                if let Some(transition) = self.engine.take(id, outcome, latency, now) {
-                    log(&transition, now);
+        match result {
+            ProbeResult::Target { id, target, outcome, latency } => {
+                self.metrics.record(&target.check.kind, &outcome, latency);
+                if let Some(transition) = self.engine.record_result(id, outcome, latency, now) {
+                    log_transition(&transition, now);
                 }
             }
-            Done::Control { index, passed, started } => {
-                self.engine.control(index, passed, started);
+            ProbeResult::Connectivity { index, passed, started } => {
+                self.engine.record_connectivity(index, passed, started);
             }
         }
     }
 
-    async fn reload(&mut self, config: &Config) {
-        systemd::reloading("reading the source table anew");
-        match load(&config.source, &config.defaults, Some(&self.tools)).await {
-            Ok(loaded) => {
-                self.tools = loaded.tools;
-                let now = self.now();
-                self.engine.reload(loaded.source, now);
-                let (targets, new) = (self.engine.targets().count(), self.engine.pending());
-                info!(targets, new, "source table loaded anew");
+    /// Reads configuration, input and certificates again. On an error everything stays as it is.
+    async fn reload(&mut self) -> Result<ReloadReport, DaemonError> {
+        systemd::reloading("reading the configuration and the input");
+        match self.try_reload().await {
+            Ok(report) => {
+                let ReloadReport { targets, new } = report;
+                info!(targets, new, "reloaded");
                 systemd::ready(&format!("checking {targets} targets"));
+                Ok(report)
             }
-            Err(problem) => {
-                error!("the source table was not loaded, the running one stays:\n{problem}");
-                systemd::ready("the last reload failed; the targets known before are checked");
+            Err(error) => {
+                error!(%error, "reload failed: the previous input stays in force");
+                systemd::ready("the last reload failed: the previous input stays in force");
+                Err(error)
             }
         }
     }
 
-    fn tell(&self, question: Question) {
-        let snapshot = Snapshot::take(&self.engine, &self.record.get(), &self.controls, self.now());
-        match question {
-            Question::Call(call) => match call.command {
-                // Of thousands of targets it is much to write down: elsewhere.
+    async fn try_reload(&mut self) -> Result<ReloadReport, DaemonError> {
+        let config = Config::load(&self.config.path)?;
+        if let Some(key) = self.config.restart_key(&config) {
+            return Err(DaemonError::NeedsRestart { key });
+        }
+        let loaded = load(&config.input, &config.defaults, Some(&self.context)).await?;
+        self.context = loaded.context;
+        self.engine.set_options(config.options.clone());
+        self.notify.send_replace(NotifyConfig::of(&config));
+        self.config = config;
+        let now = self.now();
+        self.engine.reload(loaded.input, now);
+        let targets = self.engine.input().targets.iter().flatten().flatten();
+        let targets: std::collections::HashSet<_> = targets.collect();
+        Ok(ReloadReport { targets: targets.len(), new: self.engine.pending() })
+    }
+
+    async fn answer(&mut self, query: Query) {
+        match query {
+            Query::Call(call) => match call.command {
                 Command::Status => {
+                    let snapshot = self.snapshot();
+                    // Serializing thousands of targets would delay the event loop.
                     tokio::task::spawn_blocking(|| call.answer.done(Ok(snapshot)));
                 }
+                Command::Reload => {
+                    let report = self.reload().await.map_err(Refusal::failed);
+                    call.answer.done(report);
+                }
             },
-            // Who asked may have gone.
-            Question::Snapshot(answer) => drop(answer.try_send(snapshot)),
+            // The client may have disconnected.
+            Query::Snapshot(answer) => drop(answer.try_send(self.snapshot())),
         }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot::take(&self.engine, &self.record.get(), &self.connectivity, self.now())
     }
 }
 
-fn log_event(event: &Event, now: Moment) {
+fn log_event(event: &EngineEvent, now: Moment) {
     match event {
-        Event::Transition(transition) => log(transition, now),
-        Event::CutOff { failing, targets, mute: true } => error!(
+        EngineEvent::Transition(transition) => log_transition(transition, now),
+        EngineEvent::Isolated { failing, targets, cannot_probe: true } => error!(
             failing,
             targets,
-            "THIS CHECKER IS CUT OFF: checks of most backends cannot even be done (`status` says why); the last \
-             judgement stands"
+            "this checker is isolated: it cannot do the checks of most backends; all health states stay \
+             as they are (`glb-healthcheck status` shows the errors)"
         ),
-        Event::CutOff { failing, targets, mute: false } => error!(
+        EngineEvent::Isolated { failing, targets, cannot_probe: false } => error!(
             failing,
             targets,
-            "THIS CHECKER IS CUT OFF: its control targets fail too; the last judgement stands"
+            "this checker is isolated: no connectivity target replies either; all health states stay as \
+             they are"
         ),
-        Event::Connected { since } => {
-            let lasted = format!("{:.1} s", now.saturating_sub(*since).as_secs_f64());
-            warn!(lasted, "this checker is connected again");
+        EngineEvent::Connected { since } => {
+            let isolated_ms = now.saturating_sub(*since).as_millis();
+            warn!(isolated_ms, "this checker has connectivity again");
         }
     }
 }
 
-fn log(transition: &Transition, now: Moment) {
+fn log_transition(transition: &Transition, now: Moment) {
     let Transition { target, from, to, after, reason, held_until } = transition;
-    let (target, after) = (target.to_string(), format!("{:.1} s", after.as_secs_f64()));
+    let (target, after_ms) = (target.to_string(), after.as_millis());
+    let reason = reason.as_deref();
     match (from, to) {
-        (Standing::Unknown, Standing::Up) => info!(target, "up at the first check"),
-        (Standing::Unknown, _) => {
-            warn!(target, reason = reason.as_deref(), "down at the first check");
+        (Health::Unknown, Health::Healthy) => info!(target, "healthy at the first check"),
+        (Health::Unknown, _) => warn!(target, reason, "unhealthy at the first check"),
+        (_, Health::Unhealthy) => {
+            let hold_down_ms = held_until.saturating_sub(now).as_millis();
+            warn!(target, reason, healthy_for_ms = after_ms, hold_down_ms, "became unhealthy");
         }
-        (_, Standing::Down) => {
-            let held = held_until.saturating_sub(now).as_millis();
-            warn!(target, was_up_for = after, reason = reason.as_deref(), held_ms = held, "down");
-        }
-        _ => info!(target, was_down_for = after, "up"),
+        _ => info!(target, unhealthy_for_ms = after_ms, "became healthy"),
     }
 }
 
-/// What a former checker has written: its judgement stands until results overturn it.
-fn known(checked: &Path) -> Known {
-    let mut known = Known::default();
-    if !checked.exists() {
-        return known;
+/// Reads what an earlier process has written to the output.
+fn read_previous_output(output: &Path) -> PreviousOutput {
+    let mut previous = PreviousOutput::default();
+    if !output.exists() {
+        return previous;
     }
-    match glb_table::load(checked) {
+    match glb_table::load(output) {
         Ok(set) => {
             for table in &set.tables {
                 for backend in &table.backends {
-                    let finding = HealthResult { healthy: backend.healthy, state: backend.state };
-                    known.findings.insert((table.name.clone(), backend.address), finding);
+                    let result = HealthResult { healthy: backend.healthy, state: backend.state };
+                    previous.health.insert((table.name.clone(), backend.address), result);
                 }
             }
-            known.drains = drains::read(checked);
+            previous.drains = agent_drains::read(output);
         }
-        Err(problem) => {
-            warn!("the old checked table says nothing: {}", problem.render(false).trim_end());
+        Err(error) => {
+            let error = error.render(false);
+            warn!(error = error.trim_end(), "previous output ignored: it is not a valid table");
         }
     }
-    known
+    previous
 }
 
-/// Makes the checked table this checker's own, and clears what a killed one left beside it.
-fn own(checked: &Path) -> Result<LockFile, Error> {
+/// Locks the output, and removes temporary files that a killed process has left beside it.
+fn lock_output(output: &Path) -> Result<LockFile, DaemonError> {
     let io = |action| {
         move |source| {
-            let problem = LockError::Io { action, path: checked.to_owned(), source };
-            Error::Checked { path: checked.to_owned(), problem }
+            let problem = LockError::Io { action, path: output.to_owned(), source };
+            DaemonError::Output { path: output.to_owned(), problem }
         }
     };
-    let real = atomic_file::resolve_links(checked).map_err(io("follow the links of"))?;
+    let real = atomic_file::resolve_links(output).map_err(io("follow the links of"))?;
     let lock = LockFile::take(&real).map_err(|problem| match problem {
-        LockError::Held { owner } => Error::Taken { path: checked.to_owned(), owner },
-        problem => Error::Checked { path: checked.to_owned(), problem },
+        LockError::Held { owner } => DaemonError::OutputInUse { path: output.to_owned(), owner },
+        problem => DaemonError::Output { path: output.to_owned(), problem },
     })?;
-    for path in [real.clone(), drains::file(checked)] {
-        for left in atomic_file::remove_temporary_files(&path).map_err(io("clean up beside"))? {
-            info!(file = %left.display(), "removed what a killed checker had begun to write");
+    for path in [real.clone(), agent_drains::file(output)] {
+        for file in atomic_file::remove_temporary_files(&path).map_err(io("clean up beside"))? {
+            info!(file = %file.display(), "removed a temporary file of a killed checker");
         }
     }
     Ok(lock)
 }
 
-/// Differs from start to start and from machine to machine.
-fn seed() -> u64 {
+/// A seed that differs between starts and machines.
+fn random_seed() -> u64 {
     let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     (time.as_nanos() as u64) ^ u64::from(std::process::id()).rotate_left(48)
 }

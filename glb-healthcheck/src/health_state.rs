@@ -1,58 +1,58 @@
-//! From single results to a judgement of one target, without flapping. Pure.
+//! The health state of one target: rise, fall, hold-down and flap counting. Pure: no clock.
 
 use std::time::Duration;
 
 use crate::Moment;
 
-/// How many results turn a judgement, and how long who failed is held down.
+/// How many results change a target's health, and how long a failed target is held down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rules {
-    /// So many passes in a row make it up.
+pub struct HealthRules {
+    /// Consecutive passes that make it healthy.
     pub rise: u32,
-    /// So many failures in a row make it down.
+    /// Consecutive failures that make it unhealthy.
     pub fall: u32,
-    /// After a failure it stays down for at least this; twice as long after each next failure.
-    pub hold: Duration,
-    /// It is never held down for longer.
-    pub hold_max: Duration,
-    /// Who has been up for so long starts from `hold` again.
-    pub forgive: Duration,
+    /// Shortest time that it stays unhealthy; doubled with each flap.
+    pub hold_down: Duration,
+    /// Upper limit of the doubled hold-down.
+    pub hold_down_max: Duration,
+    /// A failure later than this after the return to healthy is not a flap.
+    pub flap_reset: Duration,
 }
 
-/// What a target is taken for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+/// The health of a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Standing {
-    /// No result yet, and nothing known from before.
+pub enum Health {
+    /// No result yet, and no earlier output to start from.
     Unknown,
-    /// Can take connections.
-    Up,
-    /// Cannot.
-    Down,
+    /// Its checks pass.
+    Healthy,
+    /// Its checks fail.
+    Unhealthy,
 }
 
-/// The judgement of one target.
+/// The health state of one target.
 #[derive(Clone, Debug)]
-pub struct Judge {
-    standing: Standing,
+pub struct HealthState {
+    health: Health,
     since: Moment,
-    /// Results in a row that speak against the standing.
-    against: u32,
-    /// How often it failed lately: the next hold is `hold` doubled so many times.
+    /// Consecutive results that contradict `health`.
+    contrary: u32,
+    /// Flaps without a reset between them: how many times the next hold-down is doubled.
     level: u32,
     held_until: Moment,
     transitions: u64,
     flaps: u64,
 }
 
-impl Judge {
-    /// Nothing is known: the first result decides.
+impl HealthState {
+    /// Creates an unknown state; the first result decides it.
     #[must_use]
     pub fn new(now: Moment) -> Self {
         Self {
-            standing: Standing::Unknown,
+            health: Health::Unknown,
             since: now,
-            against: 0,
+            contrary: 0,
             level: 0,
             held_until: Moment::ZERO,
             transitions: 0,
@@ -60,104 +60,100 @@ impl Judge {
         }
     }
 
-    /// What a former checker has written stands until rise or fall overturns it.
+    /// Starts from the health that an earlier process has written. It stays until `rise` or `fall`
+    /// results contradict it.
     #[must_use]
-    pub fn resumed(up: bool, now: Moment) -> Self {
-        Self { standing: if up { Standing::Up } else { Standing::Down }, ..Self::new(now) }
+    pub fn resume(healthy: bool, now: Moment) -> Self {
+        let health = if healthy { Health::Healthy } else { Health::Unhealthy };
+        Self { health, ..Self::new(now) }
     }
 
-    /// What it is taken for.
+    /// The current health.
     #[must_use]
-    pub fn standing(&self) -> Standing {
-        self.standing
+    pub fn health(&self) -> Health {
+        self.health
     }
 
-    /// Since when.
+    /// When the health last changed.
     #[must_use]
     pub fn since(&self) -> Moment {
         self.since
     }
 
-    /// Until when it stays down whatever it answers.
+    /// When the hold-down ends; until then passes do not make it healthy.
     #[must_use]
     pub fn held_until(&self) -> Moment {
         self.held_until
     }
 
-    /// How often it has changed between up and down.
+    /// Changes between healthy and unhealthy so far.
     #[must_use]
     pub fn transitions(&self) -> u64 {
         self.transitions
     }
 
-    /// How often it failed before its last failure was forgiven.
+    /// Failures so far that came within [`HealthRules::flap_reset`] of a return.
     #[must_use]
     pub fn flaps(&self) -> u64 {
         self.flaps
     }
 
-    /// Results in a row that speak against the standing.
+    /// Discards results that contradict the health: the checker's own fault caused them.
+    pub fn reset_contrary(&mut self) {
+        self.contrary = 0;
+    }
+
+    /// Returns whether one more failure makes it unhealthy.
     #[must_use]
-    pub fn against(&self) -> u32 {
-        self.against
+    pub fn is_last_chance(&self, rules: &HealthRules) -> bool {
+        self.health == Health::Healthy && self.contrary + 1 >= rules.fall
     }
 
-    /// Forgets results that speak against the standing: they said nothing about the target.
-    pub fn forget_streak(&mut self) {
-        self.against = 0;
-    }
-
-    /// Whether one more failure turns it down.
-    #[must_use]
-    pub fn is_last_chance(&self, rules: &Rules) -> bool {
-        self.standing == Standing::Up && self.against + 1 >= rules.fall
-    }
-
-    /// Takes a result. Returns the standing that was left if it changed.
-    pub fn take(&mut self, rules: &Rules, passed: bool, now: Moment) -> Option<Standing> {
-        let before = self.standing;
+    /// Records a result. Returns the previous health if it changed.
+    pub fn record(&mut self, rules: &HealthRules, passed: bool, now: Moment) -> Option<Health> {
+        let before = self.health;
         match (before, passed) {
-            (Standing::Unknown, true) => self.change(Standing::Up, now),
-            // Nothing was given to it yet, so nothing is held against it.
-            (Standing::Unknown, false) => self.change(Standing::Down, now),
-            (Standing::Up, true) | (Standing::Down, false) => self.against = 0,
-            (Standing::Up, false) => {
-                self.against += 1;
-                if self.against >= rules.fall {
+            (Health::Unknown, true) => self.change(Health::Healthy, now),
+            // No hold-down: the target never received connections.
+            (Health::Unknown, false) => self.change(Health::Unhealthy, now),
+            (Health::Healthy, true) | (Health::Unhealthy, false) => self.contrary = 0,
+            (Health::Healthy, false) => {
+                self.contrary += 1;
+                if self.contrary >= rules.fall {
                     self.fail(rules, now);
                 }
             }
-            (Standing::Down, true) => {
-                self.against = self.against.saturating_add(1);
-                if self.against >= rules.rise && now >= self.held_until {
+            (Health::Unhealthy, true) => {
+                self.contrary = self.contrary.saturating_add(1);
+                if self.contrary >= rules.rise && now >= self.held_until {
                     self.transitions += 1;
-                    self.change(Standing::Up, now);
+                    self.change(Health::Healthy, now);
                 }
             }
         }
-        (self.standing != before).then_some(before)
+        (self.health != before).then_some(before)
     }
 
-    fn fail(&mut self, rules: &Rules, now: Moment) {
-        // Being up since the start or since a former checker is not a return.
+    fn fail(&mut self, rules: &HealthRules, now: Moment) {
+        // A target that was healthy from the start has not returned.
         let returned = self.transitions > 0;
-        if returned && now.saturating_sub(self.since) < rules.forgive {
+        if returned && now.saturating_sub(self.since) < rules.flap_reset {
             self.level = self.level.saturating_add(1);
             self.flaps += 1;
         } else {
             self.level = 0;
         }
         let factor = 1_u32.checked_shl(self.level).unwrap_or(u32::MAX);
-        let hold = rules.hold.saturating_mul(factor).min(rules.hold_max);
-        self.held_until = now + hold;
+        let hold_down = rules.hold_down.saturating_mul(factor).min(rules.hold_down_max);
+        self.held_until = now + hold_down;
         self.transitions += 1;
-        self.change(Standing::Down, now);
+        self.change(Health::Unhealthy, now);
     }
 
-    fn change(&mut self, to: Standing, now: Moment) {
-        self.standing = to;
+    fn change(&mut self, to: Health, now: Moment) {
+        self.health = to;
         self.since = now;
-        self.against = 0;
+        self.contrary = 0;
     }
 }
 

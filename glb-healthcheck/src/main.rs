@@ -1,4 +1,4 @@
-//! The `glb-healthcheck` binary.
+//! The `glb-healthcheck` program: parses the command line and runs the command.
 
 use std::process::ExitCode;
 

@@ -1,21 +1,21 @@
-//! The least number of backends of a table that stay healthy. Pure.
+//! The `min_healthy` limit: how many backends of a table stay healthy although their checks fail.
 
 use crate::Moment;
 
-/// How many of a table's backends may not be taken out.
+/// The number of active and filling backends of each table that always stay healthy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Floor {
-    /// So many.
+pub enum MinHealthy {
+    /// A number of backends.
     Count(usize),
-    /// So many of a hundred, rounded up.
+    /// A percentage of the backends, rounded up.
     Percent(u8),
-    /// None: who is dead is taken out.
+    /// No limit: every failing backend becomes unhealthy.
     #[default]
     None,
 }
 
-impl Floor {
-    fn of(self, backends: usize) -> usize {
+impl MinHealthy {
+    fn count(self, backends: usize) -> usize {
         match self {
             Self::Count(count) => count.min(backends),
             Self::Percent(percent) => (backends * usize::from(percent)).div_ceil(100),
@@ -24,28 +24,31 @@ impl Floor {
     }
 }
 
-/// A backend that could take connections.
+/// The health of a backend that may receive new connections.
 #[derive(Clone, Copy, Debug)]
-pub struct Member {
-    /// Whether all its checks pass.
-    pub up: bool,
-    /// Since when not.
-    pub down_since: Moment,
+pub struct BackendHealth {
+    /// True if all its checks pass.
+    pub healthy: bool,
+    /// When the first of its failing checks failed.
+    pub unhealthy_since: Moment,
 }
 
-/// Who is to be written healthy. Below the floor those who failed last stay, being the likeliest to
-/// live. If nobody is up at all, nobody is preferred: then the order of a row is by rank alone, and
-/// no dead backend is put before another.
+/// Decides which backends are written as healthy. Below the limit the backends that failed last stay
+/// healthy: they are the most likely to work. If all backends are unhealthy, all are written as such,
+/// and rows keep their rank order.
 #[must_use]
-pub fn keep(members: &[Member], floor: Floor) -> Vec<bool> {
-    let mut healthy: Vec<bool> = members.iter().map(|member| member.up).collect();
-    let up = healthy.iter().filter(|up| **up).count();
-    if up == 0 {
+pub fn select_healthy(backends: &[BackendHealth], min_healthy: MinHealthy) -> Vec<bool> {
+    let mut healthy: Vec<bool> = backends.iter().map(|backend| backend.healthy).collect();
+    let healthy_count = healthy.iter().filter(|healthy| **healthy).count();
+    if healthy_count == 0 {
         return healthy;
     }
-    let mut down: Vec<usize> = (0..members.len()).filter(|index| !members[*index].up).collect();
-    down.sort_by_key(|index| std::cmp::Reverse((members[*index].down_since, *index)));
-    for index in down.into_iter().take(floor.of(members.len()).saturating_sub(up)) {
+    let mut unhealthy: Vec<usize> =
+        (0..backends.len()).filter(|index| !backends[*index].healthy).collect();
+    unhealthy.sort_by_key(|index| std::cmp::Reverse((backends[*index].unhealthy_since, *index)));
+    for index in
+        unhealthy.into_iter().take(min_healthy.count(backends.len()).saturating_sub(healthy_count))
+    {
         healthy[index] = true;
     }
     healthy
@@ -57,37 +60,37 @@ mod tests {
 
     use super::*;
 
-    fn member(down_since: Option<u64>) -> Member {
-        let since = Moment::from_secs(down_since.unwrap_or(0));
-        Member { up: down_since.is_none(), down_since: since }
+    fn backend(unhealthy_since: Option<u64>) -> BackendHealth {
+        let since = Moment::from_secs(unhealthy_since.unwrap_or(0));
+        BackendHealth { healthy: unhealthy_since.is_none(), unhealthy_since: since }
     }
 
     #[test]
-    fn who_failed_last_stays() {
-        let members = [None, Some(3), Some(9), Some(5)].map(member);
-        assert_eq!(keep(&members, Floor::None), [true, false, false, false]);
-        assert_eq!(keep(&members, Floor::Count(2)), [true, false, true, false]);
-        assert_eq!(keep(&members, Floor::Percent(51)), [true, false, true, true]);
-        assert_eq!(keep(&members, Floor::Count(9)), [true; 4]);
-        let all_down = [Some(1), Some(2)].map(member);
-        assert_eq!(keep(&all_down, Floor::Count(1)), [false, false]);
+    fn the_backends_that_failed_last_stay_healthy() {
+        let backends = [None, Some(3), Some(9), Some(5)].map(backend);
+        assert_eq!(select_healthy(&backends, MinHealthy::None), [true, false, false, false]);
+        assert_eq!(select_healthy(&backends, MinHealthy::Count(2)), [true, false, true, false]);
+        assert_eq!(select_healthy(&backends, MinHealthy::Percent(51)), [true, false, true, true]);
+        assert_eq!(select_healthy(&backends, MinHealthy::Count(9)), [true; 4]);
+        let all_down = [Some(1), Some(2)].map(backend);
+        assert_eq!(select_healthy(&all_down, MinHealthy::Count(1)), [false, false]);
     }
 
     proptest! {
         #[test]
-        fn a_live_one_is_never_taken_out(
+        fn a_healthy_backend_stays_healthy(
             downs in prop::collection::vec(prop::option::of(0..100_u64), 1..20),
             percent in 0..=100_u8,
         ) {
-            let members: Vec<_> = downs.into_iter().map(member).collect();
-            let kept = keep(&members, Floor::Percent(percent));
-            for (member, healthy) in members.iter().zip(&kept) {
-                prop_assert!(!member.up || *healthy);
+            let backends: Vec<_> = downs.into_iter().map(backend).collect();
+            let kept = select_healthy(&backends, MinHealthy::Percent(percent));
+            for (backend, healthy) in backends.iter().zip(&kept) {
+                prop_assert!(!backend.healthy || *healthy);
             }
-            let up = members.iter().filter(|member| member.up).count();
+            let healthy_count = backends.iter().filter(|backend| backend.healthy).count();
             let healthy = kept.iter().filter(|healthy| **healthy).count();
-            let floor = Floor::Percent(percent).of(members.len());
-            prop_assert_eq!(healthy, if up == 0 { 0 } else { up.max(floor) });
+            let min_healthy = MinHealthy::Percent(percent).count(backends.len());
+            prop_assert_eq!(healthy, if healthy_count == 0 { 0 } else { healthy_count.max(min_healthy) });
         }
     }
 }

@@ -1,4 +1,4 @@
-//! When which target is probed: each at its own pace, all of them spread over time. Pure.
+//! The probe schedule: when each target is probed next, with jitter and an even spread. Pure: no clock.
 
 use std::{
     cmp::Reverse,
@@ -6,33 +6,33 @@ use std::{
     time::Duration,
 };
 
-use crate::{Moment, check::Pace};
+use crate::{Moment, check::Settings};
 
-/// First probes go out this far apart, so that a start or reload is no burst.
+/// Distance between first probes, so that a start or reload causes no burst.
 const FIRST_GAP: Duration = Duration::from_micros(200);
-/// Who could not be judged is asked again after this, or a quarter of the interval.
-const AGAIN: Duration = Duration::from_millis(250);
+/// Longest delay before the retry of an inconclusive probe; short intervals use a quarter of theirs.
+const RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// So long after its timeout a probe has surely ended.
-const ENDED: Duration = Duration::from_millis(5);
+/// Margin after its timeout at which a probe has ended for certain.
+const END_MARGIN: Duration = Duration::from_millis(5);
 
-/// The probes to come.
+/// The times of all future probes.
 #[derive(Debug)]
 pub struct Schedule {
     heap: BinaryHeap<Reverse<(Moment, u64)>>,
-    /// The valid entry of each id; all others in the heap are stale.
+    /// The valid time of each target; other entries of the heap are stale.
     due: HashMap<u64, Moment>,
-    dice: Dice,
+    random: SplitMix64,
 }
 
 impl Schedule {
-    /// An empty schedule. Checkers with different seeds do not march in step.
+    /// Creates an empty schedule. Different seeds keep checkers from probing in step.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { heap: BinaryHeap::new(), due: HashMap::new(), dice: Dice(seed) }
+        Self { heap: BinaryHeap::new(), due: HashMap::new(), random: SplitMix64(seed) }
     }
 
-    /// Takes in new targets: their first probes go out at once, one shortly after the other.
+    /// Schedules the first probes of new targets: now, one shortly after the other.
     pub fn start(&mut self, ids: impl IntoIterator<Item = u64>, now: Moment) {
         let mut at = now;
         for id in ids {
@@ -41,13 +41,13 @@ impl Schedule {
         }
     }
 
-    /// Forgets a target.
+    /// Removes a target.
     pub fn remove(&mut self, id: u64) {
         self.due.remove(&id);
     }
 
-    /// When the next probe is due.
-    pub fn wake(&mut self) -> Option<Moment> {
+    /// Returns when the next probe is due.
+    pub fn next_due(&mut self) -> Option<Moment> {
         loop {
             let Reverse((at, id)) = *self.heap.peek()?;
             if self.due.get(&id) == Some(&at) {
@@ -57,52 +57,66 @@ impl Schedule {
         }
     }
 
-    /// A target whose probe is due, and when it was. It must be given its next time.
+    /// Removes and returns a target whose probe is due, and when it was due. The caller schedules its
+    /// next probe.
     pub fn pop(&mut self, now: Moment) -> Option<(u64, Moment)> {
-        let at = self.wake().filter(|at| *at <= now)?;
+        let at = self.next_due().filter(|at| *at <= now)?;
         let Reverse((_, id)) = self.heap.pop()?;
         self.due.remove(&id);
         Some((id, at))
     }
 
-    /// Plans the probe after the first one: anywhere in the length of an interval, so that targets
-    /// that came together are spread evenly from now on.
-    pub fn spread(&mut self, id: u64, pace: &Pace, now: Moment) {
-        let least = pace.interval / 2;
-        let at = now + least.max(pace.timeout + ENDED) + pace.interval.mul_f64(self.dice.roll());
+    /// Schedules the second probe at a random point of an interval. This spreads targets that were
+    /// added together.
+    pub fn schedule_second(&mut self, id: u64, settings: &Settings, now: Moment) {
+        let least = settings.interval / 2;
+        let at = now
+            + least.max(settings.timeout + END_MARGIN)
+            + settings.interval.mul_f64(self.random.next_fraction());
         self.set(id, at);
     }
 
-    /// Plans the probe after one that was due at `due`.
-    pub fn next(&mut self, id: u64, pace: &Pace, due: Moment, now: Moment) {
-        let jitter = f64::from(pace.jitter_percent) / 100.0 * (2.0 * self.dice.roll() - 1.0);
-        let at = due + pace.interval.mul_f64(1.0 + jitter);
-        // After a standstill of this machine nothing is made up for.
-        let at = if at < now { now + pace.interval.mul_f64(self.dice.roll()) } else { at };
-        self.set(id, at.max(now + pace.timeout + ENDED));
+    /// Schedules the probe after one that was due at `due`.
+    pub fn schedule_next(&mut self, id: u64, settings: &Settings, due: Moment, now: Moment) {
+        let jitter =
+            f64::from(settings.jitter_percent) / 100.0 * (2.0 * self.random.next_fraction() - 1.0);
+        let at = due + settings.interval.mul_f64(1.0 + jitter);
+        // Probes that were missed while this machine was suspended are not repeated.
+        let at = if at < now {
+            now + settings.interval.mul_f64(self.random.next_fraction())
+        } else {
+            at
+        };
+        self.set(id, at.max(now + settings.timeout + END_MARGIN));
     }
 
-    /// Plans another probe soon, where the last one said nothing.
-    pub fn again(&mut self, id: u64, pace: &Pace, now: Moment) {
-        self.set(id, now + AGAIN.min(pace.interval / 4));
+    /// Schedules a retry soon after an inconclusive probe.
+    pub fn schedule_retry(&mut self, id: u64, settings: &Settings, now: Moment) {
+        self.set(id, now + RETRY_DELAY.min(settings.interval / 4));
     }
 
-    /// Plans the probe after one that failed `latency` after its beginning. What a timeout costs is
-    /// made up for by the probes that follow, so that the `fall`-th failure is known `fall` intervals
-    /// after a death at the latest, whether nobody answers or somebody refuses.
-    pub fn after_failure(&mut self, id: u64, pace: &Pace, latency: Duration, now: Moment) {
-        let more = pace.fall.saturating_sub(1);
+    /// Schedules the probe after one that failed `latency` after its start. The following probes come
+    /// earlier to make up for a timeout. So the `fall`-th failure comes at most `fall` intervals after
+    /// a backend stops, whether it refuses connections or stays silent.
+    pub fn schedule_after_failure(
+        &mut self,
+        id: u64,
+        settings: &Settings,
+        latency: Duration,
+        now: Moment,
+    ) {
+        let more = settings.fall.saturating_sub(1);
         if more > 0 && self.due.contains_key(&id) {
-            let at = (now + pace.interval).saturating_sub(latency + latency / more);
-            self.set(id, at.max(now + ENDED));
+            let at = (now + settings.interval).saturating_sub(latency + latency / more);
+            self.set(id, at.max(now + END_MARGIN));
         }
     }
 
-    /// Whether a probe that was due at `due` comes so late that its whole interval has gone by: this
-    /// machine stood still, and all targets are late together.
+    /// Returns whether a probe is more than one interval late: this machine was suspended or overloaded, and
+    /// all targets are late together.
     #[must_use]
-    pub fn is_stale(pace: &Pace, due: Moment, now: Moment) -> bool {
-        now.saturating_sub(due) > pace.interval
+    pub fn is_stale(settings: &Settings, due: Moment, now: Moment) -> bool {
+        now.saturating_sub(due) > settings.interval
     }
 
     fn set(&mut self, id: u64, at: Moment) {
@@ -111,13 +125,13 @@ impl Schedule {
     }
 }
 
-/// Splitmix64: evenly spread numbers; nobody's secret depends on them.
+/// The SplitMix64 generator, which is not for cryptography.
 #[derive(Debug)]
-struct Dice(u64);
+struct SplitMix64(u64);
 
-impl Dice {
-    /// From 0 up to, not including, 1.
-    fn roll(&mut self) -> f64 {
+impl SplitMix64 {
+    /// Returns a number from 0 up to, but not including, 1.
+    fn next_fraction(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -131,18 +145,18 @@ impl Dice {
 mod tests {
     use super::*;
 
-    /// Runs a schedule for so long; returns the moments of all probes by id.
-    fn run(ids: u64, pace: &Pace, until: Moment) -> Vec<Vec<Moment>> {
+    /// Runs a schedule until a moment; returns the times of all probes by target.
+    fn run(ids: u64, settings: &Settings, until: Moment) -> Vec<Vec<Moment>> {
         let mut schedule = Schedule::new(7);
         schedule.start(0..ids, Moment::ZERO);
         let mut probes = vec![Vec::new(); ids as usize];
-        while let Some(now) = schedule.wake().filter(|now| *now < until) {
+        while let Some(now) = schedule.next_due().filter(|now| *now < until) {
             let (id, due) = schedule.pop(now).unwrap();
             let of: &mut Vec<Moment> = &mut probes[id as usize];
             if of.is_empty() {
-                schedule.spread(id, pace, now);
+                schedule.schedule_second(id, settings, now);
             } else {
-                schedule.next(id, pace, due, now);
+                schedule.schedule_next(id, settings, due, now);
             }
             of.push(now);
         }
@@ -150,9 +164,9 @@ mod tests {
     }
 
     #[test]
-    fn probes_are_spread_and_none_is_forgotten() {
-        let pace = Pace::default();
-        let probes = run(1000, &pace, Duration::from_secs(60));
+    fn probes_are_spread_evenly_and_keep_their_interval() {
+        let settings = Settings::default();
+        let probes = run(1000, &settings, Duration::from_secs(60));
         for of in &probes {
             assert!((28..=32).contains(&of.len()), "{} probes in 60 s", of.len());
             assert!(of[0] < Duration::from_millis(200));
@@ -161,7 +175,7 @@ mod tests {
                 assert!((1.9..=2.1).contains(&gap), "{gap}");
             }
         }
-        // From the second interval on no 100 ms hold more than twice their share.
+        // From the second interval on no 100 ms hold_down more than twice their share.
         let mut slots = vec![0; 600];
         for at in probes.iter().flatten() {
             slots[at.as_millis() as usize / 100] += 1;
@@ -170,15 +184,15 @@ mod tests {
     }
 
     #[test]
-    fn a_standstill_is_no_storm() {
-        let pace = Pace::default();
+    fn missed_probes_are_not_made_up_for() {
+        let settings = Settings::default();
         let mut schedule = Schedule::new(7);
         schedule.start(0..1000, Moment::ZERO);
         let now = Duration::from_secs(100);
         let mut late = 0;
         while let Some((id, due)) = schedule.pop(now) {
-            assert!(Schedule::is_stale(&pace, due, now));
-            schedule.next(id, &pace, due, now);
+            assert!(Schedule::is_stale(&settings, due, now));
+            schedule.schedule_next(id, &settings, due, now);
             late += 1;
         }
         assert_eq!(late, 1000);
@@ -187,13 +201,13 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_replaces_the_one_before() {
-        let pace = Pace::default();
+    fn rescheduling_replaces_the_previous_time() {
+        let settings = Settings::default();
         let mut schedule = Schedule::new(7);
         schedule.start([1, 2], Moment::ZERO);
-        schedule.again(1, &pace, Duration::from_secs(9));
+        schedule.schedule_retry(1, &settings, Duration::from_secs(9));
         schedule.remove(2);
         assert_eq!(schedule.pop(Duration::from_secs(9)), None);
-        assert_eq!(schedule.wake(), Some(Duration::from_millis(9250)));
+        assert_eq!(schedule.next_due(), Some(Duration::from_millis(9250)));
     }
 }

@@ -1,4 +1,4 @@
-//! What the checker knows, as it is told to people and programs.
+//! The status that the control socket and the HTTP server report.
 
 use std::time::Duration;
 
@@ -6,156 +6,171 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Moment,
-    engine::{Engine, Watched},
-    health_state::Standing,
-    publish::Record,
+    engine::{BackendView, Engine, MonitoredTarget},
+    health_state::Health,
+    publish::PublishRecord,
 };
 
-/// All that is known.
+/// The state of the checker at one moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Seconds since the start.
     pub uptime_s: f64,
     /// Targets without a result.
     pub pending: usize,
-    /// Whether this checker is cut off.
-    pub cut_off: bool,
-    /// How often it was.
-    pub cut_offs: u64,
-    /// Control targets, and whether each answered last.
-    pub controls: Vec<(String, bool)>,
-    /// Times that the checked table was written.
+    /// True if this checker is isolated now.
+    pub isolated: bool,
+    /// How often it has been isolated.
+    pub isolations: u64,
+    /// Connectivity targets, and whether each replied to its last probe.
+    pub connectivity: Vec<(String, bool)>,
+    /// Successful writes of the output.
     pub writes: u64,
-    /// Times that it could not be.
+    /// Failed writes of the output.
     pub write_failures: u64,
-    /// Times that the reload command did its work.
+    /// Successful reload requests to the director.
     pub reloads: u64,
-    /// Times that it did not.
+    /// Failed reload requests to the director.
     pub reload_failures: u64,
-    /// Seconds since 1970 of the last write.
+    /// Time of the last write, in seconds since 1970.
     pub last_write: Option<f64>,
-    /// What stands in the way of publishing.
-    pub trouble: Option<String>,
+    /// The error that prevents publishing now.
+    pub problem: Option<String>,
     /// The tables.
-    pub tables: Vec<TableView>,
+    pub tables: Vec<TableStatus>,
 }
 
-/// A table.
+/// The status of a table.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct TableView {
-    /// Its name.
+pub struct TableStatus {
+    /// The table's name.
     pub name: String,
     /// Its backends.
-    pub backends: Vec<BackendView>,
+    pub backends: Vec<BackendStatus>,
 }
 
-/// A backend.
+/// The status of a backend.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BackendView {
-    /// Its address.
+pub struct BackendStatus {
+    /// The backend's address.
     pub address: String,
-    /// Its state as written.
+    /// The state in the output.
     pub state: String,
-    /// What was last written of it.
+    /// The health in the output; `None` before the first write.
     pub healthy: Option<bool>,
-    /// Whether that is so although a check fails: because of `min_healthy`, or because this checker
-    /// is cut off.
+    /// True if it is written as healthy although a check fails: because of `min_healthy`, or because
+    /// this checker is isolated.
     pub fail_open: bool,
     /// Its checks.
-    pub checks: Vec<CheckView>,
+    pub checks: Vec<CheckStatus>,
 }
 
-/// A check of a backend.
+/// The status of a backend's check.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct CheckView {
-    /// What is asked.
+pub struct CheckStatus {
+    /// The check's kind and parameters.
     pub check: String,
-    /// `up`, `down` or `unknown`.
-    pub standing: String,
-    /// For how long, in seconds.
+    /// The check's health.
+    pub health: Health,
+    /// Seconds since the health changed.
     pub since_s: f64,
-    /// How much longer it is held down, in seconds.
+    /// Seconds until the hold-down ends.
     pub held_s: f64,
-    /// The last probe's time.
+    /// Duration of the last probe.
     pub latency_ms: Option<f64>,
-    /// Probes that have come to a result since it is watched.
+    /// Results so far.
     pub probes: u64,
-    /// How many of them did not pass.
+    /// Results so far that are not passes.
     pub failures: u64,
-    /// The last results: `.` passed, `X` failed, `?` said nothing; the last one at the right.
+    /// The last results, the newest at the right: `.` passed, `X` failed, `?` inconclusive.
     pub history: String,
-    /// Why it last did not pass.
+    /// Error of the last probe that did not pass.
     pub last_error: Option<String>,
-    /// Changes between up and down.
+    /// Changes between healthy and unhealthy.
     pub transitions: u64,
-    /// Failures soon after a return.
+    /// Failures soon after a return to healthy.
     pub flaps: u64,
-    /// Whether its agent wants no new connections.
+    /// True if the backend's agent asks for draining.
     pub drain: bool,
-    /// Percent of its weight, as its agent says.
+    /// The weight in percent that the agent reports.
     pub weight: Option<u16>,
 }
 
 impl Snapshot {
-    /// What is known now.
+    /// Takes a snapshot.
     #[must_use]
-    pub fn take(engine: &Engine, record: &Record, controls: &[String], now: Moment) -> Self {
-        let (cut_offs, cut_off) = engine.cut_off();
-        let check = |watched: &Watched| CheckView {
-            check: watched.target.check.kind.to_string(),
-            standing: format!("{:?}", watched.judge.standing()).to_lowercase(),
-            since_s: rounded(now.saturating_sub(watched.judge.since())),
-            held_s: rounded(watched.judge.held_until().saturating_sub(now)),
-            latency_ms: watched.last_latency.map(|time| (time.as_secs_f64() * 1e5).round() / 100.0),
-            probes: watched.results,
-            failures: watched.failures,
-            history: watched.history.to_string(),
-            last_error: watched.last_error.clone(),
-            transitions: watched.judge.transitions(),
-            flaps: watched.judge.flaps(),
-            drain: watched.drain,
-            weight: watched.weight,
-        };
-        let fails = |watched: &Watched| {
-            watched.judge.standing() == Standing::Down || (cut_off && watched.is_failing())
-        };
-        let tables = engine.backends().map(|(table, backends)| TableView {
+    pub fn take(
+        engine: &Engine,
+        record: &PublishRecord,
+        connectivity: &[String],
+        now: Moment,
+    ) -> Self {
+        let (isolations, isolated) = engine.isolation();
+        let tables = engine.backends().map(|(table, backends)| TableStatus {
             name: table.name.clone(),
-            backends: backends
-                .into_iter()
-                .map(|seen| BackendView {
-                    address: seen.backend.address.to_string(),
-                    state: seen
-                        .finding
-                        .map_or(seen.backend.state, |finding| finding.state)
-                        .to_string(),
-                    healthy: seen.finding.map(|finding| finding.healthy),
-                    fail_open: seen.finding.is_some_and(|finding| finding.healthy)
-                        && seen.checks.iter().any(|watched| fails(watched)),
-                    checks: seen.checks.into_iter().map(check).collect(),
-                })
-                .collect(),
+            backends: backends.iter().map(|view| backend(view, isolated, now)).collect(),
         });
         let since_1970 = |time: std::time::SystemTime| {
-            time.duration_since(std::time::UNIX_EPOCH).map(rounded).unwrap_or_default()
+            time.duration_since(std::time::UNIX_EPOCH).map(seconds).unwrap_or_default()
         };
         Self {
-            uptime_s: rounded(now),
+            uptime_s: seconds(now),
             pending: engine.pending(),
-            cut_off,
-            cut_offs,
-            controls: controls.iter().cloned().zip(engine.controls()).collect(),
+            isolated,
+            isolations,
+            connectivity: connectivity.iter().cloned().zip(engine.connectivity()).collect(),
             writes: record.writes,
             write_failures: record.write_failures,
             reloads: record.reloads,
             reload_failures: record.reload_failures,
             last_write: record.last_write.map(since_1970),
-            trouble: record.trouble().map(str::to_owned),
+            problem: record.problem().map(str::to_owned),
             tables: tables.collect(),
         }
     }
+
+    /// Returns whether nothing needs the operator's attention.
+    #[must_use]
+    pub fn is_ok(&self) -> bool {
+        !self.isolated && self.problem.is_none()
+    }
 }
 
-fn rounded(time: Duration) -> f64 {
+fn backend(view: &BackendView<'_>, isolated: bool, now: Moment) -> BackendStatus {
+    let fails = |of: &&MonitoredTarget| {
+        of.health_state.health() == Health::Unhealthy || (isolated && of.is_failing())
+    };
+    let state = view.result.map_or(view.backend.state, |result| result.state);
+    BackendStatus {
+        address: view.backend.address.to_string(),
+        state: state.to_string(),
+        healthy: view.result.map(|result| result.healthy),
+        fail_open: view.result.is_some_and(|result| result.healthy)
+            && view.checks.iter().any(fails),
+        checks: view.checks.iter().map(|monitored| check(monitored, now)).collect(),
+    }
+}
+
+fn check(monitored: &MonitoredTarget, now: Moment) -> CheckStatus {
+    let state = &monitored.health_state;
+    CheckStatus {
+        check: monitored.target.check.kind.to_string(),
+        health: state.health(),
+        since_s: seconds(now.saturating_sub(state.since())),
+        held_s: seconds(state.held_until().saturating_sub(now)),
+        latency_ms: monitored.last_latency.map(|time| (time.as_secs_f64() * 1e5).round() / 100.0),
+        probes: monitored.results,
+        failures: monitored.failures,
+        history: monitored.history.to_string(),
+        last_error: monitored.last_error.clone(),
+        transitions: state.transitions(),
+        flaps: state.flaps(),
+        drain: monitored.drain,
+        weight: monitored.weight,
+    }
+}
+
+/// Seconds with three decimals.
+fn seconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1000.0).round() / 1000.0
 }

@@ -1,7 +1,7 @@
-//! The whole daemon on loopback: a fleet of listeners, a source table, a checked table.
+//! The daemon on loopback, with HTTP servers as backends.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod world;
+mod fixture;
 
 use std::{
     fs,
@@ -12,153 +12,160 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fixture::{Fixture, HttpServer};
 use nix::sys::signal::Signal;
-use world::{Server, World};
 
 #[test]
-fn a_backends_life() {
-    let (a, b) = (Server::start("127.1.0.1"), Server::start("127.1.0.2"));
-    let mut world = World::new();
-    world.write_source(&[&a, &b]);
+fn health_changes_are_written_and_survive_a_restart() {
+    let (a, b) = (HttpServer::start("127.1.0.1"), HttpServer::start("127.1.0.2"));
+    let mut checker = Fixture::new();
+    checker.write_input(&[&a, &b]);
     b.set(false);
-    world.start();
-    world.wait_for(&[true, false]);
-    let text = fs::read_to_string(world.path("checked.toml")).unwrap();
-    assert!(text.starts_with("# the operator's words\n"), "{text}");
+    checker.start();
+    checker.wait_for(&[true, false]);
+    let text = fs::read_to_string(checker.path("output.toml")).unwrap();
+    assert!(text.starts_with("# the operator's comment\n"), "{text}");
     assert!(text.contains("healthy = true\nstate = \"active\" # as it is\n"), "{text}");
     b.set(true);
-    world.wait_for(&[true, true]);
+    checker.wait_for(&[true, true]);
     a.set(false);
-    let took = world.wait_for(&[false, true]);
-    // Two failures 200 ms apart, and well under a second more.
+    let took = checker.wait_for(&[false, true]);
+    // Two failures 200 ms apart, plus well under a second.
     assert!(took < Duration::from_millis(1400), "{took:?}");
-    assert!(world.log().contains("status 503, wanted 200-299"), "{}", world.log());
+    assert!(checker.log().contains("status 503, expected 200-299"), "{}", checker.log());
     thread::sleep(Duration::from_millis(300));
-    assert_eq!(world.reloads(), 3);
+    assert_eq!(checker.reloads(), 3);
 
-    let output = world.ask(&["status"]);
+    let output = checker.ask(&["status"]);
     assert!(output.contains("503") && output.contains("UNHEALTHY"), "{output}");
-    let json = world.ask(&["status", "-o", "json"]);
+    let json = checker.ask(&["status", "-o", "json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let check = &json["tables"][0]["backends"][0]["checks"][0];
-    assert_eq!(check["standing"], "down");
-    assert!(check["history"].as_str().unwrap().ends_with(".XXX"), "{check}");
+    assert_eq!(check["health"], "unhealthy");
+    let history = check["history"].as_str().unwrap();
+    assert!(history.ends_with("XXX") && history.trim_end_matches('X').ends_with('.'), "{check}");
     assert_eq!((&json["writes"], &json["reloads"]), (&3.into(), &3.into()));
 
-    // A restart changes nothing, also after SIGKILL.
-    assert!(!world.stop(Signal::SIGKILL));
-    let before = fs::metadata(world.path("checked.toml")).unwrap().modified().unwrap();
-    world.start();
+    // A restart changes nothing, not even after SIGKILL.
+    assert!(!checker.stop(Signal::SIGKILL));
+    let before = fs::metadata(checker.path("output.toml")).unwrap().modified().unwrap();
+    checker.start();
     thread::sleep(Duration::from_millis(900));
-    assert_eq!(world.healthy().unwrap(), [false, true]);
-    let after = fs::metadata(world.path("checked.toml")).unwrap().modified().unwrap();
+    assert_eq!(checker.healthy().unwrap(), [false, true]);
+    let after = fs::metadata(checker.path("output.toml")).unwrap().modified().unwrap();
     assert_eq!(before, after);
-    // What the killed one may not have told is told.
-    assert_eq!(world.reloads(), 4);
-    assert!(world.stop(Signal::SIGTERM));
+    // The restarted checker notifies the director, because the killed one may not have.
+    assert_eq!(checker.reloads(), 4);
+    assert!(checker.stop(Signal::SIGTERM));
 }
 
 #[test]
-fn reloading_the_source() {
-    let servers: Vec<Server> = (1..=3).map(|n| Server::start(&format!("127.2.0.{n}"))).collect();
-    let mut world = World::new();
-    world.write_source(&[&servers[0], &servers[1]]);
-    world.start();
-    world.wait_for(&[true, true]);
-    let good = fs::read_to_string(world.path("source.toml")).unwrap();
+fn a_reload_applies_a_valid_input_and_rejects_an_invalid_one() {
+    let servers: Vec<HttpServer> =
+        (1..=3).map(|n| HttpServer::start(&format!("127.2.0.{n}"))).collect();
+    let mut checker = Fixture::new();
+    checker.write_input(&[&servers[0], &servers[1]]);
+    checker.start();
+    checker.wait_for(&[true, true]);
+    let good = fs::read_to_string(checker.path("input.toml")).unwrap();
 
-    // A bad source: the old targets go on.
-    fs::write(world.path("source.toml"), good.replace("http = ", "htp = ")).unwrap();
-    world.signal(Signal::SIGHUP);
+    // An invalid input: the old targets are still probed.
+    fs::write(checker.path("input.toml"), good.replace("http = ", "htp = ")).unwrap();
+    checker.signal(Signal::SIGHUP);
     servers[0].set(false);
-    world.wait_for(&[false, true]);
-    assert!(world.log().contains("healthchecks.htp"), "{}", world.log());
+    checker.wait_for(&[false, true]);
+    assert!(checker.log().contains("healthchecks.htp"), "{}", checker.log());
 
-    // What is no file is waited for by nobody.
-    fs::remove_file(world.path("source.toml")).unwrap();
+    // A FIFO as input does not block the daemon.
+    fs::remove_file(checker.path("input.toml")).unwrap();
     let mode = nix::sys::stat::Mode::S_IRWXU;
-    nix::unistd::mkfifo(&world.path("source.toml"), mode).unwrap();
-    world.signal(Signal::SIGHUP);
+    nix::unistd::mkfifo(&checker.path("input.toml"), mode).unwrap();
+    checker.signal(Signal::SIGHUP);
     servers[1].set(false);
-    world.wait_for(&[false, false]);
-    assert!(world.log().contains("not a regular file"), "{}", world.log());
+    checker.wait_for(&[false, false]);
+    assert!(checker.log().contains("not a regular file"), "{}", checker.log());
     servers[1].set(true);
-    world.wait_for(&[false, true]);
-    fs::remove_file(world.path("source.toml")).unwrap();
+    checker.wait_for(&[false, true]);
+    fs::remove_file(checker.path("input.toml")).unwrap();
 
-    // A new backend is never written as unhealthy before it was checked (GLB's fault H2), and
-    // what did not change keeps its judgement.
-    world.write_source(&[&servers[0], &servers[1], &servers[2]]);
+    // A new backend is not written before its first result (GLB's fault H2: it was written as
+    // unhealthy), and unchanged backends keep their health.
+    checker.write_input(&[&servers[0], &servers[1], &servers[2]]);
     let begun = Instant::now();
-    world.signal(Signal::SIGHUP);
-    while world.healthy().unwrap().len() == 2 {
-        assert!(begun.elapsed() < Duration::from_secs(5), "{}", world.log());
+    checker.signal(Signal::SIGHUP);
+    while checker.healthy().unwrap().len() == 2 {
+        assert!(begun.elapsed() < Duration::from_secs(5), "{}", checker.log());
         thread::sleep(Duration::from_millis(2));
     }
-    assert_eq!(world.healthy().unwrap(), [false, true, true]);
-    world.write_source(&[&servers[1]]);
-    world.signal(Signal::SIGHUP);
-    world.wait_for(&[true]);
+    assert_eq!(checker.healthy().unwrap(), [false, true, true]);
+    checker.write_input(&[&servers[1]]);
+    checker.signal(Signal::SIGHUP);
+    checker.wait_for(&[true]);
 }
 
 #[test]
-fn one_hanging_target_delays_nobody() {
-    let (well, hanging) = (Server::start("127.3.0.1"), hanging("127.3.0.2"));
-    let mut world = World::new();
-    world.write_source(&[&well, &hanging]);
-    world.start();
-    world.wait_for(&[true, false]);
+fn a_hanging_target_does_not_delay_others() {
+    let (well, hanging) = (HttpServer::start("127.3.0.1"), hanging_server("127.3.0.2"));
+    let mut checker = Fixture::new();
+    checker.write_input(&[&well, &hanging]);
+    checker.start();
+    checker.wait_for(&[true, false]);
     well.set(false);
-    assert!(world.wait_for(&[false, false]) < Duration::from_millis(1400));
-    assert!(world.log().contains("timeout after 100 ms (answer)"), "{}", world.log());
+    assert!(checker.wait_for(&[false, false]) < Duration::from_millis(1400));
+    assert!(checker.log().contains("timeout after 100 ms (answer)"), "{}", checker.log());
 }
 
-/// Accepts in the kernel and never answers.
-fn hanging(address: &str) -> Server {
+/// A server whose kernel accepts connections and that never replies.
+fn hanging_server(address: &str) -> HttpServer {
     let listener = TcpListener::bind((address, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     std::mem::forget(listener);
-    Server { address: address.into(), port, well: Arc::default(), asked: Arc::default() }
+    HttpServer {
+        address: address.into(),
+        port,
+        healthy: Arc::default(),
+        connections: Arc::default(),
+    }
 }
 
-/// Also not one that is new, long before there is a first result of it.
+/// The new target has no result for seconds.
 #[test]
-fn one_hanging_target_of_a_new_source_delays_nobody() {
-    let (a, b) = (Server::start("127.3.1.1"), Server::start("127.3.1.2"));
-    let new = hanging("127.3.1.3");
-    let mut world = World::new();
-    world.write_source(&[&a, &b]);
-    world.start();
-    world.wait_for(&[true, true]);
-    world.write_source(&[&a, &b, &new]);
-    let text = fs::read_to_string(world.path("source.toml")).unwrap();
-    let slow = format!("interval_ms = 7000, timeout_ms = 6000, http = {}", new.port);
+fn a_new_hanging_target_does_not_delay_others() {
+    let (a, b) = (HttpServer::start("127.3.1.1"), HttpServer::start("127.3.1.2"));
+    let new = hanging_server("127.3.1.3");
+    let mut checker = Fixture::new();
+    checker.write_input(&[&a, &b]);
+    checker.start();
+    checker.wait_for(&[true, true]);
+    checker.write_input(&[&a, &b, &new]);
+    let text = fs::read_to_string(checker.path("input.toml")).unwrap();
+    let slow = format!("interval = \"7s\", timeout = \"6s\", http = {}", new.port);
     let text = text.replace(&format!("http = {}", new.port), &slow);
-    fs::write(world.path("source.toml"), text).unwrap();
-    world.signal(Signal::SIGHUP);
+    fs::write(checker.path("input.toml"), text).unwrap();
+    checker.signal(Signal::SIGHUP);
     a.set(false);
-    // Two failures 200 ms apart, and well under a second more.
-    let took = world.wait_for(&[false, true]);
+    // Two failures 200 ms apart, plus well under a second.
+    let took = checker.wait_for(&[false, true]);
     assert!(took < Duration::from_millis(1400), "{took:?}");
     a.set(true);
-    world.wait_for(&[true, true]);
-    let status = world.ask(&["status"]);
-    assert!(status.contains("1 targets have no result yet"), "{status}");
+    checker.wait_for(&[true, true]);
+    let status = checker.ask(&["status"]);
+    assert!(status.contains("1 checks have no result yet"), "{status}");
     assert!(status.contains("127.3.1.3"), "{status}");
-    // Nothing was said of the new one before it was asked, and what was found is said.
-    world.wait_for(&[true, true, false]);
+    // The new backend is written when it has its first result.
+    checker.wait_for(&[true, true, false]);
 }
 
 #[test]
-fn once_shows_each_check() {
-    let (a, b) = (Server::start("127.4.0.1"), Server::start("127.4.0.2"));
+fn check_shows_the_result_of_each_check() {
+    let (a, b) = (HttpServer::start("127.4.0.1"), HttpServer::start("127.4.0.2"));
     b.set(false);
-    let world = World::new();
-    world.write_source(&[&a, &b]);
+    let checker = Fixture::new();
+    checker.write_input(&[&a, &b]);
     let run = |more: &[&str]| {
         Command::new(env!("CARGO_BIN_EXE_glb-healthcheck"))
-            .arg("once")
-            .arg(world.path("source.toml"))
+            .arg("check")
+            .arg(checker.path("input.toml"))
             .args(more)
             .output()
             .unwrap()
@@ -166,130 +173,179 @@ fn once_shows_each_check() {
     let output = run(&[]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(4), "{text}");
-    assert!(text.contains("127.4.0.2") && text.contains("status 503, wanted 200-299"), "{text}");
+    assert!(text.contains("127.4.0.2") && text.contains("status 503, expected 200-299"), "{text}");
     let json = String::from_utf8(run(&["-o", "json"]).stdout).unwrap();
     assert!(json.contains("\"result\": \"pass\"") && json.contains("\"fail\""), "{json}");
     b.set(true);
     assert_eq!(run(&[]).status.code(), Some(0));
 }
 
+/// The example of the documentation is valid, with the example table as its input.
 #[test]
-fn errors_at_the_start_name_the_file_and_the_fix() {
-    let world = World::new();
+fn config_check_accepts_the_example_configuration() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/");
+    let check = |config: &str| {
+        Command::new(env!("CARGO_BIN_EXE_glb-healthcheck"))
+            .args(["config", "check", "--config", config])
+            .output()
+            .unwrap()
+    };
+    let output = check(&format!("{folder}healthcheck.toml"));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("healthcheck.toml: valid"), "{text}");
+    assert_eq!(check("/nonexistent").status.code(), Some(1));
+}
+
+#[test]
+fn reload_reads_the_configuration_again() {
+    let server = HttpServer::start("127.4.1.1");
+    let mut checker = Fixture::new();
+    checker.write_input(&[&server]);
+    checker.start();
+    checker.wait_for(&[true]);
+    assert!(checker.ask(&["reload"]).contains("reloaded: 1 targets"));
+    let file = checker.path("healthcheck.toml");
+    let config = fs::read_to_string(&file).unwrap();
+    // Now the next probe comes after up to 10 s.
+    let slow = config.replace("\"200ms\"", "\"10s\"");
+    fs::write(&file, slow).unwrap();
+    assert!(checker.ask(&["reload"]).contains("reloaded"));
+    server.set(false);
+    thread::sleep(Duration::from_millis(1000));
+    assert_eq!(checker.healthy().unwrap(), [true]);
+    fs::write(&file, config.replace("output.toml", "other.toml")).unwrap();
+    let output = checker.ask_for(&["reload"], 1);
+    assert!(output.is_empty(), "{output}");
+    assert!(checker.log().contains("changing `output` needs a restart"), "{}", checker.log());
+    fs::write(&file, config).unwrap();
+    assert!(checker.ask(&["reload"]).contains("reloaded"));
+    checker.wait_for(&[false]);
+}
+
+#[test]
+fn startup_errors_name_the_file_and_the_fix() {
+    let checker = Fixture::new();
     for (config, words) in [
-        ("source = \"none.toml\"\nchecked = \"c.toml\"\n", vec!["none.toml"]),
-        ("source = \"s.toml\"\n", vec!["healthcheck.toml", "checked"]),
-        ("source = \"s.toml\"\nchecked = \"s.toml\"\n", vec!["a file of its own"]),
+        ("input = \"none.toml\"\noutput = \"c.toml\"\n", vec!["none.toml"]),
+        ("input = \"s.toml\"\n", vec!["healthcheck.toml", "output"]),
+        ("input = \"s.toml\"\noutput = \"s.toml\"\n", vec!["a different file"]),
     ] {
-        fs::write(world.path("healthcheck.toml"), config).unwrap();
-        let text = world.refuses("healthcheck.toml");
+        fs::write(checker.path("healthcheck.toml"), config).unwrap();
+        let text = checker.refuses("healthcheck.toml");
         for word in words {
             assert!(text.contains(word), "{word:?} is missing in: {text}");
         }
     }
 }
 
-/// Whenever it is killed, the file is whole and says what the last one knew.
 #[test]
-fn killed_at_any_moment() {
-    let servers: Vec<Server> = (1..=40).map(|n| Server::start(&format!("127.5.0.{n}"))).collect();
-    let all: Vec<&Server> = servers.iter().collect();
-    let mut world = World::new();
-    world.write_source(&all);
-    world.start();
-    world.wait_for(&[true; 40]);
+fn the_output_is_complete_whenever_the_checker_is_killed() {
+    let servers: Vec<HttpServer> =
+        (1..=40).map(|n| HttpServer::start(&format!("127.5.0.{n}"))).collect();
+    let all: Vec<&HttpServer> = servers.iter().collect();
+    let mut checker = Fixture::new();
+    checker.write_input(&all);
+    checker.start();
+    checker.wait_for(&[true; 40]);
     for round in 0..15_u32 {
-        // Somebody is always about to be written down or up.
+        // Some backend is always about to change.
         for (n, server) in servers.iter().enumerate().skip(1) {
             server.set(!(n as u32 + round).is_multiple_of(3));
         }
         thread::sleep(Duration::from_millis(u64::from(350 + 37 * round % 300)));
-        assert!(!world.stop(Signal::SIGKILL));
-        let killed_with = world.healthy().expect("a whole table");
-        assert!(killed_with[0], "the one that was always well");
-        world.start();
+        assert!(!checker.stop(Signal::SIGKILL));
+        let killed_with = checker.healthy().expect("a complete table");
+        assert!(killed_with[0], "the backend that was always healthy");
+        checker.start();
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_millis(150) {
-            let now = world.healthy().expect("a whole table");
+            let now = checker.healthy().expect("a complete table");
             assert!(now[0] && now.len() == 40);
             thread::sleep(Duration::from_millis(3));
         }
     }
     servers.iter().for_each(|server| server.set(true));
-    world.wait_for(&[true; 40]);
-    assert!(world.stop(Signal::SIGTERM));
-    // What a killed one had begun to write is cleared away.
-    fs::write(world.path(".checked.toml-a1B2c3.new"), "[[tab").unwrap();
-    world.start();
-    world.wait_for_log("removed what a killed checker had begun to write");
-    let left = fs::read_dir(world.path("")).unwrap().map(|entry| entry.unwrap().file_name());
+    checker.wait_for(&[true; 40]);
+    assert!(checker.stop(Signal::SIGTERM));
+    // Temporary files of a killed checker are removed.
+    fs::write(checker.path(".output.toml-a1B2c3.new"), "[[tab").unwrap();
+    checker.start();
+    checker.wait_for_log("removed a temporary file of a killed checker");
+    let begun = Instant::now();
+    while checker.path(".output.toml-a1B2c3.new").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{}", checker.log());
+        thread::sleep(Duration::from_millis(5));
+    }
+    let left = fs::read_dir(checker.path("")).unwrap().map(|entry| entry.unwrap().file_name());
     let left: Vec<String> = left.map(|name| name.into_string().unwrap()).collect();
     assert!(!left.iter().any(|name| name.ends_with(".new")), "{left:?}");
 }
 
 #[test]
-fn a_second_checker_of_one_table_is_refused() {
-    let server = Server::start("127.6.0.1");
-    let mut world = World::new();
-    world.write_source(&[&server]);
-    world.start();
-    world.wait_for(&[true]);
-    // By whatever name, and with a control socket of its own.
-    std::os::unix::fs::symlink("checked.toml", world.path("link.toml")).unwrap();
-    let config = fs::read_to_string(world.path("healthcheck.toml")).unwrap();
+fn a_second_checker_of_the_same_output_is_refused() {
+    let server = HttpServer::start("127.6.0.1");
+    let mut checker = Fixture::new();
+    checker.write_input(&[&server]);
+    checker.start();
+    checker.wait_for(&[true]);
+    // The second one uses a link to the output, and another control socket.
+    std::os::unix::fs::symlink("output.toml", checker.path("link.toml")).unwrap();
+    let config = fs::read_to_string(checker.path("healthcheck.toml")).unwrap();
     let config = config.replace("status.sock", "second.sock");
-    let config = config.replace("\"checked.toml\"", "\"link.toml\"");
-    fs::write(world.path("second.toml"), config).unwrap();
-    let text = world.refuses("second.toml");
-    for words in ["link.toml already", &format!("process {}", world.id()), "of its own"] {
+    let config = config.replace("\"output.toml\"", "\"link.toml\"");
+    fs::write(checker.path("second.toml"), config).unwrap();
+    let text = checker.refuses("second.toml");
+    for words in ["link.toml", &format!("process {}", checker.id()), "another file"] {
         assert!(text.contains(words), "{words:?} is missing in: {text}");
     }
-    // One that was killed holds nothing.
-    world.stop(Signal::SIGKILL);
+    // A killed checker holds no lock.
+    checker.stop(Signal::SIGKILL);
     server.set(false);
-    world.start();
-    world.wait_for(&[false]);
+    checker.start();
+    checker.wait_for(&[false]);
 }
 
-/// After a standstill nobody is asked more often than usual.
 #[test]
-fn a_standstill_is_followed_by_no_storm() {
-    let servers: Vec<Server> = (1..=50).map(|n| Server::start(&format!("127.7.0.{n}"))).collect();
-    let all: Vec<&Server> = servers.iter().collect();
-    let asked = || servers.iter().map(|server| server.asked.load(Ordering::Relaxed)).sum::<usize>();
-    let mut world = World::new();
-    world.write_source(&all);
-    world.start();
-    world.wait_for(&[true; 50]);
-    world.signal(Signal::SIGSTOP);
+fn a_suspended_checker_does_not_send_the_missed_probes() {
+    let servers: Vec<HttpServer> =
+        (1..=50).map(|n| HttpServer::start(&format!("127.7.0.{n}"))).collect();
+    let all: Vec<&HttpServer> = servers.iter().collect();
+    let asked =
+        || servers.iter().map(|server| server.connections.load(Ordering::Relaxed)).sum::<usize>();
+    let mut checker = Fixture::new();
+    checker.write_input(&all);
+    checker.start();
+    checker.wait_for(&[true; 50]);
+    checker.signal(Signal::SIGSTOP);
     thread::sleep(Duration::from_secs(3));
     let before = asked();
-    world.signal(Signal::SIGCONT);
+    checker.signal(Signal::SIGCONT);
     thread::sleep(Duration::from_millis(400));
-    // Two intervals' worth, and those that were under way; to make up for 15 would be 750.
+    // Two intervals and the running probes; 15 missed intervals would be 750 probes.
     let made = asked() - before;
     assert!(made <= 3 * 50, "{made} probes in 400 ms");
     thread::sleep(Duration::from_millis(600));
-    assert_eq!(world.healthy().unwrap(), [true; 50], "{}", world.log());
+    assert_eq!(checker.healthy().unwrap(), [true; 50], "{}", checker.log());
 }
 
-/// Waits until the checked table has this of its first backend.
-fn wait_for_state(world: &World, wanted: &str, healthy: bool) {
+/// Waits until the output has this state and health of its first backend.
+fn wait_for_state(checker: &Fixture, wanted: &str, healthy: bool) {
     let begun = Instant::now();
     loop {
-        let set = glb_table::load(&world.path("checked.toml")).unwrap();
+        let set = glb_table::load(&checker.path("output.toml")).unwrap();
         let backend = &set.tables[0].backends[0];
         if backend.state.to_string() == wanted && backend.healthy == healthy {
             return;
         }
-        assert!(begun.elapsed() < Duration::from_secs(10), "{wanted}: {}", world.log());
+        assert!(begun.elapsed() < Duration::from_secs(10), "{wanted}: {}", checker.log());
         thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// A backend drains itself by its agent, and its weight is told and changes nothing.
+/// The agent's weight is reported and not applied.
 #[test]
-fn an_agent_that_drains_its_backend() {
+fn an_agent_drains_its_backend_until_ready() {
     use std::{io::Write as _, sync::Mutex};
     let listener = TcpListener::bind("127.8.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -300,18 +356,18 @@ fn an_agent_that_drains_its_backend() {
             stream.write_all(says.lock().unwrap().as_bytes()).ok();
         }
     });
-    let server = Server::start("127.8.0.1");
-    let mut world = World::new();
-    world.write_source(&[&server]);
-    let text = fs::read_to_string(world.path("source.toml")).unwrap();
+    let server = HttpServer::start("127.8.0.1");
+    let mut checker = Fixture::new();
+    checker.write_input(&[&server]);
+    let text = fs::read_to_string(checker.path("input.toml")).unwrap();
     let text = text.replace("{ http", &format!("{{ agent = {port}, http"));
-    fs::write(world.path("source.toml"), text).unwrap();
-    world.start();
-    world.wait_for(&[true]);
-    wait_for_state(&world, "active", true);
+    fs::write(checker.path("input.toml"), text).unwrap();
+    checker.start();
+    checker.wait_for(&[true]);
+    wait_for_state(&checker, "active", true);
     for (says, state, healthy) in [
         ("drain 50%\n", "draining", true),
-        // Until it says that it is ready.
+        // It lasts until the agent reports `ready`.
         ("up\n", "draining", true),
         ("ready up\n", "active", true),
         ("maint\n", "draining", true),
@@ -323,35 +379,35 @@ fn an_agent_that_drains_its_backend() {
         if says == "up\n" && state == "draining" {
             thread::sleep(Duration::from_millis(700));
         }
-        wait_for_state(&world, state, healthy);
+        wait_for_state(&checker, state, healthy);
         if says.contains("50%") {
-            let status = world.ask(&["status"]);
-            assert!(status.contains("(wants drain) (50%)"), "{status}");
-            let set = glb_table::load(&world.path("checked.toml")).unwrap();
+            let status = checker.ask(&["status"]);
+            assert!(status.contains("(agent drains) (50%)"), "{status}");
+            let set = glb_table::load(&checker.path("output.toml")).unwrap();
             assert_eq!(set.tables[0].backends[0].weight, 1);
         }
     }
-    assert!(world.log().contains("agent: down: a new disk"), "{}", world.log());
+    assert!(checker.log().contains("agent: down: a new disk"), "{}", checker.log());
 
-    // A restart keeps its wish, which it need not say again.
+    // A restart keeps the drain; the agent does not report it again.
     *word.lock().unwrap() = "drain\n";
-    wait_for_state(&world, "draining", true);
+    wait_for_state(&checker, "draining", true);
     *word.lock().unwrap() = "up\n";
     thread::sleep(Duration::from_millis(700));
-    world.stop(Signal::SIGKILL);
-    world.start();
+    checker.stop(Signal::SIGKILL);
+    checker.start();
     thread::sleep(Duration::from_millis(1000));
-    wait_for_state(&world, "draining", true);
+    wait_for_state(&checker, "draining", true);
     *word.lock().unwrap() = "ready\n";
-    wait_for_state(&world, "active", true);
-    // But not the operator's, who takes it back while no checker runs.
+    wait_for_state(&checker, "active", true);
+    // A drain by the operator ends when the operator removes it, even while no checker runs.
     *word.lock().unwrap() = "up\n";
-    let source = fs::read_to_string(world.path("source.toml")).unwrap();
-    fs::write(world.path("source.toml"), source.replace("\"active\"", "\"draining\"")).unwrap();
-    world.signal(Signal::SIGHUP);
-    wait_for_state(&world, "draining", true);
-    world.stop(Signal::SIGKILL);
-    fs::write(world.path("source.toml"), source).unwrap();
-    world.start();
-    wait_for_state(&world, "active", true);
+    let input = fs::read_to_string(checker.path("input.toml")).unwrap();
+    fs::write(checker.path("input.toml"), input.replace("\"active\"", "\"draining\"")).unwrap();
+    checker.signal(Signal::SIGHUP);
+    wait_for_state(&checker, "draining", true);
+    checker.stop(Signal::SIGKILL);
+    fs::write(checker.path("input.toml"), input).unwrap();
+    checker.start();
+    wait_for_state(&checker, "active", true);
 }

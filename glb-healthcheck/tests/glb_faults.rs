@@ -1,8 +1,8 @@
-//! The known faults of GLB's own health checker (H1 to H9): each is not one of ours. H5, a missing
-//! permission, is shown in a lab (`tests/cases/health.rs`).
+//! Known faults of GLB's own health checker (H1 to H9), each with a test that this one does not have
+//! it. H5, a missing permission, needs a lab (`tests/cases/health.rs`).
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod world;
+mod fixture;
 
 use std::{
     fs,
@@ -14,10 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fixture::{Fixture, HttpServer};
 use nix::sys::signal::Signal;
-use world::{Server, World};
 
-/// A page of the checker's own HTTP server.
+/// Gets a page from the checker's HTTP server.
 fn page(port: u16, path: &str) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
@@ -33,51 +33,51 @@ fn free_port() -> u16 {
 
 #[test]
 fn h1_a_backend_without_checks_is_healthy() {
-    let mut world = World::new();
-    let server = Server::start("127.10.1.1");
-    world.write_source(&[&server, &server]);
-    let text = fs::read_to_string(world.path("source.toml")).unwrap();
-    // The second one has another address and nothing to be checked by.
+    let mut checker = Fixture::new();
+    let server = HttpServer::start("127.10.1.1");
+    checker.write_input(&[&server, &server]);
+    let text = fs::read_to_string(checker.path("input.toml")).unwrap();
+    // The second backend has no check.
     let second = text.rfind("[[tables.backends]]").unwrap();
     let text = format!(
         "{}[[tables.backends]]\nip = \"127.10.1.2\"\nstate = \"active\"\n",
         &text[..second]
     );
-    fs::write(world.path("source.toml"), text).unwrap();
-    world.start();
-    world.wait_for(&[true, true]);
+    fs::write(checker.path("input.toml"), text).unwrap();
+    checker.start();
+    checker.wait_for(&[true, true]);
 }
 
 #[test]
 fn h2_a_new_backend_is_checked_before_it_is_written() {
-    let (old, new) = (Server::start("127.10.2.1"), Server::start("127.10.2.2"));
-    let mut world = World::new();
-    world.write_source(&[&old]);
-    world.start();
-    world.wait_for(&[true]);
-    world.write_source(&[&old, &new]);
-    world.signal(Signal::SIGHUP);
+    let (old, new) = (HttpServer::start("127.10.2.1"), HttpServer::start("127.10.2.2"));
+    let mut checker = Fixture::new();
+    checker.write_input(&[&old]);
+    checker.start();
+    checker.wait_for(&[true]);
+    checker.write_input(&[&old, &new]);
+    checker.signal(Signal::SIGHUP);
     let begun = Instant::now();
     let written = loop {
-        let healthy = world.healthy().unwrap();
+        let healthy = checker.healthy().unwrap();
         if healthy.len() == 2 {
             break healthy;
         }
-        assert!(begun.elapsed() < Duration::from_secs(10), "{}", world.log());
+        assert!(begun.elapsed() < Duration::from_secs(10), "{}", checker.log());
     };
     assert_eq!(written, [true, true]);
 }
 
 #[test]
-fn h3_the_status_page_tells_results() {
-    let (well, ill) = (Server::start("127.10.3.1"), Server::start("127.10.3.2"));
-    ill.set(false);
-    let mut world = World::new();
+fn h3_the_status_page_shows_results() {
+    let (well, failing) = (HttpServer::start("127.10.3.1"), HttpServer::start("127.10.3.2"));
+    failing.set(false);
+    let mut checker = Fixture::new();
     let port = free_port();
-    world.more += &format!("metrics = \"127.0.0.1:{port}\"\n");
-    world.write_source(&[&well, &ill]);
-    world.start();
-    world.wait_for(&[true, false]);
+    checker.more += &format!("metrics = \"127.0.0.1:{port}\"\n");
+    checker.write_input(&[&well, &failing]);
+    checker.start();
+    checker.wait_for(&[true, false]);
     let status: serde_json::Value = serde_json::from_str(&page(port, "/health")).unwrap();
     let backends = status["tables"][0]["backends"].as_array().unwrap();
     let healthy: Vec<_> = backends.iter().map(|backend| backend["healthy"].clone()).collect();
@@ -85,7 +85,7 @@ fn h3_the_status_page_tells_results() {
     let metrics = page(port, "/metrics");
     for line in [
         "glb_healthcheck_build_info{version=",
-        "glb_healthcheck_up{backend=\"127.10.3.1\",check=\"http",
+        "glb_healthcheck_check_healthy{backend=\"127.10.3.1\",check=\"http",
         "glb_healthcheck_backend_healthy{table=\"web\",backend=\"127.10.3.2\"} 0",
         "glb_healthcheck_fail_open_backends{table=\"web\"} 0",
         "glb_healthcheck_probes_total{kind=\"http\",result=\"pass\"}",
@@ -96,12 +96,12 @@ fn h3_the_status_page_tells_results() {
         "glb_healthcheck_writes_total 1",
         "glb_healthcheck_reload_failures_total 0",
         "glb_healthcheck_last_write_timestamp_seconds 1",
-        "glb_healthcheck_cut_offs_total 0",
+        "glb_healthcheck_isolations_total 0",
         "process_resident_memory_bytes ",
     ] {
         assert!(metrics.contains(line), "{line} is missing in:\n{metrics}");
     }
-    // Whatever the alerts look at is there.
+    // All metrics of the alert rules exist.
     let alerts = include_str!("../../docs/alerts.yml");
     let words = alerts.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let named: Vec<_> = words.filter(|word| word.starts_with("glb_healthcheck_")).collect();
@@ -112,46 +112,46 @@ fn h3_the_status_page_tells_results() {
 }
 
 #[test]
-fn of_checks_that_are_called_the_same_the_one_that_fails_is_told() {
-    let server = Server::start("127.10.3.3");
-    let mut world = World::new();
+fn checks_with_the_same_name_show_the_failing_one() {
+    let server = HttpServer::start("127.10.3.3");
+    let mut checker = Fixture::new();
     let port = free_port();
-    world.more += &format!("metrics = \"127.0.0.1:{port}\"\n");
-    world.write_source(&[&server]);
-    let text = fs::read_to_string(world.path("source.toml")).unwrap();
+    checker.more += &format!("metrics = \"127.0.0.1:{port}\"\n");
+    checker.write_input(&[&server]);
+    let text = fs::read_to_string(checker.path("input.toml")).unwrap();
     let one = format!("http = {}", server.port);
     for order in [["200", "204"], ["204", "200"]] {
         let check = |status| format!("{{ port = {}, status = {status} }}", server.port);
         let two = format!("http = [{}, {}]", check(order[0]), check(order[1]));
-        fs::write(world.path("source.toml"), text.replace(&one, &two)).unwrap();
-        world.start();
-        world.wait_for(&[false]);
+        fs::write(checker.path("input.toml"), text.replace(&one, &two)).unwrap();
+        checker.start();
+        checker.wait_for(&[false]);
         let metrics = page(port, "/metrics");
         let line = format!("{{backend=\"127.10.3.3\",check=\"http {} GET /\"}} 0", server.port);
-        assert!(metrics.contains(&format!("glb_healthcheck_up{line}")), "{metrics}");
-        assert!(world.stop(nix::sys::signal::Signal::SIGTERM));
-        fs::remove_file(world.path("checked.toml")).unwrap();
+        assert!(metrics.contains(&format!("glb_healthcheck_check_healthy{line}")), "{metrics}");
+        assert!(checker.stop(nix::sys::signal::Signal::SIGTERM));
+        fs::remove_file(checker.path("output.toml")).unwrap();
     }
 }
 
 #[test]
-fn h4_the_file_is_replaced_and_nothing_of_it_is_dropped() {
-    let server = Server::start("127.10.4.1");
-    let mut world = World::new();
-    world.write_source(&[&server]);
-    let source = fs::read_to_string(world.path("source.toml")).unwrap();
-    let source = source.replace("healthchecks = {", "healthchecks = { rise = 2,");
-    fs::write(world.path("source.toml"), &source).unwrap();
-    world.start();
-    world.wait_for(&[true]);
-    let path = world.path("checked.toml");
+fn h4_the_output_is_replaced_atomically_and_keeps_all_text() {
+    let server = HttpServer::start("127.10.4.1");
+    let mut checker = Fixture::new();
+    checker.write_input(&[&server]);
+    let input = fs::read_to_string(checker.path("input.toml")).unwrap();
+    let input = input.replace("healthchecks = {", "healthchecks = { rise = 2,");
+    fs::write(checker.path("input.toml"), &input).unwrap();
+    checker.start();
+    checker.wait_for(&[true]);
+    let path = checker.path("output.toml");
     let text = fs::read_to_string(&path).unwrap();
-    let expected = source.replace("ip = \"127.10.4.1\"\n", "ip = \"127.10.4.1\"\nhealthy = true\n");
+    let expected = input.replace("ip = \"127.10.4.1\"\n", "ip = \"127.10.4.1\"\nhealthy = true\n");
     assert_eq!(text, expected);
-    // Who has the old file open still reads it whole.
+    // A reader of the old file still reads it completely.
     let mut old = fs::File::open(&path).unwrap();
     server.set(false);
-    world.wait_for(&[false]);
+    checker.wait_for(&[false]);
     let mut still = String::new();
     old.read_to_string(&mut still).unwrap();
     assert_eq!(still, text);
@@ -159,8 +159,8 @@ fn h4_the_file_is_replaced_and_nothing_of_it_is_dropped() {
 }
 
 #[test]
-fn h6_a_check_that_hangs_leaves_nothing_behind() {
-    // A full accept queue drops SYNs, like a machine that is gone.
+fn h6_a_hanging_check_leaks_no_descriptors() {
+    // A full accept queue drops SYNs, like an unreachable machine.
     let listener =
         socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     let any: SocketAddr = "127.10.6.1:0".parse().unwrap();
@@ -168,106 +168,106 @@ fn h6_a_check_that_hangs_leaves_nothing_behind() {
     listener.listen(0).unwrap();
     let address = listener.local_addr().unwrap().as_socket().unwrap();
     let _first = TcpStream::connect(address).unwrap();
-    let server = Server::start("127.10.6.1");
-    let mut world = World::new();
-    world.write_source(&[&server]);
-    let text = fs::read_to_string(world.path("source.toml")).unwrap();
+    let server = HttpServer::start("127.10.6.1");
+    let mut checker = Fixture::new();
+    checker.write_input(&[&server]);
+    let text = fs::read_to_string(checker.path("input.toml")).unwrap();
     let text =
         text.replace(&format!("http = {}", server.port), &format!("tcp = {}", address.port()));
-    fs::write(world.path("source.toml"), text).unwrap();
-    world.start();
-    world.wait_for(&[false]);
-    // The reload command needs some for a moment.
-    while world.reloads() == 0 {
+    fs::write(checker.path("input.toml"), text).unwrap();
+    checker.start();
+    checker.wait_for(&[false]);
+    // The reload command uses descriptors for a moment.
+    while checker.reloads() == 0 {
         thread::sleep(Duration::from_millis(20));
     }
-    let open = || fs::read_dir(format!("/proc/{}/fd", world.id())).unwrap().count();
+    let open = || fs::read_dir(format!("/proc/{}/fd", checker.id())).unwrap().count();
     let mut most = 0;
     for _ in 0..100 {
         most = most.max(open());
         thread::sleep(Duration::from_millis(20));
     }
-    // Ten intervals have gone by: one probe is open at a time, and its socket goes with it.
+    // After ten intervals only one probe's socket is open at a time.
     assert!(most <= open() + 2, "{most} descriptors at once, {} now", open());
-    assert!(world.log().contains("timeout after 100 ms (connect)"), "{}", world.log());
+    assert!(checker.log().contains("timeout after 100 ms (connect)"), "{}", checker.log());
 }
 
 #[test]
-fn h7_a_reload_command_that_fails_is_tried_again() {
-    let server = Server::start("127.10.7.1");
-    let mut world = World::new();
-    world.more =
+fn h7_a_failed_reload_command_is_retried() {
+    let server = HttpServer::start("127.10.7.1");
+    let mut checker = Fixture::new();
+    checker.more =
         "reload_command = \"echo x >> $CONFIG.tries; test $(wc -l < $CONFIG.tries) -ge 3\"\n"
             .into();
-    world.write_source(&[&server]);
-    world.start();
-    world.wait_for(&[true]);
+    checker.write_input(&[&server]);
+    checker.start();
+    checker.wait_for(&[true]);
     let begun = Instant::now();
-    while !world.log().contains("reload command done") {
-        assert!(begun.elapsed() < Duration::from_secs(20), "{}", world.log());
+    while !checker.log().contains("reload command succeeded") {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{}", checker.log());
         thread::sleep(Duration::from_millis(20));
     }
     let status: serde_json::Value =
-        serde_json::from_str(&world.ask(&["status", "-o", "json"])).unwrap();
+        serde_json::from_str(&checker.ask(&["status", "-o", "json"])).unwrap();
     assert_eq!((&status["reload_failures"], &status["reloads"]), (&2.into(), &1.into()));
     assert_eq!(
-        fs::read_to_string(world.path("healthcheck.toml.tries")).unwrap().lines().count(),
+        fs::read_to_string(checker.path("healthcheck.toml.tries")).unwrap().lines().count(),
         3
     );
 }
 
 #[test]
-fn h8_nothing_is_written_before_the_first_round_and_the_director_is_told_of_it() {
-    let well = Server::start("127.10.8.1");
-    // Accepts in the kernel and never answers: the first round takes a timeout.
+fn h8_the_first_write_waits_for_all_results_and_notifies_the_director() {
+    let well = HttpServer::start("127.10.8.1");
+    // This server never replies, so the first round takes a timeout.
     let silent = TcpListener::bind("127.10.8.2:0").unwrap();
-    let hangs = Server {
+    let hangs = HttpServer {
         address: "127.10.8.2".into(),
         port: silent.local_addr().unwrap().port(),
-        ..Server::start("127.10.8.3")
+        ..HttpServer::start("127.10.8.3")
     };
-    let mut world = World::new();
-    world.write_source(&[&well, &hangs]);
-    world.start();
+    let mut checker = Fixture::new();
+    checker.write_input(&[&well, &hangs]);
+    checker.start();
     let first = loop {
-        if let Some(healthy) = world.healthy() {
+        if let Some(healthy) = checker.healthy() {
             break healthy;
         }
-        assert!(world.reloads() == 0, "told of nothing");
+        assert!(checker.reloads() == 0, "the director was notified before the first write");
     };
     assert_eq!(first, [true, false]);
     let begun = Instant::now();
-    while world.reloads() == 0 {
-        assert!(begun.elapsed() < Duration::from_secs(10), "{}", world.log());
+    while checker.reloads() == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{}", checker.log());
         thread::sleep(Duration::from_millis(5));
     }
 }
 
 #[test]
-fn h9_redirects_fresh_connections_and_timeouts() {
+fn h9_redirects_are_not_followed_and_each_probe_has_a_new_connection() {
     let elsewhere = b"HTTP/1.1 302 Found\r\nlocation: /\r\ncontent-length: 0\r\n\r\n";
-    let server = Server::answering("127.10.9.1", elsewhere);
-    let mut world = World::new();
-    world.write_source(&[&server]);
-    world.start();
-    world.wait_for(&[true]);
-    let before = server.asked.load(Ordering::Relaxed);
+    let server = HttpServer::answering("127.10.9.1", elsewhere);
+    let mut checker = Fixture::new();
+    checker.write_input(&[&server]);
+    checker.start();
+    checker.wait_for(&[true]);
+    let before = server.connections.load(Ordering::Relaxed);
     server.set(false);
-    world.wait_for(&[false]);
-    let log = world.log();
-    assert!(log.contains("status 302, wanted 200-299"), "{log}");
-    // A connection for each probe, and none for where it leads.
+    checker.wait_for(&[false]);
+    let log = checker.log();
+    assert!(log.contains("status 302, expected 200-299"), "{log}");
+    // One connection for each probe, and none to the redirect's target.
     let status: serde_json::Value =
-        serde_json::from_str(&world.ask(&["status", "-o", "json"])).unwrap();
+        serde_json::from_str(&checker.ask(&["status", "-o", "json"])).unwrap();
     let probes = status["tables"][0]["backends"][0]["checks"][0]["probes"].as_u64().unwrap();
-    let asked = server.asked.load(Ordering::Relaxed);
+    let asked = server.connections.load(Ordering::Relaxed);
     assert!(asked > before + 1 && asked.abs_diff(probes as usize) <= 1, "{asked}, {probes} probes");
-    assert!(world.stop(Signal::SIGTERM));
+    assert!(checker.stop(Signal::SIGTERM));
 
-    let text = fs::read_to_string(world.path("source.toml")).unwrap();
-    let text = text.replace("http = ", "timeout_ms = 200, interval_ms = 200, http = ");
-    fs::write(world.path("source.toml"), text).unwrap();
-    let text = world.refuses("healthcheck.toml");
-    assert!(text.contains("timeout_ms"), "{text}");
-    assert!(text.contains("not below interval_ms = 200"), "{text}");
+    let text = fs::read_to_string(checker.path("input.toml")).unwrap();
+    let text = text.replace("http = ", "timeout = \"200ms\", interval = \"200ms\", http = ");
+    fs::write(checker.path("input.toml"), text).unwrap();
+    let text = checker.refuses("healthcheck.toml");
+    assert!(text.contains("timeout"), "{text}");
+    assert!(text.contains("not shorter than the interval, 200ms"), "{text}");
 }

@@ -129,7 +129,7 @@ fn glb_files_are_imported_and_run() -> Result<()> {
 fn completions_exist_for_each_shell() -> Result<()> {
     build()?;
     let of_director = (Program::Director, &["status", "rollback", "doctor", "log-format"][..]);
-    let of_checker = (Program::Healthcheck, &["status", "once", "log-format"][..]);
+    let of_checker = (Program::Healthcheck, &["status", "check", "log-format"][..]);
     let shells = ["bash", "zsh", "fish"];
     for ((program, words), shell) in
         [of_director, of_checker].into_iter().flat_map(|of| shells.map(|shell| (of, shell)))

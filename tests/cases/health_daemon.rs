@@ -36,7 +36,7 @@ fn lab(name: &str) -> Result<(Lab, Daemon, FaultyServer)> {
 }
 
 fn source(lab: &Lab, checks: &str) -> Result<String> {
-    let pace = "interval_ms = 300, timeout_ms = 200, rise = 1, fall = 1";
+    let pace = "interval = \"300ms\", timeout = \"200ms\", rise = 1, fall = 1";
     Ok(format!("healthchecks = {{ {pace}, {checks} }}\n{}", TableFile::new(lab.plan()).toml()?))
 }
 
@@ -59,7 +59,7 @@ fn checker_runs_as_an_unprivileged_user() -> Result<()> {
     fs::write(own.join("source.toml"), source(&lab, &checks)?)?;
     fs::write(
         own.join("h.toml"),
-        "source = \"source.toml\"\nchecked = \"table.toml\"\ncontrol.socket = \"sock\"\n",
+        "input = \"source.toml\"\noutput = \"table.toml\"\ncontrol.socket = \"sock\"\n",
     )?;
     let mut run = lab.netns(DIRECTOR)?.command("setpriv");
     run.args([format!("--reuid={USER}"), format!("--regid={USER}")]);
@@ -151,14 +151,14 @@ fn wall_clock_jump_marks_no_backend_unhealthy() -> Result<()> {
         // The jump happened: the log shows the date.
         let from = process.log()?.len();
         process.signal(Signal::SIGHUP)?;
-        process.wait_for_log("loaded anew", from, PATIENCE)?;
+        process.wait_for_log("reloaded", from, PATIENCE)?;
         let then = year(&process.log()?).context("no year in the log")?;
         let moved = i64::from(then) - i64::from(now);
         ensure!(years.contains(&moved), "{jump}: the log is of {then}, it began in {now}");
     }
     let log = process.log()?;
-    ensure!(!log.contains(" WARN ") && !log.contains("down"), "{log}");
-    ensure!(log.matches("checked table written").count() == 1, "{log}");
+    ensure!(!log.contains(" WARN ") && !log.contains("unhealthy"), "{log}");
+    ensure!(log.matches("output written").count() == 1, "{log}");
     Ok(())
 }
 
@@ -186,12 +186,12 @@ impl Drop for Disk {
 fn full_disk_keeps_the_old_table_and_the_write_is_retried() -> Result<()> {
     let (lab, _redirect, server) = lab("glb-t-hdisk")?;
     let mut checker =
-        Daemon::healthcheck(&lab, DIRECTOR, &source(&lab, "http = 80")?, "hold_down_ms = 0\n")?;
+        Daemon::healthcheck(&lab, DIRECTOR, &source(&lab, "http = 80")?, "hold_down = \"0ms\"\n")?;
     let folder = lab.scratch().join("disk");
     let _disk = Disk::mount(&folder)?;
     let config = fs::read_to_string(checker.config())?;
-    let place = format!("checked = \"{}\"", folder.join("table.toml").display());
-    fs::write(checker.config(), config.replace("checked = \"table.toml\"", &place))?;
+    let place = format!("output = \"{}\"", folder.join("table.toml").display());
+    fs::write(checker.config(), config.replace("output = \"table.toml\"", &place))?;
     checker.start(&lab)?;
     let table = || fs::read_to_string(folder.join("table.toml"));
     let before = table()?;
@@ -226,24 +226,24 @@ fn gue_check_works_on_a_combined_director_and_backend() -> Result<()> {
     let config = config.replace("[\"eth0\"]", "[\"eth0\", \"lo\"]");
     let own = format!("directors = [\"{}\", \"{}\", ", node.v4(), node.v6());
     fs::write(redirect.config(), config.replace("directors = [", &own))?;
-    let once = |family| -> Result<(bool, String)> {
+    let check = |family| -> Result<(bool, String)> {
         let mut plan = lab.plan().clone();
         plan.tunnel = family;
         let table = format!("healthchecks = {{ gue = 19523 }}\n{}", TableFile::new(&plan).toml()?);
-        let file = lab.folder(node)?.join("once.toml");
+        let file = lab.folder(node)?.join("check.toml");
         fs::write(&file, table)?;
-        let mut once = lab.netns(node)?.command(Program::Healthcheck.path()?);
-        let output = command::finish(once.arg("once").arg(file))?;
+        let mut check = lab.netns(node)?.command(Program::Healthcheck.path()?);
+        let output = command::finish(check.arg("check").arg(file))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         Ok((output.status.success(), text))
     };
     for family in [Family::V4, Family::V6] {
-        let (passes, text) = once(family)?;
+        let (passes, text) = check(family)?;
         ensure!(!passes && text.contains("fail"), "without the program: {text}");
     }
     redirect.start(&lab)?;
     for family in [Family::V4, Family::V6] {
-        let (passes, text) = once(family)?;
+        let (passes, text) = check(family)?;
         ensure!(passes, "{text}");
     }
     Ok(())

@@ -21,7 +21,7 @@ const LOST: &str = "do not go through the tunnel";
 fn fleet(name: &str) -> Result<CheckedFleet> {
     build()?;
     let plan = Plan { backends: 2, tunnel: Family::V4, ..Plan::new(name) };
-    CheckedFleet::up(plan, TIMING, "hold_down_ms = 0\n")
+    CheckedFleet::up(plan, TIMING, "hold_down = \"0ms\"\n")
 }
 
 fn ip(fleet: &CheckedFleet, words: &str) -> Result<String> {
@@ -100,8 +100,8 @@ fn two_checkers_on_one_machine_are_independent() -> Result<()> {
     fs::create_dir(&folder)?;
     fs::copy(fleet.checker.config().with_file_name("source.toml"), folder.join("source.toml"))?;
     let config = folder.join("healthcheck.toml");
-    let text = "source = \"source.toml\"\nchecked = \"table.toml\"\ncontrol.socket = \"sock\"\n";
-    fs::write(&config, format!("{text}hold_down_ms = 0\n"))?;
+    let text = "input = \"source.toml\"\noutput = \"table.toml\"\ncontrol.socket = \"sock\"\n";
+    fs::write(&config, format!("{text}hold_down = \"0ms\"\n"))?;
     let start = |fleet: &CheckedFleet| -> Result<Process> {
         let mut run = fleet.lab.netns(DIRECTOR)?.command(Program::Healthcheck.path()?);
         run.args(["run", "--config"]).arg(&config);

@@ -79,7 +79,7 @@ fn healthcheck_unit_runs_in_its_sandbox() -> Result<()> {
     redirect.start(&lab)?;
     let server = FaultyServer::start(&lab, Node::Backend(1), Duration::from_secs(1))?;
     let source = format!(
-        "[healthchecks]\ninterval_ms = 1000\ntimeout_ms = 900\nrise = 1\nfall = 2\n\
+        "[healthchecks]\ninterval = \"1000ms\"\ntimeout = \"900ms\"\nrise = 1\nfall = 2\n\
          gue = 19523\nhttp = 80\nvip = {{ address = \"{}\", port = 80, path = \"/\" }}\n\
          exec = {{ command = [\"grep\", \"-q\", \"CapEff:.0000000000000000\", \"/proc/self/status\"] }}\n\n{}",
         vip(Family::V4),
@@ -88,7 +88,7 @@ fn healthcheck_unit_runs_in_its_sandbox() -> Result<()> {
     // The output file is where the unit's header says.
     let place = "/var/lib/glb-healthcheck/table.toml";
     let config = format!(
-        "source = \"table.src.toml\"\nchecked = \"{place}\"\nhold_down_ms = 0\nsettle_ms = 200\n"
+        "input = \"table.src.toml\"\noutput = \"{place}\"\nhold_down = \"0ms\"\ndebounce = \"200ms\"\n"
     );
     let files = [("table.src.toml", source.as_str()), ("healthcheck.toml", &config)];
     let machine = Machine::start(&lab, DIRECTOR, Program::Healthcheck, &files)?;

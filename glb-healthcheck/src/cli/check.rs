@@ -1,22 +1,23 @@
-//! `glb-healthcheck once`
+//! `glb-healthcheck check`
 
-use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use glb_host::exit_code;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use super::{Output, columns, print, run::runtime};
+use super::{Output, columns, run::runtime};
 use crate::{
-    check::{Pace, Target},
+    check::{Settings, Target},
     config::Config,
-    daemon::{self, Loaded},
+    daemon::{self, LoadedInput},
     probe::{self, Outcome},
 };
 
-/// So many probes are under way at once.
-const AT_ONCE: usize = 256;
+/// Most probes that run at the same time.
+const MAX_CONCURRENT: usize = 256;
 
+/// A line of the report.
 #[derive(Serialize)]
 struct Line {
     address: String,
@@ -25,7 +26,7 @@ struct Line {
     result: &'static str,
     latency_ms: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    problem: Option<String>,
+    error: Option<String>,
 }
 
 pub(super) fn execute(
@@ -35,46 +36,43 @@ pub(super) fn execute(
 ) -> anyhow::Result<ExitCode> {
     let defaults = match config {
         Some(path) => Config::load(path)?.defaults,
-        None => Pace::default(),
+        None => Settings::default(),
     };
     let (loaded, lines) = runtime()?.block_on(async {
         let loaded = daemon::load(table, &defaults, None).await?;
-        let lines = check(&loaded).await;
+        let lines = probe_all(&loaded).await;
         anyhow::Ok((loaded, lines))
     })?;
-    match output {
-        Output::Table => print(&shown(&lines))?,
-        Output::Json => print(&serde_json::to_string_pretty(&lines)?)?,
-    }
-    let unchecked = unchecked(&loaded);
+    output.print(&lines, |lines| shown(lines))?;
+    let unchecked = loaded.input.unchecked_backends();
     if unchecked > 0 {
-        eprintln!("{unchecked} backends have no check: they are taken for healthy");
+        eprintln!("{unchecked} backends have no check and count as healthy");
     }
     let passed = lines.iter().all(|line| line.result == "pass");
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(exit_code::PROBLEM) })
 }
 
-async fn check(loaded: &Loaded) -> Vec<Line> {
+/// Probes each target once. A target that several tables share is one line.
+async fn probe_all(loaded: &LoadedInput) -> Vec<Line> {
     let mut targets: Vec<(Arc<Target>, Vec<String>)> = Vec::new();
-    let mut places = std::collections::HashMap::new();
-    for (table, wanted) in loaded.source.set.tables.iter().zip(&loaded.source.wanted) {
-        for target in wanted.iter().flatten() {
-            let place = *places.entry(target).or_insert_with(|| {
+    let mut indexes = HashMap::new();
+    for (table, of_table) in loaded.input.set.tables.iter().zip(&loaded.input.targets) {
+        for target in of_table.iter().flatten() {
+            let index = *indexes.entry(target).or_insert_with(|| {
                 targets.push((Arc::new(target.clone()), Vec::new()));
                 targets.len() - 1
             });
-            targets[place].1.push(table.name.clone());
+            targets[index].1.push(table.name.clone());
         }
     }
-    let mut lines = Vec::with_capacity(targets.len());
     let mut running = JoinSet::new();
     let mut waiting = targets.iter().enumerate();
     let mut results: Vec<Option<(Outcome, Duration)>> = targets.iter().map(|_| None).collect();
     loop {
-        while running.len() < AT_ONCE {
+        while running.len() < MAX_CONCURRENT {
             let Some((index, (target, _))) = waiting.next() else { break };
-            let (target, tools) = (Arc::clone(target), Arc::clone(&loaded.tools));
-            running.spawn(async move { (index, probe::probe(&target, &tools).await) });
+            let (target, context) = (Arc::clone(target), Arc::clone(&loaded.context));
+            running.spawn(async move { (index, probe::probe(&target, &context).await) });
         }
         match running.join_next().await {
             Some(Ok((index, result))) => results[index] = Some(result),
@@ -82,29 +80,31 @@ async fn check(loaded: &Loaded) -> Vec<Line> {
             None => break,
         }
     }
-    for ((target, tables), result) in targets.into_iter().zip(results) {
-        let (result, problem, latency) = match result {
-            Some((Outcome::Pass(_), latency)) => ("pass", None, latency),
-            Some((Outcome::Fail(failure), latency)) => ("fail", Some(failure.to_string()), latency),
-            Some((Outcome::Unsure(failure), latency)) => {
-                ("unsure", Some(failure.to_string()), latency)
-            }
-            None => ("unsure", Some("the probe broke down".into()), Duration::ZERO),
-        };
-        lines.push(Line {
-            address: target.address.to_string(),
-            check: target.check.kind.to_string(),
-            tables,
-            result,
-            latency_ms: (latency.as_secs_f64() * 1e6).round() / 1e3,
-            problem,
-        });
+    let pairs = targets.into_iter().zip(results);
+    pairs.map(|((target, tables), result)| line(&target, tables, result)).collect()
+}
+
+fn line(target: &Target, tables: Vec<String>, result: Option<(Outcome, Duration)>) -> Line {
+    let (result, error, latency) = match result {
+        Some((Outcome::Pass(_), latency)) => ("pass", None, latency),
+        Some((Outcome::Fail(failure), latency)) => ("fail", Some(failure.to_string()), latency),
+        Some((Outcome::Inconclusive(failure), latency)) => {
+            ("inconclusive", Some(failure.to_string()), latency)
+        }
+        None => ("inconclusive", Some("the probe's task panicked".into()), Duration::ZERO),
+    };
+    Line {
+        address: target.address.to_string(),
+        check: target.check.kind.to_string(),
+        tables,
+        result,
+        latency_ms: (latency.as_secs_f64() * 1e6).round() / 1e3,
+        error,
     }
-    lines
 }
 
 fn shown(lines: &[Line]) -> String {
-    let head = ["backend", "check", "result", "ms", "tables", "problem"].map(str::to_owned);
+    let head = ["backend", "check", "result", "ms", "tables", "error"].map(str::to_owned);
     let mut rows = vec![head];
     rows.extend(lines.iter().map(|line| {
         [
@@ -113,12 +113,8 @@ fn shown(lines: &[Line]) -> String {
             line.result.to_owned(),
             format!("{:.1}", line.latency_ms),
             line.tables.join(","),
-            line.problem.clone().unwrap_or_default(),
+            line.error.clone().unwrap_or_default(),
         ]
     }));
     columns(&rows)
-}
-
-fn unchecked(loaded: &Loaded) -> usize {
-    loaded.source.wanted.iter().flatten().filter(|targets| targets.is_empty()).count()
 }

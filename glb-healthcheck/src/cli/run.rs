@@ -8,11 +8,11 @@ use crate::{config::Config, daemon};
 
 pub(super) fn execute(file: &Path) -> anyhow::Result<ExitCode> {
     let config = Config::load(file)?;
-    // Commands of checks are the operator's, and have no need of what this process may do.
+    // Commands of `exec` checks do not inherit the daemon's capabilities.
     glb_host::privilege::clear_ambient_capabilities()?;
-    // Each probe under way takes a descriptor.
+    // Each running probe uses a descriptor.
     glb_host::permission::raise_file_limit();
-    runtime()?.block_on(daemon::run(&config))?;
+    runtime()?.block_on(daemon::run(config))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,94 +1,100 @@
 //! `glb-healthcheck status`
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
-use glb_host::{control::Client, exit_code};
+use glb_host::exit_code;
 
-use super::{Output, columns, print};
-use crate::{config::Config, control_socket::Command, status::Snapshot};
+use super::{Output, RunningDaemon, columns};
+use crate::{
+    control_socket::Command,
+    health_state::Health,
+    status::{BackendStatus, CheckStatus, Snapshot},
+};
 
-/// Of thousands of targets there is much to tell.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time limit of the daemon's reply, which may list thousands of targets.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-pub(super) fn execute(
-    file: &Path,
-    socket: Option<&Path>,
-    output: Output,
-) -> anyhow::Result<ExitCode> {
-    let client = match socket {
-        Some(socket) => Client::connect(socket),
-        None => Client::connect(&Config::load(file)?.control.place.path),
-    };
-    let snapshot: Snapshot = client?.ask(&Command::Status, PATIENCE)?;
-    match output {
-        Output::Table => print(&shown(&snapshot))?,
-        Output::Json => print(&serde_json::to_string_pretty(&snapshot)?)?,
-    }
-    let is_well = !snapshot.cut_off && snapshot.trouble.is_none();
-    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::from(exit_code::PROBLEM) })
+pub(super) fn execute(daemon: &RunningDaemon, output: Output) -> anyhow::Result<ExitCode> {
+    let snapshot: Snapshot = daemon.connect()?.ask(&Command::Status, TIMEOUT)?;
+    output.print(&snapshot, shown)?;
+    Ok(if snapshot.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(exit_code::PROBLEM) })
 }
 
 fn shown(snapshot: &Snapshot) -> String {
     let mut text = String::new();
-    if snapshot.cut_off {
-        text += "THIS CHECKER IS CUT OFF: the last judgement stands\n";
+    if snapshot.isolated {
+        text += "ISOLATED: this checker has no connectivity; all health states stay as they are\n";
+    }
+    if let Some(problem) = &snapshot.problem {
+        text += &format!("NOT PUBLISHED: {problem}\n");
     }
     if snapshot.pending > 0 {
         text += &format!(
-            "{} targets have no result yet: the newest source is written when they have\n",
+            "{} checks have no result yet; the newest input comes into force when they have\n",
             snapshot.pending
         );
     }
-    if let Some(trouble) = &snapshot.trouble {
-        text += &format!("NOT PUBLISHED: {trouble}\n");
-    }
-    let head =
-        ["table", "backend", "written", "check", "is", "for", "ms", "last checks", "last error"];
+    let head = [
+        "table",
+        "backend",
+        "output",
+        "check",
+        "health",
+        "since",
+        "ms",
+        "last results",
+        "last error",
+    ];
     let mut rows = vec![head.map(str::to_owned)];
     for table in &snapshot.tables {
         for backend in &table.backends {
-            let written = match backend.healthy {
-                Some(true) if backend.fail_open => format!("{} healthy (kept)", backend.state),
-                Some(true) => format!("{} healthy", backend.state),
-                Some(false) => format!("{} UNHEALTHY", backend.state),
-                None => "-".into(),
+            let row = |[check, health, since, ms, history, error]: [String; 6]| {
+                let (table, address) = (table.name.clone(), backend.address.clone());
+                [table, address, output_column(backend), check, health, since, ms, history, error]
             };
             if backend.checks.is_empty() {
-                let mut row = [const { String::new() }; 9];
-                row[..4].clone_from_slice(&[
-                    table.name.clone(),
-                    backend.address.clone(),
-                    written.clone(),
-                    "none".into(),
-                ]);
-                rows.push(row);
+                let empty = String::new;
+                rows.push(row(["none".into(), empty(), empty(), empty(), empty(), empty()]));
             }
-            for check in &backend.checks {
-                let mut is = check.standing.clone();
-                if check.held_s > 0.0 {
-                    is += &format!(" (held {:.0} s)", check.held_s);
-                }
-                if check.drain {
-                    is += " (wants drain)";
-                }
-                if let Some(weight) = check.weight {
-                    is += &format!(" ({weight}%)");
-                }
-                rows.push([
-                    table.name.clone(),
-                    backend.address.clone(),
-                    written.clone(),
-                    check.check.clone(),
-                    is,
-                    age(check.since_s),
-                    check.latency_ms.map(|ms| format!("{ms:.1}")).unwrap_or_default(),
-                    check.history.clone(),
-                    check.last_error.clone().unwrap_or_default(),
-                ]);
-            }
+            rows.extend(backend.checks.iter().map(check_columns).map(row));
         }
     }
     text + &columns(&rows)
+}
+
+fn output_column(backend: &BackendStatus) -> String {
+    match backend.healthy {
+        Some(true) if backend.fail_open => format!("{} healthy (fail open)", backend.state),
+        Some(true) => format!("{} healthy", backend.state),
+        Some(false) => format!("{} UNHEALTHY", backend.state),
+        None => "-".into(),
+    }
+}
+
+fn check_columns(check: &CheckStatus) -> [String; 6] {
+    let mut health = match check.health {
+        Health::Unknown => "unknown",
+        Health::Healthy => "healthy",
+        Health::Unhealthy => "unhealthy",
+    }
+    .to_owned();
+    if check.held_s > 0.0 {
+        health += &format!(" (held down {:.0} s)", check.held_s);
+    }
+    if check.drain {
+        health += " (agent drains)";
+    }
+    if let Some(weight) = check.weight {
+        health += &format!(" ({weight}%)");
+    }
+    [
+        check.check.clone(),
+        health,
+        age(check.since_s),
+        check.latency_ms.map(|ms| format!("{ms:.1}")).unwrap_or_default(),
+        check.history.clone(),
+        check.last_error.clone().unwrap_or_default(),
+    ]
 }
 
 fn age(seconds: f64) -> String {

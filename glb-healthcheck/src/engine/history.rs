@@ -1,16 +1,16 @@
-//! A target's last results, two bits each.
+//! The last results of a target, two bits each.
 
 use std::fmt;
 
-/// A result, as it is shown.
+/// A result in the history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark {
-    /// It passed.
+    /// The probe passed.
     Pass,
-    /// It failed.
+    /// The probe failed.
     Fail,
-    /// Nothing could be said.
-    Unsure,
+    /// The probe failed because of this machine, not of the target.
+    Inconclusive,
 }
 
 /// The last 32 results.
@@ -18,18 +18,19 @@ pub enum Mark {
 pub struct History(u64);
 
 impl History {
-    /// Adds a result.
+    /// Appends a result.
     pub fn push(&mut self, mark: Mark) {
         let bits = match mark {
             Mark::Pass => 1,
             Mark::Fail => 2,
-            Mark::Unsure => 3,
+            Mark::Inconclusive => 3,
         };
         self.0 = self.0 << 2 | bits;
     }
 }
 
-/// A strip, the last result at the right: `.` passed, `X` failed, `?` said nothing.
+/// Formats one character for each result, the newest at the right: `.` passed, `X` failed, `?`
+/// inconclusive.
 impl fmt::Display for History {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for place in (0..32).rev() {

@@ -1,201 +1,218 @@
-//! Failures that would take someone out wait here until it is clear whose fault they are.
+//! Isolation of the checker itself: failures that make a target unhealthy wait here until it is
+//! clear that this machine has connectivity.
 
 use std::collections::HashMap;
 
-use super::{Engine, Standing, Transition, Watched};
+use super::{Engine, Health, MonitoredTarget, Transition};
 use crate::{
     Moment,
-    connectivity::{Controls, Word},
+    connectivity::{ConnectivityTracker, ConnectivityVerdict},
 };
 
-/// A failure that waits.
+/// A failure that waits for a connectivity verdict.
 #[derive(Clone, Copy, Debug)]
 struct Suspect {
-    /// When its probe began: controls must have been asked since.
+    /// When its probe started; only connectivity probes that started later count.
     began: Moment,
     /// When it failed.
     failed: Moment,
 }
 
+/// The isolation state and the failures that wait.
 #[derive(Debug)]
-pub(super) struct CutOff {
-    controls: Controls,
+pub(super) struct Isolation {
+    connectivity: ConnectivityTracker,
     suspects: HashMap<u64, Suspect>,
-    /// Since when this checker is taken for cut off.
-    on: Option<Moment>,
-    times: u64,
-    /// Something was learnt since the suspects were last looked at.
-    news: bool,
-    look_at: Option<Moment>,
+    /// When this checker became isolated; `None` if it is connected.
+    since: Option<Moment>,
+    /// How often it has been isolated.
+    count: u64,
+    /// True if something changed since the suspects were last checked.
+    needs_check: bool,
+    check_at: Option<Moment>,
 }
 
-impl CutOff {
-    pub(super) fn new(controls: Controls) -> Self {
-        Self { controls, suspects: HashMap::new(), on: None, times: 0, news: false, look_at: None }
+impl Isolation {
+    pub(super) fn new(connectivity: ConnectivityTracker) -> Self {
+        Self {
+            connectivity,
+            suspects: HashMap::new(),
+            since: None,
+            count: 0,
+            needs_check: false,
+            check_at: None,
+        }
     }
 
-    pub(super) fn is_on(&self) -> bool {
-        self.on.is_some()
+    pub(super) fn is_active(&self) -> bool {
+        self.since.is_some()
     }
 
-    pub(super) fn suspect(&mut self, id: u64, began: Moment, failed: Moment) {
+    pub(super) fn add_suspect(&mut self, id: u64, began: Moment, failed: Moment) {
         self.suspects.entry(id).or_insert(Suspect { began, failed });
-        self.news = true;
+        self.needs_check = true;
     }
 
-    pub(super) fn remove(&mut self, id: u64) {
+    pub(super) fn remove_suspect(&mut self, id: u64) {
         self.suspects.remove(&id);
     }
 
-    /// Something may have changed: it is looked at once more.
-    pub(super) fn look_again(&mut self) {
-        self.news = true;
+    pub(super) fn request_check(&mut self) {
+        self.needs_check = true;
     }
 
-    pub(super) fn wake(&self) -> Option<Moment> {
-        self.look_at
+    pub(super) fn next_check(&self) -> Option<Moment> {
+        self.check_at
     }
 }
 
-/// What `Engine::look` finds.
+/// A result of [`Engine::check_suspects`].
 #[derive(Debug)]
-pub enum Event {
-    /// A target's failure counts.
+pub enum EngineEvent {
+    /// A waiting failure was applied and changed a target's health.
     Transition(Transition),
-    /// This checker is cut off: the last judgement stands.
-    CutOff {
+    /// This checker became isolated: all health states stay as they are.
+    Isolated {
         /// Targets that fail.
         failing: usize,
-        /// Of how many.
+        /// All targets.
         targets: usize,
-        /// Whether it cannot even do its checks.
-        mute: bool,
+        /// True if the reason is that this machine cannot do the checks of most backends.
+        cannot_probe: bool,
     },
-    /// It is connected again.
+    /// This checker is connected again.
     Connected {
-        /// When it was cut off.
+        /// When it became isolated.
         since: Moment,
     },
 }
 
 impl Engine {
-    /// Takes the result of a control target's probe.
-    pub fn control(&mut self, index: usize, passed: bool, started: Moment) {
-        self.cut_off.controls.take(index, passed, started);
-        self.cut_off.news = true;
+    /// Records the result of a connectivity target's probe.
+    pub fn record_connectivity(&mut self, index: usize, passed: bool, started: Moment) {
+        self.isolation.connectivity.record(index, passed, started);
+        self.isolation.needs_check = true;
     }
 
-    /// How often this checker found itself cut off, and whether it is now.
+    /// Returns how often this checker has been isolated, and whether it is now.
     #[must_use]
-    pub fn cut_off(&self) -> (u64, bool) {
-        (self.cut_off.times, self.cut_off.is_on())
+    pub fn isolation(&self) -> (u64, bool) {
+        (self.isolation.count, self.isolation.is_active())
     }
 
-    /// Whether each control target answered its last probe.
-    pub fn controls(&self) -> impl Iterator<Item = bool> {
-        self.cut_off.controls.passing()
+    /// Returns whether each connectivity target replied to its last probe.
+    pub fn connectivity(&self) -> impl Iterator<Item = bool> {
+        self.isolation.connectivity.passing()
     }
 
-    /// Decides about failures that wait.
-    pub fn look(&mut self, now: Moment) -> Vec<Event> {
+    /// Applies or discards waiting failures as far as connectivity allows a decision.
+    pub fn check_suspects(&mut self, now: Moment) -> Vec<EngineEvent> {
         let mut events = Vec::new();
-        let due = self.cut_off.look_at.is_some_and(|at| at <= now);
-        if !self.cut_off.news && !due {
+        let due = self.isolation.check_at.is_some_and(|at| at <= now);
+        if !self.isolation.needs_check && !due {
             return events;
         }
-        self.cut_off.news = false;
-        self.cut_off.look_at = None;
-        if let Some(since) = self.cut_off.on {
-            // Since the mass failure was seen, not before.
-            let word = self.cut_off.controls.word(since);
-            let connected = matches!(word, Word::Connected | Word::Nobody);
-            if !self.is_mute() && (connected || !self.is_mass(None)) {
-                self.cut_off.on = None;
-                self.forgive();
-                events.push(Event::Connected { since });
+        self.isolation.needs_check = false;
+        self.isolation.check_at = None;
+        if let Some(since) = self.isolation.since {
+            let verdict = self.isolation.connectivity.verdict(since);
+            let connected =
+                matches!(verdict, ConnectivityVerdict::Connected | ConnectivityVerdict::NoTargets);
+            if !self.most_cannot_be_probed() && (connected || !self.is_mass_failure(None)) {
+                self.isolation.since = None;
+                self.reset_failure_counts();
+                events.push(EngineEvent::Connected { since });
             }
             return events;
         }
-        let mut guilty = Vec::new();
-        let suspects: Vec<_> = self.cut_off.suspects.iter().map(|(id, of)| (*id, *of)).collect();
+        let mut confirmed = Vec::new();
+        let suspects: Vec<_> = self.isolation.suspects.iter().map(|(id, of)| (*id, *of)).collect();
         for (id, suspect) in suspects {
-            let word = self.cut_off.controls.word(suspect.began);
-            // Whatever the controls say: who cannot even ask knows nothing.
-            let own = |of: &Watched| of.mute && of.judge.standing() == Standing::Up;
-            let own = self.targets.get(&id).is_some_and(own);
-            let is_mass =
-                (own && self.is_mute()) || (word == Word::CutOff && self.is_mass(Some(id)));
-            match if own { Word::CutOff } else { word } {
-                Word::Connected | Word::Nobody => guilty.push(id),
-                Word::Open => {}
-                Word::CutOff if is_mass => {
-                    let failing = self.targets.values().filter(|of| of.failing).count();
-                    let targets = self.targets.len();
-                    let mute = self.is_mute();
-                    events.push(Event::CutOff { failing, targets, mute });
-                    self.cut_off.on = Some(now);
-                    self.cut_off.times += 1;
-                    self.cut_off.suspects.clear();
-                    self.forgive();
+            let verdict = self.isolation.connectivity.verdict(suspect.began);
+            // A check that this machine cannot do says nothing about the backend, even with connectivity.
+            let cannot_probe = self.targets.get(&id).is_some_and(|of: &MonitoredTarget| {
+                of.cannot_probe && of.health_state.health() == Health::Healthy
+            });
+            let is_isolated = (cannot_probe && self.most_cannot_be_probed())
+                || (verdict == ConnectivityVerdict::Isolated && self.is_mass_failure(Some(id)));
+            match if cannot_probe { ConnectivityVerdict::Isolated } else { verdict } {
+                ConnectivityVerdict::Connected | ConnectivityVerdict::NoTargets => {
+                    confirmed.push(id);
+                }
+                ConnectivityVerdict::Undecided => {}
+                ConnectivityVerdict::Isolated if is_isolated => {
+                    self.enter_isolation(now, &mut events);
                     return events;
                 }
-                Word::CutOff => {
-                    // Within an interval all others are asked once more: then it is a mass failure
-                    // or this one's own.
-                    let pace = self.targets.get(&id).map(|of| &of.target.check.pace);
-                    let wait = pace.map(|pace| pace.interval + pace.timeout).unwrap_or_default();
+                ConnectivityVerdict::Isolated => {
+                    // Within one interval all other targets are probed again. That shows whether this
+                    // is a mass failure or one of this target alone.
+                    let settings = self.targets.get(&id).map(|of| &of.target.check.settings);
+                    let wait = settings.map(|of| of.interval + of.timeout).unwrap_or_default();
                     let until = suspect.failed + wait;
                     if now >= until {
-                        guilty.push(id);
+                        confirmed.push(id);
                     } else {
-                        let at = self.cut_off.look_at.map_or(until, |at| at.min(until));
-                        self.cut_off.look_at = Some(at);
+                        let at = self.isolation.check_at.map_or(until, |at| at.min(until));
+                        self.isolation.check_at = Some(at);
                     }
                 }
             }
         }
-        // The order of a map is chance; logs should not be.
-        guilty.sort_unstable();
-        for id in guilty {
-            self.cut_off.suspects.remove(&id);
-            events.extend(self.settle(id, false, now).map(Event::Transition));
+        // Sorted for a stable order of log lines.
+        confirmed.sort_unstable();
+        for id in confirmed {
+            self.isolation.suspects.remove(&id);
+            events.extend(self.apply_result(id, false, now).map(EngineEvent::Transition));
         }
         events
     }
 
-    /// Failures that were counted before it was seen whose fault they are count no more.
-    fn forgive(&mut self) {
-        for watched in self.targets.values_mut() {
-            if watched.judge.standing() == Standing::Up {
-                watched.judge.forget_streak();
+    fn enter_isolation(&mut self, now: Moment, events: &mut Vec<EngineEvent>) {
+        events.push(EngineEvent::Isolated {
+            failing: self.targets.values().filter(|of| of.failing).count(),
+            targets: self.targets.len(),
+            cannot_probe: self.most_cannot_be_probed(),
+        });
+        self.isolation.since = Some(now);
+        self.isolation.count += 1;
+        self.isolation.suspects.clear();
+        self.reset_failure_counts();
+    }
+
+    /// Discards failures that were counted before the isolation was recognized.
+    fn reset_failure_counts(&mut self) {
+        for monitored in self.targets.values_mut() {
+            if monitored.health_state.health() == Health::Healthy {
+                monitored.health_state.reset_contrary();
             }
         }
     }
 
-    /// Whether this machine cannot do some check of too many backends at all.
-    fn is_mute(&self) -> bool {
-        let is_mute = |id: &u64| self.targets.get(id).is_some_and(|watched| watched.mute);
+    /// Returns whether this machine cannot do some check of more than `isolation_percent` of all backends.
+    fn most_cannot_be_probed(&self) -> bool {
+        let cannot_probe = |id: &u64| self.targets.get(id).is_some_and(|of| of.cannot_probe);
         let backends = self.tables().flatten();
-        let mute = backends.clone().filter(|ids| ids.iter().any(is_mute)).count();
-        self.is_mass_of(mute, backends.count())
+        let count = backends.clone().filter(|ids| ids.iter().any(cannot_probe)).count();
+        self.exceeds_isolation_percent(count, backends.count())
     }
 
-    fn is_mass_of(&self, some: usize, all: usize) -> bool {
-        some * 100 > all * usize::from(self.options.mass_percent)
+    fn exceeds_isolation_percent(&self, part: usize, all: usize) -> bool {
+        part * 100 > all * usize::from(self.options.isolation_percent)
     }
 
-    /// Whether too many fail for it to be their own fault: more than the configured share of all
-    /// targets, or all of a table that `of` belongs to (of any table, without `of`).
-    fn is_mass(&self, of: Option<u64>) -> bool {
-        let failing = self.targets.values().filter(|watched| watched.failing).count();
-        if self.is_mass_of(failing, self.targets.len()) {
+    /// Returns whether more than `isolation_percent` of all targets fail, or all targets of one table. With
+    /// `id`, only tables with this target count.
+    fn is_mass_failure(&self, id: Option<u64>) -> bool {
+        let failing = self.targets.values().filter(|of| of.failing).count();
+        if self.exceeds_isolation_percent(failing, self.targets.len()) {
             return true;
         }
         self.tables().any(|table| {
             let ids = || table.iter().flatten();
-            of.is_none_or(|id| ids().any(|other| *other == id))
+            id.is_none_or(|id| ids().any(|other| *other == id))
                 && ids().next().is_some()
-                && ids().all(|id| self.targets.get(id).is_some_and(|watched| watched.failing))
+                && ids().all(|id| self.targets.get(id).is_some_and(|of| of.failing))
         })
     }
 }

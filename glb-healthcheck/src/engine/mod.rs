@@ -1,4 +1,10 @@
-//! From results to the findings that are written, and when. Pure: no clock, no socket, no file.
+//! The engine: from probe results to the health that is written, and when. Pure: no clock, no
+//! sockets, no files; the caller passes the time.
+//!
+//! - [`Engine::next_job`] returns the probes to send, [`Engine::record_result`] takes their results.
+//! - `isolation` holds back failures until it is clear that this machine has connectivity.
+//! - `reload` applies a new input table.
+//! - `results` turns health states into the content of the output table.
 
 mod history;
 mod isolation;
@@ -16,217 +22,226 @@ use std::{
 use glb_table::{TableSet, health_overlay::HealthResult};
 
 pub use history::{History, Mark};
-use isolation::CutOff;
-pub use isolation::Event;
+pub use isolation::EngineEvent;
+use isolation::Isolation;
 
 use crate::{
     Moment,
-    check::{Pace, Target},
-    check_config::Wanted,
-    connectivity::Controls,
-    health_state::{Judge, Rules, Standing},
-    min_healthy::Floor,
+    check::{Settings, Target},
+    check_config::TargetsByTable,
+    connectivity::ConnectivityTracker,
+    health_state::{Health, HealthRules, HealthState},
+    min_healthy::MinHealthy,
     probe::Outcome,
     schedule::Schedule,
 };
 
-/// So many probes in a row that said nothing count as a failure: a check that can never be done
-/// proves nothing good.
-const UNSURE_LIMIT: u32 = 5;
+/// Consecutive inconclusive probes that count as one failure: a check that never works must not keep
+/// a backend healthy.
+const INCONCLUSIVE_LIMIT: u32 = 5;
 
-/// What holds for all targets.
+/// Options that apply to all targets.
 #[derive(Clone, Debug)]
-pub struct Options {
-    /// First hold of a target that fails.
-    pub hold: Duration,
-    /// Longest hold.
-    pub hold_max: Duration,
-    /// Who is up for so long begins with the first hold again.
-    pub forgive: Duration,
-    /// Changes that are no hurry wait so long for others.
-    pub settle: Duration,
-    /// Two writes are at least this far apart, also in a hurry.
-    pub gap: Duration,
-    /// A mass failure is one of more than this share of all targets, or of a whole table.
-    pub mass_percent: u8,
-    /// How many backends of each table are never taken out.
-    pub floor: Floor,
+pub struct EngineOptions {
+    /// Hold-down after the first failure.
+    pub hold_down: Duration,
+    /// Upper limit of the hold-down, which doubles with each flap.
+    pub hold_down_max: Duration,
+    /// A target that stays healthy for this long starts with the first hold-down again.
+    pub flap_reset: Duration,
+    /// How long a change that is not urgent waits for further changes.
+    pub debounce: Duration,
+    /// Shortest time between two writes, urgent ones included.
+    pub min_write_interval: Duration,
+    /// Failures of more than this percentage of all targets, or of a whole table, are a mass failure.
+    pub isolation_percent: u8,
+    /// How many backends of each table stay healthy even if their checks fail.
+    pub min_healthy: MinHealthy,
 }
 
-impl Default for Options {
+impl Default for EngineOptions {
     fn default() -> Self {
         Self {
-            hold: Duration::from_secs(5),
-            hold_max: Duration::from_secs(300),
-            forgive: Duration::from_secs(600),
-            settle: Duration::from_secs(1),
-            gap: Duration::from_millis(250),
-            mass_percent: 50,
-            floor: Floor::None,
+            hold_down: Duration::from_secs(5),
+            hold_down_max: Duration::from_secs(300),
+            flap_reset: Duration::from_secs(600),
+            debounce: Duration::from_secs(1),
+            min_write_interval: Duration::from_millis(250),
+            isolation_percent: 50,
+            min_healthy: MinHealthy::None,
         }
     }
 }
 
-/// What a former checker has left.
+/// The output of an earlier process, from which this one continues.
 #[derive(Clone, Debug, Default)]
-pub struct Known {
-    /// What it has written, by table and backend.
-    pub findings: HashMap<(String, IpAddr), HealthResult>,
-    /// Whose agents wanted no new connections.
+pub struct PreviousOutput {
+    /// Health and state by table and backend.
+    pub health: HashMap<(String, IpAddr), HealthResult>,
+    /// Backends whose agents asked for draining.
     pub drains: HashSet<IpAddr>,
 }
 
-/// A source table with the checks it asks for.
+/// An input table with its checks.
 #[derive(Debug)]
-pub struct Source {
+pub struct InputTable {
     /// The file.
     pub path: PathBuf,
-    /// Its text.
+    /// The file's text.
     pub text: String,
-    /// Its meaning.
+    /// The parsed tables.
     pub set: TableSet,
-    /// Its checks.
-    pub wanted: Wanted,
+    /// The targets of each backend.
+    pub targets: TargetsByTable,
 }
 
-/// A probe to be sent.
+impl InputTable {
+    /// How many backends have no check.
+    #[must_use]
+    pub fn unchecked_backends(&self) -> usize {
+        self.targets.iter().flatten().filter(|targets| targets.is_empty()).count()
+    }
+}
+
+/// A probe to send now.
 #[derive(Clone, Debug)]
-pub struct Job {
-    /// Whose result it will be.
+pub struct ProbeJob {
+    /// The id to pass to [`Engine::record_result`].
     pub id: u64,
-    /// What to ask.
+    /// The target to probe.
     pub target: Arc<Target>,
 }
 
-/// What is to be written.
+/// New content for the output table.
 #[derive(Clone, Debug)]
-pub struct Decision {
-    /// The source that it is about.
-    pub source: Arc<Source>,
-    /// For each table and backend.
-    pub findings: Vec<Vec<HealthResult>>,
-    /// The backends whose agents want no new connections, in order.
+pub struct TableUpdate {
+    /// The input table that the health belong to.
+    pub input: Arc<InputTable>,
+    /// Health and state of each backend of each table.
+    pub health: Vec<Vec<HealthResult>>,
+    /// Sorted addresses of the backends whose agents ask for draining.
     pub drains: Vec<IpAddr>,
-    /// Whether someone who took connections no longer can.
+    /// True if a backend stops receiving connections.
     pub urgent: bool,
 }
 
-/// A target that changed its standing.
+/// A change of a target's health.
 #[derive(Debug)]
 pub struct Transition {
-    /// Which.
+    /// The target.
     pub target: Arc<Target>,
-    /// From.
-    pub from: Standing,
-    /// To.
-    pub to: Standing,
-    /// For how long it was what it was.
+    /// The previous health.
+    pub from: Health,
+    /// The new health.
+    pub to: Health,
+    /// How long the previous health lasted.
     pub after: Duration,
-    /// Why, if it failed.
+    /// The error, if a failure caused the change.
     pub reason: Option<String>,
-    /// Until when it is held down.
+    /// When the hold-down ends.
     pub held_until: Moment,
 }
 
-/// What is known of one target.
+/// A target with its health state and statistics.
 #[derive(Clone, Debug)]
-pub struct Watched {
+pub struct MonitoredTarget {
     /// The target.
     pub target: Arc<Target>,
-    /// Its judgement.
-    pub judge: Judge,
+    /// Its health state.
+    pub health_state: HealthState,
     /// Its last results.
     pub history: History,
-    /// Why it last did not pass.
+    /// Error of the last probe that did not pass.
     pub last_error: Option<String>,
-    /// How long the last probe took.
+    /// Duration of the last probe.
     pub last_latency: Option<Duration>,
-    /// Whether the last probe that said anything failed.
+    /// True if the last conclusive probe failed.
     failing: bool,
-    /// Whether the last probes said nothing, for so long that it counts as failing.
-    mute: bool,
-    /// Whether the backend's agent wants no new connections.
+    /// True if [`INCONCLUSIVE_LIMIT`] probes in a row were inconclusive: this machine cannot do the
+    /// check.
+    cannot_probe: bool,
+    /// True if the backend's agent asks for draining.
     pub drain: bool,
-    /// Percent of its weight, as its agent says.
+    /// The weight in percent that the backend's agent reports.
     pub weight: Option<u16>,
     /// Results so far.
     pub results: u64,
-    /// How many of them were no pass.
+    /// Results so far that are not passes.
     pub failures: u64,
-    /// Whether it has been judged since it is watched here.
-    checked: bool,
+    /// True if this process has a result that counts.
+    has_result: bool,
     probes: u64,
-    unsure: u32,
+    inconclusive: u32,
 }
 
-impl Watched {
-    /// Whether the last probe that said anything failed.
+impl MonitoredTarget {
+    /// Returns whether the last conclusive probe failed.
     #[must_use]
     pub fn is_failing(&self) -> bool {
         self.failing
     }
 }
 
-/// What is known of a backend.
+/// A backend with its targets, for status and metrics.
 #[derive(Debug)]
-pub struct Seen<'e> {
-    /// As the source has it.
+pub struct BackendView<'e> {
+    /// The backend in the input table.
     pub backend: &'e glb_table::Backend,
-    /// What was last said of it.
-    pub finding: Option<HealthResult>,
-    /// Its checks.
-    pub checks: Vec<&'e Watched>,
+    /// The health and state last submitted for writing.
+    pub result: Option<HealthResult>,
+    /// Its targets.
+    pub checks: Vec<&'e MonitoredTarget>,
 }
 
-/// A source, and who is asked about it.
+/// An input table and the ids of its targets.
 #[derive(Debug)]
-struct Layout {
-    source: Arc<Source>,
-    /// The ids of each backend of each table.
+struct MonitoredInput {
+    input: Arc<InputTable>,
+    /// The target ids of each backend of each table.
     backends: Vec<Vec<Vec<u64>>>,
 }
 
-/// What is said of the backends.
+/// The content of the output table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Said {
-    /// For each table and backend.
-    findings: Vec<Vec<HealthResult>>,
-    /// Whose agents want no new connections, in order.
+struct OutputContent {
+    /// Health and state of each backend of each table.
+    health: Vec<Vec<HealthResult>>,
+    /// Sorted addresses of the backends whose agents ask for draining.
     drains: Vec<IpAddr>,
 }
 
-/// All targets and what follows from them.
+/// All targets, and the state that decides what is written when.
 #[derive(Debug)]
 pub struct Engine {
-    options: Options,
+    options: EngineOptions,
     schedule: Schedule,
-    targets: HashMap<u64, Watched>,
+    targets: HashMap<u64, MonitoredTarget>,
     ids: HashMap<Arc<Target>, u64>,
     next_id: u64,
-    /// What is written about.
-    current: Layout,
-    /// What will be, once each of its targets has a result.
-    next: Option<Layout>,
-    /// Whether the first round is over.
-    begun: bool,
-    /// Targets without a first result.
+    /// The input in force: the output is written from it.
+    current: MonitoredInput,
+    /// A newer input, which comes into force when each of its targets has a result.
+    pending_input: Option<MonitoredInput>,
+    /// True if all targets of the first input have had a result.
+    first_round_done: bool,
+    /// Targets without a result.
     pending: HashSet<u64>,
-    cut_off: CutOff,
-    /// Something changed since the findings were last looked at.
-    dirty: bool,
-    submitted: Option<Said>,
-    last_submit: Option<Moment>,
-    publish_at: Option<Moment>,
+    isolation: Isolation,
+    /// True if something changed since the content was last computed.
+    content_changed: bool,
+    last_content: Option<OutputContent>,
+    last_update_at: Option<Moment>,
+    write_at: Option<Moment>,
 }
 
 impl Engine {
-    /// Begins to watch. `known` is what a former checker has written.
+    /// Creates an engine that continues from `previous`.
     #[must_use]
     pub fn new(
-        options: Options,
-        source: Arc<Source>,
-        known: &Known,
-        controls: Controls,
+        options: EngineOptions,
+        input: Arc<InputTable>,
+        previous: &PreviousOutput,
+        connectivity: ConnectivityTracker,
         seed: u64,
         now: Moment,
     ) -> Self {
@@ -236,188 +251,194 @@ impl Engine {
             targets: HashMap::new(),
             ids: HashMap::new(),
             next_id: 0,
-            current: Layout { source: Arc::clone(&source), backends: Vec::new() },
-            next: None,
-            begun: false,
+            current: MonitoredInput { input: Arc::clone(&input), backends: Vec::new() },
+            pending_input: None,
+            first_round_done: false,
             pending: HashSet::new(),
-            cut_off: CutOff::new(controls),
-            dirty: true,
-            submitted: None,
-            last_submit: None,
-            publish_at: None,
+            isolation: Isolation::new(connectivity),
+            content_changed: true,
+            last_content: None,
+            last_update_at: None,
+            write_at: None,
         };
-        engine.load(source, known, now);
+        engine.apply_input(input, previous, now);
         engine
     }
 
-    /// Takes another source: what did not change keeps its judgement. What is new is checked before
-    /// anything is written about the new source; until then the old one stays in force as a whole,
-    /// checks and all, so that whoever hangs holds up nobody's death.
-    pub fn reload(&mut self, source: Arc<Source>, now: Moment) {
-        self.load(source, &Known::default(), now);
+    /// Replaces the input. Unchanged targets keep their health. The new input comes into force when
+    /// each new target has a result. Until then the old input stays in force with all its checks, so
+    /// a new target that hangs does not delay the failure of another.
+    pub fn reload(&mut self, input: Arc<InputTable>, now: Moment) {
+        self.apply_input(input, &PreviousOutput::default(), now);
     }
 
-    /// A probe that is due. Its next one is planned already.
-    pub fn next_job(&mut self, now: Moment) -> Option<Job> {
+    /// Replaces the options; they apply to the next results and writes.
+    pub fn set_options(&mut self, options: EngineOptions) {
+        self.options = options;
+        self.content_changed = true;
+    }
+
+    /// Returns a probe that is due, and schedules the target's next one.
+    pub fn next_job(&mut self, now: Moment) -> Option<ProbeJob> {
         while let Some((id, due)) = self.schedule.pop(now) {
-            let Some(watched) = self.targets.get_mut(&id) else { continue };
-            let pace = &watched.target.check.pace;
-            if watched.probes == 0 {
-                self.schedule.spread(id, pace, now);
+            let Some(monitored) = self.targets.get_mut(&id) else { continue };
+            let settings = &monitored.target.check.settings;
+            if monitored.probes == 0 {
+                self.schedule.schedule_second(id, settings, now);
             } else {
-                self.schedule.next(id, pace, due, now);
-                if Schedule::is_stale(pace, due, now) {
+                self.schedule.schedule_next(id, settings, due, now);
+                if Schedule::is_stale(settings, due, now) {
                     continue;
                 }
             }
-            watched.probes += 1;
-            return Some(Job { id, target: Arc::clone(&watched.target) });
+            monitored.probes += 1;
+            return Some(ProbeJob { id, target: Arc::clone(&monitored.target) });
         }
         None
     }
 
-    /// Takes a probe's result; it may be of a target that is gone.
-    pub fn take(
+    /// Records a probe's result. Results of removed targets are ignored.
+    pub fn record_result(
         &mut self,
         id: u64,
         outcome: Outcome,
         latency: Duration,
         now: Moment,
     ) -> Option<Transition> {
-        let watched = self.targets.get_mut(&id)?;
-        let pace = &watched.target.check.pace;
-        watched.last_latency = Some(latency);
-        watched.results += 1;
-        watched.failures += u64::from(!matches!(outcome, Outcome::Pass(_)));
-        let was_mute = watched.mute;
+        let monitored = self.targets.get_mut(&id)?;
+        let settings = &monitored.target.check.settings;
+        monitored.last_latency = Some(latency);
+        monitored.results += 1;
+        monitored.failures += u64::from(!matches!(outcome, Outcome::Pass(_)));
+        let could_not_probe = monitored.cannot_probe;
         let passed = match outcome {
-            Outcome::Pass(said) => {
-                watched.unsure = 0;
-                watched.mute = false;
-                watched.history.push(Mark::Pass);
-                watched.weight = said.weight;
-                if let Some(drain) = said.drain.filter(|drain| *drain != watched.drain) {
-                    watched.drain = drain;
-                    self.dirty = true;
+            Outcome::Pass(reply) => {
+                monitored.inconclusive = 0;
+                monitored.cannot_probe = false;
+                monitored.history.push(Mark::Pass);
+                monitored.weight = reply.weight;
+                if let Some(drain) = reply.drain.filter(|drain| *drain != monitored.drain) {
+                    monitored.drain = drain;
+                    self.content_changed = true;
                 }
                 true
             }
             Outcome::Fail(failure) => {
-                watched.unsure = 0;
-                watched.mute = false;
-                watched.history.push(Mark::Fail);
-                watched.last_error = Some(failure.to_string());
-                if watched.judge.standing() == Standing::Up {
-                    self.schedule.after_failure(id, pace, latency, now);
+                monitored.inconclusive = 0;
+                monitored.cannot_probe = false;
+                monitored.history.push(Mark::Fail);
+                monitored.last_error = Some(failure.to_string());
+                if monitored.health_state.health() == Health::Healthy {
+                    self.schedule.schedule_after_failure(id, settings, latency, now);
                 }
                 false
             }
-            Outcome::Unsure(failure) => {
-                watched.unsure += 1;
-                watched.history.push(Mark::Unsure);
-                watched.last_error = Some(failure.to_string());
-                if watched.unsure < UNSURE_LIMIT {
-                    if !self.cut_off.is_on() {
-                        self.schedule.again(id, pace, now);
+            Outcome::Inconclusive(failure) => {
+                monitored.inconclusive += 1;
+                monitored.history.push(Mark::Inconclusive);
+                monitored.last_error = Some(failure.to_string());
+                if monitored.inconclusive < INCONCLUSIVE_LIMIT {
+                    if !self.isolation.is_active() {
+                        self.schedule.schedule_retry(id, settings, now);
                     }
                     return None;
                 }
-                watched.unsure = 0;
-                watched.mute = true;
+                monitored.inconclusive = 0;
+                monitored.cannot_probe = true;
                 false
             }
         };
-        watched.failing = !passed;
-        if was_mute && !watched.mute {
-            self.cut_off.look_again();
+        monitored.failing = !passed;
+        if could_not_probe && !monitored.cannot_probe {
+            self.isolation.request_check();
         }
         if passed {
-            self.cut_off.remove(id);
-            return self.settle(id, true, now);
+            self.isolation.remove_suspect(id);
+            return self.apply_result(id, true, now);
         }
-        if self.cut_off.is_on() {
-            // It says nothing about the target.
-            watched.judge.forget_streak();
+        if self.isolation.is_active() {
+            // An isolated checker's failures say nothing about the target.
+            monitored.health_state.reset_contrary();
             return None;
         }
-        let rules = rules(&self.options, pace);
-        if watched.judge.standing() == Standing::Unknown || watched.judge.is_last_chance(&rules) {
-            // This one would take it out: first it must be clear that the checker is not cut off.
-            self.cut_off.suspect(id, now.saturating_sub(latency), now);
+        let rules = rules(&self.options, settings);
+        let state = &monitored.health_state;
+        if state.health() == Health::Unknown || state.is_last_chance(&rules) {
+            // This failure makes the target unhealthy. It waits until connectivity is confirmed.
+            self.isolation.add_suspect(id, now.saturating_sub(latency), now);
             return None;
         }
-        self.settle(id, false, now)
+        self.apply_result(id, false, now)
     }
 
-    /// Gives a result to the judge.
-    fn settle(&mut self, id: u64, passed: bool, now: Moment) -> Option<Transition> {
-        let watched = self.targets.get_mut(&id)?;
-        let is_first = !std::mem::replace(&mut watched.checked, true);
-        let rules = rules(&self.options, &watched.target.check.pace);
-        let since = watched.judge.since();
-        let from = watched.judge.take(&rules, passed, now);
+    /// Applies a result to the target's health state.
+    fn apply_result(&mut self, id: u64, passed: bool, now: Moment) -> Option<Transition> {
+        let monitored = self.targets.get_mut(&id)?;
+        let is_first = !std::mem::replace(&mut monitored.has_result, true);
+        let rules = rules(&self.options, &monitored.target.check.settings);
+        let since = monitored.health_state.since();
+        let from = monitored.health_state.record(&rules, passed, now);
         let transition = from.map(|from| Transition {
-            target: Arc::clone(&watched.target),
+            target: Arc::clone(&monitored.target),
             from,
-            to: watched.judge.standing(),
+            to: monitored.health_state.health(),
             after: now.saturating_sub(since),
-            reason: watched.last_error.clone().filter(|_| !passed),
-            held_until: watched.judge.held_until(),
+            reason: monitored.last_error.clone().filter(|_| !passed),
+            held_until: monitored.health_state.held_until(),
         });
-        self.dirty |= is_first || transition.is_some();
+        self.content_changed |= is_first || transition.is_some();
         if is_first {
             self.pending.remove(&id);
-            self.adopt();
+            self.activate_pending_input();
         }
         transition
     }
 
-    /// When to look again, if no result comes before.
-    pub fn wake(&mut self) -> Option<Moment> {
-        let probe = self.schedule.wake();
-        [probe, self.publish_at, self.cut_off.wake()].into_iter().flatten().min()
+    /// Returns when the engine needs the next call if no result comes before.
+    pub fn next_wake(&mut self) -> Option<Moment> {
+        let probe = self.schedule.next_due();
+        [probe, self.write_at, self.isolation.next_check()].into_iter().flatten().min()
     }
 
-    /// What is known of each backend of each table, in the newest source's order, and what was last
-    /// said.
-    pub fn backends(&self) -> impl Iterator<Item = (&glb_table::Table, Vec<Seen<'_>>)> {
-        let mut said = HashMap::new();
+    /// Returns each table of the latest input with its backends and the health last submitted for them.
+    pub fn backends(&self) -> impl Iterator<Item = (&glb_table::Table, Vec<BackendView<'_>>)> {
+        let mut submitted = HashMap::new();
         let tables = self
             .current
-            .source
+            .input
             .set
             .tables
             .iter()
-            .zip(self.submitted.iter().flat_map(|said| &said.findings));
-        for (table, findings) in tables {
-            for (backend, finding) in table.backends.iter().zip(findings) {
-                said.insert((table.name.as_str(), backend.address), *finding);
+            .zip(self.last_content.iter().flat_map(|content| &content.health));
+        for (table, health) in tables {
+            for (backend, result) in table.backends.iter().zip(health) {
+                submitted.insert((table.name.as_str(), backend.address), *result);
             }
         }
-        let Layout { source, backends } = self.newest();
-        source.set.tables.iter().zip(backends).map(move |(table, ids)| {
-            let seen = table.backends.iter().zip(ids).map(|(backend, ids)| Seen {
+        let MonitoredInput { input, backends } = self.latest_input();
+        input.set.tables.iter().zip(backends).map(move |(table, ids)| {
+            let views = table.backends.iter().zip(ids).map(|(backend, ids)| BackendView {
                 backend,
-                finding: said.get(&(table.name.as_str(), backend.address)).copied(),
+                result: submitted.get(&(table.name.as_str(), backend.address)).copied(),
                 checks: ids.iter().filter_map(|id| self.targets.get(id)).collect(),
             });
-            (table, seen.collect())
+            (table, views.collect())
         })
     }
 
-    /// What was loaded last.
-    fn newest(&self) -> &Layout {
-        self.next.as_ref().unwrap_or(&self.current)
+    /// The input that was loaded last, in force or not.
+    fn latest_input(&self) -> &MonitoredInput {
+        self.pending_input.as_ref().unwrap_or(&self.current)
     }
 
-    /// The tables' ids, of what is in force and of what is to be.
+    /// The target ids of all tables: those in force and those of the pending input.
     fn tables(&self) -> impl Iterator<Item = &Vec<Vec<u64>>> + Clone {
-        let next = self.next.iter().flat_map(|layout| &layout.backends);
-        self.current.backends.iter().chain(next)
+        let pending = self.pending_input.iter().flat_map(|input| &input.backends);
+        self.current.backends.iter().chain(pending)
     }
 
-    /// All targets, in no order.
-    pub fn targets(&self) -> impl Iterator<Item = &Watched> {
+    /// Returns all targets in no particular order.
+    pub fn targets(&self) -> impl Iterator<Item = &MonitoredTarget> {
         self.targets.values()
     }
 
@@ -427,20 +448,20 @@ impl Engine {
         self.pending.len()
     }
 
-    /// The source that was loaded last.
+    /// The input table that was loaded last.
     #[must_use]
-    pub fn source(&self) -> &Arc<Source> {
-        &self.newest().source
+    pub fn input(&self) -> &Arc<InputTable> {
+        &self.latest_input().input
     }
 }
 
-fn rules(options: &Options, pace: &Pace) -> Rules {
-    Rules {
-        rise: pace.rise,
-        fall: pace.fall,
-        hold: options.hold,
-        hold_max: options.hold_max,
-        forgive: options.forgive,
+fn rules(options: &EngineOptions, settings: &Settings) -> HealthRules {
+    HealthRules {
+        rise: settings.rise,
+        fall: settings.fall,
+        hold_down: options.hold_down,
+        hold_down_max: options.hold_down_max,
+        flap_reset: options.flap_reset,
     }
 }
 

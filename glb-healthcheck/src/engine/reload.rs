@@ -1,144 +1,162 @@
-//! Taking a source: what did not change keeps its judgement, what is new is watched from now on.
+//! Applying an input table: unchanged targets keep their health, new ones are probed from now on.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
 };
 
-use glb_table::State;
+use glb_table::{State, health_overlay::HealthResult};
 
-use super::{Engine, History, Known, Layout, Source, Watched};
+use super::{Engine, History, InputTable, MonitoredInput, MonitoredTarget, PreviousOutput};
 use crate::{
     Moment,
-    check::{Kind, Target},
-    health_state::{Judge, Standing},
+    check::{CheckKind, Target},
+    health_state::{Health, HealthState},
 };
 
 impl Engine {
-    pub(super) fn load(&mut self, source: Arc<Source>, known: &Known, now: Moment) {
-        // Who is asked the same at another pace is who he was.
-        let same = |target: &Target| (target.address, target.check.kind.clone());
-        let asked: HashMap<_, _> =
-            self.ids.iter().map(|(target, id)| (same(target), *id)).collect();
+    pub(super) fn apply_input(
+        &mut self,
+        input: Arc<InputTable>,
+        previous: &PreviousOutput,
+        now: Moment,
+    ) {
+        // A target whose settings alone changed continues under a new id.
+        let identity = |target: &Target| (target.address, target.check.kind.clone());
+        let old_ids: HashMap<_, _> =
+            self.ids.iter().map(|(target, id)| (identity(target), *id)).collect();
         let mut kept = HashSet::new();
         let mut started = Vec::new();
-        let mut followed = HashMap::new();
-        let mut backends = Vec::with_capacity(source.wanted.len());
-        for (table, wanted) in source.set.tables.iter().zip(&source.wanted) {
-            let mut of_table = Vec::with_capacity(wanted.len());
-            for (backend, wanted) in table.backends.iter().zip(wanted) {
-                let before = known.findings.get(&(table.name.clone(), backend.address)).copied();
-                let mut of_backend = Vec::with_capacity(wanted.len());
-                for target in wanted {
+        let mut successors = HashMap::new();
+        let mut ids_by_table = Vec::with_capacity(input.targets.len());
+        for (table, targets) in input.set.tables.iter().zip(&input.targets) {
+            let mut ids_by_backend = Vec::with_capacity(targets.len());
+            for (backend, targets) in table.backends.iter().zip(targets) {
+                let result = previous.health.get(&(table.name.clone(), backend.address));
+                let mut ids = Vec::with_capacity(targets.len());
+                for target in targets {
                     let id = match self.ids.get(target) {
                         Some(id) => *id,
                         None => {
-                            let of = asked.get(&same(target)).copied();
-                            let id = self.watch(target.clone(), of, now);
-                            followed.extend(of.map(|of| (of, id)));
+                            let old = old_ids.get(&identity(target)).copied();
+                            let id = self.add_target(target.clone(), old, now);
+                            successors.extend(old.map(|old| (old, id)));
                             started.push(id);
                             id
                         }
                     };
-                    // Two tables may have said different things: the better one stands, and
-                    // falls after `fall` results if it is wrong.
-                    if let (Some(before), Some(watched)) = (before, self.targets.get_mut(&id))
-                        && !watched.checked
-                    {
-                        if before.healthy || watched.judge.standing() == Standing::Unknown {
-                            watched.judge = Judge::resumed(before.healthy, now);
-                        }
-                        // An agent's wish stands until it says that it is ready; the operator's
-                        // ends when the source no longer has it.
-                        let agent = matches!(watched.target.check.kind, Kind::Agent { .. });
-                        let drained = before.state == State::Draining
-                            && matches!(backend.state, State::Active | State::Filling);
-                        watched.drain |=
-                            agent && drained && known.drains.contains(&backend.address);
+                    if let (Some(result), Some(monitored)) = (result, self.targets.get_mut(&id)) {
+                        let drained = previous.drains.contains(&backend.address);
+                        resume(monitored, backend, *result, drained, now);
                     }
                     kept.insert(id);
-                    of_backend.push(id);
+                    ids.push(id);
                 }
-                of_table.push(of_backend);
+                ids_by_backend.push(ids);
             }
-            backends.push(of_table);
+            ids_by_table.push(ids_by_backend);
         }
-        let layout = Layout { source, backends };
-        if self.begun {
+        let loaded = MonitoredInput { input, backends: ids_by_table };
+        if self.first_round_done {
             for id in self.current.backends.iter_mut().flatten().flatten() {
-                if let Some(follower) = followed.get(id).filter(|_| !kept.contains(id)) {
-                    *id = *follower;
+                if let Some(successor) = successors.get(id).filter(|_| !kept.contains(id)) {
+                    *id = *successor;
                 }
             }
-            self.next = Some(layout);
+            self.pending_input = Some(loaded);
         } else {
-            // Nothing was written yet that could go on.
-            self.current = layout;
+            // Nothing has been written that could stay in force.
+            self.current = loaded;
         }
-        self.forget_others();
+        self.remove_unused_targets();
         self.schedule.start(started, now);
-        self.dirty = true;
-        self.adopt();
+        self.content_changed = true;
+        self.activate_pending_input();
     }
 
-    /// The newest source comes into force if all that it asks for has a result.
-    pub(super) fn adopt(&mut self) {
+    /// Brings the pending input into force if each of its targets has a result.
+    pub(super) fn activate_pending_input(&mut self) {
         if !self.pending.is_empty() {
             return;
         }
-        self.begun = true;
-        if let Some(next) = self.next.take() {
-            self.current = next;
-            // Whatever differs from what was written is what the operator asked for.
-            self.submitted = None;
-            self.forget_others();
+        self.first_round_done = true;
+        if let Some(input) = self.pending_input.take() {
+            self.current = input;
+            // Writes at once: the operator's change is not debounced.
+            self.last_content = None;
+            self.remove_unused_targets();
         }
     }
 
-    /// Ends the watch on whom no source asks for.
-    fn forget_others(&mut self) {
-        let kept: HashSet<u64> = self.tables().flatten().flatten().copied().collect();
-        let gone: Vec<u64> = self.targets.keys().filter(|id| !kept.contains(id)).copied().collect();
-        for id in gone {
-            if let Some(watched) = self.targets.remove(&id) {
-                self.ids.remove(&watched.target);
+    /// Removes targets that no input refers to.
+    fn remove_unused_targets(&mut self) {
+        let used: HashSet<u64> = self.tables().flatten().flatten().copied().collect();
+        let unused: Vec<u64> =
+            self.targets.keys().filter(|id| !used.contains(id)).copied().collect();
+        for id in unused {
+            if let Some(monitored) = self.targets.remove(&id) {
+                self.ids.remove(&monitored.target);
             }
             self.schedule.remove(id);
             self.pending.remove(&id);
-            self.cut_off.remove(id);
+            self.isolation.remove_suspect(id);
         }
     }
 
-    /// Begins to watch a target; `of` is the one that it goes on from.
-    fn watch(&mut self, target: Target, of: Option<u64>, now: Moment) -> u64 {
+    /// Adds a target. With `old`, it takes over that target's health and statistics.
+    fn add_target(&mut self, target: Target, old: Option<u64>, now: Moment) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         let target = Arc::new(target);
         self.ids.insert(Arc::clone(&target), id);
-        let mut watched = Watched {
+        let mut monitored = MonitoredTarget {
             target,
-            judge: Judge::new(now),
+            health_state: HealthState::new(now),
             history: History::default(),
             last_error: None,
             last_latency: None,
             failing: false,
-            mute: false,
+            cannot_probe: false,
             drain: false,
             weight: None,
             results: 0,
             failures: 0,
-            checked: false,
+            has_result: false,
             probes: 0,
-            unsure: 0,
+            inconclusive: 0,
         };
-        if let Some(old) = of.and_then(|id| self.targets.get(&id)) {
-            watched = Watched { target: watched.target, probes: 0, unsure: 0, ..old.clone() };
-            watched.judge.forget_streak();
+        if let Some(old) = old.and_then(|id| self.targets.get(&id)) {
+            let target = monitored.target;
+            monitored = MonitoredTarget { target, probes: 0, inconclusive: 0, ..old.clone() };
+            monitored.health_state.reset_contrary();
         }
-        if !watched.checked {
+        if !monitored.has_result {
             self.pending.insert(id);
         }
-        self.targets.insert(id, watched);
+        self.targets.insert(id, monitored);
         id
     }
+}
+
+/// Continues a target from the earlier output's result, unless it has a result already.
+fn resume(
+    monitored: &mut MonitoredTarget,
+    backend: &glb_table::Backend,
+    result: HealthResult,
+    drained_by_agent: bool,
+    now: Moment,
+) {
+    if monitored.has_result {
+        return;
+    }
+    // Two tables may have different health. The better one is kept: if it is wrong, `fall` results
+    // correct it.
+    if result.healthy || monitored.health_state.health() == Health::Unknown {
+        monitored.health_state = HealthState::resume(result.healthy, now);
+    }
+    // An agent's drain lasts until its `ready`; an operator's lasts as long as the input has it.
+    let is_agent = matches!(monitored.target.check.kind, CheckKind::Agent { .. });
+    let was_drained =
+        result.state == State::Draining && matches!(backend.state, State::Active | State::Filling);
+    monitored.drain |= is_agent && was_drained && drained_by_agent;
 }

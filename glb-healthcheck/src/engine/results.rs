@@ -1,104 +1,108 @@
-//! From judgements to what is written of each backend, and when.
+//! The content of the output table, and when it is written.
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use glb_table::{State, health_overlay::HealthResult};
 
-use super::{Decision, Engine, Layout, Said};
-use crate::{Moment, health_state::Standing, min_healthy};
+use super::{Engine, MonitoredInput, OutputContent, TableUpdate};
+use crate::{
+    Moment,
+    health_state::Health,
+    min_healthy::{self, BackendHealth},
+};
 
 impl Engine {
-    /// What is to be written now, if anything.
-    pub fn decide(&mut self, now: Moment) -> Option<Decision> {
-        if self.dirty {
-            self.dirty = false;
-            self.plan(now);
+    /// Returns the content to write now, if a write is due.
+    pub fn next_update(&mut self, now: Moment) -> Option<TableUpdate> {
+        if self.content_changed {
+            self.content_changed = false;
+            self.schedule_write(now);
         }
-        if self.publish_at.is_none_or(|at| now < at) {
+        if self.write_at.is_none_or(|at| now < at) {
             return None;
         }
-        self.publish_at = None;
-        let said = self.say()?;
-        let urgent = self.is_urgent(&said);
-        self.submitted = Some(said.clone());
-        self.last_submit = Some(now);
-        let Said { findings, drains } = said;
-        Some(Decision { source: Arc::clone(&self.current.source), findings, drains, urgent })
+        self.write_at = None;
+        let content = self.output_content()?;
+        let urgent = self.is_urgent(&content);
+        self.last_content = Some(content.clone());
+        self.last_update_at = Some(now);
+        let OutputContent { health, drains } = content;
+        Some(TableUpdate { input: Arc::clone(&self.current.input), health, drains, urgent })
     }
 
-    fn plan(&mut self, now: Moment) {
-        let Some(said) = self.say() else { return };
-        if self.submitted.as_ref() == Some(&said) {
-            self.publish_at = None;
+    fn schedule_write(&mut self, now: Moment) {
+        let Some(content) = self.output_content() else { return };
+        if self.last_content.as_ref() == Some(&content) {
+            self.write_at = None;
             return;
         }
-        let earliest = self.last_submit.map_or(now, |last| now.max(last + self.options.gap));
-        let at = if self.submitted.is_none() || self.is_urgent(&said) {
+        let earliest = match self.last_update_at {
+            Some(last) => now.max(last + self.options.min_write_interval),
+            None => now,
+        };
+        let at = if self.last_content.is_none() || self.is_urgent(&content) {
             earliest
         } else {
-            earliest.max(now + self.options.settle)
+            earliest.max(now + self.options.debounce)
         };
-        self.publish_at = Some(self.publish_at.map_or(at, |planned| planned.min(at)));
+        self.write_at = Some(self.write_at.map_or(at, |scheduled| scheduled.min(at)));
     }
 
-    /// Whether someone who took connections no longer can: that cannot wait.
-    fn is_urgent(&self, said: &Said) -> bool {
-        let Some(old) = &self.submitted else { return true };
-        let takes = |finding: &HealthResult| {
-            finding.healthy && matches!(finding.state, State::Active | State::Filling)
+    /// Returns whether a backend stops receiving new connections. Such a change is not debounced.
+    fn is_urgent(&self, content: &OutputContent) -> bool {
+        let Some(old) = &self.last_content else { return true };
+        let receives = |result: &HealthResult| {
+            result.healthy && matches!(result.state, State::Active | State::Filling)
         };
-        let mut pairs = old.findings.iter().flatten().zip(said.findings.iter().flatten());
-        pairs.any(|(old, new)| takes(old) && !takes(new))
+        let mut pairs = old.health.iter().flatten().zip(content.health.iter().flatten());
+        pairs.any(|(old, new)| receives(old) && !receives(new))
     }
 
-    /// What is to be said of each backend; None before the first round is over.
-    fn say(&self) -> Option<Said> {
-        if !self.begun {
+    /// Computes the output's content; `None` before the first round is complete.
+    fn output_content(&self) -> Option<OutputContent> {
+        if !self.first_round_done {
             return None;
         }
-        let table = |(table, ids): (&glb_table::Table, &Vec<Vec<u64>>)| {
-            let member = |ids: &Vec<u64>| self.member(ids);
-            let mut members: Vec<min_healthy::Member> = ids.iter().map(member).collect();
-            let state = |of: &glb_table::Backend, ids: &[u64]| match of.state {
-                State::Active | State::Filling if self.wants_drain(ids) => State::Draining,
-                state => state,
-            };
-            // The floor is about those who could take connections.
-            let could = |index: &usize| {
-                let state = state(&table.backends[*index], &ids[*index]);
-                matches!(state, State::Active | State::Filling)
-            };
-            let counted: Vec<usize> = (0..members.len()).filter(could).collect();
-            let of_floor: Vec<_> = counted.iter().map(|index| members[*index]).collect();
-            let kept = min_healthy::keep(&of_floor, self.options.floor);
-            for (index, healthy) in counted.into_iter().zip(kept) {
-                members[index].up = healthy;
-            }
-            let pairs = table.backends.iter().zip(ids).zip(members);
-            let finding =
-                |((of, ids), member): ((&glb_table::Backend, &Vec<u64>), min_healthy::Member)| {
-                    HealthResult { healthy: member.up, state: state(of, ids) }
-                };
-            pairs.map(finding).collect()
-        };
-        let Layout { source, backends } = &self.current;
-        let tables = source.set.tables.iter().zip(backends);
+        let MonitoredInput { input, backends } = &self.current;
+        let tables = input.set.tables.iter().zip(backends);
         let pairs = tables.clone().flat_map(|(table, ids)| table.backends.iter().zip(ids));
-        let drains = pairs.filter(|(_, ids)| self.wants_drain(ids)).map(|(of, _)| of.address);
-        let drains: BTreeSet<IpAddr> = drains.collect();
-        let findings = tables.map(table).collect();
-        Some(Said { findings, drains: drains.into_iter().collect() })
+        let drains = pairs.filter(|(_, ids)| self.agent_wants_drain(ids));
+        let drains: BTreeSet<IpAddr> = drains.map(|(backend, _)| backend.address).collect();
+        let health = tables.map(|(table, ids)| self.table_health(table, ids)).collect();
+        Some(OutputContent { health, drains: drains.into_iter().collect() })
     }
 
-    /// All that is listed must pass; without any check a backend is taken for healthy.
-    fn member(&self, ids: &[u64]) -> min_healthy::Member {
-        let watched = ids.iter().filter_map(|id| self.targets.get(id));
-        let down = watched.filter(|watched| watched.judge.standing() != Standing::Up);
-        let since = down.map(|watched| watched.judge.since()).min();
-        min_healthy::Member { up: since.is_none(), down_since: since.unwrap_or_default() }
+    fn table_health(&self, table: &glb_table::Table, ids: &[Vec<u64>]) -> Vec<HealthResult> {
+        let results = table.backends.iter().zip(ids).map(|(backend, ids)| HealthResult {
+            healthy: self.backend_health(ids).healthy,
+            state: match backend.state {
+                State::Active | State::Filling if self.agent_wants_drain(ids) => State::Draining,
+                state => state,
+            },
+        });
+        let mut results: Vec<HealthResult> = results.collect();
+        // `min_healthy` counts only backends that may receive new connections.
+        let counted: Vec<usize> = (0..results.len())
+            .filter(|index| matches!(results[*index].state, State::Active | State::Filling))
+            .collect();
+        let health: Vec<_> =
+            counted.iter().map(|index| self.backend_health(&ids[*index])).collect();
+        let healthy = min_healthy::select_healthy(&health, self.options.min_healthy);
+        for (index, healthy) in counted.into_iter().zip(healthy) {
+            results[index].healthy = healthy;
+        }
+        results
     }
 
-    fn wants_drain(&self, ids: &[u64]) -> bool {
-        ids.iter().any(|id| self.targets.get(id).is_some_and(|watched| watched.drain))
+    /// A backend is healthy if all its targets are; without targets it is healthy.
+    fn backend_health(&self, ids: &[u64]) -> BackendHealth {
+        let targets = ids.iter().filter_map(|id| self.targets.get(id));
+        let failing = targets.filter(|of| of.health_state.health() != Health::Healthy);
+        let since = failing.map(|of| of.health_state.since()).min();
+        BackendHealth { healthy: since.is_none(), unhealthy_since: since.unwrap_or_default() }
+    }
+
+    fn agent_wants_drain(&self, ids: &[u64]) -> bool {
+        ids.iter().any(|id| self.targets.get(id).is_some_and(|of| of.drain))
     }
 }

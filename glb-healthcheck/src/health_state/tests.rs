@@ -4,30 +4,36 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn rules(rise: u32, fall: u32) -> Rules {
-    Rules { rise, fall, hold: Duration::ZERO, hold_max: Duration::ZERO, forgive: Duration::ZERO }
+fn rules(rise: u32, fall: u32) -> HealthRules {
+    HealthRules {
+        rise,
+        fall,
+        hold_down: Duration::ZERO,
+        hold_down_max: Duration::ZERO,
+        flap_reset: Duration::ZERO,
+    }
 }
 
-/// What is said after each result; the results are a second apart.
-fn said(rules: &Rules, results: &[bool]) -> Vec<bool> {
-    let mut judge = Judge::new(Moment::ZERO);
+/// Returns whether a target is healthy after each result; the results are one second apart.
+fn healthy_after(rules: &HealthRules, results: &[bool]) -> Vec<bool> {
+    let mut health_state = HealthState::new(Moment::ZERO);
     let mut now = Moment::ZERO;
-    let mut said = Vec::new();
+    let mut healthy = Vec::new();
     for result in results {
-        judge.take(rules, *result, now);
-        said.push(judge.standing() == Standing::Up);
+        health_state.record(rules, *result, now);
+        healthy.push(health_state.health() == Health::Healthy);
         now += SECOND;
     }
-    said
+    healthy
 }
 
 fn bits(text: &str) -> Vec<bool> {
     text.bytes().map(|byte| byte == b'1').collect()
 }
 
-/// The assertions of GLB's HealthResultDampener_test.go: rise, fall, results, what is said.
+/// The assertions of GLB's HealthResultDampener_test.go: rise, fall, results, health after each result.
 #[test]
-fn as_glb_dampens() {
+fn rise_and_fall_work_as_in_glb() {
     for (rise, fall, results, wanted) in [
         (1, 1, "101010", "101010"),
         (1, 3, "001010000010", "001111100011"),
@@ -36,62 +42,68 @@ fn as_glb_dampens() {
         (3, 3, "110101111101000001", "111111111111110000"),
     ] {
         let (results, wanted) = (bits(results), bits(wanted));
-        assert_eq!(said(&rules(rise, fall), &results), wanted, "rise {rise}, fall {fall}");
+        assert_eq!(healthy_after(&rules(rise, fall), &results), wanted, "rise {rise}, fall {fall}");
     }
 }
 
 #[test]
-fn who_flaps_is_held_down_for_longer_and_longer() {
-    let rules =
-        Rules { rise: 1, fall: 1, hold: 4 * SECOND, hold_max: 20 * SECOND, forgive: 60 * SECOND };
-    let mut judge = Judge::new(Moment::ZERO);
+fn each_flap_doubles_the_hold_down() {
+    let rules = HealthRules {
+        rise: 1,
+        fall: 1,
+        hold_down: 4 * SECOND,
+        hold_down_max: 20 * SECOND,
+        flap_reset: 60 * SECOND,
+    };
+    let mut health_state = HealthState::new(Moment::ZERO);
     let mut now = Moment::ZERO;
-    judge.take(&rules, true, now);
+    health_state.record(&rules, true, now);
     let mut holds = Vec::new();
     for _ in 0..5 {
         now += SECOND;
-        judge.take(&rules, false, now);
+        health_state.record(&rules, false, now);
         let failed = now;
-        while judge.standing() == Standing::Down {
+        while health_state.health() == Health::Unhealthy {
             now += SECOND;
-            judge.take(&rules, true, now);
+            health_state.record(&rules, true, now);
         }
         holds.push((now - failed).as_secs());
     }
     assert_eq!(holds, [4, 8, 16, 20, 20]);
-    assert_eq!((judge.transitions(), judge.flaps()), (10, 4));
-    // Long enough up: all is forgiven.
+    assert_eq!((health_state.transitions(), health_state.flaps()), (10, 4));
+    // Healthy for longer than flap_reset: the hold-down starts from the first value.
     now += 60 * SECOND;
-    judge.take(&rules, false, now);
-    assert_eq!(judge.held_until() - now, 4 * SECOND);
-    assert_eq!(judge.flaps(), 4);
+    health_state.record(&rules, false, now);
+    assert_eq!(health_state.held_until() - now, 4 * SECOND);
+    assert_eq!(health_state.flaps(), 4);
 }
 
 #[test]
-fn a_restart_turns_nothing() {
+fn a_resumed_state_changes_only_after_rise_or_fall_results() {
     let rules = rules(3, 3);
     for up in [true, false] {
-        let mut judge = Judge::resumed(up, Moment::ZERO);
-        assert_eq!(judge.take(&rules, !up, SECOND), None);
-        assert_eq!(judge.take(&rules, !up, SECOND), None);
-        assert!(judge.take(&rules, !up, SECOND).is_some());
+        let mut health_state = HealthState::resume(up, Moment::ZERO);
+        assert_eq!(health_state.record(&rules, !up, SECOND), None);
+        assert_eq!(health_state.record(&rules, !up, SECOND), None);
+        assert!(health_state.record(&rules, !up, SECOND).is_some());
     }
 }
 
-/// The model: looks at the whole past anew after each result.
-fn model(rules: &Rules, past: &[(Moment, bool)]) -> bool {
-    let mut up = past[0].1;
+/// A simple model that evaluates the whole history for each result.
+fn model(rules: &HealthRules, history: &[(Moment, bool)]) -> bool {
+    let mut up = history[0].1;
     let mut changed = 0;
     let mut up_since = None;
-    let (mut held_until, mut hold) = (Moment::ZERO, rules.hold);
-    for end in 1..past.len() {
-        let now = past[end].0;
+    let (mut held_until, mut hold_down) = (Moment::ZERO, rules.hold_down);
+    for end in 1..history.len() {
+        let now = history[end].0;
         let streak =
-            past[changed + 1..=end].iter().rev().take_while(|(_, passed)| *passed != up).count();
+            history[changed + 1..=end].iter().rev().take_while(|(_, passed)| *passed != up).count();
         if up && streak >= rules.fall as usize {
-            let lately = up_since.is_some_and(|since| now - since < rules.forgive);
-            hold = if lately { (hold * 2).min(rules.hold_max) } else { rules.hold };
-            held_until = now + hold.min(rules.hold_max);
+            let lately = up_since.is_some_and(|since| now - since < rules.flap_reset);
+            hold_down =
+                if lately { (hold_down * 2).min(rules.hold_down_max) } else { rules.hold_down };
+            held_until = now + hold_down.min(rules.hold_down_max);
             (up, changed) = (false, end);
         } else if !up && streak >= rules.rise as usize && now >= held_until {
             up_since = Some(now);
@@ -101,19 +113,19 @@ fn model(rules: &Rules, past: &[(Moment, bool)]) -> bool {
     up
 }
 
-fn any_rules() -> impl Strategy<Value = Rules> {
+fn any_rules() -> impl Strategy<Value = HealthRules> {
     (1..5_u32, 1..5_u32, 0..10_u32, 0..60_u32, 0..60_u32).prop_map(
-        |(rise, fall, hold, hold_max, forgive)| Rules {
+        |(rise, fall, hold_down, hold_down_max, flap_reset)| HealthRules {
             rise,
             fall,
-            hold: SECOND * hold,
-            hold_max: SECOND * hold.max(hold_max),
-            forgive: SECOND * forgive,
+            hold_down: SECOND * hold_down,
+            hold_down_max: SECOND * hold_down.max(hold_down_max),
+            flap_reset: SECOND * flap_reset,
         },
     )
 }
 
-fn any_past() -> impl Strategy<Value = Vec<(Moment, bool)>> {
+fn any_history() -> impl Strategy<Value = Vec<(Moment, bool)>> {
     prop::collection::vec((0..5_000_u64, any::<bool>()), 1..120).prop_map(|steps| {
         let mut now = Moment::ZERO;
         let step = |(wait, passed)| {
@@ -126,26 +138,26 @@ fn any_past() -> impl Strategy<Value = Vec<(Moment, bool)>> {
 
 proptest! {
     #[test]
-    fn agrees_with_the_model(rules in any_rules(), past in any_past()) {
-        let mut judge = Judge::new(Moment::ZERO);
-        for (end, (now, passed)) in past.iter().enumerate() {
-            judge.take(&rules, *passed, *now);
-            prop_assert_eq!(judge.standing() == Standing::Up, model(&rules, &past[..=end]));
+    fn state_agrees_with_the_model(rules in any_rules(), history in any_history()) {
+        let mut health_state = HealthState::new(Moment::ZERO);
+        for (end, (now, passed)) in history.iter().enumerate() {
+            health_state.record(&rules, *passed, *now);
+            prop_assert_eq!(health_state.health() == Health::Healthy, model(&rules, &history[..=end]));
         }
     }
 
-    /// However it flaps: in a time T it comes back at most as often as holds fit into T.
+    /// In a time T a target returns at most as often as hold-downs fit into T.
     #[test]
-    fn flapping_is_bounded(past in any_past()) {
-        let rules = Rules {
-            rise: 1, fall: 1, hold: SECOND, hold_max: 64 * SECOND, forgive: 1000 * SECOND,
+    fn hold_down_bounds_the_number_of_returns(history in any_history()) {
+        let rules = HealthRules {
+            rise: 1, fall: 1, hold_down: SECOND, hold_down_max: 64 * SECOND, flap_reset: 1000 * SECOND,
         };
-        let mut judge = Judge::new(Moment::ZERO);
-        for (now, passed) in &past {
-            judge.take(&rules, *passed, *now);
+        let mut health_state = HealthState::new(Moment::ZERO);
+        for (now, passed) in &history {
+            health_state.record(&rules, *passed, *now);
         }
-        let time = past[past.len() - 1].0.as_secs();
-        let returns = judge.transitions() / 2;
+        let time = history[history.len() - 1].0.as_secs();
+        let returns = health_state.transitions() / 2;
         // 1 + 2 + 4 + … up to 64, then 64 each.
         let bound = if time < 127 { u64::from((time + 2).ilog2()) + 1 } else { 7 + time / 64 };
         prop_assert!(returns <= bound, "{} returns in {} s", returns, time);

@@ -1,27 +1,27 @@
-//! HAProxy's agent check: a line of words from the backend itself.
+//! The `agent` check: HAProxy's agent protocol. The backend's agent sends a line of words.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::{Failure, Said, Step, connect};
+use super::{AgentReply, CurrentStep, Failure, tcp};
 use crate::check::Target;
 
-/// No agent says more.
-const LINE: usize = 1024;
+/// Longest line, in bytes.
+const MAX_LINE: usize = 1024;
 
 pub(super) async fn run(
     target: &Target,
     port: u16,
     send: Option<&str>,
-    step: &Step,
-) -> Result<Said, Failure> {
-    let mut stream = connect::tcp(target, port, step).await?;
+    step: &CurrentStep,
+) -> Result<AgentReply, Failure> {
+    let mut stream = tcp::connect(target, port, step).await?;
     step.set("answer");
     let failed = |source| Failure::Io { step: "answer", source };
     if let Some(text) = send {
         stream.write_all(text.as_bytes()).await.map_err(failed)?;
     }
     let mut line = Vec::new();
-    while line.len() < LINE && !line.contains(&b'\n') {
+    while line.len() < MAX_LINE && !line.contains(&b'\n') {
         if stream.read_buf(&mut line).await.map_err(failed)? == 0 {
             break;
         }
@@ -30,24 +30,23 @@ pub(super) async fn run(
     parse(text.lines().next().unwrap_or_default())
 }
 
-/// What a line means. `drain` and `maint` keep connections and take no new ones until `ready`; a
-/// weight is shown and never applied.
-fn parse(line: &str) -> Result<Said, Failure> {
+/// Parses an agent's line. `drain` and `maint` last until `ready`. A weight is reported but not applied.
+fn parse(line: &str) -> Result<AgentReply, Failure> {
     let (words, why) = line.split_once('#').unwrap_or((line, ""));
-    let mut said = Said::default();
+    let mut reply = AgentReply::default();
     let mut down = None;
-    let mut known = false;
+    let mut has_words = false;
     for word in words.split([' ', ',', '\t', '\r']).filter(|word| !word.is_empty()) {
         let word = word.to_ascii_lowercase();
-        known = true;
+        has_words = true;
         match word.as_str() {
             "up" => {}
-            "ready" => said.drain = Some(false),
-            "drain" | "maint" => said.drain = Some(true),
+            "ready" => reply.drain = Some(false),
+            "drain" | "maint" => reply.drain = Some(true),
             "down" | "fail" | "failed" | "stopped" => down = Some(word),
             _ if word.starts_with("maxconn:") => {}
             _ => match word.strip_suffix('%').and_then(|number| number.parse().ok()) {
-                Some(weight) => said.weight = Some(weight),
+                Some(weight) => reply.weight = Some(weight),
                 None => return Err(Failure::Agent(format!("unknown word {word:?}"))),
             },
         }
@@ -55,8 +54,8 @@ fn parse(line: &str) -> Result<Said, Failure> {
     match down {
         Some(word) if why.trim().is_empty() => Err(Failure::Agent(word)),
         Some(word) => Err(Failure::Agent(format!("{word}: {}", why.trim().escape_debug()))),
-        None if known => Ok(said),
-        None => Err(Failure::Agent("said nothing".into())),
+        None if has_words => Ok(reply),
+        None => Err(Failure::Agent("empty line".into())),
     }
 }
 
@@ -65,16 +64,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn haproxys_words() {
-        let good = |line: &str| parse(line).map(|said| (said.drain, said.weight)).ok();
-        assert_eq!(good("up 75%"), Some((None, Some(75))));
-        assert_eq!(good("ready,up"), Some((Some(false), None)));
-        assert_eq!(good("drain"), Some((Some(true), None)));
-        assert_eq!(good("maint maxconn:30 50%\r"), Some((Some(true), Some(50))));
+    fn words_of_haproxys_agent_protocol_are_understood() {
+        let parsed = |line: &str| parse(line).map(|reply| (reply.drain, reply.weight)).ok();
+        assert_eq!(parsed("up 75%"), Some((None, Some(75))));
+        assert_eq!(parsed("ready,up"), Some((Some(false), None)));
+        assert_eq!(parsed("drain"), Some((Some(true), None)));
+        assert_eq!(parsed("maint maxconn:30 50%\r"), Some((Some(true), Some(50))));
         for (line, wanted) in [
             ("down", "agent: down"),
             ("stopped # for a new disk", "agent: stopped: for a new disk"),
-            ("", "agent: said nothing"),
+            ("", "agent: empty line"),
             ("hello", "agent: unknown word \"hello\""),
         ] {
             assert_eq!(parse(line).unwrap_err().to_string(), wanted);

@@ -1,4 +1,4 @@
-//! One HTTP/1.1 request on a connection of its own.
+//! The `http` and `https` checks: one HTTP/1.1 request on a new connection.
 
 use std::{future::Future, net::SocketAddr};
 
@@ -12,29 +12,29 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 
-use super::{Failure, Step, Tools, connect};
-use crate::check::{Http, Target};
+use super::{CurrentStep, Failure, ProbeContext, tcp};
+use crate::check::{HttpCheck, Target};
 
-/// So much of a body is searched.
-const BODY: usize = 64 << 10;
-/// No answer's head is longer.
-const HEAD: usize = 64 << 10;
-/// So much of an answer is read at all, whatever it is made of: who sends interim answers or chunks
-/// without end must not keep everybody else waiting.
-const ANSWER: u64 = 256 << 10;
+/// Length of the body that is searched.
+const MAX_BODY: usize = 64 << 10;
+/// Longest head of a response.
+const MAX_HEAD: usize = 64 << 10;
+/// Longest response, of any content. A server that sends interim responses or chunks without end must
+/// not keep the event loop busy.
+const MAX_RESPONSE: u64 = 256 << 10;
 
 pub(super) async fn run(
     target: &Target,
-    http: &Http,
-    tools: &Tools,
-    step: &Step,
+    http: &HttpCheck,
+    context: &ProbeContext,
+    step: &CurrentStep,
 ) -> Result<(), Failure> {
-    let stream = connect::tcp(target, http.port, step).await?;
+    let stream = tcp::connect(target, http.port, step).await?;
     match &http.tls {
         None => exchange(stream, target, http, step).await,
         Some(tls) => {
             step.set("TLS");
-            let stream = tools.tls.connect(stream, target, http, tls).await?;
+            let stream = context.tls.connect(stream, target, http, tls).await?;
             exchange(stream, target, http, step).await
         }
     }
@@ -43,23 +43,23 @@ pub(super) async fn run(
 pub(super) async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     target: &Target,
-    http: &Http,
-    step: &Step,
+    http: &HttpCheck,
+    step: &CurrentStep,
 ) -> Result<(), Failure> {
     step.set("answer");
     let (reader, writer) = tokio::io::split(stream);
-    let stream = TokioIo::new(tokio::io::join(reader.take(ANSWER), writer));
-    let handshake = http1::Builder::new().max_buf_size(HEAD).handshake(stream);
+    let stream = TokioIo::new(tokio::io::join(reader.take(MAX_RESPONSE), writer));
+    let handshake = http1::Builder::new().max_buf_size(MAX_HEAD).handshake(stream);
     let (mut sender, connection) = handshake.await.map_err(failed)?;
     let request = request(target, http)?;
-    let talk = async {
+    let conversation = async {
         let response = sender.send_request(request).await.map_err(failed)?;
-        judge(response, http, step).await
+        check_response(response, http, step).await
     };
-    drive(talk, connection).await
+    drive(conversation, connection).await
 }
 
-/// A broken connection is the kernel's word, the rest is HTTP's.
+/// Turns hyper's error into a failure: an I/O error if the connection broke, else one of HTTP.
 fn failed(error: hyper::Error) -> Failure {
     let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref());
     match source {
@@ -74,56 +74,61 @@ fn failed(error: hyper::Error) -> Failure {
     }
 }
 
-/// Runs the connection as long as the talk on it needs it.
+/// Drives the connection until the conversation on it ends.
 async fn drive<T>(
-    talk: impl Future<Output = Result<T, Failure>>,
+    conversation: impl Future<Output = Result<T, Failure>>,
     connection: impl Future<Output = hyper::Result<()>>,
 ) -> Result<T, Failure> {
-    let (mut talk, mut connection) = (std::pin::pin!(talk), std::pin::pin!(connection));
+    let (mut conversation, mut connection) =
+        (std::pin::pin!(conversation), std::pin::pin!(connection));
     tokio::select! {
         biased;
-        said = &mut talk => said,
-        // It ends before the talk when the whole answer is buffered, or when it broke: the talk
-        // knows which.
-        _ = &mut connection => talk.await,
+        result = &mut conversation => result,
+        // The connection ends first if the whole response is buffered, or if it broke; the conversation
+        // then has the result.
+        _ = &mut connection => conversation.await,
     }
 }
 
-async fn judge(response: Response<Incoming>, http: &Http, step: &Step) -> Result<(), Failure> {
+async fn check_response(
+    response: Response<Incoming>,
+    http: &HttpCheck,
+    step: &CurrentStep,
+) -> Result<(), Failure> {
     let status = response.status().as_u16();
     let (low, high) = http.status;
     if !(low..=high).contains(&status) {
-        return Err(Failure::Status { status, wanted: http.status });
+        return Err(Failure::Status { status, expected: http.status });
     }
-    let Some(wanted) = &http.body else { return Ok(()) };
+    let Some(expected) = &http.body else { return Ok(()) };
     step.set("body");
     let mut body = response.into_body();
-    let mut seen = Vec::new();
+    let mut searched = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(failed)?;
         let Some(data) = frame.data_ref() else { continue };
-        let old = seen.len();
-        seen.extend_from_slice(&data[..data.len().min(BODY - old)]);
-        // What is wanted may begin in the part before.
-        let from = old.saturating_sub(wanted.len());
-        if contains(&seen[from..], wanted.as_bytes()) {
+        let old = searched.len();
+        searched.extend_from_slice(&data[..data.len().min(MAX_BODY - old)]);
+        // The text may begin in the previous frame.
+        let from = old.saturating_sub(expected.len());
+        if contains(&searched[from..], expected.as_bytes()) {
             return Ok(());
         }
-        if seen.len() == BODY {
+        if searched.len() == MAX_BODY {
             break;
         }
     }
-    Err(Failure::Body { wanted: wanted.clone() })
+    Err(Failure::Body { expected: expected.clone() })
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
 
-fn request(target: &Target, http: &Http) -> Result<Request<Empty<Bytes>>, Failure> {
+fn request(target: &Target, http: &HttpCheck) -> Result<Request<Empty<Bytes>>, Failure> {
     let host = http.host.clone().unwrap_or_else(|| {
-        let usual = if http.tls.is_some() { 443 } else { 80 };
-        if http.port != usual {
+        let default_port = if http.tls.is_some() { 443 } else { 80 };
+        if http.port != default_port {
             SocketAddr::new(target.address, http.port).to_string()
         } else if target.address.is_ipv6() {
             format!("[{}]", target.address)

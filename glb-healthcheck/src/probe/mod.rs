@@ -1,110 +1,127 @@
-//! Asking a target once. Every probe makes a fresh connection and ends at its timeout.
+//! Probes: one module for each kind of check. A probe opens a new connection and ends at its timeout.
+//!
+//! | kind | module |
+//! |---|---|
+//! | `tcp` | [`tcp`] |
+//! | `http`, `https` | [`http`], with [`tls`] |
+//! | `gue` | [`gue`], with [`icmp_echo`] |
+//! | `vip` | [`vip`], with [`vip_tunnel`] |
+//! | `agent` | [`agent`] |
+//! | `exec` | [`exec`] |
+//!
+//! To add a kind of check: add a variant to [`CheckKind`], read its keys in
+//! [`check_config`](crate::check_config), write a module with a `run` function here, and call it from
+//! `run` below. Sockets or devices that its probes share belong in [`ProbeContext`].
 
 mod agent;
-mod connect;
-mod echo;
+mod connectivity;
 mod exec;
+mod gue;
 mod http;
+mod icmp_echo;
+mod tcp;
 mod tls;
-mod tunnel;
+mod vip;
+mod vip_tunnel;
 
 use std::{io, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-pub use echo::{Echo, EchoError};
+pub use connectivity::{ConnectivityTarget, connectivity_target_replies};
+pub use icmp_echo::{IcmpEcho, IcmpEchoError};
 pub use tls::{TlsConfigs, TlsError};
-pub use tunnel::{Tunnel, TunnelError};
+pub use vip_tunnel::{VipTunnel, VipTunnelError};
 
-use crate::check::{Kind, Target};
+use crate::check::{CheckKind, Target};
 
-/// A probe that wakes up so long after its time says more about this machine than about the target.
+/// A timeout that is noticed this much too late is the fault of this machine.
 const LATE: Duration = Duration::from_millis(100);
 
-/// What came of a probe.
+/// The result of a probe.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The answer is as it must be.
-    Pass(Said),
-    /// The target does not answer as it must.
+    /// The target replied as configured.
+    Pass(AgentReply),
+    /// The target did not reply as configured.
     Fail(Failure),
-    /// Nothing can be said about the target: this machine is at fault.
-    Unsure(Failure),
+    /// This machine, not the target, caused the failure.
+    Inconclusive(Failure),
 }
 
-/// What a backend's agent says beside that it is well.
+/// The report of a backend's agent; empty for other kinds of checks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Said {
-    /// Whether it wants no new connections; None if it says nothing about that.
+pub struct AgentReply {
+    /// True if it asks for draining; `None` leaves that unchanged.
     pub drain: Option<bool>,
-    /// Percent of its usual weight.
+    /// Its weight in percent.
     pub weight: Option<u16>,
 }
 
 /// Why a probe did not pass.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// No answer in time.
+    /// No reply within the timeout.
     #[error("timeout after {} ms ({step})", after.as_millis())]
     Timeout {
-        /// What was waited for.
+        /// The step that the probe was waiting for.
         step: &'static str,
-        /// How long.
+        /// The timeout.
         after: Duration,
     },
-    /// The machine that checks stood still meanwhile.
-    #[error("this machine stood still for {} ms", by.as_millis())]
+    /// This machine was suspended or overloaded during the probe.
+    #[error("this machine was suspended or overloaded for {} ms", by.as_millis())]
     Late {
         /// How long.
         by: Duration,
     },
-    /// The connection was not made, or broke.
+    /// The connection failed.
     #[error("{step}: {source}")]
     Io {
-        /// What was being done.
+        /// The step that failed.
         step: &'static str,
-        /// Why not.
+        /// The error.
         source: io::Error,
     },
-    /// TLS was not agreed upon.
+    /// The TLS handshake failed.
     #[error("TLS: {0}")]
     Tls(io::Error),
-    /// The other side does not speak HTTP, or broke off.
+    /// The response is not HTTP, or is incomplete.
     #[error("HTTP: {0}")]
     Http(hyper::Error),
-    /// Another status than wanted.
-    #[error("status {status}, wanted {}", shown(*.wanted))]
+    /// The response has an unexpected status.
+    #[error("status {status}, expected {}", shown_range(*.expected))]
     Status {
-        /// What came.
+        /// The response's status.
         status: u16,
-        /// Lowest and highest that pass.
-        wanted: (u16, u16),
+        /// Lowest and highest status that pass.
+        expected: (u16, u16),
     },
-    /// The body lacks what it must have.
-    #[error("the body does not contain {wanted:?}")]
+    /// The body lacks the configured text.
+    #[error("the body does not contain {expected:?}")]
     Body {
-        /// What it must have.
-        wanted: String,
+        /// The configured text.
+        expected: String,
     },
-    /// The backend's agent.
+    /// The backend's agent reports a failure.
     #[error("agent: {0}")]
     Agent(String),
-    /// The operator's command.
+    /// The command failed.
     #[error("the command ended with {0}")]
     Command(std::process::ExitStatus),
-    /// The check cannot be done as it is configured.
+    /// This machine cannot do the check.
     #[error("{0}")]
     Setup(String),
 }
 
-fn shown((low, high): (u16, u16)) -> String {
+fn shown_range((low, high): (u16, u16)) -> String {
     if low == high { low.to_string() } else { format!("{low}-{high}") }
 }
 
 impl Failure {
-    /// A word for metrics.
+    /// The value of the `result` label in metrics.
     #[must_use]
-    pub fn word(&self) -> &'static str {
+    pub fn label(&self) -> &'static str {
         match self {
             Self::Timeout { .. } => "timeout",
             Self::Late { .. } => "late",
@@ -124,8 +141,8 @@ impl Failure {
         }
     }
 
-    /// Whether this machine, and not the target, is at fault: out of files, memory or ports.
-    fn is_own(&self) -> bool {
+    /// Returns whether this machine, not the target, caused it: for instance no free descriptors or ports.
+    fn is_local(&self) -> bool {
         let Self::Io { source, .. } = self else {
             return matches!(self, Self::Late { .. } | Self::Setup(_));
         };
@@ -145,57 +162,58 @@ impl Failure {
     }
 }
 
-/// What all probes share.
+/// Resources that all probes share.
 #[derive(Debug)]
-pub struct Tools {
-    /// TLS configurations, made once.
+pub struct ProbeContext {
+    /// TLS configurations.
     tls: TlsConfigs,
-    /// Raw sockets, if a target needs them.
-    echo: Option<Arc<Echo>>,
-    /// The device that packets to VIPs go out by, if a target needs it.
-    tunnel: Option<Arc<Tunnel>>,
+    /// Raw ICMP sockets, if a target needs them.
+    echo: Option<Arc<IcmpEcho>>,
+    /// The TUN device for `vip` checks, if a target needs it.
+    tunnel: Option<Arc<VipTunnel>>,
 }
 
-/// Why some targets cannot be checked on this machine.
+/// Why this machine cannot do the checks of some targets.
 #[derive(Debug, thiserror::Error)]
-pub enum ToolsError {
-    /// TLS.
+pub enum ProbeContextError {
+    /// A TLS configuration is not possible.
     #[error("healthchecks.https: {0}")]
     Tls(#[from] TlsError),
-    /// Echoes.
+    /// ICMP sockets are not possible.
     #[error("healthchecks.gue: {0}")]
-    Echo(#[from] EchoError),
-    /// The tunnel.
+    Echo(#[from] IcmpEchoError),
+    /// The tunnel device is not possible.
     #[error("healthchecks.vip: {0}")]
-    Tunnel(#[from] TunnelError),
+    Tunnel(#[from] VipTunnelError),
 }
 
-impl Tools {
-    /// Makes what the probes of these targets need. What `old` has is used on; CA files are read anew.
+impl ProbeContext {
+    /// Creates what the probes of these targets need. Sockets and devices of `old` are reused; CA files
+    /// are read again.
     ///
     /// # Errors
-    /// When a CA file cannot be used, or this process lacks a permission.
+    /// A CA file is not usable, or the process lacks a capability.
     pub async fn new<'t>(
         targets: impl IntoIterator<Item = &'t Target> + Clone,
         old: Option<&Self>,
-    ) -> Result<Self, ToolsError> {
+    ) -> Result<Self, ProbeContextError> {
         let kinds = || targets.clone().into_iter().map(|target| &target.check.kind);
         let tls = kinds().filter_map(|kind| match kind {
-            Kind::Http(http) => http.tls.as_ref(),
+            CheckKind::Http(http) => http.tls.as_ref(),
             _ => None,
         });
         let tls = TlsConfigs::new(tls, old.map(|old| &old.tls))?;
         let echo = match old.and_then(|old| old.echo.clone()) {
             Some(echo) => Some(echo),
-            None if kinds().any(|kind| matches!(kind, Kind::Gue { .. })) => {
-                Some(Arc::new(Echo::open()?))
+            None if kinds().any(|kind| matches!(kind, CheckKind::Gue { .. })) => {
+                Some(Arc::new(IcmpEcho::open()?))
             }
             None => None,
         };
         let tunnel = match old.and_then(|old| old.tunnel.clone()) {
             Some(tunnel) => Some(tunnel),
-            None if kinds().any(|kind| matches!(kind, Kind::Vip(_))) => {
-                Some(Arc::new(Tunnel::open().await?))
+            None if kinds().any(|kind| matches!(kind, CheckKind::Vip(_))) => {
+                Some(Arc::new(VipTunnel::open().await?))
             }
             None => None,
         };
@@ -203,86 +221,60 @@ impl Tools {
     }
 }
 
-/// Asks `target` once. Returns after its timeout at the latest.
-pub async fn probe(target: &Target, tools: &Tools) -> (Outcome, Duration) {
-    let timeout = target.check.pace.timeout;
+/// Probes `target` once. Returns the outcome and the duration, which is at most the timeout.
+pub async fn probe(target: &Target, context: &ProbeContext) -> (Outcome, Duration) {
+    let timeout = target.check.settings.timeout;
     let started = Instant::now();
-    let step = Step::default();
-    let ended = tokio::time::timeout(timeout, run(target, tools, &step)).await;
+    let step = CurrentStep::default();
+    let result = tokio::time::timeout(timeout, run(target, context, &step)).await;
     let took = started.elapsed();
-    let outcome = match ended {
-        Ok(Ok(said)) => Outcome::Pass(said),
-        Ok(Err(failure)) if failure.is_own() => Outcome::Unsure(failure),
+    let outcome = match result {
+        Ok(Ok(reply)) => Outcome::Pass(reply),
+        Ok(Err(failure)) if failure.is_local() => Outcome::Inconclusive(failure),
         Ok(Err(failure)) => Outcome::Fail(failure),
-        // The answer may have come while nobody was awake to read it.
-        Err(_) if took > timeout + LATE => Outcome::Unsure(Failure::Late { by: took - timeout }),
+        // The reply may have arrived while this process did not run.
+        Err(_) if took > timeout + LATE => {
+            Outcome::Inconclusive(Failure::Late { by: took - timeout })
+        }
         Err(_) => Outcome::Fail(Failure::Timeout { step: step.get(), after: timeout }),
     };
     (outcome, took)
 }
 
-async fn run(target: &Target, tools: &Tools, step: &Step) -> Result<Said, Failure> {
-    let nothing = Ok(Said::default());
-    let missing = || Failure::Setup("a tool of this check is missing".into());
+async fn run(
+    target: &Target,
+    context: &ProbeContext,
+    step: &CurrentStep,
+) -> Result<AgentReply, Failure> {
+    let passed = Ok(AgentReply::default());
+    let missing = || Failure::Setup("the check's socket or device is missing".into());
     match &target.check.kind {
-        Kind::Tcp { port } => connect::tcp(target, *port, step).await.and(nothing),
-        Kind::Http(http) => http::run(target, http, tools, step).await.and(nothing),
-        Kind::Gue { port } => {
-            step.set("echo through the tunnel");
-            let echo = tools.echo.as_ref().ok_or_else(missing)?;
-            let backend = std::net::SocketAddr::new(target.address, *port);
-            echo.through_gue(backend, target.check.pace.source).await.and(nothing)
+        CheckKind::Tcp { port } => tcp::connect(target, *port, step).await.and(passed),
+        CheckKind::Http(http) => http::run(target, http, context, step).await.and(passed),
+        CheckKind::Gue { port } => {
+            let echo = context.echo.as_ref().ok_or_else(missing)?;
+            gue::run(target, *port, echo, step).await.and(passed)
         }
-        Kind::Vip(vip) => {
-            let tunnel = tools.tunnel.as_ref().ok_or_else(missing)?;
-            let stream = tunnel.connect(target, vip, step).await?;
-            match &vip.http {
-                Some(http) => http::exchange(stream, target, http, step).await.and(nothing),
-                None => nothing,
-            }
+        CheckKind::Vip(vip) => {
+            let tunnel = context.tunnel.as_ref().ok_or_else(missing)?;
+            vip::run(target, vip, tunnel, step).await.and(passed)
         }
-        Kind::Agent { port, send } => agent::run(target, *port, send.as_deref(), step).await,
-        Kind::Exec { command } => exec::run(target, command, step).await.and(nothing),
+        CheckKind::Agent { port, send } => agent::run(target, *port, send.as_deref(), step).await,
+        CheckKind::Exec { command } => exec::run(target, command, step).await.and(passed),
     }
 }
 
-/// Whether anything answers at a control target: a refusal is an answer.
-pub async fn alive(control: &Control, echo: Option<&Echo>, timeout: Duration) -> bool {
-    let ask = async {
-        match control {
-            Control::Ping(address) => match echo {
-                Some(echo) => echo.ping(*address).await.is_ok(),
-                None => false,
-            },
-            Control::Tcp(address) => match tokio::net::TcpStream::connect(address).await {
-                Ok(_) => true,
-                Err(error) => error.kind() == io::ErrorKind::ConnectionRefused,
-            },
-        }
-    };
-    tokio::time::timeout(timeout, ask).await.unwrap_or(false)
-}
-
-/// A machine that tells whether this one is connected.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Control {
-    /// By ICMP echo.
-    Ping(std::net::IpAddr),
-    /// By a TCP handshake or its refusal.
-    Tcp(std::net::SocketAddr),
-}
-
-/// What a probe waits for at the moment: a timeout names it.
+/// The step that a probe is waiting for; the error of a timeout names it.
 #[derive(Debug)]
-struct Step(std::sync::Mutex<&'static str>);
+struct CurrentStep(std::sync::Mutex<&'static str>);
 
-impl Default for Step {
+impl Default for CurrentStep {
     fn default() -> Self {
         Self(std::sync::Mutex::new("start"))
     }
 }
 
-impl Step {
+impl CurrentStep {
     fn set(&self, step: &'static str) {
         *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = step;
     }

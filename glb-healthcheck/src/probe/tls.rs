@@ -1,4 +1,5 @@
-//! TLS by rustls: one configuration for each way of verifying, made when targets are loaded.
+//! TLS of `https` checks: one rustls configuration for each set of trusted certificates, created when
+//! the input is loaded.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -24,59 +25,58 @@ use tokio_rustls::{
 };
 
 use super::Failure;
-use crate::check::{Http, Target, Tls};
+use crate::check::{HttpCheck, Target, TlsSettings};
 
-/// Why TLS cannot be checked as configured.
+/// Why a TLS configuration cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A CA file.
+    /// The CA file is not usable.
     #[error("ca = {:?}: {problem}", path.display())]
     Ca {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error.
         problem: String,
     },
-    /// The system's authorities.
+    /// The system has no certificate authorities.
     #[error(
-        "no certificate authorities on this system ({0}): install ca-certificates, give `ca`, or `verify = false`"
+        "this system has no certificate authorities ({0}): install ca-certificates, or set `ca` or `verify = false`"
     )]
     System(String),
-    /// rustls.
+    /// rustls rejects the configuration.
     #[error("TLS: {0}")]
     Rustls(#[from] Error),
 }
 
-/// How certificates are verified.
+/// Which certificates are trusted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Trust {
-    Nobody,
+    Any,
     System,
     File(PathBuf),
 }
 
 impl Trust {
-    fn of(tls: &Tls) -> Self {
+    fn of(tls: &TlsSettings) -> Self {
         match (&tls.ca, tls.verify) {
-            (_, false) => Self::Nobody,
+            (_, false) => Self::Any,
             (None, true) => Self::System,
             (Some(path), true) => Self::File(path.clone()),
         }
     }
 }
 
-/// The configurations that a set of targets needs.
+/// The configurations for a set of targets.
 #[derive(Debug)]
 pub struct TlsConfigs(HashMap<Trust, Arc<ClientConfig>>);
 
 impl TlsConfigs {
-    /// Makes them. Those of `old` that nobody asks for any more stay: a former source may still be in
-    /// force.
+    /// Creates the configurations. Those of `old` stay, because the previous input may still be in force.
     ///
     /// # Errors
-    /// When a CA file cannot be used.
+    /// A CA file is not usable.
     pub(super) fn new<'t>(
-        checks: impl IntoIterator<Item = &'t Tls>,
+        checks: impl IntoIterator<Item = &'t TlsSettings>,
         old: Option<&Self>,
     ) -> Result<Self, TlsError> {
         let mut configs = HashMap::new();
@@ -96,11 +96,12 @@ impl TlsConfigs {
         &self,
         stream: TcpStream,
         target: &Target,
-        http: &Http,
-        tls: &Tls,
+        http: &HttpCheck,
+        tls: &TlsSettings,
     ) -> Result<TlsStream<TcpStream>, Failure> {
         let setup = |text: &str| Failure::Setup(text.to_owned());
-        let config = self.0.get(&Trust::of(tls)).ok_or_else(|| setup("no TLS configuration"))?;
+        let config =
+            self.0.get(&Trust::of(tls)).ok_or_else(|| setup("the TLS configuration is missing"))?;
         let name = name(target, http, tls);
         let connector = TlsConnector::from(Arc::clone(config));
         connector.connect(name, stream).await.map_err(|error| match error.kind() {
@@ -112,10 +113,10 @@ impl TlsConfigs {
     }
 }
 
-/// The given name, or the Host header's, or the address.
-fn name(target: &Target, http: &Http, tls: &Tls) -> ServerName<'static> {
+/// The server name: the configured one, the Host header's, or the address.
+fn name(target: &Target, http: &HttpCheck, tls: &TlsSettings) -> ServerName<'static> {
     let host = http.host.as_deref().map(|host| {
-        // Without the port, if there is one.
+        // The Host header may include a port.
         if host.parse::<SocketAddr>().is_ok() { "" } else { host.split(':').next().unwrap_or("") }
     });
     let given = tls.name.as_deref().or(host).and_then(|name| ServerName::try_from(name).ok());
@@ -130,14 +131,14 @@ fn config(trust: &Trust) -> Result<ClientConfig, TlsError> {
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()?;
     let mut config = match trust {
-        Trust::Nobody => builder
+        Trust::Any => builder
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+            .with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
             .with_no_client_auth(),
         Trust::System => builder.with_root_certificates(system()?).with_no_client_auth(),
         Trust::File(path) => builder.with_root_certificates(file(path)?).with_no_client_auth(),
     };
-    // A resumed session would not show that the server can still make a new one.
+    // A resumed session does not prove that the server can complete a full handshake.
     config.resumption = Resumption::disabled();
     Ok(config)
 }
@@ -159,7 +160,7 @@ fn file(path: &Path) -> Result<RootCertStore, TlsError> {
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| wrong(error.to_string()))?;
     if certificates.is_empty() {
-        return Err(wrong("no certificate in it; a PEM file is wanted".into()));
+        return Err(wrong("it contains no certificate in PEM form".into()));
     }
     let mut roots = RootCertStore::empty();
     for certificate in certificates {
@@ -168,11 +169,11 @@ fn file(path: &Path) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-/// Takes every certificate, for `verify = false`; the handshake itself is still checked.
+/// Accepts every certificate, for `verify = false`. Signatures of the handshake are still verified.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct AcceptAny(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAny {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

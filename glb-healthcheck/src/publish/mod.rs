@@ -1,7 +1,7 @@
-//! Writing the checked table and telling the director, with retries. A slow disk or a hanging
-//! command delays no check: this runs beside them.
+//! Writes the output table and asks the director to reload, with retries. It runs beside the probes,
+//! so a slow disk or a hanging reload command delays no check.
 
-pub(crate) mod drains;
+pub(crate) mod agent_drains;
 mod notify;
 
 use std::{
@@ -16,207 +16,226 @@ use glb_table::health_overlay;
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
-use crate::{config::Tell, engine::Decision};
-pub use notify::TellError;
+use crate::{
+    config::{Config, ReloadMethod},
+    engine::TableUpdate,
+};
+pub use notify::NotifyError;
 
-/// First wait after a failure; doubled each time.
-const RETRY: Duration = Duration::from_millis(500);
-/// Longest wait after a failure.
-const RETRY_MAX: Duration = Duration::from_secs(30);
-/// How often it is looked whether the table is still there.
-const LOOK: Duration = Duration::from_secs(1);
+/// Delay before the first retry; doubled with each failure.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
+/// Longest delay before a retry.
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
+/// How often the publisher checks that the output still exists.
+const EXISTENCE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why the checked table was not written or the director not told.
+/// Why the output was not written, or the director not notified.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// The source's text cannot carry the findings.
+    /// The health cannot be entered into the input's text.
     #[error("{}", .0.render(false).trim_end())]
     Text(glb_table::LoadError),
-    /// The disk.
+    /// The file cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The error.
         source: io::Error,
     },
-    /// The writer's thread.
-    #[error("the writer broke down: {0}")]
+    /// The writer's thread panicked.
+    #[error("the writer's thread failed: {0}")]
     Thread(tokio::task::JoinError),
-    /// The director.
+    /// The director was not notified.
     #[error(transparent)]
-    Tell(#[from] TellError),
+    Notify(#[from] NotifyError),
 }
 
-/// What has been published so far.
+/// The results of publishing so far.
 #[derive(Clone, Debug, Default)]
-pub struct Record {
-    /// Times that the file was written.
+pub struct PublishRecord {
+    /// Successful writes of the output.
     pub writes: u64,
-    /// Times that it could not be.
+    /// Failed writes of the output.
     pub write_failures: u64,
-    /// Times that the director was told.
+    /// Successful reload requests to the director.
     pub reloads: u64,
-    /// Times that it could not be.
+    /// Failed reload requests to the director.
     pub reload_failures: u64,
-    /// When the file was last written.
+    /// Time of the last successful write.
     pub last_write: Option<SystemTime>,
-    /// Why the file is not as it should be.
-    pub not_written: Option<String>,
-    /// Why the director was not told of it.
-    pub not_told: Option<String>,
+    /// Why the output is not up to date.
+    pub write_problem: Option<String>,
+    /// Why the director is not up to date.
+    pub notify_problem: Option<String>,
 }
 
-impl Record {
-    /// What stands in the way now.
+impl PublishRecord {
+    /// Returns the error that prevents publishing now.
     #[must_use]
-    pub fn trouble(&self) -> Option<&str> {
-        self.not_written.as_deref().or(self.not_told.as_deref())
+    pub fn problem(&self) -> Option<&str> {
+        self.write_problem.as_deref().or(self.notify_problem.as_deref())
     }
 }
 
-/// Waits for something to do, or until what failed may be tried again.
+/// The delay before the next attempt.
 #[derive(Debug, Default)]
 struct Retry {
-    /// How long to wait; None if nothing failed.
-    wait: Option<Duration>,
+    /// `None` if the last attempt succeeded.
+    delay: Option<Duration>,
 }
 
 impl Retry {
-    /// Returns whether there is anything to do ever again.
+    /// Waits for news, or until a failed attempt is due for a retry. Returns whether news can still
+    /// come.
     async fn wait<T>(&self, news: &mut watch::Receiver<T>) -> bool {
-        match self.wait {
+        match self.delay {
             None => news.changed().await.is_ok(),
-            Some(wait) => match tokio::time::timeout(wait, news.changed()).await {
+            Some(delay) => match tokio::time::timeout(delay, news.changed()).await {
                 Ok(news) => news.is_ok(),
                 Err(_) => true,
             },
         }
     }
 
-    /// Takes what came of it; returns what stands in the way.
-    fn after(&mut self, done: Result<(), PublishError>) -> Option<String> {
-        let Err(problem) = done else {
-            self.wait = None;
+    /// Records an attempt's result and returns its error.
+    fn record(&mut self, result: Result<(), PublishError>) -> Option<String> {
+        let Err(error) = result else {
+            self.delay = None;
             return None;
         };
-        let wait = self.wait.map_or(RETRY, |wait| (wait * 2).min(RETRY_MAX));
-        error!(again_in_ms = wait.as_millis(), "{problem}");
-        self.wait = Some(wait);
-        Some(problem.to_string())
+        let delay = self.delay.map_or(RETRY_DELAY, |delay| (delay * 2).min(RETRY_DELAY_MAX));
+        error!(%error, retry_in_ms = delay.as_millis(), "publishing failed");
+        self.delay = Some(delay);
+        Some(error.to_string())
     }
 }
 
-/// A record that can be read while publishing goes on.
+/// A [`PublishRecord`] shared between the publisher and the event loop.
 #[derive(Clone, Debug, Default)]
-pub struct SharedRecord(Arc<Mutex<Record>>);
+pub struct SharedPublishRecord(Arc<Mutex<PublishRecord>>);
 
-impl SharedRecord {
-    /// The record as it is now.
+impl SharedPublishRecord {
+    /// Returns a copy of the current record.
     #[must_use]
-    pub fn get(&self) -> Record {
+    pub fn get(&self) -> PublishRecord {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn edit(&self, change: impl FnOnce(&mut Record)) {
+    fn edit(&self, change: impl FnOnce(&mut PublishRecord)) {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
-/// Where the checked table goes, and who is told.
+/// How the director is notified.
+#[derive(Clone, Debug)]
+pub struct NotifyConfig {
+    /// The method; `None` if the director only watches the file.
+    pub method: Option<ReloadMethod>,
+    /// Time limit of a request.
+    pub timeout: Duration,
+}
+
+impl NotifyConfig {
+    /// Returns the part of a configuration that notifies the director.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        Self { method: config.reload_method.clone(), timeout: config.reload_timeout }
+    }
+}
+
+/// Writes updates to the output and notifies the director.
 #[derive(Clone, Debug)]
 pub struct Publisher {
-    /// The checked table.
-    pub checked: PathBuf,
-    /// How the director is told, if it has to be.
-    pub tell: Option<Tell>,
-    /// How long that may take.
-    pub timeout: Duration,
-    /// What has been done.
-    pub record: SharedRecord,
+    /// The output table.
+    pub output: PathBuf,
+    /// How the director is notified; a reload of the configuration may change it.
+    pub notify: watch::Receiver<NotifyConfig>,
+    /// The record of results.
+    pub record: SharedPublishRecord,
 }
 
 impl Publisher {
-    /// Publishes the newest decision until the sender is gone. Says once when the file is as it should
-    /// be for the first time.
+    /// Publishes the newest update until the sender is dropped. Reports the first success over
+    /// `first_write`.
     pub async fn run(
         self,
-        decisions: watch::Receiver<Option<Arc<Decision>>>,
-        published: oneshot::Sender<()>,
+        updates: watch::Receiver<Option<Arc<TableUpdate>>>,
+        first_write: oneshot::Sender<()>,
     ) {
-        // A director that takes its time, or hangs, delays no write: it may be watching the file.
+        // Two loops: a slow or hanging director delays no write, as it may be watching the file.
         let (written, news) = watch::channel(());
-        tokio::join!(self.write_all(decisions, published, written), self.tell_all(news));
+        tokio::join!(self.write_updates(updates, first_write, written), self.notify_director(news));
     }
 
-    async fn write_all(
+    async fn write_updates(
         &self,
-        mut decisions: watch::Receiver<Option<Arc<Decision>>>,
-        published: oneshot::Sender<()>,
+        mut updates: watch::Receiver<Option<Arc<TableUpdate>>>,
+        first_write: oneshot::Sender<()>,
         written: watch::Sender<()>,
     ) {
-        let mut published = Some(published);
+        let mut first_write = Some(first_write);
         let mut retry = Retry::default();
-        let mut is_there = false;
+        let mut exists = false;
         loop {
-            // What is newer replaces what could not be written.
+            // A newer update replaces one that could not be written.
             let goes_on = tokio::select! {
-                goes_on = retry.wait(&mut decisions) => goes_on,
-                () = self.gone(), if is_there => {
-                    warn!(file = %self.checked.display(), "somebody removed the checked table: it is written anew");
+                goes_on = retry.wait(&mut updates) => goes_on,
+                () = self.removed(), if exists => {
+                    warn!(file = %self.output.display(), "the output was removed: writing it again");
                     true
                 }
             };
             if !goes_on {
                 return;
             }
-            let Some(decision) = decisions.borrow_and_update().clone() else { continue };
-            let done = self.write(&decision).await;
-            is_there = done.is_ok();
-            if let Ok(changed) = done {
-                // A former checker may have been killed between its write and its word to the
-                // director.
-                let first = published.take();
+            let Some(update) = updates.borrow_and_update().clone() else { continue };
+            let result = self.write(&update).await;
+            exists = result.is_ok();
+            if let Ok(changed) = result {
+                // The director is notified once after the start even if nothing changed: an earlier
+                // process may have been killed between its write and its notification.
+                let first = first_write.take();
                 if changed || first.is_some() {
                     written.send_replace(());
                 }
-                // Whether or not anybody waits for it.
+                // The receiver may be gone.
                 first.map(|first| first.send(()));
             }
-            let trouble = retry.after(done.map(drop));
-            self.record.edit(|record| record.not_written = trouble);
+            let problem = retry.record(result.map(drop));
+            self.record.edit(|record| record.write_problem = problem);
         }
     }
 
-    /// Waits until the table is not there.
-    async fn gone(&self) {
+    /// Waits until the output does not exist.
+    async fn removed(&self) {
         loop {
-            tokio::time::sleep(LOOK).await;
-            let path = self.checked.clone();
-            let there = tokio::task::spawn_blocking(move || path.try_exists()).await;
-            if matches!(there, Ok(Ok(false))) {
+            tokio::time::sleep(EXISTENCE_CHECK_INTERVAL).await;
+            let path = self.output.clone();
+            let exists = tokio::task::spawn_blocking(move || path.try_exists()).await;
+            if matches!(exists, Ok(Ok(false))) {
                 return;
             }
         }
     }
 
-    async fn tell_all(&self, mut written: watch::Receiver<()>) {
+    async fn notify_director(&self, mut written: watch::Receiver<()>) {
         let mut retry = Retry::default();
         while retry.wait(&mut written).await {
             written.mark_unchanged();
-            let trouble = retry.after(self.reload().await);
-            self.record.edit(|record| record.not_told = trouble);
+            let problem = retry.record(self.notify().await);
+            self.record.edit(|record| record.notify_problem = problem);
         }
     }
 
-    /// Writes the table if it differs from what stands there; returns whether it did.
-    async fn write(&self, decision: &Arc<Decision>) -> Result<bool, PublishError> {
-        let (decision, path) = (Arc::clone(decision), self.checked.clone());
-        let work = tokio::task::spawn_blocking(move || replace(&decision, &path));
-        let done = work.await.map_err(PublishError::Thread).and_then(|done| done);
-        match &done {
+    /// Writes the output if its content differs; returns whether it did.
+    async fn write(&self, update: &Arc<TableUpdate>) -> Result<bool, PublishError> {
+        let (update, path) = (Arc::clone(update), self.output.clone());
+        let work = tokio::task::spawn_blocking(move || replace_output(&update, &path));
+        let result = work.await.map_err(PublishError::Thread).and_then(|result| result);
+        match &result {
             Ok(true) => {
-                info!(file = %self.checked.display(), "checked table written");
+                info!(file = %self.output.display(), "output written");
                 self.record.edit(|record| {
                     record.writes += 1;
                     record.last_write = Some(SystemTime::now());
@@ -225,31 +244,32 @@ impl Publisher {
             Ok(false) => {}
             Err(_) => self.record.edit(|record| record.write_failures += 1),
         }
-        done
+        result
     }
 
-    async fn reload(&self) -> Result<(), PublishError> {
-        let Some(tell) = &self.tell else { return Ok(()) };
-        let done = notify::tell(tell, self.timeout).await;
-        self.record.edit(|record| match done {
+    async fn notify(&self) -> Result<(), PublishError> {
+        let NotifyConfig { method, timeout } = self.notify.borrow().clone();
+        let Some(method) = method else { return Ok(()) };
+        let result = notify::notify(&method, timeout).await;
+        self.record.edit(|record| match result {
             Ok(()) => record.reloads += 1,
             Err(_) => record.reload_failures += 1,
         });
-        Ok(done?)
+        Ok(result?)
     }
 }
 
-fn replace(decision: &Decision, path: &Path) -> Result<bool, PublishError> {
-    let source = &decision.source;
-    let text = health_overlay::apply(&source.path, &source.text, &decision.findings)
+fn replace_output(update: &TableUpdate, path: &Path) -> Result<bool, PublishError> {
+    let input = &update.input;
+    let text = health_overlay::apply(&input.path, &input.text, &update.health)
         .map_err(PublishError::Text)?;
     let failed = |source| PublishError::Write { path: path.to_owned(), source };
-    drains::write(path, &decision.drains).map_err(failed)?;
+    agent_drains::write(path, &update.drains).map_err(failed)?;
     if fs::read(path).is_ok_and(|old| old == text.as_bytes()) {
         return Ok(false);
     }
-    // A new file may be read by those who may read the source: both hold the same keys.
-    let mode = fs::metadata(&source.path).map_or(0o600, |found| found.permissions().mode() & 0o666);
+    // A new output has the input's permissions, because both contain the same keys.
+    let mode = fs::metadata(&input.path).map_or(0o600, |found| found.permissions().mode() & 0o666);
     glb_table::atomic_file::replace_or_create(path, text.as_bytes(), mode).map_err(failed)?;
     Ok(true)
 }

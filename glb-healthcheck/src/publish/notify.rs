@@ -1,4 +1,4 @@
-//! Telling the director that there is a new table: by a command, or at its control socket.
+//! Asks the director to reload, by a command or over its control socket.
 
 use std::{
     io,
@@ -12,98 +12,98 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tracing::{info, warn};
 
-use crate::config::Tell;
+use crate::config::ReloadMethod;
 
-/// Why the director was not told.
+/// Why a reload request failed.
 #[derive(Debug, thiserror::Error)]
-pub enum TellError {
+pub enum NotifyError {
     /// The reload command cannot be started.
     #[error("cannot run `{command}`: {source}")]
     Start {
         /// The command.
         command: String,
-        /// Why not.
+        /// The error.
         source: io::Error,
     },
     /// The reload command failed.
-    #[error("`{command}` ended with {status}{}", said(.stderr))]
+    #[error("`{command}` ended with {status}{}", after_colon(.stderr))]
     Failed {
         /// The command.
         command: String,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
-        /// The end of what it said.
+        /// The last line of its standard error.
         stderr: String,
     },
-    /// The reload command hangs.
-    #[error("`{command}` did not end within {} ms and was killed", after.as_millis())]
-    Hangs {
+    /// The reload command exceeded the time limit.
+    #[error("`{command}` did not end within {} ms (`reload_timeout`) and was killed", after.as_millis())]
+    Timeout {
         /// The command.
         command: String,
-        /// The limit.
+        /// The time limit.
         after: Duration,
     },
-    /// The director is not there, or refuses the table.
-    #[error("the director did not take the table: {0}")]
+    /// The director does not answer, or rejects the table.
+    #[error("the director did not reload: {0}")]
     Director(#[from] ClientError),
-    /// The thread that asks it.
-    #[error("the thread that asks the director broke down: {0}")]
+    /// The request's thread panicked.
+    #[error("the thread that asks the director failed: {0}")]
     Thread(tokio::task::JoinError),
 }
 
-fn said(stderr: &str) -> String {
+fn after_colon(stderr: &str) -> String {
     if stderr.is_empty() { String::new() } else { format!(": {stderr}") }
 }
 
-pub(super) async fn tell(how: &Tell, limit: Duration) -> Result<(), TellError> {
-    match how {
-        Tell::Command(command) => {
+pub(super) async fn notify(method: &ReloadMethod, limit: Duration) -> Result<(), NotifyError> {
+    match method {
+        ReloadMethod::Command(command) => {
             run(command, limit).await?;
-            info!(command, "reload command done");
+            info!(command, "reload command succeeded");
         }
-        Tell::Director(socket) => {
+        ReloadMethod::ControlSocket(socket) => {
             let socket = socket.clone();
-            let asked = tokio::task::spawn_blocking(move || ask(&socket, limit));
-            let Done { generation, changed, milliseconds, warning } =
-                asked.await.map_err(TellError::Thread)??;
+            let request = tokio::task::spawn_blocking(move || request_reload(&socket, limit));
+            let ReloadReply { generation, changed, milliseconds, warning } =
+                request.await.map_err(NotifyError::Thread)??;
             if !warning.is_empty() {
-                warn!("the director warns: {warning}");
+                warn!(warning, "the director reports a warning");
             }
-            // It may have seen the new file before it was asked.
+            // `changed` is false if the director noticed the new file before the request.
             info!(generation, changed, milliseconds, "in force at the director");
         }
     }
     Ok(())
 }
 
-/// What is asked of the director.
+/// The director's reload request.
 #[derive(Serialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 enum Request {
     Reload {},
 }
 
-/// So much of its answer is used here.
+/// The part of the director's reply that is used here.
 #[derive(Deserialize)]
-struct Done {
+struct ReloadReply {
     generation: u64,
     changed: bool,
     milliseconds: f64,
     warning: String,
 }
 
-fn ask(socket: &Path, limit: Duration) -> Result<Done, ClientError> {
+fn request_reload(socket: &Path, limit: Duration) -> Result<ReloadReply, ClientError> {
     Client::connect(socket)?.ask(&Request::Reload {}, limit)
 }
 
-async fn run(command: &str, limit: Duration) -> Result<(), TellError> {
-    let start = |source| TellError::Start { command: command.to_owned(), source };
+async fn run(command: &str, limit: Duration) -> Result<(), NotifyError> {
+    let start = |source| NotifyError::Start { command: command.to_owned(), source };
     let child = Command::new("/bin/sh")
         .args(["-c", command])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
-        // A group of its own, so that what the shell started ends with it.
+        // A process group, so that the shell's child processes can be killed with it.
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
@@ -115,18 +115,18 @@ async fn run(command: &str, limit: Duration) -> Result<(), TellError> {
             let stderr = String::from_utf8_lossy(&output.stderr);
             let stderr = stderr.trim().lines().last().unwrap_or_default().to_owned();
             let (command, status) = (command.to_owned(), output.status);
-            Err(TellError::Failed { command, status, stderr })
+            Err(NotifyError::Failed { command, status, stderr })
         }
         Ok(Err(source)) => Err(start(source)),
         Err(_) => {
             let group = group.and_then(|id| i32::try_from(id).ok());
             if let Some(group) = group {
                 use nix::{sys::signal, unistd::Pid};
-                if let Err(problem) = signal::killpg(Pid::from_raw(group), signal::SIGKILL) {
-                    warn!(command, %problem, "the hanging command was not killed");
+                if let Err(error) = signal::killpg(Pid::from_raw(group), signal::SIGKILL) {
+                    warn!(command, %error, "cannot kill the reload command");
                 }
             }
-            Err(TellError::Hangs { command: command.to_owned(), after: limit })
+            Err(NotifyError::Timeout { command: command.to_owned(), after: limit })
         }
     }
 }

@@ -154,7 +154,7 @@ impl CheckedFleet {
         let check =
             |family| format!("{{ address = \"{}\", port = 80, path = \"/\" }}", vip(family));
         let source = format!(
-            "[healthchecks]\ninterval_ms = {}\ntimeout_ms = {}\nrise = 2\nfall = {}\n\
+            "[healthchecks]\ninterval = \"{}ms\"\ntimeout = \"{}ms\"\nrise = 2\nfall = {}\n\
              gue = 19523\nhttp = 80\nvip = [{}, {}]\n\n{}",
             pace.interval.as_millis(),
             pace.timeout.as_millis(),
@@ -167,7 +167,7 @@ impl CheckedFleet {
             &lab,
             DIRECTOR,
             &source,
-            &format!("director = \"control.sock\"\nsettle_ms = 200\n{more}"),
+            &format!("director = \"control.sock\"\ndebounce = \"200ms\"\n{more}"),
         )?;
         checker.start(&lab)?;
         let mut fleet = Self { checker, director, redirects, servers, lab };
@@ -323,7 +323,7 @@ impl CheckedFleet {
     /// # Errors
     /// When the log cannot be read.
     pub fn writes(&mut self, mark: &Checkpoint) -> Result<usize> {
-        Ok(self.log_since(mark)?.matches("checked table written").count())
+        Ok(self.log_since(mark)?.matches("output written").count())
     }
 
     fn table_writes(&mut self, from: usize) -> Result<usize> {
@@ -354,7 +354,7 @@ impl CheckedFleet {
     pub fn reason(&mut self, mark: &Checkpoint) -> Result<String> {
         let log = self.log_since(mark)?;
         let line = log.lines().find(|line| line.contains(" WARN "));
-        let line = line.and_then(|line| line.split("down ").nth(1)).unwrap_or("?");
+        let line = line.and_then(|line| line.split("unhealthy ").nth(1)).unwrap_or("?");
         Ok(line.chars().take(150).collect())
     }
 

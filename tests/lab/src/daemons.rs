@@ -221,7 +221,7 @@ impl Daemon {
     /// When a file cannot be written.
     pub fn healthcheck(lab: &Lab, node: Node, source: &str, more: &str) -> Result<Self> {
         let config = format!(
-            "source = \"source.toml\"\nchecked = \"table.toml\"\n\
+            "input = \"source.toml\"\noutput = \"table.toml\"\n\
              control.socket = \"health.sock\"\n{more}"
         );
         let daemon = Self::new(lab, Program::Healthcheck, node, &config)?;

@@ -59,9 +59,9 @@ impl Mode {
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The health checkers' settings: short intervals and a short hold-down.
-const CHECKS: &str = "director = \"control.sock\"\nsettle_ms = 100\nhold_down_ms = 300\n\
-                      hold_down_max_ms = 1000\n\
-                      [defaults]\ninterval_ms = 500\ntimeout_ms = 400\nrise = 2\nfall = 3\n";
+const CHECKS: &str = "director = \"control.sock\"\ndebounce = \"100ms\"\nhold_down = \"300ms\"\n\
+                      hold_down_max = \"1000ms\"\n\
+                      [defaults]\ninterval = \"500ms\"\ntimeout = \"400ms\"\nrise = 2\nfall = 3\n";
 
 /// A fleet with everything that runs in it. Daemons end before the lab is removed.
 pub(crate) struct World {

@@ -36,7 +36,7 @@ const TABLE: &str = "table.toml";
 
 /// The health checkers' settings, with short intervals.
 const CHECKS: &str = "director = \"control.sock\"\n\
-     [defaults]\ninterval_ms = 500\ntimeout_ms = 400\nrise = 2\nfall = 3\n";
+     [defaults]\ninterval = \"500ms\"\ntimeout = \"400ms\"\nrise = 2\nfall = 3\n";
 
 /// A running lab. The daemons end before the lab is removed.
 #[derive(Debug)]

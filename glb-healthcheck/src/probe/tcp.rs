@@ -1,16 +1,20 @@
-//! A fresh TCP connection.
+//! The `tcp` check, and the connections of the checks on top of TCP.
 
 use std::{net::SocketAddr, time::Duration};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::{Failure, Step};
+use super::{CurrentStep, Failure};
 use crate::check::Target;
 
-/// Connects to a port of the target. Dropping the stream resets the connection: with thousands of
-/// checks a second, sockets in TIME_WAIT would take all ports.
-pub(super) async fn tcp(target: &Target, port: u16, step: &Step) -> Result<TcpStream, Failure> {
+/// Connects to a port of the target. Dropping the stream resets the connection: sockets in TIME_WAIT
+/// would use up all ports with thousands of checks per second.
+pub(super) async fn connect(
+    target: &Target,
+    port: u16,
+    step: &CurrentStep,
+) -> Result<TcpStream, Failure> {
     step.set("connect");
     let failed = |source| Failure::Io { step: "connect", source };
     let to = SocketAddr::new(target.address, port);
@@ -19,16 +23,15 @@ pub(super) async fn tcp(target: &Target, port: u16, step: &Step) -> Result<TcpSt
     socket.set_nonblocking(true).map_err(failed)?;
     socket.set_linger(Some(Duration::ZERO)).map_err(failed)?;
     socket.set_tcp_nodelay(true).map_err(failed)?;
-    if let Some(source) = target.check.pace.source {
-        // The port is chosen at connect, when the whole tuple is known: else 28,000 of them are
-        // all there are for all targets.
-        // (The option is of level IP for both families.)
+    if let Some(source) = target.check.settings.source {
+        // The kernel chooses the port at connect(), where it may be shared by different destinations.
+        // Without this option all targets would share about 28,000 ports.
         set_bind_address_no_port(&socket).map_err(failed)?;
         socket.bind(&SocketAddr::new(source, 0).into()).map_err(failed)?;
     }
     let socket = TcpSocket::from_std_stream(socket.into());
     let stream = socket.connect(to).await.map_err(failed)?;
-    // A connection to one's own port of the ephemeral range can meet itself.
+    // A connection to an ephemeral port of this machine can be connected to itself (simultaneous open).
     if stream.local_addr().is_ok_and(|own| own == to) {
         let source = std::io::ErrorKind::ConnectionRefused.into();
         return Err(Failure::Io { step: "connected to itself", source });
@@ -36,6 +39,7 @@ pub(super) async fn tcp(target: &Target, port: u16, step: &Step) -> Result<TcpSt
     Ok(stream)
 }
 
+/// Sets IP_BIND_ADDRESS_NO_PORT, which is an option of level IP for both address families.
 fn set_bind_address_no_port(socket: &Socket) -> std::io::Result<()> {
     use std::os::fd::AsRawFd as _;
     let on: libc::c_int = 1;

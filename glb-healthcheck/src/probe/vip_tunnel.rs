@@ -1,9 +1,9 @@
-//! Real connections to a VIP through the tunnel to one chosen backend.
+//! TCP connections to a VIP through the tunnel to a chosen backend.
 //!
-//! The kernel's own TCP does the handshake. Its packets to the VIP carry a mark; a routing rule
-//! leads what is marked into a TUN device, where each packet is wrapped in GUE and sent to the
-//! backend that its source port stands for. The answers come directly, as every client's do. The
-//! device, its rule and its routes end with this process, however it ends.
+//! The kernel's own TCP opens the connection. Its packets carry a mark, and a routing rule sends marked
+//! packets to a TUN device. There each packet is encapsulated in GUE and sent to the backend that its
+//! source port stands for. Replies arrive directly, as for any client. The device and its routes go
+//! with the process; the rule stays and has no effect without them.
 
 use std::{
     collections::HashMap,
@@ -35,98 +35,107 @@ use tokio::{
 };
 use tracing::{error, warn};
 
-use super::{Failure, Step, echo::tunnelled};
-use crate::check::{Target, Vip};
+use super::{CurrentStep, Failure, gue::encapsulate};
+use crate::check::{Target, VipCheck};
 
-/// Marks packets for the tunnel, and names the routing table that leads there: this plus the device's
-/// number, so that each checker of a machine has its own.
-const MARKS: u32 = 0x676c_0000;
-/// The devices' name; the kernel gives each its number.
+/// The packet mark and the routing table's id of device number 0. Each checker on a machine has its own
+/// device, and adds that device's number.
+const FIRST_MARK: u32 = 0x676c_0000;
+/// Prefix of the device's name; the kernel appends a number.
 const NAME: &str = "glbcheck";
-/// Before the main table, after the local one.
+/// Priority of the routing rule: after the local table's, before the main table's.
 const PRIORITY: u32 = 19_523;
 
-/// What somebody removes is made anew this often at most.
-const RESTORE_GAP: Duration = Duration::from_secs(1);
+/// Shortest time between two restorations of a removed device or rule.
+const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why there is no tunnel.
+/// Why the tunnel device cannot be created.
 #[derive(Debug, thiserror::Error)]
-pub enum TunnelError {
-    /// The device.
-    #[error("cannot make a TUN device: {0}; it needs /dev/net/tun and CAP_NET_ADMIN")]
+pub enum VipTunnelError {
+    /// The TUN device cannot be created.
+    #[error("cannot create a TUN device: {0}. It needs /dev/net/tun and CAP_NET_ADMIN.")]
     Device(io::Error),
-    /// Routes.
-    #[error("cannot route to the tunnel ({step}): {problem}; it needs CAP_NET_ADMIN")]
+    /// The routes or the rule cannot be added.
+    #[error("cannot route to the TUN device ({step}): {problem}. It needs CAP_NET_ADMIN.")]
     Route {
-        /// What was being done.
+        /// The operation that failed.
         step: &'static str,
-        /// What the kernel says.
+        /// The error.
         problem: String,
     },
 }
 
-/// Where the packets of a connection go.
+/// The backend of a connection.
 #[derive(Clone, Copy, Debug)]
-struct Way {
+struct Destination {
     backend: SocketAddr,
-    /// Whether one has come out of the device.
+    /// True if a packet of the connection has passed the device.
     used: bool,
 }
 
-/// Ways by family and source port of the connection.
-type Ways = Arc<Mutex<HashMap<(bool, u16), Way>>>;
+/// Destinations by address family (true for IPv4) and source port of the connection.
+type Destinations = Arc<Mutex<HashMap<(bool, u16), Destination>>>;
 
-/// The device, and who is behind which connection.
+/// The TUN device, and the destinations of the connections through it.
 #[derive(Debug)]
-pub struct Tunnel {
-    ways: Ways,
-    /// Told when a connection did not go through the device.
-    missed: Arc<Notify>,
-    /// What leads to the device.
+pub struct VipTunnel {
+    destinations: Destinations,
+    /// Notified when a connection did not pass the device.
+    bypassed: Arc<Notify>,
+    /// The mark that routes packets to the device.
     mark: Arc<AtomicU32>,
-    keeper: tokio::task::AbortHandle,
+    carrier: tokio::task::AbortHandle,
 }
 
-impl Drop for Tunnel {
+impl Drop for VipTunnel {
     fn drop(&mut self) {
-        self.keeper.abort();
+        self.carrier.abort();
     }
 }
 
-impl Tunnel {
-    /// Makes the device and leads marked packets into it.
+impl VipTunnel {
+    /// Creates the device and routes marked packets to it.
     ///
     /// # Errors
-    /// Without CAP_NET_ADMIN.
-    pub(super) async fn open() -> Result<Self, TunnelError> {
-        let device = open_device().map_err(TunnelError::Device)?;
+    /// The process lacks CAP_NET_ADMIN.
+    pub(super) async fn open() -> Result<Self, VipTunnelError> {
+        let device = open_device().map_err(VipTunnelError::Device)?;
         route(&device).await?;
-        let ways = Ways::default();
-        let missed = Arc::new(Notify::new());
+        let destinations = Destinations::default();
+        let bypassed = Arc::new(Notify::new());
         let mark = Arc::new(AtomicU32::new(device.mark));
-        let keeper = keep(device, Arc::clone(&mark), Arc::clone(&ways), Arc::clone(&missed));
-        Ok(Self { ways, missed, mark, keeper: tokio::spawn(keeper).abort_handle() })
+        let carrier = forward_and_restore(
+            device,
+            Arc::clone(&mark),
+            Arc::clone(&destinations),
+            Arc::clone(&bypassed),
+        );
+        Ok(Self { destinations, bypassed, mark, carrier: tokio::spawn(carrier).abort_handle() })
     }
 
+    /// Connects to a VIP by way of the target's backend.
     pub(super) async fn connect(
         &self,
         target: &Target,
-        vip: &Vip,
-        step: &Step,
+        vip: &VipCheck,
+        step: &CurrentStep,
     ) -> Result<TcpStream, Failure> {
         step.set("connect through the tunnel");
         let failed = |source| Failure::Io { step: "connect through the tunnel", source };
-        let backend = SocketAddr::new(target.address, vip.tunnel);
+        let backend = SocketAddr::new(target.address, vip.tunnel_port);
         let v4 = vip.address.is_ipv4();
-        let own = match target.check.pace.source {
+        let own = match target.check.settings.source {
             Some(source) => source,
             None => own_address(vip).map_err(|error| {
                 let vip = vip.address;
-                Failure::Setup(format!("{error}: give this machine a route to {vip}, or `source`"))
+                Failure::Setup(format!(
+                    "{error}: add a route to {vip} on this machine, or set `source`"
+                ))
             })?,
         };
         if own == vip.address {
-            let text = format!("this machine has the VIP {own} itself: check it from another one");
+            let text =
+                format!("this machine has the VIP {own} itself: run the check on another machine");
             return Err(Failure::Setup(text));
         }
         let domain = if v4 { Domain::IPV4 } else { Domain::IPV6 };
@@ -135,50 +144,53 @@ impl Tunnel {
         socket.set_linger(Some(Duration::ZERO)).map_err(failed)?;
         socket.set_tcp_nodelay(true).map_err(failed)?;
         socket.set_mark(self.mark.load(Ordering::Relaxed)).map_err(failed)?;
-        // The port must be known before the first packet.
+        // The source port identifies the connection, so it is chosen before the first packet.
         socket.bind(&SocketAddr::new(own, 0).into()).map_err(failed)?;
         let port = socket.local_addr().map_err(failed)?.as_socket().map_or(0, |own| own.port());
-        // It stays after the connection's end, for its last packet; the port's next user replaces it.
-        lock(&self.ways).insert((v4, port), Way { backend, used: false });
+        // The entry stays after the connection for its last packets; a connection that reuses the port
+        // replaces it.
+        lock(&self.destinations).insert((v4, port), Destination { backend, used: false });
         let socket = TcpSocket::from_std_stream(socket.into());
-        // However the connection ends, also at its timeout.
         let passage = Passage { tunnel: self, key: (v4, port) };
         let stream = socket.connect(SocketAddr::new(vip.address, vip.port)).await;
         if !passage.is_used() {
             let text =
-                "the connection did not go through the tunnel: its device or routing rule is gone";
+                "the connection bypassed the tunnel: the TUN device or the routing rule is missing";
             return Err(Failure::Setup(text.into()));
         }
         stream.map_err(failed)
     }
 }
 
-/// A connection that must go through the device: on any other way somebody else would answer.
+/// A connection that must pass the device: otherwise its reply came from another backend. Dropping it
+/// reports a connection that did not.
 struct Passage<'t> {
-    tunnel: &'t Tunnel,
+    tunnel: &'t VipTunnel,
     key: (bool, u16),
 }
 
 impl Passage<'_> {
     fn is_used(&self) -> bool {
-        lock(&self.tunnel.ways).get(&self.key).is_some_and(|way| way.used)
+        lock(&self.tunnel.destinations).get(&self.key).is_some_and(|destination| destination.used)
     }
 }
 
 impl Drop for Passage<'_> {
     fn drop(&mut self) {
         if !self.is_used() {
-            self.tunnel.missed.notify_one();
+            self.tunnel.bypassed.notify_one();
         }
     }
 }
 
-fn lock(ways: &Ways) -> std::sync::MutexGuard<'_, HashMap<(bool, u16), Way>> {
-    ways.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(
+    destinations: &Destinations,
+) -> std::sync::MutexGuard<'_, HashMap<(bool, u16), Destination>> {
+    destinations.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The address that this machine would ask the VIP from by itself; nothing is sent.
-fn own_address(vip: &Vip) -> io::Result<IpAddr> {
+/// Returns the source address that the kernel chooses for the VIP; sends nothing.
+fn own_address(vip: &VipCheck) -> io::Result<IpAddr> {
     let any: IpAddr = match vip.address {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -188,12 +200,12 @@ fn own_address(vip: &Vip) -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-/// A TUN device that goes with its process.
+/// A TUN device; the kernel removes it when its file is closed.
 #[derive(Debug)]
 struct Device {
     file: AsyncFd<File>,
     name: String,
-    /// Of packets that are led to it, and of the table that leads them.
+    /// The mark of its packets, and the id of its routing table.
     mark: u32,
 }
 
@@ -226,12 +238,12 @@ fn open_device() -> io::Result<Device> {
     let number = number.ok_or_else(|| io::Error::other(format!("{name} has no number")))?;
     // SAFETY: the file owns its descriptor and keeps it open and the same until it is dropped.
     let file = unsafe { AsyncFd::register(file) };
-    Ok(Device { file: file?, name, mark: MARKS + u32::from(number) })
+    Ok(Device { file: file?, name, mark: FIRST_MARK + u32::from(number) })
 }
 
-async fn route(device: &Device) -> Result<(), TunnelError> {
+async fn route(device: &Device) -> Result<(), VipTunnelError> {
     let failed = |step| {
-        move |problem: &dyn std::fmt::Display| TunnelError::Route {
+        move |problem: &dyn std::fmt::Display| VipTunnelError::Route {
             step,
             problem: problem.to_string(),
         }
@@ -244,14 +256,14 @@ async fn route(device: &Device) -> Result<(), TunnelError> {
     done
 }
 
-async fn routes(netlink: &Handle, name: &str, mark: u32) -> Result<(), TunnelError> {
+async fn routes(netlink: &Handle, name: &str, mark: u32) -> Result<(), VipTunnelError> {
     let failed = |step| {
-        move |error: rtnetlink::Error| TunnelError::Route { step, problem: error.to_string() }
+        move |error: rtnetlink::Error| VipTunnelError::Route { step, problem: error.to_string() }
     };
     let mut links = netlink.link().get().match_name(name.to_owned()).execute();
     let link = links.try_next().await.map_err(failed("find the device"))?;
     let index = link.map(|link| link.header.index).unwrap_or_default();
-    // Small packets only; they must fit into the tunnel on any link.
+    // A small MTU, so that encapsulated packets fit any link.
     let up = LinkUnspec::new_with_index(index).mtu(1280).up().build();
     netlink.link().set(up).execute().await.map_err(failed("set the device up"))?;
     for v4 in [true, false] {
@@ -262,7 +274,7 @@ async fn routes(netlink: &Handle, name: &str, mark: u32) -> Result<(), TunnelErr
         };
         let added = netlink.route().add(message).replace().execute().await;
         match added {
-            Err(_) if !v4 => return Ok(()), // A machine without IPv6.
+            Err(_) if !v4 => return Ok(()), // This machine has no IPv6.
             other => other.map_err(failed("add a route"))?,
         }
         add_rule(netlink, v4, mark).await.map_err(failed("add a rule"))?;
@@ -270,8 +282,8 @@ async fn routes(netlink: &Handle, name: &str, mark: u32) -> Result<(), TunnelErr
     Ok(())
 }
 
-/// A rule outlives the process; without a route in its table it leads nowhere, and the next start
-/// finds it there.
+/// Adds the routing rule. It outlives the process, has no effect while its table is empty, and is used
+/// by the next start.
 async fn add_rule(netlink: &Handle, v4: bool, mark: u32) -> Result<(), rtnetlink::Error> {
     let request = netlink.rule().add();
     let of_mark = RuleAttribute::FwMark(mark);
@@ -294,17 +306,22 @@ async fn add_rule(netlink: &Handle, v4: bool, mark: u32) -> Result<(), rtnetlink
     }
 }
 
-/// Carries packets, and makes device, routes and rule anew when somebody has removed them.
-async fn keep(mut device: Device, mark: Arc<AtomicU32>, ways: Ways, missed: Arc<Notify>) {
+/// Forwards packets, and restores device, routes and rule when another program has removed them.
+async fn forward_and_restore(
+    mut device: Device,
+    mark: Arc<AtomicU32>,
+    destinations: Destinations,
+    bypassed: Arc<Notify>,
+) {
     let mut restored = None;
     loop {
         let gone = tokio::select! {
-            () = carry(&device.file, &ways) => true,
-            () = missed.notified() => false,
+            () = forward(&device.file, &destinations) => true,
+            () = bypassed.notified() => false,
         };
-        // Where something else keeps packets from the device, this does not help.
+        // Limited, because restoring does not help if other rules keep packets from the device.
         if let Some(at) =
-            restored.map(|at: Instant| at + RESTORE_GAP).filter(|at| *at > Instant::now())
+            restored.map(|at: Instant| at + RESTORE_INTERVAL).filter(|at| *at > Instant::now())
         {
             if !gone {
                 continue;
@@ -312,9 +329,7 @@ async fn keep(mut device: Device, mark: Arc<AtomicU32>, ways: Ways, missed: Arc<
             tokio::time::sleep_until(at).await;
         }
         restored = Some(Instant::now());
-        warn!(
-            "checks of VIPs do not go through the tunnel: its device and routing rules are made anew"
-        );
+        warn!("`vip` checks bypass the tunnel: restoring its TUN device and routing rule");
         if !gone && route(&device).await.is_ok() {
             continue;
         }
@@ -324,23 +339,23 @@ async fn keep(mut device: Device, mark: Arc<AtomicU32>, ways: Ways, missed: Arc<
                 mark.store(device.mark, Ordering::Relaxed);
                 route(&device).await
             }
-            Err(problem) => Err(TunnelError::Device(problem)),
+            Err(problem) => Err(VipTunnelError::Device(problem)),
         };
-        if let Err(problem) = done {
-            error!("{problem}");
-            tokio::time::sleep(RESTORE_GAP).await;
+        if let Err(error) = done {
+            error!(%error, "cannot restore the tunnel of `vip` checks");
+            tokio::time::sleep(RESTORE_INTERVAL).await;
         }
     }
 }
 
-/// Wraps what the kernel sends into the device, and sends it to its backend, until the device is gone.
-async fn carry(device: &AsyncFd<File>, ways: &Ways) {
-    let out = |any: IpAddr| {
+/// Encapsulates the device's packets and sends them to their backends, until the device is removed.
+async fn forward(device: &AsyncFd<File>, destinations: &Destinations) {
+    let udp_socket = |any: IpAddr| {
         let socket = UdpSocket::bind((any, 0))?;
         socket.set_nonblocking(true).map(|()| socket)
     };
-    let v4 = out(Ipv4Addr::UNSPECIFIED.into());
-    let v6 = out(Ipv6Addr::UNSPECIFIED.into());
+    let v4 = udp_socket(Ipv4Addr::UNSPECIFIED.into());
+    let v6 = udp_socket(Ipv6Addr::UNSPECIFIED.into());
     let mut packet = [0; 2048];
     loop {
         let Ok(mut ready) = device.readable().await else { return };
@@ -352,20 +367,20 @@ async fn carry(device: &AsyncFd<File>, ways: &Ways) {
             Err(_) => continue,
         };
         let Some(key) = source_port(&packet[..length]) else { continue };
-        let way = lock(ways).get_mut(&key).map(|way| {
-            way.used = true;
-            way.backend
+        let destination = lock(destinations).get_mut(&key).map(|destination| {
+            destination.used = true;
+            destination.backend
         });
-        let Some(backend) = way else { continue };
+        let Some(backend) = destination else { continue };
         let socket = if backend.is_ipv4() { &v4 } else { &v6 };
         if let Ok(socket) = socket {
-            // What cannot be sent is lost, as on any way; the probe's timeout tells.
-            drop(socket.send_to(&tunnelled(&packet[..length], backend.ip()), backend));
+            // A packet that cannot be sent is lost; the probe's timeout reports that.
+            drop(socket.send_to(&encapsulate(&packet[..length], backend.ip()), backend));
         }
     }
 }
 
-/// Whether a TCP packet is IPv4, and its source port.
+/// Returns whether a TCP packet is IPv4, and its source port.
 fn source_port(packet: &[u8]) -> Option<(bool, u16)> {
     let (v4, protocol, header) = match packet.first()? >> 4 {
         4 => (true, packet.get(9)?, usize::from(packet[0] & 0xf) * 4),

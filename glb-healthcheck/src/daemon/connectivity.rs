@@ -1,4 +1,4 @@
-//! Asking the control targets, for as long as the checker runs.
+//! Probing the connectivity targets for as long as the daemon runs.
 
 use std::{
     fs,
@@ -9,52 +9,53 @@ use std::{
 use tokio::{sync::mpsc, time::Instant};
 use tracing::{info, warn};
 
-use super::{Done, Error};
+use super::{DaemonError, ProbeResult};
 use crate::{
-    config::ControlTargets,
-    connectivity::Controls,
-    probe::{self, Control, Echo},
+    config::ConnectivityConfig,
+    connectivity::ConnectivityTracker,
+    probe::{ConnectivityTarget, IcmpEcho, connectivity_target_replies},
 };
 
-/// The control targets in use.
+/// The connectivity targets that are being probed.
 pub(super) struct Started {
-    /// For the judgement.
-    pub(super) judged: Controls,
-    /// For people.
+    /// Records their results.
+    pub(super) tracker: ConnectivityTracker,
+    /// Their names, for the status.
     pub(super) names: Vec<String>,
 }
 
-/// Begins to ask them.
+/// Starts a probing task for each target.
 pub(super) fn start(
-    config: &ControlTargets,
-    results: &mpsc::UnboundedSender<Done>,
+    config: &ConnectivityConfig,
+    results: &mpsc::UnboundedSender<ProbeResult>,
     began: Instant,
-) -> Result<Started, Error> {
-    let explicit = config.targets.is_some();
+) -> Result<Started, DaemonError> {
+    let configured = config.targets.is_some();
     let mut targets = match &config.targets {
         Some(targets) => targets.clone(),
-        None => gateways().into_iter().map(Control::Ping).collect(),
+        None => default_gateways().into_iter().map(ConnectivityTarget::Ping).collect(),
     };
-    let pings = targets.iter().any(|target| matches!(target, Control::Ping(_)));
-    let echo = match pings.then(Echo::open) {
+    let pings = targets.iter().any(|target| matches!(target, ConnectivityTarget::Ping(_)));
+    let echo = match pings.then(IcmpEcho::open) {
         None => None,
         Some(Ok(echo)) => Some(Arc::new(echo)),
-        Some(Err(problem)) if explicit => return Err(Error::Control(problem)),
-        Some(Err(problem)) => {
-            warn!("the gateway is not asked: {problem}");
+        Some(Err(error)) if configured => return Err(DaemonError::Connectivity(error)),
+        Some(Err(error)) => {
+            warn!(%error, "the default gateway is not used as connectivity target");
             targets.clear();
             None
         }
     };
-    let names: Vec<String> = targets.iter().map(name).collect();
+    let names: Vec<String> = targets.iter().map(ToString::to_string).collect();
     if names.is_empty() {
         warn!(
-            "no control target: if this machine is cut off, all backends seem dead (`control_targets`)"
+            "no connectivity target: if this machine loses its network, all backends become unhealthy; \
+             set `connectivity_targets`"
         );
     } else {
-        info!(targets = names.join(", "), "control targets");
+        info!(targets = names.join(", "), "connectivity targets");
     }
-    let judged = Controls::new(targets.iter().map(|_| explicit));
+    let tracker = ConnectivityTracker::new(targets.iter().map(|_| configured));
     for (index, target) in targets.into_iter().enumerate() {
         let (results, echo, timeout) = (results.clone(), echo.clone(), config.timeout);
         let mut ticks = tokio::time::interval(config.interval);
@@ -65,27 +66,21 @@ pub(super) fn start(
                 ticks.tick().await;
                 let (results, echo) = (results.clone(), echo.clone());
                 let target = Arc::clone(&target);
-                // One that hangs does not delay the next.
+                // A separate task, so that a hanging probe does not delay the next one.
                 tokio::task::spawn_local(async move {
                     let started = began.elapsed();
-                    let passed = probe::alive(&target, echo.as_deref(), timeout).await;
-                    drop(results.send(Done::Control { index, passed, started }));
+                    let passed =
+                        connectivity_target_replies(&target, echo.as_deref(), timeout).await;
+                    drop(results.send(ProbeResult::Connectivity { index, passed, started }));
                 });
             }
         });
     }
-    Ok(Started { judged, names })
+    Ok(Started { tracker, names })
 }
 
-fn name(control: &Control) -> String {
-    match control {
-        Control::Ping(address) => address.to_string(),
-        Control::Tcp(address) => address.to_string(),
-    }
-}
-
-/// The default routes' gateways.
-fn gateways() -> Vec<IpAddr> {
+/// The gateways of the default routes in /proc.
+pub(crate) fn default_gateways() -> Vec<IpAddr> {
     let mut found = Vec::new();
     let v4 = fs::read_to_string("/proc/thread-self/net/route").unwrap_or_default();
     for line in v4.lines().skip(1) {
@@ -111,7 +106,7 @@ fn gateways() -> Vec<IpAddr> {
         }
     }
     found.retain(|address| match address {
-        // Needs an interface to be asked by.
+        // A link-local address cannot be pinged without its interface.
         IpAddr::V6(address) => !address.is_unicast_link_local(),
         IpAddr::V4(_) => true,
     });
