@@ -12,14 +12,7 @@ mod tables;
 
 use std::sync::LazyLock;
 
-use glb_common::{
-    flow_dissector,
-    encap::overhead,
-    fast_path,
-    hash::{V4, V6},
-    reason::{Action, DirectorReason, RedirectReason},
-    trace::Filter,
-};
+use glb_common::{flow_dissector, fast_path, encap::overhead, flow::{V4, V6}, reason::{Action, DirectorReason, RedirectReason}, trace::DecisionFilter};
 use libfuzzer_sys::fuzz_target;
 use reference::Verdict;
 use support::{FakeHost, backend, packet::{gue, gue_v6}, socket};
@@ -33,7 +26,7 @@ static HOSTS: LazyLock<[FakeHost; 2]> = LazyLock::new(|| {
         host.flows.insert((client, socket("203.0.113.10:80")));
         host.cookies.insert((client, socket("203.0.113.10:443")));
     }
-    let quiet = FakeHost { no_second_chance: true, passes_strangers: true, ..host.clone() };
+    let quiet = FakeHost { no_second_chance: true, passes_unknown_senders: true, ..host.clone() };
     [host, quiet]
 });
 
@@ -124,11 +117,11 @@ fn quick(tables: &Tables, frame: &[u8]) -> Option<Vec<u8>> {
 
 /// Who watches reads it too.
 fn look(frame: &[u8], reason: u32) {
-    let filter = Filter { ports: [80, 443], protocol: 6, ..Filter::default() };
+    let filter = DecisionFilter { ports: [80, 443], protocol: 6, ..DecisionFilter::default() };
     let mut layers = 0;
     flow_dissector::visit(frame, |ends| {
         layers += 1;
-        filter.wants_ends(ends) && filter.wants_decision(reason, 1)
+        filter.matches_flow(ends) && filter.matches_decision(reason, 1)
     });
     assert!(layers <= flow_dissector::MAX_LAYERS);
     flow_dissector::tunnel(frame).map(|(_, header, start)| (header, start)).inspect(|(_, start)| {

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use aya::programs::XdpMode;
 use clap::Args;
-use glb_common::{checksum, second_chance::layout::Peer};
+use glb_common::{checksum, second_chance::abi::PeerNextHop};
 use glb_redirect::{config::Config, generation::Generation, image::Image};
 use nix::{
     sched::{CloneFlags, unshare},
@@ -167,7 +167,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             .with_context(|| format!("cannot load `--also {also}`"))?;
         builds.push((name.into(), generation));
     }
-    let way = Peer::new([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1], TEST_INTERFACE);
+    let way = PeerNextHop::new([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1], TEST_INTERFACE);
     for (_, generation) in &mut builds {
         generation.enter_peer(IpAddr::from(PEER), way)?;
     }

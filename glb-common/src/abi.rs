@@ -1,6 +1,9 @@
 //! The structs that the kernel and user space share. Every field is a plain number or array, all
 //! padding is named, and the sizes are asserted.
 
+pub use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, Immutable};
+
 use crate::{
     parse::{MAX_TAGS, Packet},
     reason::MAX_REASONS,
@@ -17,7 +20,7 @@ pub const BACKEND_SLOTS: u32 = 65_536;
 
 /// What is constant for one generation; read-only data of the program.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct Config {
     /// Mixed into the hash of binds, so that user space can choose one without collisions.
     pub bind_seed: u64,
@@ -49,8 +52,8 @@ pub const KEEP_TAGS: u32 = u32::MAX;
 
 /// How many elements the arrays hold whose indices nothing else bounds.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Room {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct ArrayBounds {
     /// [`TableRows`].
     pub rows: u32,
     /// Entries of backends: two of each.
@@ -59,26 +62,26 @@ pub struct Room {
 
 /// A bind of one address, one protocol and one port.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct BindSlot {
-    /// The address as [`crate::hash::Address::words`].
+    /// The address as [`crate::flow::Address::words`].
     pub address: [u64; 2],
-    /// Port, protocol and family as [`crate::vip_lookup::tail`]; 0 is an empty slot.
-    pub tail: u32,
+    /// Port, protocol and family as [`crate::vip_lookup::port_key`]; 0 is an empty slot.
+    pub port_key: u32,
     /// Index of the table.
     pub table: u32,
-    /// As [`TableInfo::side`].
-    pub side: u32,
+    /// As [`TableInfo::bank`].
+    pub bank: u32,
     /// Index of the rows, if the table is a plain one: two hops, IPv4 backends, source address
     /// hashed, no alternative, tags kept. Else [`NO_ROWS`]: the general program looks at the table.
     pub plain_rows: u32,
-    /// The table's key as [`crate::siphash::SipHash24::half`].
-    pub half: [u64; 4],
+    /// The table's key as [`crate::siphash::SipHash24::first_round`].
+    pub first_round: [u64; 4],
 }
 
 /// The ports of a prefix: a run of [`Segment`]s.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct PrefixEntry {
     /// Index of the first segment.
     pub start: u32,
@@ -88,7 +91,7 @@ pub struct PrefixEntry {
 
 /// A range of ports of one protocol, sorted and disjoint within its prefix.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct Segment {
     /// First `protocol << 16 | port`.
     pub first: u32,
@@ -106,7 +109,7 @@ pub struct Segment {
 /// table of three or four hops has another element for those. The usual two hops thus cost one look
 /// into 256 KB.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct TableInfo {
     /// SipHash key, two little-endian words.
     pub key: [u64; 2],
@@ -133,7 +136,7 @@ pub struct TableInfo {
     /// Each backend has two entries, and this says which is in force: 0 or 1. Ways change in the
     /// other one, and then this; whoever reads one word of it has all of the old ways or of the new
     /// ones.
-    pub side: u32,
+    pub bank: u32,
     /// Zero.
     pub padding: [u8; 4],
 }
@@ -143,7 +146,7 @@ pub const NO_ROWS: u32 = u32::MAX;
 
 /// Two hops of a row, by index into the backends; [`NO_HOP`] where there is none.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct Row {
     /// Where the packet goes (or the third hop).
     pub first: u16,
@@ -162,10 +165,10 @@ pub const MAX_ROWS: usize = (1 << 29) / size_of::<TableRows>();
 
 /// A backend and the way to it. One cache line.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct Backend {
     /// The outer headers' first 48 bytes as little-endian words, as far as they are the same for
-    /// every packet ([`crate::encap::Way::backend`]). For an IPv6 backend only Ethernet's 14 of them.
+    /// every packet ([`crate::encap::NextHop::backend`]). For an IPv6 backend only Ethernet's 14 of them.
     pub header: [u64; 6],
     /// Index of the outgoing interface; 0 while the next hop is not resolved.
     pub interface: u32,
@@ -201,9 +204,9 @@ impl Backend {
 /// What an IPv6 backend has beside [`Backend`], at the same index of a map of its own. The map is
 /// empty if there are none.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ipv6Way {
-    /// Outer source address, as [`crate::hash::Address::words`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct Ipv6Endpoints {
+    /// Outer source address, as [`crate::flow::Address::words`].
     pub source: [u64; 2],
     /// The backend's address.
     pub address: [u64; 2],
@@ -212,7 +215,7 @@ pub struct Ipv6Way {
 /// What the halves of the general program hand to each other, one for each CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Work {
+pub struct Scratch {
     /// The packet, as parsed.
     pub packet: Packet,
     /// The hops that are listed.
@@ -261,7 +264,7 @@ impl Hops {
 
 /// Packets and bytes (of the received IP packets' frames).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct Counter {
     /// Packets.
     pub packets: u64,
@@ -271,7 +274,7 @@ pub struct Counter {
 
 /// A table's counters, one for each reason.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct ReasonCounters {
     /// Indexed by reason.
     pub by_reason: [Counter; MAX_REASONS],
@@ -279,61 +282,27 @@ pub struct ReasonCounters {
 
 const _: () = {
     assert!(size_of::<Config>() == 40);
-    assert!(size_of::<Room>() == 8);
+    assert!(size_of::<ArrayBounds>() == 8);
     assert!(size_of::<BindSlot>() == 64);
     assert!(size_of::<PrefixEntry>() == 8);
     assert!(size_of::<Segment>() == 16);
     assert!(size_of::<TableInfo>() == 64);
     assert!(size_of::<Row>() == 4);
     assert!(size_of::<Backend>() == 64);
-    assert!(size_of::<Ipv6Way>() == 32);
-    assert!(size_of::<Work>() == 96);
+    assert!(size_of::<Ipv6Endpoints>() == 32);
+    assert!(size_of::<Scratch>() == 96);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<ReasonCounters>() == 16 * MAX_REASONS);
 };
 
-/// Types without padding, of which every byte may be shown and any bytes are valid.
-///
-/// # Safety
-/// Only for types of which the above is true.
-pub unsafe trait Plain: Copy + 'static {
-    /// The value's bytes, as the kernel sees them.
-    fn as_bytes(&self) -> &[u8] {
-        // SAFETY: the type has no padding, by the trait's contract.
-        unsafe { core::slice::from_raw_parts(core::ptr::from_ref(self).cast(), size_of::<Self>()) }
-    }
-
-    /// The value that these bytes are, if they are as many as it has.
+/// A value of a BPF map or of a program's read-only data: any bytes are a valid value, and it has no
+/// padding, so that its bytes can be shown to the kernel. The derives of [`zerocopy`] check both.
+pub trait MapValue: FromBytes + IntoBytes + Immutable + Copy + 'static {
+    /// Reads a value from exactly as many bytes as it has; `None` for any other number of bytes.
     #[must_use]
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        (bytes.len() == size_of::<Self>()).then(|| {
-            // SAFETY: so many bytes are there, and any are a valid value, by the trait's contract.
-            unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() }
-        })
+        Self::read_from_bytes(bytes).ok()
     }
 }
 
-macro_rules! plain {
-    ($($type:ty),* $(,)?) => {
-        $(
-            // SAFETY: numbers and arrays of numbers; the sizes asserted above leave no padding.
-            unsafe impl Plain for $type {}
-        )*
-    };
-}
-
-plain!(
-    u32,
-    Config,
-    Room,
-    BindSlot,
-    PrefixEntry,
-    Segment,
-    TableInfo,
-    TableRows,
-    Row,
-    Backend,
-    Ipv6Way,
-    Counter,
-    ReasonCounters,
-);
+impl<T: FromBytes + IntoBytes + Immutable + Copy + 'static> MapValue for T {}

@@ -3,9 +3,9 @@
 use crate::{
     abi::{Backend, Hops, KEEP_TAGS},
     checksum::{fold, sum_4},
-    forwarding::{FRAGMENTABLE, Send, View},
     packet_access::FrameMut,
     parse::{MAX_TAGGED, Packet, Tags},
+    tables::Tables,
     wire::{
         ethernet::{self, EthernetHeader},
         gue::{self, GueHeader},
@@ -33,9 +33,46 @@ pub const fn overhead(is_v6: bool, listed: u8) -> usize {
 /// TTL or hop limit of the outer header.
 const TTL: u8 = 64;
 
+/// The bit of [`Encapsulation::fragmentable`] that says so.
+pub const FRAGMENTABLE: u32 = 1 << 16;
+
+/// How a packet is to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encapsulation<'v> {
+    /// The first hop.
+    pub backend: &'v Backend,
+    /// Its index.
+    pub first: u16,
+    /// The bank that its way is read from.
+    pub bank: u32,
+    /// Whether the backends are IPv6 ones.
+    pub is_v6: bool,
+    /// Outer UDP source port.
+    pub source_port: u16,
+    /// Outer TOS or traffic class.
+    pub tos: u8,
+    /// [`FRAGMENTABLE`] and the identification of an outer packet that routers may fragment, or 0. (An
+    /// `Option` leaves its value unset where there is none, which the verifier takes amiss.)
+    pub fragmentable: u32,
+    /// Slot of the table's counters.
+    pub counter_slot: u32,
+}
+
+/// Outer UDP source port of a flow with this hash and hint.
+#[inline(always)]
+pub(crate) const fn source_port(hash: u64, hint: u16) -> u16 {
+    0x8000 | ((hash as u16 ^ hint) & 0x7fff)
+}
+
+/// Outer TOS or traffic class for a packet with this one.
+#[inline(always)]
+pub(crate) fn tos<V: Tables + ?Sized>(view: &V, tos: u8) -> u8 {
+    (tos & view.config(|config| &config.tos_mask)) | view.config(|config| &config.tos_value)
+}
+
 /// What is known of the way to a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Way {
+pub struct EgressLink {
     /// MAC of the next hop.
     pub next_hop_mac: [u8; 6],
     /// MAC of the outgoing interface.
@@ -48,7 +85,7 @@ pub struct Way {
     pub link_mtu: u16,
 }
 
-impl Way {
+impl EgressLink {
     /// The entry of an IPv4 backend.
     #[must_use]
     pub fn to_v4(&self, source: [u8; 4], address: [u8; 4], counter_slot: u16) -> Backend {
@@ -69,7 +106,7 @@ impl Way {
         }
     }
 
-    /// The entry of an IPv6 backend, beside its [`crate::abi::Ipv6Way`].
+    /// The entry of an IPv6 backend, beside its [`crate::abi::Ipv6Endpoints`].
     #[must_use]
     pub fn to_v6(&self, counter_slot: u16) -> Backend {
         let mut bytes = [0; 48];
@@ -161,7 +198,7 @@ pub(crate) const fn inner_protocol(family: u8) -> u8 {
 /// The tags of what is sent.
 #[inline(always)]
 #[must_use]
-pub fn tags_to_send<V: View + ?Sized>(view: &V, received: &Tags) -> Tags {
+pub fn tags_to_send<V: Tables + ?Sized>(view: &V, received: &Tags) -> Tags {
     let count = view.config(|config| &config.tags);
     if count == KEEP_TAGS {
         return *received;
@@ -176,27 +213,36 @@ pub fn tags_to_send<V: View + ?Sized>(view: &V, received: &Tags) -> Tags {
 /// Length of the outer IP packet; nothing if IP cannot say it.
 #[inline(always)]
 #[must_use]
-pub fn outer_length(send: &Send<'_>, packet: &Packet, hops: &Hops) -> Option<u16> {
-    let total = packet.ip_length as u32 + overhead(send.is_v6, hops.len()) as u32;
+pub fn outer_length(
+    encapsulation: &Encapsulation<'_>,
+    packet: &Packet,
+    hops: &Hops,
+) -> Option<u16> {
+    let total = packet.ip_length as u32 + overhead(encapsulation.is_v6, hops.len()) as u32;
     if total > u16::MAX as u32 { None } else { Some(total as u16) }
 }
 
 /// Bytes by which the head of a frame grows.
 #[inline(always)]
 #[must_use]
-pub fn growth(send: &Send<'_>, listed: u8, received: &Tags, sent: &Tags) -> usize {
+pub fn growth(
+    encapsulation: &Encapsulation<'_>,
+    listed: u8,
+    received: &Tags,
+    sent: &Tags,
+) -> usize {
     // Tags take at most 8 bytes, less than any overhead.
-    overhead(send.is_v6, listed) + sent.len() - received.len()
+    overhead(encapsulation.is_v6, listed) + sent.len() - received.len()
 }
 
 /// Writes outer headers and hops to the start of a frame that has been given room. `total` is the
 /// outer IP packet's length.
 #[inline(always)]
 #[must_use]
-pub fn write<F: FrameMut + ?Sized, V: View + ?Sized>(
+pub fn write<F: FrameMut + ?Sized, V: Tables + ?Sized>(
     frame: &mut F,
     view: &V,
-    send: &Send<'_>,
+    encapsulation: &Encapsulation<'_>,
     packet: &Packet,
     hops: &Hops,
     total: u16,
@@ -210,36 +256,36 @@ pub fn write<F: FrameMut + ?Sized, V: View + ?Sized>(
     let shift = tags.len();
     let inner = inner_protocol(packet.flow.family);
     let patch = Patch {
-        tos: send.tos.into(),
+        tos: encapsulation.tos.into(),
         total: total.into(),
-        source_port: send.source_port.into(),
+        source_port: encapsulation.source_port.into(),
         inner: inner.into(),
         listed: hops.len().into(),
     };
-    let written = if send.is_v6 {
-        write_v6(frame, shift, view, send, patch, hops)
+    let written = if encapsulation.is_v6 {
+        write_v6(frame, shift, view, encapsulation, patch, hops)
     } else {
-        write_v4(frame, shift, view, send, patch, hops)
+        write_v4(frame, shift, view, encapsulation, patch, hops)
     };
-    written.is_some() && write_tags(frame, send.backend, &tags)
+    written.is_some() && write_tags(frame, encapsulation.backend, &tags)
 }
 
 #[inline(always)]
-fn write_v4<F: FrameMut + ?Sized, V: View + ?Sized>(
+fn write_v4<F: FrameMut + ?Sized, V: Tables + ?Sized>(
     frame: &mut F,
     shift: usize,
     view: &V,
-    send: &Send<'_>,
+    encapsulation: &Encapsulation<'_>,
     patch: Patch,
     hops: &Hops,
 ) -> Option<()> {
-    let [h0, h1, mut h2, mut h3, h4, h5] = words_v4(send.backend, patch);
-    if send.fragmentable & FRAGMENTABLE != 0 {
-        let identification = send.fragmentable as u16;
+    let [h0, h1, mut h2, mut h3, h4, h5] = words_v4(encapsulation.backend, patch);
+    if encapsulation.fragmentable & FRAGMENTABLE != 0 {
+        let identification = encapsulation.fragmentable as u16;
         // No DF, and an identification by which fragments find each other.
         h2 = h2 & !(0x40 << 32) | (identification.swap_bytes() as u64) << 16;
         let more = (!ipv4::DONT_FRAGMENT).swap_bytes() as u32 + identification.swap_bytes() as u32;
-        h3 = h3 & !0xffff | checksum(send.backend, &patch, more) as u64;
+        h3 = h3 & !0xffff | checksum(encapsulation.backend, &patch, more) as u64;
     }
     let words = [h0, h1, h2, h3, h4, h5];
     frame.write_words(shift, words, (patch.listed as u16) << 8)?;
@@ -247,18 +293,18 @@ fn write_v4<F: FrameMut + ?Sized, V: View + ?Sized>(
         if place >= hops.len() as usize {
             break;
         }
-        let hop = view.backend(hops.index[place], send.side)?.address;
+        let hop = view.backend(hops.index[place], encapsulation.bank)?.address;
         frame.put(shift + EthernetHeader::LEN + V4_BASE + 4 * place, hop)?;
     }
     Some(())
 }
 
 #[inline(always)]
-fn write_v6<F: FrameMut + ?Sized, V: View + ?Sized>(
+fn write_v6<F: FrameMut + ?Sized, V: Tables + ?Sized>(
     frame: &mut F,
     shift: usize,
     view: &V,
-    send: &Send<'_>,
+    encapsulation: &Encapsulation<'_>,
     patch: Patch,
     hops: &Hops,
 ) -> Option<()> {
@@ -266,9 +312,9 @@ fn write_v6<F: FrameMut + ?Sized, V: View + ?Sized>(
     const UDP: usize = IP + Ipv6Header::LEN;
     const GUE: usize = UDP + UdpHeader::LEN;
     let Patch { tos, total, source_port, inner, listed } = patch;
-    let way = view.ipv6_way(send.first, send.side)?;
+    let way = view.ipv6_endpoints(encapsulation.first, encapsulation.bank)?;
     let udp_length = wire(total.wrapping_sub(Ipv6Header::LEN as u32));
-    let (macs, mac) = send.backend.macs();
+    let (macs, mac) = encapsulation.backend.macs();
     frame.put(shift, macs)?;
     frame.put(shift + 8, mac)?;
     frame.put(shift + 12, u16::from_le_bytes(ethernet::IPV6))?;
@@ -297,7 +343,7 @@ fn write_v6<F: FrameMut + ?Sized, V: View + ?Sized>(
         if place >= listed as usize {
             break;
         }
-        let hop = view.ipv6_way(hops.index[place], send.side)?.address;
+        let hop = view.ipv6_endpoints(hops.index[place], encapsulation.bank)?.address;
         let offset = shift + EthernetHeader::LEN + V6_BASE + 16 * place;
         frame.put(offset, hop[0])?;
         frame.put(offset + 8, hop[1])?;

@@ -8,12 +8,12 @@
 
 use crate::{
     abi::{Backend, BindSlot, TableRows},
-    encap::{Patch, inner_protocol, overhead, words_v4},
-    forwarding::{self, View, source_port},
-    hash::{Address, V4, V6},
+    encap::{self, Patch, inner_protocol, overhead, source_port, words_v4},
+    flow::{Address, V4, V6},
     packet_access::{Frame, FrameMut, put_at, u16_at, u32_at, u64_at},
     parse::IP_OFFSET,
     siphash::SipHash24,
+    tables::Tables,
     vip_lookup,
     wire::{ethernet, protocol, tcp::TcpHeader, udp::UdpHeader},
 };
@@ -23,7 +23,7 @@ pub const GROWTH: usize = overhead(false, 1);
 
 /// A packet that is bound to a plain table.
 #[derive(Clone, Copy, Debug)]
-pub struct Bound<'v> {
+pub struct MatchedFlow<'v> {
     /// Its bind.
     pub slot: &'v BindSlot,
     /// The table's rows.
@@ -55,22 +55,22 @@ const fn shortest(protocol: u8) -> Option<u32> {
 }
 
 #[inline(always)]
-fn bound<V: View + ?Sized>(
+fn bound<V: Tables + ?Sized>(
     view: &V,
     address: [u64; 2],
-    tail: u32,
+    port_key: u32,
 ) -> Option<(&BindSlot, &TableRows)> {
-    let slot = vip_lookup::exact(view, address, tail)?;
+    let slot = vip_lookup::exact(view, address, port_key)?;
     // There are none with the index `NO_ROWS`.
     Some((slot, view.rows(slot.plain_rows)?))
 }
 
 /// Recognises an IPv4 packet.
 #[inline(always)]
-pub fn recognise_v4<'v, V: View + ?Sized, F: Frame + ?Sized>(
+pub fn recognise_v4<'v, V: Tables + ?Sized, F: Frame + ?Sized>(
     view: &'v V,
     frame: &F,
-) -> Option<Bound<'v>> {
+) -> Option<MatchedFlow<'v>> {
     let head = frame.window::<{ IP_OFFSET + 24 }>()?;
     // Version, header length, TOS, total length, identification, fragment.
     let first = u64_at(head, IP_OFFSET);
@@ -85,17 +85,17 @@ pub fn recognise_v4<'v, V: View + ?Sized, F: Frame + ?Sized>(
     if ip_length < 20 + shortest(protocol)? || IP_OFFSET + ip_length as usize > frame.len() {
         return None;
     }
-    let tail = vip_lookup::tail(V4::FAMILY, protocol, port.swap_bytes());
-    let (slot, rows) = bound(view, [0, address.into()], tail)?;
-    Some(Bound { slot, rows, source: [0, u32_at(head, IP_OFFSET + 12).into()] })
+    let port_key = vip_lookup::port_key(V4::FAMILY, protocol, port.swap_bytes());
+    let (slot, rows) = bound(view, [0, address.into()], port_key)?;
+    Some(MatchedFlow { slot, rows, source: [0, u32_at(head, IP_OFFSET + 12).into()] })
 }
 
 /// Recognises an IPv6 packet.
 #[inline(always)]
-pub fn recognise_v6<'v, V: View + ?Sized, F: Frame + ?Sized>(
+pub fn recognise_v6<'v, V: Tables + ?Sized, F: Frame + ?Sized>(
     view: &'v V,
     frame: &F,
-) -> Option<Bound<'v>> {
+) -> Option<MatchedFlow<'v>> {
     // Version, class, flow label, payload length, next header, hop limit | source | destination.
     let [first, from_high, from_low, high, low] = frame.read::<[u64; 5]>(IP_OFFSET)?;
     let port = frame.read::<u16>(IP_OFFSET + 42)?;
@@ -109,26 +109,26 @@ pub fn recognise_v6<'v, V: View + ?Sized, F: Frame + ?Sized>(
     {
         return None;
     }
-    let tail = vip_lookup::tail(V6::FAMILY, protocol, port.swap_bytes());
-    let (slot, rows) = bound(view, [high, low], tail)?;
-    Some(Bound { slot, rows, source: [from_high, from_low] })
+    let port_key = vip_lookup::port_key(V6::FAMILY, protocol, port.swap_bytes());
+    let (slot, rows) = bound(view, [high, low], port_key)?;
+    Some(MatchedFlow { slot, rows, source: [from_high, from_low] })
 }
 
 /// Hashes the packet, finds its backend and writes the outer headers of a frame that has grown by
 /// [`GROWTH`] since it was recognised. Nothing if the general program must see to it; the frame then
 /// holds what it did.
 #[inline(always)]
-pub fn send<'v, V: View + ?Sized, F: FrameMut + ?Sized, A: Address>(
+pub fn send<'v, V: Tables + ?Sized, F: FrameMut + ?Sized, A: Address>(
     view: &'v V,
     frame: &mut F,
-    bound: &Bound<'v>,
+    bound: &MatchedFlow<'v>,
 ) -> Option<&'v Backend> {
     const IP: usize = GROWTH + IP_OFFSET;
-    let half = bound.slot.half;
+    let first_round = bound.slot.first_round;
     // One check for all that is read and written: the ports stand behind the outer headers.
     if A::FAMILY == V4::FAMILY {
         let head = frame.window_mut::<{ IP + 24 }>()?;
-        let hash = SipHash24::of_4(half, bound.source[1] as u32);
+        let hash = SipHash24::hash_4(first_round, bound.source[1] as u32);
         let port = u16_at(head, IP + 20);
         // Read here and not before: the fewer values live across the hash, the better.
         let tos = u32::from(head[IP + 1]);
@@ -136,7 +136,7 @@ pub fn send<'v, V: View + ?Sized, F: FrameMut + ?Sized, A: Address>(
         encapsulate::<V, A, _>(view, head, bound, Inner { hash, port, tos, length })
     } else {
         let head = frame.window_mut::<{ IP + 42 }>()?;
-        let hash = SipHash24::of_16(half, bound.source);
+        let hash = SipHash24::hash_16(first_round, bound.source);
         let port = u16_at(head, IP + 40);
         let start = u16_at(head, IP).swap_bytes();
         let tos = u32::from(start >> 4) & 0xff;
@@ -155,25 +155,25 @@ struct Inner {
 }
 
 #[inline(always)]
-fn encapsulate<'v, V: View + ?Sized, A: Address, const N: usize>(
+fn encapsulate<'v, V: Tables + ?Sized, A: Address, const N: usize>(
     view: &'v V,
     head: &mut [u8; N],
-    bound: &Bound<'v>,
+    bound: &MatchedFlow<'v>,
     inner: Inner,
 ) -> Option<&'v Backend> {
     let Inner { hash, port, tos, length } = inner;
-    let side = bound.slot.side;
+    let bank = bound.slot.bank;
     let row = bound.rows[usize::from(hash as u16)];
-    let backend = view.backend(row.first, side)?;
+    let backend = view.backend(row.first, bank)?;
     // There is none with the index `NO_HOP`.
-    let hop = view.backend(row.second, side)?.address;
+    let hop = view.backend(row.second, bank)?.address;
     let total = length + GROWTH as u32;
     // 0 while the next hop is not resolved.
     if total > backend.mtu as u32 {
         return None;
     }
     let patch = Patch {
-        tos: forwarding::tos(view, tos as u8).into(),
+        tos: encap::tos(view, tos as u8).into(),
         total,
         source_port: source_port(hash, port.swap_bytes()).into(),
         inner: inner_protocol(A::FAMILY).into(),

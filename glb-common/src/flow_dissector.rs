@@ -3,7 +3,7 @@
 //! header that lies is shown as it is.
 
 use crate::{
-    hash::{Address as _, V4, V6},
+    flow::{Address as _, V4, V6},
     packet_access::Frame,
     parse::MAX_EXTENSIONS,
     wire::{
@@ -28,14 +28,14 @@ const TAG_LEN: usize = 4;
 
 /// Both ends of one packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ends {
+pub struct FlowKeys {
     /// 4 or 6.
     pub family: u8,
     /// IP protocol behind any extension headers.
     pub protocol: u8,
     /// Whether the ports were there to be read.
     pub has_ports: bool,
-    /// Source address, as [`crate::hash::Address::words`].
+    /// Source address, as [`crate::flow::Address::words`].
     pub source: [u64; 2],
     /// Destination address.
     pub destination: [u64; 2],
@@ -47,7 +47,7 @@ pub struct Ends {
 
 /// Where a header starts, and of which kind it is.
 #[derive(Clone, Copy)]
-struct Place {
+struct HeaderOffset {
     offset: usize,
     is_v4: bool,
 }
@@ -55,7 +55,7 @@ struct Place {
 /// Shows `see` the frame's packets from the outermost on, until it says that it has seen enough; says
 /// whether it did. A packet in the tunnel stands behind the tunnel's own.
 #[inline(always)]
-pub fn visit<F: Frame + ?Sized>(frame: &F, mut see: impl FnMut(&Ends) -> bool) -> bool {
+pub fn visit<F: Frame + ?Sized>(frame: &F, mut see: impl FnMut(&FlowKeys) -> bool) -> bool {
     let Some(mut place) = first(frame) else { return false };
     for _ in 0..MAX_LAYERS {
         let Some((ends, next)) = look(frame, place) else { return false };
@@ -72,7 +72,7 @@ pub fn visit<F: Frame + ?Sized>(frame: &F, mut see: impl FnMut(&Ends) -> bool) -
 
 /// Where the tunnel's headers stand, if the frame's first packet is one of the tunnel.
 #[must_use]
-pub fn tunnel<F: Frame + ?Sized>(frame: &F) -> Option<(Ends, GueHeader, usize)> {
+pub fn tunnel<F: Frame + ?Sized>(frame: &F) -> Option<(FlowKeys, GueHeader, usize)> {
     let place = first(frame)?;
     let (ends, next) = look(frame, place)?;
     let header = if place.is_v4 {
@@ -86,7 +86,7 @@ pub fn tunnel<F: Frame + ?Sized>(frame: &F) -> Option<(Ends, GueHeader, usize)> 
 }
 
 #[inline(always)]
-fn first<F: Frame + ?Sized>(frame: &F) -> Option<Place> {
+fn first<F: Frame + ?Sized>(frame: &F) -> Option<HeaderOffset> {
     let mut ethertype = frame.read::<EthernetHeader>(0)?.ethertype;
     let mut offset = EthernetHeader::LEN;
     for _ in 0..MAX_TAGS {
@@ -97,16 +97,19 @@ fn first<F: Frame + ?Sized>(frame: &F) -> Option<Place> {
         offset += TAG_LEN;
     }
     match ethertype {
-        ethernet::IPV4 => Some(Place { offset, is_v4: true }),
-        ethernet::IPV6 => Some(Place { offset, is_v4: false }),
+        ethernet::IPV4 => Some(HeaderOffset { offset, is_v4: true }),
+        ethernet::IPV6 => Some(HeaderOffset { offset, is_v4: false }),
         _ => None,
     }
 }
 
 /// The packet at `place`, and the one inside it.
 #[inline(always)]
-fn look<F: Frame + ?Sized>(frame: &F, place: Place) -> Option<(Ends, Option<Place>)> {
-    let mut ends = Ends::default();
+fn look<F: Frame + ?Sized>(
+    frame: &F,
+    place: HeaderOffset,
+) -> Option<(FlowKeys, Option<HeaderOffset>)> {
+    let mut ends = FlowKeys::default();
     let (payload, is_later_fragment) =
         if place.is_v4 { v4(frame, place, &mut ends)? } else { v6(frame, place, &mut ends)? };
     if is_later_fragment {
@@ -132,7 +135,11 @@ fn look<F: Frame + ?Sized>(frame: &F, place: Place) -> Option<(Ends, Option<Plac
 }
 
 #[inline(always)]
-fn v4<F: Frame + ?Sized>(frame: &F, place: Place, ends: &mut Ends) -> Option<(usize, bool)> {
+fn v4<F: Frame + ?Sized>(
+    frame: &F,
+    place: HeaderOffset,
+    ends: &mut FlowKeys,
+) -> Option<(usize, bool)> {
     let ip = frame.read::<Ipv4Header>(place.offset)?;
     ends.family = 4;
     ends.protocol = ip.protocol;
@@ -142,7 +149,11 @@ fn v4<F: Frame + ?Sized>(frame: &F, place: Place, ends: &mut Ends) -> Option<(us
 }
 
 #[inline(always)]
-fn v6<F: Frame + ?Sized>(frame: &F, place: Place, ends: &mut Ends) -> Option<(usize, bool)> {
+fn v6<F: Frame + ?Sized>(
+    frame: &F,
+    place: HeaderOffset,
+    ends: &mut FlowKeys,
+) -> Option<(usize, bool)> {
     let ip = frame.read::<Ipv6Header>(place.offset)?;
     ends.family = 6;
     ends.protocol = ip.next_header;
@@ -168,26 +179,26 @@ fn v6<F: Frame + ?Sized>(frame: &F, place: Place, ends: &mut Ends) -> Option<(us
 }
 
 #[inline(always)]
-fn in_tunnel<F: Frame + ?Sized>(frame: &F, offset: usize) -> Option<Place> {
+fn in_tunnel<F: Frame + ?Sized>(frame: &F, offset: usize) -> Option<HeaderOffset> {
     let gue = frame.read::<GueHeader>(offset)?;
     // The first four bytes of GUE are not counted by hlen.
     let offset = offset + 4 + 4 * gue.hlen() as usize;
     match gue.protocol {
-        protocol::IPV4 => Some(Place { offset, is_v4: true }),
-        protocol::IPV6 => Some(Place { offset, is_v4: false }),
+        protocol::IPV4 => Some(HeaderOffset { offset, is_v4: true }),
+        protocol::IPV6 => Some(HeaderOffset { offset, is_v4: false }),
         _ => None,
     }
 }
 
 #[inline(always)]
-fn quoted<F: Frame + ?Sized>(frame: &F, offset: usize, is_v4: bool) -> Option<Place> {
+fn quoted<F: Frame + ?Sized>(frame: &F, offset: usize, is_v4: bool) -> Option<HeaderOffset> {
     let kind = frame.read::<IcmpHeader>(offset)?.kind;
     let is_error = if is_v4 {
         matches!(kind, icmp::V4_UNREACHABLE | icmp::V4_TIME_EXCEEDED | icmp::V4_PARAMETER_PROBLEM)
     } else {
         matches!(kind, icmp::V6_UNREACHABLE..=icmp::V6_PARAMETER_PROBLEM)
     };
-    is_error.then_some(Place { offset: offset + IcmpHeader::LEN, is_v4 })
+    is_error.then_some(HeaderOffset { offset: offset + IcmpHeader::LEN, is_v4 })
 }
 
 #[cfg(test)]
@@ -198,7 +209,7 @@ mod tests {
 
     use super::*;
 
-    fn all(frame: &[u8]) -> Vec<Ends> {
+    fn all(frame: &[u8]) -> Vec<FlowKeys> {
         let mut seen = Vec::new();
         visit(frame, |ends| {
             seen.push(*ends);
@@ -217,8 +228,8 @@ mod tests {
         frame
     }
 
-    fn ends_v4(source: [u8; 4], destination: [u8; 4], protocol: u8, ports: [u16; 2]) -> Ends {
-        Ends {
+    fn ends_v4(source: [u8; 4], destination: [u8; 4], protocol: u8, ports: [u16; 2]) -> FlowKeys {
+        FlowKeys {
             family: 4,
             protocol,
             has_ports: true,
@@ -281,7 +292,7 @@ mod tests {
         long.extend(&frame[54..]);
         assert_eq!(all(&long), plain);
         long[at + 3] = 8;
-        let later = Ends { has_ports: false, source_port: 0, destination_port: 0, ..plain[0] };
+        let later = FlowKeys { has_ports: false, source_port: 0, destination_port: 0, ..plain[0] };
         assert_eq!(all(&long), [later]);
     }
 

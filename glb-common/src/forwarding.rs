@@ -1,72 +1,24 @@
 //! The director's decision, pure: a parsed packet and a view of the tables give a verdict.
 
 use crate::{
-    abi::{
-        Backend, BindSlot, Config, Hops, Ipv6Way, NO_ROWS, PrefixEntry, Row, Segment, TableInfo,
-        TableRows,
-    },
-    encap::overhead,
+    abi::{Hops, NO_ROWS, Row, TableInfo},
+    encap::{self, Encapsulation, FRAGMENTABLE, overhead},
+    flow::FiveTuple,
     hash::{HashFields, flow_hash},
-    parse::{FiveTuple, Oversize, Packet},
+    parse::{Oversize, Packet},
     reason::DirectorReason as Reason,
+    tables::Tables,
     vip_lookup,
 };
-
-/// A generation's tables, in the kernel's maps or in plain memory.
-pub trait View {
-    /// One of the constants.
-    fn config<T: Copy>(&self, field: impl Fn(&Config) -> &T) -> T;
-    /// One displacement of the perfect hash of binds.
-    fn displacement(&self, index: u32) -> Option<u32>;
-    /// One slot of the exact binds.
-    fn bind(&self, index: u32) -> Option<&BindSlot>;
-    /// The longest prefix of this family that covers the address.
-    fn prefix(&self, family: u8, address: [u64; 2]) -> Option<PrefixEntry>;
-    /// One segment of a prefix's ports.
-    fn segment(&self, index: u32) -> Option<&Segment>;
-    /// One table.
-    fn table(&self, index: u32) -> Option<&TableInfo>;
-    /// The rows with this index.
-    fn rows(&self, index: u32) -> Option<&TableRows>;
-    /// One backend, by the [`TableInfo::side`] that is in force.
-    fn backend(&self, index: u16, side: u32) -> Option<&Backend>;
-    /// What an IPv6 backend has beside.
-    fn ipv6_way(&self, index: u16, side: u32) -> Option<&Ipv6Way>;
-}
-
-/// The bit of [`Send::fragmentable`] that says so.
-pub const FRAGMENTABLE: u32 = 1 << 16;
-
-/// How a packet is to be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Send<'v> {
-    /// The first hop.
-    pub backend: &'v Backend,
-    /// Its index.
-    pub first: u16,
-    /// The side that its way is read from.
-    pub side: u32,
-    /// Whether the backends are IPv6 ones.
-    pub is_v6: bool,
-    /// Outer UDP source port.
-    pub source_port: u16,
-    /// Outer TOS or traffic class.
-    pub tos: u8,
-    /// [`FRAGMENTABLE`] and the identification of an outer packet that routers may fragment, or 0. (An
-    /// `Option` leaves its value unset where there is none, which the verifier takes amiss.)
-    pub fragmentable: u32,
-    /// Slot of the table's counters.
-    pub counter_slot: u32,
-}
 
 /// Why a packet is not sent, and whose counter says so: one number, because a struct's fields travel
 /// through registers one by one, and the compiler lets those that a path does not use go unset, which
 /// the verifier refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusal(u64);
+pub struct Rejection(u64);
 
-impl Refusal {
-    /// A refusal that is counted for one table, or for none with slot 0.
+impl Rejection {
+    /// A rejection that is counted for one table, or for none with slot 0.
     #[inline(always)]
     #[must_use]
     pub const fn new(reason: Reason, counter_slot: u32) -> Self {
@@ -101,58 +53,48 @@ impl Refusal {
     }
 }
 
-/// Outer UDP source port of a flow with this hash and hint.
-#[inline(always)]
-pub(crate) const fn source_port(hash: u64, hint: u16) -> u16 {
-    0x8000 | ((hash as u16 ^ hint) & 0x7fff)
-}
-
-/// Outer TOS or traffic class for a packet with this one.
-#[inline(always)]
-pub(crate) fn tos<V: View + ?Sized>(view: &V, tos: u8) -> u8 {
-    (tos & view.config(|config| &config.tos_mask)) | view.config(|config| &config.tos_value)
-}
-
 /// Where a packet goes; its further hops are listed in `hops`, which is empty before.
 ///
 /// # Errors
 /// The reason why it goes nowhere.
 #[inline(always)]
-pub fn steer<'v, V: View + ?Sized>(
+pub fn plan_encapsulation<'v, V: Tables + ?Sized>(
     view: &'v V,
     packet: &Packet,
     hops: &mut Hops,
-) -> Result<Send<'v>, Refusal> {
+) -> Result<Encapsulation<'v>, Rejection> {
     let Some(index) = vip_lookup::find(view, &packet.flow) else {
         let is_fragment = packet.is_later_fragment;
-        return Err(Refusal::new(
+        return Err(Rejection::new(
             if is_fragment { Reason::LaterFragment } else { Reason::NoBind },
             0,
         ));
     };
-    let Some(table) = view.table(index) else { return Err(Refusal::new(Reason::Inconsistent, 0)) };
-    let refuse = |reason| Refusal::new(reason, table.counter_slot);
-    let inconsistent = || refuse(Reason::Inconsistent);
+    let Some(table) = view.table(index) else {
+        return Err(Rejection::new(Reason::Inconsistent, 0));
+    };
+    let reject = |reason| Rejection::new(reason, table.counter_slot);
+    let inconsistent = || reject(Reason::Inconsistent);
 
     let hash = hash_of(table.key, table.hash_fields, &packet.flow).ok_or_else(inconsistent)?;
-    let side = table.side;
+    let bank = table.bank;
     let row = row(view, table.rows, hash as u16).ok_or_else(inconsistent)?;
-    let backend = view.backend(row.first, side).ok_or_else(inconsistent)?;
+    let backend = view.backend(row.first, bank).ok_or_else(inconsistent)?;
     if !backend.is_resolved() {
-        return Err(refuse(Reason::NextHopUnresolved));
+        return Err(reject(Reason::NextHopUnresolved));
     }
     hops.list(row.second);
     if table.has_more != 0 {
         list_more(view, table, hash as u16, &packet.flow, hops).ok_or_else(inconsistent)?;
     }
     let is_v6 = table.is_v6 != 0;
-    let mut send = Send {
+    let mut encapsulation = Encapsulation {
         backend,
         first: row.first,
-        side,
+        bank,
         is_v6,
-        source_port: source_port(hash, packet.flow_hint),
-        tos: tos(view, packet.tos),
+        source_port: encap::source_port(hash, packet.flow_hint),
+        tos: encap::tos(view, packet.tos),
         fragmentable: 0,
         counter_slot: table.counter_slot,
     };
@@ -164,9 +106,9 @@ pub fn steer<'v, V: View + ?Sized>(
         if may_fragment && !is_v6 && total <= backend.link_mtu as u32 {
             // Its own identification keeps the fragments of one sender's packets apart, the hash
             // those of different senders. 0 would be as good as any.
-            send.fragmentable =
+            encapsulation.fragmentable =
                 FRAGMENTABLE | u32::from(packet.identification ^ (hash >> 16) as u16);
-            return Ok(send);
+            return Ok(encapsulation);
         }
         let reason = match packet.oversize {
             Oversize::Tell => Reason::TooBig,
@@ -174,16 +116,16 @@ pub fn steer<'v, V: View + ?Sized>(
             Oversize::Silent => Reason::TooBigUnanswered,
         };
         let mtu = (backend.mtu as u32).saturating_sub(overhead) as u16;
-        return Err(refuse(reason).with_inner_mtu(mtu));
+        return Err(reject(reason).with_inner_mtu(mtu));
     }
-    Ok(send)
+    Ok(encapsulation)
 }
 
 /// Lists what stands beyond the row's first two hops: the third and fourth, then the alternative
 /// row. A backend may be listed twice, as in GLB: the second chance just asks it again, and one that is
 /// its own next hop looks further.
 #[inline(always)]
-fn list_more<V: View + ?Sized>(
+fn list_more<V: Tables + ?Sized>(
     view: &V,
     table: &TableInfo,
     row: u16,
@@ -211,7 +153,7 @@ fn list_more<V: View + ?Sized>(
 
 /// Two hops of one row.
 #[inline(always)]
-fn row<V: View + ?Sized>(view: &V, rows: u32, row: u16) -> Option<Row> {
+fn row<V: Tables + ?Sized>(view: &V, rows: u32, row: u16) -> Option<Row> {
     view.rows(rows)?.get(usize::from(row)).copied()
 }
 

@@ -1,6 +1,9 @@
 //! Which fields of a flow are hashed, and to what.
 
-use crate::{parse::FiveTuple, siphash::SipHash24};
+use crate::{
+    flow::{Address, FiveTuple, V4},
+    siphash::SipHash24,
+};
 
 /// A set of flow fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,94 +84,5 @@ fn feed(family: u8, [high, low]: [u64; 2], hash: &mut SipHash24) {
     } else {
         hash.feed_word(high);
         hash.feed_word(low);
-    }
-}
-
-/// An IPv4 or IPv6 address as it lies on the wire.
-pub trait Address: Copy + PartialEq {
-    /// What tells both families apart in a bind's key.
-    const FAMILY: u8;
-
-    /// The address as two little-endian words of its bytes, IPv4 in the second.
-    fn words(&self) -> [u64; 2];
-}
-
-/// An IPv4 address: its four bytes as a little-endian number, which fits a register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct V4(u32);
-
-/// An IPv6 address: its sixteen bytes as two little-endian words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct V6([u64; 2]);
-
-impl V4 {
-    /// The address with these bytes.
-    #[inline(always)]
-    #[must_use]
-    pub const fn new(bytes: [u8; 4]) -> Self {
-        Self(u32::from_le_bytes(bytes))
-    }
-
-    /// The address's bytes.
-    #[inline(always)]
-    #[must_use]
-    pub const fn bytes(self) -> [u8; 4] {
-        self.0.to_le_bytes()
-    }
-}
-
-impl V4 {
-    /// The address whose four bytes are this little-endian number.
-    #[inline(always)]
-    #[must_use]
-    pub const fn from_word(word: u32) -> Self {
-        Self(word)
-    }
-}
-
-impl V6 {
-    /// The address whose bytes are these two little-endian words.
-    #[inline(always)]
-    #[must_use]
-    pub const fn from_words(words: [u64; 2]) -> Self {
-        Self(words)
-    }
-
-    /// The address with these bytes.
-    #[inline(always)]
-    #[must_use]
-    pub const fn new(bytes: [u8; 16]) -> Self {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
-        Self([
-            u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-            u64::from_le_bytes([i, j, k, l, m, n, o, p]),
-        ])
-    }
-
-    /// The address's bytes.
-    #[inline(always)]
-    #[must_use]
-    pub const fn bytes(self) -> [u8; 16] {
-        let [a, b, c, d, e, f, g, h] = self.0[0].to_le_bytes();
-        let [i, j, k, l, m, n, o, p] = self.0[1].to_le_bytes();
-        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
-    }
-}
-
-impl Address for V4 {
-    const FAMILY: u8 = 4;
-
-    #[inline(always)]
-    fn words(&self) -> [u64; 2] {
-        [0, self.0 as u64]
-    }
-}
-
-impl Address for V6 {
-    const FAMILY: u8 = 6;
-
-    #[inline(always)]
-    fn words(&self) -> [u64; 2] {
-        self.0
     }
 }

@@ -1,5 +1,7 @@
-//! The answer to a packet that does not fit the tunnel: ICMP "fragmentation needed" (RFC 1191) or
+//! The reply to a packet that does not fit the tunnel: ICMP "fragmentation needed" (RFC 1191) or
 //! ICMPv6 "packet too big" (RFC 4443) from the VIP to the client, with what would have fitted.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
 use crate::{
     checksum::{fold, sum_4, sum_16},
@@ -14,9 +16,9 @@ use crate::{
     },
 };
 
-/// Bytes of the packet that an IPv4 answer quotes; 540 in all, below the 576 of RFC 1812.
+/// Bytes of the packet that an IPv4 reply quotes; 540 in all, below the 576 of RFC 1812.
 pub const V4_QUOTE: usize = 512;
-/// Bytes of the packet that an IPv6 answer quotes; 1,072 in all, below the 1,280 of RFC 4443.
+/// Bytes of the packet that an IPv6 reply quotes; 1,072 in all, below the 1,280 of RFC 4443.
 pub const V6_QUOTE: usize = 1024;
 
 /// The smallest MTU of IPv6: nobody may be asked for less.
@@ -36,10 +38,16 @@ impl Summed for [u8] {
     }
 }
 
-/// What stands before the quoted packet.
+/// An IP header on the wire: [`Ipv4Header`] or [`Ipv6Header`].
+pub trait IpHeader: Wire + Unaligned {}
+
+impl IpHeader for Ipv4Header {}
+impl IpHeader for Ipv6Header {}
+
+/// The headers in front of the quoted packet.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer<I> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, Unaligned)]
+pub struct IcmpReply<I> {
     /// Back to where the packet came from.
     pub ethernet: EthernetHeader,
     /// From the VIP to the client.
@@ -48,27 +56,24 @@ pub struct Answer<I> {
     pub icmp: IcmpHeader,
 }
 
-// SAFETY: made of headers that are plain bytes, all of alignment 1.
-unsafe impl<I: Wire> Wire for Answer<I> {}
-
-/// Bytes by which the head of an IPv4 frame grows for its answer.
+/// Bytes by which the head of an IPv4 frame grows for its reply.
 pub const V4_GROWTH: usize = Ipv4Header::LEN + IcmpHeader::LEN;
-/// Bytes by which the head of an IPv6 frame grows for its answer.
+/// Bytes by which the head of an IPv6 frame grows for its reply.
 pub const V6_GROWTH: usize = Ipv6Header::LEN + IcmpHeader::LEN;
 
 const _: () = {
-    assert!(size_of::<Answer<Ipv4Header>>() == IP_OFFSET + V4_GROWTH);
-    assert!(size_of::<Answer<Ipv6Header>>() == IP_OFFSET + V6_GROWTH);
+    assert!(size_of::<IcmpReply<Ipv4Header>>() == IP_OFFSET + V4_GROWTH);
+    assert!(size_of::<IcmpReply<Ipv6Header>>() == IP_OFFSET + V6_GROWTH);
 };
 
-/// The answer to an IPv4 frame with these tags, which is to be cut to its first [`V4_QUOTE`] bytes
+/// The reply to an IPv4 frame with these tags, which is to be cut to its first [`V4_QUOTE`] bytes
 /// from the IP header on; nothing if it is shorter, or if nobody may be told (RFC 1122, 3.2.2).
 #[inline(always)]
-pub fn answer_v4<F: Summed + ?Sized>(
+pub fn reply_v4<F: Summed + ?Sized>(
     frame: &F,
     tags: &Tags,
     mtu: u16,
-) -> Option<Answer<Ipv4Header>> {
+) -> Option<IcmpReply<Ipv4Header>> {
     let ethernet = back(frame, ethernet::IPV4)?;
     let start = IP_OFFSET + tags.len();
     let received = frame.read::<Ipv4Header>(start)?;
@@ -84,7 +89,7 @@ pub fn answer_v4<F: Summed + ?Sized>(
     let rest = ipv4::DONT_FRAGMENT as u32 + (64 << 8 | protocol::ICMP as u32) + TOTAL as u32;
     let ip_sum = first_words + rest + sum_4(source) + sum_4(destination);
     let kind = (icmp::V4_UNREACHABLE as u32) << 8 | icmp::V4_FRAGMENTATION_NEEDED as u32;
-    Some(Answer {
+    Some(IcmpReply {
         ethernet,
         ip: Ipv4Header {
             version_ihl: 0x45,
@@ -107,13 +112,13 @@ pub fn answer_v4<F: Summed + ?Sized>(
     })
 }
 
-/// As [`answer_v4`], for IPv6 and [`V6_QUOTE`].
+/// As [`reply_v4`], for IPv6 and [`V6_QUOTE`].
 #[inline(always)]
-pub fn answer_v6<F: Summed + ?Sized>(
+pub fn reply_v6<F: Summed + ?Sized>(
     frame: &F,
     tags: &Tags,
     mtu: u16,
-) -> Option<Answer<Ipv6Header>> {
+) -> Option<IcmpReply<Ipv6Header>> {
     const HALF: usize = V6_QUOTE / 2;
     const LENGTH: u16 = (IcmpHeader::LEN + V6_QUOTE) as u16;
     let mtu = if mtu < V6_MIN_MTU { V6_MIN_MTU } else { mtu };
@@ -129,7 +134,7 @@ pub fn answer_v6<F: Summed + ?Sized>(
     let (source, destination) = (received.destination, received.source);
     let pseudo = sum_16(source) + sum_16(destination) + LENGTH as u32 + protocol::ICMPV6 as u32;
     let kind = (icmp::V6_PACKET_TOO_BIG as u32) << 8;
-    Some(Answer {
+    Some(IcmpReply {
         ethernet,
         ip: Ipv6Header {
             version_class_flow: [0x60, 0, 0, 0],
@@ -158,18 +163,22 @@ fn back<F: Frame + ?Sized>(frame: &F, ethertype: [u8; 2]) -> Option<EthernetHead
     Some(EthernetHeader { destination: source, source: destination, ethertype })
 }
 
-/// Puts an answer to the start of a frame that has been cut and given room, behind the tags that its
+/// Puts an reply to the start of a frame that has been cut and given room, behind the tags that its
 /// packet came with.
 #[inline(always)]
 #[must_use]
-pub fn write<F: FrameMut + ?Sized, I: Wire>(frame: &mut F, tags: &Tags, answer: Answer<I>) -> bool {
-    let EthernetHeader { destination, source, .. } = answer.ethernet;
+pub fn write<F: FrameMut + ?Sized, I: IpHeader>(
+    frame: &mut F,
+    tags: &Tags,
+    reply: IcmpReply<I>,
+) -> bool {
+    let EthernetHeader { destination, source, .. } = reply.ethernet;
     // Asked for first: a check further on would tell the compiler, but not the verifier, that this
     // much is there.
     if frame.read::<[u8; MAX_TAGGED]>(0).is_none() {
         return false;
     }
-    let mut written = frame.write(tags.len(), answer);
+    let mut written = frame.write(tags.len(), reply);
     if tags.count > 0 {
         written = written
             && frame.write(0, destination)
@@ -191,7 +200,7 @@ mod tests {
         let mut frame = [0; IP_OFFSET + V6_QUOTE];
         frame[IP_OFFSET + 8] = 0x20;
         let told = |mtu| {
-            answer_v6(&frame[..], &Tags::default(), mtu).map(|a| u32::from_be_bytes(a.icmp.rest))
+            reply_v6(&frame[..], &Tags::default(), mtu).map(|a| u32::from_be_bytes(a.icmp.rest))
         };
         assert_eq!(
             [told(1_279), told(1_280), told(1_500)],

@@ -9,7 +9,7 @@ const MARK: u32 = 0x6b72_6100;
 
 /// The number that stands for the address of the array `number`.
 #[must_use]
-pub const fn place_holder(number: u8) -> u64 {
+pub const fn placeholder(number: u8) -> u64 {
     ((MARK | number as u32) as u64) << 32
 }
 
@@ -29,6 +29,6 @@ pub mod array {
     pub const ROWS: u8 = 2;
     /// [`crate::abi::Backend`].
     pub const BACKENDS: u8 = 3;
-    /// [`crate::second_chance::layout::Known`].
-    pub const KNOWN: u8 = 4;
+    /// [`crate::second_chance::abi::AddressEntry`].
+    pub const ADDRESSES: u8 = 4;
 }

@@ -3,7 +3,7 @@
 
 use crate::{
     checksum,
-    hash::{Address, V4, V6},
+    flow::{Address, V4, V6},
     packet_access::{FrameMut, Nested},
     wire::{
         ethernet::{self, EthernetHeader},

@@ -2,30 +2,17 @@
 
 use core::mem::size_of;
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 /// No read ever starts further into a frame than this; it keeps offsets small enough for the
 /// verifier, and lies beyond every header that this project looks at.
 pub const MAX_OFFSET: usize = 1024;
 
-/// Types that are plain bytes: any bit pattern is valid, there is no padding, the alignment is
-/// irrelevant.
-///
-/// # Safety
-/// Only for types of which the above is true.
-pub unsafe trait Wire: Copy {}
+/// Data that can be read from and written to a frame at any place: any bytes are a valid value, and it
+/// has no padding. Numbers are read in this machine's byte order, which is little-endian.
+pub trait Wire: FromBytes + IntoBytes + Immutable + Copy {}
 
-// SAFETY: bytes and arrays of bytes are plain bytes.
-unsafe impl Wire for u8 {}
-// SAFETY: as above.
-unsafe impl<const N: usize> Wire for [u8; N] {}
-// SAFETY: numbers are plain bytes too, read as this machine has them; BPF here is little-endian, and
-// so is every machine that the tests run on.
-unsafe impl Wire for u16 {}
-// SAFETY: as above.
-unsafe impl Wire for u32 {}
-// SAFETY: as above.
-unsafe impl Wire for u64 {}
-// SAFETY: as above.
-unsafe impl<const N: usize> Wire for [u64; N] {}
+impl<T: FromBytes + IntoBytes + Immutable + Copy> Wire for T {}
 const _: () = assert!(cfg!(target_endian = "little"), "headers are put together little-endian");
 
 /// A received frame.
@@ -117,7 +104,7 @@ struct Unaligned<T>(T);
 fn load<T: Wire, const N: usize>(window: &[u8; N], at: usize) -> T {
     assert!(at + size_of::<T>() <= N, "a window is as large as what is read from it");
     let place = window.as_ptr().wrapping_add(at).cast::<Unaligned<T>>();
-    // SAFETY: inside the window by the check above; T is plain bytes, and `Unaligned` makes no
+    // SAFETY: inside the window by the check above; any bytes are a valid T, and `Unaligned` makes no
     // demand on the address.
     unsafe { place.read_volatile() }.0
 }
@@ -156,7 +143,7 @@ impl Frame for [u8] {
     fn read<T: Wire>(&self, offset: usize) -> Option<T> {
         let bytes = self.get(offset..offset.checked_add(size_of::<T>())?)?;
         (offset <= MAX_OFFSET).then(|| {
-            // SAFETY: `bytes` holds size_of::<T>() bytes, and T is plain bytes.
+            // SAFETY: `bytes` holds size_of::<T>() bytes, and any bytes are a valid T.
             unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
         })
     }
@@ -202,7 +189,7 @@ impl Nested for &[u8] {
 #[inline(always)]
 pub fn put_at<T: Wire, const N: usize>(window: &mut [u8; N], at: usize, value: T) {
     assert!(at + size_of::<T>() <= N, "a window is as large as what is written to it");
-    // SAFETY: inside the window by the check above; T is plain bytes.
+    // SAFETY: inside the window by the check above; any bytes are a valid T.
     unsafe { window.as_mut_ptr().add(at).cast::<T>().write_unaligned(value) };
 }
 
@@ -214,7 +201,7 @@ impl FrameMut for [u8] {
     fn write<T: Wire>(&mut self, offset: usize, value: T) -> bool {
         let Some(end) = offset.checked_add(size_of::<T>()) else { return false };
         let Some(bytes) = self.get_mut(offset..end) else { return false };
-        // SAFETY: `bytes` holds size_of::<T>() bytes, and T is plain bytes.
+        // SAFETY: `bytes` holds size_of::<T>() bytes, and any bytes are a valid T.
         unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(value) };
         true
     }

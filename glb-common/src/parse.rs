@@ -4,7 +4,7 @@
 //! reversed, because the quoted one was sent by a backend.
 
 use crate::{
-    hash::{Address, V4, V6},
+    flow::{FiveTuple, V4, V6},
     packet_access::Frame,
     reason::DirectorReason as Reason,
     wire::{
@@ -17,57 +17,6 @@ use crate::{
         udp::UdpHeader,
     },
 };
-
-/// Who talks to whom, with addresses of one family. Ports in host order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flow<A> {
-    /// The client.
-    pub source: A,
-    /// The VIP.
-    pub destination: A,
-    /// The client's port.
-    pub source_port: u16,
-    /// The VIP's port.
-    pub destination_port: u16,
-    /// IP protocol: 6, 17, 1 or 58.
-    pub protocol: u8,
-}
-
-/// As [`Flow`], of either family, in a form that BPF programs can hand to each other. For an echo
-/// request both ports are 0.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FiveTuple {
-    /// The client, as [`crate::hash::Address::words`].
-    pub source: [u64; 2],
-    /// The VIP.
-    pub destination: [u64; 2],
-    /// The client's port.
-    pub source_port: u16,
-    /// The VIP's port.
-    pub destination_port: u16,
-    /// IP protocol: 6, 17, 1 or 58.
-    pub protocol: u8,
-    /// IP version: 4 or 6.
-    pub family: u8,
-    /// Zero.
-    pub padding: u16,
-}
-
-impl FiveTuple {
-    /// A flow from `source` to `destination`, whose ports are not known yet.
-    #[inline(always)]
-    #[must_use]
-    pub fn new<A: Address>(source: A, destination: A, protocol: u8) -> Self {
-        Self {
-            source: source.words(),
-            destination: destination.words(),
-            protocol,
-            family: A::FAMILY,
-            ..Self::default()
-        }
-    }
-}
 
 /// A packet that a bind may name: what the first half of the general program hands to the second.
 #[repr(C)]
@@ -261,7 +210,8 @@ pub fn parse_v6<F: Frame + ?Sized>(frame: &F, start: usize) -> Result<Packet, Re
         ..Packet::default()
     };
     let of = |protocol| Packet { flow: FiveTuple { protocol, ..packet.flow }, ..packet };
-    let Behind { next, payload, is_later_fragment } = behind(frame, ip.next_header, payload)?;
+    let AfterExtensions { next, payload, is_later_fragment } =
+        behind(frame, ip.next_header, payload)?;
     if is_later_fragment {
         return fragment(of(next));
     }
@@ -285,7 +235,7 @@ pub fn parse_v6<F: Frame + ?Sized>(frame: &F, start: usize) -> Result<Packet, Re
 }
 
 /// What follows IPv6's extension headers.
-struct Behind {
+struct AfterExtensions {
     next: u8,
     payload: Payload,
     is_later_fragment: bool,
@@ -297,7 +247,7 @@ fn behind<F: Frame + ?Sized>(
     frame: &F,
     mut next: u8,
     mut payload: Payload,
-) -> Result<Behind, Reason> {
+) -> Result<AfterExtensions, Reason> {
     for _ in 0..MAX_EXTENSIONS {
         if !matches!(
             next,
@@ -314,10 +264,10 @@ fn behind<F: Frame + ?Sized>(
         let is_later_fragment = next == ipv6::FRAGMENT && extension.is_later_fragment();
         next = extension.next_header;
         if is_later_fragment {
-            return Ok(Behind { next, payload, is_later_fragment });
+            return Ok(AfterExtensions { next, payload, is_later_fragment });
         }
     }
-    Ok(Behind { next, payload, is_later_fragment: false })
+    Ok(AfterExtensions { next, payload, is_later_fragment: false })
 }
 
 /// What follows the IP header.
@@ -409,7 +359,8 @@ fn quoted_v6<F: Frame + ?Sized>(
     }
     let length = payload.length - HEADERS;
     let payload = Payload { offset: start + Ipv6Header::LEN, length };
-    let Behind { next, payload, is_later_fragment } = behind(frame, ip.next_header, payload)?;
+    let AfterExtensions { next, payload, is_later_fragment } =
+        behind(frame, ip.next_header, payload)?;
     if is_later_fragment {
         return Err(Reason::LaterFragment);
     }
@@ -450,4 +401,4 @@ fn reversed<F: Frame + ?Sized>(
     Ok(Packet { flow, flow_hint, oversize: packet.oversize.silent(), ..packet })
 }
 
-const _: () = assert!(size_of::<FiveTuple>() == 40 && size_of::<Packet>() == 64);
+const _: () = assert!(size_of::<Packet>() == 64);

@@ -136,11 +136,11 @@ reasons! {
         /// Not a packet of the tunnel.
         NotTunnel = "not_tunnel" => Pass,
         /// A packet of the tunnel to an address that is not this machine's.
-        NotForUs = "not_for_us" => Pass,
+        WrongDestination = "wrong_destination" => Pass,
         /// From a sender that is neither a director nor a fellow backend; left to the kernel.
-        StrangerPassed = "stranger_passed" => Pass,
+        UnknownSenderPassed = "unknown_sender_passed" => Pass,
         /// From a sender that is neither a director nor a fellow backend.
-        Stranger = "stranger" => Drop,
+        UnknownSender = "unknown_sender" => Drop,
         /// The outer packet ends before its headers do, or a length lies.
         OuterMalformed = "outer_malformed" => Drop,
         /// The outer packet is a fragment.

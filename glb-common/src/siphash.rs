@@ -57,16 +57,16 @@ impl SipHash24 {
         self.v[0] ^= word;
     }
 
-    /// The first round's half that depends on the key alone, done in advance: what a table keeps in
+    /// The first round's first_round that depends on the key alone, done in advance: what a table keeps in
     /// the place of its key for messages of a known length.
     #[must_use]
-    pub const fn half(key: [u64; 2]) -> [u64; 4] {
+    pub const fn first_round(key: [u64; 2]) -> [u64; 4] {
         let [v0, v1, v2, v3] = Self::new(key).v;
         let v0 = v0.wrapping_add(v1);
         [v0.rotate_left(32), v1.rotate_left(13) ^ v0, v2, v3]
     }
 
-    /// Compresses the first word of a message, given what [`Self::half`] left to do.
+    /// Compresses the first word of a message, given what [`Self::first_round`] left to do.
     #[inline(always)]
     const fn first([v0, v1, v2, v3]: [u64; 4], word: u64) -> [u64; 4] {
         let v3 = v3 ^ word;
@@ -82,19 +82,19 @@ impl SipHash24 {
         state.v
     }
 
-    /// The hash of four bytes under the key of which `half` was made.
+    /// The hash of four bytes under the key of which `first_round` was made.
     #[inline(always)]
     #[must_use]
-    pub const fn of_4(half: [u64; 4], bytes: u32) -> u64 {
-        let v = Self::first(half, bytes as u64 | 4 << 56);
+    pub const fn hash_4(first_round: [u64; 4], bytes: u32) -> u64 {
+        let v = Self::first(first_round, bytes as u64 | 4 << 56);
         Self { v, tail: 0, filled: 0, length: 0 }.last_rounds()
     }
 
-    /// The hash of two little-endian words under the key of which `half` was made.
+    /// The hash of two little-endian words under the key of which `first_round` was made.
     #[inline(always)]
     #[must_use]
-    pub const fn of_16(half: [u64; 4], words: [u64; 2]) -> u64 {
-        let v = Self::first(half, words[0]);
+    pub const fn hash_16(first_round: [u64; 4], words: [u64; 2]) -> u64 {
+        let v = Self::first(first_round, words[0]);
         let mut state = Self { v, tail: 0, filled: 0, length: 0 };
         state.compress(words[1]);
         state.compress(16 << 56);
@@ -202,16 +202,16 @@ mod tests {
 
         #[test]
         fn with_half_a_round_done_in_advance(key in any::<[u64; 2]>(), words in any::<[u64; 2]>()) {
-            let half = SipHash24::half(key);
+            let first_round = SipHash24::first_round(key);
             let hash = |bytes: &[u8]| {
                 let mut theirs = siphasher::sip::SipHasher24::new_with_keys(key[0], key[1]);
                 theirs.write(bytes);
                 theirs.finish()
             };
             let four = words[0] as u32;
-            prop_assert_eq!(SipHash24::of_4(half, four), hash(&four.to_le_bytes()));
+            prop_assert_eq!(SipHash24::hash_4(first_round, four), hash(&four.to_le_bytes()));
             let sixteen = [words[0].to_le_bytes(), words[1].to_le_bytes()].concat();
-            prop_assert_eq!(SipHash24::of_16(half, words), hash(&sixteen));
+            prop_assert_eq!(SipHash24::hash_16(first_round, words), hash(&sixteen));
         }
     }
 }

@@ -1,13 +1,15 @@
 //! Watching live decisions: what the traced programs and user space agree on. The programs that
 //! normally run contain none of it.
 
-use crate::{abi::Plain, flow_dissector::Ends};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// An end of a packet that a [`Filter`] asks for.
+use crate::flow_dissector::FlowKeys;
+
+/// An end of a packet that a [`DecisionFilter`] asks for.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Network {
-    /// The address, as [`crate::hash::Address::words`], without the bits outside `mask`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct NetworkMatch {
+    /// The address, as [`crate::flow::Address::words`], without the bits outside `mask`.
     pub address: [u64; 2],
     /// Which bits count.
     pub mask: [u64; 2],
@@ -15,7 +17,7 @@ pub struct Network {
     pub family: u64,
 }
 
-impl Network {
+impl NetworkMatch {
     #[inline(always)]
     const fn covers(&self, address: &[u64; 2]) -> bool {
         address[0] & self.mask[0] == self.address[0] && address[1] & self.mask[1] == self.address[1]
@@ -27,12 +29,12 @@ pub const ANY: u32 = u32::MAX;
 
 /// Which decisions somebody wants to see: those of which everything here is true.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Filter {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct DecisionFilter {
     /// A bit for each reason that is wanted.
     pub reasons: u64,
     /// Each is an end of the packet, of the one in its tunnel, or of the one that it quotes.
-    pub networks: [Network; 2],
+    pub networks: [NetworkMatch; 2],
     /// As `networks`: ports of the same packet; [`ANY`] where none is asked for.
     pub ports: [u32; 2],
     /// IP protocol, or [`ANY`].
@@ -41,12 +43,12 @@ pub struct Filter {
     pub slot: u32,
 }
 
-impl Default for Filter {
+impl Default for DecisionFilter {
     /// Every decision.
     fn default() -> Self {
         Self {
             reasons: u64::MAX,
-            networks: [Network::default(); 2],
+            networks: [NetworkMatch::default(); 2],
             ports: [ANY; 2],
             protocol: ANY,
             slot: ANY,
@@ -54,11 +56,11 @@ impl Default for Filter {
     }
 }
 
-impl Filter {
+impl DecisionFilter {
     /// Whether anything is asked of the packet's headers.
     #[inline(always)]
     #[must_use]
-    pub const fn asks_headers(&self) -> bool {
+    pub const fn needs_headers(&self) -> bool {
         self.networks[0].family != 0
             || self.networks[1].family != 0
             || self.ports[0] != ANY
@@ -69,7 +71,7 @@ impl Filter {
     /// Whether these are the ends that are asked for.
     #[inline(always)]
     #[must_use]
-    pub fn wants_ends(&self, ends: &Ends) -> bool {
+    pub fn matches_flow(&self, ends: &FlowKeys) -> bool {
         if self.protocol != ANY && self.protocol != ends.protocol as u32 {
             return false;
         }
@@ -93,17 +95,17 @@ impl Filter {
     /// Whether a decision with this reason and slot is asked for.
     #[inline(always)]
     #[must_use]
-    pub const fn wants_decision(&self, reason: u32, slot: u32) -> bool {
+    pub const fn matches_decision(&self, reason: u32, slot: u32) -> bool {
         (self.slot == ANY || self.slot == slot) && self.reasons >> (reason & 63) & 1 != 0
     }
 }
 
 /// Read-only data of a traced program.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settings {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct TraceSettings {
     /// What is wanted.
-    pub filter: Filter,
+    pub filter: DecisionFilter,
     /// One in so many of what is wanted is shown; 0 and 1 show all.
     pub sample: u32,
     /// At most so many each second from each CPU; 0 for no limit.
@@ -120,8 +122,8 @@ pub const MAX_SNAP: usize = 4096;
 /// What a decision's record starts with; `before` bytes of the frame as it came and `after` bytes of
 /// the frame as it left follow.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Event {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct TraceEvent {
     /// The kernel's monotonic clock, nanoseconds.
     pub time: u64,
     /// Index of the interface that the frame came by.
@@ -144,8 +146,8 @@ pub struct Event {
 
 /// What became of the decisions that one CPU saw while it was traced.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct TraceTotals {
     /// Wanted by the filter.
     pub wanted: u64,
     /// Shown.
@@ -159,35 +161,26 @@ pub struct Tally {
 }
 
 const _: () = {
-    assert!(size_of::<Network>() == 40);
-    assert!(size_of::<Filter>() == 104);
-    assert!(size_of::<Settings>() == 120);
-    assert!(size_of::<Event>() == 40);
-    assert!(size_of::<Tally>() == 40);
+    assert!(size_of::<NetworkMatch>() == 40);
+    assert!(size_of::<DecisionFilter>() == 104);
+    assert!(size_of::<TraceSettings>() == 120);
+    assert!(size_of::<TraceEvent>() == 40);
+    assert!(size_of::<TraceTotals>() == 40);
 };
-
-// SAFETY: numbers and arrays of numbers; the sizes asserted above leave no padding.
-unsafe impl Plain for Filter {}
-// SAFETY: as above.
-unsafe impl Plain for Settings {}
-// SAFETY: as above.
-unsafe impl Plain for Event {}
-// SAFETY: as above.
-unsafe impl Plain for Tally {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hash::{Address as _, V4};
+    use crate::flow::{Address as _, V4};
 
-    fn network(address: [u8; 4], mask: [u8; 4]) -> Network {
+    fn network(address: [u8; 4], mask: [u8; 4]) -> NetworkMatch {
         let (address, mask) = (V4::new(address).words(), V4::new(mask).words());
-        Network { address: [0, address[1] & mask[1]], mask: [u64::MAX, mask[1]], family: 4 }
+        NetworkMatch { address: [0, address[1] & mask[1]], mask: [u64::MAX, mask[1]], family: 4 }
     }
 
     #[test]
     fn everything_that_is_asked_for_must_be_there() {
-        let ends = Ends {
+        let ends = FlowKeys {
             family: 4,
             protocol: 6,
             has_ports: true,
@@ -196,30 +189,33 @@ mod tests {
             source_port: 5000,
             destination_port: 443,
         };
-        let any = Filter::default();
-        assert!(any.wants_ends(&ends) && !any.asks_headers());
+        let any = DecisionFilter::default();
+        assert!(any.matches_flow(&ends) && !any.needs_headers());
         let [all, none] = [[255; 4], [0; 4]];
         let (client, vip) = (network([198, 51, 100, 0], [255, 255, 255, 0]), [203, 0, 113, 1]);
         for (filter, wanted) in [
-            (Filter { networks: [client, Network::default()], ..any }, true),
-            (Filter { networks: [client, network(vip, all)], ..any }, true),
-            (Filter { networks: [client, network([203, 0, 113, 2], all)], ..any }, false),
-            (Filter { networks: [Network::default(), network(vip, none)], ..any }, true),
-            (Filter { networks: [Network { family: 6, ..client }; 2], ..any }, false),
-            (Filter { ports: [443, ANY], ..any }, true),
-            (Filter { ports: [443, 5000], ..any }, true),
-            (Filter { ports: [443, 80], ..any }, false),
-            (Filter { protocol: 17, ..any }, false),
-            (Filter { protocol: 6, ports: [ANY, 5000], ..any }, true),
+            (DecisionFilter { networks: [client, NetworkMatch::default()], ..any }, true),
+            (DecisionFilter { networks: [client, network(vip, all)], ..any }, true),
+            (DecisionFilter { networks: [client, network([203, 0, 113, 2], all)], ..any }, false),
+            (
+                DecisionFilter { networks: [NetworkMatch::default(), network(vip, none)], ..any },
+                true,
+            ),
+            (DecisionFilter { networks: [NetworkMatch { family: 6, ..client }; 2], ..any }, false),
+            (DecisionFilter { ports: [443, ANY], ..any }, true),
+            (DecisionFilter { ports: [443, 5000], ..any }, true),
+            (DecisionFilter { ports: [443, 80], ..any }, false),
+            (DecisionFilter { protocol: 17, ..any }, false),
+            (DecisionFilter { protocol: 6, ports: [ANY, 5000], ..any }, true),
         ] {
-            assert_eq!(filter.wants_ends(&ends), wanted, "{filter:?}");
-            assert!(filter.asks_headers());
+            assert_eq!(filter.matches_flow(&ends), wanted, "{filter:?}");
+            assert!(filter.needs_headers());
         }
-        let no_ports = Ends { has_ports: false, source_port: 0, ..ends };
-        assert!(!Filter { ports: [0, ANY], ..any }.wants_ends(&no_ports));
-        let filter = Filter { reasons: 1 << 3, slot: 7, ..any };
-        assert!(filter.wants_decision(3, 7));
-        assert!(!filter.wants_decision(2, 7) && !filter.wants_decision(3, 8));
-        assert!(any.wants_decision(63, 0));
+        let no_ports = FlowKeys { has_ports: false, source_port: 0, ..ends };
+        assert!(!DecisionFilter { ports: [0, ANY], ..any }.matches_flow(&no_ports));
+        let filter = DecisionFilter { reasons: 1 << 3, slot: 7, ..any };
+        assert!(filter.matches_decision(3, 7));
+        assert!(!filter.matches_decision(2, 7) && !filter.matches_decision(3, 8));
+        assert!(any.matches_decision(63, 0));
     }
 }

@@ -7,9 +7,9 @@
 
 use crate::{
     abi::BindSlot,
-    forwarding::View,
-    hash::{Address as _, V4},
-    parse::FiveTuple,
+    flow::{Address as _, FiveTuple, V4},
+    perfect_hash,
+    tables::Tables,
 };
 
 /// In the place of a table's index: a packet without ports may belong to several tables.
@@ -18,15 +18,15 @@ pub const NO_TABLE: u32 = u32::MAX;
 /// The part of a bind's key beside the address. Never 0.
 #[inline(always)]
 #[must_use]
-pub const fn tail(family: u8, protocol: u8, port: u16) -> u32 {
+pub const fn port_key(family: u8, protocol: u8, port: u16) -> u32 {
     // The port as it lies on the wire: the fast path need not turn it.
     (port.to_be() as u32) << 16 | (protocol as u32) << 8 | family as u32
 }
 
-/// The port of a [`tail`].
+/// The port of a [`port_key`].
 #[must_use]
-pub const fn port(tail: u32) -> u16 {
-    u16::from_be((tail >> 16) as u16)
+pub const fn port(port_key: u32) -> u16 {
+    u16::from_be((port_key >> 16) as u16)
 }
 
 /// A [`crate::abi::Segment`]'s key.
@@ -39,9 +39,9 @@ pub const fn segment_key(protocol: u8, port: u16) -> u32 {
 /// The hash of a bind's key.
 #[inline(always)]
 #[must_use]
-pub const fn hash(seed: u64, address: [u64; 2], tail: u32) -> u64 {
+pub const fn hash(seed: u64, address: [u64; 2], port_key: u32) -> u64 {
     // Odd constants with well-mixed bits (the golden ratio and two of SplitMix64's).
-    let mut hash = seed ^ address[1] ^ ((tail as u64) << 32);
+    let mut hash = seed ^ address[1] ^ ((port_key as u64) << 32);
     hash = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     hash ^= hash >> 32;
     // IPv4 has nothing in the first word: this then folds away.
@@ -50,31 +50,17 @@ pub const fn hash(seed: u64, address: [u64; 2], tail: u32) -> u64 {
     hash ^ (hash >> 29)
 }
 
-/// The index of a hash's displacement.
-#[inline(always)]
-#[must_use]
-pub const fn bucket(hash: u64, displacement_mask: u32) -> u32 {
-    hash as u32 & displacement_mask
-}
-
-/// The slot that a displacement leads to.
-#[inline(always)]
-#[must_use]
-pub const fn slot(hash: u64, displacement: u32, bind_mask: u32) -> u32 {
-    (hash.wrapping_mul(displacement as u64 | 1) >> 40) as u32 & bind_mask
-}
-
 /// The slot of the bind of this one address, protocol and port.
 #[inline(always)]
-pub fn exact<V: View + ?Sized>(view: &V, address: [u64; 2], tail: u32) -> Option<&BindSlot> {
-    let hash = hash(view.config(|config| &config.bind_seed), address, tail);
+pub fn exact<V: Tables + ?Sized>(view: &V, address: [u64; 2], port_key: u32) -> Option<&BindSlot> {
+    let hash = hash(view.config(|config| &config.bind_seed), address, port_key);
     let mask = view.config(|config| &config.displacement_mask);
-    let displacement = view.displacement(bucket(hash, mask))?;
+    let displacement = view.displacement(perfect_hash::bucket(hash, mask))?;
     let mask = view.config(|config| &config.bind_mask);
-    let found = view.bind(slot(hash, displacement, mask))?;
-    // The family is part of the tail, and an IPv4 address has nothing in the first word.
-    let is_v4 = tail as u8 == V4::FAMILY;
-    let same = found.tail == tail
+    let found = view.bind(perfect_hash::slot(hash, displacement, mask))?;
+    // The family is part of the port_key, and an IPv4 address has nothing in the first word.
+    let is_v4 = port_key as u8 == V4::FAMILY;
+    let same = found.port_key == port_key
         && found.address[1] == address[1]
         && (is_v4 || found.address[0] == address[0]);
     same.then_some(found)
@@ -82,9 +68,9 @@ pub fn exact<V: View + ?Sized>(view: &V, address: [u64; 2], tail: u32) -> Option
 
 /// The index of the table that serves `flow`.
 #[inline(always)]
-pub fn find<V: View + ?Sized>(view: &V, flow: &FiveTuple) -> Option<u32> {
-    let tail = tail(flow.family, flow.protocol, flow.destination_port);
-    if let Some(found) = exact(view, flow.destination, tail) {
+pub fn find<V: Tables + ?Sized>(view: &V, flow: &FiveTuple) -> Option<u32> {
+    let port_key = port_key(flow.family, flow.protocol, flow.destination_port);
+    if let Some(found) = exact(view, flow.destination, port_key) {
         return Some(found.table);
     }
     if view.config(|config| &config.has_port_ranges) == 0 && flow.destination_port != 0 {

@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use glb_common::{
-    hash::{HashFields, V4, flow_hash},
-    parse::{FiveTuple, Packet, parse},
+    flow::{FiveTuple, V4},
+    hash::{HashFields, flow_hash},
+    parse::{Packet, parse},
     reason::DirectorReason as Reason,
 };
 use serde_json::Value;

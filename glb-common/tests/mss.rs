@@ -3,7 +3,7 @@
 
 use etherparse::{PacketBuilder, SlicedPacket, TcpOptionElement, TransportSlice};
 use glb_common::{
-    hash::Address,
+    flow::Address,
     mss::{Clamp, Limits, Vips, clamp},
 };
 

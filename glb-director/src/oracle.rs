@@ -4,11 +4,12 @@
 use glb_common::{
     abi::{Backend, Hops},
     encap,
-    forwarding::{Refusal, Send, View, steer},
-    icmp_too_big::{self, Answer},
-    packet_access::Wire,
+    encap::Encapsulation,
+    forwarding::{Rejection, plan_encapsulation},
+    icmp_too_big::{self, IcmpReply, IpHeader},
     parse::{IP_OFFSET, Packet, Tags, parse},
     reason::{Action, DirectorReason as Reason},
+    tables::Tables,
 };
 
 /// What is to happen to a frame.
@@ -44,18 +45,18 @@ pub enum Verdict {
 }
 
 /// What is to happen to `frame` under `view`.
-pub fn direct(view: &impl View, frame: &[u8]) -> Expected {
+pub fn direct(view: &impl Tables, frame: &[u8]) -> Expected {
     let packet = match parse(frame) {
         Ok(packet) => packet,
-        Err(reason) => return refused(frame, &Tags::default(), 0, Refusal::new(reason, 0)),
+        Err(reason) => return refused(frame, &Tags::default(), 0, Rejection::new(reason, 0)),
     };
     let mut hops = Hops::default();
-    steer(view, &packet, &mut hops)
+    plan_encapsulation(view, &packet, &mut hops)
         .and_then(|send| encapsulate(view, frame, &send, &packet, &hops))
         .unwrap_or_else(|refusal| refused(frame, &packet.tags, packet.flow.family, refusal))
 }
 
-fn refused(frame: &[u8], tags: &Tags, family: u8, refusal: Refusal) -> Expected {
+fn refused(frame: &[u8], tags: &Tags, family: u8, refusal: Rejection) -> Expected {
     let reason = Reason::from_number(refusal.reason_number());
     let (counter_slot, inner_mtu) = (refusal.counter_slot(), refusal.inner_mtu());
     let (reason, verdict) = match reason.action() {
@@ -71,32 +72,32 @@ fn refused(frame: &[u8], tags: &Tags, family: u8, refusal: Refusal) -> Expected 
 
 /// The answer to a frame that is too big, without any limit to how many are sent.
 fn answer(frame: &[u8], tags: &Tags, family: u8, mtu: u16) -> Option<Vec<u8>> {
-    fn build<I: Wire>(
+    fn build<I: IpHeader>(
         frame: &[u8],
         tags: &Tags,
         quote: usize,
-        headers: Answer<I>,
+        headers: IcmpReply<I>,
     ) -> Option<Vec<u8>> {
         let start = IP_OFFSET + tags.len();
-        let mut out = vec![0; size_of::<Answer<I>>() + tags.len()];
+        let mut out = vec![0; size_of::<IcmpReply<I>>() + tags.len()];
         out.extend_from_slice(frame.get(start..start + quote)?);
         icmp_too_big::write(&mut out[..], tags, headers).then_some(out)
     }
     if family == 4 {
-        build(frame, tags, icmp_too_big::V4_QUOTE, icmp_too_big::answer_v4(frame, tags, mtu)?)
+        build(frame, tags, icmp_too_big::V4_QUOTE, icmp_too_big::reply_v4(frame, tags, mtu)?)
     } else {
-        build(frame, tags, icmp_too_big::V6_QUOTE, icmp_too_big::answer_v6(frame, tags, mtu)?)
+        build(frame, tags, icmp_too_big::V6_QUOTE, icmp_too_big::reply_v6(frame, tags, mtu)?)
     }
 }
 
 fn encapsulate(
-    view: &impl View,
+    view: &impl Tables,
     frame: &[u8],
-    send: &Send<'_>,
+    send: &Encapsulation<'_>,
     packet: &Packet,
     hops: &Hops,
-) -> Result<Expected, Refusal> {
-    let refuse = |reason| Refusal::new(reason, send.counter_slot);
+) -> Result<Expected, Rejection> {
+    let refuse = |reason| Rejection::new(reason, send.counter_slot);
     let total = encap::outer_length(send, packet, hops).ok_or(refuse(Reason::TooLong))?;
     let sent = encap::tags_to_send(view, &packet.tags);
     let mut out = vec![0; encap::growth(send, hops.len(), &packet.tags, &sent)];

@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use aya::maps::PerCpuArray;
 use glb_common::{
     abi::{TABLE_SLOTS, TableInfo},
-    forwarding::View as _,
     hash::{HashFields, flow_hash},
     parse::parse,
     reason::{Action, DirectorReason as Reason, MAX_REASONS},
+    tables::Tables as _,
 };
 use glb_host::{
     bpf_loader::LoadError,

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use glb_common::{
-    abi::{Plain as _, TableInfo},
+    abi::{MapValue as _, TableInfo},
     reason::DirectorReason as Reason,
 };
 use glb_host::{

@@ -350,7 +350,7 @@ fn fifty_thousand_binds_and_as_many_ranges_as_one_likes() {
         }
         let tables = common::tables(&text, glb_table::Format::Toml);
         let image = image_of(&tables, TEST_INTERFACE);
-        assert_eq!(image.binds.iter().filter(|slot| slot.tail != 0).count(), 50_000);
+        assert_eq!(image.binds.iter().filter(|slot| slot.port_key != 0).count(), 50_000);
         let mut generation = load(&image, 1, &pins);
         let program = generation.program().unwrap();
         let mut packet = long_packet(false, 60);

@@ -8,7 +8,7 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{golden, golden_tables, hex, image_of, private_pins};
-use glb_common::{abi::TABLE_SLOTS, trace::Settings};
+use glb_common::{abi::TABLE_SLOTS, trace::TraceSettings};
 use glb_director::{
     compiled_tables::Image,
     generation::{
@@ -47,7 +47,7 @@ impl Traced {
     fn show(&mut self, filter: &str, slot: Option<u32>) {
         let wanted = TraceFilter::parse(&[filter.to_owned()], &REASONS).unwrap();
         let filter = wanted.compile(&REASONS, slot).unwrap();
-        let settings = Settings { filter, sample: 0, per_second: 0, snap: 4096, padding: 0 };
+        let settings = TraceSettings { filter, sample: 0, per_second: 0, snap: 4096, padding: 0 };
         self.generation.show(&settings).unwrap();
     }
 
@@ -118,9 +118,9 @@ fn the_filter_is_evaluated_in_the_kernel() {
         for (name, frame) in &vectors {
             test_run(traced.generation.program().unwrap(), frame).unwrap();
             let expected = oracle::direct(&image, frame);
-            let decision = wanted.wants_decision(expected.reason as u32, expected.counter_slot);
-            let headers = !wanted.asks_headers()
-                || glb_common::flow_dissector::visit(&frame[..], |ends| wanted.wants_ends(ends));
+            let decision = wanted.matches_decision(expected.reason as u32, expected.counter_slot);
+            let headers = !wanted.needs_headers()
+                || glb_common::flow_dissector::visit(&frame[..], |ends| wanted.matches_flow(ends));
             let shown = traced.shown().len();
             assert_eq!(shown, usize::from(decision && headers), "{filter}: {name}");
             count += shown;

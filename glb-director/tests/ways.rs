@@ -15,7 +15,7 @@ use std::{
 
 use aya::{maps::MapData, programs::Xdp};
 use common::{Fixed, private_pins};
-use glb_common::abi::{Backend, BindSlot, Plain, TableInfo};
+use glb_common::abi::{Backend, BindSlot, MapValue, TableInfo};
 use glb_director::{
     compiled_tables::{Image, Options},
     generation::{
@@ -156,7 +156,7 @@ fn no_packet_sees_half_of_a_change() {
 }
 
 /// A pinned array, as a successor or a debugger opens it.
-fn pinned<T: Plain>(pins: &PinFolder, name: &str) -> MappedArray<T> {
+fn pinned<T: MapValue>(pins: &PinFolder, name: &str) -> MappedArray<T> {
     let data = MapData::from_pin(folder(pins, 1).join(name)).unwrap();
     let info = data.info().unwrap();
     // Of some arrays one value holds all elements.
@@ -188,7 +188,7 @@ fn a_change_that_is_cut_short_leaves_whole_ways_and_is_mended_by_the_next_start(
     }
     let binds = pinned::<BindSlot>(&pins, "binds");
     for index in 0..loaded.images[0].binds.len() {
-        binds.set(index, &BindSlot { side: 1, ..binds.get(index).unwrap() }).unwrap();
+        binds.set(index, &BindSlot { bank: 1, ..binds.get(index).unwrap() }).unwrap();
     }
     assert_eq!(loaded.by(), [Some(1), Some(0)]);
     drop(adopt(&loaded.images[0]));
@@ -201,9 +201,9 @@ fn a_change_that_is_cut_short_leaves_whole_ways_and_is_mended_by_the_next_start(
     }
     let tables = pinned::<TableInfo>(&pins, "tables");
     for index in 0..loaded.images[0].binds.len() {
-        binds.set(index, &BindSlot { side: 1, ..binds.get(index).unwrap() }).unwrap();
+        binds.set(index, &BindSlot { bank: 1, ..binds.get(index).unwrap() }).unwrap();
     }
-    tables.set(0, &TableInfo { side: 1, ..tables.get(0).unwrap() }).unwrap();
+    tables.set(0, &TableInfo { bank: 1, ..tables.get(0).unwrap() }).unwrap();
     assert_eq!(loaded.by(), [Some(1), Some(1)]);
     drop(adopt(&loaded.images[1]));
     assert_eq!(loaded.by(), [Some(1), Some(1)]);

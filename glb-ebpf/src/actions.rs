@@ -8,7 +8,7 @@ use aya_ebpf::{
 use glb_common::{
     packet_access::{Frame as _, FrameMut as _, Nested as _, put_at, u32_at, u64_at},
     reason::{Action, RedirectReason as Reason},
-    second_chance::{Forward, TAG, Take, fast_path},
+    second_chance::{Decap, Forward, TAG, fast_path},
 };
 
 use crate::{count, packet_access::XdpFrame};
@@ -43,11 +43,11 @@ impl fast_path::Actions<XdpFrame> for Ordinary<'_> {
         &self,
         frame: &XdpFrame,
         taken: XdpFrame,
-        take: Take,
+        decap: Decap,
         reason: Reason,
         vip: u32,
     ) -> u32 {
-        let verdict = cut::<HEAD, TAKEN>(self.ctx, frame, taken, &take);
+        let verdict = cut::<HEAD, TAKEN>(self.ctx, frame, taken, &decap);
         self.done(verdict, reason, vip)
     }
 
@@ -69,7 +69,7 @@ fn cut<const HEAD: usize, const TAKEN: usize>(
     ctx: &XdpContext,
     frame: &XdpFrame,
     mut taken: XdpFrame,
-    take: &Take,
+    decap: &Decap,
 ) -> Option<u32> {
     // What stands in front is written where it will be first, before the cut: no pointer has to be
     // made anew then. It is far enough away not to overlap.
@@ -78,14 +78,14 @@ fn cut<const HEAD: usize, const TAKEN: usize>(
     let first = taken.window_mut::<TAKEN>()?;
     put_at(first, 0, macs);
     put_at(first, 8, more_macs);
-    put_at(first, 12, take.ethertype as u16);
-    cut_head(ctx, take)
+    put_at(first, 12, decap.ethertype as u16);
+    cut_head(ctx, decap)
 }
 
 #[inline(always)]
-fn cut_head(ctx: &XdpContext, take: &Take) -> Option<u32> {
+fn cut_head(ctx: &XdpContext, decap: &Decap) -> Option<u32> {
     // SAFETY: the context is this program's own; no pointer is used any more.
-    let cut = unsafe { bpf_xdp_adjust_head(ctx.ctx, take.strip as i32) };
+    let cut = unsafe { bpf_xdp_adjust_head(ctx.ctx, decap.strip as i32) };
     (cut == 0).then_some(xdp_action::XDP_PASS)
 }
 
@@ -117,18 +117,22 @@ pub(crate) fn leave(reason: Reason) -> u32 {
 /// Cuts the tunnel's headers out, from behind the Ethernet header and its tags: the kernel gets the
 /// inner packet on the VLAN that the tunnel came by.
 #[inline(always)]
-pub(crate) fn strip(ctx: &XdpContext, take: &Take, tag_bytes: usize) -> Option<u32> {
+pub(crate) fn strip(ctx: &XdpContext, decap: &Decap, tag_bytes: usize) -> Option<u32> {
     let frame = XdpFrame::new(ctx);
-    let mut start = frame.rest(take.strip)?;
+    let mut start = frame.rest(decap.strip)?;
     if tag_bytes == 0 {
-        return if take.mark(&mut start) { cut::<14, 14>(ctx, &frame, start, take) } else { None };
+        return if decap.mark(&mut start) {
+            cut::<14, 14>(ctx, &frame, start, decap)
+        } else {
+            None
+        };
     }
     // As in `cut`.
     let head = frame.window::<20>()?;
     let (macs, more_macs) = (u64_at(head, 0), u32_at(head, 8));
     let (one, two) = (u32_at(head, 12), u32_at(head, 16));
     let mut inner = start.rest(tag_bytes)?;
-    if !take.mark(&mut inner) || !inner.write(12, take.ethertype as u16) {
+    if !decap.mark(&mut inner) || !inner.write(12, decap.ethertype as u16) {
         return None;
     }
     let first = start.window_mut::<20>()?;
@@ -138,7 +142,7 @@ pub(crate) fn strip(ctx: &XdpContext, take: &Take, tag_bytes: usize) -> Option<u
     if tag_bytes > TAG {
         put_at(first, 16, two);
     }
-    cut_head(ctx, take)
+    cut_head(ctx, decap)
 }
 
 /// Readdresses the packet to the next hop and sends it there.

@@ -1,8 +1,8 @@
 //! The director's XDP programs: maps, bounds and helper calls. Every decision is in glb-common.
 //!
-//! What is attached is `glb_director`, the fast path. What it is not sure of goes by tail call to the
-//! general program, in three parts that the verifier walks one by one: `general` parses, `steer`
-//! decides and encapsulates, `answer` tells a client what fits. They hand each other a [`Work`].
+//! What is attached is `glb_director`, the fast path. What it is not sure of goes by port_key call to the
+//! general program, in three parts that the verifier walks one by one: `general` parses, `plan_encapsulation`
+//! decides and encapsulates, `answer` tells a client what fits. They hand each other a [`Scratch`].
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -20,17 +20,19 @@ use aya_ebpf::{
 };
 use glb_common::{
     abi::{
-        BACKEND_SLOTS, Backend, BindSlot, Config, Counter, Hops, Ipv6Way, KEEP_TAGS, PrefixEntry,
-        ReasonCounters, Room, Segment, TABLE_SLOTS, TableInfo, TableRows, Work,
+        ArrayBounds, BACKEND_SLOTS, Backend, BindSlot, Config, Counter, Hops, Ipv6Endpoints,
+        KEEP_TAGS, PrefixEntry, ReasonCounters, Scratch, Segment, TABLE_SLOTS, TableInfo,
+        TableRows,
     },
     encap, fast_path,
-    forwarding::{Refusal, View, steer},
-    hash::{Address, V4, V6},
-    icmp_too_big::{self, Answer},
+    flow::{Address, V4, V6},
+    forwarding::{Rejection, plan_encapsulation},
+    icmp_too_big::{self, IcmpReply, IpHeader},
     map_value::array,
     packet_access::{Frame, Wire},
     parse::{IP_OFFSET, Packet, Tags, parse},
     reason::{Action, DirectorReason as Reason, MAX_REASONS},
+    tables::Tables,
 };
 
 mod lpm_key;
@@ -60,7 +62,7 @@ static CONFIG: Global<Config> = Global::new(Config {
 });
 /// How much of what is addressed directly there is.
 #[unsafe(no_mangle)]
-static ROOM: Global<Room> = Global::new(Room { rows: 0, backends: 0 });
+static BOUNDS: Global<ArrayBounds> = Global::new(ArrayBounds { rows: 0, backends: 0 });
 const DISPLACEMENTS: Direct<u32, { array::DISPLACEMENTS }> = Direct::new();
 const BINDS: Direct<BindSlot, { array::BINDS }> = Direct::new();
 const ROWS: Direct<TableRows, { array::ROWS }> = Direct::new();
@@ -74,21 +76,21 @@ static SEGMENTS: Array<Segment> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static TABLES: Array<TableInfo> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-static IPV6_WAYS: Array<Ipv6Way> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+static IPV6_ENDPOINTS: Array<Ipv6Endpoints> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// The parts of the general program, by [`part`].
 #[map]
 static PARTS: ProgramArray = ProgramArray::with_max_entries(3, 0);
 #[map]
-static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
-/// Answers that this CPU sent in a second of the kernel's clock.
+/// ReplyRate that this CPU sent in a second of the kernel's clock.
 #[repr(C)]
-struct Answers {
+struct ReplyRate {
     second: u64,
     sent: u64,
 }
 #[map]
-static ANSWERS: PerCpuArray<Answers> = PerCpuArray::with_max_entries(1, 0);
+static REPLY_RATE: PerCpuArray<ReplyRate> = PerCpuArray::with_max_entries(1, 0);
 
 // What outlives generations.
 
@@ -109,15 +111,15 @@ const PASSES: u32 = {
     bits
 };
 
-/// The place of a backend's entry of this side: both stand side by side.
+/// The place of a backend's entry of this bank: both stand bank by bank.
 #[inline(always)]
-fn entry(index: u16, side: u32) -> u32 {
-    2 * u32::from(index) + side
+fn entry(index: u16, bank: u32) -> u32 {
+    2 * u32::from(index) + bank
 }
 
-macro_rules! room {
+macro_rules! bound {
     ($field:ident) => {{
-        let room = (&raw const ROOM).cast::<Room>();
+        let room = (&raw const BOUNDS).cast::<ArrayBounds>();
         // SAFETY: what user space put there, of which one field is read. Volatile: to the compiler it
         // is a constant that it knows.
         unsafe { (&raw const (*room).$field).read_volatile() }
@@ -127,7 +129,7 @@ macro_rules! room {
 /// This generation's maps.
 struct Maps;
 
-impl View for Maps {
+impl Tables for Maps {
     #[inline(always)]
     fn config<T: Copy>(&self, field: impl Fn(&Config) -> &T) -> T {
         // SAFETY: the struct that user space put there, of which one field is read. Volatile: to the
@@ -169,18 +171,18 @@ impl View for Maps {
 
     #[inline(always)]
     fn rows(&self, index: u32) -> Option<&TableRows> {
-        (index < room!(rows)).then(|| ROWS.at(index))
+        (index < bound!(rows)).then(|| ROWS.at(index))
     }
 
     #[inline(always)]
-    fn backend(&self, index: u16, side: u32) -> Option<&Backend> {
-        let entry = entry(index, side);
-        (entry < room!(backends)).then(|| BACKENDS.at(entry))
+    fn backend(&self, index: u16, bank: u32) -> Option<&Backend> {
+        let entry = entry(index, bank);
+        (entry < bound!(backends)).then(|| BACKENDS.at(entry))
     }
 
     #[inline(always)]
-    fn ipv6_way(&self, index: u16, side: u32) -> Option<&Ipv6Way> {
-        IPV6_WAYS.get(entry(index, side))
+    fn ipv6_endpoints(&self, index: u16, bank: u32) -> Option<&Ipv6Endpoints> {
+        IPV6_ENDPOINTS.get(entry(index, bank))
     }
 }
 
@@ -222,7 +224,7 @@ fn whole_length(ctx: &XdpContext) -> u64 {
 /// The parts of the general program.
 mod part {
     pub(super) const GENERAL: u32 = 0;
-    pub(super) const STEER: u32 = 1;
+    pub(super) const FORWARD: u32 = 1;
     pub(super) const ANSWER: u32 = 2;
 }
 
@@ -263,7 +265,7 @@ enum Attempt {
 #[inline(always)]
 fn send_fast<A: Address>(
     ctx: &XdpContext,
-    bound: &fast_path::Bound<'_>,
+    bound: &fast_path::MatchedFlow<'_>,
     received: usize,
 ) -> Attempt {
     // Before the hash, so that few values have to live across the call.
@@ -326,47 +328,49 @@ fn general(ctx: XdpContext) -> u32 {
         Ok(packet) => packet,
         Err(reason) => return finish(&ctx, reason, 0),
     };
-    let Some(work) = WORK.get_ptr_mut(0) else { return finish(&ctx, Reason::Inconsistent, 0) };
+    let Some(work) = SCRATCH.get_ptr_mut(0) else { return finish(&ctx, Reason::Inconsistent, 0) };
     // SAFETY: this CPU's own element; nobody else uses it before the frame has its verdict.
     unsafe {
         (*work).packet = packet;
         (*work).hops.count = 0;
     }
-    go_on(&ctx, part::STEER)
+    go_on(&ctx, part::FORWARD)
 }
 
 /// Second part: where it goes.
 #[xdp(frags)]
 #[inline(always)]
-fn steer_packet(ctx: XdpContext) -> u32 {
-    let Some(work) = WORK.get_ptr_mut(0) else { return finish(&ctx, Reason::Inconsistent, 0) };
+fn forward_packet(ctx: XdpContext) -> u32 {
+    let Some(work) = SCRATCH.get_ptr_mut(0) else { return finish(&ctx, Reason::Inconsistent, 0) };
     // SAFETY: as in `general`, which wrote it.
     let work = unsafe { &mut *work };
     match send_general(&ctx, &work.packet, &mut work.hops) {
         Ok(verdict) => verdict,
-        Err(refusal) if refusal.reason_number() == Reason::TooBig as u8 => {
-            work.inner_mtu = u32::from(refusal.inner_mtu());
-            work.counter_slot = refusal.counter_slot();
+        Err(rejection) if rejection.reason_number() == Reason::TooBig as u8 => {
+            work.inner_mtu = u32::from(rejection.inner_mtu());
+            work.counter_slot = rejection.counter_slot();
             go_on(&ctx, part::ANSWER)
         }
-        Err(refusal) => finish_numbered(&ctx, refusal.reason_number(), refusal.counter_slot()),
+        Err(rejection) => {
+            finish_numbered(&ctx, rejection.reason_number(), rejection.counter_slot())
+        }
     }
 }
 
 #[inline(always)]
-fn send_general(ctx: &XdpContext, packet: &Packet, hops: &mut Hops) -> Result<u32, Refusal> {
-    let send = steer(&Maps, packet, hops)?;
-    let refuse = |reason| Refusal::new(reason, send.counter_slot);
+fn send_general(ctx: &XdpContext, packet: &Packet, hops: &mut Hops) -> Result<u32, Rejection> {
+    let send = plan_encapsulation(&Maps, packet, hops)?;
+    let reject = |reason| Rejection::new(reason, send.counter_slot);
     let received = whole_length(ctx);
-    let total = encap::outer_length(&send, packet, hops).ok_or(refuse(Reason::TooLong))?;
+    let total = encap::outer_length(&send, packet, hops).ok_or(reject(Reason::TooLong))?;
     let tags = encap::tags_to_send(&Maps, &packet.tags);
     let growth = encap::growth(&send, hops.len(), &packet.tags, &tags) as i32;
     // SAFETY: the context is this program's own; the frame's pointers are made anew below.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -growth) } != 0 {
-        return Err(refuse(Reason::NoHeadroom));
+        return Err(reject(Reason::NoHeadroom));
     }
     if !encap::write(&mut XdpFrame::new(ctx), &Maps, &send, packet, hops, total) {
-        return Err(refuse(Reason::Inconsistent));
+        return Err(reject(Reason::Inconsistent));
     }
     Ok(leave(ctx, send.backend, received, send.counter_slot))
 }
@@ -375,12 +379,12 @@ fn send_general(ctx: &XdpContext, packet: &Packet, hops: &mut Hops) -> Result<u3
 #[xdp(frags)]
 #[inline(always)]
 fn answer(ctx: XdpContext) -> u32 {
-    let Some(work) = WORK.get_ptr_mut(0) else { return finish(&ctx, Reason::Inconsistent, 0) };
-    // SAFETY: as in `steer_packet`.
+    let Some(work) = SCRATCH.get_ptr_mut(0) else { return finish(&ctx, Reason::Inconsistent, 0) };
+    // SAFETY: as in `forward_packet`.
     let work = unsafe { &mut *work };
     let received = whole_length(&ctx);
     let tags = &work.packet.tags;
-    if may_answer() && become_answer(&ctx, work.packet.flow.family, tags, work.inner_mtu as u16) {
+    if may_reply() && become_reply(&ctx, work.packet.flow.family, tags, work.inner_mtu as u16) {
         count_table(work.counter_slot, Reason::TooBig as u8, received);
         trace::end(&ctx, xdp_action::XDP_TX, Reason::TooBig as u8, work.counter_slot);
         xdp_action::XDP_TX
@@ -393,25 +397,25 @@ fn answer(ctx: XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn become_answer(ctx: &XdpContext, family: u8, tags: &Tags, mtu: u16) -> bool {
+fn become_reply(ctx: &XdpContext, family: u8, tags: &Tags, mtu: u16) -> bool {
     let frame = XdpFrame::new(ctx);
     if family == V4::FAMILY {
-        let Some(headers) = icmp_too_big::answer_v4(&frame, tags, mtu) else { return false };
+        let Some(headers) = icmp_too_big::reply_v4(&frame, tags, mtu) else { return false };
         replace(ctx, icmp_too_big::V4_QUOTE, icmp_too_big::V4_GROWTH, tags, headers)
     } else {
-        let Some(headers) = icmp_too_big::answer_v6(&frame, tags, mtu) else { return false };
+        let Some(headers) = icmp_too_big::reply_v6(&frame, tags, mtu) else { return false };
         replace(ctx, icmp_too_big::V6_QUOTE, icmp_too_big::V6_GROWTH, tags, headers)
     }
 }
 
 /// Cuts the frame to `quote` bytes of its IP packet and puts the answer's headers before them.
 #[inline(always)]
-fn replace<I: Wire>(
+fn replace<I: IpHeader>(
     ctx: &XdpContext,
     quote: usize,
     growth: usize,
     tags: &Tags,
-    headers: Answer<I>,
+    headers: IcmpReply<I>,
 ) -> bool {
     let keep = IP_OFFSET + tags.len() + quote;
     // SAFETY: the context is this program's own; the frame's pointers are made anew below.
@@ -432,17 +436,17 @@ fn count_table(slot: u32, reason: u8, bytes: u64) {
 
 /// Whether this CPU may send another answer this second.
 #[inline(always)]
-fn may_answer() -> bool {
+fn may_reply() -> bool {
     let limit = CONFIG.load().answers_per_second;
     if limit == 0 {
         return true;
     }
-    let Some(answers) = ANSWERS.get_ptr_mut(0) else { return false };
+    let Some(answers) = REPLY_RATE.get_ptr_mut(0) else { return false };
     // SAFETY: a plain helper call; the pointer is to this CPU's own element.
     unsafe {
         let second = bpf_ktime_get_ns() / 1_000_000_000;
         if (*answers).second != second {
-            *answers = Answers { second, sent: 0 };
+            *answers = ReplyRate { second, sent: 0 };
         }
         (*answers).sent += 1;
         (*answers).sent <= u64::from(limit)

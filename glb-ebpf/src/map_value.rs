@@ -2,7 +2,7 @@
 
 use core::{arch::asm, hint::assert_unchecked, marker::PhantomData};
 
-use glb_common::map_value::place_holder;
+use glb_common::map_value::placeholder;
 
 /// All elements of an array in one value, whose address user space puts into the program.
 pub(crate) struct Direct<T, const NUMBER: u8>(PhantomData<T>);
@@ -23,7 +23,7 @@ impl<T, const NUMBER: u8> Direct<T, NUMBER> {
             asm!(
                 "{} = {} ll",
                 out(reg) start,
-                const place_holder(NUMBER),
+                const placeholder(NUMBER),
                 options(pure, nomem, nostack, preserves_flags),
             );
         }

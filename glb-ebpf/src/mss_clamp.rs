@@ -8,7 +8,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use glb_common::{
-    hash::Address,
+    flow::Address,
     mss::{Limits, Vips, clamp},
 };
 
@@ -47,7 +47,7 @@ impl Vips for Configured {
 #[classifier]
 fn glb_mss_clamp(ctx: TcContext) -> i32 {
     // The headers of a SYN-ACK that this kernel makes are linear.
-    let limits = Limits { v4: setting!(mss_v4) as u16, v6: setting!(mss_v6) as u16 };
+    let limits = Limits { v4: config!(mss_v4) as u16, v6: config!(mss_v6) as u16 };
     if let Some(change) = clamp(&XdpFrame::new(&ctx), limits, &Configured) {
         let (from, to) = change.words();
         let [from, to] = [from, to].map(|word| u64::from(u16::from_ne_bytes(word)));

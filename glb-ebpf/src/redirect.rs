@@ -16,9 +16,9 @@ use glb_common::{
     packet_access::{Frame, Nested, Wire},
     reason::RedirectReason as Reason,
     second_chance::{
-        Decision, NO_VIP, TAG, Verdict, decide, fast_path,
-        layout::{REDIRECT_COUNTERS, RedirectCounters, Settings},
-        tags,
+        Decision, NO_VIP, TAG, Verdict,
+        abi::{REDIRECT_COUNTERS, RedirectConfig, RedirectCounters},
+        decide, fast_path, tags,
     },
 };
 
@@ -31,14 +31,14 @@ use packet_access::XdpFrame;
 /// Read-only data whose fields are read one by one: the compiler must not know their values, and
 /// copying all of it for each packet would cost more than the fields are worth.
 #[repr(transparent)]
-struct ReadOnly(MaybeUninit<Settings>);
+struct ReadOnly(MaybeUninit<RedirectConfig>);
 
 #[unsafe(no_mangle)]
-static SETTINGS: ReadOnly = ReadOnly(MaybeUninit::zeroed());
+static CONFIG: ReadOnly = ReadOnly(MaybeUninit::zeroed());
 
-macro_rules! setting {
+macro_rules! config {
     ($($field:tt)*) => {{
-        let settings = crate::SETTINGS.0.as_ptr();
+        let settings = crate::CONFIG.0.as_ptr();
         // SAFETY: always initialised (zeroes, or what user space put there at load).
         unsafe { core::ptr::read_volatile(&raw const (*settings).$($field)*) }
     }};
@@ -140,7 +140,7 @@ fn finish(ctx: &XdpContext, decision: &Decision, tag_bytes: usize, bytes: u64) -
     let Decision { reason, vip, .. } = *decision;
     let done = match decision.verdict {
         Verdict::Leave => Some(leave(reason)),
-        Verdict::Take => strip(ctx, &decision.take, tag_bytes),
+        Verdict::Take => strip(ctx, &decision.decap, tag_bytes),
         Verdict::Send => send(ctx, &decision.forward, tag_bytes),
     };
     match done {

@@ -8,9 +8,8 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use glb_common::{
-    hash::Address,
-    parse::Flow,
-    second_chance::{Ack, Owner},
+    flow::{Address, Flow},
+    second_chance::{Ack, SocketMatch},
     wire::tcp::{self, TcpHeader},
 };
 
@@ -22,7 +21,7 @@ const LISTEN: u32 = 10;
 
 /// Whose flow it is.
 #[inline(always)]
-pub(crate) fn owner<A: Address>(ctx: &XdpContext, flow: &Flow<A>, ack: Option<Ack>) -> Owner {
+pub(crate) fn find<A: Address>(ctx: &XdpContext, flow: &Flow<A>, ack: Option<Ack>) -> SocketMatch {
     // The kernel's `struct bpf_sock_tuple` in words: addresses, then ports, network order.
     let ports = ports(flow);
     let ([_, source], [_, destination]) = (flow.source.words(), flow.destination.words());
@@ -33,16 +32,16 @@ pub(crate) fn owner<A: Address>(ctx: &XdpContext, flow: &Flow<A>, ack: Option<Ac
         look_up::<_, 36>(ctx, [a, b, c, d, ports.into()])
     };
     if socket.is_null() {
-        return Owner::Nobody;
+        return SocketMatch::NoSocket;
     }
     // SAFETY: not null, so a socket that is ours to read until it is released below.
     let state = unsafe { (*socket).state };
     let owner = if state != LISTEN {
-        Owner::Here
+        SocketMatch::Socket
     } else if ack.is_some_and(|ack| is_cookie(socket, flow, ack)) {
-        Owner::Cookie
+        SocketMatch::SynCookie
     } else {
-        Owner::Nobody
+        SocketMatch::NoSocket
     };
     // SAFETY: the one reference that the look-up took.
     unsafe { bpf_sk_release(socket.cast()) };

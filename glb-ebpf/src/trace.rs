@@ -39,7 +39,7 @@ mod hooks {
     };
     use glb_common::{
         flow_dissector,
-        trace::{Event, MAX_SNAP, Settings, Tally},
+        trace::{MAX_SNAP, TraceEvent, TraceSettings, TraceTotals},
     };
 
     use crate::packet_access::XdpFrame;
@@ -47,11 +47,11 @@ mod hooks {
     /// What is wanted. In a map and not in read-only data, so that it can be changed while the
     /// program runs.
     #[map]
-    static TRACE_SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+    static TRACE_SETTINGS: Array<TraceSettings> = Array::with_max_entries(1, 0);
     #[map]
     static TRACE_EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
     #[map]
-    static TRACE_TALLY: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
+    static TRACE_TALLY: PerCpuArray<TraceTotals> = PerCpuArray::with_max_entries(1, 0);
     #[map]
     static TRACE_RECORD: PerCpuArray<Record> = PerCpuArray::with_max_entries(1, 0);
 
@@ -65,7 +65,7 @@ mod hooks {
         shown: u64,
         /// 1 if the frame that came last is wanted.
         wanted: u64,
-        event: Event,
+        event: TraceEvent,
         /// The frame as it came, and right behind it the frame as it left.
         bytes: [u8; 2 * MAX_SNAP],
     }
@@ -78,8 +78,10 @@ mod hooks {
     pub(crate) fn begin(ctx: &XdpContext) {
         let Some(record) = TRACE_RECORD.get_ptr_mut(0) else { return };
         let Some(settings) = TRACE_SETTINGS.get(0) else { return };
-        let wanted = !settings.filter.asks_headers()
-            || flow_dissector::visit(&XdpFrame::new(ctx), |ends| settings.filter.wants_ends(ends));
+        let wanted = !settings.filter.needs_headers()
+            || flow_dissector::visit(&XdpFrame::new(ctx), |ends| {
+                settings.filter.matches_flow(ends)
+            });
         // SAFETY: the pointer is to this CPU's own record, which lives as long as the map; nobody
         // else has it meanwhile.
         let record = unsafe { &mut *record };
@@ -99,7 +101,7 @@ mod hooks {
         // SAFETY: as in `begin`.
         let (record, tally) = unsafe { (&mut *record, &mut *tally) };
         let reason = u32::from(reason);
-        if record.wanted == 0 || !settings.filter.wants_decision(reason, slot) {
+        if record.wanted == 0 || !settings.filter.matches_decision(reason, slot) {
             return;
         }
         tally.wanted += 1;
@@ -128,7 +130,7 @@ mod hooks {
             || verdict == xdp_action::XDP_PASS && left != record.event.received;
         let after =
             if leaves { copy(ctx, &raw mut record.bytes, before, settings.snap) } else { 0 };
-        record.event = Event {
+        record.event = TraceEvent {
             time: now,
             // SAFETY: the context is this program's own.
             interface: unsafe { (*ctx.ctx).ingress_ifindex },
@@ -140,7 +142,7 @@ mod hooks {
             before: record.event.before,
             after,
         };
-        let length = size_of::<Event>() + bounded(before) + bounded(after as usize);
+        let length = size_of::<TraceEvent>() + bounded(before) + bounded(after as usize);
         // SAFETY: the event and both copies lie in the record one behind the other; both bounds
         // together are the size of `bytes`.
         let shown =

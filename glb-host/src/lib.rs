@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod mmap_array;
 pub mod next_hop;
 pub mod packet_trace;
+pub mod perfect_hash;
 pub mod permission;
 pub mod pin_guard;
 pub mod privilege;

@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use glb_common::abi::Plain;
+use glb_common::abi::MapValue;
 use memmap2::{MmapOptions, MmapRaw};
 
 /// Waits until every BPF program that runs now has ended: what was changed before is then seen by all.
@@ -31,7 +31,7 @@ pub struct MappedArray<T> {
     element: PhantomData<T>,
 }
 
-impl<T: Plain> MappedArray<T> {
+impl<T: MapValue> MappedArray<T> {
     /// The kernel lays elements out at multiples of 8 bytes.
     pub const STRIDE: usize = size_of::<T>().next_multiple_of(8);
 

@@ -9,7 +9,7 @@ use std::{
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use glb_common::{
     reason::{MAX_REDIRECT_REASONS, RedirectReason},
-    second_chance::{NO_VIP, layout::REDIRECT_COUNTERS},
+    second_chance::{NO_VIP, abi::REDIRECT_COUNTERS},
 };
 use glb_host::bpffs::PinFolder;
 use serde::Serialize;

@@ -6,7 +6,7 @@ mod table_file;
 
 use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc};
 
-use glb_common::trace::Settings as TraceSettings;
+use glb_common::trace::TraceSettings;
 use glb_host::{
     bpf_loader::LoadError,
     bpffs::{PinFolder, PinFolderError, PinLock},

@@ -11,10 +11,10 @@ use aya::{
     programs::{ProgramInfo, SchedClassifier, Xdp},
 };
 use glb_common::{
-    abi::Plain,
+    abi::{IntoBytes as _, MapValue},
     map_value::array,
-    second_chance::layout::{Known, Peer, REDIRECT_COUNTERS, RedirectCounters},
-    trace::Settings as TraceSettings,
+    second_chance::abi::{AddressEntry, PeerNextHop, REDIRECT_COUNTERS, RedirectCounters},
+    trace::TraceSettings,
 };
 use glb_host::{
     bpf_loader::{LoadError, check_counter_layout},
@@ -26,7 +26,7 @@ use glb_host::{
 };
 use ipnet::IpNet;
 
-use crate::{address_table::PerfectHash, image::Image};
+use crate::{address_table::AddressTable, image::Image};
 
 /// The program's name in the object.
 const PROGRAM: &str = "glb_redirect";
@@ -47,8 +47,8 @@ pub(crate) const CLAMPED: &str = "counters/clamped";
 pub struct Generation {
     ebpf: Ebpf,
     arrays: [DirectArray; 2],
-    known: MappedArray<Known>,
-    hash: PerfectHash,
+    known: MappedArray<AddressEntry>,
+    hash: AddressTable,
 }
 
 impl Generation {
@@ -78,7 +78,7 @@ impl Generation {
         pins: Option<&PinFolder>,
         object: &[u8],
     ) -> Result<Self, LoadError> {
-        let hash = PerfectHash::new(&image.known);
+        let hash = AddressTable::new(&image.known);
         let (displacements, elements) = (hash.displacements.len(), hash.elements.len());
         let settings = image.settings(hash.seed, displacements as u32 - 1, elements as u32 - 1);
         let nets = |v4: bool| {
@@ -87,7 +87,7 @@ impl Generation {
         };
         let mut loader = glb_host::bpf_loader::new_loader();
         loader
-            .override_global("SETTINGS", settings.as_bytes(), true)
+            .override_global("CONFIG", settings.as_bytes(), true)
             .map_max_entries("DIRECTORS_V4", nets(true))
             .map_max_entries("DIRECTORS_V6", nets(false));
         if let Some(pins) = pins {
@@ -104,7 +104,7 @@ impl Generation {
         loader.map_max_entries(trace::EVENTS, trace::EVENTS_BYTES);
         let arrays = [
             direct_array::<u32>("DISPLACEMENTS", array::DISPLACEMENTS, displacements)?,
-            direct_array::<Known>("KNOWN", array::KNOWN, elements)?,
+            direct_array::<AddressEntry>("ADDRESSES", array::ADDRESSES, elements)?,
         ];
         let mut ebpf = loader.load(&map_relocation::relocate(object, &arrays)?)?;
         filled(&arrays[0], &hash.displacements)?;
@@ -210,30 +210,30 @@ impl Generation {
     /// To how many fellow backends no way is known.
     #[must_use]
     pub fn unresolved_peers(&self) -> usize {
-        let peers = self.hash.elements.iter().filter(|known| known.roles & Known::PEER != 0);
-        peers.filter(|known| known.way().interface == 0).count()
+        let peers = self.hash.elements.iter().filter(|known| known.roles & AddressEntry::PEER != 0);
+        peers.filter(|known| known.next_hop().interface == 0).count()
     }
 
     /// Enters the way to a fellow backend; says whether it is another one than before.
     ///
     /// # Errors
     /// When the kernel says no.
-    pub fn enter_peer(&mut self, address: IpAddr, way: Peer) -> Result<bool, LoadError> {
-        let odd = |error| LoadError::map("fill", "KNOWN", error);
+    pub fn enter_peer(&mut self, address: IpAddr, way: PeerNextHop) -> Result<bool, LoadError> {
+        let odd = |error| LoadError::map("fill", "ADDRESSES", error);
         let unknown = || odd(io::Error::new(io::ErrorKind::NotFound, address.to_string()));
         let place = *self.hash.places.get(&address).ok_or_else(unknown)?;
         let element = self.hash.elements.get_mut(place).ok_or_else(unknown)?;
-        if *element.way() == way {
+        if *element.next_hop() == way {
             return Ok(false);
         }
-        let other = usize::from(element.roles & Known::SECOND_WAY == 0);
-        if element.ways[1 - other].interface != 0 {
+        let other = usize::from(element.roles & AddressEntry::SECOND_NEXT_HOP == 0);
+        if element.next_hops[1 - other].interface != 0 {
             // The other way may have been in force a moment ago: nobody must be reading it.
             wait_for_readers();
         }
-        element.ways[other] = way;
+        element.next_hops[other] = way;
         self.known.update(place, element).map_err(odd)?;
-        element.roles ^= Known::SECOND_WAY;
+        element.roles ^= AddressEntry::SECOND_NEXT_HOP;
         self.known.update(place, element).map_err(odd)?;
         Ok(true)
     }
@@ -246,7 +246,7 @@ fn xdp<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp, LoadError> {
         .map_err(|error| LoadError::from(EbpfError::ProgramError(error)))
 }
 
-fn direct_array<T: Plain>(
+fn direct_array<T: MapValue>(
     name: &'static str,
     number: u8,
     entries: usize,
@@ -255,7 +255,7 @@ fn direct_array<T: Plain>(
 }
 
 /// An array in this process's memory, with these elements.
-fn filled<T: Plain>(array: &DirectArray, elements: &[T]) -> Result<MappedArray<T>, LoadError> {
+fn filled<T: MapValue>(array: &DirectArray, elements: &[T]) -> Result<MappedArray<T>, LoadError> {
     let mapped = MappedArray::new(array.data().fd(), elements.len());
     let mapped = mapped.map_err(|error| LoadError::map("map", array.name(), error))?;
     mapped.fill(elements).map_err(|error| LoadError::map("fill", array.name(), error))?;

@@ -7,7 +7,7 @@ use std::{
 
 use glb_common::{
     mss::Limits,
-    second_chance::layout::{FEW, Known, NO_V4, Settings, word_v4, words_v6},
+    second_chance::abi::{AddressEntry, INLINE_SLOTS, NO_V4, RedirectConfig, word_v4, words_v6},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -17,9 +17,9 @@ use crate::config::{Config, Mss, Strangers};
 #[derive(Clone, Debug, Default)]
 pub struct Image {
     /// Read-only data, but for what follows from `known`.
-    pub settings: Settings,
+    pub settings: RedirectConfig,
     /// What is known of each address; ways are entered later.
-    pub known: BTreeMap<IpAddr, Known>,
+    pub known: BTreeMap<IpAddr, AddressEntry>,
     /// Fellow backends, this machine left out.
     pub peers: BTreeSet<IpAddr>,
     /// All networks of directors, where there are more than the settings hold.
@@ -44,62 +44,69 @@ impl Image {
         let (single, nets): (Vec<IpNet>, Vec<IpNet>) =
             directors.iter().partition(|net| net.prefix_len() == net.max_prefix_len());
 
-        let mut known = BTreeMap::<IpAddr, Known>::new();
+        let mut known = BTreeMap::<IpAddr, AddressEntry>::new();
         let mut give = |address: IpAddr, roles| known.entry(address).or_default().roles |= roles;
-        own.iter().for_each(|address| give(*address, Known::OWN));
-        config.vips.iter().for_each(|vip| give(*vip, Known::VIP));
-        peers.iter().for_each(|peer| give(*peer, Known::PEER | Known::SENDER));
-        single.iter().for_each(|net| give(net.network(), Known::SENDER));
+        own.iter().for_each(|address| give(*address, AddressEntry::LOCAL));
+        config.vips.iter().for_each(|vip| give(*vip, AddressEntry::VIP));
+        peers.iter().for_each(|peer| give(*peer, AddressEntry::PEER | AddressEntry::SENDER));
+        single.iter().for_each(|net| give(net.network(), AddressEntry::SENDER));
 
         let nets_v4: Vec<[u64; 2]> = nets.iter().filter_map(masked_v4).collect();
         let nets_v6: Vec<[u64; 4]> = nets.iter().filter_map(masked_v6).collect();
         let mut flags = 0;
         if config.second_chance {
-            flags |= Settings::SECOND_CHANCE;
+            flags |= RedirectConfig::SECOND_CHANCE;
         }
         if config.strangers == Strangers::Pass {
-            flags |= Settings::PASS_STRANGERS;
+            flags |= RedirectConfig::PASS_UNKNOWN_SENDERS;
         }
-        let many_nets = nets_v4.len() > FEW || nets_v6.len() > FEW;
+        let many_nets = nets_v4.len() > INLINE_SLOTS || nets_v6.len() > INLINE_SLOTS;
         if many_nets {
-            flags |= Settings::MANY_NETS;
+            flags |= RedirectConfig::MANY_NETS;
         }
-        let mut settings = Settings::default();
-        Settings::fill(&mut flags, Settings::NETS_V4, &mut settings.nets_v4, &nets_v4);
-        Settings::fill(&mut flags, Settings::NETS_V6, &mut settings.nets_v6, &nets_v6);
+        let mut settings = RedirectConfig::default();
+        RedirectConfig::fill(&mut flags, RedirectConfig::NETS_V4, &mut settings.nets_v4, &nets_v4);
+        RedirectConfig::fill(&mut flags, RedirectConfig::NETS_V6, &mut settings.nets_v6, &nets_v6);
         settings.flags = flags;
         Self { settings, known, peers, many_nets: if many_nets { nets } else { Vec::new() } }
     }
 
     /// The read-only data for a perfect hash with this seed and these masks.
-    pub(crate) fn settings(&self, seed: u64, displacement_mask: u32, known_mask: u32) -> Settings {
+    pub(crate) fn settings(
+        &self,
+        seed: u64,
+        displacement_mask: u32,
+        address_mask: u32,
+    ) -> RedirectConfig {
         let mut flags = self.settings.flags;
-        let mut settings = Settings { seed, displacement_mask, known_mask, ..self.settings };
+        let mut settings =
+            RedirectConfig { seed, displacement_mask, address_mask, ..self.settings };
         let of = |role, v4: bool| {
             let known = self.known.iter().filter(move |(_, known)| known.roles & role == role);
             known.filter(move |(address, _)| address.is_ipv4() == v4)
         };
         // Of those who may send, directors send most.
-        let director = |&(_, known): &(&IpAddr, &Known)| known.roles & Known::PEER == 0;
+        let director =
+            |&(_, known): &(&IpAddr, &AddressEntry)| known.roles & AddressEntry::PEER == 0;
         let v4 = |role| of(role, true).map(|(address, known)| (words(*address)[1], known));
         let v6 = |role| of(role, false).map(|(address, known)| (words(*address), known));
         let s = &mut settings;
-        let own: Vec<_> = v4(Known::OWN).map(|(word, _)| word).collect();
-        Settings::fill_v4(&mut s.own_v4, &own, NO_V4);
-        let own: Vec<_> = v6(Known::OWN).map(|(words, _)| words).collect();
-        Settings::fill(&mut flags, Settings::OWN_V6, &mut s.own_v6, &own);
-        let senders = of(Known::SENDER, true).filter(director);
+        let own: Vec<_> = v4(AddressEntry::LOCAL).map(|(word, _)| word).collect();
+        RedirectConfig::fill_v4(&mut s.local_v4, &own, NO_V4);
+        let own: Vec<_> = v6(AddressEntry::LOCAL).map(|(words, _)| words).collect();
+        RedirectConfig::fill(&mut flags, RedirectConfig::LOCAL_V6, &mut s.local_v6, &own);
+        let senders = of(AddressEntry::SENDER, true).filter(director);
         let senders: Vec<_> = senders.map(|(address, _)| words(*address)[1]).collect();
-        Settings::fill_v4(&mut s.senders_v4, &senders, NO_V4);
-        let senders = of(Known::SENDER, false).filter(director);
+        RedirectConfig::fill_v4(&mut s.senders_v4, &senders, NO_V4);
+        let senders = of(AddressEntry::SENDER, false).filter(director);
         let senders: Vec<_> = senders.map(|(address, _)| words(*address)).collect();
-        Settings::fill(&mut flags, Settings::SENDERS_V6, &mut s.senders_v6, &senders);
+        RedirectConfig::fill(&mut flags, RedirectConfig::SENDERS_V6, &mut s.senders_v6, &senders);
         let vips: Vec<_> =
-            v4(Known::VIP).map(|(word, known)| [word, known.counters.into()]).collect();
-        Settings::fill_v4(&mut s.vips_v4, &vips, [NO_V4, 0]);
+            v4(AddressEntry::VIP).map(|(word, known)| [word, known.counters.into()]).collect();
+        RedirectConfig::fill_v4(&mut s.vips_v4, &vips, [NO_V4, 0]);
         let vips: Vec<_> =
-            v6(Known::VIP).map(|([a, b], known)| [a, b, known.counters.into()]).collect();
-        Settings::fill(&mut flags, Settings::VIPS_V6, &mut s.vips_v6, &vips);
+            v6(AddressEntry::VIP).map(|([a, b], known)| [a, b, known.counters.into()]).collect();
+        RedirectConfig::fill(&mut flags, RedirectConfig::VIPS_V6, &mut s.vips_v6, &vips);
         settings.flags = flags;
         settings
     }
@@ -166,23 +173,23 @@ mod tests {
         let config = Config::parse(text, Path::new("redirect.toml")).unwrap();
         let image = Image::new(&config, &own(1));
         let roles = |address: &str| image.known[&address.parse::<IpAddr>().unwrap()].roles;
-        assert_eq!(roles("10.0.2.21"), Known::OWN);
-        assert_eq!(roles("10.0.2.22"), Known::PEER | Known::SENDER);
-        assert_eq!(roles("203.0.113.10"), Known::VIP);
+        assert_eq!(roles("10.0.2.21"), AddressEntry::LOCAL);
+        assert_eq!(roles("10.0.2.22"), AddressEntry::PEER | AddressEntry::SENDER);
+        assert_eq!(roles("203.0.113.10"), AddressEntry::VIP);
         assert_eq!(image.peers, [IpAddr::from([10, 0, 2, 22])].into());
-        assert!(image.settings.has(Settings::NETS_V4 | Settings::SECOND_CHANCE));
-        assert!(!image.settings.has(Settings::NETS_V6));
+        assert!(image.settings.has(RedirectConfig::NETS_V4 | RedirectConfig::SECOND_CHANCE));
+        assert!(!image.settings.has(RedirectConfig::NETS_V6));
         assert_eq!(
             image.settings.nets_v4,
-            [[word_v4([10, 0, 3, 0]), word_v4([255, 255, 255, 0])]; FEW]
+            [[word_v4([10, 0, 3, 0]), word_v4([255, 255, 255, 0])]; INLINE_SLOTS]
         );
         assert!(image.many_nets.is_empty());
     }
 
     #[test]
     fn a_few_networks_are_constants_and_many_are_maps() {
-        let image = Image::new(&config(9, FEW + 1), &own(9));
-        assert!(image.settings.has(Settings::MANY_NETS));
-        assert_eq!((image.known.len(), image.many_nets.len()), (9 + 9, FEW + 1));
+        let image = Image::new(&config(9, INLINE_SLOTS + 1), &own(9));
+        assert!(image.settings.has(RedirectConfig::MANY_NETS));
+        assert_eq!((image.known.len(), image.many_nets.len()), (9 + 9, INLINE_SLOTS + 1));
     }
 }

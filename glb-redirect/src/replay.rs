@@ -5,7 +5,7 @@
 use aya::maps::PerCpuArray;
 use glb_common::{
     reason::{Action, MAX_REDIRECT_REASONS, RedirectReason as Reason},
-    second_chance::layout::Peer,
+    second_chance::abi::PeerNextHop,
 };
 use glb_host::{
     bpf_loader::LoadError,
@@ -43,7 +43,7 @@ impl Replay {
         let mut generation = Generation::load(image, None)?;
         for (address, way) in &found.next_hops {
             if let Ok(NextHop { mac, own_mac, interface, .. }) = way {
-                generation.enter_peer(*address, Peer::new(*mac, *own_mac, *interface))?;
+                generation.enter_peer(*address, PeerNextHop::new(*mac, *own_mac, *interface))?;
             }
         }
         Ok(Self { generation, found, counts: [0; MAX_REDIRECT_REASONS] })
@@ -121,10 +121,12 @@ impl Replay {
                 let why = self.found.next_hops.get(hop).and_then(|way| way.as_ref().err());
                 Some(why.map_or_else(|| hop.to_string(), |why| format!("{hop}: {why}")))
             }
-            Reason::Stranger | Reason::StrangerPassed => {
+            Reason::UnknownSender | Reason::UnknownSenderPassed => {
                 Some(format!("{} is neither in `directors` nor in `backends`", tunnel.source))
             }
-            Reason::NotForUs => Some(format!("{} is not this machine's", tunnel.destination)),
+            Reason::WrongDestination => {
+                Some(format!("{} is not this machine's", tunnel.destination))
+            }
             Reason::NotVip => {
                 Some(format!("{} is not in `vips`", decision.headers.as_ref()?.destination))
             }

@@ -12,10 +12,11 @@ use std::{
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions};
 use glb_common::{
     checksum,
-    hash::Address,
-    parse::Flow,
+    flow::{Address, Flow},
     reason::Action,
-    second_chance::{Ack, Decision, Hop, Host, NO_VIP, Owner, Verdict, decide, layout::Peer},
+    second_chance::{
+        Ack, Decision, Hop, Host, NO_VIP, SocketMatch, Verdict, abi::PeerNextHop, decide,
+    },
 };
 use glb_host::bpf_loader::LoadError;
 
@@ -85,7 +86,7 @@ fn try_out(
     image: &Image,
     mut generation: Generation,
 ) -> Result<usize, SelfTestError> {
-    let way = Peer::new([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 1], TEST_INTERFACE);
+    let way = PeerNextHop::new([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 1], TEST_INTERFACE);
     for peer in &image.peers {
         generation.enter_peer(*peer, way)?;
     }
@@ -117,7 +118,7 @@ struct Known<'a> {
     config: &'a Config,
     own: &'a BTreeSet<IpAddr>,
     peers: &'a BTreeSet<IpAddr>,
-    way: Peer,
+    way: PeerNextHop,
 }
 
 fn ip_of<A: Address>(address: &A) -> IpAddr {
@@ -133,15 +134,15 @@ fn ip_of<A: Address>(address: &A) -> IpAddr {
 }
 
 impl Host for Known<'_> {
-    fn gives_second_chance(&self) -> bool {
+    fn second_chance_enabled(&self) -> bool {
         self.config.second_chance
     }
 
-    fn passes_strangers(&self) -> bool {
+    fn passes_unknown_senders(&self) -> bool {
         self.config.strangers == Strangers::Pass
     }
 
-    fn is_own<A: Address>(&self, address: &A) -> bool {
+    fn is_local<A: Address>(&self, address: &A) -> bool {
         self.own.contains(&ip_of(address))
     }
 
@@ -155,13 +156,13 @@ impl Host for Known<'_> {
         self.config.vips.contains(&ip_of(address)).then_some(NO_VIP)
     }
 
-    fn owner<A: Address>(&self, _flow: &Flow<A>, _ack: Option<Ack>) -> Owner {
-        Owner::Nobody
+    fn find_socket<A: Address>(&self, _flow: &Flow<A>, _ack: Option<Ack>) -> SocketMatch {
+        SocketMatch::NoSocket
     }
 
-    fn hop<A: Address>(&self, address: &A) -> Hop {
+    fn resolve_hop<A: Address>(&self, address: &A) -> Hop {
         match ip_of(address) {
-            own if self.own.contains(&own) => Hop::Own,
+            own if self.own.contains(&own) => Hop::Local,
             peer if self.peers.contains(&peer) => Hop::Peer(self.way),
             _ => Hop::Unknown,
         }
@@ -174,13 +175,13 @@ fn reference(host: &Known<'_>, packet: &[u8]) -> (u32, Vec<u8>, &'static str) {
     const XDP_PASS: u32 = 2;
     const XDP_TX: u32 = 3;
     let mut frame = packet.to_vec();
-    let Decision { verdict, reason, take, forward, .. } = decide(&packet, host);
+    let Decision { verdict, reason, decap, forward, .. } = decide(&packet, host);
     let written = match verdict {
         Verdict::Leave => true,
         Verdict::Take => {
-            frame.drain(14..14 + take.strip);
-            frame[12..14].copy_from_slice(&take.ethertype.to_le_bytes()[..2]);
-            take.mark(&mut frame[..])
+            frame.drain(14..14 + decap.strip);
+            frame[12..14].copy_from_slice(&decap.ethertype.to_le_bytes()[..2]);
+            decap.mark(&mut frame[..])
         }
         Verdict::Send => forward.write(&mut frame[..]),
     };

@@ -69,7 +69,7 @@ fn hosts() -> Vec<FakeHost> {
     v4_only.peers.retain(|ip, _| ip.is_ipv4());
     let mut back = backend();
     back.peers.insert(ip("10.0.2.23"), {
-        glb_common::second_chance::layout::Peer {
+        glb_common::second_chance::abi::PeerNextHop {
             interface: common::program::TEST_INTERFACE,
             ..peer(23)
         }
@@ -88,7 +88,7 @@ fn hosts() -> Vec<FakeHost> {
         back,
         on_vlan,
         FakeHost { no_second_chance: true, ..backend() },
-        FakeHost { passes_strangers: true, ..many },
+        FakeHost { passes_unknown_senders: true, ..many },
         v4_only,
     ]
 }

@@ -9,7 +9,7 @@ mod support;
 use std::net::{SocketAddr, TcpListener};
 
 use common::{in_namespace, program::Program, tcp::Client};
-use glb_common::{reason::RedirectReason as Reason, second_chance::layout::Peer};
+use glb_common::{reason::RedirectReason as Reason, second_chance::abi::PeerNextHop};
 use glb_redirect::{config::Config, counters, generation::Generation, image::Image};
 use support::{
     FakeHost, TEST_INTERFACE, backend, ip,
@@ -34,12 +34,12 @@ fn host() -> FakeHost {
     let tag = VLAN.swap_bytes();
     let (here, elsewhere) = (TEST_INTERFACE, 7);
     for (address, way) in [
-        ("10.0.2.22", Peer { interface: here, ..peer(22) }),
-        ("fd00:2::22", Peer { interface: here, ..peer(122) }),
-        ("10.0.2.23", Peer { interface: elsewhere, ..peer(23) }),
-        ("10.0.2.25", Peer { interface: here, tag, ..peer(25) }),
-        ("10.0.2.26", Peer { interface: elsewhere, tag, ..peer(26) }),
-        ("fd00:2::25", Peer { interface: here, tag, ..peer(125) }),
+        ("10.0.2.22", PeerNextHop { interface: here, ..peer(22) }),
+        ("fd00:2::22", PeerNextHop { interface: here, ..peer(122) }),
+        ("10.0.2.23", PeerNextHop { interface: elsewhere, ..peer(23) }),
+        ("10.0.2.25", PeerNextHop { interface: here, tag, ..peer(25) }),
+        ("10.0.2.26", PeerNextHop { interface: elsewhere, tag, ..peer(26) }),
+        ("fd00:2::25", PeerNextHop { interface: here, tag, ..peer(125) }),
     ] {
         host.peers.insert(ip(address), way);
     }
@@ -226,7 +226,7 @@ fn packets_are_counted_by_vip() {
         let slots = [("203.0.113.10", 1), ("2001:db8::10", 2), ("203.0.113.11", 255)];
         image.count_apart(&slots.map(|(vip, slot)| (ip(vip), slot)).into());
         let mut generation = Generation::load(&image, None).unwrap();
-        let way = Peer { interface: TEST_INTERFACE, ..peer(22) };
+        let way = PeerNextHop { interface: TEST_INTERFACE, ..peer(22) };
         generation.enter_peer(ip("10.0.2.22"), way).unwrap();
         generation.program().unwrap().attach("idle0", aya::programs::XdpMode::Driver).unwrap();
         let mut run = |inner: Vec<u8>| {

@@ -394,8 +394,10 @@ fn a_reply_goes_out_by_the_interface_of_its_peer() {
         let mut host = backend();
         let here = common::program::TEST_INTERFACE;
         let (address, back) = (ip("10.0.2.22"), support::peer(22));
-        host.peers
-            .insert(address, glb_common::second_chance::layout::Peer { interface: here, ..back });
+        host.peers.insert(
+            address,
+            glb_common::second_chance::abi::PeerNextHop { interface: here, ..back },
+        );
         let mut program = Program::new(host);
         let [(client, vip), _] = pairs();
         let stranger = Client { client, vip, sequence: 5, acknowledgement: 6 };
@@ -432,7 +434,7 @@ fn many_vips_and_directors() {
                     } else {
                         ip(&format!("fd00:{i:x}:7::9"))
                     };
-                    let expected = if i < 40 { Reason::TakenSyn } else { Reason::Stranger };
+                    let expected = if i < 40 { Reason::TakenSyn } else { Reason::UnknownSender };
                     assert_eq!(program.compare("many", &packet.frame()).reason, expected);
                     packet.source =
                         if packet.source.is_ipv4() { ip("10.0.2.10") } else { ip("fd00:2::10") };

@@ -16,7 +16,7 @@ use std::{
 use aya::programs::{LinkOrder, TcAttachType, TestRun as _, TestRunOptions, tc::TcAttachOptions};
 use common::{in_namespace, ip};
 use glb_common::{
-    hash::Address,
+    flow::Address,
     mss::{Limits, Vips, clamp},
 };
 use glb_redirect::{config::Config, generation::Generation, image::Image};

@@ -18,7 +18,7 @@ use common::{in_namespace, tcp::Client};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use glb_common::{
     reason::{Action, RedirectReason as Reason},
-    second_chance::layout::Peer,
+    second_chance::abi::PeerNextHop,
 };
 use glb_host::{
     capture_file::{CaptureReader, CaptureWriter, CapturedFrame},
@@ -50,7 +50,7 @@ fn replay_for(host: &FakeHost) -> Replay {
         metrics: None,
         addresses: None,
         second_chance: !host.no_second_chance,
-        strangers: if host.passes_strangers { Strangers::Pass } else { Strangers::Drop },
+        strangers: if host.passes_unknown_senders { Strangers::Pass } else { Strangers::Drop },
         vips_on_lo: false,
         mss: None,
         control: glb_host::control::RawControlConfig::default()
@@ -59,7 +59,7 @@ fn replay_for(host: &FakeHost) -> Replay {
     };
     let own = host.own.iter().copied().collect();
     let image = Image::new(&config, &own);
-    let way = |(address, peer): (&IpAddr, &Peer)| {
+    let way = |(address, peer): (&IpAddr, &PeerNextHop)| {
         let bytes: Vec<u8> = peer.macs.iter().flat_map(|word| word.to_ne_bytes()).collect();
         let hop = NextHop {
             interface: TEST_INTERFACE,
@@ -174,7 +174,7 @@ fn sockets_of_this_namespace_decide() {
             ("sent", Reason::Forwarded),
             ("sent", Reason::Forwarded),
             ("taken", Reason::TakenSyn),
-            ("dropped", Reason::Stranger),
+            ("dropped", Reason::UnknownSender),
             ("passed", Reason::NotTunnel),
         ];
         let folder = folder("sockets", &frames);

@@ -8,7 +8,7 @@ mod support;
 use std::{collections::BTreeSet, net::IpAddr, path::Path};
 
 use common::in_namespace;
-use glb_common::second_chance::layout::{FEW, Known, Settings};
+use glb_common::second_chance::abi::{AddressEntry, INLINE_SLOTS, RedirectConfig};
 use glb_redirect::{
     config::Config,
     image::Image,
@@ -55,11 +55,11 @@ fn what_is_wrong_is_told() {
         ("another VIP", |image| forget(image, "203.0.113.10")),
         ("another own address", |image| forget(image, "10.0.2.21")),
         ("a VIP that is a peer", |image| {
-            image.known.get_mut(&support::ip("2001:db8::10")).unwrap().roles = Known::PEER;
+            image.known.get_mut(&support::ip("2001:db8::10")).unwrap().roles = AddressEntry::PEER;
         }),
-        ("no second chance", |image| image.settings.flags &= !Settings::SECOND_CHANCE),
-        ("strangers passed", |image| image.settings.flags |= Settings::PASS_STRANGERS),
-        ("everybody may send", |image| image.settings.nets_v4 = [[0, 0]; FEW]),
+        ("no second chance", |image| image.settings.flags &= !RedirectConfig::SECOND_CHANCE),
+        ("strangers passed", |image| image.settings.flags |= RedirectConfig::PASS_UNKNOWN_SENDERS),
+        ("everybody may send", |image| image.settings.nets_v4 = [[0, 0]; INLINE_SLOTS]),
     ];
     in_namespace(|_| {
         let config = config(1, "");

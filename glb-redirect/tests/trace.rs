@@ -9,7 +9,7 @@ mod support;
 use std::{collections::BTreeSet, path::PathBuf};
 
 use common::in_namespace;
-use glb_common::{reason::Action, second_chance::layout::Peer, trace::Settings};
+use glb_common::{reason::Action, second_chance::abi::PeerNextHop, trace::TraceSettings};
 use glb_host::{
     bpffs::PinFolder,
     packet_trace::{
@@ -69,10 +69,10 @@ impl Traced {
         Self { generation, events: EventReader::open(&folder).unwrap() }
     }
 
-    fn show(&mut self, filter: &str, settings: Settings) {
+    fn show(&mut self, filter: &str, settings: TraceSettings) {
         let wanted = TraceFilter::parse(&[filter.to_owned()], &REASONS).unwrap();
         let filter = wanted.compile(&REASONS, None).unwrap();
-        self.generation.show(&Settings { filter, ..settings }).unwrap();
+        self.generation.show(&TraceSettings { filter, ..settings }).unwrap();
     }
 
     fn run(&mut self, frame: &[u8]) -> (u32, Vec<u8>) {
@@ -84,15 +84,15 @@ impl Traced {
     }
 }
 
-const ALL: Settings = {
-    let filter = glb_common::trace::Filter {
+const ALL: TraceSettings = {
+    let filter = glb_common::trace::DecisionFilter {
         reasons: u64::MAX,
-        networks: [glb_common::trace::Network { address: [0; 2], mask: [0; 2], family: 0 }; 2],
+        networks: [glb_common::trace::NetworkMatch { address: [0; 2], mask: [0; 2], family: 0 }; 2],
         ports: [glb_common::trace::ANY; 2],
         protocol: glb_common::trace::ANY,
         slot: glb_common::trace::ANY,
     };
-    Settings { filter, sample: 0, per_second: 0, snap: 4096, padding: 0 }
+    TraceSettings { filter, sample: 0, per_second: 0, snap: 4096, padding: 0 }
 };
 
 fn in_namespace_with_pins(test: impl FnOnce(PinFolder) + Send + 'static) {
@@ -133,7 +133,7 @@ fn what_is_shown_is_what_is_decided() {
 fn the_filter_is_evaluated_in_the_kernel() {
     in_namespace_with_pins(|pins| {
         let mut host = backend();
-        host.peers.insert(ip("10.0.2.22"), Peer::new(peer_mac(22), OWN_MAC, TEST_INTERFACE));
+        host.peers.insert(ip("10.0.2.22"), PeerNextHop::new(peer_mac(22), OWN_MAC, TEST_INTERFACE));
         let mut traced = Traced::new(&host, &pins, "filter");
         let (client, vip) = (socket("198.51.100.7:40000"), socket("203.0.113.10:80"));
         let v6 = (socket("[2001:db8:9::7]:40000"), socket("[2001:db8::10]:80"));
@@ -177,7 +177,7 @@ fn sample_rate_and_snap_are_kept() {
         let (client, vip) = (socket("198.51.100.7:40000"), socket("203.0.113.10:80"));
         let data = Segment { data: 1000, ..segment(client, vip, SYN) };
         let frame = gue(data.packet()).frame();
-        traced.show("", Settings { sample: 4, snap: 100, ..ALL });
+        traced.show("", TraceSettings { sample: 4, snap: 100, ..ALL });
         for _ in 0..400 {
             traced.run(&frame);
         }
@@ -193,7 +193,7 @@ fn sample_rate_and_snap_are_kept() {
             let after = shown.after.as_ref().unwrap();
             assert_eq!((after.len(), shown.event.left as usize), (100, frame.len() - 40));
         }
-        traced.show("", Settings { per_second: 3, ..ALL });
+        traced.show("", TraceSettings { per_second: 3, ..ALL });
         for _ in 0..100 {
             traced.run(&frame);
         }

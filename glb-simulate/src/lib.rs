@@ -42,7 +42,7 @@ mod table_state;
 
 use std::{collections::HashMap, net::IpAddr};
 
-use glb_common::parse::FiveTuple;
+use glb_common::flow::FiveTuple;
 use glb_table::{BuiltTable, ROWS, lookup::FlowQuery};
 pub use lifetimes::Lifetimes;
 pub use load::{Load, Spread};
@@ -361,7 +361,7 @@ impl Shard {
 
 /// A packet's addresses; `None` if their families differ.
 fn tuple(source: IpAddr, vip: IpAddr) -> Option<FiveTuple> {
-    use glb_common::hash::{V4, V6};
+    use glb_common::flow::{V4, V6};
     match (source, vip) {
         (IpAddr::V4(source), IpAddr::V4(vip)) => {
             Some(FiveTuple::new(V4::new(source.octets()), V4::new(vip.octets()), 0))

@@ -8,7 +8,7 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-use glb_common::{hash::flow_hash, parse::FiveTuple};
+use glb_common::{flow::FiveTuple, hash::flow_hash};
 use ipnet::IpNet;
 
 use crate::{Cause, Flow, load, random::Random, tuple};

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use glb_common::{
-    hash::{V4, V6, flow_hash},
-    parse::FiveTuple,
+    flow::{FiveTuple, V4, V6},
+    hash::flow_hash,
 };
 use serde::Serialize;
 

@@ -2,17 +2,7 @@
 
 use std::sync::LazyLock;
 
-use glb_common::{
-    vip_lookup::{self, NO_TABLE, segment_key, tail},
-    encap::Way,
-    hash::{Address as _, HashFields, V4, V6},
-    abi::{
-        Backend, BindSlot, Config, Ipv6Way, KEEP_TAGS, NO_HOP, NO_ROWS, PrefixEntry, Row, Segment,
-        TableInfo, TableRows,
-    },
-    siphash::SipHash24,
-    forwarding::View,
-};
+use glb_common::{vip_lookup::{self, NO_TABLE, segment_key, port_key}, encap::EgressLink, flow::{Address as _, V4, V6}, hash::HashFields, abi::{Backend, BindSlot, Config, Ipv6Endpoints, KEEP_TAGS, NO_HOP, NO_ROWS, PrefixEntry, Row, Segment, TableInfo, TableRows}, siphash::SipHash24, tables::Tables};
 
 const SLOTS: u32 = 16;
 
@@ -23,7 +13,7 @@ pub(crate) struct Tables {
     segments: Vec<Segment>,
     tables: Vec<TableInfo>,
     backends: Vec<Backend>,
-    ways: Vec<Ipv6Way>,
+    ways: Vec<Ipv6Endpoints>,
 }
 
 fn v6(last: u8) -> V6 {
@@ -58,7 +48,7 @@ impl Tables {
             alt_hash_fields: if has_more { HashFields::SRC_ADDR.bits() } else { 0 },
             has_more: u8::from(has_more),
             is_v6,
-            side: 0,
+            bank: 0,
             padding: [0; 4],
         };
         let tables = vec![
@@ -66,7 +56,7 @@ impl Tables {
             table(1, HashFields::ALL, 0, true),
             table(2, HashFields::SRC_ADDR, 1, true),
         ];
-        let way = |mtu, interface| Way {
+        let way = |mtu, interface| EgressLink {
             next_hop_mac: [2, 0, 0, 0, 0, 1],
             own_mac: [2, 0, 0, 0, 0, 2],
             interface,
@@ -83,15 +73,15 @@ impl Tables {
             .collect();
         backends.extend(mtus.map(|mtu| way(mtu, u32::from(mtu != 0)).to_v6(1)));
         let own = |last| V6::new([0xfd, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]).words();
-        let ways = (0..8).map(|i| Ipv6Way { source: own(0x10), address: own(0x20 + i) }).collect();
+        let ways = (0..8).map(|i| Ipv6Endpoints { source: own(0x10), address: own(0x20 + i) }).collect();
         let v4 = |last| V4::new([203, 0, 113, last]).words();
         let slot = |address, family, protocol, port, table: u32| BindSlot {
             address,
-            tail: tail(family, protocol, port),
+            port_key: port_key(family, protocol, port),
             table,
-            side: 0,
+            bank: 0,
             plain_rows: if table == 0 && variant != 3 { 0 } else { NO_ROWS },
-            half: SipHash24::half([1, 2]),
+            first_round: SipHash24::first_round([1, 2]),
         };
         let exact = [
             slot(v4(10), 4, 6, 80, 0),
@@ -106,9 +96,9 @@ impl Tables {
             .find_map(|displacement| {
                 let mut slots = vec![BindSlot::default(); SLOTS as usize];
                 for bind in &exact {
-                    let hash = vip_lookup::hash(config.bind_seed, bind.address, bind.tail);
+                    let hash = vip_lookup::hash(config.bind_seed, bind.address, bind.port_key);
                     let place = &mut slots[vip_lookup::slot(hash, displacement, SLOTS - 1) as usize];
-                    if place.tail != 0 {
+                    if place.port_key != 0 {
                         return None;
                     }
                     *place = *bind;
@@ -144,7 +134,7 @@ fn rows(base: u16) -> Vec<Row> {
     (0..=u16::MAX).map(row).collect()
 }
 
-impl View for Tables {
+impl Tables for Tables {
     fn config<T: Copy>(&self, field: impl Fn(&Config) -> &T) -> T {
         *field(&self.config)
     }
@@ -182,11 +172,11 @@ impl View for Tables {
         if index == NO_ROWS { None } else { rows.first_chunk() }
     }
 
-    fn backend(&self, index: u16, _side: u32) -> Option<&Backend> {
+    fn backend(&self, index: u16, _bank: u32) -> Option<&Backend> {
         self.backends.get(usize::from(index))
     }
 
-    fn ipv6_way(&self, index: u16, _side: u32) -> Option<&Ipv6Way> {
+    fn ipv6_endpoints(&self, index: u16, _bank: u32) -> Option<&Ipv6Endpoints> {
         self.ways.get(usize::from(index))
     }
 }

@@ -4,11 +4,14 @@
 //! Whatever is odd about a packet, there is no answer here, and [`super::decide`] has to be asked.
 //! Where there is one it is the same.
 
-use super::{Ack, Decision, Forward, Hop, Host, NO_VIP, Owner, Take, decap::Outer, layout::Peer};
+use super::{
+    Ack, Decap, Decision, Forward, Hop, Host, NO_VIP, SocketMatch, abi::PeerNextHop,
+    tunnel::OuterFamily,
+};
 use crate::{
-    hash::{Address, V4, V6},
+    flow::{Address, Flow, V4, V6},
     packet_access::{Frame as _, Nested, u16_at, u32_at, u64_at},
-    parse::{Flow, IP_OFFSET},
+    parse::IP_OFFSET,
     reason::RedirectReason as Reason,
     wire::{
         ethernet::{self, EthernetHeader},
@@ -39,7 +42,7 @@ pub trait Actions<F: Nested> {
         &self,
         frame: &F,
         taken: F::Rest<'_>,
-        take: Take,
+        take: Decap,
         reason: Reason,
         vip: u32,
     ) -> Self::Done;
@@ -63,7 +66,7 @@ impl<F: Nested> Actions<F> for AsDecision {
         &self,
         _frame: &F,
         _taken: F::Rest<'_>,
-        take: Take,
+        take: Decap,
         reason: Reason,
         vip: u32,
     ) -> Decision {
@@ -108,7 +111,7 @@ pub fn decide<F: Nested, H: Host, D: Actions<F>>(
         let destination = V4::from_word(u32_at(head, IP_OFFSET + 16));
         let udp_length = u16_at(head, V4::GUE_OFFSET - 4);
         let gue = u64_at(head, V4::GUE_OFFSET);
-        let on = On { frame, host, actions };
+        let on = FastPath { frame, host, actions };
         on.tunnel::<V4, { V4::HOPS_OFFSET }>(source, destination, total, udp_length, gue)
     } else if start & 0x00f0_ffff == V6_OF_ANY_CLASS {
         let head = frame.window::<{ V6::HOPS_OFFSET }>()?;
@@ -126,7 +129,7 @@ pub fn decide<F: Nested, H: Host, D: Actions<F>>(
             V6::from_words([u64_at(head, IP_OFFSET + 24), u64_at(head, IP_OFFSET + 32)]);
         let udp_length = u16_at(head, V6::GUE_OFFSET - 4);
         let gue = u64_at(head, V6::GUE_OFFSET);
-        let on = On { frame, host, actions };
+        let on = FastPath { frame, host, actions };
         on.tunnel::<V6, { V6::HOPS_OFFSET }>(source, destination, total, udp_length, gue)
     } else {
         None
@@ -143,7 +146,7 @@ fn not_tunnel<F: Nested, D: Actions<F>>(frame: &F, actions: &D, total: usize) ->
 }
 
 /// A frame, and whom to ask about it.
-struct On<'a, F, H, D> {
+struct FastPath<'a, F, H, D> {
     frame: &'a F,
     host: &'a H,
     actions: &'a D,
@@ -170,16 +173,16 @@ impl List {
 /// What becomes of a TCP segment.
 enum Tcp<A> {
     Take(Reason),
-    Send(A, Peer),
+    Send(A, PeerNextHop),
     Leave(Reason),
     Unsure,
 }
 
-impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
+impl<F: Nested, H: Host, D: Actions<F>> FastPath<'_, F, H, D> {
     /// `total` is the outer packet's length, `udp_length` and `gue` are as they lie on the wire, in
     /// little-endian words; `HEAD` bytes are known to be there.
     #[inline(always)]
-    fn tunnel<A: Outer, const HEAD: usize>(
+    fn tunnel<A: OuterFamily, const HEAD: usize>(
         &self,
         source: A,
         destination: A,
@@ -202,7 +205,7 @@ impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
         let one = |protocol: u8| {
             fixed | (1 << 56) | ((protocol as u64) << 8) | (1 + words_per_hop as u64)
         };
-        if !self.host.is_own(&destination) || !self.host.may_send(&source) {
+        if !self.host.is_local(&destination) || !self.host.may_send(&source) {
             return None;
         }
         let usual = gue & (FIXED | VARIABLE);
@@ -231,7 +234,7 @@ impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
     }
 
     #[inline(always)]
-    fn inner_v4<A: Outer, const HEAD: usize>(
+    fn inner_v4<A: OuterFamily, const HEAD: usize>(
         &self,
         list: &List,
         taken: F::Rest<'_>,
@@ -253,12 +256,12 @@ impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
         let source = |head: &[u8; TAKEN]| V4::from_word(u32_at(head, IP_OFFSET + 12));
         let destination = V4::from_word(u32_at(head, IP_OFFSET + 16));
         let protocol = (fields >> 24) as u8;
-        let take = Take { strip: list.strip, ethertype: low(ethernet::IPV4), ..Take::default() };
+        let take = Decap { strip: list.strip, ethertype: low(ethernet::IPV4), ..Decap::default() };
         self.inner::<A, V4, TCP, HEAD, TAKEN>(list, taken, protocol, source, destination, take)
     }
 
     #[inline(always)]
-    fn inner_v6<A: Outer, const HEAD: usize>(
+    fn inner_v6<A: OuterFamily, const HEAD: usize>(
         &self,
         list: &List,
         taken: F::Rest<'_>,
@@ -280,20 +283,26 @@ impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
         let destination =
             V6::from_words([u64_at(head, IP_OFFSET + 24), u64_at(head, IP_OFFSET + 32)]);
         let protocol = head[IP_OFFSET + 6];
-        let take = Take { strip: list.strip, ethertype: low(ethernet::IPV6), ..Take::default() };
+        let take = Decap { strip: list.strip, ethertype: low(ethernet::IPV6), ..Decap::default() };
         self.inner::<A, V6, TCP, HEAD, TAKEN>(list, taken, protocol, source, destination, take)
     }
 
     /// What becomes of a packet whose inner IP header holds; `source` reads its source address.
     #[inline(always)]
-    fn inner<A: Outer, I: Address, const TCP: usize, const HEAD: usize, const TAKEN: usize>(
+    fn inner<
+        A: OuterFamily,
+        I: Address,
+        const TCP: usize,
+        const HEAD: usize,
+        const TAKEN: usize,
+    >(
         &self,
         list: &List,
         taken: F::Rest<'_>,
         protocol: u8,
         source: impl Fn(&[u8; TAKEN]) -> I,
         destination: I,
-        take: Take,
+        take: Decap,
     ) -> Option<D::Done> {
         let vip = self.host.vip(&destination)?;
         let head = taken.window::<TAKEN>()?;
@@ -312,7 +321,7 @@ impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
 
     /// What becomes of a TCP segment at `TCP` of what is there of the packet that was in the tunnel.
     #[inline(always)]
-    fn tcp<A: Outer, I: Address, const TCP: usize, const TAKEN: usize>(
+    fn tcp<A: OuterFamily, I: Address, const TCP: usize, const TAKEN: usize>(
         &self,
         list: &List,
         head: &[u8; TAKEN],
@@ -334,15 +343,15 @@ impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
         };
         let may_carry_cookie = flags & (tcp::ACK | tcp::RST) == tcp::ACK;
         let ack = Ack { sequence: numbers as u32, acknowledgement: (numbers >> 32) as u32 };
-        match self.host.owner(&flow, may_carry_cookie.then_some(ack)) {
-            Owner::Here => return Tcp::Take(Reason::TakenEstablished),
-            Owner::Cookie => return Tcp::Take(Reason::TakenCookie),
-            Owner::Nobody => {}
+        match self.host.find_socket(&flow, may_carry_cookie.then_some(ack)) {
+            SocketMatch::Socket => return Tcp::Take(Reason::TakenEstablished),
+            SocketMatch::SynCookie => return Tcp::Take(Reason::TakenCookie),
+            SocketMatch::NoSocket => {}
         }
         if list.next_hop() >= list.hop_count {
             return Tcp::Take(Reason::TakenLastHop);
         }
-        if !self.host.gives_second_chance() {
+        if !self.host.second_chance_enabled() {
             return Tcp::Take(Reason::TakenNoSecondChance);
         }
         match self.next::<A>(list) {
@@ -351,25 +360,25 @@ impl<F: Nested, H: Host, D: Actions<F>> On<'_, F, H, D> {
             Some((_, Hop::Peer(_))) => Tcp::Leave(Reason::PeerUnresolved),
             Some((_, Hop::Unknown)) => Tcp::Leave(Reason::UnknownPeer),
             // Listed twice in a row; the general program looks further.
-            Some((_, Hop::Own)) if list.next_hop() + 1 < list.hop_count => Tcp::Unsure,
-            Some((_, Hop::Own)) => Tcp::Take(Reason::TakenOwnHop),
+            Some((_, Hop::Local)) if list.next_hop() + 1 < list.hop_count => Tcp::Unsure,
+            Some((_, Hop::Local)) => Tcp::Take(Reason::TakenOwnHop),
         }
     }
 
     /// The next hop, and what it is.
     #[inline(always)]
-    fn next<A: Outer>(&self, list: &List) -> Option<(A, Hop)> {
+    fn next<A: OuterFamily>(&self, list: &List) -> Option<(A, Hop)> {
         let rest = if list.is_one {
             self.frame.rest_at(A::HOPS_OFFSET)
         } else {
             self.frame.rest(A::HOPS_OFFSET + list.next_hop() as usize * A::HOP_LEN)
         };
         let hop = A::read(&rest?)?;
-        Some((hop, self.host.hop(&hop)))
+        Some((hop, self.host.resolve_hop(&hop)))
     }
 
     #[inline(always)]
-    fn send<A: Outer>(&self, list: &List, hop: A, peer: Peer, vip: u32) -> D::Done {
+    fn send<A: OuterFamily>(&self, list: &List, hop: A, peer: PeerNextHop, vip: u32) -> D::Done {
         match A::readdress(self.frame, list.next_hop(), 0, hop) {
             Some(outer) => {
                 self.actions.send(self.frame, &Forward { peer, outer }, Reason::Forwarded, vip)

@@ -1,10 +1,9 @@
-//! The inner packet: is it ours to take?
+//! The inner packet: checks its headers and decides whether this machine owns it.
 
-use super::{Ack, Host, NO_VIP, Owner, Reason, decap::Tunnel};
+use super::{Ack, Host, NO_VIP, Reason, SocketMatch, tunnel::TunnelPacket};
 use crate::{
-    hash::{Address, V4, V6},
+    flow::{Address, Flow, V4, V6},
     packet_access::{Frame as _, MAX_OFFSET, Nested},
-    parse::Flow,
     wire::{
         icmp::{self, IcmpHeader},
         ipv4::Ipv4Header,
@@ -15,12 +14,12 @@ use crate::{
     },
 };
 
-/// Whose packet it is.
-pub(super) enum Answer {
-    /// To be taken, for this reason.
-    Take(Reason),
-    /// Not ours; the reason if it is sent on.
-    NotOurs(Reason),
+/// The owner of an inner packet.
+pub(super) enum Ownership {
+    /// This machine takes the packet, for this reason.
+    Here(Reason),
+    /// Another machine owns the packet. The reason counts it if it is sent on.
+    Elsewhere(Reason),
 }
 
 /// What follows the inner IP header.
@@ -29,13 +28,13 @@ struct Payload<R> {
     length: usize,
 }
 
-/// Asks about an inner IPv4 packet.
+/// Decides who owns an inner IPv4 packet.
 #[inline(always)]
-pub(super) fn ask_v4<R: Nested, H: Host>(
+pub(super) fn classify_v4<R: Nested, H: Host>(
     host: &H,
-    tunnel: &Tunnel<R>,
+    tunnel: &TunnelPacket<R>,
     vip: &mut u32,
-) -> Result<Answer, Reason> {
+) -> Result<Ownership, Reason> {
     let Some(ip) = tunnel.inner.read::<Ipv4Header>(0) else { return Err(Reason::InnerMalformed) };
     let (header_len, total) = (ip.header_len(), ip.total_length());
     if ip.version() != 4 {
@@ -47,7 +46,7 @@ pub(super) fn ask_v4<R: Nested, H: Host>(
     let (source, destination) = (V4::new(ip.source), V4::new(ip.destination));
     *vip = served(host, &destination, ip.protocol == protocol::ICMP)?;
     if ip.is_later_fragment() {
-        return Ok(Answer::Take(Reason::TakenFragment));
+        return Ok(Ownership::Here(Reason::TakenFragment));
     }
     let Some(rest) = tunnel.inner.rest(header_len) else { return Err(Reason::InnerMalformed) };
     let payload = Payload { rest, length: total - header_len };
@@ -59,22 +58,22 @@ pub(super) fn ask_v4<R: Nested, H: Host>(
             {
                 quoted_v4(host, &payload, destination)
             } else {
-                Ok(Answer::Take(Reason::TakenIcmp))
+                Ok(Ownership::Here(Reason::TakenIcmp))
             }
         }
-        protocol::UDP if payload.length >= UdpHeader::LEN => Ok(Answer::Take(Reason::TakenUdp)),
+        protocol::UDP if payload.length >= UdpHeader::LEN => Ok(Ownership::Here(Reason::TakenUdp)),
         protocol::UDP => Err(Reason::InnerMalformed),
         _ => Err(Reason::UnknownTransport),
     }
 }
 
-/// Asks about an inner IPv6 packet.
+/// Decides who owns an inner IPv6 packet.
 #[inline(always)]
-pub(super) fn ask_v6<R: Nested, H: Host>(
+pub(super) fn classify_v6<R: Nested, H: Host>(
     host: &H,
-    tunnel: &Tunnel<R>,
+    tunnel: &TunnelPacket<R>,
     vip: &mut u32,
-) -> Result<Answer, Reason> {
+) -> Result<Ownership, Reason> {
     let Some(ip) = tunnel.inner.read::<Ipv6Header>(0) else { return Err(Reason::InnerMalformed) };
     let total = ip.total_length();
     if ip.version() != 6 {
@@ -87,7 +86,7 @@ pub(super) fn ask_v6<R: Nested, H: Host>(
     *vip = served(host, &destination, ip.next_header == protocol::ICMPV6)?;
     let (next_header, offset) = match walk(&tunnel.inner, ip.next_header, total)? {
         Walked::Payload(next_header, offset) => (next_header, offset),
-        Walked::LaterFragment => return Ok(Answer::Take(Reason::TakenFragment)),
+        Walked::LaterFragment => return Ok(Ownership::Here(Reason::TakenFragment)),
     };
     let Some(length) = total.checked_sub(offset) else { return Err(Reason::InnerMalformed) };
     let Some(rest) = tunnel.inner.rest(offset) else { return Err(Reason::InnerMalformed) };
@@ -98,10 +97,10 @@ pub(super) fn ask_v6<R: Nested, H: Host>(
             if message(&payload)?.kind == icmp::V6_PACKET_TOO_BIG {
                 quoted_v6(host, &payload, destination)
             } else {
-                Ok(Answer::Take(Reason::TakenIcmp))
+                Ok(Ownership::Here(Reason::TakenIcmp))
             }
         }
-        protocol::UDP if payload.length >= UdpHeader::LEN => Ok(Answer::Take(Reason::TakenUdp)),
+        protocol::UDP if payload.length >= UdpHeader::LEN => Ok(Ownership::Here(Reason::TakenUdp)),
         protocol::UDP => Err(Reason::InnerMalformed),
         _ => Err(Reason::UnknownTransport),
     }
@@ -113,7 +112,7 @@ fn served<H: Host, A: Address>(host: &H, destination: &A, is_icmp: bool) -> Resu
     match host.vip(destination) {
         Some(vip) => Ok(vip),
         // GLB's health checker pings the backend's own address through the tunnel.
-        None if is_icmp && host.is_own(destination) => Ok(NO_VIP),
+        None if is_icmp && host.is_local(destination) => Ok(NO_VIP),
         None => Err(Reason::NotVip),
     }
 }
@@ -163,7 +162,7 @@ fn segment<R: Nested, H: Host, A: Address>(
     payload: &Payload<R>,
     source: A,
     destination: A,
-) -> Result<Answer, Reason> {
+) -> Result<Ownership, Reason> {
     if payload.length < TcpHeader::LEN {
         return Err(Reason::InnerMalformed);
     }
@@ -171,7 +170,7 @@ fn segment<R: Nested, H: Host, A: Address>(
         return Err(Reason::InnerMalformed);
     };
     if tcp.flags & tcp::SYN != 0 {
-        return Ok(Answer::Take(Reason::TakenSyn));
+        return Ok(Ownership::Here(Reason::TakenSyn));
     }
     let flow = Flow {
         source,
@@ -185,10 +184,10 @@ fn segment<R: Nested, H: Host, A: Address>(
         sequence: u32::from_ne_bytes(tcp.sequence),
         acknowledgement: u32::from_ne_bytes(tcp.acknowledgement),
     };
-    Ok(match host.owner(&flow, may_carry_cookie.then_some(ack)) {
-        Owner::Here => Answer::Take(Reason::TakenEstablished),
-        Owner::Cookie => Answer::Take(Reason::TakenCookie),
-        Owner::Nobody => Answer::NotOurs(Reason::Forwarded),
+    Ok(match host.find_socket(&flow, may_carry_cookie.then_some(ack)) {
+        SocketMatch::Socket => Ownership::Here(Reason::TakenEstablished),
+        SocketMatch::SynCookie => Ownership::Here(Reason::TakenCookie),
+        SocketMatch::NoSocket => Ownership::Elsewhere(Reason::Forwarded),
     })
 }
 
@@ -207,7 +206,7 @@ fn quoted_v4<R: Nested, H: Host>(
     host: &H,
     payload: &Payload<R>,
     vip: V4,
-) -> Result<Answer, Reason> {
+) -> Result<Ownership, Reason> {
     let Some(ip) = payload.rest.read::<Ipv4Header>(IcmpHeader::LEN) else {
         return Err(Reason::InnerMalformed);
     };
@@ -219,7 +218,7 @@ fn quoted_v4<R: Nested, H: Host>(
         return Err(Reason::InnerMalformed);
     }
     if ip.protocol != protocol::TCP || ip.is_later_fragment() {
-        return Ok(Answer::Take(Reason::TakenIcmp));
+        return Ok(Ownership::Here(Reason::TakenIcmp));
     }
     let ports = payload.rest.rest(IcmpHeader::LEN + header_len).and_then(|rest| rest.read(0));
     reversed(host, ports, V4::new(ip.source), V4::new(ip.destination), vip)
@@ -231,7 +230,7 @@ fn quoted_v6<R: Nested, H: Host>(
     host: &H,
     payload: &Payload<R>,
     vip: V6,
-) -> Result<Answer, Reason> {
+) -> Result<Ownership, Reason> {
     let Some(ip) = payload.rest.read::<Ipv6Header>(IcmpHeader::LEN) else {
         return Err(Reason::InnerMalformed);
     };
@@ -239,7 +238,7 @@ fn quoted_v6<R: Nested, H: Host>(
         return Err(Reason::InnerMalformed);
     }
     if ip.next_header != protocol::TCP {
-        return Ok(Answer::Take(Reason::TakenIcmp));
+        return Ok(Ownership::Here(Reason::TakenIcmp));
     }
     let ports = payload.rest.read(IcmpHeader::LEN + Ipv6Header::LEN);
     reversed(host, ports, V6::new(ip.source), V6::new(ip.destination), vip)
@@ -255,7 +254,7 @@ fn reversed<H: Host, A: Address>(
     quoted_source: A,
     quoted_destination: A,
     vip: A,
-) -> Result<Answer, Reason> {
+) -> Result<Ownership, Reason> {
     if quoted_source != vip {
         return Err(Reason::ForeignIcmpError);
     }
@@ -267,8 +266,8 @@ fn reversed<H: Host, A: Address>(
         destination_port: u16::from_be_bytes([a, b]),
         protocol: protocol::TCP,
     };
-    Ok(match host.owner(&flow, None) {
-        Owner::Here | Owner::Cookie => Answer::Take(Reason::TakenIcmpError),
-        Owner::Nobody => Answer::NotOurs(Reason::ForwardedIcmpError),
+    Ok(match host.find_socket(&flow, None) {
+        SocketMatch::Socket | SocketMatch::SynCookie => Ownership::Here(Reason::TakenIcmpError),
+        SocketMatch::NoSocket => Ownership::Elsewhere(Reason::ForwardedIcmpError),
     })
 }

@@ -1,121 +1,137 @@
-//! The backend's decision, pure: a packet of the tunnel and what this machine knows give a
-//! verdict. Take it, send it to the next hop in its list, or leave it.
+//! Second chance: the backend's decision about a tunnelled packet.
 //!
-//! [`decide`] is the whole decision. [`fast_path::decide`] comes to the same end for what makes up nearly
-//! all packets, and to none for the others.
+//! A backend decapsulates a packet that belongs to one of its own connections and sends every other
+//! packet to the next backend in the packet's hop list. The decision is a pure function of the frame
+//! and of a [`Host`], which answers questions about the machine; the tests use a fake host, the BPF
+//! program uses maps and the kernel's socket table.
+//!
+//! The steps, each in a module of its own:
+//!
+//! 1. [`tunnel`] checks the outer headers: is this a tunnel packet, sent to this machine by a permitted
+//!    sender? It is the only module that knows the outer format.
+//! 2. [`inner_packet`] checks the inner headers and asks the kernel's socket table whose flow it is.
+//! 3. [`decide`] combines both into a [`Decision`].
+//! 4. [`rewrite`] holds the edits: [`Decap`] cuts the tunnel out, [`Forward`] readdresses the packet.
+//!
+//! [`fast_path::decide`] gives the same decision for ordinary packets in fewer instructions, and none
+//! for the others. [`abi`] holds the structs that the program shares with user space.
 
-mod decap;
+pub mod abi;
 pub mod fast_path;
 mod inner_packet;
-pub mod layout;
 mod rewrite;
+mod tunnel;
 
-pub use rewrite::{EcnMark, Forward, Readdressed, Take};
+pub use rewrite::{Decap, EcnMark, Forward};
+pub use tunnel::OuterRewrite;
 
 use crate::{
-    hash::{Address, V4, V6},
+    flow::{Address, Flow, V4, V6},
     packet_access::Nested,
-    parse::Flow,
     reason::RedirectReason as Reason,
     wire::{
         ethernet::{self, EthernetHeader},
         protocol,
     },
 };
-use decap::Outer;
-use inner_packet::Answer;
-use layout::Peer;
 
-/// Who a flow belongs to.
+use abi::PeerNextHop;
+use inner_packet::Ownership;
+use tunnel::OuterFamily;
+
+/// The result of a socket look-up for a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owner {
-    /// No connection of this machine.
-    Nobody,
-    /// A connection of this machine, in any state but LISTEN.
-    Here,
-    /// A connection that a valid SYN cookie is about to make.
-    Cookie,
+pub enum SocketMatch {
+    /// This machine has no connection for the flow.
+    NoSocket,
+    /// This machine has a connection for the flow, in any state but LISTEN.
+    Socket,
+    /// A listener accepts the segment's SYN cookie, which makes a connection of it.
+    SynCookie,
 }
 
-/// What a segment that may carry a SYN cookie says besides its flow: it has ACK, not SYN or RST.
-/// Numbers as they lie on the wire, in native words.
+/// The numbers of a segment that may return a SYN cookie: it has ACK set, SYN and RST clear. They are
+/// native words with the bytes as they lie on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ack {
     /// Sequence number.
     pub sequence: u32,
-    /// Acknowledgement number: the cookie.
+    /// Acknowledgement number: the cookie plus one.
     pub acknowledgement: u32,
 }
 
-/// What an address in the list of hops is.
+/// The role of an address in a hop list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hop {
-    /// This machine's own.
-    Own,
-    /// A fellow backend's, and the way there.
-    Peer(Peer),
-    /// Neither.
+    /// An address of this machine.
+    Local,
+    /// The address of a fellow backend, with its next hop.
+    Peer(PeerNextHop),
+    /// An address that is neither.
     Unknown,
 }
 
-/// What this machine knows.
+/// The machine that decides: its configuration, addresses and sockets.
 pub trait Host {
-    /// Whether packets that are not ours are sent on.
-    fn gives_second_chance(&self) -> bool;
-    /// Whether strangers' packets are left to the kernel, not dropped.
-    fn passes_strangers(&self) -> bool;
+    /// Whether packets of other backends' connections are forwarded to the next hop.
+    fn second_chance_enabled(&self) -> bool;
+    /// Whether tunnel packets from unknown senders are left to the kernel instead of dropped.
+    fn passes_unknown_senders(&self) -> bool;
     /// Whether the tunnel may end at this address.
-    fn is_own<A: Address>(&self, address: &A) -> bool;
-    /// Whether this machine may send into the tunnel: a director or a fellow backend.
+    fn is_local<A: Address>(&self, address: &A) -> bool;
+    /// Whether a machine may send into the tunnel: it is a director or a fellow backend.
     fn may_send<A: Address>(&self, source: &A) -> bool;
-    /// The number of the counters of this VIP; nothing if it is not an address that we serve.
+    /// The index of a VIP's counters; `None` if this machine does not serve the address.
     fn vip<A: Address>(&self, address: &A) -> Option<u32>;
-    /// Whose flow this is, by the kernel's sockets. `ack` is what may be a SYN cookie.
-    fn owner<A: Address>(&self, flow: &Flow<A>, ack: Option<Ack>) -> Owner;
-    /// What this address in the list of hops is.
-    fn hop<A: Address>(&self, address: &A) -> Hop;
+    /// Looks a flow up in the kernel's socket table. `ack` is set if the segment may return a SYN
+    /// cookie.
+    fn find_socket<A: Address>(&self, flow: &Flow<A>, ack: Option<Ack>) -> SocketMatch;
+    /// The role of an address in a hop list.
+    fn resolve_hop<A: Address>(&self, address: &A) -> Hop;
 }
 
-/// What becomes of a frame.
+/// What the program does with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Left to the kernel as it came, or dropped: the reason says which.
+    /// Leaves the frame unchanged. [`Reason::action`] tells whether the kernel gets it or it is dropped.
     Leave,
-    /// Stripped of its tunnel and handed to the kernel.
+    /// Decapsulates the packet and passes it to the kernel.
     Take,
-    /// Sent to the next hop.
+    /// Sends the packet to the next hop.
     Send,
 }
 
-/// The counters of packets that are for no VIP.
+/// The index of the counters for packets of no VIP.
 pub const NO_VIP: u32 = 0;
 
-/// What becomes of a frame, why, and whose it is. Flat, with every field always set: what is
-/// undefined on some ways through a BPF program is what the verifier stumbles over.
+/// The decision about a frame: the verdict, its reason, the VIP, and the edit that goes with it.
+///
+/// The struct is flat and every field is always set: the verifier rejects a program that copies a
+/// value which some paths leave undefined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// What becomes of the frame.
+    /// What the program does with the frame.
     pub verdict: Verdict,
     /// Why.
     pub reason: Reason,
-    /// The number of the VIP's counters, [`NO_VIP`] if the decision came before the VIP was known.
+    /// The index of the VIP's counters; [`NO_VIP`] if the decision came before the VIP was known.
     pub vip: u32,
-    /// How it is taken, if it is.
-    pub take: Take,
-    /// How it is sent, if it is.
+    /// The edit for [`Verdict::Take`].
+    pub decap: Decap,
+    /// The edit for [`Verdict::Send`].
     pub forward: Forward,
 }
 
 impl Decision {
     #[inline(always)]
     fn leave(reason: Reason, vip: u32) -> Self {
-        let (take, forward) = (Take::default(), Forward::default());
-        Self { verdict: Verdict::Leave, reason, vip, take, forward }
+        let (decap, forward) = (Decap::default(), Forward::default());
+        Self { verdict: Verdict::Leave, reason, vip, decap, forward }
     }
 
     #[inline(always)]
-    fn take(reason: Reason, vip: u32, take: Take) -> Self {
-        Self { verdict: Verdict::Take, take, ..Self::leave(reason, vip) }
+    fn take(reason: Reason, vip: u32, decap: Decap) -> Self {
+        Self { verdict: Verdict::Take, decap, ..Self::leave(reason, vip) }
     }
 
     #[inline(always)]
@@ -124,23 +140,31 @@ impl Decision {
     }
 }
 
-/// Decides about a frame whose VLAN tags, if it had any, have been left out: see [`tags`].
+/// What becomes of a tunnel packet that every check has accepted.
+enum Accepted {
+    /// This machine decapsulates it.
+    Take(Reason, Decap),
+    /// The next hop gets it.
+    Send(Reason, Forward),
+}
+
+/// Decides about a frame. VLAN tags, if it had any, have been skipped: see [`tags`].
 #[inline(always)]
 pub fn decide<F: Nested, H: Host>(frame: &F, host: &H) -> Decision {
     let mut vip = NO_VIP;
-    match try_decide(frame, host, &mut vip) {
-        Ok((reason, Ok(take))) => Decision::take(reason, vip, take),
-        Ok((reason, Err(forward))) => Decision::send(reason, vip, forward),
+    match accept(frame, host, &mut vip) {
+        Ok(Accepted::Take(reason, decap)) => Decision::take(reason, vip, decap),
+        Ok(Accepted::Send(reason, forward)) => Decision::send(reason, vip, forward),
         Err(reason) => Decision::leave(reason, vip),
     }
 }
 
-/// Bytes of a VLAN tag.
+/// Length of a VLAN tag in bytes.
 pub const TAG: usize = 4;
 
-/// How many VLAN tags (802.1Q, 802.1ad; two at most) stand between the MAC addresses and the
-/// EtherType. What follows the first `TAG` × this many bytes looks like a frame without tags, but
-/// for the MAC addresses.
+/// Counts the VLAN tags (802.1Q, 802.1ad; two at most) between the MAC addresses and the EtherType.
+/// The rest of the frame from `TAG` times this number on looks like a frame without tags, but for
+/// the MAC addresses.
 #[inline(always)]
 pub fn tags<F: Nested>(frame: &F) -> usize {
     let is_tag = |offset| frame.read::<[u8; 2]>(offset).is_some_and(ethernet::is_tag);
@@ -151,46 +175,48 @@ pub fn tags<F: Nested>(frame: &F) -> usize {
     }
 }
 
+/// Checks the outer headers, then the inner ones, and chooses between taking and sending. Sets `vip`
+/// as soon as the packet's VIP is known.
+///
+/// # Errors
+/// The reason why the frame is left unchanged.
 #[inline(always)]
-fn try_decide<F: Nested, H: Host>(
-    frame: &F,
-    host: &H,
-    vip: &mut u32,
-) -> Result<(Reason, Result<Take, Forward>), Reason> {
+fn accept<F: Nested, H: Host>(frame: &F, host: &H, vip: &mut u32) -> Result<Accepted, Reason> {
     let Some(ethernet) = frame.read::<EthernetHeader>(0) else { return Err(Reason::NotTunnel) };
     let tunnel = match ethernet.ethertype {
-        ethernet::IPV4 => decap::open_v4(frame, host)?,
-        ethernet::IPV6 => decap::open_v6(frame, host)?,
+        ethernet::IPV4 => tunnel::open_v4(frame, host)?,
+        ethernet::IPV6 => tunnel::open_v6(frame, host)?,
         _ => return Err(Reason::NotTunnel),
     };
-    let answer = match tunnel.inner_protocol {
-        protocol::IPV4 => inner_packet::ask_v4(host, &tunnel, vip)?,
-        protocol::IPV6 => inner_packet::ask_v6(host, &tunnel, vip)?,
+    let ownership = match tunnel.inner_protocol {
+        protocol::IPV4 => inner_packet::classify_v4(host, &tunnel, vip)?,
+        protocol::IPV6 => inner_packet::classify_v6(host, &tunnel, vip)?,
         _ => return Err(Reason::BadInnerProtocol),
     };
-    let reason = match answer {
-        Answer::Take(reason) => reason,
-        Answer::NotOurs(_) if tunnel.next_hop >= tunnel.hop_count => Reason::TakenLastHop,
-        Answer::NotOurs(_) if !host.gives_second_chance() => Reason::TakenNoSecondChance,
-        Answer::NotOurs(reason) => {
-            let forwarded = if ethernet.ethertype == ethernet::IPV4 {
+    let reason = match ownership {
+        Ownership::Here(reason) => reason,
+        Ownership::Elsewhere(_) if tunnel.next_hop >= tunnel.hop_count => Reason::TakenLastHop,
+        Ownership::Elsewhere(_) if !host.second_chance_enabled() => Reason::TakenNoSecondChance,
+        Ownership::Elsewhere(reason) => {
+            let forward = if ethernet.ethertype == ethernet::IPV4 {
                 forward::<F, H, V4>(frame, host, tunnel.next_hop, tunnel.hop_count)?
             } else {
                 forward::<F, H, V6>(frame, host, tunnel.next_hop, tunnel.hop_count)?
             };
-            match forwarded {
-                Some(forward) => return Ok((reason, Err(forward))),
+            match forward {
+                Some(forward) => return Ok(Accepted::Send(reason, forward)),
                 None => Reason::TakenOwnHop,
             }
         }
     };
-    Ok((reason, Ok(rewrite::take(&tunnel)?)))
+    Ok(Accepted::Take(reason, rewrite::decap(&tunnel)?))
 }
 
-/// The way on, or nothing if only this machine is left. It may be listed twice in a row: as the last
-/// hop of a row, and as the first of the row of before that follows it while a hash changes.
+/// The edit that sends a packet to the next hop, or `None` if only this machine is left. This machine
+/// may be listed twice in a row: as the last hop of a row, and as the first hop of the alternative row
+/// that follows.
 #[inline(always)]
-fn forward<F: Nested, H: Host, A: Outer>(
+fn forward<F: Nested, H: Host, A: OuterFamily>(
     frame: &F,
     host: &H,
     next_hop: u8,
@@ -202,10 +228,10 @@ fn forward<F: Nested, H: Host, A: Outer>(
     }
 }
 
-/// The way on to the hop that stands `skipped` places beyond the next one, or nothing if that is this
-/// machine.
+/// The edit that sends a packet to the hop `skipped` entries after the next one, or `None` if that is
+/// this machine.
 #[inline(always)]
-fn forward_to<F: Nested, H: Host, A: Outer>(
+fn forward_to<F: Nested, H: Host, A: OuterFamily>(
     frame: &F,
     host: &H,
     next_hop: u8,
@@ -216,8 +242,8 @@ fn forward_to<F: Nested, H: Host, A: Outer>(
     let Some(hop) = frame.rest(offset).and_then(|rest| A::read(&rest)) else {
         return Err(Reason::OuterMalformed);
     };
-    let peer = match host.hop(&hop) {
-        Hop::Own => return Ok(None),
+    let peer = match host.resolve_hop(&hop) {
+        Hop::Local => return Ok(None),
         Hop::Unknown => return Err(Reason::UnknownPeer),
         Hop::Peer(peer) if peer.interface == 0 => return Err(Reason::PeerUnresolved),
         Hop::Peer(peer) => peer,

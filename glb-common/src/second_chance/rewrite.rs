@@ -2,12 +2,11 @@
 
 use super::{
     Reason,
-    decap::{Outer as _, Tunnel},
-    layout::Peer,
+    abi::PeerNextHop,
+    tunnel::{OuterRewrite, TunnelPacket},
 };
 use crate::{
     checksum::replace,
-    hash::{V4, V6},
     packet_access::{Frame, FrameMut, put_at},
     parse::IP_OFFSET,
     wire::{ethernet, ipv4::Ipv4Header, protocol},
@@ -16,7 +15,7 @@ use crate::{
 /// How a packet is taken: [`Self::strip`] bytes are cut out behind the Ethernet header, whose
 /// EtherType becomes [`Self::ethertype`], then [`Self::mark`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Take {
+pub struct Decap {
     /// Bytes from the Ethernet header to the inner packet.
     pub strip: usize,
     /// EtherType of the inner packet, as it lies on the wire, in a little-endian word.
@@ -47,7 +46,7 @@ impl EcnMark {
     }
 }
 
-impl Take {
+impl Decap {
     /// Writes the ECN mark, if there is one, into a frame whose tunnel has been cut out.
     #[inline(always)]
     #[must_use]
@@ -62,18 +61,18 @@ impl Take {
 
 /// How a packet is taken that is to be.
 #[inline(always)]
-pub(super) fn take<R: Frame>(tunnel: &Tunnel<R>) -> Result<Take, Reason> {
+pub(super) fn decap<R: Frame>(tunnel: &TunnelPacket<R>) -> Result<Decap, Reason> {
     let strip = tunnel.inner_offset - IP_OFFSET;
     let ethertype =
         if tunnel.inner_protocol == protocol::IPV4 { ethernet::IPV4 } else { ethernet::IPV6 };
     let ethertype = u16::from_le_bytes(ethertype).into();
     // Most tunnels' packets carry no mark at all: nothing of the inner header is read then.
     let ecn = if tunnel.ecn & 1 == 0 { EcnMark::default() } else { ecn_mark(tunnel)? };
-    Ok(Take { strip, ethertype, ecn })
+    Ok(Decap { strip, ethertype, ecn })
 }
 
 #[inline(always)]
-fn ecn_mark<R: Frame>(tunnel: &Tunnel<R>) -> Result<EcnMark, Reason> {
+fn ecn_mark<R: Frame>(tunnel: &TunnelPacket<R>) -> Result<EcnMark, Reason> {
     if tunnel.inner_protocol == protocol::IPV4 {
         let Some(ip) = tunnel.inner.read::<Ipv4Header>(0) else {
             return Err(Reason::InnerMalformed);
@@ -108,56 +107,17 @@ const fn merged(outer: u8, inner: u8) -> Result<Option<u8>, Reason> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Forward {
     /// The way to the next hop.
-    pub peer: Peer,
+    pub peer: PeerNextHop,
     /// The outer headers' new fields.
-    pub outer: Readdressed,
-}
-
-/// The fields of the outer headers that change on the way to the next hop. Numbers, not bytes, as
-/// they lie on the wire in little-endian words: what the compiler cannot keep in registers must lie
-/// aligned on a BPF program's stack.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Readdressed {
-    /// 1 over IPv6, 0 over IPv4.
-    pub is_v6: u32,
-    /// IPv6: the old destination, which is the source now, then the hop. IPv4: both in the first
-    /// word.
-    pub addresses: [u64; 4],
-    /// IPv4's header checksum.
-    pub checksum: u32,
-    /// UDP checksum.
-    pub udp_checksum: u32,
-    /// Index of the hop after this.
-    pub next_hop: u32,
+    pub outer: OuterRewrite,
 }
 
 impl Forward {
-    /// Rewrites all of a frame's headers but Ethernet's; says whether everything lay inside.
+    /// Rewrites the outer IP, UDP and GUE headers; `false` if they do not lie inside the frame.
     #[inline(always)]
     #[must_use]
     pub fn write_outer<F: FrameMut + ?Sized>(&self, frame: &mut F) -> bool {
-        /// Of the checksum, from the GUE header back.
-        const UDP_CHECKSUM: usize = 2;
-        /// Of the index in the GUE header.
-        const NEXT_HOP: usize = 6;
-        let Readdressed { is_v6, addresses: [a, b, c, d], .. } = self.outer;
-        let Readdressed { checksum, udp_checksum, next_hop, .. } = self.outer;
-        if is_v6 != 0 {
-            let Some(head) = frame.window_mut::<{ V6::HOPS_OFFSET }>() else { return false };
-            put_at(head, IP_OFFSET + 8, a.to_le());
-            put_at(head, IP_OFFSET + 16, b.to_le());
-            put_at(head, IP_OFFSET + 24, c.to_le());
-            put_at(head, IP_OFFSET + 32, d.to_le());
-            put_at(head, V6::GUE_OFFSET - UDP_CHECKSUM, (udp_checksum as u16).to_le());
-            put_at(head, V6::GUE_OFFSET + NEXT_HOP, next_hop as u8);
-        } else {
-            let Some(head) = frame.window_mut::<{ V4::HOPS_OFFSET }>() else { return false };
-            put_at(head, IP_OFFSET + 10, (checksum as u16).to_le());
-            put_at(head, IP_OFFSET + 12, a.to_le());
-            put_at(head, V4::GUE_OFFSET - UDP_CHECKSUM, (udp_checksum as u16).to_le());
-            put_at(head, V4::GUE_OFFSET + NEXT_HOP, next_hop as u8);
-        }
-        true
+        self.outer.write(frame)
     }
 
     /// Writes the Ethernet header's two addresses.

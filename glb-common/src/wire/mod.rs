@@ -14,7 +14,10 @@ macro_rules! header {
     ($(#[$meta:meta])* $name:ident, $size:literal { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$meta])*
         #[repr(C)]
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq,
+            zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::Unaligned,
+        )]
         pub struct $name { $($(#[$field_meta])* pub $field: $type,)* }
 
         impl $name {
@@ -23,9 +26,6 @@ macro_rules! header {
         }
 
         const _: () = assert!(core::mem::size_of::<$name>() == $size && core::mem::align_of::<$name>() == 1);
-
-        // SAFETY: only byte arrays inside, without padding (the size is asserted above).
-        unsafe impl crate::packet_access::Wire for $name {}
     };
 }
 pub(crate) use header;

@@ -11,12 +11,11 @@ use std::{
 };
 
 use glb_common::{
-    hash::Address,
-    parse::Flow,
+    flow::{Address, Flow},
     reason::{Action, RedirectReason as Reason},
     second_chance::{
-        Ack, Decision, Hop, Host, NO_VIP, Owner, TAG, Verdict, decide, fast_path, layout::Peer,
-        tags,
+        Ack, Decision, Hop, Host, NO_VIP, SocketMatch, TAG, Verdict, abi::PeerNextHop, decide,
+        fast_path, tags,
     },
 };
 
@@ -24,7 +23,7 @@ use glb_common::{
 #[derive(Clone, Debug, Default)]
 pub struct FakeHost {
     pub no_second_chance: bool,
-    pub passes_strangers: bool,
+    pub passes_unknown_senders: bool,
     pub own: HashSet<IpAddr>,
     /// Address and prefix length.
     pub senders: Vec<(IpAddr, u8)>,
@@ -33,7 +32,7 @@ pub struct FakeHost {
     pub flows: HashSet<(SocketAddr, SocketAddr)>,
     /// Flows whose ACK carries a valid cookie.
     pub cookies: HashSet<(SocketAddr, SocketAddr)>,
-    pub peers: HashMap<IpAddr, Peer>,
+    pub peers: HashMap<IpAddr, PeerNextHop>,
 }
 
 /// The address that glb-common knows by its words.
@@ -63,15 +62,15 @@ fn covers((network, bits): (IpAddr, u8), address: IpAddr) -> bool {
 }
 
 impl Host for FakeHost {
-    fn gives_second_chance(&self) -> bool {
+    fn second_chance_enabled(&self) -> bool {
         !self.no_second_chance
     }
 
-    fn passes_strangers(&self) -> bool {
-        self.passes_strangers
+    fn passes_unknown_senders(&self) -> bool {
+        self.passes_unknown_senders
     }
 
-    fn is_own<A: Address>(&self, address: &A) -> bool {
+    fn is_local<A: Address>(&self, address: &A) -> bool {
         self.own.contains(&ip_of(address))
     }
 
@@ -85,24 +84,24 @@ impl Host for FakeHost {
         self.vips.contains(&ip_of(address)).then_some(NO_VIP)
     }
 
-    fn owner<A: Address>(&self, flow: &Flow<A>, ack: Option<Ack>) -> Owner {
+    fn find_socket<A: Address>(&self, flow: &Flow<A>, ack: Option<Ack>) -> SocketMatch {
         let key = (
             SocketAddr::new(ip_of(&flow.source), flow.source_port),
             SocketAddr::new(ip_of(&flow.destination), flow.destination_port),
         );
         if self.flows.contains(&key) {
-            Owner::Here
+            SocketMatch::Socket
         } else if ack.is_some() && self.cookies.contains(&key) {
-            Owner::Cookie
+            SocketMatch::SynCookie
         } else {
-            Owner::Nobody
+            SocketMatch::NoSocket
         }
     }
 
-    fn hop<A: Address>(&self, address: &A) -> Hop {
+    fn resolve_hop<A: Address>(&self, address: &A) -> Hop {
         let address = ip_of(address);
         match self.peers.get(&address) {
-            _ if self.own.contains(&address) => Hop::Own,
+            _ if self.own.contains(&address) => Hop::Local,
             Some(peer) => Hop::Peer(*peer),
             None => Hop::Unknown,
         }
@@ -110,8 +109,8 @@ impl Host for FakeHost {
 }
 
 /// A peer whose MAC tells which one it is.
-pub fn peer(last: u8) -> Peer {
-    Peer::new(peer_mac(last), OWN_MAC, 7)
+pub fn peer(last: u8) -> PeerNextHop {
+    PeerNextHop::new(peer_mac(last), OWN_MAC, 7)
 }
 
 /// The MAC of [`peer`].
@@ -143,7 +142,7 @@ pub fn run(host: &FakeHost, received: &[u8]) -> Outcome {
     let mut rest = received.to_vec();
     rest.drain(..tag_bytes.min(received.len()));
     let decision = decide(&&rest[..], host);
-    let Decision { verdict, reason, take, forward, .. } = decision;
+    let Decision { verdict, reason, decap, forward, .. } = decision;
     // The quick decision is the same, or none.
     if let Some(quick) = fast_path::decide(&received, host, &fast_path::AsDecision) {
         assert_eq!(quick, decision, "the quick decision, of {received:02x?}");
@@ -151,9 +150,9 @@ pub fn run(host: &FakeHost, received: &[u8]) -> Outcome {
     match verdict {
         Verdict::Leave => {}
         Verdict::Take => {
-            rest.drain(14..14 + take.strip);
-            rest[12..14].copy_from_slice(&take.ethertype.to_le_bytes()[..2]);
-            assert!(take.mark(&mut rest[..]), "the mark lies outside the frame");
+            rest.drain(14..14 + decap.strip);
+            rest[12..14].copy_from_slice(&decap.ethertype.to_le_bytes()[..2]);
+            assert!(decap.mark(&mut rest[..]), "the mark lies outside the frame");
         }
         Verdict::Send => {
             assert!(forward.write_outer(&mut rest[..]), "an edit lies outside the frame");
@@ -181,9 +180,9 @@ pub fn backend() -> FakeHost {
     let peers = [
         (IpAddr::V4(Ipv4Addr::new(10, 0, 2, 22)), peer(22)),
         (IpAddr::V4(Ipv4Addr::new(10, 0, 2, 23)), peer(23)),
-        (IpAddr::V4(Ipv4Addr::new(10, 0, 2, 24)), Peer::default()),
+        (IpAddr::V4(Ipv4Addr::new(10, 0, 2, 24)), PeerNextHop::default()),
         (ip("fd00:2::22"), peer(122)),
-        (ip("fd00:2::24"), Peer::default()),
+        (ip("fd00:2::24"), PeerNextHop::default()),
     ];
     FakeHost {
         own: [ip("10.0.2.21"), ip("fd00:2::21")].into(),

@@ -1,4 +1,4 @@
-//! The configured binds, told apart: one address with one port goes into a perfect hash, the rest
+//! The configured binds, told apart: one address with one port goes into a placed hash, the rest
 //! into prefixes with ranges of ports.
 
 use std::{
@@ -8,17 +8,19 @@ use std::{
 
 use glb_common::{
     abi::{BindSlot, NO_ROWS, Segment},
-    hash::{Address as _, HashFields, V4, V6},
-    vip_lookup::{NO_TABLE, bucket, hash, segment_key, slot, tail},
+    flow::{Address as _, V4, V6},
+    hash::HashFields,
+    vip_lookup::{NO_TABLE, hash, port_key, segment_key},
     wire::protocol,
 };
+use glb_host::perfect_hash::PerfectHash;
 use glb_table::{Bind, TableSet};
 use ipnet::IpNet;
 
 /// The binds of a table set.
 #[derive(Debug, Default)]
 pub(super) struct Binds {
-    /// Address words and tail, with the table.
+    /// Address words and port_key, with the table.
     pub(super) exact: Vec<BindSlot>,
     /// Prefixes with one range each: binds of prefixes and ranges, and for every bound address what
     /// has no port: echo requests and fragments, under port 0.
@@ -39,10 +41,10 @@ pub(super) fn collect(tables: &TableSet, forward_echo: bool) -> Binds {
     for (table, bind) in each_bind(tables) {
         let (first, last) = (*bind.ports.start(), *bind.ports.end());
         if is_one_address(bind.prefix) && first == last {
-            let (address, tail) = exact_key(bind.prefix.addr(), bind.proto.number(), first);
+            let (address, port_key) = exact_key(bind.prefix.addr(), bind.proto.number(), first);
             binds.exact.push(BindSlot {
                 address,
-                tail,
+                port_key,
                 table,
                 plain_rows: NO_ROWS,
                 ..BindSlot::default()
@@ -112,74 +114,17 @@ fn fragments(tables: &TableSet) -> Vec<(IpNet, u8, u32)> {
 fn exact_key(address: IpAddr, protocol: u8, port: u16) -> ([u64; 2], u32) {
     match address {
         IpAddr::V4(address) => {
-            (V4::new(address.octets()).words(), tail(V4::FAMILY, protocol, port))
+            (V4::new(address.octets()).words(), port_key(V4::FAMILY, protocol, port))
         }
         IpAddr::V6(address) => {
-            (V6::new(address.octets()).words(), tail(V6::FAMILY, protocol, port))
+            (V6::new(address.octets()).words(), port_key(V6::FAMILY, protocol, port))
         }
     }
 }
 
-/// A perfect hash of binds, as [`glb_common::vip_lookup::find`] reads it.
-#[derive(Debug)]
-pub(super) struct PerfectHash {
-    pub(super) seed: u64,
-    pub(super) displacements: Vec<u32>,
-    pub(super) slots: Vec<BindSlot>,
-}
-
-/// Finds displacements under which no two binds share a slot. Half of the slots stay empty, so that
-/// the search is short.
-pub(super) fn perfect_hash(binds: &[BindSlot]) -> PerfectHash {
-    let slots = (binds.len() * 2).next_power_of_two();
-    // Some 4 binds to a displacement.
-    let buckets = (binds.len() / 4).next_power_of_two();
-    (0u64..)
-        .find_map(|seed| try_seed(seed, binds, buckets, slots))
-        // 2^64 seeds do not all fail; an empty table is the answer to the impossible.
-        .unwrap_or(PerfectHash {
-            seed: 0,
-            displacements: vec![0],
-            slots: vec![BindSlot::default()],
-        })
-}
-
-fn try_seed(seed: u64, binds: &[BindSlot], buckets: usize, slots: usize) -> Option<PerfectHash> {
-    const TRIES: u32 = 1 << 16;
-    let (displacement_mask, bind_mask) = (buckets as u32 - 1, slots as u32 - 1);
-    let mut by_bucket: Vec<Vec<(u64, &BindSlot)>> = vec![Vec::new(); buckets];
-    for bind in binds {
-        let hash = hash(seed, bind.address, bind.tail);
-        by_bucket[bucket(hash, displacement_mask) as usize].push((hash, bind));
-    }
-    // The fullest first, while there is most room.
-    let mut order: Vec<usize> = (0..buckets).collect();
-    order.sort_by_key(|index| std::cmp::Reverse(by_bucket[*index].len()));
-    let mut displacements = vec![0; buckets];
-    let mut table = vec![BindSlot::default(); slots];
-    for index in order {
-        let members = &by_bucket[index];
-        if members.is_empty() {
-            break;
-        }
-        let (displacement, places) = (0..TRIES).find_map(|displacement| {
-            let mut places: Vec<usize> = Vec::with_capacity(members.len());
-            for (hash, _) in members {
-                // Odd numbers only: the lowest bit is set anyway.
-                let place = slot(*hash, displacement << 1, bind_mask) as usize;
-                if table[place].tail != 0 || places.contains(&place) {
-                    return None;
-                }
-                places.push(place);
-            }
-            Some((displacement << 1, places))
-        })?;
-        displacements[index] = displacement;
-        for ((_, bind), place) in members.iter().zip(places) {
-            table[place] = **bind;
-        }
-    }
-    Some(PerfectHash { seed, displacements, slots: table })
+/// Places binds under which [`glb_common::vip_lookup::find`] finds them.
+pub(super) fn place(binds: &[BindSlot]) -> PerfectHash {
+    PerfectHash::build(binds, |seed, bind| hash(seed, bind.address, bind.port_key))
 }
 
 #[cfg(test)]
@@ -188,19 +133,25 @@ mod tests {
 
     use super::*;
 
-    fn find(perfect: &PerfectHash, address: [u64; 2], tail: u32) -> Option<u32> {
-        let hash = hash(perfect.seed, address, tail);
-        let displacement =
-            perfect.displacements[bucket(hash, perfect.displacements.len() as u32 - 1) as usize];
-        let found =
-            perfect.slots[slot(hash, displacement, perfect.slots.len() as u32 - 1) as usize];
-        (found.address == address && found.tail == tail).then_some(found.table)
+    /// Binds as the program finds them.
+    struct Placed(PerfectHash, Vec<BindSlot>);
+
+    impl Placed {
+        fn new(binds: &[BindSlot]) -> Self {
+            let placed = place(binds);
+            let slots = placed.arrange(binds.iter().copied());
+            Self(placed, slots)
+        }
+
+        fn find(&self, address: [u64; 2], port_key: u32) -> Option<u32> {
+            let found = self.1[self.0.slot_of(hash(self.0.seed, address, port_key))];
+            (found.address == address && found.port_key == port_key).then_some(found.table)
+        }
     }
 
     #[test]
     fn no_binds_at_all_is_an_answer_too() {
-        let perfect = perfect_hash(&[]);
-        assert_eq!(find(&perfect, [0, 1], tail(4, 6, 80)), None);
+        assert_eq!(Placed::new(&[]).find([0, 1], port_key(4, 6, 80)), None);
     }
 
     #[test]
@@ -208,14 +159,14 @@ mod tests {
         let binds: Vec<BindSlot> = (0..10_000u32)
             .map(|i| BindSlot {
                 address: V4::new((0x0a00_0000 + i / 4).to_be_bytes()).words(),
-                tail: tail(4, 6, 80 + (i % 4) as u16),
+                port_key: port_key(4, 6, 80 + (i % 4) as u16),
                 table: i,
                 ..BindSlot::default()
             })
             .collect();
-        let perfect = perfect_hash(&binds);
+        let placed = Placed::new(&binds);
         for bind in &binds {
-            assert_eq!(find(&perfect, bind.address, bind.tail), Some(bind.table));
+            assert_eq!(placed.find(bind.address, bind.port_key), Some(bind.table));
         }
     }
 
@@ -273,19 +224,19 @@ mod tests {
             let binds: Vec<BindSlot> = keys
                 .iter()
                 .enumerate()
-                .map(|(table, (address, tail))| BindSlot {
+                .map(|(table, (address, port_key))| BindSlot {
                     address: *address,
-                    tail: *tail,
+                    port_key: *port_key,
                     table: table as u32,
                     ..BindSlot::default()
                 })
                 .collect();
-            let perfect = perfect_hash(&binds);
+            let placed = Placed::new(&binds);
             for bind in &binds {
-                prop_assert_eq!(find(&perfect, bind.address, bind.tail), Some(bind.table));
+                prop_assert_eq!(placed.find(bind.address, bind.port_key), Some(bind.table));
             }
             if !keys.contains(&other) {
-                prop_assert_eq!(find(&perfect, other.0, other.1), None);
+                prop_assert_eq!(placed.find(other.0, other.1), None);
             }
         }
     }

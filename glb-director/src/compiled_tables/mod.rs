@@ -12,13 +12,14 @@ use std::{
 
 use glb_common::{
     abi::{
-        Backend, BindSlot, Config, Ipv6Way, KEEP_TAGS, NO_HOP, NO_ROWS, PrefixEntry, ROWS, Row,
-        Segment, TableInfo, TableRows,
+        Backend, BindSlot, Config, Ipv6Endpoints, KEEP_TAGS, NO_HOP, NO_ROWS, PrefixEntry, ROWS,
+        Row, Segment, TableInfo, TableRows,
     },
-    forwarding::View,
-    hash::{Address as _, HashFields, V4},
+    flow::{Address as _, V4},
+    hash::HashFields,
     parse::MAX_TAGS,
     siphash::SipHash24,
+    tables::Tables,
     wire::ethernet,
 };
 use glb_host::next_hop::{NextHop, Snapshot};
@@ -50,7 +51,7 @@ pub struct Image {
     /// The backends of all tables.
     pub backends: Vec<Backend>,
     /// What IPv6 backends have beside, by the same index; empty if there are none.
-    pub ipv6_ways: Vec<Ipv6Way>,
+    pub ipv6_ways: Vec<Ipv6Endpoints>,
     /// Who the backends are.
     pub owners: Vec<Owner>,
 }
@@ -153,7 +154,7 @@ impl Image {
             return Err(ImageError::TooManyBackends { count: image.backends.len() });
         }
         if image.owners.iter().any(|owner| owner.address.is_ipv6()) {
-            image.ipv6_ways = vec![Ipv6Way::default(); image.backends.len()];
+            image.ipv6_ways = vec![Ipv6Endpoints::default(); image.backends.len()];
         }
         image.resolve(next_hops, options);
         image.add_binds(tables, options);
@@ -198,7 +199,7 @@ impl Image {
             has_more: u8::from(has_alternative || more_rows != NO_ROWS),
             // A table's backends are all of one family.
             is_v6: u8::from(table.backends.iter().any(|backend| backend.address.is_ipv6())),
-            side: 0,
+            bank: 0,
             padding: [0; 4],
         });
     }
@@ -227,9 +228,9 @@ impl Image {
 
     fn add_binds(&mut self, tables: &TableSet, options: &Options) {
         let binds = binds::collect(tables, options.forward_echo);
-        let exact = binds::perfect_hash(&binds.exact);
+        let exact = binds::place(&binds.exact);
+        self.binds = exact.arrange(binds.exact.iter().copied());
         self.displacements = exact.displacements;
-        self.binds = exact.slots;
         let flat = prefixes::flatten(&binds.ranges);
         self.config = Config {
             bind_seed: exact.seed,
@@ -244,7 +245,7 @@ impl Image {
         };
         // With tags to write, no packet is a plain one.
         if matches!(self.config.tags, KEEP_TAGS | 0) {
-            for slot in self.binds.iter_mut().filter(|slot| slot.tail != 0) {
+            for slot in self.binds.iter_mut().filter(|slot| slot.port_key != 0) {
                 make_plain(slot, &self.tables[slot.table as usize]);
             }
         }
@@ -301,7 +302,7 @@ fn make_plain(slot: &mut BindSlot, table: &TableInfo) {
     let is_plain =
         table.has_more == 0 && table.is_v6 == 0 && table.hash_fields == HashFields::SRC_ADDR.bits();
     slot.plain_rows = if is_plain { table.rows } else { NO_ROWS };
-    slot.half = SipHash24::half(table.key);
+    slot.first_round = SipHash24::first_round(table.key);
 }
 
 /// Two hops of every row, from hop `first` on.
@@ -315,7 +316,7 @@ fn element(rows: &Rows, base: usize, first: usize) -> Arc<TableRows> {
     pairs.try_into().unwrap_or_else(|_| Arc::new([Row { first: NO_HOP, second: NO_HOP }; ROWS]))
 }
 
-impl View for Image {
+impl Tables for Image {
     fn config<T: Copy>(&self, field: impl Fn(&Config) -> &T) -> T {
         *field(&self.config)
     }
@@ -357,11 +358,11 @@ impl View for Image {
         self.rows.get(index as usize).map(|rows| &**rows)
     }
 
-    fn backend(&self, index: u16, _side: u32) -> Option<&Backend> {
+    fn backend(&self, index: u16, _bank: u32) -> Option<&Backend> {
         self.backends.get(usize::from(index))
     }
 
-    fn ipv6_way(&self, index: u16, _side: u32) -> Option<&Ipv6Way> {
+    fn ipv6_endpoints(&self, index: u16, _bank: u32) -> Option<&Ipv6Endpoints> {
         self.ipv6_ways.get(usize::from(index))
     }
 }

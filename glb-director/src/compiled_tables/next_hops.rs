@@ -3,9 +3,9 @@
 use std::{collections::HashMap, net::IpAddr};
 
 use glb_common::{
-    abi::{Backend, Ipv6Way},
-    encap::Way,
-    hash::{Address as _, V6},
+    abi::{Backend, Ipv6Endpoints},
+    encap::EgressLink,
+    flow::{Address as _, V6},
 };
 use glb_host::next_hop::{NextHop, Snapshot};
 
@@ -32,7 +32,7 @@ impl Image {
     /// Enters one way. Without a source address no packet can be sent: the entry then stays as it is.
     pub(super) fn enter(&mut self, index: usize, hop: &NextHop, options: &Options) {
         let fits = |mtu: u32| mtu.try_into().unwrap_or(u16::MAX);
-        let way = Way {
+        let way = EgressLink {
             next_hop_mac: hop.mac,
             own_mac: hop.own_mac,
             interface: hop.interface,
@@ -58,7 +58,7 @@ impl Image {
                 });
                 if let (Some(source), Some(beside)) = (source, self.ipv6_ways.get_mut(index)) {
                     self.backends[index] = way.to_v6(counter_slot);
-                    *beside = Ipv6Way {
+                    *beside = Ipv6Endpoints {
                         source: V6::new(source.octets()).words(),
                         address: V6::new(address.octets()).words(),
                     };
@@ -91,7 +91,7 @@ impl Image {
     }
 
     /// Takes over the way that a predecessor knew to a backend, from its map's entry.
-    pub fn inherit_entry(&mut self, index: usize, found: Backend, beside: Option<Ipv6Way>) {
+    pub fn inherit_entry(&mut self, index: usize, found: Backend, beside: Option<Ipv6Endpoints>) {
         let Some(backend) = self.backends.get_mut(index) else { return };
         if backend.is_resolved()
             || !found.is_resolved()

@@ -1,6 +1,6 @@
 //! Somebody watches: the build that shows its decisions stands before the generation in force.
 
-use glb_common::trace::Settings;
+use glb_common::trace::TraceSettings;
 use glb_host::{
     control::{Call, Refusal},
     generations,
@@ -20,7 +20,7 @@ use crate::{
 /// Who watches, what he wants to see, and the program that shows it.
 pub(super) struct Watcher {
     pub(super) session: Session,
-    settings: Settings,
+    settings: TraceSettings,
     /// Nothing while another generation is being brought into force.
     lens: Option<Lens>,
 }
@@ -49,7 +49,7 @@ impl Director<'_> {
         self.look_on();
     }
 
-    fn settings(&self, session: &Session) -> Result<Settings, Refusal> {
+    fn settings(&self, session: &Session) -> Result<TraceSettings, Refusal> {
         let slot = match &session.request.filter.table {
             None => None,
             Some(name) => {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use aya::maps::{MapData, MapError, MapType};
-use glb_common::abi::{BindSlot, Plain, TableInfo};
+use glb_common::abi::{BindSlot, MapValue, TableInfo};
 use glb_host::{bpffs::PinFolder, generations, mmap_array::MappedArray};
 
 use super::{
@@ -39,9 +39,9 @@ impl Generation {
             Err(error) => return Err(not_adopted(&folder, error)),
         };
         same(&folder, "DISPLACEMENTS", &image.displacements)?;
-        let binds = same_but(&folder, "BINDS", &image.binds, |slot| BindSlot { side: 0, ..slot })?;
+        let binds = same_but(&folder, "BINDS", &image.binds, |slot| BindSlot { bank: 0, ..slot })?;
         same(&folder, "SEGMENTS", &image.segments)?;
-        let of = |table| TableInfo { side: 0, ..table };
+        let of = |table| TableInfo { bank: 0, ..table };
         let tables = same_but(&folder, "TABLES", &image.tables, of)?;
         let (path, rows) = open_pinned(&folder, "ROWS", image.rows.len())?;
         for (index, expected) in image.rows.iter().enumerate() {
@@ -50,7 +50,7 @@ impl Generation {
             }
         }
         let (path, backends) = open_pinned(&folder, "BACKENDS", 2 * image.backends.len())?;
-        let (_, beside) = open_pinned(&folder, "IPV6_WAYS", 2 * image.ipv6_ways.len())?;
+        let (_, beside) = open_pinned(&folder, "IPV6_ENDPOINTS", 2 * image.ipv6_ways.len())?;
         let error = |error: io::Error| not_adopted(&path, error);
         let mut ways = Ways::new(binds, tables, backends, beside);
         ways.take_over(&image).map_err(error)?;
@@ -76,14 +76,18 @@ fn not_adopted(path: &Path, why: impl std::fmt::Display) -> NotAdopted {
 }
 
 /// The pinned array, if it holds these values.
-fn same<T: Plain>(folder: &Path, name: &str, values: &[T]) -> Result<MappedArray<T>, NotAdopted> {
+fn same<T: MapValue>(
+    folder: &Path,
+    name: &str,
+    values: &[T],
+) -> Result<MappedArray<T>, NotAdopted> {
     let (path, array) = open_pinned(folder, name, values.len())?;
     let is_same = values.iter().enumerate().all(|(index, value)| array.holds(index, value));
     if is_same { Ok(array) } else { Err(not_adopted(&path, "it holds something else")) }
 }
 
 /// The pinned array, if it holds these values but for what `plain` takes away.
-fn same_but<T: Plain + PartialEq>(
+fn same_but<T: MapValue + PartialEq>(
     folder: &Path,
     name: &str,
     values: &[T],
@@ -99,7 +103,7 @@ fn same_but<T: Plain + PartialEq>(
 }
 
 /// The pinned array, if it has the form that this release gives it.
-fn open_pinned<T: Plain>(
+fn open_pinned<T: MapValue>(
     folder: &Path,
     name: &str,
     entries: usize,

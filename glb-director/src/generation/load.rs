@@ -12,11 +12,11 @@ use aya::{
 };
 use glb_common::{
     abi::{
-        BACKEND_SLOTS, Backend, BindSlot, Config, Counter, NO_HOP, Plain, PrefixEntry,
-        ReasonCounters, Room, TABLE_SLOTS, TableRows,
+        ArrayBounds, BACKEND_SLOTS, Backend, BindSlot, Config, Counter, IntoBytes as _, MapValue,
+        NO_HOP, PrefixEntry, ReasonCounters, TABLE_SLOTS, TableRows,
     },
     map_value::array as number,
-    trace::Settings,
+    trace::TraceSettings,
 };
 use glb_host::{
     bpf_loader::{LoadError, check_counter_layout, new_loader},
@@ -35,10 +35,10 @@ use crate::{compiled_tables::Image, counters};
 pub(super) const PROGRAM: &str = "glb_director";
 
 /// The parts of the general program, in the order of the program array that it calls them from.
-const PARTS: [&str; 3] = ["general", "steer_packet", "answer"];
+const PARTS: [&str; 3] = ["general", "forward_packet", "answer"];
 
 /// What makes a generation's tables.
-const MAPS: [&str; 5] = ["PREFIXES_V4", "PREFIXES_V6", "SEGMENTS", "TABLES", "IPV6_WAYS"];
+const MAPS: [&str; 5] = ["PREFIXES_V4", "PREFIXES_V6", "SEGMENTS", "TABLES", "IPV6_ENDPOINTS"];
 
 /// And what of that is addressed without a look-up: name, number, bytes of an element.
 pub(super) const DIRECT: [(&str, u8, usize); 4] = [
@@ -68,7 +68,7 @@ impl Shape {
             image.prefixes_v6.len(),
             image.segments.len(),
             image.tables.len(),
-            // Two entries of each: see `TableInfo::side`.
+            // Two entries of each: see `TableInfo::bank`.
             2 * image.ipv6_ways.len(),
             image.displacements.len(),
             image.binds.len(),
@@ -86,10 +86,10 @@ impl Shape {
     }
 
     /// How much there is of what the program's own checks bound.
-    pub(super) fn bounds(&self) -> Room {
+    pub(super) fn bounds(&self) -> ArrayBounds {
         // `NO_HOP` is no backend's index, however much room there is.
         let backends = self.room("BACKENDS").min(2 * usize::from(NO_HOP));
-        Room { rows: self.room("ROWS") as u32, backends: backends as u32 }
+        ArrayBounds { rows: self.room("ROWS") as u32, backends: backends as u32 }
     }
 
     /// The same, of the program that shows its decisions.
@@ -194,7 +194,7 @@ impl Shell {
             .collect::<Result<Vec<_>, _>>()?;
         let mut ebpf = loader
             .override_global("CONFIG", shape.config.as_bytes(), true)
-            .override_global("ROOM", shape.bounds().as_bytes(), true)
+            .override_global("BOUNDS", shape.bounds().as_bytes(), true)
             .load(&map_relocation::relocate(&failpoints::object(object), &arrays)?)
             .map_err(LoadError::from)?;
         load_programs(&mut ebpf)?;
@@ -220,7 +220,7 @@ impl Shell {
         fill_prefixes(&mut ebpf, &image)?;
         let tables = fill(mapped(&ebpf, &shape, "TABLES")?, "TABLES", &image.tables)?;
         let backends = direct(&arrays, &shape, "BACKENDS")?;
-        let beside = mapped(&ebpf, &shape, "IPV6_WAYS")?;
+        let beside = mapped(&ebpf, &shape, "IPV6_ENDPOINTS")?;
         let ways = Ways::new(binds, tables, backends, beside);
         ways.enter(&image).map_err(|error| LoadError::map("fill", "BACKENDS", error))?;
         let objects = Objects::Loaded(Box::new(ebpf), arrays);
@@ -313,7 +313,7 @@ impl Generation {
     ///
     /// # Errors
     /// When it is not such a program.
-    pub fn show(&mut self, settings: &Settings) -> Result<(), LoadError> {
+    pub fn show(&mut self, settings: &TraceSettings) -> Result<(), LoadError> {
         match &mut self.objects {
             Objects::Loaded(ebpf, _) => trace::configure(ebpf, settings),
             // What is adopted is what forwards, which never shows any.
@@ -407,7 +407,7 @@ pub(super) fn program_mut<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut 
         .map_err(|error| LoadError::from(EbpfError::ProgramError(error)))
 }
 
-fn fill<T: Plain>(
+fn fill<T: MapValue>(
     array: MappedArray<T>,
     name: &str,
     values: &[T],
@@ -416,14 +416,18 @@ fn fill<T: Plain>(
     Ok(array)
 }
 
-fn mapped<T: Plain>(ebpf: &Ebpf, shape: &Shape, name: &str) -> Result<MappedArray<T>, LoadError> {
+fn mapped<T: MapValue>(
+    ebpf: &Ebpf,
+    shape: &Shape,
+    name: &str,
+) -> Result<MappedArray<T>, LoadError> {
     let map = ebpf.map(name).ok_or_else(|| LoadError::missing(name))?;
     let Map::Array(data) = map else { return Err(LoadError::missing(name)) };
     MappedArray::new(data.fd(), shape.room(name))
         .map_err(|error| LoadError::map("map into memory", name, error))
 }
 
-fn direct<T: Plain>(
+fn direct<T: MapValue>(
     arrays: &[DirectArray],
     shape: &Shape,
     name: &str,

@@ -1,15 +1,15 @@
 //! The ways to the backends, changed under a running program.
 //!
 //! An entry is several words, and no program may read half of an old one and half of a new one. So
-//! each backend has two, side by side, and every bind and every table says which [side] is in force.
-//! New ways are entered on the other side; then the binds and tables are told, each by one store. At
+//! each backend has two, bank by bank, and every bind and every table says which [bank] is in force.
+//! New ways are entered on the other bank; then the binds and tables are told, each by one store. At
 //! rest both sides are equal.
 //!
-//! [side]: glb_common::abi::TableInfo::side
+//! [bank]: glb_common::abi::TableInfo::bank
 
 use std::io;
 
-use glb_common::abi::{Backend, BindSlot, Ipv6Way, TableInfo};
+use glb_common::abi::{Backend, BindSlot, Ipv6Endpoints, TableInfo};
 use glb_host::mmap_array::{MappedArray, wait_for_readers};
 
 use crate::compiled_tables::Image;
@@ -20,8 +20,8 @@ pub(super) struct Ways {
     binds: MappedArray<BindSlot>,
     tables: MappedArray<TableInfo>,
     backends: MappedArray<Backend>,
-    beside: MappedArray<Ipv6Way>,
-    side: u32,
+    beside: MappedArray<Ipv6Endpoints>,
+    bank: u32,
 }
 
 impl Ways {
@@ -29,15 +29,15 @@ impl Ways {
         binds: MappedArray<BindSlot>,
         tables: MappedArray<TableInfo>,
         backends: MappedArray<Backend>,
-        beside: MappedArray<Ipv6Way>,
+        beside: MappedArray<Ipv6Endpoints>,
     ) -> Self {
-        Self { binds, tables, backends, beside, side: 0 }
+        Self { binds, tables, backends, beside, bank: 0 }
     }
 
     /// Enters tables and ways into maps that no packet is decided by.
     pub(super) fn enter(&self, image: &Image) -> io::Result<()> {
         for (index, table) in image.tables.iter().enumerate() {
-            self.tables.update(index, &TableInfo { side: self.side, ..*table })?;
+            self.tables.update(index, &TableInfo { bank: self.bank, ..*table })?;
         }
         for index in 0..image.backends.len() {
             self.write(image, index, 0)?;
@@ -51,7 +51,7 @@ impl Ways {
         if backends.is_empty() {
             return Ok(());
         }
-        let (old, new) = (self.side, 1 - self.side);
+        let (old, new) = (self.bank, 1 - self.bank);
         for index in backends {
             self.write(image, *index, new)?;
         }
@@ -63,9 +63,9 @@ impl Ways {
     }
 
     /// The state that a predecessor left, who may have been killed in the middle of a change. Each
-    /// side that a bind or table names is whole then. Puts one into force and makes the other equal.
+    /// bank that a bind or table names is whole then. Puts one into force and makes the other equal.
     pub(super) fn take_over(&mut self, image: &Image) -> io::Result<()> {
-        let first = if image.tables.is_empty() { 0 } else { self.tables.get(0)?.side & 1 };
+        let first = if image.tables.is_empty() { 0 } else { self.tables.get(0)?.bank & 1 };
         self.switch(image, first)?;
         for index in 0..image.backends.len() {
             self.backends
@@ -79,37 +79,37 @@ impl Ways {
 
     /// What is in force for a backend.
     pub(super) fn get(&self, index: usize) -> io::Result<Backend> {
-        self.backends.get(place(index, self.side))
+        self.backends.get(place(index, self.bank))
     }
 
     /// What is in force beside it.
-    pub(super) fn beside(&self, index: usize) -> io::Result<Ipv6Way> {
-        self.beside.get(place(index, self.side))
+    pub(super) fn beside(&self, index: usize) -> io::Result<Ipv6Endpoints> {
+        self.beside.get(place(index, self.bank))
     }
 
-    fn write(&self, image: &Image, index: usize, side: u32) -> io::Result<()> {
+    fn write(&self, image: &Image, index: usize, bank: u32) -> io::Result<()> {
         let backend = image.backends.get(index).ok_or(io::ErrorKind::NotFound)?;
         if let Some(beside) = image.ipv6_ways.get(index) {
-            self.beside.update(place(index, side), beside)?;
+            self.beside.update(place(index, bank), beside)?;
         }
-        self.backends.update(place(index, side), backend)
+        self.backends.update(place(index, bank), backend)
     }
 
-    /// Puts a side into force, and waits until no packet is decided by the other.
-    fn switch(&mut self, image: &Image, side: u32) -> io::Result<()> {
+    /// Puts a bank into force, and waits until no packet is decided by the other.
+    fn switch(&mut self, image: &Image, bank: u32) -> io::Result<()> {
         for index in 0..image.binds.len() {
-            self.binds.update(index, &BindSlot { side, ..self.binds.get(index)? })?;
+            self.binds.update(index, &BindSlot { bank, ..self.binds.get(index)? })?;
         }
         for index in 0..image.tables.len() {
-            self.tables.update(index, &TableInfo { side, ..self.tables.get(index)? })?;
+            self.tables.update(index, &TableInfo { bank, ..self.tables.get(index)? })?;
         }
-        self.side = side;
+        self.bank = bank;
         wait_for_readers();
         Ok(())
     }
 }
 
 /// Where the entry of a backend stands.
-const fn place(index: usize, side: u32) -> usize {
-    2 * index + side as usize
+const fn place(index: usize, bank: u32) -> usize {
+    2 * index + bank as usize
 }

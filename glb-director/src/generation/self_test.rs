@@ -133,10 +133,10 @@ fn hex(bytes: &[u8]) -> String {
 /// Packets to the image's binds from several clients. All belong to a table, and so none is counted
 /// where an operator looks.
 fn packets(image: &Image) -> Vec<Vec<u8>> {
-    let used: Vec<&BindSlot> = image.binds.iter().filter(|slot| slot.tail != 0).collect();
+    let used: Vec<&BindSlot> = image.binds.iter().filter(|slot| slot.port_key != 0).collect();
     let step = used.len().div_ceil(BINDS).max(1);
     let exact = used.iter().step_by(step).map(|slot| {
-        let (protocol, port) = ((slot.tail >> 8) as u8, vip_lookup::port(slot.tail));
+        let (protocol, port) = ((slot.port_key >> 8) as u8, vip_lookup::port(slot.port_key));
         (address_of(slot), protocol, port)
     });
     let prefixes = image
@@ -189,7 +189,7 @@ fn lengthened(packet: &[u8]) -> Vec<u8> {
 
 fn address_of(slot: &BindSlot) -> IpAddr {
     let [high, low] = slot.address;
-    if slot.tail as u8 == 4 {
+    if slot.port_key as u8 == 4 {
         IpAddr::from((low as u32).to_le_bytes())
     } else {
         let mut bytes = [0; 16];

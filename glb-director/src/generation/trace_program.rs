@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use aya::{Ebpf, programs::Xdp};
-use glb_common::{abi::Plain as _, trace::Settings};
+use glb_common::{abi::IntoBytes as _, trace::TraceSettings};
 use glb_host::{
     bpf_loader::{LoadError, new_loader},
     bpffs::{PinFolder, PinFolderError},
@@ -51,7 +51,7 @@ impl Lens {
     pub fn load(
         generation: &Generation,
         pins: &PinFolder,
-        settings: &Settings,
+        settings: &TraceSettings,
     ) -> Result<Self, LensError> {
         // On a copy with maps and counters of its own.
         let shape = Shape::of(&generation.image).showing();
@@ -65,7 +65,7 @@ impl Lens {
         let constants = generation.image.config;
         loader
             .override_global("CONFIG", constants.as_bytes(), true)
-            .override_global("ROOM", bounds.as_bytes(), true)
+            .override_global("BOUNDS", bounds.as_bytes(), true)
             .map_max_entries(trace::EVENTS, trace::EVENTS_BYTES)
             .map_pin_path("TABLE_COUNTERS", pins.join(counters::pins::TABLES))
             .map_pin_path("BACKEND_COUNTERS", pins.join(counters::pins::BACKENDS));

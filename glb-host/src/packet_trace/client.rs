@@ -14,7 +14,7 @@ use std::{
 };
 
 use clap::Args;
-use glb_common::trace::{MAX_SNAP, Tally};
+use glb_common::trace::{MAX_SNAP, TraceTotals};
 use serde::Serialize;
 
 use super::{
@@ -216,7 +216,7 @@ fn watch(
     };
     print_note(&format!("watching generation {}; Ctrl-C ends it", showing.generation));
     let mut left = args.count.unwrap_or(u64::MAX);
-    let mut sum = Tally::default();
+    let mut sum = TraceTotals::default();
     loop {
         failpoints::point("showing")
             .map_err(|source| TraceError::Io { action: "a test", source })?;
@@ -337,7 +337,7 @@ fn stop_at_signals() -> Result<Arc<AtomicBool>, TraceError> {
     Ok(stop)
 }
 
-fn add(sum: &mut Tally, events: &EventReader) {
+fn add(sum: &mut TraceTotals, events: &EventReader) {
     // It says how much was left out; without it, nothing is said.
     let Ok(tally) = events.tally() else { return };
     sum.wanted += tally.wanted;
@@ -347,13 +347,13 @@ fn add(sum: &mut Tally, events: &EventReader) {
     sum.buffer_full += tally.buffer_full;
 }
 
-fn say_tally(sum: &Tally, events: &EventReader) {
+fn say_tally(sum: &TraceTotals, events: &EventReader) {
     let mut sum = *sum;
     add(&mut sum, events);
     say_sum(&sum);
 }
 
-fn say_sum(sum: &Tally) {
+fn say_sum(sum: &TraceTotals) {
     let mut left_out = Vec::new();
     for (count, why) in [
         (sum.not_in_sample, "not in the sample"),

@@ -4,8 +4,8 @@
 use std::net::IpAddr;
 
 use glb_common::{
-    hash::{Address as _, V4, V6},
-    trace::{ANY, Filter, Network},
+    flow::{Address as _, V4, V6},
+    trace::{ANY, DecisionFilter, NetworkMatch},
     wire::protocol,
 };
 use ipnet::IpNet;
@@ -110,8 +110,12 @@ impl TraceFilter {
     ///
     /// # Errors
     /// When a reason is none of `reasons`, or there is too much of something.
-    pub fn compile(&self, reasons: &[ReasonName], slot: Option<u32>) -> Result<Filter, String> {
-        let mut filter = Filter { slot: slot.unwrap_or(ANY), ..Filter::default() };
+    pub fn compile(
+        &self,
+        reasons: &[ReasonName],
+        slot: Option<u32>,
+    ) -> Result<DecisionFilter, String> {
+        let mut filter = DecisionFilter { slot: slot.unwrap_or(ANY), ..DecisionFilter::default() };
         if self.networks.len() > PLACES || self.ports.len() > PLACES {
             return Err(format!("at most {PLACES} addresses and {PLACES} ports can be asked for"));
         }
@@ -139,7 +143,7 @@ fn network(text: &str) -> Option<IpNet> {
     text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
 }
 
-fn compared(wanted: &IpNet) -> Network {
+fn compared(wanted: &IpNet) -> NetworkMatch {
     let (family, address, mask) = match wanted {
         IpNet::V4(net) => {
             let words = |ip: std::net::Ipv4Addr| V4::new(ip.octets()).words();
@@ -150,7 +154,7 @@ fn compared(wanted: &IpNet) -> Network {
             (6, words(net.network()), words(net.netmask()))
         }
     };
-    Network { address, mask, family }
+    NetworkMatch { address, mask, family }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use glb_common::{
-    flow_dissector::{self, Ends},
+    flow_dissector::{self, FlowKeys},
     wire::protocol,
 };
 use serde::Serialize;
@@ -28,8 +28,8 @@ pub struct FiveTuple {
     pub destination_port: Option<u16>,
 }
 
-impl From<&Ends> for FiveTuple {
-    fn from(ends: &Ends) -> Self {
+impl From<&FlowKeys> for FiveTuple {
+    fn from(ends: &FlowKeys) -> Self {
         let port = |port| ends.has_ports.then_some(port);
         Self {
             protocol: protocol_name(ends.protocol),

@@ -15,8 +15,8 @@ use aya::{
     maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf},
 };
 use glb_common::{
-    abi::Plain,
-    trace::{Event, MAX_SNAP, Settings, Tally},
+    abi::{IntoBytes as _, MapValue as _},
+    trace::{MAX_SNAP, TraceEvent, TraceSettings, TraceTotals},
 };
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -64,10 +64,20 @@ impl Request {
     ///
     /// # Errors
     /// When something is asked for that cannot be.
-    pub fn settings(&self, reasons: &[ReasonName], slot: Option<u32>) -> Result<Settings, Refusal> {
+    pub fn settings(
+        &self,
+        reasons: &[ReasonName],
+        slot: Option<u32>,
+    ) -> Result<TraceSettings, Refusal> {
         let filter = self.filter.compile(reasons, slot).map_err(Refusal::failed)?;
         let Self { sample, per_second, snap, .. } = *self;
-        Ok(Settings { filter, sample, per_second, snap: snap.min(MAX_SNAP as u32), padding: 0 })
+        Ok(TraceSettings {
+            filter,
+            sample,
+            per_second,
+            snap: snap.min(MAX_SNAP as u32),
+            padding: 0,
+        })
     }
 }
 
@@ -172,11 +182,11 @@ pub async fn over(session: Option<&Session>) -> TraceEnd {
 ///
 /// # Errors
 /// When it is not such a program.
-pub fn configure(ebpf: &mut Ebpf, settings: &Settings) -> Result<(), LoadError> {
+pub fn configure(ebpf: &mut Ebpf, settings: &TraceSettings) -> Result<(), LoadError> {
     let map = ebpf.map_mut(SETTINGS).ok_or_else(|| LoadError::missing(SETTINGS))?;
-    let mut value = [0u8; size_of::<Settings>()];
+    let mut value = [0u8; size_of::<TraceSettings>()];
     value.copy_from_slice(settings.as_bytes());
-    Array::<_, [u8; size_of::<Settings>()]>::try_from(map)
+    Array::<_, [u8; size_of::<TraceSettings>()]>::try_from(map)
         .and_then(|mut array| array.set(0, value, 0))
         .map_err(|error| LoadError::map("fill", SETTINGS, error))
 }
@@ -185,7 +195,7 @@ pub fn configure(ebpf: &mut Ebpf, settings: &Settings) -> Result<(), LoadError> 
 #[derive(Clone, Debug)]
 pub struct TraceRecord {
     /// What was decided.
-    pub event: Event,
+    pub event: TraceEvent,
     /// When, since 1970.
     pub time: Duration,
     /// The frame as it came, or its beginning.
@@ -197,8 +207,8 @@ pub struct TraceRecord {
 impl TraceRecord {
     /// Reads a record.
     fn parse(record: &[u8], since_1970: Duration) -> Option<Self> {
-        let (head, rest) = record.split_at_checked(size_of::<Event>())?;
-        let event = Event::from_bytes(head)?;
+        let (head, rest) = record.split_at_checked(size_of::<TraceEvent>())?;
+        let event = TraceEvent::from_bytes(head)?;
         let (before, rest) = rest.split_at_checked(event.before as usize)?;
         let after = rest.get(..event.after as usize)?;
         Some(Self {
@@ -256,8 +266,8 @@ impl EventReader {
     ///
     /// # Errors
     /// When the kernel says no.
-    pub fn tally(&self) -> Result<Tally, MapError> {
-        let mut sum = Tally::default();
+    pub fn tally(&self) -> Result<TraceTotals, MapError> {
+        let mut sum = TraceTotals::default();
         for [wanted, shown, not_in_sample, over_rate, buffer_full] in self.tally.get(&0, 0)?.iter()
         {
             sum.wanted += wanted;
@@ -290,7 +300,7 @@ mod tests {
 
     #[test]
     fn records_are_read_and_lies_are_not() {
-        let event = Event { time: 5, before: 3, after: 2, ..Event::default() };
+        let event = TraceEvent { time: 5, before: 3, after: 2, ..TraceEvent::default() };
         let mut record = event.as_bytes().to_vec();
         record.extend([1, 2, 3, 4, 5]);
         let shown = TraceRecord::parse(&record, Duration::from_secs(1)).unwrap();

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
-use glb_common::{second_chance::layout::Peer, trace::Settings as TraceSettings};
+use glb_common::{second_chance::abi::PeerNextHop, trace::TraceSettings};
 use glb_host::{
     bpffs::PinFolder,
     generations,
@@ -140,14 +140,14 @@ pub(super) fn enter(generation: &mut Generation, image: &Image, snapshot: &Snaps
     for address in &image.peers {
         let peer = match snapshot.get(address) {
             Some(Ok(NextHop { interface, own_mac, mac, .. })) => match vlans.get(interface) {
-                None => Peer::new(*mac, *own_mac, *interface),
+                None => PeerNextHop::new(*mac, *own_mac, *interface),
                 Some(Vlan { below: Some(below), tag }) => {
-                    Peer { tag: *tag, ..Peer::new(*mac, *own_mac, *below) }
+                    PeerNextHop { tag: *tag, ..PeerNextHop::new(*mac, *own_mac, *below) }
                 }
                 // Two tags: no way that could be entered.
-                Some(Vlan { below: None, .. }) => Peer::default(),
+                Some(Vlan { below: None, .. }) => PeerNextHop::default(),
             },
-            Some(Err(_)) | None => Peer::default(),
+            Some(Err(_)) | None => PeerNextHop::default(),
         };
         match generation.enter_peer(*address, peer) {
             Ok(false) => {}

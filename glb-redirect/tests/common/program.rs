@@ -72,7 +72,7 @@ impl Program {
             metrics: None,
             addresses: None,
             second_chance: !host.no_second_chance,
-            strangers: if host.passes_strangers { Strangers::Pass } else { Strangers::Drop },
+            strangers: if host.passes_unknown_senders { Strangers::Pass } else { Strangers::Drop },
             vips_on_lo: false,
             mss: None,
             control: glb_host::control::RawControlConfig::default()

@@ -1,10 +1,10 @@
 //! The outer headers: is this a packet of the tunnel, for us, from one who may send it?
 
-use super::{Host, Reason, rewrite::Readdressed};
+use super::{Host, Reason};
 use crate::{
     checksum::fold_wide,
-    hash::{Address, V4, V6},
-    packet_access::{Frame, Nested, u16_at, u32_at, u64_at},
+    flow::{Address, V4, V6},
+    packet_access::{Frame, FrameMut, Nested, put_at, u16_at, u32_at, u64_at},
     parse::IP_OFFSET,
     wire::{
         gue::{self, GueHeader},
@@ -17,7 +17,7 @@ use crate::{
 
 /// A packet of the tunnel whose outer headers hold.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Tunnel<R> {
+pub(super) struct TunnelPacket<R> {
     /// The inner packet and what follows it.
     pub(super) inner: R,
     /// Where the inner packet starts in the frame.
@@ -36,7 +36,7 @@ pub(super) struct Tunnel<R> {
 }
 
 /// An address family that the tunnel can have outside.
-pub(super) trait Outer: Address {
+pub(super) trait OuterFamily: Address {
     /// GUE private type of a list of such hops.
     const PRIVATE_TYPE: u16;
     /// Length of the outer IP header.
@@ -53,10 +53,11 @@ pub(super) trait Outer: Address {
 
     /// The outer headers' fields after the packet was readdressed to `hop`, which stands `skipped`
     /// places (0 or 1) beyond the next one in the list.
-    fn readdress<F: Frame>(frame: &F, next_hop: u8, skipped: u8, hop: Self) -> Option<Readdressed>;
+    fn readdress<F: Frame>(frame: &F, next_hop: u8, skipped: u8, hop: Self)
+    -> Option<OuterRewrite>;
 }
 
-impl Outer for V4 {
+impl OuterFamily for V4 {
     const PRIVATE_TYPE: u16 = 0;
     const HEADER_LEN: usize = Ipv4Header::LEN;
     const HOP_LEN: usize = 4;
@@ -67,14 +68,19 @@ impl Outer for V4 {
     }
 
     #[inline(always)]
-    fn readdress<F: Frame>(frame: &F, next_hop: u8, skipped: u8, hop: Self) -> Option<Readdressed> {
+    fn readdress<F: Frame>(
+        frame: &F,
+        next_hop: u8,
+        skipped: u8,
+        hop: Self,
+    ) -> Option<OuterRewrite> {
         let further = u32::from(skipped) + 1;
         let head = frame.window::<{ Self::HOPS_OFFSET }>()?;
         let (source, destination) = (u32_at(head, IP_OFFSET + 12), u32_at(head, IP_OFFSET + 16));
         let [_, hop] = hop.words();
         // The old destination becomes the source: only the old source leaves the sum.
         let change = hop + u64::from(!source);
-        Some(Readdressed {
+        Some(OuterRewrite {
             checksum: add(u16_at(head, IP_OFFSET + 10), change).into(),
             addresses: [u64::from(destination) | hop << 32, 0, 0, 0],
             udp_checksum: add_udp(u16_at(head, Self::GUE_OFFSET - 2), change, further).into(),
@@ -84,7 +90,7 @@ impl Outer for V4 {
     }
 }
 
-impl Outer for V6 {
+impl OuterFamily for V6 {
     const PRIVATE_TYPE: u16 = 1;
     const HEADER_LEN: usize = Ipv6Header::LEN;
     const HOP_LEN: usize = 16;
@@ -95,14 +101,19 @@ impl Outer for V6 {
     }
 
     #[inline(always)]
-    fn readdress<F: Frame>(frame: &F, next_hop: u8, skipped: u8, hop: Self) -> Option<Readdressed> {
+    fn readdress<F: Frame>(
+        frame: &F,
+        next_hop: u8,
+        skipped: u8,
+        hop: Self,
+    ) -> Option<OuterRewrite> {
         let further = u32::from(skipped) + 1;
         let head = frame.window::<{ Self::HOPS_OFFSET }>()?;
         let source = [u64_at(head, IP_OFFSET + 8), u64_at(head, IP_OFFSET + 16)];
         let destination = [u64_at(head, IP_OFFSET + 24), u64_at(head, IP_OFFSET + 32)];
         let hop = hop.words();
         let change = sum(hop) + sum([!source[0], !source[1]]);
-        Some(Readdressed {
+        Some(OuterRewrite {
             addresses: [destination[0], destination[1], hop[0], hop[1]],
             udp_checksum: add_udp(u16_at(head, Self::GUE_OFFSET - 2), change, further).into(),
             next_hop: u32::from(next_hop) + further,
@@ -149,7 +160,7 @@ fn add_udp(checksum: u16, change: u64, further: u32) -> u16 {
 pub(super) fn open_v4<'f, F: Nested, H: Host>(
     frame: &'f F,
     host: &H,
-) -> Result<Tunnel<F::Rest<'f>>, Reason> {
+) -> Result<TunnelPacket<F::Rest<'f>>, Reason> {
     let Some(ip) = frame.read::<Ipv4Header>(IP_OFFSET) else { return Err(Reason::NotTunnel) };
     // Neither directors nor backends send options, so those packets are left to the kernel.
     if ip.protocol != protocol::UDP || ip.version_ihl != 0x45 || ip.is_later_fragment() {
@@ -168,7 +179,7 @@ pub(super) fn open_v4<'f, F: Nested, H: Host>(
 pub(super) fn open_v6<'f, F: Nested, H: Host>(
     frame: &'f F,
     host: &H,
-) -> Result<Tunnel<F::Rest<'f>>, Reason> {
+) -> Result<TunnelPacket<F::Rest<'f>>, Reason> {
     let Some(ip) = frame.read::<Ipv6Header>(IP_OFFSET) else { return Err(Reason::NotTunnel) };
     if ip.next_header != protocol::UDP || ip.version() != 6 {
         return Err(Reason::NotTunnel);
@@ -179,7 +190,7 @@ pub(super) fn open_v6<'f, F: Nested, H: Host>(
 }
 
 #[inline(always)]
-fn tunnel_udp<F: Frame, A: Outer>(frame: &F) -> Result<UdpHeader, Reason> {
+fn tunnel_udp<F: Frame, A: OuterFamily>(frame: &F) -> Result<UdpHeader, Reason> {
     match frame.read::<UdpHeader>(A::GUE_OFFSET - UdpHeader::LEN) {
         Some(udp) if udp.destination_port == gue::PORT.to_be_bytes() => Ok(udp),
         _ => Err(Reason::NotTunnel),
@@ -189,26 +200,26 @@ fn tunnel_udp<F: Frame, A: Outer>(frame: &F) -> Result<UdpHeader, Reason> {
 #[inline(always)]
 fn admit<H: Host, A: Address>(host: &H, source: &A, destination: &A) -> Result<(), Reason> {
     // A frame that was flooded to a promiscuous interface is somebody else's to answer.
-    if !host.is_own(destination) {
-        return Err(Reason::NotForUs);
+    if !host.is_local(destination) {
+        return Err(Reason::WrongDestination);
     }
     if !host.may_send(source) {
-        return Err(if host.passes_strangers() {
-            Reason::StrangerPassed
+        return Err(if host.passes_unknown_senders() {
+            Reason::UnknownSenderPassed
         } else {
-            Reason::Stranger
+            Reason::UnknownSender
         });
     }
     Ok(())
 }
 
 #[inline(always)]
-fn open_gue<F: Nested, A: Outer>(
+fn open_gue<F: Nested, A: OuterFamily>(
     frame: &F,
     udp: UdpHeader,
     total: usize,
     ecn: u8,
-) -> Result<Tunnel<F::Rest<'_>>, Reason> {
+) -> Result<TunnelPacket<F::Rest<'_>>, Reason> {
     let end = IP_OFFSET + total;
     if end < A::GUE_OFFSET + GueHeader::LEN
         || u16::from_be_bytes(udp.length) as usize != total - A::HEADER_LEN
@@ -240,7 +251,7 @@ fn open_gue<F: Nested, A: Outer>(
     let inner_offset = A::GUE_OFFSET + 4 + 4 * hlen;
     let Some(room) = end.checked_sub(inner_offset) else { return Err(Reason::OuterMalformed) };
     let Some(inner) = frame.rest(inner_offset) else { return Err(Reason::OuterMalformed) };
-    Ok(Tunnel {
+    Ok(TunnelPacket {
         inner,
         inner_offset,
         room,
@@ -249,4 +260,52 @@ fn open_gue<F: Nested, A: Outer>(
         next_hop: gue.next_hop,
         hop_count: gue.hop_count,
     })
+}
+
+/// The fields of the outer headers that change on the way to the next hop. Numbers, not bytes, as
+/// they lie on the wire in little-endian words: what the compiler cannot keep in registers must lie
+/// aligned on a BPF program's stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OuterRewrite {
+    /// 1 over IPv6, 0 over IPv4.
+    pub is_v6: u32,
+    /// IPv6: the old destination, which is the source now, then the hop. IPv4: both in the first
+    /// word.
+    pub addresses: [u64; 4],
+    /// IPv4's header checksum.
+    pub checksum: u32,
+    /// UDP checksum.
+    pub udp_checksum: u32,
+    /// Index of the hop after this.
+    pub next_hop: u32,
+}
+
+impl OuterRewrite {
+    /// Rewrites the outer IP, UDP and GUE headers; `false` if they do not lie inside the frame.
+    #[inline(always)]
+    #[must_use]
+    pub fn write<F: FrameMut + ?Sized>(&self, frame: &mut F) -> bool {
+        /// Distance from the UDP checksum to the GUE header.
+        const UDP_CHECKSUM: usize = 2;
+        /// Offset of the next hop's index in the GUE header.
+        const NEXT_HOP: usize = 6;
+        let OuterRewrite { is_v6, addresses: [a, b, c, d], .. } = *self;
+        let OuterRewrite { checksum, udp_checksum, next_hop, .. } = *self;
+        if is_v6 != 0 {
+            let Some(head) = frame.window_mut::<{ V6::HOPS_OFFSET }>() else { return false };
+            put_at(head, IP_OFFSET + 8, a.to_le());
+            put_at(head, IP_OFFSET + 16, b.to_le());
+            put_at(head, IP_OFFSET + 24, c.to_le());
+            put_at(head, IP_OFFSET + 32, d.to_le());
+            put_at(head, V6::GUE_OFFSET - UDP_CHECKSUM, (udp_checksum as u16).to_le());
+            put_at(head, V6::GUE_OFFSET + NEXT_HOP, next_hop as u8);
+        } else {
+            let Some(head) = frame.window_mut::<{ V4::HOPS_OFFSET }>() else { return false };
+            put_at(head, IP_OFFSET + 10, (checksum as u16).to_le());
+            put_at(head, IP_OFFSET + 12, a.to_le());
+            put_at(head, V4::GUE_OFFSET - UDP_CHECKSUM, (udp_checksum as u16).to_le());
+            put_at(head, V4::GUE_OFFSET + NEXT_HOP, next_hop as u8);
+        }
+        true
+    }
 }
