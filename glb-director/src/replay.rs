@@ -100,7 +100,7 @@ impl Replay {
 
     /// The slot and the reason whose counter has gone up by one since the last call.
     fn counted(&mut self, frame: &[u8]) -> Result<(usize, Reason), ReplayError> {
-        let odd = |error: &dyn std::fmt::Display| ReplayError::Odd(error.to_string());
+        let odd = |error: &dyn std::fmt::Display| ReplayError::Inconsistent(error.to_string());
         let [tables, backends] = self.generation.counters().map_err(|error| odd(&error))?;
         let tables: PerCpuArray<_, [[u64; 2]; MAX_REASONS]> =
             PerCpuArray::try_from(tables).map_err(|error| odd(&error))?;
@@ -127,7 +127,7 @@ impl Replay {
                 return Ok((slot, Reason::from_number(reason as u8)));
             }
         }
-        Err(ReplayError::Odd("the program counted a packet nowhere".into()))
+        Err(ReplayError::Inconsistent("the program counted a packet nowhere".into()))
     }
 
     /// Where a frame would have gone that was not sent although it belongs to a table, and what its
@@ -171,7 +171,7 @@ impl Replay {
 
 impl ReplayProgram for Replay {
     fn run(&mut self, frame: &[u8]) -> Result<ReplayOutcome, ReplayError> {
-        let odd = |error: LoadError| ReplayError::Odd(error.to_string());
+        let odd = |error: LoadError| ReplayError::Inconsistent(error.to_string());
         let program = self.generation.program().map_err(odd)?;
         let (verdict, out) = test_run(program, frame)?;
         let (slot, reason) = self.counted(frame)?;

@@ -52,7 +52,7 @@ impl Traced {
     }
 
     fn shown(&mut self) -> Vec<TraceRecord> {
-        std::iter::from_fn(|| self.events.next_shown()).collect()
+        std::iter::from_fn(|| self.events.next_record()).collect()
     }
 }
 

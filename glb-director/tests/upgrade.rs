@@ -218,7 +218,7 @@ fn native_mode_is_required_unless_generic_is_asked_for() {
         // What runs keeps its mode, and that is said.
         site.configure("interfaces = [\"br\"]");
         let mut daemon = site.start();
-        assert!(daemon.log().contains("in generic mode and not in native"), "{}", daemon.log());
+        assert!(daemon.log().contains("XDP mode differs"), "{}", daemon.log());
         assert!(matches!(attached("br").unwrap(), Some((Mode::Generic, _))));
         assert!(daemon.end(Signal::SIGTERM).success());
         assert!(site.run("detach", &[]).0);

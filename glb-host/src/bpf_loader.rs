@@ -1,5 +1,4 @@
-//! Why the kernel does not take a program, in words that an operator can act on, and the checks
-//! and fillings that loading needs.
+//! Loading BPF programs, and turning the kernel's refusals into errors that an operator can act on.
 
 use std::{
     io,
@@ -16,15 +15,16 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 
 use crate::bpffs::PinFolderError;
 
-/// Does `work` with signals put off on this thread until it is done. A signal that waits makes the
-/// verifier give up with EAGAIN; aya then loads again with a full log, which takes ten seconds and
-/// more where a load takes half of one.
+/// Runs `work` with all signals blocked on this thread.
+///
+/// A pending signal makes the verifier give up with EAGAIN; aya then loads the program again with a
+/// full log, which takes ten seconds instead of half a second.
 pub fn with_signals_blocked<T>(work: impl FnOnce() -> T) -> T {
-    /// Lets signals through again, also when the work panics.
+    /// Restores the signal mask, also after a panic.
     struct Masked(SigSet);
     impl Drop for Masked {
         fn drop(&mut self) {
-            // Of a mask that the kernel itself gave it can only say yes.
+            // Restoring a mask that the kernel returned cannot fail.
             self.0.thread_set_mask().ok();
         }
     }
@@ -33,11 +33,13 @@ pub fn with_signals_blocked<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// A loader without the kernel's types. aya reads them for each one, 23 MB, and no object here is to be
-/// fitted to them. The allocator learns from buffers of that size to keep as much, so it is told not to.
+/// Returns a loader that does not parse the kernel's BTF.
+///
+/// aya parses the kernel's BTF (23 MB) for each loader, and no object here needs it. glibc keeps as
+/// much memory as its largest freed buffer, so the threshold is fixed.
 #[must_use]
 pub fn new_loader<'a>() -> EbpfLoader<'a> {
-    /// What it starts with.
+    /// glibc's default threshold.
     const LARGE: libc::c_int = 128 << 10;
     // SAFETY: sets from which size on memory is the kernel's again once it is free.
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
@@ -49,7 +51,7 @@ pub fn new_loader<'a>() -> EbpfLoader<'a> {
 /// Why a generation could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// Not allowed to load.
+    /// The process lacks a capability.
     #[error(
         "not permitted to load BPF programs: {source}.\n  \
          Run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON."
@@ -58,53 +60,53 @@ pub enum LoadError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The verifier refused the program.
+    /// The verifier rejected the program.
     #[error(
-        "the kernel refuses the program: {source}\n{log}\n  \
-         Linux 5.18 or newer is needed, and this is {release}. If it is newer, this is a fault of \
-         the program: please report it with this message."
+        "the kernel rejects the program: {source}\n{log}\n  \
+         Linux 5.18 or newer is needed, and this is {release}. If it is newer, please report this \
+         message as a bug."
     )]
     Refused {
         /// The kernel's answer.
         source: io::Error,
-        /// The end of the verifier's log.
+        /// The last lines of the verifier's log.
         log: String,
-        /// Of the running kernel.
+        /// The running kernel's release.
         release: String,
     },
-    /// A map that outlives generations does not have the shape that this program expects.
+    /// A pinned map has another layout than this program expects.
     #[error(
         "{} was pinned by another version: {found}, but this one needs {needed}.\n  \
          `detach` removes it together with the counters it holds.",
         path.display()
     )]
     Layout {
-        /// The pin.
+        /// The map's pin.
         path: PathBuf,
-        /// What is there.
+        /// The pinned map's layout.
         found: String,
-        /// What is needed.
+        /// The expected layout.
         needed: String,
     },
-    /// Filling or pinning failed.
+    /// Filling or pinning a map failed.
     #[error("cannot {action} map {map}: {source}")]
     Map {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
-        /// On which map.
+        /// The map's name.
         map: String,
-        /// Why not.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The pin folder said no.
+    /// The pin folder cannot be used.
     #[error(transparent)]
     Folder(#[from] PinFolderError),
-    /// Anything else.
+    /// Any other error of the library.
     #[error("cannot load the program: {}", chain(.0))]
     Other(Box<EbpfError>),
 }
 
-/// An error with its causes: the library's own texts leave out the kernel's answer.
+/// Joins an error with its causes; aya's own messages leave out the kernel's answer.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -120,7 +122,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 impl LoadError {
-    /// A map that could not be worked with.
+    /// Returns the error for a failed action on a map.
     pub fn map(
         action: &'static str,
         map: &str,
@@ -129,7 +131,7 @@ impl LoadError {
         Self::Map { action, map: map.to_owned(), source: source.into() }
     }
 
-    /// Something that the object should hold and does not.
+    /// Returns the error for a map that the object lacks.
     #[must_use]
     pub fn missing(name: &str) -> Self {
         Self::map("find", name, io::Error::from(io::ErrorKind::NotFound))
@@ -137,7 +139,7 @@ impl LoadError {
 }
 
 impl From<EbpfError> for LoadError {
-    /// Tells apart what an operator can do something about.
+    /// Separates the errors that an operator can act on from the others.
     fn from(error: EbpfError) -> Self {
         let not_permitted = |source: &io::Error| {
             matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES))
@@ -150,8 +152,8 @@ impl From<EbpfError> for LoadError {
             ) => not_permitted(io_error),
             EbpfError::ProgramError(ProgramError::LoadError { io_error, verifier_log }) => {
                 let log = verifier_log.to_string();
-                // Without CAP_PERFMON the verifier says why in its log; without CAP_BPF it is
-                // silent.
+                // Without CAP_PERFMON the verifier explains itself in the log; without CAP_BPF the
+                // log is empty.
                 let silent = log.trim().is_empty();
                 if silent { not_permitted(io_error) } else { None }.or_else(|| {
                     let lines: Vec<&str> = log.lines().collect();
@@ -177,8 +179,9 @@ fn release() -> String {
         .map_or_else(|_| "an unknown kernel".to_owned(), |text| format!("Linux {}", text.trim()))
 }
 
-/// Checks that a per-CPU array that outlives generations, if it is pinned already, has the shape
-/// that this version needs: aya takes whatever is pinned under the right name.
+/// Checks that a pinned per-CPU array has the layout that this version needs.
+///
+/// aya uses any map that is pinned under the right name.
 ///
 /// # Errors
 /// [`LoadError::Layout`], or when the pin cannot be read.
@@ -188,8 +191,8 @@ pub fn check_counter_layout(path: &Path, value: usize, entries: u32) -> Result<(
     }
     let name = path.to_string_lossy();
     let data = MapData::from_pin(path).map_err(|error| LoadError::map("open", &name, error))?;
-    let info = data.info().map_err(|error| LoadError::map("look at", &name, error))?;
-    let kind = info.map_type().map_err(|error| LoadError::map("look at", &name, error))?;
+    let info = data.info().map_err(|error| LoadError::map("read", &name, error))?;
+    let kind = info.map_type().map_err(|error| LoadError::map("read", &name, error))?;
     let found = (kind, info.key_size(), info.value_size(), info.max_entries());
     let needed = (MapType::PerCpuArray, 4, value as u32, entries);
     if found == needed {

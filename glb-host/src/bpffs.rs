@@ -1,5 +1,8 @@
-//! The folder on a BPF file system in which a daemon pins its objects: it is what makes them
-//! outlive the daemon.
+//! The pin folder: a folder on a BPF file system in which a daemon pins its programs, maps and
+//! links.
+//!
+//! Pinned objects outlive the daemon, so that packets are forwarded while it is stopped or
+//! restarts.
 
 use std::{
     fs, io,
@@ -19,77 +22,77 @@ use nix::{
 /// Why a pin folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PinFolderError {
-    /// Nothing is mounted there that can hold pins.
+    /// The path is not on a BPF file system.
     #[error(
-        "`bpffs_dir = \"{}\"`: {} is not on a BPF file system, so nothing can be pinned there.\n  \
-         Mount one (mount -t bpf bpf /sys/fs/bpf) or name a folder on one.",
+        "cannot pin in {}: {} is not on a BPF file system.\n  \
+         Mount one (mount -t bpf -o mode=0755 bpf /sys/fs/bpf), or set `bpffs_dir` to a folder on one.",
         folder.display(),
         looked_at.display()
     )]
     NotBpffs {
         /// As configured.
         folder: PathBuf,
-        /// The nearest folder that exists.
+        /// The nearest existing folder above the path.
         looked_at: PathBuf,
     },
-    /// The folder is the whole file system, or holds what others pinned.
+    /// The folder is a mount point, or holds pins of another program.
     #[error(
-        "`bpffs_dir = \"{}\"`: {what}, and a daemon removes whatever is in its pin folder.\n  \
-         Give it a folder of its own: a new one, such as /sys/fs/bpf/{owner}.",
+        "cannot use pin folder {}: {what}, and a daemon removes everything in its pin folder.\n  \
+         Set `bpffs_dir` to a folder of its own, such as /sys/fs/bpf/{owner}.",
         folder.display()
     )]
     NotOwn {
         /// As configured.
         folder: PathBuf,
-        /// What is wrong with it.
+        /// The fault of the folder.
         what: String,
-        /// Who wanted it.
+        /// The program that wanted to use it.
         owner: String,
     },
-    /// The name cannot be one of a pin folder.
+    /// The path cannot be a pin folder's.
     #[error(
-        "`bpffs_dir = \"{}\"`: {why}.\n  Give an absolute path such as /sys/fs/bpf/{owner}.",
+        "cannot use pin folder {}: {why}.\n  Give an absolute path such as /sys/fs/bpf/{owner}.",
         folder.display()
     )]
     BadName {
         /// As configured.
         folder: PathBuf,
-        /// What is wrong with it.
+        /// The fault of the path.
         why: &'static str,
-        /// Who wanted it.
+        /// The program that wanted to use it.
         owner: String,
     },
-    /// A system call said no.
+    /// A system call failed.
     #[error(
-        "`bpffs_dir = \"{}\"`: cannot {action} {}: {source}{}", folder.display(), path.display(),
+        "pin folder {}: cannot {action} {}: {source}{}", folder.display(), path.display(),
         hint(source, folder)
     )]
     Io {
         /// As configured.
         folder: PathBuf,
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
-        /// On what.
+        /// The path of the attempt.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// Another daemon works with this folder.
+    /// Another daemon has locked this folder.
     #[error(
-        "`bpffs_dir = \"{}\"`: {owner} holds this folder.\n  \
-         A daemon that runs there has to be stopped first (the pinned program goes on forwarding); \
-         a second daemon needs a folder of its own.",
+        "cannot lock pin folder {}: {owner} holds it.\n  \
+         Stop that daemon first (its pinned program goes on forwarding), or give this daemon a \
+         folder of its own.",
         folder.display()
     )]
     Locked {
         /// As configured.
         folder: PathBuf,
-        /// Who, as far as the kernel says.
+        /// The process that holds the lock, as far as it is known.
         owner: String,
     },
 }
 
-/// What mends a refusal.
+/// Returns the advice for an I/O error.
 fn hint(source: &io::Error, folder: &Path) -> String {
     let folder = folder.display();
     match source.kind() {
@@ -108,24 +111,26 @@ fn hint(source: &io::Error, folder: &Path) -> String {
     }
 }
 
-/// Nobody but the owner may open the folder: whoever can open it can lock it.
+/// Only the owner may open the folder: a process that can open it can lock it.
 const MODE: u32 = 0o700;
 
-/// A folder on a BPF file system that belongs to one program. A marker inside says to which: what is
-/// in a folder without it is somebody else's and is never touched.
+/// A folder on a BPF file system that belongs to one program.
+///
+/// A marker inside names the program. A folder that is not empty and has no marker belongs to
+/// somebody else and is never touched.
 #[derive(Clone, Debug)]
 pub struct PinFolder {
     path: PathBuf,
     owner: String,
 }
 
-/// Held while a daemon owns its pin folder; the kernel lets go of it when the daemon dies.
+/// The lock on a pin folder; the kernel releases it when the daemon dies.
 #[derive(Debug)]
 pub struct PinLock(Flock<fs::File>);
 
 impl PinLock {
-    /// Whether the folder is still the one that was locked, and not one that somebody made in its
-    /// place.
+    /// Returns whether the folder is still the one that was locked, and not a new one of the same
+    /// name.
     #[must_use]
     pub fn is_current(&self, pins: &PinFolder) -> bool {
         let identity = |found: fs::Metadata| (found.dev(), found.ino());
@@ -135,11 +140,10 @@ impl PinLock {
 }
 
 impl PinFolder {
-    /// Makes the folder if it is missing, checks that pins can live in it, and marks it as
-    /// `owner`'s.
+    /// Creates the folder if it is missing, checks it, and writes `owner`'s marker.
     ///
     /// # Errors
-    /// When it is not on a BPF file system, belongs to somebody else, or cannot be made.
+    /// When it is not on a BPF file system, belongs to another program, or cannot be created.
     pub fn create(path: &Path, owner: &str) -> Result<Self, PinFolderError> {
         let existing = path
             .ancestors()
@@ -165,7 +169,7 @@ impl PinFolder {
         Ok(folder)
     }
 
-    /// As [`PinFolder::create`], of this same folder, which somebody has removed.
+    /// Creates the folder again after it has been removed.
     pub(crate) fn create_again(&self) -> Result<Self, PinFolderError> {
         Self::create(&self.path, &self.owner)
     }
@@ -174,16 +178,16 @@ impl PinFolder {
         Self { path: path.to_owned(), owner: owner.to_owned() }
     }
 
-    /// Marks the folder as its owner's; it is known to be.
+    /// Writes the marker that names the folder's owner.
     ///
     /// # Errors
-    /// When the kernel says no.
+    /// When the kernel refuses.
     pub fn write_marker(&self) -> Result<(), PinFolderError> {
         let marker = self.marker();
         fs::create_dir_all(&marker).map_err(|source| self.error("make", &marker, source))
     }
 
-    /// Closes a folder to strangers that was made by somebody else, or by a former release.
+    /// Restricts the mode of a folder that an administrator or a former release created.
     fn close(&self) -> Result<(), PinFolderError> {
         let found =
             fs::metadata(&self.path).map_err(|source| self.error("look at", &self.path, source))?;
@@ -194,7 +198,7 @@ impl PinFolder {
             .map_err(|source| self.error("set the mode of", &self.path, source))
     }
 
-    /// Whether `create` would find no fault with the folder; makes nothing.
+    /// Runs the checks of [`PinFolder::create`] without creating anything.
     ///
     /// # Errors
     /// As [`PinFolder::create`].
@@ -208,10 +212,10 @@ impl PinFolder {
         if existing == path { Self::new(path, owner).check_owner(true) } else { Ok(()) }
     }
 
-    /// The folder, if it is there.
+    /// Opens the folder; returns `None` if it does not exist.
     ///
     /// # Errors
-    /// When it is there but not on a BPF file system, or not `owner`'s.
+    /// When it is not on a BPF file system, or not `owner`'s.
     pub fn open(path: &Path, owner: &str) -> Result<Option<Self>, PinFolderError> {
         if !path.is_dir() {
             return Ok(None);
@@ -222,7 +226,7 @@ impl PinFolder {
         Ok(Some(folder))
     }
 
-    /// Whether the marker is there that says whose the folder is.
+    /// Returns whether the folder has its owner's marker.
     #[must_use]
     pub fn has_marker(&self) -> bool {
         self.marker().is_dir()
@@ -232,13 +236,13 @@ impl PinFolder {
         self.path.join(format!("owned-by-{}", self.owner))
     }
 
-    /// What is to be made below `existing` must have names that a BPF file system takes.
+    /// Checks that the path components to create are valid names on a BPF file system.
     fn check_name(path: &Path, existing: &Path, owner: &str) -> Result<(), PinFolderError> {
         let wrong = |why| {
             Err(PinFolderError::BadName { folder: path.to_owned(), why, owner: owner.to_owned() })
         };
         if path.components().any(|part| matches!(part, Component::ParentDir)) {
-            return wrong("`..` in it could lead out of the BPF file system");
+            return wrong("`..` in the path could lead out of the BPF file system");
         }
         let new = path.strip_prefix(existing).unwrap_or(path);
         if new.to_string_lossy().contains('.') {
@@ -256,7 +260,7 @@ impl PinFolder {
         let outside = self.path.parent().map(device).transpose();
         let is_mount = device(&self.path).ok() != outside.ok().flatten();
         if is_mount {
-            return error("it is a whole BPF file system".into());
+            return error("it is the mount point of a BPF file system".into());
         }
         if self.has_marker() {
             return Ok(());
@@ -271,7 +275,7 @@ impl PinFolder {
             return error(format!("it belongs to {other}"));
         }
         match names.first() {
-            Some(name) => error(format!("it holds `{name}`, which {owner} did not put there")),
+            Some(name) => error(format!("it holds `{name}`, which {owner} did not create")),
             None if may_be_empty => Ok(()),
             None => error(format!("{owner} has never used it")),
         }
@@ -294,12 +298,13 @@ impl PinFolder {
         }
     }
 
-    /// Removes the folder with everything in it; it was marked as its program's own when it was
-    /// opened. Where the folder itself may not be removed, because it was made for a user that may
-    /// not write beside it, it stays, empty.
+    /// Removes the folder and everything in it.
+    ///
+    /// If the folder itself may not be removed (an administrator created it for the daemon's user),
+    /// it stays, empty.
     ///
     /// # Errors
-    /// When the kernel says no.
+    /// When the kernel refuses.
     pub fn remove_all(&self) -> Result<(), PinFolderError> {
         let error = |source| self.error("read", &self.path, source);
         match fs::read_dir(&self.path) {
@@ -319,8 +324,8 @@ impl PinFolder {
         }
     }
 
-    /// A folder on a BPF file system of its own, for tests and benchmarks: nobody else sees it, and
-    /// it goes with the thread that calls this (whose mount namespace becomes its own).
+    /// Mounts a BPF file system in a mount namespace of the calling thread, for tests and
+    /// benchmarks.
     ///
     /// # Errors
     /// Without the permission to mount.
@@ -332,27 +337,26 @@ impl PinFolder {
         unshare(CloneFlags::CLONE_NEWNS)?;
         let none: Option<&str> = None;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-        // Where BPF file systems are mounted: over any other place, something that is needed might
-        // be hidden (a checkout below /tmp, say).
+        // This is where BPF file systems are mounted. Another place (such as /tmp) might hide files
+        // that the test needs.
         let folder = Path::new("/sys/fs/bpf");
         mount(Some("bpf"), folder, Some("bpf"), MsFlags::empty(), none)?;
         Self::create(&folder.join("pins"), "tests").map_err(io::Error::other)
     }
 
-    /// Makes a folder inside this one; and this one, marked, should somebody have removed it.
+    /// Creates a folder inside this one, and this one with its marker if it has been removed.
     ///
     /// # Errors
-    /// When the kernel says no.
+    /// When the kernel refuses.
     pub fn make(&self, path: &Path) -> Result<(), PinFolderError> {
         self.write_marker()?;
         fs::create_dir_all(path).map_err(|source| self.error("make", path, source))
     }
 
-    /// Removes a folder inside this one with all pins in it. What is not there is
-    /// not an error.
+    /// Removes a folder inside this one with all pins in it. A missing folder is not an error.
     ///
     /// # Errors
-    /// When the kernel says no.
+    /// When the kernel refuses.
     pub fn remove(&self, path: &Path) -> Result<(), PinFolderError> {
         match fs::remove_dir_all(path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -362,10 +366,10 @@ impl PinFolder {
         }
     }
 
-    /// Takes the folder for this process.
+    /// Locks the folder for this process.
     ///
     /// # Errors
-    /// When another process has it.
+    /// When another process has locked it.
     pub fn lock(&self) -> Result<PinLock, PinFolderError> {
         let folder =
             fs::File::open(&self.path).map_err(|source| self.error("open", &self.path, source))?;
@@ -383,13 +387,13 @@ impl PinFolder {
         }
     }
 
-    /// The folder itself.
+    /// Returns the folder's path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A place inside the folder.
+    /// Returns a path inside the folder.
     #[must_use]
     pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
         self.path.join(name)
@@ -405,8 +409,9 @@ impl PinFolder {
     }
 }
 
-/// Who holds the lock of this folder, in words. The kernel says so to whoever lives in the same process
-/// namespace.
+/// Describes the process that holds the folder's lock.
+///
+/// The kernel only names processes of this PID namespace.
 fn lock_owner(folder: &Path) -> String {
     let ours = fs::metadata(folder).map(|found| format!(":{}", found.ino()));
     let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
@@ -427,7 +432,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs `test` with a BPF file system that holds a folder of somebody else's.
+    /// Runs `test` on a BPF file system that also holds another program's folder.
     fn beside(test: impl FnOnce(&Path) + Send + 'static) {
         let run = move || {
             let pins = PinFolder::private().expect("this test mounts: run it as root");
@@ -448,15 +453,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_our_own_is_never_taken() {
+    fn folders_of_other_programs_are_refused() {
         beside(|root| {
-            refused(PinFolder::create(root, "me"), "a whole BPF file system");
+            refused(PinFolder::create(root, "me"), "mount point");
             refused(PinFolder::create(&root.join("others"), "me"), "`precious`");
             assert!(PinFolder::open(&root.join("others"), "me").is_err());
             let own = PinFolder::create(&root.join("mine/deep"), "me").unwrap();
             refused(PinFolder::create(own.path(), "you"), "it belongs to me");
             assert!(PinFolder::open(own.path(), "you").is_err());
-            // Once more, and after a removal.
+            // Creating it again is fine; after a removal it is gone.
             PinFolder::create(own.path(), "me").unwrap();
             PinFolder::open(own.path(), "me").unwrap().unwrap().remove_all().unwrap();
             assert!(PinFolder::open(own.path(), "me").unwrap().is_none());
@@ -464,12 +469,12 @@ mod tests {
     }
 
     #[test]
-    fn strangers_cannot_lock_it() {
+    fn the_folder_is_closed_to_other_users() {
         beside(|root| {
             let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
             let folder = PinFolder::create(&root.join("new"), "me").unwrap();
             assert_eq!(mode(folder.path()), 0o700);
-            // Of a former release, or of an administrator who meant well.
+            // A folder with another mode: of a former release, or changed by an administrator.
             fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
             let folder = PinFolder::create(folder.path(), "me").unwrap();
             assert_eq!(mode(folder.path()), 0o700);
@@ -481,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_cannot_be_are_named() {
+    fn invalid_paths_are_refused() {
         beside(|root| {
             refused(PinFolder::create(&root.join("a.b"), "me"), "no dots");
             refused(PinFolder::create(&root.join("a/../../b"), "me"), "`..`");

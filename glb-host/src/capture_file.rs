@@ -1,5 +1,4 @@
-//! Captures in files: read pcap and pcapng, write pcapng, in which a packet can carry a comment that
-//! Wireshark shows and finds.
+//! Capture files: reading pcap and pcapng, writing pcapng with a comment for each packet.
 
 use std::{
     borrow::Cow,
@@ -27,7 +26,7 @@ use pcap_file::{
 pub const STREAM: &str = "-";
 /// The first bytes of a pcapng file.
 const PCAPNG_MAGIC: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
-/// The first bytes of a pcap file, as a big-endian number: in either byte order, with microseconds or
+/// The first bytes of a pcap file as big-endian numbers: both byte orders, microseconds and
 /// nanoseconds.
 const PCAP_MAGICS: [u32; 4] = [0xa1b2_c3d4, 0xd4c3_b2a1, 0xa1b2_3c4d, 0x4d3c_b2a1];
 
@@ -37,14 +36,14 @@ pub enum CaptureError {
     /// A file could not be opened, read or written.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The file is something else.
+    /// The file is not a capture.
     #[error(
         "{} is neither a pcap nor a pcapng file: {what}.\n  \
          Make one with: tcpdump -i INTERFACE -s 0 -w FILE",
@@ -53,13 +52,13 @@ pub enum CaptureError {
     NotCapture {
         /// The file.
         path: PathBuf,
-        /// What it starts with.
+        /// How the file starts.
         what: String,
     },
     /// The packets do not begin with an Ethernet header.
     #[error(
         "{}: packet {packet} was captured with link type {link}, and only Ethernet frames can be \
-         run.\n  {fix}",
+         replayed.\n  {fix}",
         path.display()
     )]
     LinkType {
@@ -67,12 +66,12 @@ pub enum CaptureError {
         path: PathBuf,
         /// The packet's number, from 1 on.
         packet: u64,
-        /// Name of the link type.
+        /// The link type's name.
         link: String,
-        /// What to do.
+        /// The remedy.
         fix: &'static str,
     },
-    /// The file is broken from here on.
+    /// The file is damaged from here on.
     #[error(
         "{}: the file is broken after packet {after}: {what}",
         path.display()
@@ -82,11 +81,11 @@ pub enum CaptureError {
         path: PathBuf,
         /// The last packet that was read.
         after: u64,
-        /// What is wrong.
+        /// The fault.
         what: String,
     },
-    /// The output would overwrite the input.
-    #[error("{} is read and cannot be written at the same time: name another file after -w", path.display())]
+    /// The output file is the input file.
+    #[error("cannot write {}: it is also the input. Name another file after -w", path.display())]
     SameFile {
         /// The file.
         path: PathBuf,
@@ -96,18 +95,18 @@ pub enum CaptureError {
 /// A captured frame.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CapturedFrame {
-    /// Its number in the file, from 1 on, as Wireshark counts.
+    /// The frame's number in the file, from 1 on, as Wireshark counts.
     pub number: u64,
-    /// Time since 1970.
+    /// The capture time since 1970.
     pub time: Duration,
-    /// What was captured, from the Ethernet header on.
+    /// The captured bytes, from the Ethernet header on.
     pub data: Vec<u8>,
-    /// Length on the wire; more than was captured if the frame was cut off.
+    /// The frame's length on the wire; greater than the captured length if the frame was truncated.
     pub length: u32,
 }
 
 impl CapturedFrame {
-    /// Whether the capture holds only the beginning of the frame.
+    /// Returns whether the capture holds only the beginning of the frame.
     #[must_use]
     pub fn is_truncated(&self) -> bool {
         self.data.len() < self.length as usize
@@ -131,7 +130,7 @@ impl CaptureReader {
     /// Opens a capture; `-` is standard input.
     ///
     /// # Errors
-    /// When it cannot be read or is no capture.
+    /// When it cannot be read or is not a capture.
     pub fn open(path: &Path) -> Result<Self, CaptureError> {
         let (file, identity): (Box<dyn Read>, _) = if path == Path::new(STREAM) {
             (Box::new(io::stdin()), None)
@@ -144,7 +143,7 @@ impl CaptureReader {
         Self::new(file, path, identity)
     }
 
-    /// Reads a capture from `source`, which `path` names in errors.
+    /// Reads a capture from `source`; `path` names it in errors.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -178,10 +177,10 @@ impl CaptureReader {
         Ok(Self { path: path.to_owned(), identity, form, read: 0 })
     }
 
-    /// The next packet, or nothing at the end.
+    /// Returns the next packet, or `None` at the end.
     ///
     /// # Errors
-    /// When the file is broken or holds something else than Ethernet frames.
+    /// When the file is damaged or holds other frames than Ethernet.
     pub fn next_packet(&mut self) -> Result<Option<CapturedFrame>, CaptureError> {
         let number = self.read + 1;
         let path = &self.path;
@@ -191,8 +190,8 @@ impl CaptureReader {
                 let header = reader.header();
                 match reader.next_raw_packet() {
                     None => None,
-                    // Not the library's own check of the fields: it takes a packet that was cut off
-                    // (longer than the file's snap length) for a fault.
+                    // The library's own check rejects truncated packets (longer than the file's
+                    // snap length).
                     Some(packet) => {
                         let packet = packet.map_err(broken)?;
                         ethernet(path, number, header.datalink)?;
@@ -217,7 +216,7 @@ impl CaptureReader {
     }
 }
 
-/// The next packet of a pcapng file: other blocks are passed over.
+/// Returns the next packet of a pcapng file and skips other blocks.
 fn next_of_pcapng(
     reader: &mut PcapNgReader<Box<dyn Read>>,
     path: &Path,
@@ -236,7 +235,7 @@ fn next_of_pcapng(
                 packet.original_len,
                 packet.data,
             ),
-            // It has no time, and its data is padded.
+            // A simple packet has no time stamp, and its data is padded.
             Some(Ok(Block::SimplePacket(packet))) => {
                 let length = packet.original_len as usize;
                 let mut data = packet.data.into_owned();
@@ -259,7 +258,7 @@ fn next_of_pcapng(
     }
 }
 
-/// The library takes each stamp for nanoseconds; what it really counts is told by the interface.
+/// Converts a time stamp by the interface's resolution; the library always assumes nanoseconds.
 fn time_of(stamp: Duration, options: &[InterfaceDescriptionOption<'_>]) -> Duration {
     let (mut resolution, mut offset) = (6, 0);
     for option in options {
@@ -278,7 +277,7 @@ fn time_of(stamp: Duration, options: &[InterfaceDescriptionOption<'_>]) -> Durat
         .checked_div(per_second.unwrap_or(u128::MAX))
         .unwrap_or(0);
     let seconds = u64::try_from(nanos / 1_000_000_000).unwrap_or(u64::MAX);
-    // The offset is a signed number that the library reads as an unsigned one.
+    // The offset is signed; the library reads it as unsigned.
     let seconds = seconds.wrapping_add(offset);
     Duration::new(seconds, (nanos % 1_000_000_000) as u32)
 }
@@ -317,18 +316,19 @@ fn broken(path: &Path, after: u64, error: PcapError) -> CaptureError {
     }
 }
 
-/// Writes a pcapng file with nanoseconds and comments.
+/// Writes a pcapng file with nanosecond time stamps and comments.
 pub struct CaptureWriter {
     path: PathBuf,
     writer: PcapNgWriter<BufWriter<Box<dyn Write>>>,
 }
 
 impl CaptureWriter {
-    /// Makes the file (`-` is standard output), written by `program`, with these interfaces. What a
-    /// capture reader of this process reads is not overwritten.
+    /// Creates the file (`-` is standard output) as written by `program`, with these interfaces.
+    ///
+    /// The file that `source` reads is not overwritten.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be created.
     pub fn create(
         path: &Path,
         program: &str,
@@ -339,7 +339,7 @@ impl CaptureWriter {
         let file: Box<dyn Write> = if path == Path::new(STREAM) {
             Box::new(io::stdout())
         } else {
-            // Looked at before it is emptied.
+            // Compared before `create` truncates the file.
             let there = std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
             if there.is_some() && there == source.and_then(|source| source.identity) {
                 return Err(CaptureError::SameFile { path: path.to_owned() });
@@ -393,7 +393,7 @@ impl CaptureWriter {
             .map_err(|source| written(&self.path, source))
     }
 
-    /// Has everything written so far reach the file.
+    /// Flushes everything written so far to the file.
     ///
     /// # Errors
     /// When the file cannot be written.

@@ -1,4 +1,4 @@
-//! What the daemons' `main` functions have in common.
+//! The parts that the `main` functions of all programs share: logging, errors, exit codes.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -11,10 +11,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::exit_code;
 
-/// What a command line says of the log.
+/// The log options of a command line.
 #[derive(Args, Clone, Debug)]
 pub struct LogArgs {
-    /// The form of the log's lines on stderr.
+    /// The format of log lines on stderr.
     #[arg(
         long,
         value_enum,
@@ -24,41 +24,41 @@ pub struct LogArgs {
         help_heading = "LogSettings"
     )]
     log_format: LogFormat,
-    /// What is logged: error, warn, info, debug or trace, for some parts too (`warn,hyper=debug`).
-    /// The environment's GLB_LOG, or info, if it is left out.
+    /// Log level: error, warn, info, debug or trace, also by module (`warn,hyper=debug`).
+    /// Defaults to the environment variable GLB_LOG, or info.
     #[arg(long, global = true, value_name = "LEVEL", help_heading = "LogSettings")]
     log_level: Option<String>,
 }
 
 impl LogArgs {
-    /// What is meant.
+    /// Returns the settings that the options mean.
     #[must_use]
     pub fn log(&self) -> LogSettings {
         LogSettings { format: self.log_format, filter: self.log_level.clone() }
     }
 }
 
-/// How the log is written.
+/// Log settings.
 #[derive(Clone, Debug, Default)]
 pub struct LogSettings {
-    /// In what form.
+    /// The format of log lines.
     pub format: LogFormat,
-    /// What is logged, as `GLB_LOG` has it (`info`, `warn,glb_director=debug`); the environment's, or
-    /// `info`, if it is left out.
+    /// The filter in `GLB_LOG`'s syntax (`info`, `warn,glb_director=debug`); `None` means the
+    /// environment's, or `info`.
     pub filter: Option<String>,
 }
 
-/// The form of the log's lines.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
-    /// One JSON object for each event.
+    /// One JSON object per event.
     Json,
 }
 
-/// Sends the log to stderr, does what the command line asks for, and says what went wrong.
+/// Sets up logging to stderr, runs `execute`, and reports its error.
 pub fn run_logging(
     log: &LogSettings,
     execute: impl FnOnce() -> anyhow::Result<ExitCode>,
@@ -88,9 +88,9 @@ pub fn run_logging(
         Err(error) => {
             let text = crate::error_chain(&error);
             match log.format {
-                // Whether or not anybody reads it.
+                // A closed stderr is not an error.
                 LogFormat::Text => drop(writeln!(io::stderr(), "error: {text}")),
-                // The last line is read by the same program as those before.
+                // The reader of the JSON log needs this line too.
                 LogFormat::Json => tracing::error!("{text}"),
             }
             ExitCode::from(exit_code::of_error(&error))
@@ -98,7 +98,7 @@ pub fn run_logging(
     }
 }
 
-/// Prints the completions of a command for a shell.
+/// Prints the completion script for a shell.
 ///
 /// # Errors
 /// When standard output cannot be written to.

@@ -1,5 +1,6 @@
-//! Reading a daemon's configuration file, with errors that say where and what, and never show a key
-//! that stands in the wrong file.
+//! Reading a daemon's configuration file.
+//!
+//! Errors name the line, and never show a key that stands in the wrong file.
 
 use std::{
     fs::{self, File},
@@ -9,7 +10,7 @@ use std::{
 
 use serde::de::DeserializeOwned;
 
-/// Largest configuration file, in bytes.
+/// The largest accepted configuration file, in bytes.
 const MAX: u64 = 1 << 20;
 
 /// Why a configuration file cannot be used.
@@ -20,7 +21,7 @@ pub enum FileError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
     /// The file is not TOML, or a field is wrong.
@@ -28,21 +29,21 @@ pub enum FileError {
     Syntax {
         /// The file.
         path: PathBuf,
-        /// From 1.
+        /// The line, from 1 on.
         line: usize,
-        /// From 1, in characters.
+        /// The column in characters, from 1 on.
         column: usize,
-        /// What is wrong.
+        /// The fault.
         message: String,
-        /// The line, indented on a line of its own; empty if it may hold a secret.
+        /// The offending line, indented; empty if it may hold a secret.
         snippet: String,
     },
 }
 
-/// Reads the TOML file at `path`.
+/// Reads and parses the TOML file at `path`.
 ///
 /// # Errors
-/// When it is no regular file, cannot be read, or says something wrong.
+/// When it is not a regular file, cannot be read, or is not valid.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
     parse(&text(path)?, path)
 }
@@ -50,15 +51,15 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
 /// Reads the text of the file at `path`.
 ///
 /// # Errors
-/// When it is no regular file, is longer than a configuration can be, is no text, or cannot be read.
+/// When it is not a regular file, is too long, is not text, or cannot be read.
 pub fn text(path: &Path) -> Result<String, FileError> {
     regular(path).map_err(|source| FileError::Read { path: path.to_owned(), source })
 }
 
-/// Reads TOML text that came from `path`.
+/// Parses TOML text that came from `path`.
 ///
 /// # Errors
-/// When it says something wrong.
+/// When it is not valid.
 pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, FileError> {
     toml::from_str(text).map_err(|error: toml::de::Error| {
         let at = error.span().map_or(0, |span| span.start.min(text.len()));
@@ -69,7 +70,7 @@ pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, FileErro
             path: path.to_owned(),
             line: before.matches('\n').count() + 1,
             column: before.get(start..).unwrap_or_default().chars().count() + 1,
-            message: with_nearest(error.message().trim_end()),
+            message: with_suggestion(error.message().trim_end()),
             snippet: if may_hold_a_secret(line) {
                 String::new()
             } else {
@@ -79,13 +80,13 @@ pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, FileErro
     })
 }
 
-/// A message about an unknown name, with the known one that is most like it.
-fn with_nearest(message: &str) -> String {
+/// Adds the closest known name to a message about an unknown one.
+fn with_suggestion(message: &str) -> String {
     let closest_name = || {
         let rest = message.strip_prefix("unknown ")?;
         let (_, rest) = rest.split_once('`')?;
         let (unknown, rest) = rest.split_once('`')?;
-        // What is expected stands between backticks, one name or several.
+        // The expected names stand between backticks.
         let known = rest.split('`').skip(1).step_by(2);
         closest_name(unknown, known)
     };
@@ -95,14 +96,14 @@ fn with_nearest(message: &str) -> String {
     }
 }
 
-/// The known name that is most like this one, if one is.
+/// Returns the known name that is closest to this one, if one is close enough.
 #[must_use]
 pub fn closest_name<'k>(
     unknown: &str,
     known: impl IntoIterator<Item = &'k str>,
 ) -> Option<&'k str> {
     let lower = unknown.to_lowercase();
-    // A third of the letters may be wrong, and two of a short word.
+    // A third of the letters may differ, and two in a short word.
     let limit = (unknown.chars().count() / 3).max(2);
     known
         .into_iter()
@@ -112,7 +113,7 @@ pub fn closest_name<'k>(
         .map(|(_, name)| name)
 }
 
-/// A table's keys are 32 hex digits.
+/// Returns whether a line may hold a key: a table's keys are 32 hex digits.
 fn may_hold_a_secret(line: &str) -> bool {
     let digits = line.split(|c: char| !c.is_ascii_hexdigit());
     line.contains("hash_key")
@@ -122,13 +123,13 @@ fn may_hold_a_secret(line: &str) -> bool {
 
 fn regular(path: &Path) -> io::Result<String> {
     let wrong = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
-    // Asked before it is opened: opening a pipe would wait for a writer.
+    // Checked before it is opened: opening a FIFO would block.
     let found = fs::metadata(path)?;
     if !found.is_file() {
         return Err(wrong("it is not a regular file".into()));
     }
     if found.len() > MAX {
-        return Err(wrong(format!("it has {} bytes; at most {MAX} are read", found.len())));
+        return Err(wrong(format!("it has {} bytes; the limit is {MAX}", found.len())));
     }
     let mut bytes = Vec::new();
     File::open(path)?.take(MAX).read_to_end(&mut bytes)?;
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_where_and_show_the_line() {
+    fn errors_name_the_line_and_show_it() {
         let text = error("# one\nnumbr = 1\n");
         let near = "did you mean `number`?";
         for words in ["/etc/x.toml, line 2, column 1", "numbr", near, "\n  numbr = 1"] {
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_name_is_near() {
+    fn closest_name_accepts_small_differences_only() {
         let known = ["interfaces", "metrics", "outer_source_ipv4", "pin"];
         for (unknown, name) in [
             ("interface", Some("interfaces")),
@@ -176,7 +177,10 @@ mod tests {
         ] {
             assert_eq!(closest_name(unknown, known), name, "{unknown}");
         }
-        assert_eq!(with_nearest("unknown field `colour`, expected `x` or `y`").find("mean"), None);
+        assert_eq!(
+            with_suggestion("unknown field `colour`, expected `x` or `y`").find("mean"),
+            None
+        );
     }
 
     #[test]
@@ -194,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_file_is_refused_at_once() {
+    fn only_regular_files_are_read() {
         let folder = std::env::temp_dir();
         let error = read::<Sample>(&folder).unwrap_err().to_string();
         assert!(error.contains("not a regular file"), "{error}");

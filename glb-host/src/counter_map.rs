@@ -1,5 +1,5 @@
-//! Pinned per-CPU counters of another shape than this release's: what they have counted is taken over
-//! as far as it fits.
+//! Migrating pinned per-CPU counters to this release's layout; the values are kept as far as they
+//! fit.
 
 use std::{
     fs, io,
@@ -11,27 +11,29 @@ use aya::maps::{MapData, MapType};
 
 use crate::{bpf_loader::LoadError, sys};
 
-/// A pinned per-CPU array that this release makes otherwise.
+/// The layout of a pinned per-CPU array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CounterLayout {
     /// Bytes of an element on each CPU, a multiple of 8.
     pub value: u32,
-    /// Elements.
+    /// The number of elements.
     pub entries: u32,
 }
 
-/// What is in the way of the counters' new place while the old program still counts at the old one.
+/// Returns the pin of the old array, kept while the old program still counts into it.
 fn backup_pin(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push("-before");
     PathBuf::from(name)
 }
 
-/// If a per-CPU array of another shape is pinned at `path`, puts it backup_pin and pins one of this shape
-/// with its values; says what was there. Values that are longer than an element here are cut off.
+/// Replaces a pinned per-CPU array of another layout by one of this layout with the same values;
+/// returns the old layout as text.
+///
+/// Longer values are truncated.
 ///
 /// # Errors
-/// When it is no such array at all, or the kernel says no; nothing has changed then.
+/// When it is not a per-CPU array, or the kernel refuses; nothing has changed then.
 pub fn migrate(path: &Path, needed: CounterLayout) -> Result<Option<String>, LoadError> {
     if !path.exists() {
         return Ok(None);
@@ -39,15 +41,15 @@ pub fn migrate(path: &Path, needed: CounterLayout) -> Result<Option<String>, Loa
     let name = path.to_string_lossy().into_owned();
     let error = |action, source: io::Error| LoadError::map(action, &name, source);
     let old = MapData::from_pin(path).map_err(|e| LoadError::map("open", &name, e))?;
-    let info = old.info().map_err(|e| LoadError::map("look at", &name, e))?;
-    let kind = info.map_type().map_err(|e| LoadError::map("look at", &name, e))?;
+    let info = old.info().map_err(|e| LoadError::map("read", &name, e))?;
+    let kind = info.map_type().map_err(|e| LoadError::map("read", &name, e))?;
     let found = CounterLayout { value: info.value_size(), entries: info.max_entries() };
     if matches!(kind, MapType::PerCpuArray) && found == needed {
         return Ok(None);
     }
     let said = format!("{kind:?} of {} × {} bytes", found.entries, found.value);
     let new = sys::per_cpu_array(needed.value, needed.entries)
-        .map_err(|source| error("make anew", source))?;
+        .map_err(|source| error("create", source))?;
     if matches!(kind, MapType::PerCpuArray) {
         let cpus = aya::util::nr_cpus().map_err(|(_, source)| error("count CPUs for", source))?;
         let stride = |value: u32| value.next_multiple_of(8) as usize;
@@ -69,15 +71,15 @@ pub fn migrate(path: &Path, needed: CounterLayout) -> Result<Option<String>, Loa
     }
     fs::rename(path, backup_pin(path)).map_err(|source| error("put backup_pin", source))?;
     if let Err(source) = sys::pin(new.as_fd(), path) {
-        // As it was, as far as that can be had.
+        // Restores the old pin as far as possible.
         fs::rename(backup_pin(path), path).ok();
         return Err(error("pin", source));
     }
-    tracing::debug!(fd = new.as_raw_fd(), path = %path.display(), "counters made anew");
+    tracing::debug!(fd = new.as_raw_fd(), path = %path.display(), "counters migrated");
     Ok(Some(said))
 }
 
-/// The old array goes: the program that counts in the new one is in force.
+/// Removes the old array after the program that uses the new one is active.
 ///
 /// # Errors
 /// When its pin cannot be removed.
@@ -88,11 +90,13 @@ pub fn commit(path: &Path) -> io::Result<()> {
     }
 }
 
-/// If an array was put backup_pin by somebody who did not come to an end, takes it back, unless `in_use`
-/// (the maps of the program in force) has the new one.
+/// Finishes or undoes a migration that was interrupted.
+///
+/// If `in_use` (the maps of the active program) has the new array, the old one is removed;
+/// otherwise it is restored.
 ///
 /// # Errors
-/// When the kernel says no.
+/// When the kernel refuses.
 pub fn recover(path: &Path, in_use: &[u32]) -> io::Result<()> {
     if !backup_pin(path).exists() {
         return Ok(());

@@ -1,43 +1,43 @@
-//! What the daemons' `doctor` commands have in common: findings with their remedies, and the kernel's
+//! The parts that the `doctor` commands of all programs share: findings with remedies, and kernel
 //! settings.
 
 use std::fs;
 
 use serde::Serialize;
 
-/// How bad it is.
+/// How severe a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// As it should be.
     Ok,
-    /// Works, and may surprise.
+    /// Works, but may surprise.
     Warning,
     /// Packets are lost, or connections break.
     Problem,
 }
 
-/// The answer of one check.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// The check's stable name.
     pub check: &'static str,
-    /// How bad it is.
+    /// The severity.
     pub level: Level,
-    /// What was found.
+    /// The observation.
     pub found: String,
-    /// What to do about it.
+    /// The remedy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
 }
 
 impl Finding {
-    /// All is well.
+    /// Creates a finding without a problem.
     pub fn ok(check: &'static str, found: impl Into<String>) -> Self {
         Self { check, level: Level::Ok, found: found.into(), remedy: None }
     }
 
-    /// It works, and may surprise.
+    /// Creates a warning.
     pub fn warning(
         check: &'static str,
         found: impl Into<String>,
@@ -47,7 +47,7 @@ impl Finding {
         Self { check, level: Level::Warning, found, remedy }
     }
 
-    /// Packets are lost, or connections break.
+    /// Creates a problem.
     pub fn problem(
         check: &'static str,
         found: impl Into<String>,
@@ -57,13 +57,13 @@ impl Finding {
     }
 }
 
-/// Whether a finding is a problem.
+/// Returns whether one of the findings is a problem.
 #[must_use]
 pub fn has_problem(findings: &[Finding]) -> bool {
     findings.iter().any(|finding| finding.level == Level::Problem)
 }
 
-/// The findings for people.
+/// Formats the findings for people.
 #[must_use]
 pub fn text(findings: &[Finding]) -> String {
     let mut text = String::new();
@@ -87,20 +87,21 @@ pub fn text(findings: &[Finding]) -> String {
     text
 }
 
-/// A kernel net_setting of this thread's network namespace; nothing if this kernel lacks it.
+/// Reads a kernel setting of this thread's network namespace; `None` if the kernel lacks it.
 #[must_use]
 pub fn net_setting(name: &str) -> Option<i64> {
     fs::read_to_string(format!("/proc/sys/net/{name}")).ok()?.trim().parse().ok()
 }
 
-/// The kernel's rule for settings of an interface: the interface_setting of `all` and the interface's own.
+/// Reads an interface's setting by the kernel's rule: the greater of the values of `all` and of the
+/// interface.
 #[must_use]
 pub fn interface_setting(name: &str, interface: &str) -> Option<i64> {
     let of = |interface: &str| net_setting(&format!("ipv4/conf/{interface}/{name}"));
     Some(of("all")?.max(of(interface)?))
 }
 
-/// Whether one of the interfaces of this thread's network namespace has this address.
+/// Returns whether an interface of this thread's network namespace has this address.
 #[must_use]
 pub fn has_address(address: std::net::IpAddr) -> bool {
     let mut all = nix::ifaddrs::getifaddrs().into_iter().flatten();

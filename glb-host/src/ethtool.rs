@@ -1,5 +1,6 @@
-//! What `ethtool` shows, by its ioctl: driver, queues and offloads of an interface of this thread's
-//! network namespace (`/sys` would show those of another).
+//! Driver, queues and offloads of an interface, by the ethtool ioctl.
+//!
+//! The ioctl works in this thread's network namespace; `/sys` would show another one.
 
 use std::{io, os::fd::AsRawFd as _};
 
@@ -15,18 +16,18 @@ const FEATURES: u32 = 4;
 /// ETH_GSTRING_LEN.
 const NAME: usize = 32;
 
-/// Queues of an interface.
+/// The queues of an interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Channels {
-    /// Receive queues in use, those that send too included.
+    /// Receive queues in use, combined ones included.
     pub receive: u32,
-    /// As many as there can be.
+    /// The maximum number of queues.
     pub maximum: u32,
-    /// Whether queues receive and send, so that `ethtool -L` wants `combined`.
+    /// Whether the queues are combined (receive and transmit), as in `ethtool -L IF combined N`.
     pub combined: bool,
 }
 
-/// One command's buffer, 32-bit words that begin with the command.
+/// Runs one ethtool command; the buffer's first word is the command.
 fn ask(interface: &str, buffer: &mut [u32]) -> io::Result<()> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: all-zero bytes are a valid `ifreq`.
@@ -53,7 +54,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
-/// Name of an interface's driver.
+/// Returns the name of an interface's driver.
 ///
 /// # Errors
 /// When there is no such interface, or its driver does not tell.
@@ -65,7 +66,7 @@ pub fn driver(interface: &str) -> io::Result<String> {
     Ok(text(&bytes(&buffer[1..9])))
 }
 
-/// An interface's queues.
+/// Returns an interface's queues.
 ///
 /// # Errors
 /// When there is no such interface, or its driver does not tell.
@@ -82,12 +83,12 @@ pub fn channels(interface: &str) -> io::Result<Channels> {
     })
 }
 
-/// Names of an interface's offloads that are on, as `ethtool -k` knows them.
+/// Returns the names of an interface's active offloads, as in `ethtool -k`.
 ///
 /// # Errors
 /// When there is no such interface, or the kernel does not tell.
 pub fn offloads(interface: &str) -> io::Result<Vec<String>> {
-    // struct ethtool_sset_info, with one number after it.
+    // struct ethtool_sset_info, followed by one count.
     let mut info = [0; 5];
     info[0] = GSSET_INFO;
     info[2] = 1 << FEATURES;
@@ -112,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_loopback_tells_of_its_offloads() {
+    fn loopback_offloads_are_read() {
         let on = offloads("lo").unwrap();
         assert!(on.iter().any(|name| name == "loopback"), "{on:?}");
         assert!(offloads("no-such").is_err() && channels("lo").is_err());

@@ -1,18 +1,19 @@
-//! Places at which tests end a daemon or make a step fail, to see what then becomes of it. They
-//! exist in debug builds only: a release has nothing of this in it.
+//! Failpoints: places at which a test kills a daemon or makes a step fail.
+//!
+//! They exist in debug builds only; a release build contains none of them.
 
 use std::{borrow::Cow, io};
 
-/// Names the file that says what is to happen, for instance `kill swapped 0`, `fail swap 1` or
-/// `refuse load`.
+/// Names the file with the instruction, for instance `kill swapped 0`, `fail swap 1` or `refuse
+/// load`.
 #[cfg(debug_assertions)]
 pub const VARIABLE: &str = "GLB_FAULT_FILE";
 
-/// Names a release that the daemon is to take itself for, instead of its own.
+/// Names the release that the daemon reports instead of its own.
 #[cfg(debug_assertions)]
 pub const RELEASE: &str = "GLB_FAULT_RELEASE";
 
-/// The release that a test wants this daemon to be, or its `own`.
+/// Returns the release that a test asks for, or the daemon's `own`.
 #[must_use]
 pub fn release(own: &str) -> String {
     #[cfg(debug_assertions)]
@@ -22,10 +23,10 @@ pub fn release(own: &str) -> String {
     own.to_owned()
 }
 
-/// Passes the place of this name: dies there, fails there, or does nothing.
+/// Passes the failpoint of this name: dies, fails, waits, or does nothing.
 ///
 /// # Errors
-/// When a test wants it.
+/// When a test asks for it.
 pub fn point(name: &str) -> io::Result<()> {
     #[cfg(debug_assertions)]
     if let Some(file) = std::env::var_os(VARIABLE) {
@@ -40,7 +41,7 @@ pub fn point(name: &str) -> io::Result<()> {
             Some(("wait", wanted)) if wanted == name => {
                 std::thread::sleep(std::time::Duration::from_secs(1));
             }
-            // As long as the test wants.
+            // Waits as long as the test wants.
             Some(("hold", wanted)) if wanted == name => {
                 while std::fs::read_to_string(&file).is_ok_and(|now| now == wish) {
                     std::thread::sleep(std::time::Duration::from_millis(5));
@@ -53,8 +54,8 @@ pub fn point(name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// A BPF object on its way into the kernel: as it is, or with every `exit` made a jump to itself, which
-/// the verifier refuses.
+/// Returns the object to load. On `refuse load`, every `exit` becomes a jump to itself, which the
+/// verifier rejects.
 #[must_use]
 pub fn object(object: &[u8]) -> Cow<'_, [u8]> {
     #[cfg(debug_assertions)]

@@ -1,5 +1,7 @@
-//! Generations in a pin folder: each has a folder with its program and maps, each interface a
-//! pinned link. A generation is swapped in behind all links, or behind none.
+//! Generations in a pin folder.
+//!
+//! Each generation has a folder with its program and maps; each interface has a pinned link. A swap
+//! puts a generation behind all links, or behind none.
 
 use std::{
     collections::HashSet,
@@ -15,80 +17,83 @@ use crate::{
     xdp_link::{self, AttachError, Attached, Mode},
 };
 
-/// Folder with a folder for each generation.
+/// The folder with a folder for each generation.
 const GENERATIONS: &str = "generations";
-/// Folder with a link for each interface.
+/// The folder with a link for each interface.
 const LINKS: &str = "links";
-/// Folder with a folder for the program that shows a generation's decisions.
-const TRACE: &str = "trace_programs";
-/// A generation's program.
+/// The folder with a folder for each trace program.
+const TRACE: &str = "trace";
+/// The pin of a generation's program.
 const PROGRAM: &str = "program";
 
 /// Why a generation was not swapped in.
 #[derive(Debug, thiserror::Error)]
 pub enum SwapError {
-    /// An interface said no; the others run what they ran before.
+    /// One interface failed; the others run what they ran before.
     #[error(transparent)]
     Attach(#[from] AttachError),
-    /// The pin folder said no.
+    /// The pin folder cannot be used.
     #[error(transparent)]
     Folder(#[from] PinFolderError),
     /// A generation's pins could not be read.
     #[error("cannot read generation {}: {source}", path.display())]
     Generation {
-        /// Its pinned program.
+        /// The pinned program.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: ProgramError,
     },
 }
 
-/// Where the objects of generation `number` are pinned.
+/// Returns the folder of generation `number`.
 #[must_use]
 pub fn folder(pins: &PinFolder, number: u64) -> PathBuf {
     pins.join(GENERATIONS).join(number.to_string())
 }
 
-/// Where a generation's program is pinned in its folder.
+/// Returns the pin of a generation's program in its folder.
 #[must_use]
 pub fn program_pin(folder: &Path) -> PathBuf {
     folder.join(PROGRAM)
 }
 
-/// Where programs are pinned that stand before a generation's own and show its decisions.
+/// Returns the folder with the trace programs.
 #[must_use]
 pub fn trace_programs(pins: &PinFolder) -> PathBuf {
     pins.join(TRACE)
 }
 
-/// Where the one is pinned that shows the decisions of generation `number`.
+/// Returns the folder of the trace program of generation `number`.
 #[must_use]
 pub fn trace_folder(pins: &PinFolder, number: u64) -> PathBuf {
     trace_programs(pins).join(number.to_string())
 }
 
-/// Where the interfaces' links are pinned.
+/// Returns the folder with the interfaces' links.
 #[must_use]
 pub fn links(pins: &PinFolder) -> PathBuf {
     pins.join(LINKS)
 }
 
-/// Where an interface's link is pinned.
+/// Returns the pin of an interface's link.
 #[must_use]
 pub fn link_pin(pins: &PinFolder, interface: &str) -> PathBuf {
     links(pins).join(link_name(interface))
 }
 
-/// The name of a pin for an interface: a BPF file system allows no dots in names, but `eth0.100` is a
-/// common interface; a colon is what no interface name has.
+/// Returns the pin name for an interface.
+///
+/// A BPF file system allows no dots in names (`eth0.100`); a colon cannot occur in an interface's
+/// name.
 #[must_use]
 pub fn link_name(interface: &str) -> String {
     interface.replace('.', ":")
 }
 
-/// Puts `program` behind the link of every interface. If one says no, those before it get back
-/// what they ran: the previous generation, or nothing. An interface that is gone is passed over if
-/// something runs on others: it must not keep them from a new table.
+/// Puts `program` behind the link of every interface.
+///
+/// If one fails, the interfaces before it get back the previous generation, or nothing. A missing
+/// interface is skipped if others run a program.
 ///
 /// # Errors
 /// The first interface's error.
@@ -101,11 +106,11 @@ pub fn swap(
     pins.make(&links(pins))?;
     let previous = current_program(interfaces, pins)?;
     let is_there = |interface: &&String| xdp_link::interface_index(interface).is_ok();
-    let some = previous.is_some() && interfaces.iter().any(|interface| is_there(&interface));
+    let is_partial = previous.is_some() && interfaces.iter().any(|interface| is_there(&interface));
     let mut done: Vec<(&String, Attached)> = Vec::new();
     for (index, interface) in interfaces.iter().enumerate() {
-        if some && !is_there(&interface) {
-            tracing::warn!(%interface, "is not there; it is attached to when it comes back");
+        if is_partial && !is_there(&interface) {
+            tracing::warn!(%interface, "interface is missing; the program will be attached when it appears");
             continue;
         }
         let pin = link_pin(pins, interface);
@@ -116,7 +121,7 @@ pub fn swap(
                 fault("swapped", index, &pin)
             });
         if let Err(error) = attached {
-            put_back(&done, previous, pins, mode);
+            restore(&done, previous, pins, mode);
             return Err(error.into());
         }
     }
@@ -131,7 +136,7 @@ fn fault(place: &str, index: usize, pin: &Path) -> Result<(), AttachError> {
     })
 }
 
-fn put_back(
+fn restore(
     done: &[(&String, Attached)],
     mut previous: Option<(u64, Xdp)>,
     pins: &PinFolder,
@@ -146,13 +151,13 @@ fn put_back(
             (Attached::Replaced, None) | (Attached::New, _) => xdp_link::detach(&pin).map(|_| ()),
         };
         if let Err(error) = result {
-            tracing::error!(%interface, %error, "the interface could not be put back as it was");
+            tracing::error!(%interface, %error, "cannot restore the interface's previous program");
         }
     }
 }
 
-/// Interfaces of this network namespace that do not run what they should: they were away, or were
-/// made anew.
+/// Returns the existing interfaces that do not run their program: they were missing, or were
+/// recreated.
 ///
 /// # Errors
 /// When a pin cannot be read.
@@ -168,8 +173,9 @@ pub fn unattached(interfaces: &[String], pins: &PinFolder) -> Result<Vec<String>
     Ok(found)
 }
 
-/// Whether every interface that is there runs this program: a predecessor that was killed during a
-/// swap has left some with the old one.
+/// Returns whether every existing interface runs this program.
+///
+/// A predecessor that was killed during a swap leaves some with the old one.
 ///
 /// # Errors
 /// When a pin cannot be read.
@@ -187,7 +193,7 @@ pub fn runs_everywhere(
     Ok(true)
 }
 
-/// The generation of this number, if its program is pinned.
+/// Returns the program of a generation, if it is pinned.
 ///
 /// # Errors
 /// When the pin cannot be read.
@@ -204,7 +210,7 @@ fn pinned_below(folder: &Path) -> Result<Option<Xdp>, SwapError> {
     program.map(Some).map_err(|source| SwapError::Generation { path, source })
 }
 
-/// The generation that runs on the interfaces now, by its pinned program; nothing if none does.
+/// Returns the generation that the interfaces run now, with its pinned program.
 ///
 /// # Errors
 /// When pins cannot be read.
@@ -219,7 +225,7 @@ pub fn current_program(
     for number in numbers(pins).into_iter().rev() {
         let Some(program) = pinned_program(pins, number)? else { continue };
         let id = program_id(&program, &folder(pins, number))?;
-        // What shows its decisions runs in its stead, with its maps.
+        // A trace program runs in the generation's place, with its maps.
         let lens = trace_folder(pins, number);
         let shown = pinned_below(&lens)?.map(|program| program_id(&program, &lens)).transpose()?;
         if running.contains(&id) || shown.is_some_and(|id| running.contains(&id)) {
@@ -234,7 +240,7 @@ fn program_id(program: &Xdp, folder: &Path) -> Result<u32, SwapError> {
     Ok(program.info().map_err(error)?.id())
 }
 
-/// Numbers of the pinned generations, in order.
+/// Returns the numbers of the pinned generations in ascending order.
 #[must_use]
 pub fn numbers(pins: &PinFolder) -> Vec<u64> {
     let entries = fs::read_dir(pins.join(GENERATIONS)).into_iter().flatten().flatten();
@@ -244,7 +250,7 @@ pub fn numbers(pins: &PinFolder) -> Vec<u64> {
     numbers
 }
 
-/// Removes the pins of all generations but those in `keep`; the number after the greatest.
+/// Removes the pins of all generations that are not in `keep`; returns the next free number.
 ///
 /// # Errors
 /// When a pin cannot be removed.
@@ -265,7 +271,7 @@ pub fn remove_if_detached(pins: &PinFolder) -> Result<(), PinFolderError> {
     if links.next().is_none() { pins.remove_all() } else { Ok(()) }
 }
 
-/// Takes the program off every interface that has a pinned link and is not in `keep`; their names.
+/// Detaches the program from every interface that is not in `keep`; returns their names.
 ///
 /// # Errors
 /// When a link cannot be removed.
@@ -273,7 +279,8 @@ pub fn detach_all_but(pins: &PinFolder, keep: &[String]) -> Result<Vec<String>, 
     remove_links_but(&links(pins), keep)
 }
 
-/// Removes every link that is pinned in `folder` and whose interface is not in `keep`; their names.
+/// Removes every link that is pinned in `folder` and whose interface is not in `keep`; returns the
+/// names.
 ///
 /// # Errors
 /// When a link cannot be removed.

@@ -1,4 +1,4 @@
-//! Hearing that network interfaces come, go or change.
+//! Notification of interfaces that appear, disappear or change.
 
 use std::{
     io,
@@ -13,15 +13,15 @@ use tokio::io::{Interest, unix::AsyncFd};
 /// RTMGRP_LINK of linux/rtnetlink.h.
 const LINKS: u32 = 1;
 
-/// A socket on which the kernel tells of this network namespace's interfaces.
+/// A netlink socket that reports changes of this network namespace's interfaces.
 #[derive(Debug)]
 pub struct LinkEvents(AsyncFd<OwnedFd>);
 
 impl LinkEvents {
-    /// Opens it, in the network namespace of this thread.
+    /// Opens the socket in this thread's network namespace.
     ///
     /// # Errors
-    /// When the kernel says no.
+    /// When the kernel refuses.
     pub fn open() -> io::Result<Self> {
         let socket = socket(
             AddressFamily::Netlink,
@@ -35,13 +35,13 @@ impl LinkEvents {
         Ok(Self(socket?))
     }
 
-    /// Waits until something about some interface has changed. Can be dropped and called again.
+    /// Waits until an interface has changed. The future can be dropped and called again.
     ///
     /// # Errors
     /// When the socket is broken.
     pub async fn changed(&self) -> io::Result<()> {
         let mut ready = self.0.readable().await?;
-        // What exactly is asked of the kernel anew; lost messages (ENOBUFS) are as good as any.
+        // The caller reads the new state; a lost message (ENOBUFS) counts as a change too.
         let mut buffer = [0; 16_384];
         while recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())
             .is_ok_and(|length| length > 0)

@@ -1,5 +1,6 @@
-//! A lock beside a file: one process at a time owns the file. The kernel lets go of it when its holder
-//! dies; the lock's own file stays.
+//! A lock file beside a file, so that one process at a time owns it.
+//!
+//! The kernel releases the lock when its holder dies; the lock file stays.
 
 use std::{
     fs::{File, OpenOptions},
@@ -13,36 +14,37 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 
-/// Held until it is dropped.
+/// A held lock; dropping it releases it.
 #[derive(Debug)]
 pub struct LockFile(#[expect(dead_code, reason = "held, not looked at")] Flock<File>);
 
-/// Why there is no lock.
+/// Why the lock could not be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Somebody has it.
+    /// Another process holds it.
     #[error("{owner} holds it")]
     Held {
         /// The other process, as far as it is known.
         owner: String,
     },
-    /// A system call said no.
+    /// A system call failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
-        /// On what.
+        /// The path of the attempt.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 }
 
 impl LockFile {
-    /// Takes the lock of `file`, which is `FILE.lock` beside it: of two that start at once, one gets it.
+    /// Takes the lock of `file`, which is `FILE.lock`. Of two processes that start at once, one
+    /// gets it.
     ///
     /// # Errors
-    /// When somebody else has it, or it cannot be made.
+    /// When another process holds it, or it cannot be created.
     pub fn take(file: &Path) -> Result<Self, LockError> {
         let mut path = file.as_os_str().to_owned();
         path.push(".lock");
@@ -62,7 +64,8 @@ impl LockFile {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut lock) => {
                 let id = format!("{}\n", std::process::id());
-                // Only for the other one's message: a full disk is no reason not to start.
+                // The process id is only for the other process's message, so a full disk does not
+                // matter.
                 lock.set_len(0)
                     .and_then(|()| lock.rewind())
                     .and_then(|()| lock.write_all(id.as_bytes()))

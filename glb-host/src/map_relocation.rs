@@ -1,7 +1,7 @@
-//! Arrays that a BPF program addresses without a look-up: [`glb_common::map_value`].
+//! Arrays that a BPF program addresses directly, without a lookup ([`glb_common::map_value`]).
 //!
-//! aya makes such arrays of sections of the object only, neither of a size chosen at load nor mappable
-//! into memory. So they are made here, and their addresses put into the object before aya reads it.
+//! aya creates such arrays only from an object's data sections, with a fixed size and not mappable.
+//! This module creates them itself and writes their addresses into the object before aya reads it.
 
 use std::{
     os::fd::{AsFd as _, AsRawFd as _},
@@ -19,7 +19,7 @@ use crate::bpf_loader::LoadError;
 /// `BPF_F_MMAPABLE` of the kernel's bpf.h.
 const MMAPABLE: u32 = 1 << 10;
 
-/// An array of one element, whose value holds what are elements in others.
+/// An array with one element; that element's value holds all entries.
 #[derive(Debug)]
 pub struct DirectArray {
     name: &'static str,
@@ -28,10 +28,10 @@ pub struct DirectArray {
 }
 
 impl DirectArray {
-    /// Makes the array with this number, of so many bytes.
+    /// Creates the array with this number and size.
     ///
     /// # Errors
-    /// When the kernel says no.
+    /// When the kernel refuses.
     pub fn create(name: &'static str, number: u8, bytes: usize) -> Result<Self, LoadError> {
         let size = u32::try_from(bytes).map_err(|error| LoadError::map("create", name, error))?;
         let definition = aya_obj::Map::new_from_params(MapType::Array as u32, 4, size, 1, MMAPABLE);
@@ -40,40 +40,40 @@ impl DirectArray {
         Ok(Self { name, number, data })
     }
 
-    /// The one that is pinned there.
+    /// Opens the array that is pinned at `path`.
     ///
     /// # Errors
-    /// When the kernel says no.
+    /// When the kernel refuses.
     pub fn open(name: &'static str, number: u8, path: &Path) -> Result<Self, LoadError> {
         let data = MapData::from_pin(path).map_err(|error| LoadError::map("open", name, error))?;
         Ok(Self { name, number, data })
     }
 
-    /// The name.
+    /// Returns the array's name.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// The map.
+    /// Returns the map.
     #[must_use]
     pub fn data(&self) -> &MapData {
         &self.data
     }
 }
 
-/// A copy of `object` in which the arrays' addresses stand where it has their place holders.
+/// Returns a copy of `object` with each placeholder replaced by its array's address.
 ///
 /// # Errors
-/// When it addresses another array than these.
+/// When the object refers to an array that is not given.
 pub fn relocate(object: &[u8], arrays: &[DirectArray]) -> Result<Vec<u8>, LoadError> {
     /// `BPF_LD | BPF_IMM | BPF_DW`.
     const LOAD_64: u8 = 0x18;
-    /// `BPF_PSEUDO_MAP_VALUE` in the place of the source register.
+    /// `BPF_PSEUDO_MAP_VALUE` in the source register field.
     const MAP_VALUE: u8 = 2 << 4;
     let mut object = object.to_vec();
-    // Sections with instructions are aligned, and these are eight bytes long; a constant of eight bytes
-    // takes two.
+    // Code sections are aligned and instructions have eight bytes; a 64-bit constant takes two
+    // instructions.
     for pair in 0..(object.len() / 8).saturating_sub(1) {
         let (first, second) = object[8 * pair..8 * pair + 16].split_at_mut(8);
         let (lower, upper) = (&first[4..], &second[4..]);

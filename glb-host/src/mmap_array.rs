@@ -1,4 +1,4 @@
-//! BPF arrays mapped into this process: filled and changed without a system call for each element.
+//! BPF arrays mapped into this process: read and written without a system call for each element.
 
 use std::{
     io,
@@ -10,20 +10,20 @@ use std::{
 use glb_common::abi::MapValue;
 use memmap2::{MmapOptions, MmapRaw};
 
-/// Waits until every BPF program that runs now has ended: what was changed before is then seen by all.
+/// Waits until every running BPF program has ended, so that all later runs see earlier changes.
 pub fn wait_for_readers() {
-    /// `MEMBARRIER_CMD_GLOBAL` of the kernel's membarrier.h: its `synchronize_rcu`, and programs on
-    /// packets run inside RCU.
+    /// `MEMBARRIER_CMD_GLOBAL` of the kernel's membarrier.h: it calls `synchronize_rcu`, and packet
+    /// programs run inside RCU.
     const GLOBAL: libc::c_int = 1;
     // SAFETY: a system call that takes no pointer.
     let done = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
     if done != 0 {
-        // Kernels with CPUs that run without a tick have none. No program takes this long.
+        // Kernels with tickless CPUs refuse it. No program takes this long.
         std::thread::sleep(std::time::Duration::from_millis(200));
     }
 }
 
-/// A BPF array of `T` (made with `BPF_F_MMAPABLE`), in this process's memory.
+/// A BPF array of `T` (created with `BPF_F_MMAPABLE`) in this process's memory.
 #[derive(Debug)]
 pub struct MappedArray<T> {
     memory: MmapRaw,
@@ -32,20 +32,20 @@ pub struct MappedArray<T> {
 }
 
 impl<T: MapValue> MappedArray<T> {
-    /// The kernel lays elements out at multiples of 8 bytes.
+    /// The distance of two elements: the kernel rounds up to 8 bytes.
     pub const STRIDE: usize = size_of::<T>().next_multiple_of(8);
 
     /// Maps the array behind `map`, which has `entries` elements.
     ///
     /// # Errors
-    /// When the kernel says no.
+    /// When the kernel refuses.
     pub fn new(map: &impl AsFd, entries: usize) -> io::Result<Self> {
         let fd = std::os::fd::AsRawFd::as_raw_fd(&map.as_fd());
         let memory = MmapOptions::new().len(entries * Self::STRIDE).map_raw(fd)?;
         Ok(Self { memory, entries, element: PhantomData })
     }
 
-    /// Writes all elements, from the first on.
+    /// Writes the elements from the first on.
     ///
     /// # Errors
     /// When there are more values than elements; nothing is written then.
@@ -59,7 +59,7 @@ impl<T: MapValue> MappedArray<T> {
         values.iter().enumerate().try_for_each(|(index, value)| self.set(index, value))
     }
 
-    /// Writes one element that the kernel does not read yet.
+    /// Writes an element that the kernel does not read yet.
     ///
     /// # Errors
     /// When there is no such element.
@@ -78,8 +78,9 @@ impl<T: MapValue> MappedArray<T> {
         Err(io::Error::new(io::ErrorKind::InvalidInput, text))
     }
 
-    /// Changes one element while the kernel may be reading it: whole aligned 8-byte words are
-    /// stored at once, those that differ only.
+    /// Writes an element while the kernel may be reading it.
+    ///
+    /// Each aligned 8-byte word that differs is stored atomically.
     ///
     /// # Errors
     /// When there is no such element.
@@ -100,7 +101,7 @@ impl<T: MapValue> MappedArray<T> {
         Ok(())
     }
 
-    /// Whether an element that nobody changes holds this value.
+    /// Returns whether an element that nobody writes has this value.
     #[must_use]
     pub fn holds(&self, index: usize, value: &T) -> bool {
         if self.check(index).is_err() {
@@ -112,7 +113,7 @@ impl<T: MapValue> MappedArray<T> {
         found == value.as_bytes()
     }
 
-    /// One element.
+    /// Reads an element.
     ///
     /// # Errors
     /// When there is no such element.

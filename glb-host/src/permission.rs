@@ -1,38 +1,38 @@
-//! Whether this process may do what a daemon does, asked before anything is begun: the kernel's
-//! own answer comes late and names neither the capability nor the remedy.
+//! Checks of this process's permissions before it begins: the kernel's own error comes late, and
+//! names neither the capability nor the remedy.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
-/// A capability is missing.
+/// The process lacks a capability.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "not permitted: this process lacks {}.\n  \
-     Run it as root, or with these: setpriv, systemd's AmbientCapabilities=, or setcap.",
+     Run it as root, or grant them with setpriv, systemd's AmbientCapabilities=, or setcap.",
     missing.join(" and ")
 )]
 pub struct MissingCapabilities {
-    /// Names of the capabilities.
+    /// The names of the missing capabilities.
     pub missing: Vec<&'static str>,
 }
 
-/// Numbers from <linux/capability.h>. CAP_SYS_ADMIN stands in for CAP_BPF and CAP_PERFMON; without the
-/// latter the verifier allows no arithmetic with packet pointers.
+/// Bits from <linux/capability.h>. CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON; without
+/// CAP_PERFMON the verifier forbids arithmetic on packet pointers.
 const NET_ADMIN: u64 = 1 << 12;
 const SYS_ADMIN: u64 = 1 << 21;
 const PERFMON: u64 = 1 << 38;
 const BPF: u64 = 1 << 39;
 
-/// Asks whether this process may load XDP programs and attach them.
+/// Checks that this process may load and attach XDP programs.
 ///
 /// # Errors
-/// Names what is missing. Where the kernel does not say, its later answers have to do.
+/// Names the missing capabilities. If the kernel does not tell them, the check passes.
 pub fn check_capabilities() -> Result<(), MissingCapabilities> {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let missing = missing(&status);
     if missing.is_empty() { Ok(()) } else { Err(MissingCapabilities { missing }) }
 }
 
-/// The mode of a file that everybody on this machine can read; nothing if they cannot. For files with
+/// Returns the mode of a file that all users can read, and `None` for others. It is for files with
 /// keys.
 #[must_use]
 pub fn world_readable_mode(path: &Path) -> Option<u32> {
@@ -40,14 +40,15 @@ pub fn world_readable_mode(path: &Path) -> Option<u32> {
     (mode & 0o004 != 0).then_some(mode)
 }
 
-/// Lets this process have as many descriptors as it may: each table's maps, each client and each pinned
-/// object takes one, and the usual 1,024 are for programs that know no better.
+/// Raises the soft limit of open files to the hard limit.
+///
+/// Maps, clients and pinned objects take a descriptor each; the usual limit is 1,024.
 pub fn raise_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
-        tracing::warn!(%error, "the limit of open files stays as it is");
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }
 
@@ -69,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_capabilities_are_named() {
         for (effective, names) in [
             ("0000000000000000", vec!["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]),
             ("0000000000001000", vec!["CAP_BPF", "CAP_PERFMON"]),

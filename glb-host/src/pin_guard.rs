@@ -1,5 +1,5 @@
-//! Descriptors of what a daemon has pinned: should somebody remove the pins, nothing of it ends, and
-//! it can be pinned again.
+//! Guards a daemon's pins: descriptors keep the pinned objects alive if somebody removes the pins,
+//! so that they can be pinned again.
 
 use std::{
     collections::BTreeMap,
@@ -13,14 +13,14 @@ use crate::{
     sys,
 };
 
-/// Programs, maps and links by where they are to be pinned.
+/// Descriptors of pinned programs, maps and links, by path.
 #[derive(Debug, Default)]
 pub struct PinGuard(BTreeMap<PathBuf, Kept>);
 
 #[derive(Debug)]
 struct Kept {
     object: OwnedFd,
-    /// The pin's number: another pin at its place has another one.
+    /// The pin's inode: another pin with the same path has another one.
     inode: Option<u64>,
 }
 
@@ -36,8 +36,7 @@ fn inode(path: &Path) -> Option<u64> {
 }
 
 impl PinGuard {
-    /// Holds what is pinned in these folders now, and what was before. What is pinned elsewhere is let
-    /// go.
+    /// Holds everything that is pinned in these folders now or was before; releases pins elsewhere.
     ///
     /// # Errors
     /// When a pin cannot be opened.
@@ -57,13 +56,13 @@ impl PinGuard {
         Ok(())
     }
 
-    /// Whether something is held that is to be pinned there.
+    /// Returns whether an object for this path is held.
     #[must_use]
     pub fn holds(&self, path: &Path) -> bool {
         self.0.contains_key(path)
     }
 
-    /// Whether the folder is the one that was locked, and all is pinned there that should be.
+    /// Returns whether the folder is the locked one and has all pins.
     #[must_use]
     pub fn are_intact(&self, pins: &PinFolder, lock: &PinLock) -> bool {
         pins.has_marker()
@@ -71,11 +70,13 @@ impl PinGuard {
             && self.0.iter().all(|(path, kept)| kept.is_pinned(path))
     }
 
-    /// Makes the folder again and locks it, should it be gone, and pins again what is not pinned, in
-    /// place of whatever is there instead; how many.
+    /// Recreates and locks the folder if it is gone, and pins missing objects again; returns how
+    /// many.
+    ///
+    /// Anything else in a pin's place is replaced.
     ///
     /// # Errors
-    /// When the kernel says no, or another process has the folder now.
+    /// When the kernel refuses, or another process has locked the folder.
     pub fn repin(&mut self, pins: &PinFolder, lock: &mut PinLock) -> Result<usize, PinFolderError> {
         if lock.is_current(pins) {
             pins.write_marker()?;
@@ -99,7 +100,7 @@ impl PinGuard {
         Ok(count)
     }
 
-    /// Lets go of everything: what is not pinned either ends.
+    /// Closes all descriptors: objects without a pin end.
     pub fn release(&mut self) {
         self.0.clear();
     }

@@ -1,47 +1,48 @@
-//! A daemon keeps the few capabilities that it works with and gives up all others, root's too.
+//! Dropping privileges: a daemon keeps the capabilities that it works with and drops all others,
+//! also as root.
 //!
-//! Capabilities belong to threads: this has to be done while there is only one, and the threads that
-//! come later inherit what it left.
+//! Capabilities belong to threads, so they are dropped while there is only one; later threads
+//! inherit the rest.
 
 use std::{fs, io};
 
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 
-/// What a daemon works with, reloads included: programs and maps, links and netlink, and arithmetic
-/// with packet pointers, which the verifier allows only with the last one.
+/// The capabilities of a running daemon, reloads included: programs and maps, links and netlink,
+/// and arithmetic on packet pointers (CAP_PERFMON).
 const NEEDED: [Capability; 3] =
     [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
 
-/// What only the start can need: a socket's group, and a port below 1,024.
-const FOR_THE_START: [Capability; 2] = [Capability::CAP_CHOWN, Capability::CAP_NET_BIND_SERVICE];
+/// The capabilities that only the start needs: a socket's group, and a port below 1,024.
+const START_ONLY: [Capability; 2] = [Capability::CAP_CHOWN, Capability::CAP_NET_BIND_SERVICE];
 
-/// Why privileges could not be given up.
+/// Why privileges could not be dropped.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivilegeError {
-    /// The kernel said no.
-    #[error("cannot give up privileges ({what}): {source}")]
+    /// The kernel refused.
+    #[error("cannot drop privileges ({what}): {source}")]
     Kernel {
-        /// What was tried.
+        /// The attempted action.
         what: &'static str,
-        /// Its answer.
+        /// The kernel's answer.
         source: io::Error,
     },
-    /// There are other threads, which would keep theirs.
-    #[error("cannot give up privileges: {0} threads have been started already")]
+    /// There are other threads, which would keep their privileges.
+    #[error("cannot drop privileges: {0} threads are running already")]
     MultiThreaded(usize),
 }
 
-/// Gives up, for good, everything but what the daemon works with and what its start can need.
+/// Drops, for good, all capabilities except those that the daemon and its start need.
 ///
-/// Even a root user is then bound by the modes of files (CAP_DAC_OVERRIDE is gone), from the first
-/// file on: what cannot be read is found at the start and not at the next reload.
+/// Without CAP_DAC_OVERRIDE file modes bind root too, so that an unreadable file is found at the
+/// start and not at the next reload.
 ///
 /// # Errors
 /// When the kernel refuses, or threads have been started.
 pub fn drop_capabilities() -> Result<(), PrivilegeError> {
     ensure_single_thread()?;
     let permitted = get(CapSet::Permitted)?;
-    // Older arrangements give CAP_SYS_ADMIN in place of the two that were split from it.
+    // Older set-ups grant CAP_SYS_ADMIN in place of the two capabilities that were split from it.
     let stands_in = [Capability::CAP_BPF, Capability::CAP_PERFMON]
         .iter()
         .any(|capability| !permitted.contains(capability))
@@ -53,32 +54,31 @@ pub fn drop_capabilities() -> Result<(), PrivilegeError> {
                 .map_err(|error| kernel("bounding set", &error))?;
         }
     }
-    let kept = works_with.into_iter().chain(FOR_THE_START).collect();
+    let kept = works_with.into_iter().chain(START_ONLY).collect();
     keep(&kept)?;
     nix::sys::prctl::set_no_new_privs()
         .map_err(|errno| PrivilegeError::Kernel { what: "no_new_privs", source: errno.into() })
 }
 
-/// Gives up what only the start needed.
+/// Drops the capabilities that only the start needed.
 ///
 /// # Errors
 /// When the kernel refuses, or threads have been started.
 pub fn drop_start_capabilities() -> Result<(), PrivilegeError> {
     ensure_single_thread()?;
     let mut kept = get(CapSet::Permitted)?;
-    for capability in FOR_THE_START {
+    for capability in START_ONLY {
         kept.remove(&capability);
     }
     keep(&kept)?;
     let mut names: Vec<String> = kept.iter().map(ToString::to_string).collect();
     names.sort_unstable();
     let uid = nix::unistd::geteuid();
-    tracing::info!(%uid, capabilities = names.join(","), "privileges given up, these are kept");
+    tracing::info!(%uid, capabilities = names.join(","), "privileges dropped");
     Ok(())
 }
 
-/// Programs that this process starts do not inherit what a service manager gave to it (its ambient
-/// capabilities).
+/// Clears the ambient and inheritable sets, so that child processes do not inherit capabilities.
 ///
 /// # Errors
 /// When the kernel refuses, or threads have been started.
@@ -94,7 +94,7 @@ fn keep(kept: &CapsHashSet) -> Result<(), PrivilegeError> {
     let set = |set, what, value: &CapsHashSet| {
         caps::set(None, set, value).map_err(|error| kernel(what, &error))
     };
-    // Ambient ones first: they must be both of the others.
+    // The ambient set first: it must be a subset of the others.
     caps::clear(None, CapSet::Ambient).map_err(|error| kernel("ambient set", &error))?;
     set(CapSet::Effective, "effective set", &left)?;
     set(CapSet::Inheritable, "inheritable set", &CapsHashSet::new())?;
@@ -110,7 +110,7 @@ fn kernel(what: &'static str, error: &CapsError) -> PrivilegeError {
 }
 
 fn ensure_single_thread() -> Result<(), PrivilegeError> {
-    // Where the kernel does not say, the capabilities themselves are still given up.
+    // If the kernel does not tell, capabilities are dropped all the same.
     let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
     if threads > 1 { Err(PrivilegeError::MultiThreaded(threads)) } else { Ok(()) }
 }

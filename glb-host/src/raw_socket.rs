@@ -1,14 +1,14 @@
-//! Sending a frame as it is.
+//! Sending Ethernet frames through a packet socket.
 
 use std::{io, os::fd::AsRawFd as _};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// Sends `frame`, from its Ethernet header on, out of the interface with this index. Needs
+/// Sends `frame`, from its Ethernet header on, out of the interface with this index. It needs
 /// CAP_NET_RAW.
 ///
 /// # Errors
-/// When the kernel says no.
+/// When the kernel refuses.
 pub fn send_frame(interface: u32, frame: &[u8]) -> io::Result<()> {
     let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: all-zero bytes are a valid `sockaddr_ll`.

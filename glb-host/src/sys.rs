@@ -1,4 +1,4 @@
-//! The few system calls that aya does not offer.
+//! System calls that aya does not offer.
 
 use std::{
     ffi::CString,
@@ -20,17 +20,17 @@ const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_LINK_TYPE_XDP: u32 = 6;
 const BPF_LINK_TYPE_TCX: u32 = 11;
 
-/// What the kernel says of an XDP link.
+/// The kernel's information about an XDP link.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct XdpLinkInfo {
-    /// Id of the program behind it.
+    /// Id of the program behind the link.
     pub(crate) program: u32,
-    /// Index of its interface; 0 if that is gone.
+    /// Index of the interface; 0 if it is gone.
     pub(crate) interface: u32,
 }
 
-/// `struct bpf_link_info` of linux/bpf.h as far as XDP and tcx need it: the
-/// union is 8-byte aligned.
+/// `struct bpf_link_info` of linux/bpf.h as far as XDP and tcx need it; the union is 8-byte
+/// aligned.
 #[repr(C)]
 #[derive(Default)]
 struct RawLinkInfo {
@@ -82,7 +82,7 @@ struct Element {
     flags: u64,
 }
 
-/// Makes a per-CPU array.
+/// Creates a per-CPU array.
 pub(crate) fn per_cpu_array(value: u32, entries: u32) -> io::Result<OwnedFd> {
     const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
     let mut attributes =
@@ -92,13 +92,12 @@ pub(crate) fn per_cpu_array(value: u32, entries: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Reads an array's element; `value` has the length that the kernel writes, for each CPU rounded up
-/// to 8 bytes.
+/// Reads an array's element; `value` holds the values of all CPUs, each rounded up to 8 bytes.
 pub(crate) fn map_lookup(map: BorrowedFd<'_>, key: u32, value: &mut [u8]) -> io::Result<()> {
     element(BPF_MAP_LOOKUP_ELEM, map, key, value.as_mut_ptr() as u64)
 }
 
-/// Writes an array's element; `value` as in [`map_lookup`].
+/// Writes an array's element; `value` is laid out as in [`map_lookup`].
 pub(crate) fn map_update(map: BorrowedFd<'_>, key: u32, value: &[u8]) -> io::Result<()> {
     element(BPF_MAP_UPDATE_ELEM, map, key, value.as_ptr() as u64)
 }
@@ -117,7 +116,7 @@ pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     bpf(BPF_OBJ_PIN, &mut attributes).map(|_| ())
 }
 
-/// Opens what is pinned at `path`.
+/// Opens the object that is pinned at `path`.
 pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut attributes = PinAttributes { path: path.as_ptr() as u64, fd: 0, flags: 0 };
@@ -126,18 +125,18 @@ pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Takes a link's program off its interface. The link lives on and holds none.
+/// Detaches a link's program from its interface. The link stays, without a program.
 pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &mut (link.as_raw_fd() as u32)).map(|_| ())
 }
 
-/// Which interface an XDP link belongs to, and which program is behind it.
+/// Returns an XDP link's interface and program.
 pub(crate) fn xdp_link_info(link: BorrowedFd<'_>) -> io::Result<XdpLinkInfo> {
     let info = link_info(link, BPF_LINK_TYPE_XDP, "the link of an XDP program")?;
     Ok(XdpLinkInfo { program: info.program, interface: info.interface })
 }
 
-/// Index of the interface that a tcx link belongs to; 0 if that is gone.
+/// Returns the index of a tcx link's interface; 0 if it is gone.
 pub(crate) fn tcx_link_interface(link: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(link_info(link, BPF_LINK_TYPE_TCX, "the link of a tc program")?.interface)
 }
@@ -157,7 +156,7 @@ fn link_info(link: BorrowedFd<'_>, kind: u32, name: &str) -> io::Result<RawLinkI
     Err(io::Error::new(io::ErrorKind::InvalidData, text))
 }
 
-/// An interface's MTU.
+/// Returns an interface's MTU.
 pub(crate) fn interface_mtu(index: u32) -> io::Result<u32> {
     const IFLA_MTU: u16 = 4;
     let answer = link_message(index)?;
@@ -166,7 +165,7 @@ pub(crate) fn interface_mtu(index: u32) -> io::Result<u32> {
         .ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// The kind (IFLA_XDP_ATTACHED) and the id of the XDP program on an interface of this namespace.
+/// Returns the attach kind (IFLA_XDP_ATTACHED) and id of an interface's XDP program.
 pub(crate) fn attached_xdp(index: u32) -> io::Result<(u8, Option<u32>)> {
     const IFLA_XDP: u16 = 43;
     const IFLA_XDP_ATTACHED: u16 = 2;
@@ -182,7 +181,7 @@ pub(crate) fn attached_xdp(index: u32) -> io::Result<(u8, Option<u32>)> {
     Ok((kind.unwrap_or(0), id))
 }
 
-/// The payload of the first attribute of a kind.
+/// Returns the payload of the first attribute of a kind.
 fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
     const NESTED_AND_ORDER: u16 = 0xc000;
     loop {
@@ -195,7 +194,7 @@ fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
     }
 }
 
-/// The kernel's answer to RTM_GETLINK for one interface.
+/// Returns the kernel's answer to RTM_GETLINK for one interface.
 fn link_message(index: u32) -> io::Result<Vec<u8>> {
     use nix::sys::socket::{
         AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,

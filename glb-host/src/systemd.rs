@@ -1,46 +1,46 @@
-//! What a service manager is told (`sd_notify`): nothing, where none asks.
+//! Notifications to the service manager (`sd_notify`); without one they do nothing.
 
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::time::{Instant, sleep_until};
 
-/// The daemon does its work from now on; or again, after a reload.
+/// Reports that the daemon is ready, at the start or after a reload.
 pub fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// A reload begins.
+/// Reports that a reload begins.
 pub fn reloading(status: &str) {
     let mut states = vec![NotifyState::Reloading, NotifyState::Status(status)];
-    // systemd's Type=notify-reload wants to know that this is about its own signal.
+    // Type=notify-reload compares this time with that of its signal.
     states.extend(NotifyState::monotonic_usec_now().ok());
-    tell(&states);
+    notify(&states);
 }
 
-/// What the daemon does, in a few words for people.
+/// Reports the status text for people.
 pub fn status(status: &str) {
-    tell(&[NotifyState::Status(status)]);
+    notify(&[NotifyState::Status(status)]);
 }
 
-/// The daemon ends, in order.
+/// Reports that the daemon stops.
 pub fn stopping() {
-    tell(&[NotifyState::Stopping]);
+    notify(&[NotifyState::Stopping]);
 }
 
-/// What is under way (a stop, say) takes so much longer.
+/// Asks for more time for the current operation, such as a stop.
 pub fn extend(by: Duration) {
     let microseconds = u32::try_from(by.as_micros()).unwrap_or(u32::MAX);
-    tell(&[NotifyState::ExtendTimeoutUsec(microseconds)]);
+    notify(&[NotifyState::ExtendTimeoutUsec(microseconds)]);
 }
 
-fn tell(states: &[NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(false, states) {
-        tracing::debug!(%error, "the service manager was not told");
+        tracing::debug!(%error, "cannot notify the service manager");
     }
 }
 
-/// Tells the service manager again and again that the daemon's loop turns, if it wants to be told.
+/// Reports regularly that the daemon's loop runs, if the service manager asks for it.
 #[derive(Debug)]
 pub struct Watchdog {
     every: Option<Duration>,
@@ -48,8 +48,7 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// As the service manager wishes (`WATCHDOG_USEC`): at half of the time after which it would
-    /// take the daemon for hung.
+    /// Reads `WATCHDOG_USEC`; the interval is half of it.
     #[must_use]
     pub fn from_environment() -> Self {
         let mut limit = 0;
@@ -58,11 +57,11 @@ impl Watchdog {
         Self { every, next: Instant::now() }
     }
 
-    /// Waits until it is time, and tells. Can be dropped and called again.
+    /// Waits for the next interval and reports. The future can be dropped and called again.
     pub async fn turn(&mut self) {
         let Some(every) = self.every else { return std::future::pending().await };
         sleep_until(self.next).await;
-        tell(&[NotifyState::Watchdog]);
+        notify(&[NotifyState::Watchdog]);
         self.next = Instant::now() + every;
     }
 }

@@ -1,5 +1,4 @@
-//! Putting a tc program behind the pinned link of an interface's egress, beside whatever other tc
-//! programs are there.
+//! Attaching a tc program to an interface's egress by a pinned tcx link, beside other tc programs.
 
 use std::{fs, io, os::fd::AsFd as _, path::Path};
 
@@ -14,11 +13,13 @@ use crate::{
     xdp_link::{AttachError, Attached, interface_index},
 };
 
-/// Puts `program` on the egress of `interface`: behind the link that is pinned at `pin` if that one
-/// still belongs to the interface, else behind a new link that is then pinned there.
+/// Puts `program` on the egress of `interface`.
+///
+/// It replaces the program behind the link pinned at `pin` if that link belongs to the interface;
+/// otherwise it creates and pins a new link.
 ///
 /// # Errors
-/// When the kernel says no; [`AttachError::NoTcx`] before Linux 6.6.
+/// When the kernel refuses; [`AttachError::NoTcx`] before Linux 6.6.
 pub fn attach_egress(
     program: &mut SchedClassifier,
     interface: &str,
@@ -41,17 +42,17 @@ pub fn attach_egress(
             let link = SchedClassifierLink::try_from(FdLink::from(link))
                 .map_err(|error| pin_error("adopt", error.into()))?;
             let id = program.attach_to_link(link).map_err(other)?;
-            // Closed here, the link lives on by its pin.
+            // The pin keeps the link alive after it is closed here.
             drop(program.take_link(id).map_err(other)?);
             return Ok(Attached::Replaced);
         }
-        // Its interface is gone, or has another number now.
+        // The link's interface is gone, or was recreated.
         fs::remove_file(pin).map_err(|error| pin_error("remove", error.into()))?;
     }
     let order = TcAttachOptions::TcxOrder(LinkOrder::default());
     let id = program
         .attach_with_options(interface, TcAttachType::Egress, order)
-        .map_err(|error| explain(error, interface))?;
+        .map_err(|error| classify(error, interface))?;
     let link = program.take_link(id).map_err(other)?;
     let link = FdLink::try_from(link)
         .map_err(|_not_a_link| AttachError::NoTcx { interface: interface.to_owned() })?;
@@ -59,7 +60,7 @@ pub fn attach_egress(
     Ok(Attached::New)
 }
 
-fn explain(error: ProgramError, interface: &str) -> AttachError {
+fn classify(error: ProgramError, interface: &str) -> AttachError {
     let interface = interface.to_owned();
     match &error {
         ProgramError::SyscallError(call) => match call.io_error.raw_os_error() {

@@ -1,9 +1,9 @@
-//! Noticing that a file (the table) has changed, however it was written: over the old one, in its place
-//! by a rename, or by a symbolic link that leads elsewhere.
+//! Watching one file for changes: overwritten, replaced by a rename, or reached through a changed
+//! symbolic link.
 //!
-//! inotify tells at once that something happened in one of the folders on the way to the file; what
-//! the file then is decides. A look every few seconds finds what inotify does not tell (network file
-//! systems, a limit of watches, a folder that was replaced).
+//! inotify reports events in the folders on the way to the file; then the file's identity is
+//! compared. A poll every few seconds finds what inotify misses: network file systems, too many
+//! watches, a replaced folder.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,13 +27,13 @@ use tokio::{
 };
 use tracing::warn;
 
-/// How often the file is looked at without having been told.
-const EVERY: Duration = Duration::from_secs(2);
+/// The polling interval.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Symbolic links that are followed; more are a loop.
+/// The maximum number of symbolic links; more are a loop.
 const MAX_LINKS: usize = 40;
 
-/// What tells one file from another, and a changed one from what it was.
+/// The values that change when a file is replaced or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity {
     device: u64,
@@ -55,15 +55,15 @@ fn identity(path: &Path) -> Option<Identity> {
 }
 
 #[derive(Debug)]
-struct Kernel(Inotify);
+struct InotifyFd(Inotify);
 
-impl AsFd for Kernel {
+impl AsFd for InotifyFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-impl AsRawFd for Kernel {
+impl AsRawFd for InotifyFd {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_fd().as_raw_fd()
     }
@@ -73,31 +73,32 @@ impl AsRawFd for Kernel {
 #[derive(Debug)]
 pub struct WatchedFile {
     path: PathBuf,
-    kernel: Option<AsyncFd<Kernel>>,
+    kernel: Option<AsyncFd<InotifyFd>>,
     watches: Vec<Watch>,
-    /// As it was when it was last said to have changed.
-    known: Option<Identity>,
-    /// As the last look without being told found it, if that was something new: a file that is just
-    /// being written is left alone until it rests.
-    seen: Option<Identity>,
-    next_look: Instant,
+    /// The identity that was last reported.
+    reported: Option<Identity>,
+    /// A new identity that the last poll found. A file that is being written is reported when it is
+    /// the same twice.
+    pending: Option<Identity>,
+    next_poll: Instant,
 }
 
 impl WatchedFile {
-    /// Starts watching; the file as it is now is known.
+    /// Starts watching; the file's present state counts as reported.
     pub fn watch(path: &Path) -> Self {
         let kernel = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)
             .map_err(io::Error::from)
             .and_then(|kernel| {
                 // SAFETY: the descriptor is the inotify instance's own, which lives as long as this.
-                let file =
-                    unsafe { AsyncFd::register_with_interest(Kernel(kernel), Interest::READABLE) };
+                let file = unsafe {
+                    AsyncFd::register_with_interest(InotifyFd(kernel), Interest::READABLE)
+                };
                 Ok(file?)
             });
         let kernel = match kernel {
             Ok(kernel) => Some(kernel),
             Err(error) => {
-                warn!(%error, "no inotify: changes of the file are noticed after some seconds");
+                warn!(%error, "inotify is not available; the file is polled");
                 None
             }
         };
@@ -105,15 +106,16 @@ impl WatchedFile {
             path: path.to_owned(),
             kernel,
             watches: Vec::new(),
-            known: identity(path),
-            seen: None,
-            next_look: Instant::now() + EVERY,
+            reported: identity(path),
+            pending: None,
+            next_poll: Instant::now() + POLL_INTERVAL,
         };
-        file.arm();
+        file.add_watches();
         file
     }
 
-    /// Waits until the file is another one than it was, and whole. Can be dropped and called again.
+    /// Waits until the file has changed and is complete. The future can be dropped and called
+    /// again.
     pub async fn changed(&mut self) {
         loop {
             let told = match &self.kernel {
@@ -124,52 +126,52 @@ impl WatchedFile {
                             ready.clear_ready();
                             relevant
                         }),
-                        () = sleep_until(self.next_look) => false,
+                        () = sleep_until(self.next_poll) => false,
                     }
                 }
                 None => {
-                    sleep_until(self.next_look).await;
+                    sleep_until(self.next_poll).await;
                     false
                 }
             };
-            if self.look(told) {
+            if self.poll(told) {
                 return;
             }
         }
     }
 
-    /// Whether the file is a new one.
-    fn look(&mut self, told: bool) -> bool {
-        self.arm();
-        let is_look = Instant::now() >= self.next_look;
-        if is_look {
-            self.next_look = Instant::now() + EVERY;
+    /// Returns whether the file has changed since the last report.
+    fn poll(&mut self, told: bool) -> bool {
+        self.add_watches();
+        let is_poll = Instant::now() >= self.next_poll;
+        if is_poll {
+            self.next_poll = Instant::now() + POLL_INTERVAL;
         }
         let now = identity(&self.path);
-        // A file that is just not there is about to be, mostly; the one in force stays in any case.
-        if now == self.known || now.is_none() {
-            self.seen = None;
+        // A missing file is usually about to be replaced.
+        if now == self.reported || now.is_none() {
+            self.pending = None;
             return false;
         }
-        if told || (is_look && self.seen == now) {
-            self.known = now;
-            self.seen = None;
+        if told || (is_poll && self.pending == now) {
+            self.reported = now;
+            self.pending = None;
             return true;
         }
-        if is_look {
-            self.seen = now;
+        if is_poll {
+            self.pending = now;
         }
         false
     }
 
-    /// Watches the folders that lead to the file as things are now.
-    fn arm(&mut self) {
+    /// Watches the folders that now lead to the file.
+    fn add_watches(&mut self) {
         let Some(kernel) = &self.kernel else { return };
         let kernel = &kernel.get_ref().0;
         let wanted = names(&self.path);
         let old = std::mem::take(&mut self.watches);
         for (folder, names) in wanted {
-            // Again for those that are watched: a folder of the same name may be another one.
+            // Watched folders are added again: a folder of the same name may be a new one.
             let flags = AddWatchFlags::IN_CLOSE_WRITE
                 | AddWatchFlags::IN_MOVED_TO
                 | AddWatchFlags::IN_CREATE
@@ -181,20 +183,20 @@ impl WatchedFile {
                 Err(Errno::ENOENT | Errno::ENOTDIR) => {}
                 Err(error) => warn!(
                     folder = %folder.display(), %error,
-                    "cannot be watched; changes of the file are noticed after some seconds"
+                    "cannot watch the folder; the file is polled"
                 ),
             }
         }
         for Watch { watch, .. } in old {
             if self.watches.iter().all(|kept| kept.watch != watch) {
-                // One whose folder is gone is gone as well.
+                // The watch of a removed folder is gone already.
                 kernel.rm_watch(watch).ok();
             }
         }
     }
 }
 
-/// A folder, and the names in it that lead to the file. Two paths to one folder have one descriptor.
+/// A folder and the names in it that lead to the file. Two paths to one folder share a descriptor.
 #[derive(Debug)]
 struct Watch {
     folder: PathBuf,
@@ -202,7 +204,7 @@ struct Watch {
     watch: WatchDescriptor,
 }
 
-/// Reads all events; whether one of them can mean a whole new file.
+/// Reads all events; returns whether one of them can mean a complete new file.
 fn drain(kernel: &Inotify, watches: &[Watch]) -> bool {
     let mut relevant = false;
     while let Ok(events) = kernel.read_events() {
@@ -212,29 +214,29 @@ fn drain(kernel: &Inotify, watches: &[Watch]) -> bool {
 }
 
 fn is_relevant(event: &InotifyEvent, watches: &[Watch]) -> bool {
-    // About the folder itself, or an overflow.
+    // An event about the folder itself, or an overflow.
     let Some(name) = &event.name else { return true };
     let concerned = watches.iter().filter(|watch| watch.watch == event.wd);
     let mut concerned = concerned.filter(|watch| watch.names.contains(name));
     if !event.mask.contains(AddWatchFlags::IN_CREATE) {
         return concerned.next().is_some();
     }
-    // A link is whole when it has its name; what is written into a new file is told of at its end.
+    // A link is complete when it exists; a new file's end of writing is a separate event.
     concerned.any(|watch| {
         let found = fs::symlink_metadata(watch.folder.join(name));
         found.is_ok_and(|found| found.is_symlink() || found.is_dir() || found.nlink() > 1)
     })
 }
 
-/// The names, by folder, whose change can make the path lead to another file: the file's own and that
-/// of each symbolic link on the way.
+/// Returns the names, by folder, whose change can lead the path to another file: the file's own,
+/// and those of all symbolic links on the way.
 fn names(path: &Path) -> BTreeMap<PathBuf, BTreeSet<OsString>> {
     let mut names = BTreeMap::<PathBuf, BTreeSet<OsString>>::new();
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let mut rest = vec![absolute];
     let mut links = 0;
     while let Some(path) = rest.pop() {
-        // Each part of the path may be a link.
+        // Each component of the path may be a link.
         for part in path.ancestors() {
             let (Some(folder), Some(name)) = (part.parent(), part.file_name()) else { continue };
             let target = fs::read_link(part);
@@ -260,49 +262,49 @@ mod tests {
 
     use super::*;
 
-    async fn is_told(file: &mut WatchedFile) -> bool {
-        // Less than the time after which it would be looked at anyway.
+    async fn is_reported(file: &mut WatchedFile) -> bool {
+        // Shorter than the polling interval.
         tokio::time::timeout(Duration::from_millis(700), file.changed()).await.is_ok()
     }
 
     #[tokio::test]
-    async fn every_way_to_save_a_file_is_noticed() {
+    async fn all_ways_to_save_a_file_are_reported() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let path = at("table.toml");
         fs::write(&path, "1").unwrap();
         let mut file = WatchedFile::watch(&path);
-        assert!(!is_told(&mut file).await);
+        assert!(!is_reported(&mut file).await);
 
-        // In its place.
+        // Overwritten in place.
         fs::write(&path, "22").unwrap();
-        assert!(is_told(&mut file).await, "written over");
-        // By a rename, as most programs do.
+        assert!(is_reported(&mut file).await, "written over");
+        // Replaced by a rename, as most programs do.
         fs::write(at("new"), "333").unwrap();
         fs::rename(at("new"), &path).unwrap();
-        assert!(is_told(&mut file).await, "renamed over");
-        // As vim does: the old one goes aside.
+        assert!(is_reported(&mut file).await, "renamed over");
+        // As vim does: the old file is renamed first.
         fs::rename(&path, at("table.toml~")).unwrap();
         fs::write(&path, "4444").unwrap();
         fs::remove_file(at("table.toml~")).unwrap();
-        assert!(is_told(&mut file).await, "moved aside and written anew");
-        // By a hard link.
+        assert!(is_reported(&mut file).await, "moved aside and written anew");
+        // Replaced by a hard link.
         fs::write(at("five"), "55555").unwrap();
         fs::remove_file(&path).unwrap();
         fs::hard_link(at("five"), &path).unwrap();
-        assert!(is_told(&mut file).await, "linked");
-        // By a symbolic link.
+        assert!(is_reported(&mut file).await, "linked");
+        // Replaced by a symbolic link.
         fs::write(at("six"), "666666").unwrap();
         fs::remove_file(&path).unwrap();
         symlink("six", &path).unwrap();
-        assert!(is_told(&mut file).await, "linked by name");
-        // And what it leads to.
+        assert!(is_reported(&mut file).await, "linked by name");
+        // The link's target is overwritten.
         fs::write(at("six"), "7777777").unwrap();
-        assert!(is_told(&mut file).await, "the link's target written over");
+        assert!(is_reported(&mut file).await, "the link's target written over");
     }
 
     #[tokio::test]
-    async fn a_folder_that_is_swapped_by_a_link_is_noticed() {
+    async fn a_replaced_link_to_the_folder_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         for (version, text) in [("v1", "1"), ("v2", "22"), ("v3", "333")] {
@@ -315,14 +317,14 @@ mod tests {
         for version in ["v2", "v3", "v1"] {
             symlink(version, at("new")).unwrap();
             fs::rename(at("new"), at("data")).unwrap();
-            assert!(is_told(&mut file).await, "{version}");
+            assert!(is_reported(&mut file).await, "{version}");
         }
         fs::write(at("v1/table.toml"), "4444").unwrap();
-        assert!(is_told(&mut file).await, "written below the links");
+        assert!(is_reported(&mut file).await, "written below the links");
     }
 
     #[tokio::test]
-    async fn what_is_half_written_or_beside_it_is_left_alone() {
+    async fn incomplete_and_unrelated_files_are_not_reported() {
         use std::io::Write as _;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("table.toml");
@@ -331,19 +333,19 @@ mod tests {
         let mut open = fs::File::create(&path).unwrap();
         open.write_all(b"half").unwrap();
         fs::write(folder.path().join(".table.toml.swp"), "x").unwrap();
-        assert!(!is_told(&mut file).await, "half a file");
+        assert!(!is_reported(&mut file).await, "half a file");
         open.write_all(b" and whole").unwrap();
         drop(open);
-        assert!(is_told(&mut file).await);
-        // Gone, it is nothing new; back, it is.
+        assert!(is_reported(&mut file).await);
+        // A removed file is not a change; a new one is.
         fs::remove_file(&path).unwrap();
-        assert!(!is_told(&mut file).await, "gone");
+        assert!(!is_reported(&mut file).await, "gone");
         fs::write(&path, "again").unwrap();
-        assert!(is_told(&mut file).await);
+        assert!(is_reported(&mut file).await);
     }
 
     #[tokio::test]
-    async fn a_folder_that_is_made_anew_is_found_again() {
+    async fn a_recreated_folder_is_watched_again() {
         let folder = tempfile::tempdir().unwrap();
         let inner = folder.path().join("inner");
         let path = inner.join("table.toml");
@@ -353,10 +355,10 @@ mod tests {
         fs::remove_dir_all(&inner).unwrap();
         fs::create_dir(&inner).unwrap();
         fs::write(&path, "22").unwrap();
-        // inotify may not tell of it; the look does, the second time that it finds the same.
-        let patience = 3 * EVERY;
+        // inotify may miss it; the second poll with the same result reports it.
+        let patience = 3 * POLL_INTERVAL;
         assert!(tokio::time::timeout(patience, file.changed()).await.is_ok());
         fs::write(&path, "333").unwrap();
-        assert!(is_told(&mut file).await, "watched again");
+        assert!(is_reported(&mut file).await, "watched again");
     }
 }

@@ -1,5 +1,7 @@
-//! Putting an XDP program behind the pinned link of an interface: attached once, replaced
-//! atomically ever after, adopted by whoever finds the pin.
+//! Attaching an XDP program to an interface by a pinned link.
+//!
+//! A link is created once; later programs replace the one behind it atomically, also after a
+//! restart of the daemon.
 
 use std::{
     collections::BTreeMap,
@@ -18,32 +20,34 @@ use aya::programs::{
 
 use crate::sys;
 
-/// Why a program is not attached.
+/// Why a program could not be attached.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    /// There is no such interface in this network namespace.
-    #[error("there is no interface `{interface}` here; `ip link` lists those there are")]
+    /// This network namespace has no such interface.
+    #[error(
+        "this network namespace has no interface `{interface}`; `ip link` lists its interfaces"
+    )]
     NoInterface {
         /// As configured.
         interface: String,
     },
-    /// Somebody else's program is on it.
+    /// Another program is attached.
     #[error(
         "interface {interface} already has an XDP program{}.\n  \
          Look at it:    ip -details link show dev {interface}; bpftool link list\n  \
          Take it off:   {}",
-        in_words(program, name.as_deref()),
-        way_out(interface, name.as_deref())
+        describe_program(program, name.as_deref()),
+        removal_advice(interface, name.as_deref())
     )]
     Occupied {
         /// As configured.
         interface: String,
         /// The other program's id.
         program: Option<u32>,
-        /// Its name, where the kernel tells it (CAP_SYS_ADMIN).
+        /// The other program's name, if the kernel tells it (CAP_SYS_ADMIN).
         name: Option<String>,
     },
-    /// The driver cannot do native XDP, or not now.
+    /// The driver refuses native XDP.
     #[error(
         "the driver of {interface} refuses native XDP: {source}.\n  \
          Look at the kernel's log (dmesg) for the driver's reason; an MTU above one page and too \
@@ -56,19 +60,19 @@ pub enum AttachError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The kernel is too old for links of XDP programs.
+    /// The kernel is too old for XDP links.
     #[error("this kernel has no BPF links for XDP; Linux 5.9 or newer is needed ({interface})")]
     NoLinks {
         /// As configured.
         interface: String,
     },
-    /// The kernel is too old for links of tc programs.
+    /// The kernel is too old for tcx links.
     #[error("this kernel has no BPF links for tc; Linux 6.6 or newer is needed ({interface})")]
     NoTcx {
         /// As configured.
         interface: String,
     },
-    /// Not allowed.
+    /// The process lacks a capability.
     #[error(
         "not permitted to attach to {interface}: {source}.\n  \
          Run as root, or with CAP_BPF and CAP_NET_ADMIN."
@@ -79,15 +83,15 @@ pub enum AttachError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The kernel does not tell about an interface.
-    #[error("the kernel does not tell about {interface}: {source}")]
+    /// The kernel does not answer a request about an interface.
+    #[error("cannot read the state of {interface}: {source}")]
     Ask {
         /// As configured.
         interface: String,
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The pinned link holds a program on another interface than the one of that name here.
+    /// The pinned link belongs to another interface than the one of that name here.
     #[error(
         "{} holds a program on another interface than {interface} of this network namespace (one \
          that was renamed, or one of another namespace).\n  \
@@ -97,33 +101,33 @@ pub enum AttachError {
     Elsewhere {
         /// As configured.
         interface: String,
-        /// The pin.
+        /// The link's pin.
         path: PathBuf,
     },
-    /// A pin could not be read, made or removed.
+    /// A pin could not be read, created or removed.
     #[error("cannot {action} the pinned link {}: {source}", path.display())]
     Pin {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
-        /// On what.
+        /// The path of the attempt.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// Anything else.
+    /// Any other error.
     #[error("cannot attach to {interface}: {source}")]
     Other {
         /// As configured.
         interface: String,
-        /// The library's answer.
+        /// The library's error.
         source: ProgramError,
     },
 }
 
-/// libxdp's own program, which calls those that it was given one after the other.
+/// libxdp's dispatcher, which calls several programs in turn.
 const DISPATCHER: &str = "xdp_dispatcher";
 
-fn in_words(program: &Option<u32>, name: Option<&str>) -> String {
+fn describe_program(program: &Option<u32>, name: Option<&str>) -> String {
     match (program, name) {
         (Some(id), Some(DISPATCHER)) => format!(": libxdp's dispatcher (`{DISPATCHER}`, id {id})"),
         (Some(id), Some(name)) => format!(": `{name}` (id {id})"),
@@ -132,7 +136,7 @@ fn in_words(program: &Option<u32>, name: Option<&str>) -> String {
     }
 }
 
-fn way_out(interface: &str, name: Option<&str>) -> String {
+fn removal_advice(interface: &str, name: Option<&str>) -> String {
     if name == Some(DISPATCHER) {
         return format!(
             "`xdp-loader status {interface}` lists what it runs, `xdp-loader unload {interface} \
@@ -146,11 +150,12 @@ fn way_out(interface: &str, name: Option<&str>) -> String {
     )
 }
 
-/// Names of programs that were found on interfaces while this process still might ask for them.
+/// Names of other programs, recorded before the capability to ask for them was dropped.
 static NAMES: Mutex<BTreeMap<u32, String>> = Mutex::new(BTreeMap::new());
 
-/// Remembers the names of the programs on these interfaces: asking for them takes CAP_SYS_ADMIN, which
-/// a daemon gives up before it attaches.
+/// Records the names of the programs on these interfaces.
+///
+/// Asking takes CAP_SYS_ADMIN, which a daemon drops before it attaches.
 pub fn record_program_names(interfaces: &[String]) {
     for interface in interfaces {
         let found = interface_index(interface).ok().and_then(|index| sys::attached_xdp(index).ok());
@@ -168,10 +173,10 @@ fn ask_name(id: u32) -> Option<String> {
     found.name_as_str().filter(|name| !name.is_empty()).map(ToOwned::to_owned)
 }
 
-/// The name of a program on an interface, as far as it can be known.
+/// Returns the name of a program on an interface, if it can be known.
 fn program_name(id: u32, index: u32) -> Option<String> {
     let known = NAMES.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
-    // Where libxdp pins its dispatchers.
+    // The place where libxdp pins its dispatchers.
     let dispatcher = format!("/sys/fs/bpf/xdp/dispatch-{index}-{id}");
     known
         .or_else(|| ask_name(id))
@@ -184,16 +189,16 @@ fn occupied(interface: String, index: u32) -> AttachError {
     AttachError::Occupied { interface, program, name }
 }
 
-/// What [`attach`] did.
+/// How [`attach`] attached the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attached {
-    /// No program of ours was there.
+    /// A new link was created.
     New,
-    /// The program behind an existing link was replaced, in one step.
+    /// The program behind the existing link was replaced atomically.
     Replaced,
 }
 
-/// The index of an interface of this network namespace.
+/// Returns the index of an interface of this network namespace.
 ///
 /// # Errors
 /// [`AttachError::NoInterface`].
@@ -206,12 +211,12 @@ pub fn interface_index(interface: &str) -> Result<u32, AttachError> {
         .ok_or_else(|| AttachError::NoInterface { interface: interface.to_owned() })
 }
 
-/// How an XDP program is attached.
+/// The mode of an XDP program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// By the driver, or in the hardware.
+    /// In the driver, or in the hardware.
     Native,
-    /// By the kernel, once it has made its own form of a packet.
+    /// In the kernel's network stack, after it has allocated an skb.
     Generic,
 }
 
@@ -233,22 +238,21 @@ impl From<Mode> for XdpMode {
     }
 }
 
-/// Says so if an interface's program runs in another mode: a link keeps its mode, and between two links
-/// there would be a gap.
+/// Warns if an interface's program runs in another mode.
+///
+/// A link keeps its mode, and replacing the link would cause a gap.
 pub fn warn_on_mode_mismatch(interface: &str, mode: Mode) {
     if let Ok(Some((found, _))) = attached(interface)
         && found != mode
     {
         tracing::warn!(
-            %interface,
-            "attached in {found} mode and not in {mode} mode as configured; `detach` and a new start \
-             change that, with a gap in between"
+            %interface, attached = %found, configured = %mode,
+            "XDP mode differs from the configuration; run `detach` and start again to change it"
         );
     }
 }
 
-/// Whether what is pinned at `pin` holds the interface of this name as it is now: false when that is
-/// gone, or was made anew.
+/// Returns whether the link pinned at `pin` belongs to the present interface of this name.
 ///
 /// # Errors
 /// When the pin cannot be read.
@@ -260,12 +264,12 @@ pub fn holds(pin: &Path, interface: &str) -> Result<bool, AttachError> {
     Ok(info.interface == index)
 }
 
-/// The XDP program on an interface of this network namespace, whoever attached it.
+/// Returns the mode and id of the XDP program on an interface, regardless of who attached it.
 ///
 /// # Errors
 /// When there is no such interface, or the kernel does not tell.
 pub fn attached(interface: &str) -> Result<Option<(Mode, Option<u32>)>, AttachError> {
-    // XDP_ATTACHED_SKB of linux/if_link.h; the others are native.
+    // XDP_ATTACHED_SKB of linux/if_link.h; all other kinds are native.
     const GENERIC: u8 = 2;
     let (kind, id) = sys::attached_xdp(interface_index(interface)?)
         .map_err(|source| AttachError::Ask { interface: interface.to_owned(), source })?;
@@ -276,7 +280,7 @@ pub fn attached(interface: &str) -> Result<Option<(Mode, Option<u32>)>, AttachEr
     })
 }
 
-/// The MTU of an interface of this network namespace.
+/// Returns the MTU of an interface of this network namespace.
 ///
 /// # Errors
 /// When there is no such interface, or the kernel does not tell.
@@ -285,7 +289,7 @@ pub fn interface_mtu(interface: &str) -> Result<u32, AttachError> {
         .map_err(|source| AttachError::Ask { interface: interface.to_owned(), source })
 }
 
-/// The name of the interface with this index; `#INDEX` for one that is gone.
+/// Returns the name of the interface with this index, or `#INDEX` if it is gone.
 #[must_use]
 pub fn interface_name(index: u32) -> String {
     nix::net::if_::if_indextoname(index)
@@ -297,12 +301,13 @@ pub fn interface_name(index: u32) -> String {
 /// LOOPBACK_IFINDEX of the kernel's net/net_namespace.h.
 const LOOPBACK: u32 = 1;
 
-/// Puts `program` on `interface`: behind the link that is pinned at `pin` if that one still belongs to
-/// the interface, else behind a new link in this mode (on the loopback always in generic mode) that is
-/// then pinned there.
+/// Attaches `program` to `interface`.
+///
+/// It replaces the program behind the link pinned at `pin` if that link belongs to the interface;
+/// otherwise it creates and pins a new link in this mode (on the loopback always generic).
 ///
 /// # Errors
-/// When the kernel says no. What ran before still runs then.
+/// When the kernel refuses. The earlier program still runs then.
 pub fn attach(
     program: &mut Xdp,
     interface: &str,
@@ -310,17 +315,17 @@ pub fn attach(
     mode: Mode,
 ) -> Result<Attached, AttachError> {
     let index = interface_index(interface)?;
-    // The loopback has no driver. It is always the first of a network namespace.
+    // The loopback has no driver. It is always the first interface of a network namespace.
     let mode = if index == LOOPBACK { Mode::Generic } else { mode };
     if let Some(link) = adopt(pin, interface, index)? {
         let other = |source| AttachError::Other { interface: interface.to_owned(), source };
         let link = XdpLink::try_from(link).map_err(|error| pin_error("adopt", pin, error))?;
         let id = program.attach_to_link(link).map_err(other)?;
-        // Closed here, the link lives on by its pin.
+        // The pin keeps the link alive after it is closed here.
         drop(program.take_link(id).map_err(other)?);
         return Ok(Attached::Replaced);
     }
-    // A link whose pin was removed a moment ago goes a moment later.
+    // A link whose pin was just removed disappears a moment later.
     let mut tries = 0;
     let id = loop {
         match program.attach_to_if_index(index, mode.into()) {
@@ -331,13 +336,14 @@ pub fn attach(
                 tries += 1;
                 std::thread::sleep(std::time::Duration::from_millis(10));
             }
-            Err(error) => return Err(explain(error, interface, index)),
+            Err(error) => return Err(classify(error, interface, index)),
         }
     };
     let link = program
         .take_link(id)
         .map_err(|source| AttachError::Other { interface: interface.to_owned(), source })?;
-    // aya falls back to netlink where links are missing; such an attachment would die with us.
+    // aya falls back to netlink where links are missing; such an attachment would end with this
+    // process.
     let link = FdLink::try_from(link)
         .map_err(|_not_a_link| AttachError::NoLinks { interface: interface.to_owned() })?;
     crate::failpoints::point("attached").map_err(|error| pin_error("make", pin, error))?;
@@ -346,13 +352,12 @@ pub fn attach(
     Ok(Attached::New)
 }
 
-/// Takes off what is attached by the link pinned at `pin`; says whether there was one.
+/// Detaches the program of the link pinned at `pin`; returns whether there was one.
 ///
 /// # Errors
-/// When the pin cannot be opened or removed, or the kernel says no.
+/// When the pin cannot be opened or removed, or the kernel refuses.
 pub fn detach(pin: &Path) -> Result<bool, AttachError> {
-    // Without its pin the link would go too, but a moment later, or whenever somebody who looks at it
-    // just now has done so.
+    // Removing the pin alone would detach it too, but only after every open descriptor is closed.
     if let Some(link) = open(pin)? {
         sys::detach_link(link.as_fd_ref()).map_err(|error| pin_error("detach", pin, error))?;
     }
@@ -363,8 +368,8 @@ pub fn detach(pin: &Path) -> Result<bool, AttachError> {
     }
 }
 
-/// The program that runs behind the link pinned at `pin`, by id; nothing if the pin is missing or
-/// its interface is gone.
+/// Returns the id of the program behind the link pinned at `pin`; `None` if the pin or the
+/// interface is gone.
 ///
 /// # Errors
 /// When the pin cannot be read.
@@ -391,18 +396,20 @@ impl OpenLink {
     }
 }
 
-/// The link pinned at `pin`, if it belongs to this namespace's interface `index`. The pin of one whose
-/// interface is gone is taken away.
+/// Opens the link pinned at `pin` if it belongs to this namespace's interface `index`.
+///
+/// The pin of a link whose interface is gone is removed.
 fn adopt(pin: &Path, interface: &str, index: u32) -> Result<Option<FdLink>, AttachError> {
     let Some(link) = open(pin)? else { return Ok(None) };
     let info =
         sys::xdp_link_info(link.as_fd_ref()).map_err(|error| pin_error("read", pin, error))?;
     if info.interface == 0 {
-        tracing::warn!(pin = %pin.display(), "the pinned link's interface is gone; it is replaced");
+        tracing::warn!(pin = %pin.display(), "interface of the pinned link is gone; creating a new link");
         fs::remove_file(pin).map_err(|error| pin_error("remove", pin, error))?;
         return Ok(None);
     }
-    // The same number may be another interface's in another namespace: the program tells them apart.
+    // Another namespace may have an interface with the same index: the program's id tells them
+    // apart.
     let here = sys::attached_xdp(index).ok().and_then(|(_, program)| program);
     if info.interface != index || here != Some(info.program) {
         let (interface, path) = (interface.to_owned(), pin.to_owned());
@@ -421,14 +428,14 @@ fn pin_error(
     AttachError::Pin { action, path: path.to_owned(), source: source.into() }
 }
 
-fn explain(error: ProgramError, interface: &str, index: u32) -> AttachError {
+fn classify(error: ProgramError, interface: &str, index: u32) -> AttachError {
     let interface = interface.to_owned();
     let ProgramError::SyscallError(call) = &error else {
         return AttachError::Other { interface, source: error };
     };
     let errno = call.io_error.raw_os_error().unwrap_or(0);
     let source = io::Error::from_raw_os_error(errno);
-    // The kernel's ENOTSUPP is not one of libc's.
+    // The kernel's internal ENOTSUPP is not one of libc's.
     const ENOTSUPP: i32 = 524;
     match errno {
         libc::EBUSY | libc::EEXIST => occupied(interface, index),

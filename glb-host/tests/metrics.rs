@@ -1,4 +1,4 @@
-//! The metrics under clients that want no metrics.
+//! The metrics server under clients that hold connections open.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -26,10 +26,10 @@ impl MetricsSource for One {
     }
 }
 
-/// How many hold connections.
-const CROWD: u8 = 160;
+/// The number of clients that hold connections open.
+const IDLE_CLIENTS: u8 = 160;
 
-/// One who connects, says `words`, and comes again whenever he is sent away.
+/// Connects, sends `words`, and connects again whenever the server closes the connection.
 fn hang(address: SocketAddr, words: &[u8], enough: &AtomicBool, came: &AtomicU64) {
     while !enough.load(Ordering::Relaxed) {
         let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else {
@@ -42,7 +42,7 @@ fn hang(address: SocketAddr, words: &[u8], enough: &AtomicBool, came: &AtomicU64
         while !enough.load(Ordering::Relaxed) {
             match stream.read(&mut byte) {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                // An answer is read as slowly as can be.
+                // Reads an answer as slowly as possible.
                 Ok(1) => thread::sleep(Duration::from_millis(100)),
                 _ => break,
             }
@@ -50,7 +50,7 @@ fn hang(address: SocketAddr, words: &[u8], enough: &AtomicBool, came: &AtomicU64
     }
 }
 
-/// Scrapes as Prometheus does, with a new connection each time and ten seconds of patience.
+/// Scrapes as Prometheus does, with a new connection each time and a timeout of ten seconds.
 fn scrape(address: SocketAddr) -> Result<Duration, String> {
     let begun = Instant::now();
     let patience = Duration::from_secs(10);
@@ -66,13 +66,13 @@ fn scrape(address: SocketAddr) -> Result<Duration, String> {
 }
 
 #[test]
-fn a_scrape_gets_through_a_crowd_that_asks_nothing_or_does_not_read() {
+fn scrapes_succeed_while_idle_clients_hold_connections() {
     let listener = metrics::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
     metrics::serve(listener, One).unwrap();
     let (enough, came) = (AtomicBool::new(false), AtomicU64::new(0));
     let slowest = thread::scope(|scope| {
-        for number in 0..CROWD {
+        for number in 0..IDLE_CLIENTS {
             let words: &[u8] = match number % 3 {
                 0 => b"",
                 1 => b"GET /met",
@@ -81,14 +81,39 @@ fn a_scrape_gets_through_a_crowd_that_asks_nothing_or_does_not_read() {
             let (enough, came) = (&enough, &came);
             scope.spawn(move || hang(address, words, enough, came));
         }
-        while came.load(Ordering::Relaxed) < u64::from(CROWD) {
+        while came.load(Ordering::Relaxed) < u64::from(IDLE_CLIENTS) {
             thread::sleep(Duration::from_millis(10));
         }
-        // From the crowd's own address, where it is hardest.
+        // From the same address as the other clients, which is the hardest case.
         let slowest: Result<Vec<Duration>, String> = (0..10).map(|_| scrape(address)).collect();
         enough.store(true, Ordering::Relaxed);
         slowest
     });
     println!("{} connections; scrapes took {slowest:.2?}", came.load(Ordering::Relaxed));
     slowest.unwrap();
+}
+
+/// Sends a request and returns the response.
+fn request(address: SocketAddr, method: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    write!(stream, "{method} /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn other_methods_than_get_and_head_are_refused() {
+    let listener = metrics::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.local_addr().unwrap();
+    metrics::serve(listener, One).unwrap();
+    assert!(request(address, "GET").starts_with("HTTP/1.1 200 "));
+    let head = request(address, "HEAD");
+    assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"), "{head}");
+    for method in ["DELETE", "POST", "PUT", "OPTIONS"] {
+        let text = request(address, method);
+        assert!(text.starts_with("HTTP/1.1 405 "), "{method}: {text}");
+        assert!(text.to_lowercase().contains("allow: get, head"), "{method}: {text}");
+    }
 }

@@ -1,4 +1,4 @@
-//! Next hops in real network namespaces: one thread's own, and a neighbour's beside it.
+//! Next hops in real network namespaces: the thread's own, and that of a neighbour.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail where it stands")]
 
 use std::{
@@ -78,11 +78,11 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// Runs a test on a thread with namespaces of its own.
+/// Runs a test on a thread with a network namespace of its own.
 fn with_wire(test: impl AsyncFnOnce(&Wire) + Send + 'static) {
     let thread = std::thread::spawn(|| {
         let wire = Wire::new();
-        // One thread only: a namespace belongs to a thread.
+        // One thread only: a network namespace belongs to a thread.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test(&wire));
     });
@@ -101,7 +101,7 @@ async fn until(hops: &NextHops, what: &str, holds: impl Fn(&Snapshot) -> bool) -
 }
 
 #[test]
-fn neighbours_and_gateways_are_resolved_from_nothing() {
+fn neighbours_and_gateways_are_resolved() {
     with_wire(async |wire| {
         wire.there("addr add 10.0.2.1/24 dev peer0");
         here("route add 10.9.0.0/16 via 10.0.2.1 mtu 1400");
@@ -152,7 +152,7 @@ fn changes_are_followed() {
         let hops = NextHops::start([near, late]).await.unwrap();
         until(&hops, "the neighbour", |snapshot| snapshot[&near].is_ok()).await;
 
-        // Asked for again until somebody answers.
+        // The neighbour is probed again until it answers.
         tokio::time::sleep(Duration::from_secs(4)).await;
         wire.there("addr add 10.0.2.99/24 dev peer0");
         until(&hops, "the late one", |snapshot| snapshot[&late].is_ok()).await;
@@ -192,10 +192,10 @@ fn changes_are_followed() {
 }
 
 #[test]
-fn a_neighbour_that_moves_is_found_without_traffic() {
+fn a_changed_neighbour_mac_is_found_without_traffic() {
     with_wire(async |wire| {
         let near = ip("10.0.2.21");
-        // The kernel's own patience, shortened: 5 s until it asks, 15 to 45 s until it doubts.
+        // The kernel's timers, shortened: 5 s until it probes, 15 to 45 s until the entry is stale.
         for (file, value) in [("delay_first_probe_time", "1"), ("base_reachable_time_ms", "1000")] {
             std::fs::write(format!("/proc/sys/net/ipv4/neigh/here0/{file}"), value).unwrap();
         }
@@ -210,12 +210,12 @@ fn a_neighbour_that_moves_is_found_without_traffic() {
 }
 
 #[test]
-fn lost_messages_are_made_up_for() {
+fn lost_notifications_cause_a_full_resolution() {
     with_wire(async |_| {
         let near = ip("10.0.2.21");
         let hops = NextHops::start([near]).await.unwrap();
         until(&hops, "the neighbour", |snapshot| snapshot[&near].is_ok()).await;
-        // Nobody reads while this thread is here: far more than the buffer holds is announced.
+        // Nobody reads while this thread is here: the notifications overflow the buffer.
         let mut batch =
             Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
         let mut input = batch.stdin.take().unwrap();
@@ -229,7 +229,7 @@ fn lost_messages_are_made_up_for() {
             snapshot[&near].as_ref().is_ok_and(|hop| hop.mac == [2, 0, 0, 0, 0, 0x77])
         })
         .await;
-        // And it still hears.
+        // Notifications still work.
         here("link set here0 mtu 1555");
         until(&hops, "another MTU", |snapshot| {
             snapshot[&near].as_ref().is_ok_and(|hop| hop.mtu == 1555)
@@ -239,7 +239,7 @@ fn lost_messages_are_made_up_for() {
 }
 
 #[test]
-fn what_the_operator_enters_while_it_is_asked_for_stays_as_he_entered_it() {
+fn permanent_neighbours_added_during_a_probe_stay_permanent() {
     const HOSTS: u8 = 200;
     with_wire(async |_| {
         here("addr add 10.3.255.1/16 dev here0");
@@ -256,11 +256,11 @@ fn what_the_operator_enters_while_it_is_asked_for_stays_as_he_entered_it() {
             let mut batch =
                 Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
             let mut input = batch.stdin.take().unwrap();
-            // It waits for its input by then.
+            // ip waits for its input by then.
             std::thread::sleep(Duration::from_millis(20));
             hops.set_targets(hosts.iter().copied());
             let writer = std::thread::spawn(move || {
-                // At any moment of the round that begins.
+                // At a random moment of the resolution that begins.
                 std::thread::sleep(Duration::from_millis(2 * round));
                 input.write_all(lines.as_bytes()).unwrap();
             });

@@ -119,7 +119,7 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
             }
             () = changes.next() => backend.follow().await,
             Some(call) = channel.calls.recv() => backend.begin_to_show(call).await,
-            why = trace::over(backend.watcher.as_ref().map(|(session, _)| session)) => {
+            why = trace::session_end(backend.watcher.as_ref().map(|(session, _)| session)) => {
                 backend.end_showing(why).await;
             }
             () = table.changed() => backend.table_changed().await,
@@ -142,7 +142,7 @@ pub(crate) async fn run(config: Config) -> Result<(), Error> {
         }
     }
     systemd::stopping();
-    backend.end_showing(TraceEnd::Ending).await;
+    backend.end_showing(TraceEnd::Stopping).await;
     info!(
         "ended; the pinned program goes on working (`glb-redirect detach --config {}` ends that)",
         backend.config.path.display()
@@ -404,7 +404,7 @@ impl Backend {
             return call.answer.done(Err::<(), _>(Refusal::failed(text)));
         }
         if self.watcher.as_ref().is_some_and(|(session, _)| session.is_gone()) {
-            self.end_showing(TraceEnd::Gone).await;
+            self.end_showing(TraceEnd::Disconnected).await;
         }
         let running = self.watcher.as_ref().map(|(session, _)| session);
         let Some(session) = Session::open(call, options, running) else { return };

@@ -51,7 +51,7 @@ impl Replay {
 
     /// The reason whose counter has gone up since the last call.
     fn counted(&mut self) -> Result<Reason, ReplayError> {
-        let odd = |error: &dyn std::fmt::Display| ReplayError::Odd(error.to_string());
+        let odd = |error: &dyn std::fmt::Display| ReplayError::Inconsistent(error.to_string());
         let map = self.generation.counters().map_err(|error| odd(&error))?;
         let counters: PerCpuArray<_, [[u64; 2]; MAX_REDIRECT_REASONS]> =
             PerCpuArray::try_from(map).map_err(|error| odd(&error))?;
@@ -61,7 +61,7 @@ impl Replay {
         let grown = now.iter().zip(before).position(|(now, before)| *now != before);
         grown
             .map(|reason| Reason::from_number(reason as u8))
-            .ok_or_else(|| ReplayError::Odd("the program counted a packet nowhere".into()))
+            .ok_or_else(|| ReplayError::Inconsistent("the program counted a packet nowhere".into()))
     }
 
     /// How a frame that is sent on leaves, and to which backends.
@@ -86,7 +86,7 @@ pub fn hops_left(tunnel: glb_host::packet_trace::Tunnel) -> Vec<std::net::IpAddr
 
 impl ReplayProgram for Replay {
     fn run(&mut self, frame: &[u8]) -> Result<ReplayOutcome, ReplayError> {
-        let odd = |error: LoadError| ReplayError::Odd(error.to_string());
+        let odd = |error: LoadError| ReplayError::Inconsistent(error.to_string());
         let program = self.generation.program().map_err(odd)?;
         let (verdict, out) = test_run(program, frame)?;
         let reason = self.counted()?;

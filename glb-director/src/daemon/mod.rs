@@ -138,7 +138,7 @@ pub async fn run(config: &Config) -> Result<(), Error> {
                     call.answer.done(Err::<(), _>(Refusal::failed(text)));
                 }
             },
-            why = trace::over(director.watcher.as_ref().map(|watcher| &watcher.session)) => {
+            why = trace::session_end(director.watcher.as_ref().map(|watcher| &watcher.session)) => {
                 director.end_showing(why);
             }
             () = watchdog.turn() => {}
@@ -158,7 +158,7 @@ pub async fn run(config: &Config) -> Result<(), Error> {
         }
     };
     state.ending();
-    director.end_showing(TraceEnd::Ending);
+    director.end_showing(TraceEnd::Stopping);
     director.keep_up();
     director.making.spare.discard();
     match end {

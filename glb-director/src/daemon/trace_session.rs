@@ -37,7 +37,7 @@ impl Director<'_> {
     pub(super) fn begin_to_show(&mut self, call: Call<Command>) {
         let Command::Trace { options } = call.command.clone() else { return };
         if self.watcher.as_ref().is_some_and(|watcher| watcher.session.is_gone()) {
-            self.end_showing(TraceEnd::Gone);
+            self.end_showing(TraceEnd::Disconnected);
         }
         let running = self.watcher.as_ref().map(|watcher| &watcher.session);
         let Some(session) = Session::open(call, options, running) else { return };

@@ -9,7 +9,7 @@ fn read_all(bytes: Vec<u8>) -> Result<Vec<CapturedFrame>, CaptureError> {
     Ok(packets)
 }
 
-/// A pcap file: magic, link type, and packets of (seconds, fraction, length on the wire, data).
+/// Returns a pcap file with packets of (seconds, fraction, length on the wire, data).
 fn pcap(magic: u32, big: bool, link: u32, packets: &[(u32, u32, u32, &[u8])]) -> Vec<u8> {
     let number = |n: u32| if big { n.to_be_bytes() } else { n.to_le_bytes() };
     let short = |n: u16| if big { n.to_be_bytes() } else { n.to_le_bytes() };
@@ -37,7 +37,7 @@ fn pcap_of_both_byte_orders_and_resolutions() {
             assert_eq!(packets.len(), 2, "{magic:x} {big}");
             assert_eq!(packets[0].time, Duration::new(7, nanos), "{magic:x} {big}");
             assert_eq!((&packets[0].data[..], packets[0].length), (&[1, 2, 3][..], 3));
-            // Longer than the file's snap length: cut off, and no fault.
+            // Longer than the file's snap length: truncated, but valid.
             assert!(packets[1].is_truncated() && !packets[0].is_truncated());
             assert_eq!((packets[1].number, packets[1].length), (2, 1514));
         }
@@ -45,7 +45,7 @@ fn pcap_of_both_byte_orders_and_resolutions() {
 }
 
 #[test]
-fn each_error_says_what_to_do() {
+fn errors_have_a_remedy() {
     for (bytes, words) in [
         (vec![], "is empty"),
         (b"hello, world".to_vec(), "starts with 68656c6c"),
@@ -64,7 +64,7 @@ fn each_error_says_what_to_do() {
 }
 
 #[test]
-fn what_is_written_is_read_back() {
+fn written_packets_are_read_back() {
     let folder = std::env::temp_dir().join(format!("glb-capture-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let path = folder.join("out.pcapng");
@@ -84,7 +84,7 @@ fn what_is_written_is_read_back() {
         assert_eq!(reader.next_packet().unwrap().as_ref(), Some(packet));
     }
     assert_eq!(reader.next_packet().unwrap(), None);
-    // The file that is read stays as it is.
+    // The input file is unchanged.
     let length = std::fs::metadata(&path).unwrap().len();
     let error = CaptureWriter::create(&path, "test", &interfaces, Some(&reader)).err().unwrap();
     assert!(error.to_string().contains("another file"), "{error}");
@@ -93,7 +93,7 @@ fn what_is_written_is_read_back() {
 }
 
 #[test]
-fn stamps_are_what_the_interface_says() {
+fn time_stamps_use_the_interfaces_resolution() {
     let stamp = Duration::from_nanos(3_000_000);
     let of = |options: &[InterfaceDescriptionOption<'_>]| time_of(stamp, options);
     assert_eq!(of(&[]), Duration::from_secs(3));

@@ -1,22 +1,21 @@
-//! Who asks, and what they may ask for.
+//! Access control of the control channel: connections and changes.
 
 use std::{ffi::CString, io, os::fd::AsRawFd as _};
 
 use nix::unistd::{Gid, Group, Uid};
 
-/// The process at the other end, by the kernel's word, as it was when it connected.
+/// The process at the other end of a connection, as the kernel identified it at connect time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Its user.
+    /// The user.
     pub uid: u32,
-    /// Its groups, all of them.
+    /// All groups, supplementary ones included.
     pub groups: Vec<u32>,
-    /// Its id, if the kernel can name it in this namespace.
+    /// The process id, if it is visible in this PID namespace.
     pub pid: Option<i32>,
 }
 
-/// Whose requests for a change are granted: root's, the daemon's own user's, and those of the members
-/// of one group.
+/// The users who may request changes: root, the daemon's own user, and the members of one group.
 #[derive(Clone, Debug)]
 pub struct Access {
     root: u32,
@@ -24,21 +23,21 @@ pub struct Access {
     operators: Option<(String, u32)>,
 }
 
-/// There is no such group.
+/// A configured group does not exist.
 #[derive(Debug, thiserror::Error)]
-#[error("there is no group `{name}` on this machine{}; `getent group` lists those there are", cause.as_ref().map(|c| format!(" ({c})")).unwrap_or_default())]
+#[error("unknown group `{name}`{}; `getent group` lists the groups of this machine", cause.as_ref().map(|c| format!(" ({c})")).unwrap_or_default())]
 pub struct UnknownGroup {
     /// As configured.
     pub name: String,
-    /// Why it could not be looked up.
+    /// Why the lookup failed.
     pub cause: Option<io::Error>,
 }
 
 impl Access {
-    /// Access for this process's own user, root, and the members of `operators`.
+    /// Grants access to root, this process's user, and the members of `operators`.
     ///
     /// # Errors
-    /// When there is no such group.
+    /// When the group does not exist.
     pub fn new(operators: Option<&str>) -> Result<Self, UnknownGroup> {
         let operators = match operators {
             Some(name) => Some((name.to_owned(), group(name)?.as_raw())),
@@ -47,7 +46,7 @@ impl Access {
         Ok(Self { root: 0, own: Uid::effective().as_raw(), operators })
     }
 
-    /// Whether this peer may ask for a change.
+    /// Returns whether this peer may request changes.
     #[must_use]
     pub fn may_change(&self, peer: &Peer) -> bool {
         peer.uid == self.root
@@ -55,20 +54,20 @@ impl Access {
             || self.operators.as_ref().is_some_and(|(_, group)| peer.groups.contains(group))
     }
 
-    /// Whether this peer is the machine's or the daemon's own: its connections have a room of their
-    /// own, so that nobody else's keep them out.
+    /// Returns whether the peer is root or the daemon's own user; their connections have a limit of
+    /// their own.
     pub(super) fn is_own(&self, peer: &Peer) -> bool {
         peer.uid == 0 || peer.uid == self.own
     }
 
-    /// Access for no peer at all, root neither.
+    /// Denies access to everybody, root included.
     #[cfg(test)]
     pub(super) fn nobody() -> Self {
         Self { root: u32::MAX, own: u32::MAX, operators: Some(("none".into(), u32::MAX)) }
     }
 
-    /// Who may ask for a change, in words.
-    pub(super) fn in_words(&self) -> String {
+    /// Describes who may request changes.
+    pub(super) fn describe(&self) -> String {
         let own = if self.own == 0 { String::new() } else { format!(", user {}", self.own) };
         match &self.operators {
             Some((name, _)) => format!("root{own} and members of group {name}"),
@@ -77,7 +76,7 @@ impl Access {
     }
 }
 
-/// A group of this machine by its name or number.
+/// Looks up a group by name or number.
 pub(super) fn group(name: &str) -> Result<Gid, UnknownGroup> {
     if let Ok(number) = name.parse() {
         return Ok(Gid::from_raw(number));
@@ -93,7 +92,7 @@ pub(super) fn group(name: &str) -> Result<Gid, UnknownGroup> {
     }
 }
 
-/// The peer of a connected unix socket.
+/// Returns the peer of a connected unix socket.
 pub(super) fn peer(stream: &tokio::net::UnixStream) -> io::Result<Peer> {
     let found = stream.peer_cred()?;
     let mut groups = supplementary(stream.as_raw_fd())?;
@@ -101,7 +100,7 @@ pub(super) fn peer(stream: &tokio::net::UnixStream) -> io::Result<Peer> {
     Ok(Peer { uid: found.uid(), groups, pid: found.pid() })
 }
 
-/// `SO_PEERGROUPS`: the peer's supplementary groups.
+/// Returns the peer's supplementary groups (`SO_PEERGROUPS`).
 fn supplementary(socket: std::os::fd::RawFd) -> io::Result<Vec<u32>> {
     // NGROUPS_MAX of linux/limits.h.
     const MOST: usize = 65_536;
@@ -135,18 +134,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn changes_are_for_root_the_own_user_and_the_operators() {
+    fn root_own_user_and_operators_may_change() {
         let peer = |uid, group| Peer { uid, groups: vec![group], pid: None };
         let access = Access { root: 0, own: 7, operators: None };
         assert!(access.may_change(&peer(0, 5)) && access.may_change(&peer(7, 5)));
         assert!(!access.may_change(&peer(8, 0)));
         let access = Access { root: 0, own: 7, operators: Some(("ops".into(), 42)) };
         assert!(access.may_change(&peer(8, 42)) && !access.may_change(&peer(8, 43)));
-        assert!(access.in_words().contains("group ops"));
+        assert!(access.describe().contains("group ops"));
     }
 
     #[test]
-    fn groups_go_by_name_or_number() {
+    fn groups_are_found_by_name_or_number() {
         assert_eq!(group("root").unwrap(), Gid::from_raw(0));
         assert_eq!(group("4711").unwrap(), Gid::from_raw(4711));
         let error = group("no-such-group-here").unwrap_err().to_string();

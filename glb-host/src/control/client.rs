@@ -1,4 +1,4 @@
-//! The command line's side.
+//! The client side of the control channel.
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
@@ -14,18 +14,18 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::{Line, Message, Refusal, RefusalKind, VERSION};
 
 /// How long a daemon may take to accept a connection.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Longest line of an answer, in bytes.
+/// The longest accepted response line, in bytes.
 const MAX_LINE: u64 = 256 << 20;
 
-/// Why there is no answer.
+/// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens.
+    /// No process listens on the socket.
     #[error(
         "no daemon answers at {}: {source}.\n  \
-         Does it run, and is this its socket (`control.socket` in its configuration)?",
+         Start it, or name its socket (`control.socket` in its configuration).",
         path.display()
     )]
     NotRunning {
@@ -34,7 +34,7 @@ pub enum ClientError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The socket's permissions say no.
+    /// The socket's permissions forbid the connection.
     #[error(
         "not permitted to connect to {}: {source}.\n  \
          Run this as the daemon's user, as root, or as a member of the socket's group \
@@ -47,35 +47,35 @@ pub enum ClientError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The daemon is there and does not answer.
+    /// The daemon does not answer in time.
     #[error("the daemon at {} does not answer: {source}", path.display())]
     NoResponse {
         /// The socket.
         path: PathBuf,
-        /// What happened.
+        /// The failed system call.
         source: io::Error,
     },
-    /// The daemon ended before it had answered.
+    /// The daemon ended before it answered.
     #[error("the daemon at {} ended before it answered", path.display())]
     Ended {
         /// The socket.
         path: PathBuf,
     },
-    /// The answer makes no sense.
-    #[error("the daemon at {} answers oddly: {what}", path.display())]
+    /// The daemon's answer is not valid.
+    #[error("the daemon at {} sent an invalid answer: {what}", path.display())]
     InvalidResponse {
         /// The socket.
         path: PathBuf,
-        /// What is odd.
+        /// The fault of the answer.
         what: String,
     },
-    /// The daemon says no.
+    /// The daemon refused the request.
     #[error(transparent)]
     Refused(#[from] Refusal),
 }
 
 impl ClientError {
-    /// Whether there is no daemon, as opposed to one that says no.
+    /// Returns whether no daemon is running, as opposed to one that refuses.
     #[must_use]
     pub fn is_not_running(&self) -> bool {
         match self {
@@ -97,12 +97,12 @@ impl Client {
     /// Connects to the daemon whose socket is at `path`.
     ///
     /// # Errors
-    /// When there is none, or the socket may not be used.
+    /// When no daemon listens there, or the socket may not be used.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let connect = || -> io::Result<UnixStream> {
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-            // A daemon that hangs accepts nobody; this bounds the wait for it.
-            socket.set_write_timeout(Some(CONNECT_WITHIN))?;
+            // A daemon that hangs does not accept; this bounds the wait.
+            socket.set_write_timeout(Some(CONNECT_TIMEOUT))?;
             socket.connect(&SockAddr::unix(path)?)?;
             Ok(UnixStream::from(socket))
         };
@@ -117,10 +117,10 @@ impl Client {
         }
     }
 
-    /// Asks for something with one answer, which may take as long as `patience`.
+    /// Sends a request with one answer and waits at most `patience` for it.
     ///
     /// # Errors
-    /// When the daemon says no or nothing.
+    /// When the daemon refuses or does not answer.
     pub fn ask<T: DeserializeOwned>(
         self,
         command: &impl Serialize,
@@ -141,7 +141,7 @@ impl Client {
         }
     }
 
-    /// Asks for something with many answers. Without `patience`, each may be waited for for ever.
+    /// Sends a request with many answers. `None` waits for each without a limit.
     ///
     /// # Errors
     /// When the request cannot be sent.
@@ -153,7 +153,7 @@ impl Client {
         let mut request = match serde_json::to_value(command) {
             Ok(Value::Object(request)) => request,
             other => {
-                let what = format!("the request is no object: {other:?}");
+                let what = format!("the request is not a JSON object: {other:?}");
                 return Err(ClientError::InvalidResponse { path: self.path, what });
             }
         };
@@ -164,7 +164,7 @@ impl Client {
         let sent =
             stream.set_read_timeout(patience).and_then(|()| stream.write_all(line.as_bytes()));
         match sent {
-            // It may have said why before it closed its side.
+            // The daemon may have sent its reason before it closed the connection.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Responses(self)),
             Err(source) => Err(ClientError::NoResponse { path: self.path, source }),
             Ok(()) => Ok(Responses(self)),
@@ -172,15 +172,15 @@ impl Client {
     }
 }
 
-/// The lines of an answer.
+/// The stream of answers to one request.
 #[derive(Debug)]
 pub struct Responses(Client);
 
 impl Responses {
-    /// The next item; nothing when the daemon has said that it was the last.
+    /// Returns the next item, or `None` after the last.
     ///
     /// # Errors
-    /// When the daemon says no or nothing.
+    /// When the daemon refuses or does not answer.
     #[expect(clippy::should_implement_trait, reason = "of an error there is no next one")]
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
         match self.next_message()? {
@@ -208,8 +208,8 @@ impl Responses {
         })?;
         if line.version != VERSION {
             let what = format!(
-                "it speaks version {} of the control protocol, and this command version {VERSION}: \
-                 use the command of the daemon's own release",
+                "it uses version {} of the control protocol, and this command version {VERSION}; \
+                 use the command of the daemon's release",
                 line.version
             );
             return Err(ClientError::InvalidResponse { path: path.clone(), what });

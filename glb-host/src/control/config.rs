@@ -1,4 +1,4 @@
-//! What a daemon's configuration says of its control channel.
+//! The `control` table of a daemon's configuration.
 
 use std::path::{Path, PathBuf};
 
@@ -22,18 +22,20 @@ impl Default for RawControlConfig {
     }
 }
 
-/// What is meant by it.
+/// The validated `control` table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlConfig {
-    /// Where the socket is, and who may connect.
+    /// The socket's path and permissions.
     pub place: SocketSettings,
-    /// The group whose members may ask for changes, beside root and the daemon's own user.
+    /// The group whose members may request changes, besides root and the daemon's own user.
     pub operators: Option<String>,
 }
 
 impl RawControlConfig {
-    /// Checks it. A relative path is meant from `folder`, that of the configuration; `usual` is where
-    /// the socket is if nothing is said.
+    /// Validates the table.
+    ///
+    /// A relative path is relative to `folder`, that of the configuration; `usual` is the default
+    /// path.
     ///
     /// # Errors
     /// The field, its value and what would be right.

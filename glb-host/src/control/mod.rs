@@ -6,7 +6,7 @@
 //! {"version":1,"request":"status"}
 //! ```
 //!
-//! The daemon answers with lines: any number of `item`s (of requests that follow something), then
+//! The daemon answers with lines: any number of `item`s (for requests that follow something), then
 //! one `done` or one `error`, and closes the connection:
 //!
 //! ```json
@@ -15,9 +15,9 @@
 //! {"version":1,"error":{"kind":"not_permitted","message":"…"}}
 //! ```
 //!
-//! The server has a thread of its own: it neither waits for the daemon's loop nor holds it up, and
-//! each client has a time in which to ask and to read. Who may connect is the socket's mode and
-//! group; who may ask for a change is known by the kernel's word on the peer (`SO_PEERCRED`).
+//! The server runs in its own thread, so that it neither waits for the daemon's loop nor delays it.
+//! Each client has a deadline for its request and for reading the answer. The socket's mode and
+//! group decide who may connect; `SO_PEERCRED` tells who may request changes.
 
 mod access;
 mod client;
@@ -40,57 +40,57 @@ pub use self::{
 /// or fields are added.
 pub const VERSION: u32 = 1;
 
-/// Longest request, in bytes.
+/// The longest accepted request, in bytes.
 pub const MAX_REQUEST: usize = 64 * 1024;
 
-/// Why a request was not granted.
+/// Why a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
-    /// For programs.
+    /// The machine-readable reason.
     pub kind: RefusalKind,
-    /// For people.
+    /// The message for people.
     pub message: String,
 }
 
-/// What kind of refusal it is.
+/// The kind of a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusalKind {
-    /// The request is not one that this daemon knows, or is no JSON.
+    /// The request is not JSON, or the daemon does not know it.
     Malformed,
-    /// The request is of another version of the protocol.
+    /// The request has another protocol version.
     Version,
-    /// The peer may not ask for this.
+    /// The peer may not request this.
     NotPermitted,
-    /// Too many ask at once.
+    /// Too many clients are connected, or another client uses the same function.
     Busy,
     /// The daemon ended before it answered.
     Ended,
-    /// What was asked for was tried and did not work.
+    /// The daemon tried and failed.
     Failed,
-    /// The change could break traffic, and the request did not insist on it.
+    /// The change could break traffic, and the request does not force it.
     Unsafe,
-    /// The daemon waited as long as it may, in vain.
+    /// The daemon's own time limit ran out.
     TimedOut,
-    /// A kind that a newer daemon knows.
+    /// A kind that only a newer daemon knows.
     #[serde(other)]
     Other,
 }
 
 impl Refusal {
-    /// A refusal of this kind.
+    /// Creates a refusal of this kind.
     pub fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
     }
 
-    /// What was asked for was tried and did not work.
+    /// Creates a refusal of kind [`RefusalKind::Failed`].
     pub fn failed(message: impl std::fmt::Display) -> Self {
         Self::new(RefusalKind::Failed, message.to_string())
     }
 }
 
-/// A line of an answer.
+/// One line of an answer.
 #[derive(Debug, Serialize, Deserialize)]
 struct Line {
     version: u32,
@@ -109,7 +109,7 @@ enum Message {
 impl Message {
     fn line(self) -> Vec<u8> {
         let line = Line { version: VERSION, message: self };
-        // Of values that are JSON already it cannot fail.
+        // Serializing JSON values cannot fail.
         let mut bytes = serde_json::to_vec(&line).unwrap_or_default();
         bytes.push(b'\n');
         bytes

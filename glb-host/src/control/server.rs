@@ -1,4 +1,4 @@
-//! The daemon's side.
+//! The daemon's side of the control channel.
 
 use std::{io, sync::Arc, thread, time::Duration};
 
@@ -16,45 +16,45 @@ use super::{
     access::{self, Access, Peer},
 };
 
-/// How long a client may take to ask.
-const ASK_WITHIN: Duration = Duration::from_secs(5);
+/// How long a client may take to send its request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a client may take to read one line of an answer.
-const READ_WITHIN: Duration = Duration::from_secs(10);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many clients of root and of the daemon's own user are served at once.
-const OWN_AT_ONCE: usize = 32;
+/// The maximum number of connections of root and of the daemon's own user.
+const MAX_OWN_CLIENTS: usize = 32;
 
-/// How many other clients are served at once.
-const OTHERS_AT_ONCE: usize = 32;
+/// The maximum number of other connections.
+const MAX_OTHER_CLIENTS: usize = 32;
 
-/// How many items may wait for a client to read them.
-const ITEMS_WAITING: usize = 256;
+/// The maximum number of items queued for one client.
+const ITEM_QUEUE: usize = 256;
 
-/// How long the end waits for clients to get their last answer.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long the shutdown waits for last answers to reach their clients.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often it is asked whether a client that will send no more is still there.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// How often the server checks whether a half-closed client is still connected.
+const HANGUP_POLL: Duration = Duration::from_millis(200);
 
-/// What a daemon can be asked for: `{"request":"name", …}` by serde's rules.
+/// A daemon's requests: `{"request":"name", …}`, deserialized by serde.
 pub trait Command: DeserializeOwned + Send + 'static {
-    /// Whether it changes anything, so that not everybody may ask for it.
+    /// Returns whether the request changes anything, and so needs permission.
     fn changes(&self) -> bool;
 }
 
-/// A request that has been granted, and who waits for the answer.
+/// A permitted request and its responder.
 #[derive(Debug)]
 pub struct Call<C> {
-    /// What is asked for.
+    /// The request.
     pub command: C,
-    /// Who asks.
+    /// The client.
     pub peer: Peer,
-    /// Where the answer goes. If it is dropped, the client is told that the daemon has ended.
+    /// Sends the answer. If it is dropped, the client is told that the daemon has ended.
     pub answer: Responder,
 }
 
-/// The way back to a client. Nothing here waits for it except [`Responder::item`].
+/// Sends answers to a client. Only [`Responder::item`] waits for the client.
 #[derive(Debug)]
 pub struct Responder {
     items: mpsc::Sender<Value>,
@@ -62,14 +62,14 @@ pub struct Responder {
 }
 
 impl Responder {
-    /// The answer, which ends the connection.
+    /// Sends the last answer, which ends the connection.
     pub fn done(self, result: Result<impl Serialize, Refusal>) {
         let result = result.and_then(|value| to_json(&value));
-        // A client that has gone away needs none.
+        // A disconnected client needs no answer.
         drop(self.last.send(result));
     }
 
-    /// One of many answers; waits until there is room. Says whether the client is still there.
+    /// Queues an item and waits for room; returns whether the client is still connected.
     pub async fn item(&self, value: &impl Serialize) -> bool {
         match to_json(value) {
             Ok(value) => self.items.send(value).await.is_ok(),
@@ -77,17 +77,17 @@ impl Responder {
         }
     }
 
-    /// One of many answers, if there is room for it. Says whether there was.
+    /// Queues an item if there is room; returns whether it was queued.
     pub fn try_item(&self, value: &impl Serialize) -> bool {
         to_json(value).is_ok_and(|value| self.items.try_send(value).is_ok())
     }
 
-    /// Waits until the client has gone away.
+    /// Waits until the client disconnects.
     pub async fn gone(&self) {
         self.items.closed().await;
     }
 
-    /// Whether the client has gone away.
+    /// Returns whether the client has disconnected.
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.items.is_closed()
@@ -99,8 +99,10 @@ fn to_json(value: &impl Serialize) -> Result<Value, Refusal> {
         .map_err(|error| Refusal::failed(format_args!("the answer cannot be written: {error}")))
 }
 
-/// A control channel in service. When it is dropped, answers that have been given still reach their
-/// clients, nobody else is served any more, and the socket goes.
+/// A running control channel.
+///
+/// Dropping it delivers the answers that were given, serves no further client, and removes the
+/// socket.
 #[derive(Debug)]
 pub struct Server {
     end: Option<oneshot::Sender<()>>,
@@ -111,13 +113,14 @@ pub struct Server {
 impl Drop for Server {
     fn drop(&mut self) {
         drop(self.end.take());
-        // A panic in there is no reason for another one.
+        // A panic in the server's thread must not cause another one here.
         drop(self.thread.take().map(thread::JoinHandle::join));
     }
 }
 
-/// Serves the control channel in a thread of its own. `handler` is called in that thread, within
-/// its runtime: it must not block, and hands on what takes time.
+/// Serves the control channel in its own thread.
+///
+/// `handler` runs in that thread, inside its runtime: it must not block.
 ///
 /// # Errors
 /// When the thread cannot be started.
@@ -135,8 +138,8 @@ pub fn serve<C: Command>(
     let shared = Arc::new(Shared {
         access,
         handler: Box::new(handler),
-        own: Semaphore::new(OWN_AT_ONCE),
-        others: Semaphore::new(OTHERS_AT_ONCE),
+        own: Semaphore::new(MAX_OWN_CLIENTS),
+        others: Semaphore::new(MAX_OTHER_CLIENTS),
     });
     let work = async move {
         tokio::select! {
@@ -144,8 +147,8 @@ pub fn serve<C: Command>(
             _ = ended => {}
         }
         drop(listener);
-        // Whoever has not asked yet, or does not read, is not waited for longer.
-        drop(timeout(LAST_WORDS, shared.all_gone()).await);
+        // Clients that have not sent a request, or do not read, are cut off.
+        drop(timeout(SHUTDOWN_TIMEOUT, shared.wait_idle()).await);
     };
     let thread =
         thread::Builder::new().name("control".into()).spawn(move || runtime.block_on(work))?;
@@ -160,10 +163,10 @@ struct Shared<C> {
 }
 
 impl<C> Shared<C> {
-    /// Waits until nobody is served any more.
-    async fn all_gone(&self) {
-        for (room, places) in [(&self.own, OWN_AT_ONCE), (&self.others, OTHERS_AT_ONCE)] {
-            // Only a closed semaphore says no, and nobody closes these.
+    /// Waits until no connection is served any more.
+    async fn wait_idle(&self) {
+        for (room, places) in [(&self.own, MAX_OWN_CLIENTS), (&self.others, MAX_OTHER_CLIENTS)] {
+            // Acquiring fails only on a closed semaphore, and these are never closed.
             drop(room.acquire_many(places as u32).await);
         }
     }
@@ -174,8 +177,8 @@ async fn accept<C: Command>(listener: &UnixListener, shared: &Arc<Shared<C>>) {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Out of descriptors, mostly: a pause lets some go.
-                tracing::warn!(%error, "a client of the control channel was not accepted");
+                // Mostly out of descriptors: a pause lets some be closed.
+                tracing::warn!(%error, "cannot accept a control connection");
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -183,7 +186,7 @@ async fn accept<C: Command>(listener: &UnixListener, shared: &Arc<Shared<C>>) {
         let peer = match access::peer(&stream) {
             Ok(peer) => peer,
             Err(error) => {
-                tracing::warn!(%error, "the kernel does not say who asks on the control channel");
+                tracing::warn!(%error, "cannot identify a control client");
                 continue;
             }
         };
@@ -193,29 +196,29 @@ async fn accept<C: Command>(listener: &UnixListener, shared: &Arc<Shared<C>>) {
             room.try_acquire().map(|permit| permit.forget()).is_ok()
         };
         if !has_room(shared) {
-            let text = "too many ask at once; ask again in a moment";
-            // It fits into the socket's buffer, or the client has to do without.
+            let text = "too many clients are connected; try again in a moment";
+            // The line fits the socket's buffer, or the client goes without.
             drop(stream.try_write(&Message::Error(Refusal::new(RefusalKind::Busy, text)).line()));
             continue;
         }
         let shared = Arc::clone(shared);
         tokio::spawn(async move {
-            /// Gives the place back, also when the task panics.
-            struct SocketSettings<'s>(&'s Semaphore);
-            impl Drop for SocketSettings<'_> {
+            /// Releases the permit, also when the task panics.
+            struct Permit<'s>(&'s Semaphore);
+            impl Drop for Permit<'_> {
                 fn drop(&mut self) {
                     self.0.add_permits(1);
                 }
             }
-            let _place = SocketSettings(if is_own { &shared.own } else { &shared.others });
-            if let Err(error) = converse(stream, peer, &shared).await {
-                tracing::debug!(%error, "a client of the control channel went away");
+            let _permit = Permit(if is_own { &shared.own } else { &shared.others });
+            if let Err(error) = serve_client(stream, peer, &shared).await {
+                tracing::debug!(%error, "control connection failed");
             }
         });
     }
 }
 
-async fn converse<C: Command>(
+async fn serve_client<C: Command>(
     stream: UnixStream,
     peer: Peer,
     shared: &Shared<C>,
@@ -223,10 +226,10 @@ async fn converse<C: Command>(
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader).take(MAX_REQUEST as u64 + 1);
     let mut request = Vec::new();
-    let asked = timeout(ASK_WITHIN, reader.read_until(b'\n', &mut request)).await;
+    let asked = timeout(REQUEST_TIMEOUT, reader.read_until(b'\n', &mut request)).await;
     let asked = asked.map_err(|_| io::Error::from(io::ErrorKind::TimedOut)).and_then(|read| read);
     if let Err(error) = asked {
-        let text = format!("no request within {} s", ASK_WITHIN.as_secs());
+        let text = format!("no request arrived within {} s", REQUEST_TIMEOUT.as_secs());
         let line = Message::Error(Refusal::new(RefusalKind::Malformed, text)).line();
         drop(writer.try_write(&line));
         return Err(error);
@@ -238,19 +241,19 @@ async fn converse<C: Command>(
         if !command.changes() || shared.access.may_change(&peer) {
             return Ok(command);
         }
-        let who = shared.access.in_words();
+        let who = shared.access.describe();
         let text = format!(
-            "user {} may not ask this daemon for a change; {who} may.\n  \
-             `control.operators` in its configuration names a group whose members may too.",
+            "user {} may not change this daemon; {who} may.\n  \
+             Set `control.operators` in its configuration to permit the members of a group.",
             peer.uid
         );
-        tracing::warn!(uid = peer.uid, pid = peer.pid, "a request for a change was not permitted");
+        tracing::warn!(uid = peer.uid, pid = peer.pid, "control request refused: not permitted");
         Err(Refusal::new(RefusalKind::NotPermitted, text))
     });
     let last = match command {
         Err(refusal) => Err(refusal),
         Ok(command) => {
-            let (items, mut waiting) = mpsc::channel(ITEMS_WAITING);
+            let (items, mut waiting) = mpsc::channel(ITEM_QUEUE);
             let (last, mut ended) = oneshot::channel();
             let answer = Responder { items, last };
             (shared.handler)(Call { command, peer, answer });
@@ -268,7 +271,7 @@ async fn converse<C: Command>(
                             Err(Refusal::new(RefusalKind::Ended, text))
                         });
                     }
-                    () = hung_up(&mut reader) => return Ok(()),
+                    () = wait_hangup(&mut reader) => return Ok(()),
                 }
             }
         }
@@ -290,26 +293,27 @@ fn parse<C: Command>(request: &[u8]) -> Result<C, Refusal> {
         Some(Some(version)) if version == u64::from(VERSION) => {}
         Some(Some(version)) => {
             let text = format!(
-                "this daemon speaks version {VERSION} of the control protocol, not {version}: use \
-                 the command of the daemon's own release"
+                "this daemon uses version {VERSION} of the control protocol, not {version}; use \
+                 the command of the daemon's release"
             );
             return Err(Refusal::new(RefusalKind::Version, text));
         }
-        _ => return Err(malformed(format!("the request lacks `\"version\":{VERSION}`"))),
+        _ => return Err(malformed(format!("the request has no `\"version\":{VERSION}`"))),
     }
     C::deserialize(Value::Object(request))
         .map_err(|error| malformed(format!("the request: {error}")))
 }
 
 async fn write(writer: &mut tokio::net::unix::OwnedWriteHalf, message: Message) -> io::Result<()> {
-    timeout(READ_WITHIN, writer.write_all(&message.line()))
+    timeout(WRITE_TIMEOUT, writer.write_all(&message.line()))
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-/// Waits until the client has closed its socket. One that has only said that it will ask no more
-/// still wants its answer. What it sends after its request is thrown away.
-async fn hung_up(reader: &mut OwnedReadHalf) {
+/// Waits until the client closes its socket.
+///
+/// A half-closed client still wants its answer. Data after the request is discarded.
+async fn wait_hangup(reader: &mut OwnedReadHalf) {
     let mut rest = [0; 1024];
     loop {
         match reader.read(&mut rest).await {
@@ -319,7 +323,7 @@ async fn hung_up(reader: &mut OwnedReadHalf) {
         }
     }
     while !is_closed(reader) {
-        sleep(LOOK_AGAIN).await;
+        sleep(HANGUP_POLL).await;
     }
 }
 

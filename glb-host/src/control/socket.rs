@@ -1,5 +1,5 @@
-//! The socket's place in the file system: made with its permissions before anybody can connect,
-//! taken over from a dead daemon, refused if a living one has it.
+//! The control socket's file: created with its permissions before anybody can connect, taken over
+//! from a dead daemon, refused while a living one holds it.
 
 use std::{
     fs, io,
@@ -15,27 +15,27 @@ use socket2::{Domain, SockAddr, Type};
 use super::access::{self, UnknownGroup};
 use crate::lock_file::{LockError, LockFile};
 
-/// How many clients may wait to be accepted.
+/// How many clients may wait in the kernel to be accepted.
 const BACKLOG: i32 = 128;
 
-/// Where the socket is to be, and who may connect.
+/// The control socket's path and permissions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketSettings {
-    /// An absolute path.
+    /// The absolute path.
     pub path: PathBuf,
-    /// The socket's mode.
+    /// The file mode.
     pub mode: u32,
-    /// The socket's group; the daemon's own if it is left out.
+    /// The group; `None` means the daemon's own.
     pub group: Option<String>,
 }
 
-/// Why there is no socket.
+/// Why the socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Another daemon has it.
+    /// Another daemon holds it.
     #[error(
-        "control socket {}: {owner} holds it.\n  \
-         Stop that one first, or give this one a `control.socket` of its own.",
+        "cannot open control socket {}: {owner} holds it.\n  \
+         Stop that daemon first, or give this one a `control.socket` of its own.",
         path.display()
     )]
     Taken {
@@ -44,48 +44,48 @@ pub enum SocketError {
         /// The other process, as far as it is known.
         owner: String,
     },
-    /// The path is longer than a socket's may be.
+    /// The path is longer than a unix socket's may be.
     #[error(
-        "control socket {}: the path has {length} bytes, and a unix socket's has at most 107.\n  \
+        "cannot open control socket {}: the path has {length} bytes, and a unix socket's has at most 107.\n  \
          Choose a shorter `control.socket`.",
         path.display()
     )]
     TooLong {
         /// The path.
         path: PathBuf,
-        /// Its length.
+        /// The path's length in bytes.
         length: usize,
     },
-    /// Something else is there.
+    /// A file of another type has this name.
     #[error(
-        "control socket {}: there is {what} of this name, which is not touched.\n  \
+        "cannot open control socket {}: {what} of this name exists, and is left alone.\n  \
          Move it away, or choose another `control.socket`.",
         path.display()
     )]
     NotASocket {
         /// The path.
         path: PathBuf,
-        /// What is there.
+        /// The file's type.
         what: &'static str,
     },
-    /// The group is not one.
-    #[error("control socket {}: {source}", path.display())]
+    /// The configured group does not exist.
+    #[error("cannot open control socket {}: {source}", path.display())]
     Group {
         /// The socket.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: UnknownGroup,
     },
-    /// A system call said no.
+    /// A system call failed.
     #[error("control socket {}: cannot {action} {}: {source}.{}", path.display(), what.display(), hint(source, what))]
     Io {
         /// The socket.
         path: PathBuf,
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
-        /// On what.
+        /// The path of the attempt.
         what: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -100,18 +100,18 @@ fn hint(source: &io::Error, what: &Path) -> String {
             )
         }
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "\n  Free some room there, or choose another `control.socket`.".to_owned()
+            "\n  Free some space there, or choose another `control.socket`.".to_owned()
         }
         _ => String::new(),
     }
 }
 
-/// A socket that listens. The file goes when this is dropped.
+/// A listening control socket. Dropping it removes the file.
 #[derive(Debug)]
 pub struct Socket {
     pub(super) listener: UnixListener,
     place: SocketSettings,
-    /// Held as long as the socket is ours.
+    /// Held as long as the socket is open.
     _lock: LockFile,
 }
 
@@ -119,7 +119,7 @@ impl Socket {
     /// Opens the socket.
     ///
     /// # Errors
-    /// When another daemon has it, or it cannot be made.
+    /// When another daemon holds it, or it cannot be created.
     pub fn open(place: &SocketSettings) -> Result<Self, SocketError> {
         let path = &place.path;
         let length = path.as_os_str().len();
@@ -151,7 +151,7 @@ impl Socket {
         socket
             .bind(&SockAddr::unix(path).map_err(error("name", path))?)
             .map_err(error("make", path))?;
-        // Nobody can connect before `listen`: the permissions are there in time.
+        // The permissions are set before `listen`, so nobody can connect earlier.
         if let Some(group) = group {
             std::os::unix::fs::chown(path, None, Some(group.as_raw()))
                 .map_err(error("give to its group", path))?;
@@ -163,7 +163,7 @@ impl Socket {
         Ok(Self { listener: socket.into(), place: place.clone(), _lock: lock })
     }
 
-    /// Where it is.
+    /// Returns the socket's path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.place.path
@@ -172,12 +172,12 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // Whoever finds it left behind replaces it.
+        // A socket file that is left behind is replaced at the next start.
         fs::remove_file(&self.place.path).ok();
     }
 }
 
-/// What a dead daemon left goes; anything else stays.
+/// Removes the socket of a dead daemon; anything else stays.
 fn remove_dead(path: &Path) -> Result<(), SocketError> {
     let error = |action, source| SocketError::Io {
         path: path.to_owned(),
@@ -191,7 +191,7 @@ fn remove_dead(path: &Path) -> Result<(), SocketError> {
         Err(source) => return Err(error("look at", source)),
     };
     if kind.is_socket() {
-        // The lock is ours, so no daemon of ours listens there; somebody else might.
+        // The lock is held, so no daemon of this kind listens there; another program might.
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
             let (path, owner) = (path.to_owned(), "another process".into());
             return Err(SocketError::Taken { path, owner });
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn permissions_are_set_and_the_file_goes_at_the_end() {
+    fn socket_has_its_mode_and_group_and_is_removed_on_drop() {
         let folder = tempfile::tempdir().unwrap();
         let place = SocketSettings { group: Some("4711".into()), ..place(folder.path()) };
         let socket = Socket::open(&place).unwrap();
@@ -229,11 +229,11 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_daemons_socket_is_replaced_and_a_living_ones_is_not() {
+    fn sockets_of_dead_daemons_are_replaced_and_of_living_ones_refused() {
         let folder = tempfile::tempdir().unwrap();
         let place = place(folder.path());
         let mut dead = Socket::open(&place).unwrap();
-        // As after SIGKILL: the file is there, nobody listens and nobody holds the lock.
+        // As after SIGKILL: the file exists, nobody listens and nobody holds the lock.
         let moved = folder.path().join("moved");
         fs::rename(&place.path, &moved).unwrap();
         dead.place.path = folder.path().join("nowhere");
@@ -249,18 +249,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_socket_is_not_touched() {
+    fn other_files_in_the_sockets_place_are_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let place = place(folder.path());
         fs::create_dir(folder.path().join("run")).unwrap();
         fs::write(&place.path, "precious").unwrap();
         let error = Socket::open(&place).unwrap_err().to_string();
-        assert!(error.contains("a file") && error.contains("not touched"), "{error}");
+        assert!(error.contains("a file") && error.contains("left alone"), "{error}");
         fs::remove_file(&place.path).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", &place.path).unwrap();
         let error = Socket::open(&place).unwrap_err().to_string();
         assert!(error.contains("a symbolic link"), "{error}");
-        // A stranger's socket, which has no lock.
+        // Another program's socket, which has no lock file.
         fs::remove_file(&place.path).unwrap();
         let _stranger = UnixListener::bind(&place.path).unwrap();
         let error = Socket::open(&place).unwrap_err().to_string();
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_cannot_be_are_named() {
+    fn invalid_paths_and_groups_are_refused() {
         let long = PathBuf::from("/tmp").join("x".repeat(120));
         let place = SocketSettings { path: long, mode: 0o600, group: None };
         let error = Socket::open(&place).unwrap_err().to_string();

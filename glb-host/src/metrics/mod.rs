@@ -1,6 +1,6 @@
-//! Metrics for Prometheus, over HTTP, in a thread of their own: they answer while a reload runs.
+//! The metrics server: Prometheus metrics over HTTP, in its own thread, so that it answers during a
+//! reload.
 
-mod connection_limit;
 mod process;
 mod prometheus_text;
 
@@ -12,7 +12,6 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     os::fd::AsRawFd as _,
-    pin::pin,
     sync::Arc,
     thread,
     time::Duration,
@@ -20,9 +19,9 @@ use std::{
 
 use http_body_util::Full;
 use hyper::{
-    Request, Response, StatusCode,
+    Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::{ACCEPT, CONTENT_TYPE, HeaderValue},
+    header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderValue},
     server::conn::http1,
     service::service_fn,
 };
@@ -35,30 +34,32 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::{Registry, Unit},
 };
+use tokio::sync::Semaphore;
 
-use self::connection_limit::{Crowd, Place};
+/// The maximum number of connections that are served at once; others wait in the kernel.
+const MAX_CONNECTIONS: usize = 64;
 
-/// How long a client may take to send a request's head.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a client may take to send its request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How many wait in the kernel to be served.
-const WAITING: i32 = 1024;
+/// The maximum lifetime of a connection, which carries one request.
+const MAX_LIFETIME: Duration = Duration::from_secs(5);
 
-/// How long one connection is kept; who wants more connects again.
-const LIFE: Duration = Duration::from_secs(60);
+/// How many connections may wait in the kernel.
+const BACKLOG: i32 = 1024;
 
-/// What makes the metrics as they stand now; asked for each request.
+/// Provides the current metrics; called for each request.
 pub trait MetricsSource: Send + Sync + 'static {
-    /// Registers everything there is to tell.
+    /// Registers all metrics with their current values.
     ///
     /// # Errors
-    /// When it cannot be told; the client is given the reason.
+    /// When they cannot be read; the client gets the reason.
     fn register(&self, registry: &mut Registry) -> Result<(), Box<dyn Error>>;
 
-    /// What every metric's name starts with.
+    /// Returns the prefix of every metric's name.
     fn prefix(&self) -> &'static str;
 
-    /// Another page at this path, if there is one, or why it cannot be told now.
+    /// Returns another page at this path, if there is one, or why it cannot be shown now.
     fn page(&self, path: &str) -> Option<Result<Page, Box<dyn Error>>> {
         let _ = path;
         None
@@ -68,19 +69,19 @@ pub trait MetricsSource: Send + Sync + 'static {
 /// A page beside the metrics.
 #[derive(Clone, Debug)]
 pub struct Page {
-    /// Its media type.
+    /// The media type.
     pub kind: &'static str,
-    /// Its text.
+    /// The content.
     pub body: String,
 }
 
 /// Why metrics cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
-    /// Somebody listens there, or the address is not this machine's.
+    /// The port is in use, or the address is not this machine's.
     #[error(
-        "`metrics = \"{address}\"`: cannot listen there: {source}.\n  \
-         `ss -ltnp` shows who uses a port; give another one, or leave `metrics` out."
+        "cannot listen on {address} for metrics: {source}.\n  \
+         `ss -ltnp` shows which process uses a port. Change `metrics`, or leave it out."
     )]
     Bind {
         /// As configured.
@@ -93,16 +94,16 @@ pub enum MetricsError {
     Thread(io::Error),
 }
 
-/// Takes the port.
+/// Binds the port.
 ///
 /// # Errors
 /// When it is in use, or may not be used.
 pub fn bind(address: SocketAddr) -> Result<TcpListener, MetricsError> {
     let error = |source| MetricsError::Bind { address, source };
     let listener = TcpListener::bind(address).map_err(error)?;
-    // The standard library's queue is shorter than the crowd may be.
+    // The standard library's backlog is shorter.
     // SAFETY: a descriptor that lives through the call.
-    if unsafe { libc::listen(listener.as_raw_fd(), WAITING) } != 0 {
+    if unsafe { libc::listen(listener.as_raw_fd(), BACKLOG) } != 0 {
         return Err(error(io::Error::last_os_error()));
     }
     listener.set_nonblocking(true).map_err(error)?;
@@ -130,48 +131,48 @@ async fn accept(listener: TcpListener, source: Arc<impl MetricsSource>) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "metrics are not served"),
     };
-    let crowd = Arc::new(Crowd::default());
-    for number in 0.. {
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // Acquiring fails only on a closed semaphore, and this one is never closed.
+    while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
             Err(error) => {
-                // Out of descriptors, mostly: a pause lets some go.
-                tracing::warn!(%error, "a client of the metrics was not accepted");
+                // Mostly out of descriptors: a pause lets some be closed.
+                tracing::warn!(%error, "cannot accept a metrics connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        // Whoever comes meanwhile waits in the kernel: the descriptors are the daemon's too.
-        let place = crowd.place(number, peer.ip()).await;
         let source = Arc::clone(&source);
-        let task = tokio::spawn(async move {
+        tokio::spawn(async move {
+            let _permit = permit;
             let service = service_fn(move |request| {
-                place.asked();
                 let response = answer(&request, &*source);
                 async move { Ok::<_, Infallible>(response) }
             });
-            let served = http1::Builder::new()
+            // One request per connection: an idle client must not keep its permit.
+            let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(PATIENCE)
+                .header_read_timeout(REQUEST_TIMEOUT)
+                .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
-            let mut served = pin!(served);
-            let result = tokio::select! {
-                result = served.as_mut() => result,
-                () = tokio::time::sleep(LIFE) => {
-                    // The answer under way is still given; one that nobody reads is not waited for.
-                    served.as_mut().graceful_shutdown();
-                    tokio::time::timeout(PATIENCE, served).await.unwrap_or(Ok(()))
-                }
-            };
-            if let Err(error) = result {
-                tracing::debug!(%error, "a client of the metrics went away");
+            match tokio::time::timeout(MAX_LIFETIME, connection).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "metrics connection failed"),
+                Err(_elapsed) => tracing::debug!("metrics connection timed out"),
             }
         });
-        Place::served_by(&crowd, number, task.abort_handle());
     }
 }
 
 fn answer(request: &Request<Incoming>, source: &impl MetricsSource) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let text = "only GET and HEAD are supported\n";
+        let mut response = Response::new(Full::new(Bytes::from(text)));
+        *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
     let (status, kind, body) = match request.uri().path() {
         "/metrics" => match exposition(source) {
             Ok(text) if wants_open_metrics(request) => {
@@ -206,10 +207,10 @@ fn wants_open_metrics(request: &Request<Incoming>) -> bool {
     })
 }
 
-/// Everything that `source` has to tell, as it stands now, in the OpenMetrics text format.
+/// Formats all current metrics of `source` in the OpenMetrics text format.
 ///
 /// # Errors
-/// When it cannot be told.
+/// When they cannot be read.
 pub fn exposition(source: &impl MetricsSource) -> Result<String, Box<dyn Error>> {
     let mut registry = Registry::with_prefix(source.prefix());
     source.register(&mut registry)?;
@@ -222,7 +223,7 @@ pub fn exposition(source: &impl MetricsSource) -> Result<String, Box<dyn Error>>
     Ok(text)
 }
 
-/// A gauge that shows `value`.
+/// Returns a gauge with this value.
 #[must_use]
 pub fn gauge(value: u64) -> Gauge {
     let gauge = Gauge::default();
@@ -230,7 +231,7 @@ pub fn gauge(value: u64) -> Gauge {
     gauge
 }
 
-/// Packets and bytes under the same labels.
+/// A packet counter and a byte counter with the same labels.
 #[derive(Debug)]
 pub struct PacketsAndBytes<L: Clone + Eq + Hash> {
     packets: Family<L, Counter>,
@@ -247,13 +248,13 @@ impl<L> PacketsAndBytes<L>
 where
     L: Clone + Eq + Hash + EncodeLabelSet + fmt::Debug + Send + Sync + 'static,
 {
-    /// Adds what was counted under `labels`.
+    /// Adds packets and bytes under `labels`.
     pub fn add(&self, labels: &L, packets: u64, bytes: u64) {
         self.packets.get_or_create(labels).inc_by(packets);
         self.bytes.get_or_create(labels).inc_by(bytes);
     }
 
-    /// Registers both under these names; `what` says in words what they count.
+    /// Registers both counters under these names; `what` completes the help text "Packets …".
     pub fn register(self, registry: &mut Registry, packets: &str, bytes: &str, what: &str) {
         registry.register(packets, format!("Packets {what}"), self.packets);
         let help = format!("Bytes {what}, from the Ethernet header on as received");
@@ -266,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_in_use_is_named_with_the_remedy() {
+    fn error_for_a_port_in_use_has_a_remedy() {
         let first = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = first.local_addr().unwrap();
         let error = bind(address).unwrap_err().to_string();

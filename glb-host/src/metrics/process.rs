@@ -1,5 +1,4 @@
-//! What every exporter tells of its own process, under the names that Prometheus' client libraries
-//! agree on.
+//! The standard `process_*` metrics, named as in Prometheus' client libraries.
 
 use std::{
     fs,
@@ -16,9 +15,9 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-/// Registers the process's memory, processor time, descriptors and start.
+/// Registers the process's memory, CPU time, descriptors and start time.
 ///
-/// What the kernel does not tell is left out.
+/// Values that the kernel does not tell are left out.
 pub(super) fn register(registry: &mut Registry) {
     let registry = registry.sub_registry_with_prefix("process");
     if let Ok(spent) = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID) {
@@ -43,7 +42,7 @@ pub(super) fn register(registry: &mut Registry) {
         registry.register_with_unit("resident_memory", help, Unit::Bytes, bytes(resident * page));
     }
     if let Ok(open) = fs::read_dir("/proc/self/fd") {
-        // One of them is the folder's own.
+        // One of them is the opened folder itself.
         let count = (open.count() as u64).saturating_sub(1);
         registry.register("open_fds", "Number of open file descriptors", bytes(count));
     }
@@ -55,11 +54,13 @@ pub(super) fn register(registry: &mut Registry) {
     }
 }
 
-/// When this process started, in seconds since the epoch: the kernel counts from the machine's start.
+/// Returns the process's start time in seconds since the epoch.
+///
+/// The kernel counts it from boot.
 fn started() -> Option<f64> {
     let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten()? as f64;
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    // The name, in parentheses, may hold spaces: `starttime` is the 20th field after it.
+    // The command name, in parentheses, may hold spaces: `starttime` is the 20th field after it.
     let start: f64 = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
     let up = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?).as_secs_f64();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs_f64();

@@ -1,13 +1,13 @@
-//! The older text format of Prometheus, which everything reads that asks for metrics without naming
-//! a format: made of the newer one, OpenMetrics, by renaming what is named otherwise there.
+//! Conversion of OpenMetrics to the older Prometheus text format, for clients that do not ask for
+//! OpenMetrics.
 
-/// Rewrites metrics in OpenMetrics into the text format, version 0.0.4.
+/// Converts OpenMetrics to the text format, version 0.0.4.
 ///
 /// OpenMetrics names a counter in its HELP and TYPE lines without `_total`, knows the types `info`
 /// and `unknown`, has UNIT lines and ends with `# EOF`.
 pub(super) fn from_open_metrics(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    // The help comes before the type, which decides on the name.
+    // HELP comes before TYPE, which decides the name.
     let mut help = None;
     for line in text.lines() {
         let comment = |kind| line.strip_prefix("# ").and_then(|l| l.strip_prefix(kind));
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_types_are_the_older_formats() {
+    fn counters_and_infos_get_their_suffixes() {
         let open = "# HELP a_build Which.\n# TYPE a_build info\na_build_info{version=\"1\"} 1\n\
                     # HELP a_bytes Bytes sent.\n# TYPE a_bytes counter\n# UNIT a_bytes bytes\n\
                     a_bytes_total{x=\"# HELP\"} 5\n\

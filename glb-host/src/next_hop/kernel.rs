@@ -1,4 +1,4 @@
-//! The kernel's side, by rtnetlink.
+//! The rtnetlink connection: requests to the kernel, and its notifications.
 
 use std::{io, net::IpAddr, time::Duration};
 
@@ -24,24 +24,24 @@ use rtnetlink::{
 
 use super::{
     Unresolved,
-    resolve::{Kernel, Link, Neighbour, Next, Route},
+    resolve::{Kernel, Link, Neighbour, NeighbourKey, Route},
 };
 
-/// An answer that has not come by then will not come.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the kernel may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Receive buffer for events, in bytes; a burst that overflows it costs a full round.
+/// The receive buffer for notifications, in bytes; an overflow costs a full resolution.
 const EVENT_BUFFER: libc::c_int = 1 << 20;
 
-/// Netlink could not be opened.
+/// The netlink socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot open a netlink route socket: {0}")]
 pub struct NetlinkError(#[from] io::Error);
 
-/// A connection for questions.
+/// A netlink connection for requests.
 pub(super) struct Netlink {
     handle: Handle,
-    /// The MAC of whoever stands next, if it is configured and not to be asked for.
+    /// The configured MAC address of the gateway; with it, no neighbour is looked up.
     gateway: Option<[u8; 6]>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -52,7 +52,7 @@ impl Drop for Netlink {
     }
 }
 
-/// The kernel's refusal, as an errno.
+/// A refused request.
 enum Refused {
     Errno(io::Error),
     Other(String),
@@ -73,15 +73,15 @@ impl Netlink {
         Ok(Self { handle, gateway, task: tokio::spawn(connection) })
     }
 
-    /// The same with a socket of its own.
+    /// Opens another connection with the same settings.
     pub(super) fn reopen(&self) -> Result<Self, NetlinkError> {
         Self::open(self.gateway)
     }
 
-    /// Has the kernel resolve a neighbour, or confirm one that it knows.
-    pub(super) async fn ask(&self, interface: u32, address: IpAddr) -> Result<(), Unresolved> {
-        // Permanent entries are not asked for: it would make them mortal, and whoever entered them
-        // had his reasons. One may have been entered since the last look, so here is another.
+    /// Makes the kernel resolve a neighbour, or confirm one that it knows.
+    pub(super) async fn probe(&self, interface: u32, address: IpAddr) -> Result<(), Unresolved> {
+        // A probe would turn a permanent neighbour entry into one that expires. One may have been
+        // added since the last lookup, so it is looked up again here.
         let flags = match self.neighbour(interface, address).await? {
             Some(known) if known.settled => return Ok(()),
             Some(_) => NLM_F_ACK,
@@ -91,7 +91,7 @@ impl Netlink {
         // Acts as if a packet had just been sent there (`neigh_event_send`).
         message.header.flags = NeighbourFlags::Use;
         match self.request(RouteNetlinkMessage::NewNeighbour(message), flags).await {
-            // Entered or gone in this instant: that is heard of, and looked at again.
+            // The entry was added or removed in this instant: a notification follows.
             Err(Refused::Errno(error))
                 if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) =>
             {
@@ -112,9 +112,9 @@ impl Netlink {
         let mut handle = self.handle.clone();
         let mut answers =
             handle.request(request).map_err(|error| Refused::Other(error.to_string()))?;
-        let answer = tokio::time::timeout(PATIENCE, answers.next())
+        let answer = tokio::time::timeout(TIMEOUT, answers.next())
             .await
-            .map_err(|_| Refused::Other(format!("no answer within {PATIENCE:?}")))?;
+            .map_err(|_| Refused::Other(format!("no answer within {TIMEOUT:?}")))?;
         match answer.map(|message| message.payload) {
             Some(NetlinkPayload::InnerMessage(message)) => Ok(Some(message)),
             Some(NetlinkPayload::Error(error)) if error.code.is_some() => {
@@ -211,7 +211,7 @@ fn read_route(message: &RouteMessage) -> Result<Route, Unresolved> {
         match attribute {
             RouteAttribute::Oif(interface) => route.interface = *interface,
             RouteAttribute::Gateway(gateway) => route.gateway = address(gateway),
-            // An IPv4 route by way of an IPv6 neighbour (RFC 5549).
+            // An IPv4 route through an IPv6 neighbour (RFC 5549).
             RouteAttribute::Via(RouteVia::Inet(gateway)) => route.gateway = Some((*gateway).into()),
             RouteAttribute::Via(RouteVia::Inet6(gateway)) => {
                 route.gateway = Some((*gateway).into());
@@ -254,23 +254,23 @@ fn read_neighbour(message: &NeighbourMessage) -> Neighbour {
         NeighbourAttribute::LinkLayerAddress(mac) if usable => mac.as_slice().try_into().ok(),
         _ => None,
     });
-    // Delay and Probe are on their way to Reachable or Failed by themselves.
+    // The kernel moves Delay and Probe on to Reachable or Failed by itself.
     let settled = matches!(state, Reachable | Permanent | Noarp | Delay | Probe);
     Neighbour { mac, settled }
 }
 
-/// Something changed.
+/// A notification.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// About one neighbour.
-    Neighbour(Next),
-    /// About a link, a route, a rule or an address.
+    /// A neighbour changed.
+    Neighbour(NeighbourKey),
+    /// A link, route, rule or address changed.
     Other,
-    /// Messages were lost.
+    /// Notifications were lost.
     Overrun,
 }
 
-/// The kernel's announcements.
+/// The stream of notifications.
 pub(super) struct Events {
     messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     task: tokio::task::JoinHandle<()>,
@@ -301,12 +301,12 @@ impl Events {
         Ok(Self { messages, task: tokio::spawn(connection) })
     }
 
-    /// The next event; nothing when netlink is closed.
+    /// Returns the next notification, or `None` when netlink is closed.
     pub(super) async fn next(&mut self) -> Option<Event> {
         let (message, _) = self.messages.next().await?;
         Some(match message.payload {
             NetlinkPayload::Overrun(_) => {
-                tracing::debug!("netlink messages were lost; asking about everything again");
+                tracing::debug!("netlink notifications lost; resolving everything again");
                 Event::Overrun
             }
             NetlinkPayload::InnerMessage(

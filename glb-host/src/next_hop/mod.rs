@@ -1,10 +1,9 @@
-//! Where to send a frame so that it reaches an address: the outgoing interface and the MAC of the
-//! next machine on the way, taken from the kernel's routes, links and neighbours and kept fresh by
-//! netlink.
+//! Next hops: the outgoing interface and destination MAC address for each target.
 //!
-//! Nothing is guessed: a neighbour that the kernel does not know is asked for (`NTF_USE`), and
-//! asked for again while it does not answer. An XDP program sends past the kernel's neighbour
-//! table, so the kernel would let an entry age that is in constant use; asking in time keeps it.
+//! They come from the kernel's routes, links and neighbours, and netlink notifications keep them
+//! fresh. The kernel is asked to resolve an unknown neighbour (`NTF_USE`) until it answers. XDP
+//! programs bypass the kernel's neighbour table, so entries in constant use would expire; regular
+//! probes keep them.
 
 mod kernel;
 mod resolve;
@@ -25,63 +24,63 @@ use tokio::{
 
 pub use kernel::NetlinkError;
 
-/// The way to an address.
+/// A resolved next hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NextHop {
     /// Index of the outgoing interface.
     pub interface: u32,
-    /// MAC of the outgoing interface.
+    /// MAC address of the outgoing interface.
     pub own_mac: [u8; 6],
-    /// MAC of the next machine: the gateway's, or the host's own on a shared segment.
+    /// MAC address of the next hop: the gateway, or the target itself on a shared segment.
     pub mac: [u8; 6],
-    /// Address that this machine's kernel would send from.
+    /// Source address that the kernel would use.
     pub source: Option<IpAddr>,
-    /// Largest IP packet that fits, in bytes: the route's, else the interface's.
+    /// Largest IP packet for this route, in bytes: the route's MTU, else the interface's.
     pub mtu: u32,
-    /// Largest IP packet that fits the outgoing interface.
+    /// MTU of the outgoing interface.
     pub link_mtu: u32,
 }
 
-/// Why there is no way to an address just now.
+/// Why a target has no next hop now.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unresolved {
-    /// The routing table has no way, or forbids it.
-    #[error("the kernel has no route: {0} (check `ip route get`)")]
+    /// The kernel has no route, or one that forbids traffic.
+    #[error("the kernel has no route: {0}; see `ip route get`")]
     NoRoute(String),
-    /// The address is this machine's own.
+    /// The address is one of this machine's.
     #[error("the address is this machine's own")]
     Local,
-    /// The route leads into an interface that does not carry Ethernet.
+    /// The route's interface does not carry Ethernet.
     #[error("interface {interface} is not an Ethernet interface")]
     NotEthernet {
-        /// Its index.
+        /// The interface's index.
         interface: u32,
     },
     /// The route's interface is down or has no carrier.
     #[error("interface {interface} is down or has no carrier")]
     LinkDown {
-        /// Its index.
+        /// The interface's index.
         interface: u32,
     },
-    /// The next machine has not answered the kernel's request for its MAC.
+    /// The neighbour does not answer ARP or neighbour discovery.
     #[error("{address} on interface {interface} does not answer ARP or neighbour discovery")]
     NoAnswer {
-        /// Index of the interface that was asked on.
+        /// The index of the interface.
         interface: u32,
-        /// Who was asked for: the gateway, or the host itself.
+        /// The neighbour: the gateway, or the target itself.
         address: IpAddr,
     },
-    /// The kernel did not answer as it should.
+    /// The kernel's answer is not usable.
     #[error("netlink: {0}")]
     Kernel(String),
 }
 
-/// What is known of each target.
+/// The next hop of each target, or why there is none.
 pub type Snapshot = HashMap<IpAddr, Result<NextHop, Unresolved>>;
 
-/// Keeps the next hops of a set of targets fresh until it is dropped.
+/// Resolves the next hops of a set of targets and keeps them fresh until it is dropped.
 ///
-/// Works in the network namespace of the thread that starts it.
+/// It works in the network namespace of the thread that starts it.
 #[derive(Debug)]
 pub struct NextHops {
     targets: Sender<BTreeSet<IpAddr>>,
@@ -101,8 +100,9 @@ impl NextHops {
         Self::start_with_gateway(None, targets).await
     }
 
-    /// As [`Self::start`]. With a `gateway`, that is everyone's next hop and nobody is asked for a MAC;
-    /// interface, source address and MTU are still those of the kernel's routes.
+    /// Works as [`Self::start`], but uses the MAC address `gateway` for every target.
+    ///
+    /// Interface, source address and MTU still come from the kernel's routes.
     ///
     /// # Errors
     /// When netlink cannot be opened or does not answer.
@@ -120,24 +120,24 @@ impl NextHops {
         Ok(Self { targets, snapshots, task })
     }
 
-    /// Follows other targets from now on. What is known of those that stay is kept.
+    /// Replaces the targets. Results for targets that stay are kept.
     pub fn set_targets(&self, targets: impl IntoIterator<Item = IpAddr>) {
         self.targets.send_replace(targets.into_iter().collect());
     }
 
-    /// A channel that always holds the newest snapshot; it changes only when the contents do.
+    /// Returns a channel that holds the newest snapshot; it changes only when the contents do.
     #[must_use]
     pub fn subscribe(&self) -> Receiver<Arc<Snapshot>> {
         self.snapshots.clone()
     }
 
-    /// The newest snapshot.
+    /// Returns the newest snapshot.
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshots.borrow().clone()
     }
 
-    /// Waits until every present target is resolved or `patience` has passed; the snapshot then.
+    /// Waits until every target is resolved or `patience` has passed; returns the snapshot then.
     pub async fn wait_resolved(&self, patience: Duration) -> Arc<Snapshot> {
         let mut snapshots = self.snapshots.clone();
         let all = |snapshot: &Arc<Snapshot>| {
@@ -159,15 +159,15 @@ impl Drop for NextHops {
     }
 }
 
-/// The index of a network interface.
+/// Returns the index of a network interface.
 ///
 /// # Errors
-/// When there is no interface of that name in this network namespace.
+/// When this network namespace has no interface of that name.
 pub fn interface_index(name: &str) -> io::Result<u32> {
     Ok(nix::net::if_::if_nametoindex(name)?)
 }
 
-/// The name of the network interface with this index in this network namespace, if there is one.
+/// Returns the name of the interface with this index in this network namespace.
 #[must_use]
 pub fn interface_name(index: u32) -> Option<String> {
     let mut name = [0; libc::IF_NAMESIZE];

@@ -1,4 +1,4 @@
-//! From what the kernel knows to next hops: no sockets here.
+//! The resolution of next hops from the kernel's answers, without sockets.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -10,10 +10,10 @@ use futures::future::join_all;
 
 use super::{NextHop, Snapshot, Unresolved};
 
-/// Requests under way at once; more could overflow the socket's buffer with answers.
-const AT_ONCE: usize = 32;
+/// Concurrent requests; more could overflow the socket's receive buffer.
+const MAX_CONCURRENT: usize = 32;
 
-/// The kernel's answer to "how would you send to this address?".
+/// The kernel's route to a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Route {
     pub(super) interface: u32,
@@ -25,22 +25,22 @@ pub(super) struct Route {
 /// An interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Link {
-    /// Nothing if it is not Ethernet.
+    /// The MAC address; `None` if it is not Ethernet.
     pub(super) mac: Option<[u8; 6]>,
     pub(super) up: bool,
     pub(super) mtu: u32,
 }
 
-/// A neighbour table's entry.
+/// An entry of the neighbour table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Neighbour {
-    /// Nothing while it is not known.
+    /// The MAC address, once it is known.
     pub(super) mac: Option<[u8; 6]>,
-    /// Whether the kernel keeps it without being asked: confirmed of late, or set by hand.
+    /// Whether the kernel keeps the entry without a probe: confirmed recently, or permanent.
     pub(super) settled: bool,
 }
 
-/// The questions that are asked of the kernel.
+/// Requests to the kernel.
 pub(super) trait Kernel: Send + Sync {
     fn route(&self, to: IpAddr) -> impl Future<Output = Result<Route, Unresolved>> + Send;
     fn link(&self, interface: u32)
@@ -52,26 +52,25 @@ pub(super) trait Kernel: Send + Sync {
     ) -> impl Future<Output = Result<Option<Neighbour>, Unresolved>> + Send;
 }
 
-/// Who stands next on the way: an interface and an address on it.
-pub(super) type Next = (u32, IpAddr);
+/// A neighbour: an interface and an address on it.
+pub(super) type NeighbourKey = (u32, IpAddr);
 
-/// One round of questions.
+/// The result of one resolution.
 #[derive(Debug, Default)]
-pub(super) struct Round {
+pub(super) struct Resolution {
     pub(super) snapshot: Snapshot,
-    /// Everyone who stands next on a way, and whether the kernel should be asked to resolve or
-    /// confirm him.
-    pub(super) next: HashMap<Next, bool>,
+    /// Every neighbour in use, and whether the kernel should probe it.
+    pub(super) next: HashMap<NeighbourKey, bool>,
 }
 
-/// Asks the kernel about every target.
-pub(super) async fn round<K: Kernel>(kernel: &K, targets: &BTreeSet<IpAddr>) -> Round {
+/// Resolves every target.
+pub(super) async fn resolve_all<K: Kernel>(kernel: &K, targets: &BTreeSet<IpAddr>) -> Resolution {
     let routes = all(targets, |to| kernel.route(to)).await;
     let used = routes.values().filter_map(|route| route.as_ref().ok());
     let interfaces: BTreeSet<u32> = used.clone().map(|route| route.interface).collect();
-    let next: BTreeSet<Next> = routes
+    let next: BTreeSet<NeighbourKey> = routes
         .iter()
-        .filter_map(|(to, route)| route.as_ref().ok().map(|route| next_of(*to, route)))
+        .filter_map(|(to, route)| route.as_ref().ok().map(|route| neighbour_key(*to, route)))
         .collect();
     let links = all(&interfaces, |interface| kernel.link(interface)).await;
     let neighbours = all(&next, |(interface, address)| kernel.neighbour(interface, address)).await;
@@ -80,7 +79,7 @@ pub(super) async fn round<K: Kernel>(kernel: &K, targets: &BTreeSet<IpAddr>) -> 
         .into_iter()
         .map(|(to, route)| {
             let found = route.and_then(|route| {
-                let next = next_of(to, &route);
+                let next = neighbour_key(to, &route);
                 let link = links.get(&route.interface).cloned().unwrap_or(Ok(None))?;
                 let neighbour = neighbours.get(&next).cloned().unwrap_or(Ok(None))?;
                 combine(next, route, link, neighbour)
@@ -95,20 +94,20 @@ pub(super) async fn round<K: Kernel>(kernel: &K, targets: &BTreeSet<IpAddr>) -> 
             (next, !settled)
         })
         .collect();
-    Round { snapshot, next }
+    Resolution { snapshot, next }
 }
 
-fn next_of(to: IpAddr, route: &Route) -> Next {
+fn neighbour_key(to: IpAddr, route: &Route) -> NeighbourKey {
     (route.interface, route.gateway.unwrap_or(to))
 }
 
 fn combine(
-    (interface, address): Next,
+    (interface, address): NeighbourKey,
     route: Route,
     link: Option<Link>,
     neighbour: Option<Neighbour>,
 ) -> Result<NextHop, Unresolved> {
-    // A link that vanished between two questions is down.
+    // A link that vanished between two requests is down.
     let link = link.filter(|link| link.up).ok_or(Unresolved::LinkDown { interface })?;
     let own_mac = link.mac.ok_or(Unresolved::NotEthernet { interface })?;
     let mac = neighbour
@@ -125,7 +124,7 @@ where
 {
     let keys: Vec<Key> = keys.iter().copied().collect();
     let mut answers = HashMap::with_capacity(keys.len());
-    for some in keys.chunks(AT_ONCE) {
+    for some in keys.chunks(MAX_CONCURRENT) {
         let found = join_all(some.iter().map(|key| ask(*key))).await;
         answers.extend(some.iter().copied().zip(found));
     }
@@ -144,7 +143,7 @@ mod tests {
 
     struct Fake {
         link: Option<Link>,
-        neighbours: HashMap<Next, Neighbour>,
+        neighbours: HashMap<NeighbourKey, Neighbour>,
     }
 
     impl Kernel for Fake {
@@ -164,18 +163,18 @@ mod tests {
         }
     }
 
-    fn round_of(link: Option<Link>, neighbours: &[(Next, Neighbour)]) -> Round {
+    fn resolution_of(link: Option<Link>, neighbours: &[(NeighbourKey, Neighbour)]) -> Resolution {
         let fake = Fake { link, neighbours: neighbours.iter().copied().collect() };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(round(&fake, &[HOST, FAR].into()))
+        runtime.block_on(resolve_all(&fake, &[HOST, FAR].into()))
     }
 
     const LINK: Link = Link { mac: Some(OWN), up: true, mtu: 1600 };
 
     #[test]
-    fn the_gateway_stands_for_what_is_behind_it() {
+    fn targets_behind_a_gateway_use_its_mac() {
         let known = Neighbour { mac: Some(MAC), settled: true };
-        let round = round_of(Some(LINK), &[((3, GATEWAY), known)]);
+        let round = resolution_of(Some(LINK), &[((3, GATEWAY), known)]);
         let expected = NextHop {
             interface: 3,
             own_mac: OWN,
@@ -191,21 +190,21 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_neighbour_is_used_and_asked_for() {
+    fn stale_neighbours_are_used_and_probed() {
         let stale = Neighbour { mac: Some(MAC), settled: false };
-        let round = round_of(Some(LINK), &[((3, HOST), stale)]);
+        let round = resolution_of(Some(LINK), &[((3, HOST), stale)]);
         assert_eq!(round.snapshot[&HOST].as_ref().map(|hop| hop.mac), Ok(MAC));
         assert!(round.next[&(3, HOST)]);
     }
 
     #[test]
-    fn a_link_that_cannot_send_is_named() {
+    fn links_that_cannot_send_are_reported() {
         let known = [((3, HOST), Neighbour { mac: Some(MAC), settled: true })];
-        let down = round_of(Some(Link { up: false, ..LINK }), &known);
+        let down = resolution_of(Some(Link { up: false, ..LINK }), &known);
         assert_eq!(down.snapshot[&HOST], Err(Unresolved::LinkDown { interface: 3 }));
-        let gone = round_of(None, &known);
+        let gone = resolution_of(None, &known);
         assert_eq!(gone.snapshot[&HOST], Err(Unresolved::LinkDown { interface: 3 }));
-        let tunnel = round_of(Some(Link { mac: None, ..LINK }), &known);
+        let tunnel = resolution_of(Some(Link { mac: None, ..LINK }), &known);
         assert_eq!(tunnel.snapshot[&HOST], Err(Unresolved::NotEthernet { interface: 3 }));
     }
 }

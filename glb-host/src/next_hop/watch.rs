@@ -1,4 +1,4 @@
-//! When to ask the kernel again.
+//! The schedule of resolutions: after notifications, and regularly.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -15,28 +15,29 @@ use tokio::{
 use super::{
     Snapshot,
     kernel::{Event, Events, Netlink},
-    resolve::{Next, round},
+    resolve::{NeighbourKey, resolve_all},
 };
 
-/// Changes come in flocks (a link that comes up is a dozen messages); one round answers them all.
+/// Debounce time: notifications come in bursts (a link that comes up causes a dozen), and one
+/// resolution answers them all.
 const DEBOUNCE: Duration = Duration::from_millis(5);
 
-/// A round is made at least this often, whatever is heard. It confirms entries that nobody but an
-/// XDP program uses, and mends what a lost message would have broken.
-const EVERY: Duration = Duration::from_secs(2);
+/// The longest time between two resolutions. They confirm neighbours that only an XDP program uses,
+/// and repair what a lost notification broke.
+const MAX_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The kernel is asked to resolve one neighbour at most this often.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// The shortest time between two probes of one neighbour.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long to wait before netlink is opened again.
-const REOPEN: Duration = Duration::from_secs(1);
+const REOPEN_DELAY: Duration = Duration::from_secs(1);
 
 pub(super) struct Watcher {
     kernel: Netlink,
     targets: Receiver<BTreeSet<IpAddr>>,
     publish: Sender<Arc<Snapshot>>,
-    asked: HashMap<Next, Instant>,
-    next: HashMap<Next, bool>,
+    probed: HashMap<NeighbourKey, Instant>,
+    next: HashMap<NeighbourKey, bool>,
 }
 
 impl Watcher {
@@ -45,13 +46,13 @@ impl Watcher {
         targets: Receiver<BTreeSet<IpAddr>>,
         publish: Sender<Arc<Snapshot>>,
     ) -> Self {
-        Self { kernel, targets, publish, asked: HashMap::new(), next: HashMap::new() }
+        Self { kernel, targets, publish, probed: HashMap::new(), next: HashMap::new() }
     }
 
-    /// One round: asks, publishes what changed, and has missing neighbours resolved.
+    /// Resolves all targets, publishes changes, and probes missing neighbours.
     pub(super) async fn resolve(&mut self) {
         let targets = self.targets.borrow_and_update().clone();
-        let round = round(&self.kernel, &targets).await;
+        let round = resolve_all(&self.kernel, &targets).await;
         self.publish.send_if_modified(|published| {
             let changed = **published != round.snapshot;
             if changed {
@@ -59,7 +60,7 @@ impl Watcher {
                     let before = published.get(target);
                     if before != Some(found) {
                         match found {
-                            Ok(hop) => tracing::debug!(%target, ?hop, "next hop"),
+                            Ok(hop) => tracing::debug!(%target, ?hop, "next hop resolved"),
                             Err(why) => tracing::debug!(%target, %why, "no next hop"),
                         }
                     }
@@ -69,26 +70,26 @@ impl Watcher {
             changed
         });
         self.next = round.next;
-        self.asked.retain(|next, _| self.next.contains_key(next));
+        self.probed.retain(|next, _| self.next.contains_key(next));
         let now = Instant::now();
         for (next, unsettled) in &self.next {
-            let lately = self.asked.get(next).is_some_and(|at| now < *at + ASK_AGAIN);
+            let lately = self.probed.get(next).is_some_and(|at| now < *at + PROBE_INTERVAL);
             if *unsettled && !lately {
-                self.asked.insert(*next, now);
-                if let Err(error) = self.kernel.ask(next.0, next.1).await {
-                    tracing::debug!(interface = next.0, address = %next.1, %error, "cannot ask");
+                self.probed.insert(*next, now);
+                if let Err(error) = self.kernel.probe(next.0, next.1).await {
+                    tracing::debug!(interface = next.0, address = %next.1, %error, "cannot probe the neighbour");
                 }
             }
         }
     }
 
-    /// Follows the kernel for ever.
+    /// Follows the kernel until the handle is dropped.
     pub(super) async fn run(mut self, mut events: Events) {
-        let mut due = Instant::now() + EVERY;
+        let mut due = Instant::now() + MAX_INTERVAL;
         loop {
             tokio::select! {
                 () = sleep_until(due) => {}
-                // The handle is gone: so is the need.
+                // The handle was dropped.
                 changed = self.targets.changed() => if changed.is_err() { return },
                 event = events.next() => match event {
                     Some(event) => {
@@ -98,8 +99,8 @@ impl Watcher {
                         continue;
                     }
                     None => {
-                        tracing::warn!("netlink closed its side; it is opened again");
-                        sleep(REOPEN).await;
+                        tracing::warn!("netlink connection closed; opening it again");
+                        sleep(REOPEN_DELAY).await;
                         match (self.kernel.reopen(), Events::open()) {
                             (Ok(kernel), Ok(again)) => (self.kernel, events) = (kernel, again),
                             (Err(error), _) | (_, Err(error)) => {
@@ -110,13 +111,13 @@ impl Watcher {
                 },
             }
             self.resolve().await;
-            due = Instant::now() + EVERY;
+            due = Instant::now() + MAX_INTERVAL;
         }
     }
 
     fn concerns(&self, event: &Event) -> bool {
         match event {
-            // A busy segment has thousands of neighbours that nobody here sends to.
+            // A busy segment has thousands of neighbours that are not next hops.
             Event::Neighbour(next) => self.next.contains_key(next),
             Event::Other | Event::Overrun => true,
         }

@@ -1,5 +1,5 @@
-//! `trace` and `capture`: asking a running daemon to show its decisions, and printing or writing
-//! them.
+//! The `trace` and `capture` commands: they ask a running daemon to publish its decisions, and
+//! print or write them.
 
 use std::{
     io,
@@ -30,85 +30,86 @@ use crate::{
     duration, failpoints,
 };
 
-/// How often it is looked whether to stop.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// So many decisions are shown before it is looked again.
-const AT_ONCE: usize = 1_000;
+/// How often the loop checks whether to stop.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// How many decisions are handled between two checks.
+const BATCH: usize = 1_000;
 /// Enough of a frame for all headers, outer and inner.
-const HEADERS: u32 = 512;
+const HEADER_BYTES: u32 = 512;
 
-/// Which decisions, and how many.
+/// Options that select decisions and limit their number.
 #[derive(Args, Clone, Debug)]
 pub struct TraceArgs {
-    /// Which decisions: words that must all be true. ADDRESS or ADDRESS/BITS (an end of the packet,
-    /// of the one in its tunnel, or of the one that an ICMP error quotes), port NUMBER, tcp, udp,
-    /// icmp, icmp6, reason NAME[,NAME...], verdict NAME, table NAME.
+    /// Which decisions to show: words that must all match. ADDRESS or ADDRESS/BITS (source or
+    /// destination of the packet, of the packet in the tunnel, or of the packet that an ICMP error
+    /// quotes), port NUMBER, tcp, udp, icmp, icmp6, reason NAME[,NAME...], verdict NAME, table
+    /// NAME.
     ///
-    /// They are compared in the kernel, before anything is copied.
+    /// The kernel applies the filter before it copies anything.
     #[arg(value_name = "FILTER")]
     filter: Vec<String>,
-    /// Show one in so many of them, chosen at random.
+    /// Show a random sample of one in N.
     #[arg(long, value_name = "N", default_value_t = 1)]
     sample: u32,
-    /// Show at most so many each second from each CPU; 0 for no limit.
+    /// Show at most N per second and CPU; 0 means no limit.
     #[arg(long, value_name = "N", default_value_t = 1_000)]
     rate: u32,
-    /// Stop after so many.
+    /// Stop after N decisions.
     #[arg(short = 'n', long, value_name = "N")]
     count: Option<u64>,
-    /// Stop after this time, such as 30s, 10m or 2h (24h at most).
+    /// Stop after this time, such as 30s, 10m or 2h (at most 24h).
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration::parse)]
     time: Duration,
 }
 
-/// Why nothing is shown, or no longer.
+/// Why decisions cannot be shown.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
-    /// The filter is not understood.
+    /// The filter is not valid.
     #[error("{0}")]
     Filter(String),
-    /// The daemon.
+    /// The daemon refused or did not answer.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The pins.
+    /// The trace program's maps could not be opened.
     #[error("{0}\n  Run this as root, on the machine (and in the namespaces) of the daemon.")]
     Open(#[from] LoadError),
-    /// A capture.
+    /// The capture file could not be written.
     #[error(transparent)]
     Capture(#[from] CaptureError),
-    /// Standard output, or a signal that cannot be waited for.
+    /// Writing to standard output or waiting for signals failed.
     #[error("{action}: {source}")]
     Io {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// Makes decisions of what a daemon's program shows.
+/// Decodes the records of one daemon's program.
 pub trait Decoder {
-    /// Another generation shows them from now on.
+    /// Switches to the tables of another generation.
     ///
     /// # Errors
-    /// When what it is made of cannot be read.
+    /// When they cannot be read.
     fn switch_source(&mut self, showing: &TraceSource) -> Result<(), LoadError>;
 
-    /// In words.
+    /// Decodes a record.
     fn decode(&self, shown: &TraceRecord) -> Decision;
 }
 
-/// As every daemon's `Command::Trace`.
+/// The request `trace`, as in every daemon's `Command::Trace`.
 #[derive(Serialize)]
-struct Ask {
+struct TraceCommand {
     request: &'static str,
     options: Request,
 }
 
-/// Prints decisions as they are taken.
+/// Prints decisions as they are made.
 ///
 /// # Errors
-/// When the daemon or the output says no.
+/// When the daemon refuses, or the output cannot be written.
 pub fn trace(
     args: &TraceArgs,
     client: Client,
@@ -117,7 +118,7 @@ pub fn trace(
     is_json: bool,
 ) -> Result<(), TraceError> {
     let mut lines = DecisionPrinter::new(is_json);
-    watch(args, HEADERS, client, reasons, decoder, &mut |decision, _| {
+    watch(args, HEADER_BYTES, client, reasons, decoder, &mut |decision, _| {
         lines.count(decision);
         lines
             .print(decision)
@@ -127,13 +128,13 @@ pub fn trace(
     Ok(())
 }
 
-/// What `capture` is told besides.
+/// Options of `capture`.
 #[derive(Args, Clone, Debug)]
 pub struct CaptureArgs {
-    /// The file (pcapng); `-` writes to standard output, for `| wireshark -k -i -`.
+    /// The file to write (pcapng); `-` is standard output, for `| wireshark -k -i -`.
     #[arg(short, long, value_name = "FILE.pcapng")]
     write: PathBuf,
-    /// Keep at most so many bytes of each frame.
+    /// Keep at most this many bytes of each frame.
     #[arg(
         long,
         value_name = "BYTES",
@@ -143,10 +144,10 @@ pub struct CaptureArgs {
     snap: u32,
 }
 
-/// Writes frames as they came and as they left, with what was decided as comment.
+/// Writes frames before and after, with the decision as comment.
 ///
 /// # Errors
-/// When the daemon or the file says no.
+/// When the daemon refuses, or the file cannot be written.
 pub fn capture(
     name: &str,
     args: &TraceArgs,
@@ -179,22 +180,22 @@ pub fn capture(
         }
         Ok(true)
     });
-    // What is there is kept, whatever came after it.
+    // Frames that were received are kept, also after an error.
     writer.flush()?;
     done?;
     print_note(&format!("{number} packets in {}", capture.write.display()));
     Ok(())
 }
 
-/// Has `see` see decisions until it says no, enough were seen, the time is up, the daemon says that it
-/// is over, or a signal comes.
+/// Passes decisions to `handle` until it returns false, the count or time is reached, the daemon ends
+/// the trace, or a signal comes.
 fn watch(
     args: &TraceArgs,
     snap: u32,
     client: Client,
     reasons: &[ReasonName],
     decoder: &mut impl Decoder,
-    see: &mut dyn FnMut(&Decision, &TraceRecord) -> Result<bool, TraceError>,
+    handle: &mut dyn FnMut(&Decision, &TraceRecord) -> Result<bool, TraceError>,
 ) -> Result<(), TraceError> {
     let filter = TraceFilter::parse(&args.filter, reasons).map_err(TraceError::Filter)?;
     let request = Request {
@@ -205,17 +206,18 @@ fn watch(
         seconds: args.time.as_secs().max(1),
     };
     let stop = stop_at_signals()?;
-    let answers = follow(client.follow(&Ask { request: "trace", options: request }, None)?);
+    let answers =
+        follow(client.follow(&TraceCommand { request: "trace", options: request }, None)?);
     let mut showing = loop {
-        match answers.recv_timeout(LOOK_AGAIN) {
-            Ok(Told::TraceSource(showing)) => break showing,
-            Ok(Told::Ended(result)) => return result.map_err(Into::into),
+        match answers.recv_timeout(POLL_INTERVAL) {
+            Ok(DaemonMessage::Source(showing)) => break showing,
+            Ok(DaemonMessage::Ended(result)) => return result.map_err(Into::into),
             Err(RecvTimeoutError::Timeout) if !stop.load(Ordering::Relaxed) => {}
             Err(_) => return Ok(()),
         }
     };
-    print_note(&format!("watching generation {}; Ctrl-C ends it", showing.generation));
-    let mut left = args.count.unwrap_or(u64::MAX);
+    print_note(&format!("watching generation {}; stop with Ctrl-C", showing.generation));
+    let mut remaining = args.count.unwrap_or(u64::MAX);
     let mut sum = TraceTotals::default();
     loop {
         failpoints::point("showing")
@@ -224,102 +226,111 @@ fn watch(
             decoder.switch_source(&showing).and_then(|()| EventReader::open(&showing.folder));
         let mut events = match opened {
             Ok(events) => events,
-            Err(error) => match instead(&answers, &showing, &stop).ok_or(error)? {
-                Told::TraceSource(next) => {
-                    showing = next;
-                    continue;
+            Err(error) => {
+                match message_after_failed_open(&answers, &showing, &stop).ok_or(error)? {
+                    DaemonMessage::Source(next) => {
+                        showing = next;
+                        continue;
+                    }
+                    DaemonMessage::Ended(result) => {
+                        print_omitted(&sum);
+                        return result.map_err(Into::into);
+                    }
                 }
-                Told::Ended(result) => {
-                    say_sum(&sum);
-                    return result.map_err(Into::into);
-                }
-            },
+            }
         };
         let mut told = None;
         let next = loop {
-            // Asked before the buffer is emptied: what was decided before the daemon turned to
-            // another generation is in it by then.
+            // Checked before the buffer is emptied: decisions made before the daemon switched to
+            // another generation are in it by then.
             if told.is_none() {
                 told = answers.try_recv().map_or_else(
-                    |error| (error == TryRecvError::Disconnected).then_some(Told::Ended(Ok(()))),
+                    |error| {
+                        (error == TryRecvError::Disconnected)
+                            .then_some(DaemonMessage::Ended(Ok(())))
+                    },
                     Some,
                 );
             }
             let ended = stop.load(Ordering::Relaxed);
             let mut is_empty = false;
-            for _ in 0..AT_ONCE {
-                let Some(shown) = events.next_shown() else {
+            for _ in 0..BATCH {
+                let Some(shown) = events.next_record() else {
                     is_empty = true;
                     break;
                 };
-                left -= 1;
-                if !see(&decoder.decode(&shown), &shown)? || left == 0 {
-                    told = Some(Told::Ended(Ok(())));
+                remaining -= 1;
+                if !handle(&decoder.decode(&shown), &shown)? || remaining == 0 {
+                    told = Some(DaemonMessage::Ended(Ok(())));
                     is_empty = true;
                     break;
                 }
             }
             match told.take_if(|_| is_empty) {
-                // Also at the end: it may have shown something already.
-                Some(Told::TraceSource(next)) => break Some(next),
-                Some(Told::Ended(result)) => {
-                    say_tally(&sum, &events);
+                // Also at the end: the new generation may have published some already.
+                Some(DaemonMessage::Source(next)) => break Some(next),
+                Some(DaemonMessage::Ended(result)) => {
+                    print_tally(&sum, &events);
                     return result.map_err(Into::into);
                 }
                 None if ended => break None,
-                None if is_empty => events.wait(LOOK_AGAIN),
+                None if is_empty => events.wait(POLL_INTERVAL),
                 None => {}
             }
         };
         match next {
             Some(next) => {
-                add(&mut sum, &events);
+                add_tally(&mut sum, &events);
                 showing = next;
             }
             None => {
-                say_tally(&sum, &events);
+                print_tally(&sum, &events);
                 return Ok(());
             }
         }
     }
 }
 
-/// What the daemon says next, if it had turned away from `showing` before that could be opened; nothing
-/// if it has not, so that something else is wrong with it.
-fn instead(answers: &Receiver<Told>, showing: &TraceSource, stop: &AtomicBool) -> Option<Told> {
+/// Returns the daemon's next message if it removed the trace before it could be opened, and `None`
+/// if the error has another cause.
+fn message_after_failed_open(
+    answers: &Receiver<DaemonMessage>,
+    showing: &TraceSource,
+    stop: &AtomicBool,
+) -> Option<DaemonMessage> {
     let mut looks = 0;
     loop {
-        match answers.recv_timeout(LOOK_AGAIN) {
+        match answers.recv_timeout(POLL_INTERVAL) {
             Ok(told) => return Some(told),
-            Err(RecvTimeoutError::Disconnected) => return Some(Told::Ended(Ok(()))),
+            Err(RecvTimeoutError::Disconnected) => return Some(DaemonMessage::Ended(Ok(()))),
             Err(RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => {
-                return Some(Told::Ended(Ok(())));
+                return Some(DaemonMessage::Ended(Ok(())));
             }
-            // It is about to print_note where it shows them next, or that it does no more.
-            Err(RecvTimeoutError::Timeout) if showing.is_over() => {}
+            // The daemon is about to send the next location, or the end.
+            Err(RecvTimeoutError::Timeout) if showing.is_removed() => {}
             Err(RecvTimeoutError::Timeout) if looks < 10 => looks += 1,
             Err(RecvTimeoutError::Timeout) => return None,
         }
     }
 }
 
-/// What the daemon says while it shows its decisions.
-enum Told {
-    TraceSource(TraceSource),
+/// A message from the daemon during a trace.
+enum DaemonMessage {
+    Source(TraceSource),
     Ended(Result<(), ClientError>),
 }
 
-/// Reads the daemon's answers in a thread of their own, which ends with the process.
-fn follow(mut answers: Responses) -> Receiver<Told> {
+/// Reads the daemon's messages in a thread that ends with the process.
+fn follow(mut answers: Responses) -> Receiver<DaemonMessage> {
     let (tell, told) = channel();
     thread::spawn(move || {
         loop {
             let next = match answers.next::<TraceSource>() {
-                Ok(Some(showing)) => Told::TraceSource(showing),
-                Ok(None) => Told::Ended(Ok(())),
-                Err(error) => Told::Ended(Err(error)),
+                Ok(Some(showing)) => DaemonMessage::Source(showing),
+                Ok(None) => DaemonMessage::Ended(Ok(())),
+                Err(error) => DaemonMessage::Ended(Err(error)),
             };
-            let is_last = matches!(next, Told::Ended(_));
+            let is_last = matches!(next, DaemonMessage::Ended(_));
             if tell.send(next).is_err() || is_last {
                 break;
             }
@@ -337,8 +348,8 @@ fn stop_at_signals() -> Result<Arc<AtomicBool>, TraceError> {
     Ok(stop)
 }
 
-fn add(sum: &mut TraceTotals, events: &EventReader) {
-    // It says how much was left out; without it, nothing is said.
+fn add_tally(sum: &mut TraceTotals, events: &EventReader) {
+    // The tally only tells what was left out.
     let Ok(tally) = events.tally() else { return };
     sum.wanted += tally.wanted;
     sum.shown += tally.shown;
@@ -347,13 +358,13 @@ fn add(sum: &mut TraceTotals, events: &EventReader) {
     sum.buffer_full += tally.buffer_full;
 }
 
-fn say_tally(sum: &TraceTotals, events: &EventReader) {
+fn print_tally(sum: &TraceTotals, events: &EventReader) {
     let mut sum = *sum;
-    add(&mut sum, events);
-    say_sum(&sum);
+    add_tally(&mut sum, events);
+    print_omitted(&sum);
 }
 
-fn say_sum(sum: &TraceTotals) {
+fn print_omitted(sum: &TraceTotals) {
     let mut left_out = Vec::new();
     for (count, why) in [
         (sum.not_in_sample, "not in the sample"),
@@ -365,6 +376,6 @@ fn say_sum(sum: &TraceTotals) {
         }
     }
     if !left_out.is_empty() {
-        print_note(&format!("left out, of {} wanted: {}", sum.wanted, left_out.join(", ")));
+        print_note(&format!("omitted, of {} matching: {}", sum.wanted, left_out.join(", ")));
     }
 }

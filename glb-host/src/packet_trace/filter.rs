@@ -1,5 +1,4 @@
-//! Which decisions somebody wants to see: the words of a command line, what is asked of the daemon,
-//! and what the program compares.
+//! Trace filters: parsed from the command line, sent to the daemon, compiled for the program.
 
 use std::net::IpAddr;
 
@@ -11,63 +10,64 @@ use glb_common::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-/// A program's filter compares so many addresses, and so many ports.
-const PLACES: usize = 2;
+/// How many addresses, and how many ports, the program's filter compares.
+const MAX_TERMS: usize = 2;
 
-/// What must be true of a decision; what is empty asks for nothing.
+/// The conditions that a decision must meet; empty conditions match everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TraceFilter {
-    /// Each holds an end of the packet, of the one in its tunnel, or of the one that it quotes.
+    /// Prefixes; each must contain the source or destination of the packet, of the packet in the
+    /// tunnel, or of the quoted packet.
     pub networks: Vec<IpNet>,
     /// Ports of that packet.
     pub ports: Vec<u16>,
-    /// Its IP protocol.
+    /// IP protocol of that packet.
     pub protocol: Option<u8>,
-    /// Names of reasons, of which any will do.
+    /// Names of reasons; one of them must match.
     pub reasons: Vec<String>,
     /// Name of the table.
     pub table: Option<String>,
 }
 
-/// A reason that can be asked for by its own name or by that of its verdict.
+/// The name of a reason and the name of its verdict.
 pub type ReasonName = (&'static str, &'static str);
 
 impl TraceFilter {
-    /// Reads the words of a command line: `198.51.100.7 port 443 reason no_bind`.
+    /// Parses the words of a command line: `198.51.100.7 port 443 reason no_bind`.
     ///
     /// # Errors
-    /// Names the word and what could stand there.
+    /// Names the word and the possible ones.
     pub fn parse(words: &[String], reasons: &[ReasonName]) -> Result<Self, String> {
-        let mut wanted = Self::default();
+        let mut filter = Self::default();
         let mut words = words.iter().flat_map(|word| word.split_whitespace());
         while let Some(word) = words.next() {
             let mut value =
                 |what: &str| words.next().ok_or_else(|| format!("`{word}` needs {what} after it"));
             match word {
-                // Those who know tcpdump write them.
+                // Accepted and ignored, as tcpdump users write them.
                 "and" | "host" | "net" | "proto" => {}
-                "tcp" => wanted.protocol = Some(protocol::TCP),
-                "udp" => wanted.protocol = Some(protocol::UDP),
-                "icmp" => wanted.protocol = Some(protocol::ICMP),
-                "icmp6" => wanted.protocol = Some(protocol::ICMPV6),
+                "tcp" => filter.protocol = Some(protocol::TCP),
+                "udp" => filter.protocol = Some(protocol::UDP),
+                "icmp" => filter.protocol = Some(protocol::ICMP),
+                "icmp6" => filter.protocol = Some(protocol::ICMPV6),
                 "port" => {
                     let port = value("a port")?;
                     let number = port.parse().map_err(|_| format!("{port:?} is not a port"))?;
-                    wanted.ports.push(number);
+                    filter.ports.push(number);
                 }
-                "table" => wanted.table = Some(value("a table's name")?.to_owned()),
+                "table" => filter.table = Some(value("a table's name")?.to_owned()),
                 "reason" | "verdict" => {
                     for name in value("a name")?.split(',') {
-                        wanted.add_reasons(name, word == "verdict", reasons)?;
+                        filter.add_reasons(name, word == "verdict", reasons)?;
                     }
                 }
                 address => match network(address) {
-                    Some(network) => wanted.networks.push(network),
+                    Some(network) => filter.networks.push(network),
                     None => {
                         return Err(format!(
-                            "{address:?} is not understood. A filter is made of these, all of which \
-                             must be true:\n  ADDRESS or ADDRESS/BITS (at most two), port NUMBER \
+                            "{address:?} is not understood. A filter is made of these words, all of \
+                             which must match:\n  ADDRESS or ADDRESS/BITS (at most two), port NUMBER \
                              (at most two), tcp, udp, icmp, icmp6,\n  reason NAME[,NAME...], \
                              verdict NAME, table NAME"
                         ));
@@ -75,10 +75,12 @@ impl TraceFilter {
                 },
             }
         }
-        if wanted.networks.len() > PLACES || wanted.ports.len() > PLACES {
-            return Err(format!("at most {PLACES} addresses and {PLACES} ports can be asked for"));
+        if filter.networks.len() > MAX_TERMS || filter.ports.len() > MAX_TERMS {
+            return Err(format!(
+                "a filter takes at most {MAX_TERMS} addresses and {MAX_TERMS} ports"
+            ));
         }
-        Ok(wanted)
+        Ok(filter)
     }
 
     fn add_reasons(
@@ -103,24 +105,27 @@ impl TraceFilter {
         known.sort_unstable();
         known.dedup();
         let what = if is_verdict { "verdict" } else { "reason" };
-        Err(format!("there is no {what} {name:?}; there are: {}", known.join(", ")))
+        Err(format!("unknown {what} {name:?}; known are: {}", known.join(", ")))
     }
 
-    /// What the program compares. `slot` is that of the table, if one is asked for.
+    /// Compiles the filter for the program. `slot` is the table's counter slot, if a table is
+    /// selected.
     ///
     /// # Errors
-    /// When a reason is none of `reasons`, or there is too much of something.
+    /// When a reason is unknown, or there are too many addresses or ports.
     pub fn compile(
         &self,
         reasons: &[ReasonName],
         slot: Option<u32>,
     ) -> Result<DecisionFilter, String> {
         let mut filter = DecisionFilter { slot: slot.unwrap_or(ANY), ..DecisionFilter::default() };
-        if self.networks.len() > PLACES || self.ports.len() > PLACES {
-            return Err(format!("at most {PLACES} addresses and {PLACES} ports can be asked for"));
+        if self.networks.len() > MAX_TERMS || self.ports.len() > MAX_TERMS {
+            return Err(format!(
+                "a filter takes at most {MAX_TERMS} addresses and {MAX_TERMS} ports"
+            ));
         }
         for (place, wanted) in filter.networks.iter_mut().zip(&self.networks) {
-            *place = compared(wanted);
+            *place = to_network(wanted);
         }
         for (place, wanted) in filter.ports.iter_mut().zip(&self.ports) {
             *place = u32::from(*wanted);
@@ -130,7 +135,7 @@ impl TraceFilter {
             filter.reasons = 0;
             for name in &self.reasons {
                 let index = reasons.iter().position(|(reason, _)| reason == name);
-                let index = index.ok_or_else(|| format!("there is no reason {name:?}"))?;
+                let index = index.ok_or_else(|| format!("unknown reason {name:?}"))?;
                 filter.reasons |= 1 << index;
             }
         }
@@ -138,12 +143,12 @@ impl TraceFilter {
     }
 }
 
-/// An address or a prefix.
+/// Parses an address or a prefix.
 fn network(text: &str) -> Option<IpNet> {
     text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
 }
 
-fn compared(wanted: &IpNet) -> NetworkMatch {
+fn to_network(wanted: &IpNet) -> NetworkMatch {
     let (family, address, mask) = match wanted {
         IpNet::V4(net) => {
             let words = |ip: std::net::Ipv4Addr| V4::new(ip.octets()).words();
@@ -169,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn words_become_a_filter() {
+    fn words_compile_to_a_filter() {
         let wanted = parse("host 198.51.100.7 and 2001:db8::/32 port 443 tcp table web").unwrap();
         assert_eq!(wanted.networks.len(), 2);
         assert_eq!((wanted.table.as_deref(), wanted.protocol), (Some("web"), Some(6)));
@@ -187,19 +192,19 @@ mod tests {
         let passed = parse("verdict passed").unwrap();
         assert_eq!(passed.compile(&REASONS, None).unwrap().reasons, 0b0110);
         assert_eq!(parse("").unwrap(), TraceFilter::default());
-        // What goes to the daemon comes back the same.
+        // The JSON form survives the way to the daemon.
         let json = serde_json::to_string(&passed).unwrap();
         assert_eq!(serde_json::from_str::<TraceFilter>(&json).unwrap(), passed);
     }
 
     #[test]
-    fn what_is_not_understood_is_named() {
+    fn invalid_filters_are_refused_with_the_word() {
         for (text, words) in [
             ("prot 5", "\"prot\" is not understood"),
             ("port", "needs a port"),
             ("port 65536", "\"65536\" is not a port"),
-            ("reason no_such", "there are: no_bind, not_ip, sent_on, too_long"),
-            ("verdict gone", "there are: dropped, passed, sent"),
+            ("reason no_such", "known are: no_bind, not_ip, sent_on, too_long"),
+            ("verdict gone", "known are: dropped, passed, sent"),
             ("1.2.3.4/33", "not understood"),
             ("1.1.1.1 2.2.2.2 3.3.3.3", "at most 2 addresses"),
         ] {

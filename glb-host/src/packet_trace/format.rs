@@ -1,4 +1,4 @@
-//! One decision, for people as a line and for programs as JSON.
+//! A decision's output forms: a line of text, and JSON.
 
 use std::{
     collections::BTreeMap,
@@ -11,21 +11,21 @@ use serde::{Serialize, Serializer};
 
 use super::packet::{FiveTuple, Headers, Tunnel};
 
-/// How a frame leaves.
+/// How a frame leaves the machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Egress {
-    /// By which interface.
+    /// The outgoing interface.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
-    /// To which MAC.
+    /// The destination MAC address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
-    /// Whether that was made up for want of an answer.
+    /// Whether the MAC address is synthetic because the real one is unknown.
     pub synthetic: bool,
 }
 
 impl Egress {
-    /// The way of this frame, which is on it.
+    /// Returns the egress of a frame that is ready to be sent.
     #[must_use]
     pub fn of(interface: Option<String>, frame: &[u8], synthetic: bool) -> Self {
         let mac: Vec<String> = frame.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
@@ -33,35 +33,35 @@ impl Egress {
     }
 }
 
-/// What a program did with a frame, and why.
+/// A program's decision about a frame.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Decision {
     /// Number in the capture.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub packet: Option<u64>,
-    /// When, in seconds since 1970.
+    /// Time since 1970, in JSON as seconds.
     #[serde(serialize_with = "seconds")]
     pub time: Duration,
-    /// By which interface it came.
+    /// The interface that received the frame.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
-    /// Length of the frame as it came.
+    /// Length of the received frame.
     pub length: u32,
-    /// The tunnel that it came in.
+    /// The tunnel header of the received frame.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<Tunnel>,
-    /// The packet (of the client), if it is one.
+    /// The client's packet, if it is IP.
     #[serde(flatten)]
     pub headers: Option<FiveTuple>,
     /// The packet that an ICMP error quotes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quoted: Option<FiveTuple>,
-    /// What happened: sent, answered, taken, passed, dropped; or "not run".
+    /// The verdict: sent, answered, taken, passed, dropped; or "not run".
     pub verdict: &'static str,
     /// The reason's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
-    /// The table.
+    /// The table's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table: Option<String>,
     /// The row.
@@ -70,30 +70,30 @@ pub struct Decision {
     /// The row by the alternative hash.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alternative_row: Option<u16>,
-    /// Where it goes: the next backend, and who is listed after it.
+    /// The backends in order: the next one first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hops: Vec<IpAddr>,
-    /// How it leaves.
+    /// How the frame leaves.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress: Option<Egress>,
-    /// What else is to be said.
+    /// An additional remark.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
 
 fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    // Six digits, which is what a 64-bit float can carry besides the seconds since 1970.
+    // Six digits: a 64-bit float carries no more besides the seconds since 1970.
     serializer.serialize_f64((time.as_micros() as f64) / 1e6)
 }
 
 impl Decision {
-    /// Takes over what `headers` print_note of a frame as it came.
+    /// Copies the received frame's headers into the decision.
     pub fn describe(&mut self, headers: Headers) {
         let Headers { tunnel, packet, quoted } = headers;
         (self.tunnel, self.headers, self.quoted) = (tunnel, packet, quoted);
     }
 
-    fn what(&self) -> String {
+    fn packet_text(&self) -> String {
         let headers = Headers {
             tunnel: self.tunnel.clone(),
             packet: self.headers.clone(),
@@ -102,8 +102,8 @@ impl Decision {
         headers.to_string()
     }
 
-    /// What stands after verdict and reason: table, row, hops, way and note.
-    fn rest(&self) -> String {
+    /// Formats the part after verdict and reason: table, row, hops, egress and note.
+    fn details(&self) -> String {
         let mut parts = Vec::new();
         if let Some(table) = &self.table {
             parts.push(format!("table {table}"));
@@ -117,7 +117,7 @@ impl Decision {
             parts.push(format!("to {}", hops.join(", then ")));
         }
         if let Some(Egress { interface, mac, synthetic }) = &self.egress {
-            let mark = if *synthetic { ", made up" } else { "" };
+            let mark = if *synthetic { ", synthetic" } else { "" };
             match (interface, mac) {
                 (Some(interface), Some(mac)) => parts.push(format!("by {interface} ({mac}{mark})")),
                 (Some(interface), None) => parts.push(format!("by {interface}")),
@@ -129,14 +129,14 @@ impl Decision {
         parts.join(", ")
     }
 
-    /// Verdict, reason and the rest in one sentence: what a packet in a capture carries as comment.
+    /// Formats the decision as a sentence, for a comment in a capture.
     #[must_use]
     pub fn comment(&self) -> String {
         let mut text = self.verdict.to_owned();
         if let Some(reason) = self.reason {
             text += &format!(" ({reason})");
         }
-        let rest = self.rest();
+        let rest = self.details();
         if !rest.is_empty() {
             text += &format!(": {rest}");
         }
@@ -144,7 +144,7 @@ impl Decision {
     }
 }
 
-/// Prints decisions one by one, and counts them.
+/// Prints decisions and counts them.
 #[derive(Debug, Default)]
 pub struct DecisionPrinter {
     is_json: bool,
@@ -153,7 +153,7 @@ pub struct DecisionPrinter {
 }
 
 impl DecisionPrinter {
-    /// DecisionPrinter of JSON, or for people.
+    /// Creates a printer of JSON lines or of text.
     #[must_use]
     pub fn new(is_json: bool) -> Self {
         Self { is_json, ..Self::default() }
@@ -164,7 +164,7 @@ impl DecisionPrinter {
         *self.counts.entry((decision.verdict, decision.reason)).or_default() += 1;
     }
 
-    /// Prints a decision. Says whether anybody still reads.
+    /// Prints a decision; returns whether standard output is still open.
     ///
     /// # Errors
     /// When the output cannot be written.
@@ -180,7 +180,7 @@ impl DecisionPrinter {
     fn text(&mut self, decision: &Decision) -> String {
         let first = *self.first.get_or_insert(decision.time);
         let stamp = match decision.packet {
-            // As Wireshark shows it: since the first packet.
+            // Relative to the first packet, as in Wireshark.
             Some(number) => {
                 format!("{number:>5} {:>10.6}", decision.time.saturating_sub(first).as_secs_f64())
             }
@@ -190,16 +190,16 @@ impl DecisionPrinter {
         format!(
             "{stamp}  {}{:<46}  {:<8}  {:<18}  {}",
             interface.unwrap_or_default(),
-            decision.what(),
+            decision.packet_text(),
             decision.verdict,
             decision.reason.unwrap_or("-"),
-            decision.rest(),
+            decision.details(),
         )
         .trim_end()
         .to_owned()
     }
 
-    /// How many there were of each kind.
+    /// Formats the number of decisions of each kind.
     #[must_use]
     pub fn summary(&self) -> String {
         let total: u64 = self.counts.values().sum();
@@ -221,25 +221,25 @@ impl DecisionPrinter {
 }
 
 impl DecisionPrinter {
-    /// Prints the summary to stderr, where it does not get between the lines.
+    /// Prints the summary to stderr, apart from the decisions.
     pub fn print_summary(&self) {
         print_note(&self.summary());
     }
 }
 
-/// Prints a remark to stderr, whether or not anybody reads it.
+/// Prints a note to stderr; a closed stderr is not an error.
 pub fn print_note(text: &str) {
     drop(writeln!(io::stderr(), "{text}"));
 }
 
-/// The time of day (UTC) with microseconds.
+/// Formats the time of day (UTC) with microseconds.
 fn clock(time: Duration) -> String {
     let seconds = time.as_secs() % 86_400;
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     format!("{hours:02}:{minutes:02}:{seconds:02}.{:06}", time.subsec_micros())
 }
 
-/// Prints a line to standard output at once; says whether anybody still reads there.
+/// Prints a line to standard output and flushes it; returns whether standard output is still open.
 ///
 /// # Errors
 /// When the output cannot be written.
@@ -256,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_and_a_comment() {
+    fn decisions_are_formatted_as_line_comment_and_json() {
         let end = FiveTuple {
             protocol: "tcp".into(),
             source: [198, 51, 100, 7].into(),

@@ -1,4 +1,5 @@
-//! Decisions shown to people: what `replay` and `trace` have in common.
+//! Showing decisions to people: `replay` runs a capture through a program that is not attached;
+//! `trace` and `capture` show the decisions of a running one.
 
 pub mod client;
 pub mod filter;

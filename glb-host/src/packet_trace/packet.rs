@@ -1,4 +1,4 @@
-//! A frame's headers in words.
+//! A frame's headers as structures and as text.
 
 use std::{
     fmt,
@@ -11,19 +11,19 @@ use glb_common::{
 };
 use serde::Serialize;
 
-/// Both ends of a packet.
+/// Protocol, addresses and ports of a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FiveTuple {
     /// Name of the IP protocol, or its number.
     pub protocol: String,
-    /// Who sent it.
+    /// Source address.
     pub source: IpAddr,
-    /// From which port.
+    /// Source port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_port: Option<u16>,
-    /// To whom.
+    /// Destination address.
     pub destination: IpAddr,
-    /// To which port.
+    /// Destination port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub destination_port: Option<u16>,
 }
@@ -74,32 +74,32 @@ fn address(family: u8, [high, low]: [u64; 2]) -> IpAddr {
     Ipv6Addr::from(bytes).into()
 }
 
-/// The tunnel that a packet is in.
+/// A packet's tunnel header.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Tunnel {
-    /// Who sent it into the tunnel, or sent it on.
+    /// The outer source: the director, or the backend that forwarded the packet.
     pub source: IpAddr,
-    /// Whom it is for.
+    /// The outer destination: a backend.
     pub destination: IpAddr,
-    /// Those who are listed, in order.
+    /// The listed hops, in order.
     pub listed: Vec<IpAddr>,
-    /// Which of the listed is next, from 0 on.
+    /// The index of the next hop in the list.
     pub next_hop: u8,
 }
 
-/// What stands in a frame's headers.
+/// The headers of a frame.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Headers {
-    /// The tunnel, if the frame is in one.
+    /// The tunnel header, if the frame has one.
     pub tunnel: Option<Tunnel>,
-    /// The packet that it is about: the one inside the tunnel, if there is one.
+    /// The packet: the inner one if the frame is a tunnel packet.
     pub packet: Option<FiveTuple>,
     /// The packet that an ICMP error quotes.
     pub quoted: Option<FiveTuple>,
 }
 
 impl Headers {
-    /// Reads `frame`.
+    /// Parses `frame`.
     #[must_use]
     pub fn of(frame: &[u8]) -> Self {
         let mut layers = Vec::new();
@@ -156,8 +156,8 @@ impl fmt::Display for Headers {
 mod tests {
     use super::*;
 
-    /// A UDP packet to the tunnel's port with two listed hops, of which the second is next, around
-    /// a segment.
+    /// Returns a GUE packet with two listed hops, of which the second is next, around a TCP
+    /// segment.
     fn tunnelled() -> Vec<u8> {
         let mut frame = vec![0; 12];
         frame.extend([8, 0, 0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tunnel_and_what_is_in_it() {
+    fn tunnel_and_inner_packet_are_parsed() {
         let frame = tunnelled();
         let headers = Headers::of(&frame);
         assert_eq!(
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(tunnel.destination, IpAddr::from([10, 0, 0, 2]));
         assert_eq!(tunnel.listed, [[10, 0, 0, 3], [10, 0, 0, 4]].map(IpAddr::from));
         assert_eq!(tunnel.next_hop, 1);
-        // Cut off in the list.
+        // Truncated in the list.
         let headers = Headers::of(&frame[..55]);
         assert_eq!(headers.to_string(), "gue 10.0.0.1 > 10.0.0.2");
         assert_eq!(headers.tunnel.unwrap().listed.len(), 1);

@@ -1,4 +1,4 @@
-//! Running a capture through a program that is attached to nothing.
+//! The `replay` command: runs a capture through a program that is not attached.
 
 use std::{
     collections::BTreeSet,
@@ -18,27 +18,27 @@ use crate::{
     xdp_link,
 };
 
-/// The interface that a test run's packets come in by: the loopback's.
+/// The receiving interface of a test run: the loopback.
 pub const TEST_INTERFACE: u32 = 1;
-/// How long neighbours have to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// What the kernel does not take for a frame.
-const SHORTEST: usize = 14;
-/// A program puts at most so much before a frame, or after it.
-const GROWTH: usize = 512;
+/// How long neighbours may take to answer.
+const NEIGHBOUR_TIMEOUT: Duration = Duration::from_secs(2);
+/// The shortest frame that the kernel accepts.
+const MIN_FRAME: usize = 14;
+/// The most bytes that a program adds to a frame.
+const MAX_GROWTH: usize = 512;
 
-/// What `replay` is told.
+/// Options of `replay`.
 #[derive(Args, Clone, Debug)]
 pub struct ReplayArgs {
-    /// The capture: pcap or pcapng, of an Ethernet interface; `-` reads from standard input.
+    /// The capture to read: pcap or pcapng of an Ethernet interface; `-` is standard input.
     #[arg(value_name = "IN.pcap")]
     input: PathBuf,
-    /// Write frames here as pcapng, each with a comment that says what was decided and why.
+    /// Write frames to this pcapng file, each with the decision as comment.
     ///
     /// In Wireshark: `frame.comment contains "no_bind"`, or `frame.interface_name == "sent"`.
     #[arg(short, long, value_name = "OUT.pcapng")]
     write: Option<PathBuf>,
-    /// Which frames are written.
+    /// Which frames to write.
     #[arg(
         long,
         value_enum,
@@ -47,84 +47,84 @@ pub struct ReplayArgs {
         requires = "write"
     )]
     include: Vec<FrameStage>,
-    /// How the way to a backend is found, which decides about MAC addresses and the MTU.
+    /// How to find next hops; they decide MAC addresses and the MTU.
     #[arg(long, value_enum, default_value_t)]
     next_hops: NextHopSource,
-    /// The MTU of ways that are made up; that of the interface if it is left out, or 1500.
+    /// The MTU of synthetic next hops. Defaults to that of the interface, or 1500.
     #[arg(long, value_name = "BYTES")]
     mtu: Option<u32>,
-    /// The interface that the packets came by; the first that is configured if it is left out.
+    /// The interface that received the packets. Defaults to the first configured one.
     #[arg(long, value_name = "NAME")]
     interface: Option<String>,
 }
 
-/// A kind of frames.
+/// The stage of a frame in a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum FrameStage {
-    /// As they came.
+    /// As received.
     Received,
-    /// As they would be sent on the wire.
+    /// As it would be sent.
     Sent,
-    /// As this machine's kernel would get them.
+    /// As this machine's kernel would receive it.
     Kernel,
 }
 
-/// Where the ways to backends are had from.
+/// Where next hops come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum NextHopSource {
-    /// This machine's routes and neighbours; made up, and said so, where it knows none.
+    /// This machine's routes and neighbours; synthetic where they are unknown, with a note.
     #[default]
     Auto,
-    /// This machine's routes and neighbours only: what has no way is `next_hop_unresolved`, as in the
+    /// This machine's routes and neighbours only: others are `next_hop_unresolved`, as in the
     /// running daemon.
     Kernel,
-    /// All made up; nothing is asked.
+    /// Synthetic ones only; nothing is looked up.
     Synthetic,
 }
 
-/// Why a replay ends.
+/// Why a replay ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// A capture.
+    /// A capture could not be read or written.
     #[error(transparent)]
     Capture(#[from] CaptureError),
-    /// The kernel does not run the program.
-    #[error("the program cannot be run: {0}")]
+    /// The kernel did not run the program.
+    #[error("cannot run the program: {0}")]
     Run(#[from] ProgramError),
-    /// What ran is at odds with itself.
+    /// The program's output contradicts itself.
     #[error("{0}")]
-    Odd(String),
-    /// Standard output.
+    Inconsistent(String),
+    /// Standard output could not be written.
     #[error("cannot write to standard output: {0}")]
     Output(io::Error),
 }
 
-/// What became of a frame.
+/// The result of a frame.
 #[derive(Debug)]
 pub struct ReplayOutcome {
-    /// For people and programs; number and time are not yet in it.
+    /// The decision, still without number and time.
     pub decision: Decision,
-    /// Where it is then; nowhere if it was dropped.
+    /// Where the frame goes; `None` if it was dropped.
     pub to: Option<FrameStage>,
-    /// As it is then.
+    /// The frame after the program.
     pub frame: Vec<u8>,
 }
 
-/// A loaded program with private counters.
+/// A loaded program with counters of its own.
 pub trait ReplayProgram {
-    /// Runs one frame.
+    /// Runs the program on one frame.
     ///
     /// # Errors
-    /// When the kernel does not run it, or the outcome makes no sense.
+    /// When the kernel does not run it, or the output contradicts itself.
     fn run(&mut self, frame: &[u8]) -> Result<ReplayOutcome, ReplayError>;
 }
 
-/// The verdict and the frame after `program` ran once on `frame`.
+/// Runs `program` once on `frame`; returns its verdict and the frame after it.
 ///
 /// # Errors
 /// When the kernel does not run it.
 pub fn test_run(program: &Xdp, frame: &[u8]) -> Result<(u32, Vec<u8>), ProgramError> {
-    let mut out = vec![0; frame.len() + GROWTH];
+    let mut out = vec![0; frame.len() + MAX_GROWTH];
     let result = program.test_run(TestRunOptions {
         data_in: Some(frame),
         data_out: Some(&mut out),
@@ -134,28 +134,28 @@ pub fn test_run(program: &Xdp, frame: &[u8]) -> Result<(u32, Vec<u8>), ProgramEr
     Ok((result.return_value, out))
 }
 
-/// What the configuration says of all ways.
+/// Next-hop settings of the configuration.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NextHopOverrides {
-    /// Where they start.
+    /// The tunnel's IPv4 source address.
     pub source_v4: Option<Ipv4Addr>,
-    /// Everyone's next hop.
+    /// The MAC address of all next hops.
     pub gateway: Option<[u8; 6]>,
 }
 
-/// The ways to backends for a replay.
+/// The next hops for a replay.
 #[derive(Debug, Default)]
 pub struct ReplayNextHops {
-    /// Every way, made up or not, as seen from a test run.
+    /// All next hops, synthetic ones included, as seen from a test run.
     pub next_hops: Snapshot,
-    /// To whom they are made up.
+    /// The targets with synthetic next hops.
     pub synthetic: BTreeSet<IpAddr>,
-    /// Name of the interface that the packets came by.
+    /// The interface that received the packets.
     pub interface: String,
 }
 
 impl ReplayNextHops {
-    /// Name of the interface with this index, which is the test run's for the packets' own.
+    /// Returns the name of an interface; the test run's stands for the packets' own.
     #[must_use]
     pub fn name_of(&self, index: u32) -> String {
         if index == TEST_INTERFACE {
@@ -167,7 +167,7 @@ impl ReplayNextHops {
 }
 
 impl ReplayNextHops {
-    /// Says to stderr which ways are made up.
+    /// Prints a note that names the synthetic next hops.
     pub fn print_synthetic_note(&self) {
         if !self.synthetic.is_empty() {
             const SHOWN: usize = 8;
@@ -177,8 +177,8 @@ impl ReplayNextHops {
                 list.push(format!("{} more", self.synthetic.len() - SHOWN));
             }
             super::print_note(&format!(
-                "note: this machine knows no way to {}: MAC addresses and the MTU on the way there \
-                 are made up (--next-hops kernel leaves them unresolved)",
+                "note: this machine has no next hop for {}: their MAC addresses and MTU are synthetic \
+                 (--next-hops kernel leaves them unresolved)",
                 list.join(", ")
             ));
         }
@@ -186,10 +186,11 @@ impl ReplayNextHops {
 }
 
 impl ReplayArgs {
-    /// The ways to `targets`, of a packet that came by one of the `configured` interfaces.
+    /// Resolves next hops to `targets` for packets that one of the `configured` interfaces
+    /// received.
     ///
     /// # Errors
-    /// When netlink cannot be asked.
+    /// When netlink cannot be opened.
     pub async fn resolve_next_hops(
         &self,
         targets: BTreeSet<IpAddr>,
@@ -204,12 +205,13 @@ impl ReplayArgs {
         } else {
             let next_hops =
                 NextHops::start_with_gateway(fixed.gateway, targets.iter().copied()).await?;
-            Snapshot::clone(&*next_hops.wait_resolved(PATIENCE).await)
+            Snapshot::clone(&*next_hops.wait_resolved(NEIGHBOUR_TIMEOUT).await)
         };
         let mut found = ReplayNextHops { interface, ..ReplayNextHops::default() };
         for target in targets {
             let way = match known.get(&target) {
-                // A test run comes by the loopback: what leaves by where it came from leaves there.
+                // A test run's packets arrive on the loopback, so a frame that leaves by the
+                // packets' interface leaves there.
                 Some(Ok(way)) if Some(way.interface) == index => {
                     Ok(NextHop { interface: TEST_INTERFACE, ..*way })
                 }
@@ -225,11 +227,12 @@ impl ReplayArgs {
         Ok(found)
     }
 
-    /// Runs the capture through `program` (of the daemon with this name), prints what is decided, and
-    /// writes what leaves.
+    /// Runs the capture through `program`, prints the decisions, and writes the frames.
+    ///
+    /// `name` is the program's name for the capture file.
     ///
     /// # Errors
-    /// When a file or the program does not do what it should.
+    /// When a file cannot be read or written, or the program fails.
     pub fn replay(
         &self,
         name: &str,
@@ -245,7 +248,7 @@ impl ReplayArgs {
         let create = |path| CaptureWriter::create(path, name, &interfaces, Some(&reader));
         let mut writer = self.write.as_deref().map(create).transpose()?;
         let mut lines = DecisionPrinter::new(is_json);
-        // Both would go to standard output: the capture has the same words in its comments.
+        // Both would go to standard output; the capture has the decisions as comments.
         let prints = self.write.as_deref() != Some(Path::new(STREAM));
         while let Some(packet) = reader.next_packet()? {
             let mut ran = run(program, &packet)?;
@@ -292,17 +295,18 @@ fn run(
     packet: &CapturedFrame,
 ) -> Result<ReplayOutcome, ReplayError> {
     let note = if packet.is_truncated() {
-        // What would be decided about the whole of it, nobody knows.
+        // The decision about the whole frame is unknown.
         format!(
             "only {} of {} bytes were captured (capture with tcpdump -s 0)",
             packet.data.len(),
             packet.length
         )
-    } else if packet.data.len() < SHORTEST {
-        format!("{} bytes are no Ethernet frame", packet.data.len())
+    } else if packet.data.len() < MIN_FRAME {
+        format!("{} bytes are too short for an Ethernet frame", packet.data.len())
     } else {
         match program.run(&packet.data) {
-            // It does so for a frame that is longer than any that a driver hands over in one piece.
+            // The kernel refuses frames that are longer than any that a driver passes in one
+            // buffer.
             Err(ReplayError::Run(error)) if packet.data.len() > 3000 => {
                 format!("the kernel does not run a frame of {} bytes: {error}", packet.data.len())
             }
@@ -314,12 +318,12 @@ fn run(
     Ok(ReplayOutcome { decision, to: None, frame: Vec::new() })
 }
 
-/// A way that nobody has checked, out by where the packet came from: what tells it apart is the MAC,
-/// made of the target's address.
+/// Returns an unverified next hop by the receiving interface; its MAC address is made from the
+/// target's address.
 fn synthetic(target: IpAddr, mtu: u32, fixed: NextHopOverrides) -> NextHop {
     let ([a, b, c, d], source): (_, IpAddr) = match target {
         IpAddr::V4(v4) => {
-            // From RFC 5737: nobody's.
+            // A documentation address (RFC 5737).
             (v4.octets(), fixed.source_v4.unwrap_or(Ipv4Addr::new(192, 0, 2, 1)).into())
         }
         IpAddr::V6(v6) => {

@@ -1,8 +1,8 @@
-//! Decisions of an attached program, as they are taken.
+//! Tracing an attached program's decisions, on the daemon's side and on the reader's.
 //!
-//! Somebody asks the daemon ([`Request`]); the daemon swaps in the build of its program that shows
-//! its decisions, and says where ([`TraceSource`]); they are read from there ([`EventReader`]). The connection
-//! is what keeps it so: when it is closed, or the time is up, the plain program comes back.
+//! A client sends a [`Request`]. The daemon swaps in the trace build of its program and answers
+//! with its pins ([`TraceSource`]), from which the client reads ([`EventReader`]). When the
+//! connection closes or the time is up, the daemon swaps the plain program back in.
 
 use std::{
     os::fd::AsRawFd as _,
@@ -28,42 +28,43 @@ use crate::{
     control::{Call, Refusal, RefusalKind, Responder},
 };
 
-/// Name of the ring buffer in a program that shows its decisions.
+/// Name of the ring buffer in a trace program.
 pub const EVENTS: &str = "TRACE_EVENTS";
-/// Its size: some thousand decisions with their headers.
+/// The ring buffer's size: some thousand decisions with their headers.
 pub const EVENTS_BYTES: u32 = 4 << 20;
 const SETTINGS: &str = "TRACE_SETTINGS";
 const TALLY: &str = "TRACE_TALLY";
 
-/// The maps that those who watch open by their pins.
+/// The maps that readers open by their pins.
 pub const PINNED: [&str; 2] = [EVENTS, TALLY];
 
-/// Nobody watches longer than this without asking again.
-pub const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest trace.
+pub const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What is asked of the daemon.
+/// A request to trace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
     /// Which decisions.
     #[serde(default)]
     pub filter: TraceFilter,
-    /// One in so many of them; 0 and 1 show all.
+    /// Sample one in this many; 0 and 1 mean all.
     #[serde(default)]
     pub sample: u32,
-    /// At most so many each second from each CPU; 0 for no limit.
+    /// The limit per second and CPU; 0 means none.
     pub per_second: u32,
-    /// At most so many bytes of a frame.
+    /// The maximum number of bytes of a frame.
     pub snap: u32,
-    /// How long, in seconds.
+    /// The duration in seconds.
     pub seconds: u64,
 }
 
 impl Request {
-    /// What the program is told. `slot` is that of the table, if one is asked for.
+    /// Compiles the settings for the program. `slot` is the table's counter slot, if a table is
+    /// selected.
     ///
     /// # Errors
-    /// When something is asked for that cannot be.
+    /// When the filter is not valid.
     pub fn settings(
         &self,
         reasons: &[ReasonName],
@@ -81,62 +82,66 @@ impl Request {
     }
 }
 
-/// Where the decisions are shown from now on.
+/// The trace program's location.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceSource {
-    /// The generation that shows them.
+    /// The traced generation.
     pub generation: u64,
-    /// Folder with its pins.
+    /// The folder with its pins.
     pub folder: PathBuf,
 }
 
 impl TraceSource {
-    /// Whether the daemon has turned away from it, as far as its pins print_note: they are gone, and the
-    /// daemon's others are not.
+    /// Returns whether the daemon has removed this trace: its pins are gone, and the daemon's
+    /// others are not.
     #[must_use]
-    pub fn is_over(&self) -> bool {
+    pub fn is_removed(&self) -> bool {
         let is_there = |path: &Path| path.try_exists().ok();
         let pins = self.folder.ancestors().nth(2);
         is_there(&self.folder) == Some(false) && pins.and_then(is_there) == Some(true)
     }
 }
 
-/// Why nothing is shown any more.
+/// Why a trace ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TraceEnd {
-    /// The watcher has gone.
-    Gone,
+    /// The client disconnected.
+    Disconnected,
     /// The time is up.
-    TimeIsUp,
-    /// The daemon ends.
-    Ending,
+    Expired,
+    /// The daemon stops.
+    Stopping,
 }
 
-/// Somebody who watches, as the daemon knows him.
+/// A running trace on the daemon's side.
 #[derive(Debug)]
 pub struct Session {
-    /// What was asked for.
+    /// The request.
     pub request: Request,
-    /// By whom.
+    /// The client's process id.
     pid: Option<i32>,
     until: Instant,
     answer: Responder,
 }
 
 impl Session {
-    /// Takes up a request, unless somebody watches already or it asks for too much; then he who
-    /// asks is told.
+    /// Starts a session. If another one runs, or the request is not valid, the client gets a
+    /// refusal.
     pub fn open<C>(call: Call<C>, request: Request, running: Option<&Self>) -> Option<Self> {
         let refusal = if let Some(running) = running {
             let who = running.pid.map_or("somebody".into(), |pid| format!("process {pid}"));
             let left = running.until.saturating_duration_since(Instant::now()).as_secs();
             let text = format!(
-                "{who} traces or captures already, for another {left} s at most; one can at a time"
+                "{who} already traces or captures, for at most {left} s more; only one can at a time"
             );
             Refusal::new(RefusalKind::Busy, text)
-        } else if request.seconds == 0 || request.seconds > LONGEST.as_secs() {
-            let text = format!("{} s is not from 1 s to {} s", request.seconds, LONGEST.as_secs());
+        } else if request.seconds == 0 || request.seconds > MAX_DURATION.as_secs() {
+            let text = format!(
+                "a trace of {} s is not between 1 s and {} s",
+                request.seconds,
+                MAX_DURATION.as_secs()
+            );
             Refusal::failed(text)
         } else {
             let until = Instant::now() + Duration::from_secs(request.seconds);
@@ -146,42 +151,42 @@ impl Session {
         None
     }
 
-    /// Tells where the decisions are shown from now on. Says whether anybody hears it.
+    /// Sends the trace program's location; returns whether the client is still connected.
     pub fn show(&self, showing: &TraceSource) -> bool {
         self.answer.try_item(showing)
     }
 
-    /// Ends it.
+    /// Ends the session.
     pub fn end(self, result: Result<TraceEnd, Refusal>) {
         self.answer.done(result);
     }
 
-    /// Whether the watcher has gone, though nobody has noticed yet.
+    /// Returns whether the client has disconnected.
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.answer.is_gone()
     }
 
-    /// For the log.
+    /// Returns the client's process id for the log.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.pid.unwrap_or_default()
     }
 }
 
-/// Waits until `session` is over; for ever if there is none.
-pub async fn over(session: Option<&Session>) -> TraceEnd {
+/// Waits until `session` is over; without a session, for ever.
+pub async fn session_end(session: Option<&Session>) -> TraceEnd {
     let Some(session) = session else { return std::future::pending().await };
     tokio::select! {
-        () = session.answer.gone() => TraceEnd::Gone,
-        () = tokio::time::sleep_until(session.until) => TraceEnd::TimeIsUp,
+        () = session.answer.gone() => TraceEnd::Disconnected,
+        () = tokio::time::sleep_until(session.until) => TraceEnd::Expired,
     }
 }
 
-/// Tells a loaded program that shows its decisions what is wanted.
+/// Writes the settings into a loaded trace program.
 ///
 /// # Errors
-/// When it is not such a program.
+/// When it is not a trace program.
 pub fn configure(ebpf: &mut Ebpf, settings: &TraceSettings) -> Result<(), LoadError> {
     let map = ebpf.map_mut(SETTINGS).ok_or_else(|| LoadError::missing(SETTINGS))?;
     let mut value = [0u8; size_of::<TraceSettings>()];
@@ -191,21 +196,21 @@ pub fn configure(ebpf: &mut Ebpf, settings: &TraceSettings) -> Result<(), LoadEr
         .map_err(|error| LoadError::map("fill", SETTINGS, error))
 }
 
-/// A decision as the program showed it.
+/// One decision as the trace program recorded it.
 #[derive(Clone, Debug)]
 pub struct TraceRecord {
-    /// What was decided.
+    /// The decision.
     pub event: TraceEvent,
-    /// When, since 1970.
+    /// Time since 1970.
     pub time: Duration,
-    /// The frame as it came, or its beginning.
+    /// The received frame, or its beginning.
     pub before: Vec<u8>,
-    /// The frame as it left, or its beginning; nothing if it was dropped or left alone.
+    /// The frame after the program, or its beginning; `None` if it was dropped or unchanged.
     pub after: Option<Vec<u8>>,
 }
 
 impl TraceRecord {
-    /// Reads a record.
+    /// Parses a record.
     fn parse(record: &[u8], since_1970: Duration) -> Option<Self> {
         let (head, rest) = record.split_at_checked(size_of::<TraceEvent>())?;
         let event = TraceEvent::from_bytes(head)?;
@@ -220,17 +225,17 @@ impl TraceRecord {
     }
 }
 
-/// The decisions that a generation shows.
+/// Reads a trace program's records.
 pub struct EventReader {
     ring: RingBuf<MapData>,
     tally: PerCpuArray<MapData, [u64; 5]>,
 }
 
 impl EventReader {
-    /// Opens what a generation shows, by the pins in its folder.
+    /// Opens the maps that are pinned in `folder`.
     ///
     /// # Errors
-    /// When they cannot be opened: without root, or from where that file system is not seen.
+    /// When they cannot be opened: without root, or in another mount namespace.
     pub fn open(folder: &Path) -> Result<Self, LoadError> {
         let open = |name: &str| {
             MapData::from_pin(folder.join(name.to_lowercase()))
@@ -242,8 +247,8 @@ impl EventReader {
         Ok(Self { ring, tally: tally.map_err(|e| wrong(TALLY, e))? })
     }
 
-    /// The next decision, if there is one.
-    pub fn next_shown(&mut self) -> Option<TraceRecord> {
+    /// Returns the next record, if there is one.
+    pub fn next_record(&mut self) -> Option<TraceRecord> {
         let since_1970 = boot_time();
         loop {
             let record = self.ring.next()?;
@@ -253,7 +258,7 @@ impl EventReader {
         }
     }
 
-    /// Waits until there is one, but no longer than `patience`.
+    /// Waits until there is a record, at most `patience`.
     pub fn wait(&self, patience: Duration) {
         let mut asked =
             libc::pollfd { fd: self.ring.as_raw_fd(), events: libc::POLLIN, revents: 0 };
@@ -262,10 +267,10 @@ impl EventReader {
         unsafe { libc::poll(&raw mut asked, 1, milliseconds) };
     }
 
-    /// What became of the decisions so far, over all CPUs.
+    /// Returns the number of recorded and omitted decisions, over all CPUs.
     ///
     /// # Errors
-    /// When the kernel says no.
+    /// When the kernel refuses.
     pub fn tally(&self) -> Result<TraceTotals, MapError> {
         let mut sum = TraceTotals::default();
         for [wanted, shown, not_in_sample, over_rate, buffer_full] in self.tally.get(&0, 0)?.iter()
@@ -280,16 +285,16 @@ impl EventReader {
     }
 }
 
-/// When the monotonic clock was 0, since 1970.
+/// Returns the time since 1970 at which the monotonic clock was 0.
 fn boot_time() -> Duration {
     let now = |clock| clock_gettime(clock).map(Duration::from).unwrap_or_default();
     now(ClockId::CLOCK_REALTIME).saturating_sub(now(ClockId::CLOCK_MONOTONIC))
 }
 
-/// A pinned array.
+/// Opens a pinned array.
 ///
 /// # Errors
-/// When the kernel says no.
+/// When the kernel refuses.
 pub fn open_array<T: aya::Pod>(path: &Path) -> Result<Array<MapData, T>, MapError> {
     Array::try_from(Map::Array(MapData::from_pin(path)?))
 }
@@ -299,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_are_read_and_lies_are_not() {
+    fn records_with_wrong_lengths_are_ignored() {
         let event = TraceEvent { time: 5, before: 3, after: 2, ..TraceEvent::default() };
         let mut record = event.as_bytes().to_vec();
         record.extend([1, 2, 3, 4, 5]);

@@ -1,4 +1,4 @@
-//! The daemon's side against real clients.
+//! The server against real clients.
 
 use std::{
     io::{Read as _, Write as _},
@@ -58,11 +58,11 @@ fn echo(folder: &Path) -> Result<String, ClientError> {
     client(folder).ask(&Ask::Echo { text: "hello".into() }, Duration::from_secs(10))
 }
 
-/// What the server says to these bytes.
+/// Returns the server's answer to these bytes.
 fn raw(folder: &Path, request: &[u8]) -> String {
     let mut stream = Stream::connect(folder.join("control.sock")).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    // A server that has heard enough closes its side.
+    // The server closes its side when it has read enough.
     stream.write_all(request).ok();
     let mut text = String::new();
     stream.read_to_string(&mut text).ok();
@@ -70,7 +70,7 @@ fn raw(folder: &Path, request: &[u8]) -> String {
 }
 
 #[test]
-fn one_answer_many_answers_and_none() {
+fn requests_get_one_many_or_no_answers() {
     let folder = tempfile::tempdir().unwrap();
     let _server = serve_at(folder.path());
     assert_eq!(echo(folder.path()).unwrap(), "hello");
@@ -85,7 +85,7 @@ fn one_answer_many_answers_and_none() {
 }
 
 #[test]
-fn what_is_no_request_is_told_so() {
+fn malformed_requests_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let _server = serve_at(folder.path());
     for (request, words) in [
@@ -109,7 +109,7 @@ fn what_is_no_request_is_told_so() {
 }
 
 #[test]
-fn a_client_that_only_closes_its_sending_side_is_answered() {
+fn half_closed_clients_are_answered() {
     let folder = tempfile::tempdir().unwrap();
     let _server = serve_at(folder.path());
     let mut stream = Stream::connect(folder.path().join("control.sock")).unwrap();
@@ -121,13 +121,13 @@ fn a_client_that_only_closes_its_sending_side_is_answered() {
 }
 
 #[test]
-fn hanging_clients_keep_nobody_out_for_long() {
+fn hanging_clients_do_not_block_others() {
     let folder = tempfile::tempdir().unwrap();
     let _server = serve_at(folder.path());
     let path = folder.path().join("control.sock");
-    // Asking nothing, asking for ever, asking and not reading.
+    // A client that sends nothing, one that keeps sending, and one that does not read.
     let mut hanging: Vec<Stream> = Vec::new();
-    for number in 0..OWN_AT_ONCE + 5 {
+    for number in 0..MAX_OWN_CLIENTS + 5 {
         let mut stream = Stream::connect(&path).unwrap();
         match number % 3 {
             0 => {}
@@ -148,7 +148,7 @@ fn hanging_clients_keep_nobody_out_for_long() {
             Err(error) => panic!("{error}"),
         }
         busy += 1;
-        assert!(begun.elapsed() < ASK_WITHIN + READ_WITHIN + Duration::from_secs(20));
+        assert!(begun.elapsed() < REQUEST_TIMEOUT + WRITE_TIMEOUT + Duration::from_secs(20));
         thread::sleep(Duration::from_millis(50));
     }
     assert!(busy > 0, "the places were never full");
@@ -156,10 +156,10 @@ fn hanging_clients_keep_nobody_out_for_long() {
 }
 
 #[test]
-fn a_client_that_goes_away_gives_its_place_back() {
+fn disconnected_clients_release_their_permit() {
     let folder = tempfile::tempdir().unwrap();
     let _server = serve_at(folder.path());
-    for _ in 0..4 * OWN_AT_ONCE {
+    for _ in 0..4 * MAX_OWN_CLIENTS {
         let begun = Instant::now();
         loop {
             let mut stream = Stream::connect(folder.path().join("control.sock")).unwrap();
@@ -180,7 +180,7 @@ fn a_client_that_goes_away_gives_its_place_back() {
 }
 
 #[test]
-fn who_may_not_change_is_told_who_may() {
+fn refusals_name_who_may_change() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("control.sock");
     let socket = Socket::open(&SocketSettings { path, mode: 0o600, group: None }).unwrap();
@@ -188,12 +188,12 @@ fn who_may_not_change_is_told_who_may() {
     let _server = serve(socket, access, |call: Call<Ask>| call.answer.done(Ok("done"))).unwrap();
     let patience = Duration::from_secs(10);
     let error = client(folder.path()).ask::<String>(&Ask::Change, patience).unwrap_err();
-    assert!(error.to_string().contains("may not ask"), "{error}");
+    assert!(error.to_string().contains("may not change"), "{error}");
     assert_eq!(client(folder.path()).ask::<String>(&Ask::Never, patience).unwrap(), "done");
 }
 
 #[test]
-fn when_the_server_goes_so_does_the_socket() {
+fn dropping_the_server_removes_the_socket() {
     let folder = tempfile::tempdir().unwrap();
     let server = serve_at(folder.path());
     let waiting = client(folder.path());
@@ -206,7 +206,7 @@ fn when_the_server_goes_so_does_the_socket() {
 }
 
 #[test]
-fn an_answer_that_was_given_arrives_though_the_server_goes() {
+fn dropping_the_server_delivers_given_answers() {
     for _ in 0..50 {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.sock");
