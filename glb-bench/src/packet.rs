@@ -12,7 +12,8 @@ use anyhow::{Context as _, ensure};
 use aya::programs::ProgramFd;
 use clap::Args;
 use glb_director::{
-    compiled_tables::{CounterSlots, Image, Options, Owner},
+    compiled_tables::{CompiledTables, ForwardingOptions},
+    counters::{BackendId, CounterSlots},
     generation::{
         Generation,
         self_test::{TEST_INTERFACE, test_run},
@@ -112,7 +113,7 @@ impl Setup {
         Ok(Generation::load(self.image(interface)?, number, pins)?)
     }
 
-    fn image(&self, interface: u32) -> anyhow::Result<Image> {
+    fn image(&self, interface: u32) -> anyhow::Result<CompiledTables> {
         let path = Path::new("bench.toml");
         let tables = glb_table::parse_bytes(path, glb_table::Format::Toml, self.table.as_bytes())
             .map_err(|error| anyhow::anyhow!("{}", error.render(false)))?;
@@ -130,7 +131,7 @@ impl Setup {
         };
         let backends = tables.tables[0].backends.iter();
         let next_hops = backends.map(|b| (b.address, Ok(hop(b.address)))).collect();
-        Ok(Image::new(&tables, &Slots, &next_hops, &Options::default())?)
+        Ok(CompiledTables::new(&tables, &Slots, &next_hops, &ForwardingOptions::default())?)
     }
 }
 
@@ -155,7 +156,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let (name, object, program) = other(also)?;
         if program == "glb_director" {
             let image = Setup::plain(arguments).image(TEST_INTERFACE)?;
-            let mut generation = Generation::load_other(&object, image)
+            let mut generation = Generation::load_object_unpinned(&object, image)
                 .with_context(|| format!("cannot load `--also {also}`"))?;
             let fd = generation.program()?.fd()?.try_clone()?;
             sizes.push(size(&name, &generation.program()?.info()?));
@@ -330,8 +331,8 @@ impl CounterSlots for Slots {
         2
     }
 
-    fn backend(&self, owner: &Owner) -> u32 {
-        match owner.address {
+    fn backend(&self, backend_id: &BackendId) -> u32 {
+        match backend_id.address {
             IpAddr::V4(address) => u32::from(address) & 0xffff,
             IpAddr::V6(address) => u128::from(address) as u32 & 0xffff,
         }

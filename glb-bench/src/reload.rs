@@ -17,9 +17,7 @@ use anyhow::{Context as _, bail, ensure};
 use aya::maps::MapData;
 use clap::Args;
 use glb_director::{
-    config::Config,
-    control::{Command as Ask, Status},
-    daemon,
+    config::Config, control::Command as Ask, daemon, model::ReloadOutcome, status::Status,
 };
 use glb_host::{
     bpffs::PinFolder,
@@ -191,10 +189,10 @@ impl Site<'_> {
     }
 
     /// What the daemon tells of the reload that has just been seen.
-    fn told(&mut self) -> anyhow::Result<daemon::Done> {
+    fn told(&mut self) -> anyhow::Result<ReloadOutcome> {
         for _ in 0..1_000 {
             thread::sleep(Duration::from_millis(10));
-            let last = self.status()?.last_reload.and_then(|reload| reload.done);
+            let last = self.status()?.last_reload.and_then(|reload| reload.outcome);
             if let Some(done) = last.filter(|done| done.generation > self.told_of) {
                 self.told_of = done.generation;
                 return Ok(done);

@@ -23,7 +23,7 @@ use crate::{
         self, Announcement, DrainLimits, WithdrawLimits,
         config::{RawAnnouncement, RawDrain, RawWithdraw},
     },
-    compiled_tables::Options,
+    compiled_tables::ForwardingOptions,
 };
 
 /// What is written in the file.
@@ -114,7 +114,7 @@ impl From<AttachMode> for Mode {
 }
 
 fn answers_per_second() -> u32 {
-    Options::default().answers_per_second
+    ForwardingOptions::default().answers_per_second
 }
 
 /// What becomes of an IPv4 packet that is too big and that its sender allows to be fragmented.
@@ -206,7 +206,7 @@ pub struct Config {
     /// Folder on a BPF file system where program and maps are pinned.
     pub bpffs_dir: PathBuf,
     /// What concerns the packet path.
-    pub options: Options,
+    pub options: ForwardingOptions,
     /// Everyone's next hop; without one, the kernel's routes and neighbours say it.
     pub gateway_mac: Option<[u8; 6]>,
     /// Where Prometheus may ask for metrics; nowhere if it is left out.
@@ -395,7 +395,7 @@ impl Config {
             table: folder.join(raw.table),
             interfaces: raw.interfaces,
             bpffs_dir: raw.bpffs_dir,
-            options: Options {
+            options: ForwardingOptions {
                 outer_source: raw.outer_source_ipv4,
                 outer_source_ipv6: raw.outer_source_ipv6,
                 outer_tos: match raw.outer_tos {

@@ -1,148 +1,149 @@
-//! What the daemon knows of itself, for whoever asks: its loop writes it, the control channel and
-//! the metrics read it, also while the loop is busy with a reload.
+//! The daemon's status as one snapshot, shared between threads.
+//!
+//! The daemon's loop writes it. The control channel, the announcer and the metrics read it at any
+//! time, also while the loop is busy with a reload.
 
 use std::{
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
-use glb_host::systemd;
-use glb_table::{Digest, TableSet};
-use serde::{Deserialize, Serialize};
+use glb_host::{next_hop, systemd};
+use glb_table::{Digest, Table, TableSet};
 use tokio::sync::watch;
 
 use crate::{
     announce::AnnounceView,
-    daemon::Done,
-    views::{self, Ways, When},
+    model::{Phase, ReloadOutcome, Timestamp},
 };
 
-/// What the daemon is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// No generation of this process is in force yet.
-    #[default]
-    Starting,
-    /// A generation is in force.
-    Running,
-    /// A generation is in force, and the next one is being built.
-    Reloading,
-    /// About to end.
-    Ending,
-}
+/// A channel with the newest next hops of the backends.
+pub type NextHopWatch = watch::Receiver<Arc<next_hop::Snapshot>>;
 
-/// How a reload went.
+/// The last reload.
 #[derive(Clone, Debug)]
 pub struct Reload {
     /// When it ended.
-    pub at: When,
+    pub at: Timestamp,
     /// How long it took.
     pub took: Duration,
-    /// Why it failed, if it did.
+    /// The error, if it failed.
     pub error: Option<String>,
-    /// What it did, if it did not fail.
-    pub done: Option<Done>,
+    /// The outcome, if it succeeded.
+    pub outcome: Option<ReloadOutcome>,
 }
 
-/// What is in force.
+/// The tables of the active generation.
 #[derive(Clone, Debug)]
-pub struct InForce {
+pub struct ActiveTables {
     /// Number of the generation.
     pub generation: u64,
-    /// Its tables.
+    /// The tables.
     pub tables: Arc<TableSet>,
-    /// Their digests.
+    /// Digests of all tables together.
     pub digest: Digest,
-    /// Since when.
-    pub since: When,
-    /// Counted when somebody asks for the first time.
+    /// When the generation was activated.
+    pub since: Timestamp,
+    /// Counted at the first request.
     rows: Arc<OnceLock<RowsByHop>>,
 }
 
-/// For each table and each of its backends: in how many rows it is the first hop, the second, and so
-/// on.
+/// For each table and each of its backends, the number of rows in which the backend is hop 1, 2, ….
 type RowsByHop = Vec<Vec<Vec<u32>>>;
 
-impl InForce {
-    /// For each table and each of its backends, in their order: in how many rows it is the first
-    /// hop, the second, and so on.
+impl ActiveTables {
+    /// For each table and each of its backends, in their order: the number of rows in which the
+    /// backend is hop 1, 2, ….
     #[must_use]
     pub fn rows_by_hop(&self) -> &[Vec<Vec<u32>>] {
-        self.rows.get_or_init(|| self.tables.tables.iter().map(views::count_rows).collect())
+        self.rows.get_or_init(|| self.tables.tables.iter().map(count_rows).collect())
     }
 }
 
-/// All of it, at one moment.
+/// For each backend of `table`, the number of rows in which it is hop 1, 2, ….
+fn count_rows(table: &Table) -> Vec<Vec<u32>> {
+    let rows = table.rows();
+    let mut counts = vec![vec![0; rows.hops]; table.backends.len()];
+    for row in rows.iter() {
+        for (hop, backend) in row.iter().enumerate() {
+            if let Some(count) = counts.get_mut(usize::from(*backend)) {
+                count[hop] += 1;
+            }
+        }
+    }
+    counts
+}
+
+/// The daemon's status at one moment.
 #[derive(Clone, Debug, Default)]
-pub struct Snapshot {
+pub struct StatusSnapshot {
     /// What the daemon is doing.
     pub phase: Phase,
-    /// What is in force, once something is.
-    pub in_force: Option<InForce>,
-    /// Reloads that went well.
+    /// The active tables; none before the first activation.
+    pub in_force: Option<ActiveTables>,
+    /// Number of successful reloads.
     pub reloads: u64,
-    /// Reloads that failed; the running generation stayed.
+    /// Number of failed reloads; the active generation stayed.
     pub failed_reloads: u64,
-    /// The last of them.
+    /// The last reload.
     pub last_reload: Option<Reload>,
-    /// Changes that could break flows, and were made.
+    /// Number of changes that could break flows and were applied.
     pub unsafe_changes: u64,
-    /// Changes that could break flows, and were refused for that.
+    /// Number of changes that could break flows and were refused.
     pub refused_changes: u64,
-    /// Why what somebody has removed cannot be pinned again, if that is so.
+    /// Why removed pins cannot be pinned again, if that is so.
     pub pins_problem: Option<String>,
 }
 
-/// The place where the snapshot is kept.
+/// The place where the daemon's loop publishes its status.
 #[derive(Debug)]
-pub struct State {
+pub struct DaemonStatus {
     started: Instant,
-    snapshot: watch::Sender<Arc<Snapshot>>,
-    ways: OnceLock<Ways>,
+    snapshot: watch::Sender<Arc<StatusSnapshot>>,
+    next_hops: OnceLock<NextHopWatch>,
     announcements: OnceLock<watch::Receiver<Arc<AnnounceView>>>,
 }
 
-impl Default for State {
+impl Default for DaemonStatus {
     fn default() -> Self {
         Self {
             started: Instant::now(),
             snapshot: watch::Sender::default(),
-            ways: OnceLock::new(),
+            next_hops: OnceLock::new(),
             announcements: OnceLock::new(),
         }
     }
 }
 
-impl State {
-    /// What is known now.
+impl DaemonStatus {
+    /// The present status.
     #[must_use]
-    pub fn snapshot(&self) -> Arc<Snapshot> {
+    pub fn snapshot(&self) -> Arc<StatusSnapshot> {
         Arc::clone(&self.snapshot.borrow())
     }
 
-    /// A channel that always holds what is known.
+    /// A channel with the newest status.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
+    pub fn subscribe(&self) -> watch::Receiver<Arc<StatusSnapshot>> {
         self.snapshot.subscribe()
     }
 
-    /// From now on what is announced is seen here.
+    /// Follows the announcements through `view` from now on.
     pub fn follow_announcements(&self, view: watch::Receiver<Arc<AnnounceView>>) {
-        // There is one daemon in a process, and it says so once.
+        // A process has one daemon, which calls this once.
         drop(self.announcements.set(view));
     }
 
-    /// What is announced; nothing before it is followed.
+    /// The announcements; none before they are followed.
     #[must_use]
     pub fn announcements(&self) -> Arc<AnnounceView> {
         self.announcements.get().map(|view| Arc::clone(&view.borrow())).unwrap_or_default()
     }
 
-    /// What is announced has changed.
+    /// Tells systemd that the announcements have changed.
     pub fn announced(&self) {
         if self.snapshot().phase == Phase::Running {
-            systemd::status(&self.in_words(""));
+            systemd::status(&self.summary(""));
         }
     }
 
@@ -152,103 +153,102 @@ impl State {
         self.started.elapsed()
     }
 
-    /// From now on the ways to the backends are seen here.
-    pub fn follow(&self, ways: Ways) {
-        // There is one daemon in a process, and it says so once.
-        drop(self.ways.set(ways));
+    /// Follows the next hops through `watch` from now on.
+    pub fn follow_next_hops(&self, watch: NextHopWatch) {
+        // A process has one daemon, which calls this once.
+        drop(self.next_hops.set(watch));
     }
 
-    /// The newest ways to the backends, once they are followed.
+    /// The newest next hops; none before they are followed.
     #[must_use]
-    pub fn ways(&self) -> Option<Arc<glb_host::next_hop::Snapshot>> {
-        self.ways.get().map(|ways| Arc::clone(&ways.borrow()))
+    pub fn next_hops(&self) -> Option<Arc<next_hop::Snapshot>> {
+        self.next_hops.get().map(|watch| Arc::clone(&watch.borrow()))
     }
 
-    /// A generation has just been swapped in, after its self-test. The first one makes the daemon
-    /// ready.
-    pub fn in_force(&self, generation: u64, tables: Arc<TableSet>) {
+    /// Records that a generation was activated. The first one makes the daemon ready.
+    pub fn activated(&self, generation: u64, tables: Arc<TableSet>) {
         self.change(|snapshot| {
             snapshot.phase = Phase::Running;
-            let (since, digest, rows) = (When::now(), tables.digest(), Arc::default());
-            snapshot.in_force = Some(InForce { generation, tables, digest, since, rows });
+            let (since, digest, rows) = (Timestamp::now(), tables.digest(), Arc::default());
+            snapshot.in_force = Some(ActiveTables { generation, tables, digest, since, rows });
         });
-        self.say("");
+        self.notify_ready("");
     }
 
-    /// A reload begins.
-    pub fn reloading(&self) {
+    /// Records that a reload has begun.
+    pub fn reload_started(&self) {
         self.change(|snapshot| snapshot.phase = Phase::Reloading);
-        systemd::reloading("a table is loaded anew");
+        systemd::reloading("the table is being reloaded");
     }
 
-    /// A reload has ended, well or not. If a generation came into force by it, that has been said
-    /// before.
-    pub fn reloaded(&self, took: Duration, result: Result<Done, String>) {
+    /// Records the end of a reload. A new generation is recorded before, by [`Self::activated`].
+    pub fn reload_finished(&self, took: Duration, result: Result<ReloadOutcome, String>) {
         let failed = result.is_err();
         self.change(|snapshot| {
             snapshot.phase = Phase::Running;
             match &result {
-                Ok(done) => {
+                Ok(outcome) => {
                     snapshot.reloads += 1;
-                    snapshot.unsafe_changes += u64::from(!done.warning.is_empty());
+                    snapshot.unsafe_changes += u64::from(!outcome.warning.is_empty());
                 }
                 Err(_) => snapshot.failed_reloads += 1,
             }
-            let (error, done) = (result.as_ref().err().cloned(), result.ok());
-            snapshot.last_reload = Some(Reload { at: When::now(), took, error, done });
+            let (error, outcome) = (result.as_ref().err().cloned(), result.ok());
+            snapshot.last_reload = Some(Reload { at: Timestamp::now(), took, error, outcome });
         });
-        self.say(if failed { "; the last reload failed" } else { "" });
+        self.notify_ready(if failed { "; the last reload failed" } else { "" });
     }
 
-    fn say(&self, after: &str) {
-        systemd::ready(&self.in_words(after));
+    /// Records that a reload found nothing to change.
+    pub fn reload_skipped(&self) {
+        self.change(|snapshot| snapshot.phase = Phase::Running);
+        self.notify_ready("");
     }
 
-    fn in_words(&self, after: &str) -> String {
-        let snapshot = self.snapshot();
-        let number = snapshot.in_force.as_ref().map_or(0, |running| running.generation);
-        let announced = self.announcements().summary();
-        let separator = if announced.is_empty() { "" } else { "; " };
-        format!("generation {number} is in force{after}{separator}{announced}")
-    }
-
-    /// The table file was not taken at the start: what a predecessor left running stays.
-    pub fn not_taken(&self, error: String) {
+    /// Records that the table was not loaded at the start, and an adopted generation stays active.
+    pub fn start_without_table(&self, error: String) {
         self.change(|snapshot| {
             snapshot.failed_reloads += 1;
-            let (at, took) = (When::now(), Duration::ZERO);
-            snapshot.last_reload = Some(Reload { at, took, error: Some(error), done: None });
+            let (at, took) = (Timestamp::now(), Duration::ZERO);
+            snapshot.last_reload = Some(Reload { at, took, error: Some(error), outcome: None });
         });
     }
 
-    /// A change that can break flows was made.
-    pub fn took_a_risk(&self) {
+    /// Counts a change at the start that could break flows and was applied.
+    pub fn count_unsafe_change(&self) {
         self.change(|snapshot| snapshot.unsafe_changes += 1);
     }
 
-    /// There was nothing to reload.
-    pub fn nothing_to_do(&self) {
-        self.change(|snapshot| snapshot.phase = Phase::Running);
-        self.say("");
-    }
-
-    /// A change was refused because it could break flows; that it failed is said beside.
-    pub fn refused(&self) {
+    /// Counts a change that could break flows and was refused. Its failed reload is recorded separately.
+    pub fn count_refused_change(&self) {
         self.change(|snapshot| snapshot.refused_changes += 1);
     }
 
-    /// Somebody has removed pins, and they cannot be made again for this reason; or all is pinned.
-    pub fn pins(&self, problem: Option<String>) {
+    /// Records why removed pins cannot be pinned again, or that everything is pinned.
+    pub fn set_pins_problem(&self, problem: Option<String>) {
         self.change(|snapshot| snapshot.pins_problem = problem);
     }
 
-    /// The daemon ends.
-    pub fn ending(&self) {
+    /// Records that the daemon is stopping.
+    pub fn stopping(&self) {
         self.change(|snapshot| snapshot.phase = Phase::Ending);
         systemd::stopping();
     }
 
-    fn change(&self, change: impl FnOnce(&mut Snapshot)) {
+    fn notify_ready(&self, remark: &str) {
+        systemd::ready(&self.summary(remark));
+    }
+
+    /// One line for systemd's status.
+    fn summary(&self, remark: &str) -> String {
+        let snapshot = self.snapshot();
+        let number = snapshot.in_force.as_ref().map_or(0, |active| active.generation);
+        let announced = self.announcements().summary();
+        let separator = if announced.is_empty() { "" } else { "; " };
+        format!("generation {number} is in force{remark}{separator}{announced}")
+    }
+
+    fn change(&self, change: impl FnOnce(&mut StatusSnapshot)) {
         self.snapshot.send_modify(|snapshot| change(Arc::make_mut(snapshot)));
     }
 }

@@ -9,11 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use glb_table::{Table, TableSet};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    announce::AnnounceView,
-    control::{Problem, Status},
-    views::Observer,
-};
+use crate::{announce::AnnounceView, model::Problem, status::Status, views::Observer};
 
 /// What a director tells of itself. Fields are added, never renamed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -14,9 +14,11 @@ pub mod fleet;
 pub mod generation;
 pub mod glb_import;
 pub mod metrics;
+pub mod model;
 pub mod oracle;
 pub mod replay;
 pub mod statsd;
+pub mod status;
 pub mod trace;
 pub mod views;
 

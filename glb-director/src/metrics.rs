@@ -18,9 +18,10 @@ use prometheus_client::{
 use crate::{
     announce::{AnnounceView, AnnouncementState, Stage, state_machine::Cause},
     counters::{self, CountersError, Report},
-    daemon_status::{Phase, Snapshot},
+    daemon_status::StatusSnapshot,
     fleet::Member,
-    views::{Observer, When},
+    model::{Phase, Timestamp},
+    views::Observer,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -114,7 +115,7 @@ impl MetricsSource for Metered {
         registry.register("build", "The running director", build);
         let snapshot = self.observer.snapshot();
         generation(registry, &snapshot);
-        announcements(registry, &self.observer.state().announcements());
+        announcements(registry, &self.observer.status().announcements());
         reloads(registry, &snapshot);
         self.interfaces(registry);
         self.tables(registry, &report);
@@ -178,11 +179,11 @@ fn seconds(value: f64) -> Gauge<f64, AtomicU64> {
     gauge
 }
 
-fn since_epoch(at: Option<When>) -> Gauge<f64, AtomicU64> {
+fn since_epoch(at: Option<Timestamp>) -> Gauge<f64, AtomicU64> {
     seconds(at.map_or(0.0, |at| at.epoch()))
 }
 
-fn generation(registry: &mut Registry, snapshot: &Snapshot) {
+fn generation(registry: &mut Registry, snapshot: &StatusSnapshot) {
     let in_force = snapshot.in_force.as_ref();
     let number = in_force.map_or(0, |in_force| in_force.generation);
     registry.register("generation", "Generation in force; 0 before the first", gauge(number));
@@ -209,7 +210,7 @@ fn generation(registry: &mut Registry, snapshot: &Snapshot) {
     );
 }
 
-fn reloads(registry: &mut Registry, snapshot: &Snapshot) {
+fn reloads(registry: &mut Registry, snapshot: &StatusSnapshot) {
     let reloads = Family::<Outcome, Counter>::default();
     reloads.get_or_create(&Outcome { result: "ok" }).inc_by(snapshot.reloads);
     reloads.get_or_create(&Outcome { result: "failed" }).inc_by(snapshot.failed_reloads);
@@ -261,7 +262,7 @@ impl Metered {
         for view in self.observer.backends(report) {
             let labels = Backend { table: view.table, backend: view.address.to_string() };
             healthy.get_or_create(&labels).set(i64::from(view.healthy));
-            reachable.get_or_create(&labels).set(i64::from(view.way.is_some()));
+            reachable.get_or_create(&labels).set(i64::from(view.next_hop.is_some()));
             let Backend { table, backend } = labels;
             for (hop, count) in (1..).zip(view.rows) {
                 let (table, backend) = (table.clone(), backend.clone());
@@ -279,7 +280,7 @@ impl Metered {
 }
 
 /// Who found no counter of their own, since those of generations that can still count are not taken.
-fn uncounted(registry: &mut Registry, snapshot: &Snapshot, report: &Report) {
+fn uncounted(registry: &mut Registry, snapshot: &StatusSnapshot, report: &Report) {
     let of_tables: HashSet<&str> = report.tables.iter().map(|table| table.name.as_str()).collect();
     let of_backends: HashSet<(&str, IpAddr)> =
         report.backends.iter().map(|backend| (backend.table.as_str(), backend.address)).collect();

@@ -1,10 +1,9 @@
-//! What the program must do with a frame, by the pure functions alone: the measure for the
-//! self-test and for the tests.
+//! Computes what the program must do with a frame, by the pure functions of `glb-common` alone. The
+//! self-test and the tests compare the loaded program with it.
 
 use glb_common::{
     abi::{Backend, Hops},
-    encap,
-    encap::Encapsulation,
+    encap::{self, Encapsulation},
     forwarding::{Rejection, plan_encapsulation},
     icmp_too_big::{self, IcmpReply, IpHeader},
     parse::{IP_OFFSET, Packet, Tags, parse},
@@ -12,40 +11,40 @@ use glb_common::{
     tables::Tables,
 };
 
-/// What is to happen to a frame.
+/// The expected outcome for a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Expected {
-    /// Why.
+pub struct ExpectedOutcome {
+    /// The reason that is counted.
     pub reason: Reason,
-    /// Whose counters say so.
+    /// The slot that it is counted in.
     pub counter_slot: u32,
     /// The verdict.
     pub verdict: Verdict,
 }
 
-/// A verdict with what is sent.
+/// A verdict, with the frame that leaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Left to the kernel, untouched.
+    /// The kernel gets the frame, unchanged.
     Pass,
-    /// Dropped.
+    /// The frame is dropped.
     Drop,
-    /// Dropped, and its sender told by this frame, on the interface that it came from.
+    /// The frame is dropped, and an ICMP error goes back out of the interface that it arrived on.
     Answer {
-        /// The frame on the wire.
+        /// The ICMP error's frame.
         frame: Vec<u8>,
     },
-    /// Sent.
+    /// The frame is encapsulated and sent to a backend.
     Send {
-        /// The first hop.
+        /// The first hop's map entry.
         backend: Backend,
-        /// The frame on the wire.
+        /// The encapsulated frame.
         frame: Vec<u8>,
     },
 }
 
-/// What is to happen to `frame` under `view`.
-pub fn direct(view: &impl Tables, frame: &[u8]) -> Expected {
+/// The expected outcome for `frame`, with the tables of `view`.
+pub fn expected_outcome(view: &impl Tables, frame: &[u8]) -> ExpectedOutcome {
     let packet = match parse(frame) {
         Ok(packet) => packet,
         Err(reason) => return refused(frame, &Tags::default(), 0, Rejection::new(reason, 0)),
@@ -56,7 +55,7 @@ pub fn direct(view: &impl Tables, frame: &[u8]) -> Expected {
         .unwrap_or_else(|refusal| refused(frame, &packet.tags, packet.flow.family, refusal))
 }
 
-fn refused(frame: &[u8], tags: &Tags, family: u8, refusal: Rejection) -> Expected {
+fn refused(frame: &[u8], tags: &Tags, family: u8, refusal: Rejection) -> ExpectedOutcome {
     let reason = Reason::from_number(refusal.reason_number());
     let (counter_slot, inner_mtu) = (refusal.counter_slot(), refusal.inner_mtu());
     let (reason, verdict) = match reason.action() {
@@ -67,10 +66,10 @@ fn refused(frame: &[u8], tags: &Tags, family: u8, refusal: Rejection) -> Expecte
         },
         Action::Send | Action::Take | Action::Drop => (reason, Verdict::Drop),
     };
-    Expected { reason, counter_slot, verdict }
+    ExpectedOutcome { reason, counter_slot, verdict }
 }
 
-/// The answer to a frame that is too big, without any limit to how many are sent.
+/// The ICMP error for a frame that is too big. It ignores the program's rate limit.
 fn answer(frame: &[u8], tags: &Tags, family: u8, mtu: u16) -> Option<Vec<u8>> {
     fn build<I: IpHeader>(
         frame: &[u8],
@@ -96,7 +95,7 @@ fn encapsulate(
     send: &Encapsulation<'_>,
     packet: &Packet,
     hops: &Hops,
-) -> Result<Expected, Rejection> {
+) -> Result<ExpectedOutcome, Rejection> {
     let refuse = |reason| Rejection::new(reason, send.counter_slot);
     let total = encap::outer_length(send, packet, hops).ok_or(refuse(Reason::TooLong))?;
     let sent = encap::tags_to_send(view, &packet.tags);
@@ -105,7 +104,7 @@ fn encapsulate(
     if !encap::write(&mut out[..], view, send, packet, hops, total) {
         return Err(refuse(Reason::Inconsistent));
     }
-    Ok(Expected {
+    Ok(ExpectedOutcome {
         reason: Reason::Encapsulated,
         counter_slot: send.counter_slot,
         verdict: Verdict::Send { backend: *send.backend, frame: out },

@@ -1,5 +1,6 @@
-//! `glb-director replay`: frames through the program that would be attached, loaded alone and
-//! attached to nothing. The counters are its own, and it is they that tell the reason.
+//! Runs frames of a capture through the program (`glb-director replay`). The program is loaded with
+//! maps and counters of its own and attached to nothing. The counter that each frame increments tells
+//! the reason of its verdict.
 
 use std::collections::HashMap;
 
@@ -22,7 +23,8 @@ use glb_host::{
 use glb_table::TableSet;
 
 use crate::{
-    compiled_tables::{CounterSlots, Image, ImageError, Options, Owner},
+    compiled_tables::{CompileError, CompiledTables, ForwardingOptions},
+    counters::{BackendId, CounterSlots},
     generation::Generation,
     oracle,
 };
@@ -31,25 +33,28 @@ const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 const XDP_REDIRECT: u32 = 4;
 
-/// Why there is no program to replay with.
+/// Why the program cannot be loaded for a replay.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The tables cannot be carried.
+    /// The tables cannot be compiled.
     #[error(transparent)]
-    Image(#[from] ImageError),
-    /// The kernel refuses.
+    Compile(#[from] CompileError),
+    /// The kernel refused the program or a map.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// More tables than can be told apart.
-    #[error("{count} tables at once; there are counters for {}", TABLE_SLOTS - 1)]
+    /// There are more tables than counters.
+    #[error(
+        "cannot replay with {count} tables: there are counters for {}; leave some tables out",
+        TABLE_SLOTS - 1
+    )]
     TooManyTables {
-        /// How many there are.
+        /// How many tables the file has.
         count: usize,
     },
 }
 
-/// Tables by their place in the file, from slot 1 on; what belongs to none is in slot 0. All backends
-/// of a table share the slot of its number.
+/// Counter slots by table: slot 0 counts packets of no table, and the tables of the file have the slots
+/// from 1 on. All backends of a table share the slot of the table's number.
 struct Slots(HashMap<String, u32>);
 
 impl CounterSlots for Slots {
@@ -57,32 +62,32 @@ impl CounterSlots for Slots {
         self.0.get(name).copied().unwrap_or_default()
     }
 
-    fn backend(&self, owner: &Owner) -> u32 {
-        self.table(&owner.table)
+    fn backend(&self, backend_id: &BackendId) -> u32 {
+        self.table(&backend_id.table)
     }
 }
 
-/// Packets for each reason of one slot.
+/// Packets of one slot, by reason.
 type Counts = [u64; MAX_REASONS];
 
-/// A generation that is run packet by packet.
+/// A loaded program that is run frame by frame.
 #[derive(Debug)]
 pub struct Replay {
     generation: Generation,
     names: Vec<String>,
     found: ReplayNextHops,
-    /// What each slot's counters said last.
+    /// Each slot's counts after the last frame.
     counts: Vec<Counts>,
 }
 
 impl Replay {
-    /// Loads the program for `tables`, with these ways to their backends.
+    /// Loads the program for `tables`, with the next hops in `found`.
     ///
     /// # Errors
-    /// When the tables or the kernel do not allow it.
+    /// When the tables cannot be compiled, or the kernel refuses the program.
     pub fn load(
         tables: &TableSet,
-        options: &Options,
+        options: &ForwardingOptions,
         found: ReplayNextHops,
     ) -> Result<Self, Error> {
         let names: Vec<String> = tables.tables.iter().map(|table| table.name.clone()).collect();
@@ -90,15 +95,15 @@ impl Replay {
             return Err(Error::TooManyTables { count: names.len() });
         }
         let slots = Slots(names.iter().cloned().zip(1..).collect());
-        // A capture is run faster than it was received: answers are not to be limited by that.
-        let options = Options { answers_per_second: 0, ..options.clone() };
-        let image = Image::new(tables, &slots, &found.next_hops, &options)?;
-        let generation = Generation::load_alone(image)?;
+        // A capture runs faster than it was received, so the answers' rate limit must not apply.
+        let options = ForwardingOptions { answers_per_second: 0, ..options.clone() };
+        let image = CompiledTables::new(tables, &slots, &found.next_hops, &options)?;
+        let generation = Generation::load_unpinned(image)?;
         let counts = vec![[0; MAX_REASONS]; names.len() + 1];
         Ok(Self { generation, names, found, counts })
     }
 
-    /// The slot and the reason whose counter has gone up by one since the last call.
+    /// The slot and the reason whose counter has increased since the last call.
     fn counted(&mut self, frame: &[u8]) -> Result<(usize, Reason), ReplayError> {
         let odd = |error: &dyn std::fmt::Display| ReplayError::Inconsistent(error.to_string());
         let [tables, backends] = self.generation.counters().map_err(|error| odd(&error))?;
@@ -110,13 +115,13 @@ impl Replay {
             let cpus = tables.get(&(slot as u32), 0).map_err(|error| odd(&error))?;
             let mut counts: Counts =
                 std::array::from_fn(|reason| cpus.iter().map(|cpu| cpu[reason][0]).sum());
-            // What is sent is counted for its backend alone.
+            // The program counts a sent packet in its backend's slot only.
             let sent = backends.get(&(slot as u32), 0).map_err(|error| odd(&error))?;
             counts[Reason::Encapsulated as usize] += sent.iter().map(|cpu| cpu[0]).sum::<u64>();
             Ok(counts)
         };
-        // The pure function knows where to look first; what is found there is the program's word.
-        let likely = oracle::direct(&self.generation.image, frame).counter_slot as usize;
+        // The oracle tells which slot to read first; the program's counter decides.
+        let likely = oracle::expected_outcome(&self.generation.image, frame).counter_slot as usize;
         let slots = self.counts.len();
         let others = (0..slots).filter(|slot| *slot != likely);
         for slot in std::iter::once(likely).filter(|slot| *slot < slots).chain(others) {
@@ -127,12 +132,11 @@ impl Replay {
                 return Ok((slot, Reason::from_number(reason as u8)));
             }
         }
-        Err(ReplayError::Inconsistent("the program counted a packet nowhere".into()))
+        Err(ReplayError::Inconsistent("the program counted a packet in no slot".into()))
     }
 
-    /// Where a frame would have gone that was not sent although it belongs to a table, and what its
-    /// way allows.
-    fn would_go_to(&self, reason: Reason, decision: &mut Decision) {
+    /// Adds the backends that a frame of a table would have gone to, and why it was not sent.
+    fn describe_unsent(&self, reason: Reason, decision: &mut Decision) {
         let image = &self.generation.image;
         let index = self.names.iter().position(|name| Some(name) == decision.table.as_ref());
         let table = index.and_then(|index| image.tables.get(index));
@@ -140,8 +144,8 @@ impl Replay {
         let Some(rows) = image.rows(table.rows) else { return };
         let row = rows[usize::from(row)];
         let hops = [row.first, row.second].into_iter();
-        let owner = |hop: u16| image.owners.get(usize::from(hop)).map(|owner| owner.address);
-        decision.hops = hops.filter_map(owner).collect();
+        let address = |hop: u16| image.backend_ids.get(usize::from(hop)).map(|id| id.address);
+        decision.hops = hops.filter_map(address).collect();
         let hop = decision.hops.first().and_then(|hop| self.found.next_hops.get(hop));
         decision.note = match (reason, hop) {
             (Reason::NextHopUnresolved, Some(Err(why))) => Some(format!("not sent: {why}")),
@@ -153,19 +157,19 @@ impl Replay {
         };
     }
 
-    /// How a frame that is sent leaves, and to which backends.
-    fn way(&self, verdict: u32, frame: &[u8], decision: &mut Decision) {
-        let mut way = Egress::of(Some(self.found.interface.clone()), frame, false);
+    /// Adds how a sent frame leaves, and to which backends.
+    fn describe_sent(&self, verdict: u32, frame: &[u8], decision: &mut Decision) {
+        let mut egress = Egress::of(Some(self.found.interface.clone()), frame, false);
         if let Some(tunnel) = Headers::of(frame).tunnel {
-            way.synthetic = self.found.synthetic.contains(&tunnel.destination);
+            egress.synthetic = self.found.synthetic.contains(&tunnel.destination);
             if let (XDP_REDIRECT, Some(Ok(hop))) =
                 (verdict, self.found.next_hops.get(&tunnel.destination))
             {
-                way.interface = Some(self.found.name_of(hop.interface));
+                egress.interface = Some(self.found.name_of(hop.interface));
             }
             decision.hops = std::iter::once(tunnel.destination).chain(tunnel.listed).collect();
         }
-        decision.egress = Some(way);
+        decision.egress = Some(egress);
     }
 }
 
@@ -190,16 +194,16 @@ impl ReplayProgram for Replay {
         };
         decision.verdict = verdict_name(verdict, reason);
         if to == Some(FrameStage::Sent) {
-            self.way(verdict, &out, &mut decision);
+            self.describe_sent(verdict, &out, &mut decision);
         }
         if decision.hops.is_empty() {
-            self.would_go_to(reason, &mut decision);
+            self.describe_unsent(reason, &mut decision);
         }
         Ok(ReplayOutcome { decision, to, frame: out })
     }
 }
 
-/// Every reason with the name of its verdict, in the order of their numbers.
+/// All reasons in the order of their numbers, each with the name of its verdict.
 pub static REASONS: [ReasonName; Reason::ALL.len()] = {
     let mut names = [("", ""); Reason::ALL.len()];
     let mut index = 0;
@@ -217,7 +221,7 @@ pub static REASONS: [ReasonName; Reason::ALL.len()] = {
     names
 };
 
-/// What a verdict is called.
+/// The name of an XDP verdict for people.
 #[must_use]
 pub fn verdict_name(verdict: u32, reason: Reason) -> &'static str {
     match verdict {
@@ -228,7 +232,7 @@ pub fn verdict_name(verdict: u32, reason: Reason) -> &'static str {
     }
 }
 
-/// The row that `frame` hashes to in `table`, and the one by the alternative hash if there is one.
+/// The row of `table` that `frame` hashes to, and the one by the table's alternative hash.
 #[must_use]
 pub fn rows(table: &TableInfo, frame: &[u8]) -> (Option<u16>, Option<u16>) {
     let Ok(packet) = parse(frame) else { return (None, None) };

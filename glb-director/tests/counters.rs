@@ -8,8 +8,9 @@ use std::{fmt::Write as _, sync::Arc};
 use common::{alone, gateway, generate::frame, golden, hex, load, private_pins, varied};
 use glb_common::abi::{BACKEND_SLOTS, TABLE_SLOTS};
 use glb_director::{
-    compiled_tables::{CounterSlots as _, Image, Options},
-    counters::{self, Identities, Uncounted},
+    compiled_tables::{CompiledTables, ForwardingOptions},
+    counters::CounterSlots as _,
+    counters::{self, CounterSlotMap, Overflow},
     generation::self_test::{TEST_INTERFACE, compare},
     oracle,
 };
@@ -25,10 +26,12 @@ fn each_packet_is_counted_once() {
         let pins = private_pins();
         let tables = varied();
         pins.make(&pins.join("counters")).unwrap();
-        let mut identities = Identities::open_or_create(&pins).unwrap();
-        assert_eq!(identities.assign(&tables).unwrap(), Uncounted::default());
+        let mut identities = CounterSlotMap::open_or_create(&pins).unwrap();
+        assert_eq!(identities.assign(&tables).unwrap(), Overflow::default());
         let next_hops = gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
-        let image = Image::new(&tables, &identities, &next_hops, &Options::default()).unwrap();
+        let image =
+            CompiledTables::new(&tables, &identities, &next_hops, &ForwardingOptions::default())
+                .unwrap();
         let mut generation = load(&image, 1, &pins);
         let mut runner = TestRunner::deterministic();
         let strategy = frame();
@@ -36,7 +39,7 @@ fn each_packet_is_counted_once() {
         for _ in 0..5_000 {
             let packet = strategy.new_tree(&mut runner).unwrap().current();
             compare(generation.program().unwrap(), &image, &packet).unwrap();
-            let answer = oracle::direct(&image, &packet);
+            let answer = oracle::expected_outcome(&image, &packet);
             let count = expected.entry((answer.counter_slot, answer.reason.name())).or_default();
             count.0 += 1;
             count.1 += packet.len() as u64;
@@ -82,10 +85,12 @@ fn counters_outlive_reloads_and_restarts_and_change_hands_at_zero() {
         let pins = private_pins();
         pins.make(&pins.join("counters")).unwrap();
         let tables = varied();
-        let mut identities = Identities::open_or_create(&pins).unwrap();
+        let mut identities = CounterSlotMap::open_or_create(&pins).unwrap();
         identities.assign(&tables).unwrap();
         let next_hops = gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
-        let image = Image::new(&tables, &identities, &next_hops, &Options::default()).unwrap();
+        let image =
+            CompiledTables::new(&tables, &identities, &next_hops, &ForwardingOptions::default())
+                .unwrap();
         let packet = hex(golden()["vectors"][0]["input"].as_str().unwrap());
         let counted = || {
             let report = counters::read(&pins).unwrap();
@@ -98,7 +103,7 @@ fn counters_outlive_reloads_and_restarts_and_change_hands_at_zero() {
         let mut second = load(&image, 2, &pins);
         compare(second.program().unwrap(), &image, &packet).unwrap();
         drop((first, second, identities));
-        let mut identities = Identities::open(&pins).unwrap().unwrap();
+        let mut identities = CounterSlotMap::open(&pins).unwrap().unwrap();
         identities.assign(&tables).unwrap();
         assert_eq!(counted(), Some(2));
         // So many new names that every slot is needed, and then the old names again.
@@ -130,17 +135,18 @@ fn counters_of_what_may_still_run_are_nobody_elses() {
     alone(|| {
         let pins = private_pins();
         pins.make(&pins.join("counters")).unwrap();
-        let mut identities = Identities::open_or_create(&pins).unwrap();
+        let mut identities = CounterSlotMap::open_or_create(&pins).unwrap();
         let packet = hex(golden()["vectors"][0]["input"].as_str().unwrap());
         let tables = many("t", 0, 8);
-        assert_eq!(identities.assign(&tables).unwrap(), Uncounted::default());
-        let image = |tables: &TableSet, identities: &Identities| {
+        assert_eq!(identities.assign(&tables).unwrap(), Overflow::default());
+        let image = |tables: &TableSet, identities: &CounterSlotMap| {
             let next_hops = gateway(tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
-            Image::new(tables, identities, &next_hops, &Options::default()).unwrap()
+            CompiledTables::new(tables, identities, &next_hops, &ForwardingOptions::default())
+                .unwrap()
         };
         let first_image = image(&tables, &identities);
         let mut first = load(&first_image, 1, &pins);
-        identities.hold(1, Some(Arc::new(tables)));
+        identities.retain(1, Some(Arc::new(tables)));
         let sent = |name: &str| {
             let report = counters::read(&pins).unwrap();
             let of = report.backends.iter().filter(|backend| backend.table == name);
@@ -152,18 +158,18 @@ fn counters_of_what_may_still_run_are_nobody_elses() {
         // All slots are used, eight of them by who runs and the others by who is gone.
         let room = BACKEND_SLOTS - 2;
         let gone = many("gone", 0, room - 8);
-        assert_eq!(identities.assign(&gone).unwrap(), Uncounted::default());
+        assert_eq!(identities.assign(&gone).unwrap(), Overflow::default());
         let wanted = many("wanted", 0, room - 4);
         let uncounted = identities.assign(&wanted).unwrap();
-        assert_eq!(uncounted, Uncounted { tables: 0, backends: 4 });
+        assert_eq!(uncounted, Overflow { tables: 0, backends: 4 });
         // Who runs still counts, and for themselves.
         compare(first.program().unwrap(), &first_image, &packet).unwrap();
         assert_eq!((sent("t"), sent("wanted")), (2, 0));
 
         // Who has no counter is counted as if no table were concerned: nothing is lost.
         let others = many("others", 0, 4);
-        identities.hold(2, Some(Arc::new(wanted)));
-        assert_eq!(identities.assign(&others).unwrap(), Uncounted { tables: 0, backends: 4 });
+        identities.retain(2, Some(Arc::new(wanted)));
+        assert_eq!(identities.assign(&others).unwrap(), Overflow { tables: 0, backends: 4 });
         let others_image = image(&others, &identities);
         let mut third = load(&others_image, 3, &pins);
         compare(third.program().unwrap(), &others_image, &packet).unwrap();
@@ -173,13 +179,13 @@ fn counters_of_what_may_still_run_are_nobody_elses() {
 
         // After a restart nobody knows what an old one counts: it keeps what it has.
         drop(identities);
-        let mut identities = Identities::open(&pins).unwrap().unwrap();
-        identities.hold(1, None);
-        assert_eq!(identities.assign(&others).unwrap(), Uncounted { tables: 0, backends: 4 });
+        let mut identities = CounterSlotMap::open(&pins).unwrap().unwrap();
+        identities.retain(1, None);
+        assert_eq!(identities.assign(&others).unwrap(), Overflow { tables: 0, backends: 4 });
         // Once it has gone, its slots are free, and begin at 0; its sums stay its table's.
-        identities.let_go_all_but(&[3]);
-        identities.hold(3, Some(Arc::new(others.clone())));
-        assert_eq!(identities.assign(&others).unwrap(), Uncounted::default());
+        identities.retain_only(&[3]);
+        identities.retain(3, Some(Arc::new(others.clone())));
+        assert_eq!(identities.assign(&others).unwrap(), Overflow::default());
         assert_eq!(sent("others"), 0);
         let report = counters::read(&pins).unwrap();
         let all = report.tables.iter().filter_map(|table| table.reasons.get("encapsulated"));

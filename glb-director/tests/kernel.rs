@@ -12,7 +12,7 @@ use common::{
 };
 use glb_common::reason::DirectorReason as Reason;
 use glb_director::{
-    compiled_tables::{Image, Options},
+    compiled_tables::{CompiledTables, ForwardingOptions},
     generation::self_test::{TEST_INTERFACE, compare, test_run},
     oracle::{self, Verdict},
 };
@@ -45,14 +45,14 @@ fn golden_packets_and_every_part_of_them() {
 }
 
 /// The options under which generated packets are run.
-fn matrix() -> Vec<Options> {
-    let plain = Options { answers_per_second: 0, ..Options::default() };
+fn matrix() -> Vec<ForwardingOptions> {
+    let plain = ForwardingOptions { answers_per_second: 0, ..ForwardingOptions::default() };
     vec![
         plain.clone(),
-        Options { outer_tos: Some(0x48), fragment_tunnel: true, ..plain.clone() },
-        Options { vlan: Some(vec![]), forward_echo: false, ..plain.clone() },
-        Options { vlan: Some(vec![100]), fragment_tunnel: true, ..plain.clone() },
-        Options { vlan: Some(vec![4094, 7]), ..plain },
+        ForwardingOptions { outer_tos: Some(0x48), fragment_tunnel: true, ..plain.clone() },
+        ForwardingOptions { vlan: Some(vec![]), forward_echo: false, ..plain.clone() },
+        ForwardingOptions { vlan: Some(vec![100]), fragment_tunnel: true, ..plain.clone() },
+        ForwardingOptions { vlan: Some(vec![4094, 7]), ..plain },
     ]
 }
 
@@ -74,7 +74,7 @@ fn seed() -> [u8; 32] {
 }
 
 /// What is sent must be a proper packet to somebody who knows nothing of this project.
-fn check_outer_headers(sent: &Verdict, packet: &[u8], options: &Options) {
+fn check_outer_headers(sent: &Verdict, packet: &[u8], options: &ForwardingOptions) {
     use etherparse::{NetSlice, SlicedPacket, TransportSlice};
     let Verdict::Send { backend, frame } = sent else { return };
     let outer = SlicedPacket::from_ethernet(frame).unwrap();
@@ -158,7 +158,8 @@ fn generated_packets() {
         let share = packets() / matrix.len() as u32;
         for (number, options) in matrix.iter().enumerate() {
             let image =
-                Image::new(&tables, &common::Fixed::new(&tables), &next_hops, options).unwrap();
+                CompiledTables::new(&tables, &common::Fixed::new(&tables), &next_hops, options)
+                    .unwrap();
             let mut generation = load(&image, number as u64, &pins);
             let program = generation.program().unwrap();
             // Each generated packet is also run in mutations.
@@ -166,7 +167,7 @@ fn generated_packets() {
             for _ in 0..share / (1 + MUTATIONS) {
                 let mut packet = strategy.new_tree(&mut runner).unwrap().current();
                 for _ in 0..=MUTATIONS {
-                    let expected = oracle::direct(&image, &packet);
+                    let expected = oracle::expected_outcome(&image, &packet);
                     compare(program, &image, &packet).unwrap_or_else(|error| panic!("{error}"));
                     check_outer_headers(&expected.verdict, &packet, options);
                     *reasons.entry(expected.reason).or_default() += 1;
@@ -286,7 +287,8 @@ fn frames_of_several_buffers() {
         }
         for options in matrix() {
             let image =
-                Image::new(&tables, &common::Fixed::new(&tables), &next_hops, &options).unwrap();
+                CompiledTables::new(&tables, &common::Fixed::new(&tables), &next_hops, &options)
+                    .unwrap();
             let mut generation = load(&image, 1, &pins);
             let program = generation.program().unwrap();
             let mut sent = 0;
@@ -295,7 +297,7 @@ fn frames_of_several_buffers() {
                 for is_v6 in [false, true] {
                     let mut packet = long_packet(is_v6, length);
                     compare(program, &image, &packet).unwrap_or_else(|error| panic!("{error}"));
-                    let answer = oracle::direct(&image, &packet);
+                    let answer = oracle::expected_outcome(&image, &packet);
                     sent += u32::from(answer.reason == Reason::Encapsulated);
                     // The same in a tunnel of IPv6, tagged, padded, and with a length that lies.
                     packet[if is_v6 { 53 } else { 33 }] = 4;
@@ -367,7 +369,7 @@ fn fifty_thousand_binds_and_as_many_ranges_as_one_likes() {
                 packet[23] = protocol;
                 packet[36..38].copy_from_slice(&port.to_be_bytes());
                 compare(program, &image, &packet).unwrap_or_else(|error| panic!("{error}"));
-                let answer = oracle::direct(&image, &packet);
+                let answer = oracle::expected_outcome(&image, &packet);
                 sent += u32::from(answer.reason == Reason::Encapsulated);
                 if protocol == 6 {
                     assert_eq!(answer.counter_slot, 2 + table);
@@ -384,9 +386,10 @@ fn answers_are_rationed() {
         let pins = private_pins();
         let tables = varied();
         let next_hops = common::gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
-        let options = Options { answers_per_second: 3, ..Options::default() };
+        let options = ForwardingOptions { answers_per_second: 3, ..ForwardingOptions::default() };
         let image =
-            Image::new(&tables, &common::Fixed::new(&tables), &next_hops, &options).unwrap();
+            CompiledTables::new(&tables, &common::Fixed::new(&tables), &next_hops, &options)
+                .unwrap();
         let mut generation = load(&image, 1, &pins);
         let program = generation.program().unwrap();
         let begun = std::time::Instant::now();

@@ -10,8 +10,8 @@ use std::{collections::BTreeMap, fmt::Write as _, path::Path};
 
 use common::{hex, private_pins};
 use glb_director::{
-    compiled_tables::{Image, Options},
-    counters::{self, Identities},
+    compiled_tables::{CompiledTables, ForwardingOptions},
+    counters::{self, CounterSlotMap},
     generation::{
         Generation,
         self_test::{TEST_INTERFACE, test_run},
@@ -43,14 +43,14 @@ struct CaseOptions {
 }
 
 impl CaseOptions {
-    fn options(&self) -> Options {
-        Options {
+    fn options(&self) -> ForwardingOptions {
+        ForwardingOptions {
             answers_per_second: 0,
             vlan: self.vlan.clone(),
             outer_tos: self.tos,
             forward_echo: self.forward_echo.unwrap_or(true),
             fragment_tunnel: self.may_fragment,
-            ..Options::default()
+            ..ForwardingOptions::default()
         }
     }
 
@@ -96,11 +96,15 @@ fn the_pure_functions_give_the_right_answers() {
     let next_hops = common::gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
     let mut wrong = Vec::new();
     for case in cases() {
-        let image =
-            Image::new(&tables, &common::Fixed::new(&tables), &next_hops, &case.options.options())
-                .unwrap();
+        let image = CompiledTables::new(
+            &tables,
+            &common::Fixed::new(&tables),
+            &next_hops,
+            &case.options.options(),
+        )
+        .unwrap();
         let input = hex(&case.input);
-        let got = oracle::direct(&image, &input);
+        let got = oracle::expected_outcome(&image, &input);
         let reason = got.reason.name();
         let (verdict, output) = answer(got.verdict, &input);
         if (reason, verdict, &output)
@@ -124,9 +128,10 @@ fn the_program_gives_the_right_answers_and_counts_each_once() {
         for (options, cases) in by_options {
             let pins = private_pins();
             pins.make(&pins.join("counters")).unwrap();
-            let mut identities = Identities::open_or_create(&pins).unwrap();
+            let mut identities = CounterSlotMap::open_or_create(&pins).unwrap();
             identities.assign(&tables).unwrap();
-            let image = Image::new(&tables, &identities, &next_hops, &options.options()).unwrap();
+            let image =
+                CompiledTables::new(&tables, &identities, &next_hops, &options.options()).unwrap();
             let mut generation = Generation::load(image, 1, &pins).unwrap();
             let program = generation.program().unwrap();
             let mut before = counted(&pins);

@@ -10,9 +10,9 @@ use std::collections::BTreeSet;
 use common::{golden, golden_tables, hex, image_of, private_pins};
 use glb_common::{abi::TABLE_SLOTS, trace::TraceSettings};
 use glb_director::{
-    compiled_tables::Image,
+    compiled_tables::CompiledTables,
     generation::{
-        Generation, Shape, Shell,
+        Generation, LoadedProgram, ProgramSpec,
         self_test::{TEST_INTERFACE, compare},
     },
     oracle::{self, Verdict},
@@ -34,8 +34,8 @@ struct Traced {
 }
 
 impl Traced {
-    fn new(image: &Image, pins: &PinFolder) -> Self {
-        let shell = Shell::load(Shape::of(image).showing(), Some(pins)).unwrap();
+    fn new(image: &CompiledTables, pins: &PinFolder) -> Self {
+        let shell = LoadedProgram::load(ProgramSpec::of(image).with_trace(), Some(pins)).unwrap();
         // What was loaded ahead for the plain program is not taken for it, nor the other way round.
         assert!(!shell.fits(image));
         let generation = shell.fill(image.clone(), 1).unwrap();
@@ -48,7 +48,7 @@ impl Traced {
         let wanted = TraceFilter::parse(&[filter.to_owned()], &REASONS).unwrap();
         let filter = wanted.compile(&REASONS, slot).unwrap();
         let settings = TraceSettings { filter, sample: 0, per_second: 0, snap: 4096, padding: 0 };
-        self.generation.show(&settings).unwrap();
+        self.generation.configure_trace(&settings).unwrap();
     }
 
     fn shown(&mut self) -> Vec<TraceRecord> {
@@ -77,7 +77,7 @@ fn what_is_shown_is_what_is_decided() {
     let mut seen = BTreeSet::new();
     for (name, frame) in &vectors {
         compare(traced.generation.program().unwrap(), &image, frame).unwrap();
-        let expected = oracle::direct(&image, frame);
+        let expected = oracle::expected_outcome(&image, frame);
         let shown = traced.shown();
         let [shown] = &shown[..] else { panic!("{name}: {shown:?}") };
         assert_eq!(shown.event.reason, expected.reason as u32, "{name}");
@@ -117,7 +117,7 @@ fn the_filter_is_evaluated_in_the_kernel() {
         let mut count = 0;
         for (name, frame) in &vectors {
             test_run(traced.generation.program().unwrap(), frame).unwrap();
-            let expected = oracle::direct(&image, frame);
+            let expected = oracle::expected_outcome(&image, frame);
             let decision = wanted.matches_decision(expected.reason as u32, expected.counter_slot);
             let headers = !wanted.needs_headers()
                 || glb_common::flow_dissector::visit(&frame[..], |ends| wanted.matches_flow(ends));

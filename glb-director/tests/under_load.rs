@@ -12,8 +12,8 @@ use common::{
     traffic::{Seen, Traffic},
 };
 use glb_director::{
-    compiled_tables::{Image, Options},
-    counters::{self, Identities},
+    compiled_tables::{CompiledTables, ForwardingOptions},
+    counters::{self, CounterSlotMap},
     generation::Generation,
 };
 use glb_host::{bpffs::PinFolder, generations::swap, next_hop::NextHop, xdp_link::Mode};
@@ -40,7 +40,12 @@ fn tables(hosts: [u8; 3]) -> TableSet {
     common::tables(&text, glb_table::Format::Toml)
 }
 
-fn load(tables: &TableSet, number: u64, identities: &Identities, pins: &PinFolder) -> Generation {
+fn load(
+    tables: &TableSet,
+    number: u64,
+    identities: &CounterSlotMap,
+    pins: &PinFolder,
+) -> Generation {
     let hop = |interface: &str, network: u8| NextHop {
         interface: if_nametoindex(interface).unwrap(),
         own_mac: [2, 0, 0, 0, 0, 0xaa],
@@ -55,8 +60,8 @@ fn load(tables: &TableSet, number: u64, identities: &Identities, pins: &PinFolde
         let network = address.octets()[2];
         (backend.address, Ok(hop(if network == 1 { "a" } else { "b" }, network)))
     });
-    let options = Options::default();
-    let image = Image::new(tables, identities, &ways.collect(), &options).unwrap();
+    let options = ForwardingOptions::default();
+    let image = CompiledTables::new(tables, identities, &ways.collect(), &options).unwrap();
     Generation::load(image, number, pins).unwrap()
 }
 
@@ -85,10 +90,10 @@ fn swap_under_load(interfaces: &'static [&'static str], count: usize) {
     alone(move |_site| {
         let pins = private_pins();
         pins.make(&pins.join(counters::pins::FOLDER)).unwrap();
-        let mut identities = Identities::open_or_create(&pins).unwrap();
+        let mut identities = CounterSlotMap::open_or_create(&pins).unwrap();
         let sets = [tables([11, 12, 13]), tables([14, 15, 16])];
         for set in &sets {
-            assert_eq!(identities.assign(set).unwrap(), counters::Uncounted::default());
+            assert_eq!(identities.assign(set).unwrap(), counters::Overflow::default());
         }
         let mut generations: Vec<Generation> = sets
             .iter()

@@ -17,7 +17,7 @@ use aya::{maps::MapData, programs::Xdp};
 use common::{Fixed, private_pins};
 use glb_common::abi::{Backend, BindSlot, MapValue, TableInfo};
 use glb_director::{
-    compiled_tables::{Image, Options},
+    compiled_tables::{CompiledTables, ForwardingOptions},
     generation::{
         Generation,
         self_test::{TEST_INTERFACE, test_run},
@@ -48,7 +48,7 @@ backends = [
 "#;
 
 /// The table with ways of which no word is the same in both.
-fn image(tables: &TableSet, which: u8) -> Image {
+fn image(tables: &TableSet, which: u8) -> CompiledTables {
     let hop = NextHop {
         interface: TEST_INTERFACE + u32::from(which),
         own_mac: [2, which, which, which, which, 0xaa],
@@ -59,7 +59,7 @@ fn image(tables: &TableSet, which: u8) -> Image {
     };
     let backends = tables.tables.iter().flat_map(|table| &table.backends);
     let ways = backends.map(|backend| (backend.address, Ok(hop))).collect();
-    Image::new(tables, &Fixed::new(tables), &ways, &Options::default()).unwrap()
+    CompiledTables::new(tables, &Fixed::new(tables), &ways, &ForwardingOptions::default()).unwrap()
 }
 
 /// A packet that the fast path sends, and one that the general program does.
@@ -76,8 +76,8 @@ fn packets() -> [Vec<u8>; 2] {
 }
 
 /// What becomes of a packet: the verdict's number and the frame.
-fn right(image: &Image, packet: &[u8]) -> (u32, Vec<u8>) {
-    match oracle::direct(image, packet).verdict {
+fn right(image: &CompiledTables, packet: &[u8]) -> (u32, Vec<u8>) {
+    match oracle::expected_outcome(image, packet).verdict {
         Verdict::Send { backend, frame } if backend.interface == TEST_INTERFACE => (3, frame),
         Verdict::Send { frame, .. } => (4, frame),
         other => panic!("{other:?}"),
@@ -88,7 +88,7 @@ struct Loaded {
     generation: Generation,
     /// The same program, for a thread of its own.
     program: Xdp,
-    images: [Image; 2],
+    images: [CompiledTables; 2],
     packets: [Vec<u8>; 2],
 }
 
@@ -147,7 +147,7 @@ fn no_packet_sees_half_of_a_change() {
             break;
         }
         generation.image = images[round % 2].clone();
-        generation.change_ways(&all).unwrap();
+        generation.update_next_hops(&all).unwrap();
     }
     stop.store(true, Ordering::Relaxed);
     let seen = traffic.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -170,7 +170,7 @@ fn a_change_that_is_cut_short_leaves_whole_ways_and_is_mended_by_the_next_start(
     let loaded = Loaded::new(&pins);
     assert_eq!(loaded.by(), [Some(0), Some(0)]);
     let backends = pinned::<Backend>(&pins, "backends");
-    let adopt = |image: &Image| Generation::adopt(image.clone(), 1, &pins).unwrap();
+    let adopt = |image: &CompiledTables| Generation::adopt(image.clone(), 1, &pins).unwrap();
 
     // Killed while the other side was written: there is half of something.
     let junk = Backend { header: [u64::MAX; 6], interface: 77, mtu: 9999, ..Backend::default() };

@@ -243,7 +243,11 @@ fn metrics_answer_during_a_reload() -> Result<()> {
             bail!("no scrape fell into the reload:\n{text}");
         }
     }
-    fleet.director()?.process()?.wait_for_log("no way to this backend", 0, Duration::from_secs(20))
+    fleet.director()?.process()?.wait_for_log(
+        "no next hop to this backend",
+        0,
+        Duration::from_secs(20),
+    )
 }
 
 #[test]

@@ -184,7 +184,7 @@ impl AnnounceTask {
             statuses.push(status);
         }
         let (view, view_receiver) = watch::channel(Arc::default());
-        observer.state().follow_announcements(view_receiver);
+        observer.status().follow_announcements(view_receiver);
         Self {
             withdrawal_counts: vec![BTreeMap::new(); announcements.len()],
             machine: StateMachine::new(limits, supports),
@@ -215,7 +215,7 @@ impl AnnounceTask {
         };
         // What the previous process announced stays, so it has to be known first.
         drop(timeout(FIRST_REPORTS, all_reported).await);
-        let mut snapshots = self.observer.state().subscribe();
+        let mut snapshots = self.observer.status().subscribe();
         loop {
             self.step();
             let is_urgent = self.is_draining() || !self.detached.is_empty();
@@ -333,7 +333,7 @@ impl AnnounceTask {
         }
         let snapshot = self.observer.snapshot();
         let tables = snapshot.in_force.as_ref().map(|running| &*running.tables);
-        let next_hops = self.observer.state().ways();
+        let next_hops = self.observer.status().next_hops();
         let all = self.announcements.iter().zip(self.targets.iter().zip(&self.statuses));
         all.map(|(announcement, (target, status))| {
             let (must_withdraw, must_not_announce) =
@@ -450,7 +450,7 @@ impl AnnounceTask {
             is_new
         });
         if is_new {
-            self.observer.state().announced();
+            self.observer.status().announced();
         }
     }
 }

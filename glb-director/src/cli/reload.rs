@@ -3,7 +3,7 @@
 use std::{net::IpAddr, process::ExitCode, time::Duration};
 
 use super::{Asking, Output};
-use crate::{control::Command, daemon::Done};
+use crate::{control::Command, model::ReloadOutcome};
 
 /// A reload waits for new backends to answer, and a loaded machine is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -17,7 +17,7 @@ pub(super) fn rollback(asking: &Asking, force: bool) -> anyhow::Result<ExitCode>
 }
 
 pub(super) fn drained(asking: &Asking, backends: Vec<IpAddr>) -> anyhow::Result<ExitCode> {
-    let text: String = asking.connect()?.ask(&Command::Drained { backends }, PATIENCE)?;
+    let text: String = asking.connect()?.ask(&Command::MarkDrained { backends }, PATIENCE)?;
     match asking.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&text)?),
         Output::Table => println!("{text}"),
@@ -26,7 +26,7 @@ pub(super) fn drained(asking: &Asking, backends: Vec<IpAddr>) -> anyhow::Result<
 }
 
 fn change(asking: &Asking, command: &Command) -> anyhow::Result<ExitCode> {
-    let done: Done = asking.connect()?.ask(command, PATIENCE)?;
+    let done: ReloadOutcome = asking.connect()?.ask(command, PATIENCE)?;
     match asking.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&done)?),
         Output::Table => print!("{}", text(&done)),
@@ -34,8 +34,8 @@ fn change(asking: &Asking, command: &Command) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn text(done: &Done) -> String {
-    let Done { generation, changed, milliseconds, warning, steps, .. } = done;
+fn text(done: &ReloadOutcome) -> String {
+    let ReloadOutcome { generation, changed, milliseconds, warning, steps, .. } = done;
     if !changed {
         return format!("generation {generation} has this table and stays in force\n");
     }

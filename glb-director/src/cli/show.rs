@@ -69,11 +69,11 @@ fn tables(views: &[TableView]) -> String {
 }
 
 fn backends(views: &[BackendView]) -> String {
-    let head = ["TABLE", "BACKEND", "STATE", "HEALTH", "FIRST", "SENT", "WAY"];
+    let head = ["TABLE", "BACKEND", "STATE", "HEALTH", "FIRST", "SENT", "NEXT HOP"];
     let rows = views.iter().map(|view| {
         let first = view.rows.first().copied().unwrap_or(0);
-        let way = match (&view.way, &view.no_way) {
-            (Some(way), _) => format!("{} {}", way.interface, way.mac),
+        let next_hop = match (&view.next_hop, &view.next_hop_error) {
+            (Some(hop), _) => format!("{} {}", hop.interface, hop.mac),
             (None, Some(why)) => format!("NONE: {why}"),
             (None, None) => String::new(),
         };
@@ -84,7 +84,7 @@ fn backends(views: &[BackendView]) -> String {
             if view.healthy { "up".into() } else { "DOWN".into() },
             format!("{:.1} %", f64::from(first) * 100.0 / ROWS),
             view.sent.packets.to_string(),
-            way,
+            next_hop,
         ]
     });
     columns(head, "<<<<>><", rows)

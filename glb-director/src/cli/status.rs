@@ -5,7 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use glb_host::exit_code;
 
 use super::{Asking, Output};
-use crate::control::{Command, Status};
+use crate::{control::Command, status::Status};
 
 /// The channel answers without waiting for the daemon's loop.
 const PATIENCE: Duration = Duration::from_secs(10);

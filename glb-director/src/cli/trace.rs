@@ -8,7 +8,7 @@ use glb_host::{
 };
 
 use super::Watching;
-use crate::{config::Config, counters::CountersError, replay::REASONS, trace::FromPins};
+use crate::{config::Config, counters::CountersError, replay::REASONS, trace::PinnedDecoder};
 
 pub(super) fn trace(
     watching: &Watching,
@@ -38,10 +38,10 @@ fn done(result: Result<(), TraceError>) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn decoder(watching: &Watching) -> anyhow::Result<FromPins> {
+fn decoder(watching: &Watching) -> anyhow::Result<PinnedDecoder> {
     let config = Config::load(&watching.config.config)?;
     let Some(pins) = PinFolder::open(&config.bpffs_dir, crate::OWNER)? else {
         return Err(CountersError::Missing { folder: config.bpffs_dir }.into());
     };
-    Ok(FromPins::new(pins))
+    Ok(PinnedDecoder::new(pins))
 }

@@ -1,5 +1,5 @@
-//! The configured binds, told apart: one address with one port goes into a placed hash, the rest
-//! into prefixes with ranges of ports.
+//! Sorts the configured binds by how the program looks them up: a bind of one address and one port
+//! goes into a perfect hash, every other bind into prefixes with ranges of ports.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,19 +17,19 @@ use glb_host::perfect_hash::PerfectHash;
 use glb_table::{Bind, TableSet};
 use ipnet::IpNet;
 
-/// The binds of a table set.
+/// The binds of a table set, by kind of look-up.
 #[derive(Debug, Default)]
 pub(super) struct Binds {
-    /// Address words and port_key, with the table.
+    /// Binds of one address and one port.
     pub(super) exact: Vec<BindSlot>,
-    /// Prefixes with one range each: binds of prefixes and ranges, and for every bound address what
-    /// has no port: echo requests and fragments, under port 0.
+    /// Binds of prefixes or port ranges, one range each. Packets without a port (echo requests and
+    /// later fragments) have a range of port 0 for every bound address.
     pub(super) ranges: Vec<(IpNet, Segment)>,
-    /// Whether any of the ranges is more than that.
+    /// Whether any of the ranges is a bind, and not only for packets without a port.
     pub(super) has_port_ranges: bool,
 }
 
-/// Tells the binds apart. Echo requests to an address that several tables bind go to the first.
+/// Sorts the binds of `tables`. If several tables bind an address, its echo requests go to the first.
 pub(super) fn collect(tables: &TableSet, forward_echo: bool) -> Binds {
     let mut binds = Binds::default();
     let segment = |protocol, first, last, table| Segment {
@@ -67,13 +67,13 @@ pub(super) fn collect(tables: &TableSet, forward_echo: bool) -> Binds {
             binds.ranges.push((prefix, segment(echo, 0, 0, table)));
         }
     }
-    for (prefix, protocol, table) in fragments(tables) {
+    for (prefix, protocol, table) in fragment_tables(tables) {
         binds.ranges.push((prefix, segment(protocol, 0, 0, table)));
     }
     binds
 }
 
-/// Every bind with its table's index.
+/// All binds, each with its table's index.
 fn each_bind(tables: &TableSet) -> impl Iterator<Item = (u32, &Bind)> {
     let all = tables.tables.iter().enumerate();
     all.flat_map(|(table, t)| t.binds.iter().map(move |bind| (table as u32, bind)))
@@ -83,9 +83,9 @@ fn is_one_address(prefix: IpNet) -> bool {
     prefix.prefix_len() == prefix.max_prefix_len()
 }
 
-/// Which table gets the later fragments of packets to a prefix: they carry no ports, so there must
-/// be one table only that any port can lead to, and it must not hash ports.
-fn fragments(tables: &TableSet) -> Vec<(IpNet, u8, u32)> {
+/// The table that gets later fragments of packets to each prefix and protocol. Such fragments carry
+/// no ports: they can be forwarded only if all ports lead to one table and that table hashes no port.
+fn fragment_tables(tables: &TableSet) -> Vec<(IpNet, u8, u32)> {
     let mut owners: BTreeMap<(IpNet, u8), BTreeSet<u32>> = BTreeMap::new();
     for (table, bind) in each_bind(tables) {
         owners.entry((bind.prefix, bind.proto.number())).or_default().insert(table);
@@ -150,12 +150,12 @@ mod tests {
     }
 
     #[test]
-    fn no_binds_at_all_is_an_answer_too() {
+    fn an_empty_set_of_binds_finds_nothing() {
         assert_eq!(Placed::new(&[]).find([0, 1], port_key(4, 6, 80)), None);
     }
 
     #[test]
-    fn ten_thousand_neighbouring_binds() {
+    fn ten_thousand_neighbouring_binds_are_all_found() {
         let binds: Vec<BindSlot> = (0..10_000u32)
             .map(|i| BindSlot {
                 address: V4::new((0x0a00_0000 + i / 4).to_be_bytes()).words(),
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn fragments_go_where_no_port_is_needed_to_tell() {
+    fn fragments_are_forwarded_only_if_no_port_is_needed() {
         let text = [
             table(
                 "a",
@@ -198,7 +198,7 @@ mod tests {
             table("c", "[\"src_port\"]", "{ ip = \"3.0.0.1\", proto = \"tcp\", port = 80 }"),
         ]
         .concat();
-        let found: Vec<(String, u8, u32)> = fragments(&tables(&text))
+        let found: Vec<(String, u8, u32)> = fragment_tables(&tables(&text))
             .into_iter()
             .map(|(prefix, protocol, table)| (prefix.to_string(), protocol, table))
             .collect();
@@ -206,10 +206,10 @@ mod tests {
             found,
             [
                 ("1.0.0.0/8".to_owned(), 17, 0),
-                // Ports lead to either table.
+                // Different ports lead to different tables.
                 ("1.2.3.4/32".to_owned(), 17, NO_TABLE),
                 ("2.0.0.1/32".to_owned(), 6, 0),
-                // The row needs a port.
+                // The table hashes a port.
                 ("3.0.0.1/32".to_owned(), 6, NO_TABLE),
             ]
         );

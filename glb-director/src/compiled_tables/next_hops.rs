@@ -1,4 +1,5 @@
-//! The ways to the backends: entered, followed, and taken over from who knew them before.
+//! Next hops of the backends: entered from the kernel's answers, or inherited from the generation
+//! that ran before.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -9,18 +10,17 @@ use glb_common::{
 };
 use glb_host::next_hop::{NextHop, Snapshot};
 
-use super::{Image, Options};
+use super::{CompiledTables, ForwardingOptions};
 
-impl Image {
-    /// Enters the ways to the backends; says which entries changed.
-    pub fn resolve(&mut self, next_hops: &Snapshot, options: &Options) -> Vec<usize> {
+impl CompiledTables {
+    /// Enters the next hops that the kernel knows, and returns the indices of the backends that
+    /// changed. A backend whose neighbour the kernel is resolving again keeps its last next hop.
+    pub fn resolve(&mut self, next_hops: &Snapshot, options: &ForwardingOptions) -> Vec<usize> {
         let mut changed = Vec::new();
-        for index in 0..self.owners.len() {
+        for index in 0..self.backend_ids.len() {
             let before = (self.backends[index], self.ipv6_ways.get(index).copied());
-            // Known once, a way is kept until the kernel names a better one: a neighbour that is
-            // only being asked for again is still there.
-            if let Some(Ok(hop)) = next_hops.get(&self.owners[index].address) {
-                self.enter(index, hop, options);
+            if let Some(Ok(hop)) = next_hops.get(&self.backend_ids[index].address) {
+                self.set_next_hop(index, hop, options);
             }
             if before != (self.backends[index], self.ipv6_ways.get(index).copied()) {
                 changed.push(index);
@@ -29,8 +29,13 @@ impl Image {
         changed
     }
 
-    /// Enters one way. Without a source address no packet can be sent: the entry then stays as it is.
-    pub(super) fn enter(&mut self, index: usize, hop: &NextHop, options: &Options) {
+    /// Enters one next hop. The entry stays as it is if there is no outer source address to send from.
+    pub(super) fn set_next_hop(
+        &mut self,
+        index: usize,
+        hop: &NextHop,
+        options: &ForwardingOptions,
+    ) {
         let fits = |mtu: u32| mtu.try_into().unwrap_or(u16::MAX);
         let way = EgressLink {
             next_hop_mac: hop.mac,
@@ -40,7 +45,7 @@ impl Image {
             link_mtu: fits(hop.link_mtu),
         };
         let counter_slot = self.backends[index].counter_slot;
-        match self.owners[index].address {
+        match self.backend_ids[index].address {
             IpAddr::V4(address) => {
                 let source = options.outer_source.or(match hop.source {
                     Some(IpAddr::V4(source)) => Some(source),
@@ -56,9 +61,9 @@ impl Image {
                     Some(IpAddr::V6(source)) => Some(source),
                     _ => None,
                 });
-                if let (Some(source), Some(beside)) = (source, self.ipv6_ways.get_mut(index)) {
+                if let (Some(source), Some(outer_ipv6)) = (source, self.ipv6_ways.get_mut(index)) {
                     self.backends[index] = way.to_v6(counter_slot);
-                    *beside = Ipv6Endpoints {
+                    *outer_ipv6 = Ipv6Endpoints {
                         source: V6::new(source.octets()).words(),
                         address: V6::new(address.octets()).words(),
                     };
@@ -67,31 +72,37 @@ impl Image {
         }
     }
 
-    /// Takes over the ways to backends that `running` knows and this image does not: a neighbour that
-    /// is only being asked for again is still there.
-    pub fn inherit_ways(&mut self, running: &Self) {
+    /// Copies next hops from `running` for backends that have none here: a neighbour that the kernel
+    /// is resolving again is still reachable.
+    pub fn inherit_next_hops(&mut self, running: &Self) {
         let known: HashMap<IpAddr, usize> = running
-            .owners
+            .backend_ids
             .iter()
             .enumerate()
             .filter(|(index, _)| running.backends[*index].is_resolved())
-            .map(|(index, owner)| (owner.address, index))
+            .map(|(index, backend_id)| (backend_id.address, index))
             .collect();
-        for (index, owner) in self.owners.iter().enumerate() {
+        for (index, backend_id) in self.backend_ids.iter().enumerate() {
             if !self.backends[index].is_resolved()
-                && let Some(before) = known.get(&owner.address)
+                && let Some(before) = known.get(&backend_id.address)
             {
                 let counter_slot = self.backends[index].counter_slot;
                 self.backends[index] = Backend { counter_slot, ..running.backends[*before] };
-                if let Some(beside) = running.ipv6_ways.get(*before) {
-                    self.ipv6_ways[index] = *beside;
+                if let Some(outer_ipv6) = running.ipv6_ways.get(*before) {
+                    self.ipv6_ways[index] = *outer_ipv6;
                 }
             }
         }
     }
 
-    /// Takes over the way that a predecessor knew to a backend, from its map's entry.
-    pub fn inherit_entry(&mut self, index: usize, found: Backend, beside: Option<Ipv6Endpoints>) {
+    /// Copies a backend's next hop from the map entry `found` that a former process pinned, if the
+    /// backend has none here and the entry is for the same address.
+    pub fn inherit_pinned_next_hop(
+        &mut self,
+        index: usize,
+        found: Backend,
+        outer_ipv6: Option<Ipv6Endpoints>,
+    ) {
         let Some(backend) = self.backends.get_mut(index) else { return };
         if backend.is_resolved()
             || !found.is_resolved()
@@ -100,8 +111,8 @@ impl Image {
             return;
         }
         *backend = found;
-        if let (Some(entry), Some(beside)) = (self.ipv6_ways.get_mut(index), beside) {
-            *entry = beside;
+        if let (Some(entry), Some(outer_ipv6)) = (self.ipv6_ways.get_mut(index), outer_ipv6) {
+            *entry = outer_ipv6;
         }
     }
 }
@@ -111,7 +122,7 @@ mod tests {
     use glb_host::next_hop::Unresolved;
 
     use super::*;
-    use crate::compiled_tables::{CounterSlots, Owner};
+    use crate::counters::{BackendId, CounterSlots};
 
     struct Slots(u32);
 
@@ -120,13 +131,13 @@ mod tests {
             self.0
         }
 
-        fn backend(&self, _owner: &Owner) -> u32 {
+        fn backend(&self, _owner: &BackendId) -> u32 {
             self.0
         }
     }
 
     #[test]
-    fn a_way_once_known_outlives_a_reload_and_a_lost_answer() {
+    fn a_known_next_hop_survives_a_reload_and_a_failed_resolution() {
         let text = "[[tables]]\nname = \"t\"\nhash_key = \"00112233445566778899aabbccddeeff\"\n\
                     seed = \"00112233445566778899aabbccddeeff\"\n\
                     binds = [{ ip = \"1.1.1.1\", proto = \"tcp\", port = 80 }]\n\
@@ -144,15 +155,15 @@ mod tests {
             link_mtu: 1500,
         };
         let lost = Unresolved::NoAnswer { interface: 7, address };
-        let options = Options::default();
+        let options = ForwardingOptions::default();
         let known = Snapshot::from([(address, Ok(hop))]);
         let unknown = Snapshot::from([(address, Err(lost))]);
-        let mut running = Image::new(&tables, &Slots(5), &known, &options).unwrap();
+        let mut running = CompiledTables::new(&tables, &Slots(5), &known, &options).unwrap();
         assert!(running.resolve(&unknown, &options).is_empty());
         assert_eq!(running.backends[0].macs().0 as u16, 0x0202);
-        let mut next = Image::new(&tables, &Slots(6), &unknown, &options).unwrap();
+        let mut next = CompiledTables::new(&tables, &Slots(6), &unknown, &options).unwrap();
         assert!(!next.backends[0].is_resolved());
-        next.inherit_ways(&running);
+        next.inherit_next_hops(&running);
         assert_eq!(next.backends[0], Backend { counter_slot: 6, ..running.backends[0] });
     }
 }

@@ -1,32 +1,33 @@
-//! Prefixes and ranges of ports, flattened: each prefix carries the ranges of all prefixes that
-//! cover it too, the longest first, so that one longest-prefix look-up and one search suffice.
+//! Flattens prefixes with port ranges: each prefix also carries the ranges of all prefixes that cover
+//! it, so that the program needs one longest-prefix match and one search. Where ranges overlap, that
+//! of the longer prefix wins.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use glb_common::abi::{PrefixEntry, Segment};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// Prefixes with the run of their segments, and all segments.
+/// Prefixes, each with its run of segments, and the segments of all prefixes.
 #[derive(Debug, Default)]
-pub(super) struct Flat {
+pub(super) struct FlatPrefixes {
     pub(super) v4: Vec<(Ipv4Net, PrefixEntry)>,
     pub(super) v6: Vec<(Ipv6Net, PrefixEntry)>,
     pub(super) segments: Vec<Segment>,
 }
 
-/// Flattens ranges. Where ranges of one prefix overlap (echo requests to an address that several
-/// tables bind), the earlier one wins.
-pub(super) fn flatten(ranges: &[(IpNet, Segment)]) -> Flat {
+/// Flattens `ranges`. Where ranges of one prefix overlap (echo requests to an address that several
+/// tables bind), the first one wins.
+pub(super) fn flatten(ranges: &[(IpNet, Segment)]) -> FlatPrefixes {
     let mut by_prefix: BTreeMap<IpNet, Vec<Segment>> = BTreeMap::new();
     for (prefix, segment) in ranges {
         by_prefix.entry(*prefix).or_default().push(*segment);
     }
-    let mut flat = Flat::default();
+    let mut flat = FlatPrefixes::default();
     for prefix in by_prefix.keys().copied() {
         let mut covering: Vec<(&IpNet, &Vec<Segment>)> = covering(&by_prefix, prefix);
         covering.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
-        let wanted = covering.into_iter().flat_map(|(_, segments)| segments.iter().copied());
-        let run = disjoint(wanted);
+        let segments = covering.into_iter().flat_map(|(_, segments)| segments.iter().copied());
+        let run = disjoint(segments);
         let entry = PrefixEntry { start: flat.segments.len() as u32, count: run.len() as u32 };
         flat.segments.extend(run);
         match prefix {
@@ -37,7 +38,7 @@ pub(super) fn flatten(ranges: &[(IpNet, Segment)]) -> Flat {
     flat
 }
 
-/// `prefix` and all that cover it.
+/// `prefix` and all prefixes that cover it, with their segments.
 fn covering(
     by_prefix: &BTreeMap<IpNet, Vec<Segment>>,
     prefix: IpNet,
@@ -51,16 +52,16 @@ fn covering(
     found
 }
 
-/// Sorted, disjoint segments; what comes first keeps its ports.
-fn disjoint(wanted: impl Iterator<Item = Segment>) -> Vec<Segment> {
-    let wanted: Vec<Segment> = wanted.collect();
+/// Sorts segments and makes them disjoint. Where two overlap, the first one keeps the ports.
+fn disjoint(segments: impl Iterator<Item = Segment>) -> Vec<Segment> {
+    let segments: Vec<Segment> = segments.collect();
     let bounds: BTreeSet<u32> =
-        wanted.iter().flat_map(|segment| [segment.first, segment.last + 1]).collect();
+        segments.iter().flat_map(|segment| [segment.first, segment.last + 1]).collect();
     let bounds: Vec<u32> = bounds.into_iter().collect();
     let mut run: Vec<Segment> = Vec::new();
     for pair in bounds.windows(2) {
         let (first, last) = (pair[0], pair[1] - 1);
-        let Some(owner) = wanted.iter().find(|s| s.first <= first && last <= s.last) else {
+        let Some(owner) = segments.iter().find(|s| s.first <= first && last <= s.last) else {
             continue;
         };
         match run.last_mut() {
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longer_prefix_wins_and_the_shorter_fills_the_rest() {
+    fn the_longer_prefix_wins_and_the_shorter_one_keeps_the_other_ports() {
         let flat = flatten(&[
             ("10.0.0.0/8".parse().unwrap(), segment(1, 100, 0)),
             ("10.1.0.0/16".parse().unwrap(), segment(50, 60, 1)),

@@ -1,7 +1,7 @@
-//! What the director can be asked over its control channel. The protocol itself is
-//! [`glb_host::control`].
-
-mod status;
+//! The requests that a director answers over its control socket. [`glb_host::control`] is the protocol.
+//!
+//! Requests that only read are answered by the socket's own thread from an [`Observer`]; all others go
+//! to the daemon's loop through [`ControlChannel::calls`].
 
 use std::{io, net::IpAddr, sync::Arc};
 
@@ -19,70 +19,69 @@ use tokio::sync::mpsc;
 use crate::{
     config::Config,
     counters::{CountersError, Report},
-    daemon_status::State,
+    daemon_status::DaemonStatus,
     fleet::Member,
+    status::Status,
     views::Observer,
 };
 
-pub use status::{Problem, Status};
-
-/// How many requests may wait for the daemon's loop.
-const WAITING: usize = 16;
+/// The number of requests that may wait for the daemon's loop.
+const QUEUE: usize = 16;
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Command {
-    /// How the daemon is; answered with [`Status`], also while a reload runs.
+    /// The daemon's [`Status`]. It is answered also while a reload runs.
     Status,
-    /// What a fleet has to agree about; answered with [`Member`].
+    /// The [`Member`] view: everything that the directors of a fleet must agree on.
     Member,
-    /// Packets and bytes since the counters were made; answered with [`Report`].
+    /// All packet counters, as a [`Report`].
     Counters,
-    /// The tables in force; answered with a list of [`TableView`](crate::views::TableView).
+    /// The active tables: a list of [`TableView`](crate::views::TableView).
     Tables,
-    /// Their backends; a list of [`BackendView`](crate::views::BackendView).
+    /// The backends of the active tables: a list of [`BackendView`](crate::views::BackendView).
     Backends,
-    /// Their binds; a list of [`BindView`](crate::views::BindView).
+    /// The binds of the active tables: a list of [`BindView`](crate::views::BindView).
     Binds,
-    /// What is pinned; a list of [`GenerationView`](crate::views::GenerationView).
+    /// The pinned generations: a list of [`GenerationView`](crate::views::GenerationView).
     Generations,
-    /// Bring the table file into force, and say how that went: [`Done`](crate::daemon::Done).
+    /// Reads configuration and tables anew and activates them; answered with a
+    /// [`ReloadOutcome`](crate::model::ReloadOutcome).
     Reload {
-        /// Even if nothing has changed, the change can break flows and the configuration forbids
-        /// that, or what it ends to serve cannot be withdrawn first.
+        /// Reload even if the file is unchanged, the change can break flows, or removed VIPs are still
+        /// announced.
         #[serde(default)]
         force: bool,
     },
-    /// Bring the previous generation back into force; [`Done`](crate::daemon::Done).
+    /// Activates the previous generation again; answered with a
+    /// [`ReloadOutcome`](crate::model::ReloadOutcome).
     Rollback {
-        /// Even if what it ends to serve cannot be withdrawn first.
+        /// Roll back even if removed VIPs are still announced.
         #[serde(default)]
         force: bool,
     },
-    /// These backends are known to hold no flows any more; answered with a text.
-    Drained {
-        /// Who.
+    /// Declares that backends hold no flows any more; answered with a text.
+    MarkDrained {
+        /// The backends' addresses.
         backends: Vec<IpAddr>,
     },
-    /// Make routers want this director less, wait until VIP packets have ceased, and withdraw;
-    /// answered with [`DrainView`](crate::announce::DrainView) again and again, and at its end.
+    /// Lowers this director's route preference, waits until its traffic stops, then withdraws. Answered
+    /// with a [`DrainView`](crate::announce::DrainView) at each step.
     Drain {
-        /// How long packets may take to cease, at each stage, in seconds; the configuration says it
-        /// if it is left out.
+        /// How long each stage waits for traffic to stop, in seconds; by default the configured time.
         #[serde(default)]
         timeout_seconds: Option<f64>,
-        /// Whether it goes on when they have not.
+        /// Go on even if traffic has not stopped in that time.
         #[serde(default)]
         force: bool,
     },
-    /// End a drain, and what it led to; answered with whether there was one.
+    /// Cancels a drain, or announces again after one; answered with whether there was a drain.
     Undrain,
-    /// Show decisions until the connection is closed or the time is up; answered with
-    /// [`trace::TraceSource`] each time that they are shown in another place, and at last with
-    /// [`trace::TraceEnd`].
+    /// Traces decisions until the connection is closed or the time is over. Answered with
+    /// [`trace::TraceSource`] whenever the place to read them changes, and with [`trace::TraceEnd`] at the end.
     Trace {
-        /// Which, and how many.
+        /// Which decisions, and how many.
         options: trace::Request,
     },
 }
@@ -99,7 +98,7 @@ impl control::Command for Command {
             | Self::Generations => false,
             Self::Reload { .. }
             | Self::Rollback { .. }
-            | Self::Drained { .. }
+            | Self::MarkDrained { .. }
             | Self::Drain { .. }
             | Self::Undrain
             | Self::Trace { .. } => true,
@@ -107,80 +106,80 @@ impl control::Command for Command {
     }
 }
 
-/// Why the control channel cannot be opened.
+/// Why the control socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// The socket.
+    /// The socket cannot be made.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The operators' group.
-    #[error("`control.operators`: {0}")]
+    /// The group of the operators is unknown.
+    #[error("the configuration's `control.operators`: {0}")]
     Operators(UnknownGroup),
-    /// Privileges.
+    /// Privileges cannot be dropped.
     #[error(transparent)]
     Privilege(#[from] PrivilegeError),
-    /// The thread.
-    #[error("cannot start the thread of the control channel: {0}")]
+    /// The thread cannot be started.
+    #[error("cannot start the thread of the control socket: {0}")]
     Thread(io::Error),
 }
 
-/// The control channel in service, and what only the daemon's loop can answer.
+/// The served control socket, with the requests for the daemon's loop.
 #[derive(Debug)]
-pub struct Channel {
-    /// Requests for the daemon's loop.
+pub struct ControlChannel {
+    /// Requests that only the daemon's loop can answer.
     pub calls: mpsc::Receiver<Call<Command>>,
     _server: Server,
 }
 
-/// Opens the control channel.
+/// Opens and serves the control socket.
 ///
 /// # Errors
 /// When another daemon has the socket, or it cannot be made.
 pub fn open(
     config: &Config,
-    state: &Arc<State>,
+    status: &Arc<DaemonStatus>,
     pins: &PinFolder,
-) -> Result<Channel, ControlError> {
-    let observer = Observer::new(state, pins, &config.interfaces);
+) -> Result<ControlChannel, ControlError> {
+    let observer = Observer::new(status, pins, &config.interfaces);
     let config = &config.control;
     let access = Access::new(config.operators.as_deref()).map_err(ControlError::Operators)?;
     let socket = Socket::open(&config.place)?;
-    // The socket's group and the port of the metrics were the last things that needed more.
+    // The socket's group and the port of the metrics were the last things that needed privileges.
     privilege::drop_start_capabilities()?;
-    let (to_loop, calls) = mpsc::channel(WAITING);
+    let (to_loop, calls) = mpsc::channel(QUEUE);
     let handler = move |call: Call<Command>| match call.command {
         Command::Status => call.answer.done(Ok(Status::of(&observer))),
         Command::Member => call.answer.done(Ok(Member::of(&observer))),
         Command::Counters => call.answer.done(observer.counters().map_err(Refusal::failed)),
-        Command::Tables => call.answer.done(counted(&observer, Observer::tables)),
-        Command::Backends => call.answer.done(counted(&observer, Observer::backends)),
+        Command::Tables => call.answer.done(with_counters(&observer, Observer::tables)),
+        Command::Backends => call.answer.done(with_counters(&observer, Observer::backends)),
         Command::Binds => call.answer.done(Ok(observer.binds())),
         Command::Generations => call.answer.done(Ok(observer.generations())),
         Command::Reload { .. }
         | Command::Rollback { .. }
-        | Command::Drained { .. }
+        | Command::MarkDrained { .. }
         | Command::Drain { .. }
         | Command::Undrain
         | Command::Trace { .. } => {
             if let Err(mpsc::error::TrySendError::Full(call)) = to_loop.try_send(call) {
-                let text = "the daemon has not come to earlier requests yet; ask again in a moment";
+                let text = "the daemon is busy with earlier requests; try again in a moment";
                 call.answer.done(Err::<(), _>(Refusal::new(RefusalKind::Busy, text)));
             }
         }
     };
     let server = control::serve(socket, access, handler).map_err(ControlError::Thread)?;
-    Ok(Channel { calls, _server: server })
+    Ok(ControlChannel { calls, _server: server })
 }
 
-/// What is shown together with what was counted; before the first start there is nothing counted.
-fn counted<T>(
+/// Calls `view` with the counters, which are empty before the first start.
+fn with_counters<T>(
     observer: &Observer,
-    look: impl FnOnce(&Observer, &Report) -> T,
+    view: impl FnOnce(&Observer, &Report) -> T,
 ) -> Result<T, Refusal> {
     let report = match observer.counters() {
         Ok(report) => report,
         Err(CountersError::Missing { .. }) => Report::default(),
         Err(error) => return Err(Refusal::failed(error)),
     };
-    Ok(look(observer, &report))
+    Ok(view(observer, &report))
 }

@@ -1,4 +1,4 @@
-//! Who is counted where: the slots of tables and backends, in a pinned map.
+//! The counter slot of each table and backend, in a pinned map.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,43 +16,42 @@ use glb_common::{
 use glb_host::bpffs::PinFolder;
 use glb_table::TableSet;
 
-use super::{
-    CountersError, NO_BACKEND_SLOT, NO_TABLE_SLOT, ReasonValues, SELF_TEST_BACKEND_SLOT,
-    SELF_TEST_TABLE_SLOT, open_array, pins,
+use super::layout::{
+    BackendId, CounterSlots, CountersError, NO_BACKEND_SLOT, NO_TABLE_SLOT, ReasonValues,
+    SELF_TEST_BACKEND_SLOT, SELF_TEST_TABLE_SLOT, open_array, pins,
 };
-use crate::compiled_tables::{CounterSlots, Owner};
 
-/// Longest table name in an identity's key.
+/// Longest table name in a key.
 const MAX_NAME: usize = 63;
 
-/// An identity as the map's key: length and bytes of the table's name, then family (0 for the table
-/// itself) and address.
+/// A key of the pinned map: length and bytes of the table's name, then the address family (0 for the
+/// table itself) and the backend's address.
 type Key = [u8; 1 + MAX_NAME + 1 + 16];
 
-/// The pinned mapping from identities to slots.
+/// The pinned map from tables and backends to their counter slots.
 #[derive(Debug)]
-pub struct Identities {
+pub struct CounterSlotMap {
     map: BpfHashMap<MapData, Key, u32>,
     slots: HashMap<Key, u32>,
-    /// Generations that count, or may again, with their tables if those are known.
-    held: HashMap<u64, Option<Arc<TableSet>>>,
+    /// Generations that can count packets now or after a rollback, with their tables if known.
+    retained: HashMap<u64, Option<Arc<TableSet>>>,
     folder: PathBuf,
 }
 
-/// How many have no counter of their own.
+/// The numbers of tables and backends that found no free slot. Their packets share one slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Uncounted {
-    /// Tables.
+pub struct Overflow {
+    /// Tables without a slot.
     pub tables: usize,
-    /// Backends.
+    /// Backends without a slot.
     pub backends: usize,
 }
 
-impl Identities {
-    /// Opens the mapping below the pin folder, or makes an empty one there.
+impl CounterSlotMap {
+    /// Opens the map pinned below `pins`, or creates an empty one there.
     ///
     /// # Errors
-    /// When the kernel says no.
+    /// When the kernel refuses a map operation.
     pub fn open_or_create(pins: &PinFolder) -> Result<Self, CountersError> {
         let folder = pins.path().to_owned();
         let error =
@@ -64,14 +63,14 @@ impl Identities {
         let map: BpfHashMap<MapData, Key, u32> =
             BpfHashMap::create(BACKEND_SLOTS + TABLE_SLOTS, 0).map_err(error)?;
         map.pin(&path).map_err(|source| error(MapError::PinError { name: None, error: source }))?;
-        // Pinning consumes the handle: it is opened again by its pin.
+        // Pinning consumes the handle: open it again by its pin.
         Self::open(pins)?.ok_or(CountersError::Missing { folder })
     }
 
-    /// Opens the mapping below the pin folder, if there is one.
+    /// Opens the map pinned below `pins`; `None` if there is none.
     ///
     /// # Errors
-    /// When the kernel says no.
+    /// When the kernel refuses a map operation.
     pub fn open(pins: &PinFolder) -> Result<Option<Self>, CountersError> {
         let folder = pins.path().to_owned();
         let error =
@@ -83,31 +82,32 @@ impl Identities {
         let data = MapData::from_pin(path).map_err(error)?;
         let map = BpfHashMap::try_from(Map::HashMap(data)).map_err(error)?;
         let mut slots: HashMap<Key, u32> = map.iter().collect::<Result<_, _>>().map_err(error)?;
-        // A former release gave this slot away too.
+        // An earlier release assigned this slot too.
         slots.retain(|key, slot| family(key) == 0 || *slot != NO_BACKEND_SLOT);
-        Ok(Some(Self { map, slots, held: HashMap::new(), folder }))
+        Ok(Some(Self { map, slots, retained: HashMap::new(), folder }))
     }
 
-    /// A generation whose packets are counted, now or when it is brought back: its identities keep
-    /// their slots. Without its tables, all that there are do.
-    pub fn hold(&mut self, generation: u64, tables: Option<Arc<TableSet>>) {
-        self.held.insert(generation, tables);
+    /// Keeps the slots of a generation that can count packets now or after a rollback. If its tables
+    /// are not known, no slot at all is reassigned.
+    pub fn retain(&mut self, generation: u64, tables: Option<Arc<TableSet>>) {
+        self.retained.insert(generation, tables);
     }
 
-    /// Only these generations can still count packets.
-    pub fn let_go_all_but(&mut self, generations: &[u64]) {
-        self.held.retain(|number, _| generations.contains(number));
+    /// Releases the slots of all generations but these.
+    pub fn retain_only(&mut self, generations: &[u64]) {
+        self.retained.retain(|number, _| generations.contains(number));
     }
 
-    /// Gives every identity in `tables` a slot. Identities that are gone keep theirs until the room
-    /// is needed, and those of generations that are held keep them in any case. Says how many find no
-    /// room for that, and are counted with the packets of no table.
+    /// Assigns a slot to every table and backend in `tables`. Tables and backends that have gone keep
+    /// theirs until another one needs it; those of retained generations always keep theirs. Returns how
+    /// many found no free slot.
     ///
     /// # Errors
-    /// When there are more than there would ever be room for, or the kernel says no.
-    pub fn assign(&mut self, tables: &TableSet) -> Result<Uncounted, CountersError> {
+    /// When `tables` has more tables or backends than there are slots, or the kernel refuses a map
+    /// operation.
+    pub fn assign(&mut self, tables: &TableSet) -> Result<Overflow, CountersError> {
         let [wanted_tables, wanted_backends] = keys(tables);
-        Ok(Uncounted {
+        Ok(Overflow {
             tables: self.assign_kind(
                 "tables",
                 tables,
@@ -139,9 +139,9 @@ impl Identities {
         let used: HashSet<u32> =
             self.slots.iter().filter(|(key, _)| of_kind(key)).map(|(_, slot)| *slot).collect();
         let mut free = range.filter(|slot| !used.contains(slot));
-        // Looked for only when they are needed.
-        let mut gone: Option<std::vec::IntoIter<(Key, u32)>> = None;
-        let mut uncounted = 0;
+        // Searched for only when no slot is free.
+        let mut reclaimable: Option<std::vec::IntoIter<(Key, u32)>> = None;
+        let mut overflow = 0;
         for key in keys {
             if self.slots.contains_key(key) {
                 continue;
@@ -149,14 +149,14 @@ impl Identities {
             let slot = match free.next() {
                 Some(slot) => slot,
                 None => {
-                    let gone =
-                        gone.get_or_insert_with(|| self.gone(tables, is_backend).into_iter());
-                    let Some((old, slot)) = gone.next() else {
-                        uncounted += 1;
+                    let reclaimable = reclaimable
+                        .get_or_insert_with(|| self.reclaimable(tables, is_backend).into_iter());
+                    let Some((old, slot)) = reclaimable.next() else {
+                        overflow += 1;
                         continue;
                     };
                     if is_backend {
-                        self.keep_sum(&old, slot)?;
+                        self.add_to_table(&old, slot)?;
                     } else {
                         self.forget_backends(&old)?;
                     }
@@ -167,13 +167,13 @@ impl Identities {
             self.map.insert(key, slot, 0).map_err(|source| self.error(source))?;
             self.slots.insert(*key, slot);
         }
-        Ok(uncounted)
+        Ok(overflow)
     }
 
-    /// Identities whose slots are free to be taken, if these tables are wanted.
-    fn gone(&self, tables: &TableSet, is_backend: bool) -> Vec<(Key, u32)> {
+    /// Tables or backends that are neither in `tables` nor in a retained generation, with their slots.
+    fn reclaimable(&self, tables: &TableSet, is_backend: bool) -> Vec<(Key, u32)> {
         let mut kept = HashSet::new();
-        for tables in self.held.values().map(Option::as_deref).chain([Some(tables)]) {
+        for tables in self.retained.values().map(Option::as_deref).chain([Some(tables)]) {
             let Some(tables) = tables else { return Vec::new() };
             kept.extend(keys(tables).into_iter().flatten());
         }
@@ -181,15 +181,15 @@ impl Identities {
         of_kind.filter(|(key, _)| !kept.contains(*key)).map(|(key, slot)| (*key, *slot)).collect()
     }
 
-    /// Takes an identity's slot away.
+    /// Removes a key, and sets its slot's counters to 0.
     fn forget(&mut self, key: &Key, slot: u32) -> Result<(), CountersError> {
         self.map.remove(key).map_err(|source| self.error(source))?;
         self.slots.remove(key);
         self.reset(family(key) != 0, slot)
     }
 
-    /// Takes the slots of a table's backends away with its own: should the table come back, its sums
-    /// begin together.
+    /// Removes the backends of a table that loses its slot. If the table comes back, all its counters
+    /// begin at 0 together.
     fn forget_backends(&mut self, table: &Key) -> Result<(), CountersError> {
         let name = name(table);
         let of_table = self.slots.iter().filter(|(key, _)| family(key) != 0);
@@ -200,9 +200,9 @@ impl Identities {
         gone.into_iter().try_for_each(|(key, slot)| self.forget(&key, slot))
     }
 
-    /// Adds the count of a backend that loses its slot to its table's own, which otherwise has only
-    /// what the table's backends do not count.
-    fn keep_sum(&self, backend: &Key, slot: u32) -> Result<(), CountersError> {
+    /// Adds the count of a backend that loses its slot to its table's counter, so that the table's sum
+    /// stays.
+    fn add_to_table(&self, backend: &Key, slot: u32) -> Result<(), CountersError> {
         let Some(table) = self.slots.get(&key(&name(backend), None)) else { return Ok(()) };
         let add = || -> Result<(), MapError> {
             let (tables, backends) =
@@ -224,7 +224,7 @@ impl Identities {
         add().map_err(|source| self.error(source))
     }
 
-    /// Lets a slot that changes hands begin at 0.
+    /// Sets the counters of a slot to 0.
     fn reset(&self, is_backend: bool, slot: u32) -> Result<(), CountersError> {
         fn zero<V: aya::Pod>(path: &Path, slot: u32, value: V) -> Result<(), MapError> {
             if !path.exists() {
@@ -242,13 +242,13 @@ impl Identities {
         result.map_err(|source| self.error(source))
     }
 
-    /// Every table with its slot.
+    /// All tables with their slots.
     pub fn tables(&self) -> impl Iterator<Item = (u32, String)> {
         let tables = self.slots.iter().filter(|(key, _)| family(key) == 0);
         tables.map(|(key, slot)| (*slot, name(key)))
     }
 
-    /// Every table (without an address) and backend, with its slot.
+    /// All tables (without an address) and backends, with their slots.
     pub(super) fn all(&self) -> impl Iterator<Item = (String, Option<IpAddr>, u32)> {
         self.slots.iter().map(|(key, slot)| (name(key), address(key), *slot))
     }
@@ -258,18 +258,18 @@ impl Identities {
     }
 }
 
-impl CounterSlots for Identities {
+impl CounterSlots for CounterSlotMap {
     fn table(&self, name: &str) -> u32 {
         self.slots.get(&key(name, None)).copied().unwrap_or(NO_TABLE_SLOT)
     }
 
-    fn backend(&self, owner: &Owner) -> u32 {
-        let key = key(&owner.table, Some(owner.address));
+    fn backend(&self, backend_id: &BackendId) -> u32 {
+        let key = key(&backend_id.table, Some(backend_id.address));
         self.slots.get(&key).copied().unwrap_or(NO_BACKEND_SLOT)
     }
 }
 
-/// The keys of the tables, and those of their backends.
+/// The keys of all tables, and those of all backends.
 fn keys(tables: &TableSet) -> [Vec<Key>; 2] {
     let tables = &tables.tables;
     let backends = tables.iter().flat_map(|table| {
@@ -280,7 +280,7 @@ fn keys(tables: &TableSet) -> [Vec<Key>; 2] {
 
 fn key(table: &str, address: Option<IpAddr>) -> Key {
     let mut key: Key = [0; _];
-    // Names are at most this long: the table's checks see to it.
+    // Validation limits names to this length.
     let name = &table.as_bytes()[..table.len().min(MAX_NAME)];
     key[0] = name.len() as u8;
     key[1..][..name.len()].copy_from_slice(name);

@@ -1,4 +1,4 @@
-//! A moment that a later process finds again, whatever clocks were set meanwhile.
+//! Timestamps that a later process can compare with its own, even if the calendar was set meanwhile.
 
 use std::{
     fs,
@@ -8,16 +8,16 @@ use std::{
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-/// A moment by the clock that goes on through sleep and is never set, as long as it is the same
-/// machine's same life; else by the calendar.
+/// A moment by the boot-time clock and by the calendar. Two moments of one boot are compared by the
+/// former, moments of different boots by the latter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Moment {
+pub(super) struct BootTimestamp {
     boot: String,
     since_boot: u64,
     calendar: u64,
 }
 
-impl Moment {
+impl BootTimestamp {
     pub(super) fn now() -> Self {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let calendar = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -28,8 +28,8 @@ impl Moment {
         }
     }
 
-    /// Seconds from this moment to that one; a clock that was set back says that none have passed.
-    pub(super) fn until(&self, now: &Self) -> u64 {
+    /// Seconds from this moment to `now`; 0 if the calendar was set back.
+    pub(super) fn seconds_until(&self, now: &Self) -> u64 {
         if self.boot == now.boot {
             now.since_boot.saturating_sub(self.since_boot)
         } else {
@@ -38,8 +38,8 @@ impl Moment {
     }
 }
 
-/// Time since the machine's start, the same in every time namespace: a container that is made anew may
-/// count from another beginning.
+/// Time since boot, independent of this process's time namespace: a recreated container may have
+/// another offset.
 pub(super) fn since_boot() -> Duration {
     let here = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
     let offsets = fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
@@ -48,7 +48,7 @@ pub(super) fn since_boot() -> Duration {
     Duration::from_nanos(u64::try_from(machine.max(0)).unwrap_or(u64::MAX))
 }
 
-/// What this namespace adds to the machine's clock, in nanoseconds.
+/// The offset of this time namespace's boot-time clock, in nanoseconds.
 fn boottime_offset(offsets: &str) -> Option<i128> {
     let line = offsets.lines().find_map(|line| line.strip_prefix("boottime"))?;
     let mut numbers = line.split_whitespace().map(str::parse::<i128>);
@@ -61,22 +61,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_between_two_daemons_is_by_the_clock_that_nobody_sets() {
-        let at = |boot: &str, since_boot, calendar| Moment {
+    fn elapsed_time_uses_boottime() {
+        let at = |boot: &str, since_boot, calendar| BootTimestamp {
             boot: boot.to_owned(),
             since_boot,
             calendar,
         };
-        // The calendar was set a year ahead, or back, while the machine ran on.
-        assert_eq!(at("a", 10, 1_000).until(&at("a", 70, 40_000_000)), 60);
-        assert_eq!(at("a", 10, 1_000).until(&at("a", 70, 5)), 60);
-        // Another life of the machine: only the calendar tells, and it does not go back.
-        assert_eq!(at("a", 10_000, 1_000).until(&at("b", 5, 1_500)), 500);
-        assert_eq!(at("a", 10_000, 1_000).until(&at("b", 5, 900)), 0);
+        // The calendar was set ahead by a year, or back, within one boot.
+        assert_eq!(at("a", 10, 1_000).seconds_until(&at("a", 70, 40_000_000)), 60);
+        assert_eq!(at("a", 10, 1_000).seconds_until(&at("a", 70, 5)), 60);
+        // After a reboot only the calendar can tell, and a calendar that was set back counts as 0.
+        assert_eq!(at("a", 10_000, 1_000).seconds_until(&at("b", 5, 1_500)), 500);
+        assert_eq!(at("a", 10_000, 1_000).seconds_until(&at("b", 5, 900)), 0);
     }
 
     #[test]
-    fn what_a_namespace_adds_is_known() {
+    fn the_time_namespace_offset_is_parsed() {
         let offsets = "monotonic       -3600         5\nboottime        86400  10\n";
         assert_eq!(boottime_offset(offsets), Some(86_400_000_000_010));
         assert_eq!(boottime_offset("boottime -1 999999999\n"), Some(-1));

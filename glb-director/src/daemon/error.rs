@@ -1,4 +1,4 @@
-//! Why the daemon does not start, or a table is not taken.
+//! Why the daemon does not start, or does not make a change.
 
 use std::{io, net::IpAddr};
 
@@ -9,97 +9,111 @@ use glb_host::{
 
 use crate::{
     announce::WithdrawalUnconfirmed,
-    compiled_tables::ImageError,
+    compiled_tables::CompileError,
+    config::ConfigError,
     control::ControlError,
     counters::CountersError,
-    generation::{LensError, NotAdopted, self_test::SelfTestError},
+    generation::{AdoptError, TraceProgramError, self_test::SelfTestError},
 };
 
-/// Why the daemon does not start, or a table is not taken.
+/// Why the daemon does not start, or does not make a change.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The table file is not in order.
+    /// The table cannot be read or is not valid.
     #[error("{}", .0.render(false).trim_end())]
     Table(glb_table::LoadError),
-    /// The table cannot be carried.
+    /// The tables cannot be compiled.
     #[error(transparent)]
-    Image(#[from] ImageError),
-    /// Counters.
+    Compile(#[from] CompileError),
+    /// The pinned counters cannot be used.
     #[error(transparent)]
     Counters(#[from] CountersError),
-    /// Pin folder.
+    /// The pin folder cannot be used.
     #[error(transparent)]
     Pins(#[from] PinFolderError),
-    /// Interfaces.
+    /// The program cannot be attached to an interface.
     #[error(transparent)]
     Attach(#[from] AttachError),
-    /// Loading.
+    /// The kernel refused a program or a map.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// Self-test.
+    /// A generation failed its self-test.
     #[error(transparent)]
     SelfTest(#[from] SelfTestError),
-    /// The program that shows its decisions.
+    /// The tracing program cannot be used.
     #[error(transparent)]
-    Lens(#[from] LensError),
-    /// Swapping.
+    TraceProgram(#[from] TraceProgramError),
+    /// The program cannot be swapped on an interface.
     #[error(transparent)]
     Swap(#[from] SwapError),
-    /// Netlink.
+    /// Next hops cannot be followed.
     #[error(transparent)]
     NextHops(#[from] NetlinkError),
-    /// Metrics.
+    /// Metrics cannot be served.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
-    /// The control channel.
+    /// The control socket cannot be opened.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// A change that can break flows, and must not.
+    /// The change can break flows, and the configuration refuses that.
     #[error(
-        "this change can break flows, and `on_unsafe = \"refuse\"`:\n{risk}\n  \
-         Wait until the backends hold none of them any more (`glb-director drained BACKEND` says so, \
-         `flow_age` bounds it), or make the change all the same: `glb-director reload --force`."
+        "this change can break flows, and the configuration refuses that (`on_unsafe = \"refuse\"`):\n\
+         {risk}\n  Wait until the backends hold none of these flows (at most `flow_age`), tell the \
+         director that they do (`glb-director mark-drained BACKEND`), or apply the change anyway: \
+         `glb-director reload --force`."
     )]
     Unsafe {
-        /// What can be lost.
+        /// The flows that it can break.
         risk: String,
     },
-    /// What would not be served any more is not known to be withdrawn.
+    /// VIPs that the new tables do not serve may still be announced.
     #[error(transparent)]
     WithdrawalUnconfirmed(#[from] WithdrawalUnconfirmed),
-    /// There is no way back.
+    /// There is no generation to roll back to.
     #[error(
-        "there is no previous generation: it is kept from one change to the next, and this director \
-         has not changed its table since it was started for the first time (or `state` was lost)"
+        "cannot roll back: there is no previous generation. The director keeps one from its first \
+         change of the table on; it is also gone if the state folder was lost."
     )]
     NoPrevious,
-    /// A pinned generation is not this release's.
+    /// A pinned generation is of another release or configuration.
     #[error("generation {number} was made by another release or under another configuration")]
     OtherRelease {
         /// Its number.
         number: u64,
     },
-    /// A pinned generation is not what it should be.
-    #[error("a pinned generation cannot be taken over as it is: {0}")]
-    NotAdopted(#[from] NotAdopted),
-    /// A backend that nobody knows.
-    #[error("no table has a backend {backend}, and none is remembered; the backends are {known}")]
-    NoBackend {
-        /// Who was named.
+    /// A pinned generation cannot be adopted.
+    #[error(transparent)]
+    CannotAdopt(#[from] AdoptError),
+    /// A request names an unknown backend.
+    #[error(
+        "no table has a backend {backend}, and the flow history does not have it either; the backends \
+         are {known}"
+    )]
+    UnknownBackend {
+        /// The named address.
         backend: IpAddr,
-        /// Who there is.
+        /// The addresses of all backends.
         known: String,
     },
-    /// A test wanted it.
+    /// A failpoint of a test.
     #[error("{0}")]
-    Fault(io::Error),
-    /// The thread of the announcements.
-    #[error("cannot start the thread of the announcements: {0}")]
+    Failpoint(io::Error),
+    /// The configuration file is not valid.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The configuration file changes a key that cannot change while the daemon runs.
+    #[error("changing `{key}` needs a restart of the daemon; the running configuration stays")]
+    NeedsRestart {
+        /// The key.
+        key: &'static str,
+    },
+    /// The announcer's thread cannot be started.
+    #[error("cannot start the announcer's thread: {0}")]
     Announcer(io::Error),
-    /// Statsd.
+    /// Metrics cannot be sent to statsd.
     #[error(transparent)]
     Statsd(#[from] crate::statsd::StatsdError),
-    /// Signals.
-    #[error("cannot listen for signals: {0}")]
+    /// Signal handlers cannot be installed.
+    #[error("cannot install signal handlers: {0}")]
     Signals(io::Error),
 }

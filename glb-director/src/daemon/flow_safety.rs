@@ -1,5 +1,5 @@
-//! Who may hold flows, over the life of the daemon and its successors, and what a change would do to
-//! them.
+//! Remembers which backends may hold flows, across restarts of the daemon, and assesses the risk of
+//! changes.
 
 use std::{
     net::IpAddr,
@@ -14,139 +14,142 @@ use glb_table::{
 use tracing::warn;
 
 use super::{
-    boot_time::{self, Moment},
-    state_dir::Store,
+    boot_time::{self, BootTimestamp},
+    state_dir::StateDir,
 };
 
-/// Names that are given at most for what may be lost.
-const MOST: usize = 5;
+/// The largest number of names in one line of a warning.
+const MAX_NAMES: usize = 5;
 
-/// The memory, with the time that passes.
-pub(super) struct Safety {
-    memory: FlowHistory,
-    /// Until when time has passed in the memory, by the clock that no one sets.
-    until: Duration,
-    /// Not kept yet, since it was kept only a moment ago.
-    is_due: bool,
-    /// When it is kept again at the earliest.
-    not_before: Instant,
+/// The flow history, kept in the state folder and advanced with the boot-time clock.
+pub(super) struct FlowSafety {
+    history: FlowHistory,
+    /// The time that the history has been advanced to, by the boot-time clock.
+    advanced_to: Duration,
+    /// The history has changed since it was last written.
+    is_unwritten: bool,
+    /// The earliest time of the next write.
+    next_write: Instant,
 }
 
-/// Keeping the memory of hundreds of tables takes a while: at most this part of the time is spent on
-/// it.
-const SHARE: u32 = 10;
+/// Writes wait this many times as long as the last one took: the history of hundreds of tables takes a
+/// while to write.
+const WRITE_PAUSE: u32 = 10;
 
-impl Safety {
-    /// What was kept, or nothing.
-    pub(super) fn open(store: &Store, flow_age: u64) -> Self {
-        let kept = store.holders().and_then(|bytes| match read(&bytes, flow_age) {
-            Ok(memory) => Some(memory),
+impl FlowSafety {
+    /// Reads the history from the state folder; it is empty if there is none.
+    pub(super) fn open(state_dir: &StateDir, flow_age: u64) -> Self {
+        let kept = state_dir.flow_history().and_then(|bytes| match read(&bytes, flow_age) {
+            Ok(history) => Some(history),
             Err(problem) => {
                 warn!(
-                    file = %store.holders_file().display(), problem,
-                    "who may hold flows is not known any more: for {} a change may be called safe \
-                     that is not",
+                    file = %state_dir.flow_history_file().display(), problem,
+                    "flow history was lost: for the next {}, unsafe changes may not be recognised",
                     format_duration(flow_age)
                 );
                 None
             }
         });
-        let memory = kept.unwrap_or_else(|| FlowHistory::new(flow_age));
-        Self { memory, until: boot_time::since_boot(), is_due: false, not_before: Instant::now() }
+        let history = kept.unwrap_or_else(|| FlowHistory::new(flow_age));
+        let advanced_to = boot_time::since_boot();
+        Self { history, advanced_to, is_unwritten: false, next_write: Instant::now() }
     }
 
-    fn pass(&mut self) {
-        let seconds = boot_time::since_boot().saturating_sub(self.until).as_secs();
-        self.until += Duration::from_secs(seconds);
-        self.memory.advance(seconds);
+    fn advance(&mut self) {
+        let seconds = boot_time::since_boot().saturating_sub(self.advanced_to).as_secs();
+        self.advanced_to += Duration::from_secs(seconds);
+        self.history.advance(seconds);
     }
 
-    /// What a change from the tables in force would do.
-    pub(super) fn judge(&mut self, before: &[BuiltTable], built: &[BuiltTable]) -> RiskReport {
-        self.pass();
-        self.memory.assess_change(before, built)
+    /// Assesses which flows a change from `before` to `after` can break.
+    pub(super) fn assess(&mut self, before: &[BuiltTable], after: &[BuiltTable]) -> RiskReport {
+        self.advance();
+        self.history.assess_change(before, after)
     }
 
-    /// These tables are in force.
-    pub(super) fn adopt(&mut self, built: &[BuiltTable], store: &mut Store) {
-        self.pass();
-        self.memory.activate(built);
-        self.keep(store);
+    /// Records that these tables are active.
+    pub(super) fn activated(&mut self, built: &[BuiltTable], state_dir: &mut StateDir) {
+        self.advance();
+        self.history.activate(built);
+        self.write_soon(state_dir);
     }
 
-    /// A backend is known to have no flows; in how many rows it was remembered for some.
-    pub(super) fn drained(&mut self, backend: IpAddr, store: &mut Store) -> usize {
-        self.pass();
-        let before = self.memory.rows_held(backend);
-        self.memory.mark_drained(backend);
-        let rows = before - self.memory.rows_held(backend);
-        self.keep(store);
+    /// Records that a backend has no flows. Returns the number of rows that are forgotten for it.
+    pub(super) fn mark_drained(&mut self, backend: IpAddr, state_dir: &mut StateDir) -> usize {
+        self.advance();
+        let before = self.history.rows_held(backend);
+        self.history.mark_drained(backend);
+        let rows = before - self.history.rows_held(backend);
+        self.write_soon(state_dir);
         rows
     }
 
-    /// In how many rows a backend may hold flows.
+    /// The number of rows in which a backend may hold flows.
     pub(super) fn rows_held(&self, backend: IpAddr) -> usize {
-        self.memory.rows_held(backend)
+        self.history.rows_held(backend)
     }
 
-    fn keep(&mut self, store: &mut Store) {
-        self.is_due = true;
-        if Instant::now() >= self.not_before {
-            self.flush(store);
+    fn write_soon(&mut self, state_dir: &mut StateDir) {
+        self.is_unwritten = true;
+        if Instant::now() >= self.next_write {
+            self.flush(state_dir);
         }
     }
 
-    /// Keeps what has not been kept.
-    pub(super) fn flush(&mut self, store: &mut Store) {
-        if !std::mem::take(&mut self.is_due) {
+    /// Writes the history if it has changed.
+    pub(super) fn flush(&mut self, state_dir: &mut StateDir) {
+        if !std::mem::take(&mut self.is_unwritten) {
             return;
         }
         let begun = Instant::now();
-        let mut bytes = serde_json::to_vec(&Moment::now()).unwrap_or_default();
+        let mut bytes = serde_json::to_vec(&BootTimestamp::now()).unwrap_or_default();
         bytes.push(b'\n');
-        bytes.extend(self.memory.to_bytes());
-        store.keep_holders(bytes);
-        self.not_before = Instant::now() + SHARE * begun.elapsed();
+        bytes.extend(self.history.to_bytes());
+        state_dir.keep_flow_history(bytes);
+        self.next_write = Instant::now() + WRITE_PAUSE * begun.elapsed();
     }
 }
 
 fn read(bytes: &[u8], flow_age: u64) -> Result<FlowHistory, String> {
-    let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("it is damaged: cut off")?;
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == b'\n')
+        .ok_or("the file is damaged: it is truncated")?;
     let (kept, memory) = bytes.split_at(end);
-    let kept: Moment =
-        serde_json::from_slice(kept).map_err(|error| format!("it is damaged: {error}"))?;
+    let kept: BootTimestamp =
+        serde_json::from_slice(kept).map_err(|error| format!("the file is damaged: {error}"))?;
     let memory = memory.get(1..).unwrap_or_default();
     let mut memory =
         FlowHistory::from_bytes(memory, flow_age).map_err(|error| error.to_string())?;
-    memory.advance(kept.until(&Moment::now()));
+    memory.advance(kept.seconds_until(&BootTimestamp::now()));
     Ok(memory)
 }
 
-/// The largest share of a table's flows that a change puts at risk.
-pub(super) fn worst(judgement: &RiskReport) -> f64 {
+/// The largest share of a table's established flows that a change can break.
+pub(super) fn largest_risk(risk: &RiskReport) -> f64 {
     let of = |table: &glb_table::flow_safety::TableRisk| {
         if table.binds_lost.is_empty() { table.at_risk } else { 1.0 }
     };
-    judgement.tables.iter().map(of).fold(0.0, f64::max)
+    risk.tables.iter().map(of).fold(0.0, f64::max)
 }
 
-/// What a change puts at risk, for people; empty if nothing.
-pub(super) fn in_words(judgement: &RiskReport) -> String {
+/// The flows that a change can break, for people; empty if none.
+pub(super) fn risk_text(risk: &RiskReport) -> String {
     let mut lines = Vec::new();
-    for table in &judgement.tables {
+    for table in &risk.tables {
         let name = &table.table;
         if table.removed {
-            lines.push(format!("table \"{name}\" is gone, and all its flows with it"));
+            lines.push(format!("table \"{name}\" is removed: all its flows break"));
             continue;
         }
         if table.at_risk > 0.0 {
             let who: Vec<String> = table
                 .lost
                 .iter()
-                .take(MOST)
+                .take(MAX_NAMES)
                 .map(|lost| format!("{} ({} rows: {})", lost.backend, lost.rows, lost.reason))
                 .collect();
-            let more = table.lost.len().saturating_sub(MOST);
+            let more = table.lost.len().saturating_sub(MAX_NAMES);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             lines.push(format!(
                 "table \"{name}\": up to {:.2} % of the established flows lose their backend: {}{more}",
@@ -155,8 +158,9 @@ pub(super) fn in_words(judgement: &RiskReport) -> String {
             ));
         }
         if !table.binds_lost.is_empty() {
-            let binds = table.binds_lost.iter().take(MOST).cloned().collect::<Vec<_>>().join(", ");
-            let more = table.binds_lost.len().saturating_sub(MOST);
+            let binds =
+                table.binds_lost.iter().take(MAX_NAMES).cloned().collect::<Vec<_>>().join(", ");
+            let more = table.binds_lost.len().saturating_sub(MAX_NAMES);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             lines.push(format!("table \"{name}\" loses all flows of {binds}{more}"));
         }

@@ -1,7 +1,25 @@
-//! The running director: builds generations, keeps next hops fresh, answers signals and requests.
+//! The running director.
+//!
+//! [`run`] is its loop: it waits for signals, requests of the control socket, changes of the table, of
+//! next hops and of interfaces, and handles one after the other.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `start` | adopts the generation that forwards, or activates the first one |
+//! | `activate` | the one path by which a generation becomes active |
+//! | `state` | the running director: reload, rollback, next hops |
+//! | `triggers` | what makes it reload |
+//! | `config_reload` | which keys of the configuration can change while it runs |
+//! | `flow_safety` | which backends may hold flows, and what a change risks |
+//! | `preload` | loads the next program ahead of time |
+//! | `pin_maintenance` | keeps everything pinned and attached |
+//! | `state_dir` | what is kept on disk |
+//! | `stop` | drains, and the end of the daemon |
+//! | `trace_session` | tracing of decisions for a client |
 
 mod activate;
 mod boot_time;
+mod config_reload;
 mod error;
 mod flow_safety;
 mod pin_maintenance;
@@ -9,15 +27,16 @@ mod preload;
 mod start;
 mod state;
 mod state_dir;
+mod step_timer;
 mod stop;
-mod table_file;
-mod timing;
 mod trace_session;
 mod triggers;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-pub use error::Error;
 use glb_host::{
     control::Refusal,
     generations,
@@ -25,258 +44,266 @@ use glb_host::{
     metrics,
     packet_trace::trace::{self, TraceEnd},
     systemd::Watchdog,
-    watched_file::WatchedFile,
+    table_source,
 };
-use state::Director;
-use stop::{Announcing, End};
-pub use timing::Done;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{Duration, MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval},
 };
 use tracing::{error, info, warn};
-use triggers::{Trigger, Triggers};
 
+pub use self::error::Error;
+use self::{
+    state::Director,
+    stop::{DrainController, Exit},
+    triggers::{Trigger, Triggers},
+};
 use crate::{
-    announce::Announcer, config::Config, control::Command, daemon_status::State, metrics::Metered,
-    statsd, views::Observer,
+    announce::Announcer, config::Config, control::Command, daemon_status::DaemonStatus,
+    metrics::Metered, model::ReloadOutcome, statsd, views::Observer,
 };
 
-/// How often the interfaces are looked at without having been told of a change.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often pins, interfaces and the state folder are checked without an event.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Runs until a signal ends it. The program stays attached and forwards.
+/// A change that the daemon's loop makes.
+#[derive(Clone, Copy, Debug)]
+enum Request {
+    Reload { trigger: Trigger, force: bool },
+    Rollback { force: bool },
+}
+
+/// Runs the director until a signal ends it. The program stays attached and forwards, unless `on_stop`
+/// says otherwise.
 ///
 /// # Errors
-/// When it cannot start.
+/// When the daemon cannot start.
 pub async fn run(config: &Config) -> Result<(), Error> {
     let signals = |kind| signal(kind).map_err(Error::Signals);
     let hangup = signals(SignalKind::hangup())?;
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
 
-    let state = Arc::new(State::default());
-    // Before anything is attached: a port that is in use is found while nothing has changed.
+    let status = Arc::new(DaemonStatus::default());
+    // Bound first: a port that is in use is found before anything changes.
     let listener = config.metrics.map(metrics::bind).transpose()?;
-    // Before the table is read, so that no change falls in between.
-    let mut triggers = Triggers::new(hangup, WatchedFile::watch(&config.table));
+    // Watched before the table is read, so that no change is missed.
+    let mut triggers = Triggers::new(hangup, table_source::open(&config.table).watch());
     let (mut director, mut channel) = tokio::select! {
-        started = Director::start(config, &state) => started?,
+        started = Director::start(config, &status) => started?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    state.in_force(director.number(), director.tables());
+    status.activated(director.number(), director.tables());
+    let observer = Observer::new(&status, &director.activator.pins, &config.interfaces);
     if let Some(listener) = listener {
-        let observer = Observer::new(&state, &director.making.pins, &config.interfaces);
-        metrics::serve(listener, Metered { observer })?;
+        metrics::serve(listener, Metered { observer: observer.clone() })?;
     }
     if let Some((address, interval)) = config.statsd {
-        let observer = Observer::new(&state, &director.making.pins, &config.interfaces);
-        statsd::serve(address, interval, observer)?;
+        statsd::serve(address, interval, observer.clone())?;
     }
-    let observer = Observer::new(&state, &director.making.pins, &config.interfaces);
-    let kept = stop::kept(&mut director);
-    let announcer = Announcer::start(&config.announcements, config.drain, observer, kept);
+    let recorded = stop::recorded_drain(&mut director);
+    let announcer = Announcer::start(&config.announcements, config.drain, observer, recorded);
     let announcer = announcer.map_err(Error::Announcer)?;
-    director.making.withdraw_gate.use_task(&announcer);
-    let mut announcing = Announcing::new(announcer);
+    director.activator.withdraw_gate.use_task(&announcer);
+    let mut drains = DrainController::new(announcer);
     info!(generation = director.number(), interfaces = config.interfaces.join(","), "ready");
     let links = LinkEvents::open();
     if let Err(error) = &links {
-        warn!(%error, "interfaces that come back are noticed after some seconds");
+        warn!(%error, "cannot watch interfaces; they are checked every few seconds instead");
     }
     let links = links.ok();
-    let mut look = interval(LOOK);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut next_hops = director.making.next_hops.subscribe();
+    let mut maintenance = interval(MAINTENANCE_INTERVAL);
+    maintenance.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut next_hops = director.activator.next_hops.subscribe();
     let mut watchdog = Watchdog::from_environment();
-    let end = loop {
+    let exit = loop {
         tokio::select! {
             changed = next_hops.changed() => {
                 if changed.is_err() {
-                    error!("netlink is gone; next hops stay as they are until a restart");
+                    error!("the netlink connection was lost: next hops stay as they are; restart the daemon");
                     std::future::pending::<()>().await;
                 }
                 let snapshot = next_hops.borrow_and_update().clone();
-                director.follow(&snapshot);
+                director.update_next_hops(&snapshot);
             }
             trigger = triggers.next() => {
-                // What went wrong has been logged.
-                drop(reload(&mut director, &state, trigger, false).await);
-                triggers.done();
+                // Errors are logged.
+                let request = Request::Reload { trigger, force: false };
+                drop(perform(&mut director, &status, &mut triggers, request).await);
             }
-            () = director.making.withdraw_gate.unblocked() => {
-                drop(reload(&mut director, &state, Trigger::Asked, false).await);
-                triggers.done();
+            () = director.activator.withdraw_gate.unblocked() => {
+                let request = Request::Reload { trigger: Trigger::Requested, force: false };
+                drop(perform(&mut director, &status, &mut triggers, request).await);
             }
             Some(call) = channel.calls.recv() => match call.command {
                 Command::Reload { force } => {
-                    let result = reload(&mut director, &state, Trigger::Asked, force).await;
+                    let request = Request::Reload { trigger: Trigger::Requested, force };
+                    let result = perform(&mut director, &status, &mut triggers, request).await;
                     call.answer.done(result.map_err(Refusal::failed));
-                    triggers.done();
                 }
                 Command::Rollback { force } => {
-                    let result = rollback(&mut director, &state, force).await;
+                    let request = Request::Rollback { force };
+                    let result = perform(&mut director, &status, &mut triggers, request).await;
                     call.answer.done(result.map_err(Refusal::failed));
-                    triggers.done();
                 }
-                Command::Drained { ref backends } => {
-                    let result = director.drained(backends);
+                Command::MarkDrained { ref backends } => {
+                    let result = director.mark_drained(backends);
                     call.answer.done(result.map_err(Refusal::failed));
                 }
                 Command::Trace { .. } => {
-                    director.keep_pinned(&state);
-                    director.begin_to_show(call);
+                    director.keep_pinned(&status);
+                    director.start_trace(call);
                 }
                 Command::Drain { timeout_seconds, force } => {
-                    announcing.drain(&mut director, timeout_seconds, force, call.answer);
+                    drains.drain(&mut director, timeout_seconds, force, call.answer);
                 }
-                Command::Undrain => announcing.undrain(&mut director, call.answer),
-                // The control channel answers these by itself.
+                Command::Undrain => drains.undrain(&mut director, call.answer),
+                // The control socket's thread answers the other commands.
                 other => {
-                    let text = format!("the daemon's loop does not answer {other:?}");
+                    let text = format!("the daemon's loop cannot answer {other:?}");
                     call.answer.done(Err::<(), _>(Refusal::failed(text)));
                 }
             },
-            why = trace::session_end(director.watcher.as_ref().map(|watcher| &watcher.session)) => {
-                director.end_showing(why);
+            why = trace::session_end(director.trace.as_ref().map(|trace| &trace.session)) => {
+                director.stop_trace(why);
             }
             () = watchdog.turn() => {}
-            () = something_about(links.as_ref()) => director.look_after(&state),
-            _ = look.tick() => {
-                director.look_after(&state);
-                director.keep_up();
-                announcing.keep_up();
+            () = link_changed(links.as_ref()) => director.maintain_pins(&status),
+            _ = maintenance.tick() => {
+                director.maintain_pins(&status);
+                director.flush_state();
+                drains.extend_timeout();
             }
-            ended = announcing.ended() => {
-                if let Some(end) = announcing.follow(&mut director, &ended) {
-                    break end;
+            outcome = drains.ended() => {
+                if let Some(exit) = drains.follow(&mut director, &outcome) {
+                    break exit;
                 }
             }
-            _ = terminate.recv() => if let Some(end) = announcing.stop(config) { break end },
-            _ = interrupt.recv() => if let Some(end) = announcing.stop(config) { break end },
+            _ = terminate.recv() => {
+                if let Some(exit) = drains.stop(director.config()) { break exit }
+            }
+            _ = interrupt.recv() => {
+                if let Some(exit) = drains.stop(director.config()) { break exit }
+            }
         }
     };
-    state.ending();
-    director.end_showing(TraceEnd::Stopping);
-    director.keep_up();
-    director.making.spare.discard();
-    match end {
-        End::Stay => info!(
+    status.stopping();
+    director.stop_trace(TraceEnd::Stopping);
+    director.flush_state();
+    director.activator.preloader.discard();
+    match exit {
+        Exit::KeepForwarding => info!(
             "ended; the pinned program goes on forwarding (`glb-director detach --config {}` ends that)",
             config.path.display()
         ),
-        End::Detach => {
+        Exit::Detach => {
             director.kept.release();
-            let pins = &director.making.pins;
+            let pins = &director.activator.pins;
             let names = generations::detach_all_but(pins, &[])?;
             pins.remove_all()?;
-            director.making.store.detached();
+            director.activator.state_dir.detached();
             info!(interfaces = names.join(","), "ended and detached (`on_stop`)");
         }
     }
     Ok(())
 }
 
-/// Nothing of this director is attached or pinned any more: its state folder forgets the tables, which
-/// hold keys. Who may hold flows stays.
+/// Removes the tables, which hold keys, from the state folder after a detach. The flow history stays.
 pub fn detached(config: &Config) {
     if config.state_dir.is_dir() {
-        state_dir::Store::open(&config.state_dir, &config.bpffs_dir).detached();
+        state_dir::StateDir::open(&config.state_dir, &config.bpffs_dir).detached();
     }
 }
 
-/// Waits until the kernel tells of some interface.
-async fn something_about(links: Option<&LinkEvents>) {
-    let told = match links {
+/// Waits until the kernel reports a change of an interface.
+async fn link_changed(links: Option<&LinkEvents>) {
+    let changed = match links {
         Some(links) => links.changed().await,
         None => std::future::pending().await,
     };
-    if let Err(error) = told {
-        warn!(%error, "interfaces that come back are noticed after some seconds");
+    if let Err(error) = changed {
+        warn!(%error, "cannot watch interfaces any more; they are checked every few seconds instead");
         std::future::pending::<()>().await;
     }
 }
 
-/// Brings the table file into force, and tells everybody how that went.
-async fn reload(
-    director: &mut Director<'_>,
-    state: &State,
-    trigger: Trigger,
-    force: bool,
-) -> Result<Done, String> {
-    state.reloading();
-    let begun = Instant::now();
-    let number = director.number();
-    director.keep_pinned(state);
-    director.look_away();
-    let result = director.reload(trigger, force).await;
-    director.look_on();
-    if let Err(error) = &result {
-        error!(
-            table = %director.config().table.display(),
-            running_generation = number,
-            "the table was not loaded, the running one stays:\n{error}"
-        );
+/// Makes a change, and publishes how it went.
+async fn perform(
+    director: &mut Director,
+    status: &DaemonStatus,
+    triggers: &mut Triggers,
+    request: Request,
+) -> Result<ReloadOutcome, String> {
+    status.reload_started();
+    let started = Instant::now();
+    let (before, location) = (director.number(), director.source.location().to_owned());
+    director.keep_pinned(status);
+    director.pause_trace();
+    let result = match request {
+        Request::Reload { trigger, force } => director.reload(trigger, force).await,
+        Request::Rollback { force } => director.rollback(force).await.map(Some),
+    };
+    director.resume_trace();
+    if director.source.location() != location {
+        triggers.watch(director.source.watch());
     }
-    let is_put_off = matches!(result, Err(Error::WithdrawalUnconfirmed(_)));
-    let told = tell(director, state, number, begun, result);
-    // After the tables in force have been told: what they do not serve is not announced in between.
-    if !is_put_off {
-        director.making.withdraw_gate.finish();
+    if director.number() != before {
+        status.activated(director.number(), director.tables());
     }
-    told
+    // The gate keeps a reload that waits for a withdrawal, and repeats it.
+    let waits = matches!(result, Err(Error::WithdrawalUnconfirmed(_)))
+        && matches!(request, Request::Reload { .. });
+    let published = publish(director, status, started, result);
+    if let Err(error) = &published {
+        let table = director.source.location().display();
+        match request {
+            Request::Reload { .. } => {
+                error!(%table, generation = before, "the table was not loaded, the running one stays:\n{error}");
+            }
+            Request::Rollback { .. } => {
+                error!(
+                    generation = before,
+                    "the rollback failed, the running generation stays:\n{error}"
+                );
+            }
+        }
+    }
+    // DrainOutcome only after the active tables were published: announcements follow those.
+    if !waits {
+        director.activator.withdraw_gate.finish();
+    }
+    triggers.reload_ended();
+    published
 }
 
-/// Brings the previous generation back into force, and tells everybody how that went.
-async fn rollback(director: &mut Director<'_>, state: &State, force: bool) -> Result<Done, String> {
-    state.reloading();
-    let begun = Instant::now();
-    let number = director.number();
-    director.keep_pinned(state);
-    director.look_away();
-    let result = director.rollback(force).await.map(Some);
-    director.look_on();
-    if let Err(error) = &result {
-        error!(running_generation = number, "not rolled back, the running one stays:\n{error}");
-    }
-    let told = tell(director, state, number, begun, result);
-    director.making.withdraw_gate.finish();
-    told
-}
-
-fn tell(
-    director: &Director<'_>,
-    state: &State,
-    before: u64,
-    begun: Instant,
-    result: Result<Option<Done>, Error>,
-) -> Result<Done, String> {
-    let number = director.number();
-    if number != before {
-        state.in_force(number, director.tables());
-    }
-    let nothing = Done { generation: number, ..Done::default() };
+/// Publishes the result of a change in the status.
+fn publish(
+    director: &Director,
+    status: &DaemonStatus,
+    started: Instant,
+    result: Result<Option<ReloadOutcome>, Error>,
+) -> Result<ReloadOutcome, String> {
     match result {
+        Ok(Some(outcome)) => {
+            status.reload_finished(started.elapsed(), Ok(outcome.clone()));
+            Ok(outcome)
+        }
         Ok(None) => {
-            state.nothing_to_do();
-            Ok(nothing)
+            status.reload_skipped();
+            Ok(ReloadOutcome { generation: director.number(), ..ReloadOutcome::default() })
         }
-        Ok(Some(done)) => {
-            state.reloaded(begun.elapsed(), Ok(done.clone()));
-            Ok(done)
-        }
-        // Nothing was tried, so nothing failed.
+        // Nothing was tried, so no reload has failed.
         Err(error @ Error::NoPrevious) => {
-            state.nothing_to_do();
+            status.reload_skipped();
             Err(error.to_string())
         }
         Err(error) => {
             if matches!(error, Error::Unsafe { .. }) {
-                state.refused();
+                status.count_refused_change();
             }
             let error = error.to_string();
-            state.reloaded(begun.elapsed(), Err(error.clone()));
+            status.reload_finished(started.elapsed(), Err(error.clone()));
             Err(error)
         }
     }

@@ -1,62 +1,65 @@
-//! What is looked after now and then: that everything is pinned, attached and kept on disk.
+//! Periodic maintenance: keeps everything pinned, attached and written to disk.
 
 use glb_host::{generations, xdp_link};
 use tracing::{error, info, warn};
 
-use super::{Error, activate::Making, state::Director, trace_session::Watcher};
-use crate::{counters, daemon_status::State};
+use super::{Error, activate::Activator, state::Director, trace_session::ActiveTrace};
+use crate::{counters, daemon_status::DaemonStatus};
 
-impl Director<'_> {
-    /// Holds what is pinned now, after a change of it.
-    pub(super) fn hold(&mut self) {
-        let pins = &self.making.pins;
+impl Director {
+    /// Opens descriptors of everything that is pinned now, to be able to pin it again.
+    pub(super) fn hold_pins(&mut self) {
+        let pins = &self.activator.pins;
         let generations = [Some(self.number()), self.previous.number()].into_iter().flatten();
         let folders: Vec<_> = generations
             .map(|number| generations::folder(pins, number))
             .chain([generations::links(pins), pins.join(counters::pins::FOLDER)])
             .collect();
         if let Err(error) = self.kept.hold(pins, &folders) {
-            warn!(%error, "should somebody remove the pins, what they hold ends");
+            warn!(%error, "cannot open the pins; if they are removed, they cannot be made again");
         }
     }
 
-    /// Sees to it that everything is pinned, and attached where it should be.
-    pub(super) fn look_after(&mut self, state: &State) {
-        if self.keep_pinned(state) {
+    /// Pins and attaches again whatever was removed or detached.
+    pub(super) fn maintain_pins(&mut self, status: &DaemonStatus) {
+        if self.keep_pinned(status) {
             self.keep_attached();
         }
     }
 
-    /// Pins again what somebody has removed: what runs is held by this process and goes on, but would
-    /// end with it. Says whether everything is pinned.
-    pub(super) fn keep_pinned(&mut self, state: &State) -> bool {
-        let pins = &self.making.pins;
+    /// Pins removed pins again: their objects live on in this process, but would end with it. Returns
+    /// whether everything is pinned.
+    pub(super) fn keep_pinned(&mut self, status: &DaemonStatus) -> bool {
+        let pins = &self.activator.pins;
         if self.is_held() && self.kept.are_intact(pins, &self.lock) {
             return true;
         }
         match self.repin() {
             Ok(count) => {
                 self.pins_problem = None;
-                state.pins(None);
+                status.set_pins_problem(None);
                 warn!(
-                    folder = %self.making.pins.path().display(), count,
-                    "somebody had removed pins of this director; they have been made again, and \
-                     nothing that runs was touched"
+                    folder = %self.activator.pins.path().display(), count,
+                    "another program had removed pins of this director; they were made again, and \
+                     forwarding was not touched"
                 );
-                self.making.spare.prepare(&self.current.generation.image, &self.making.pins);
-                // What shows decisions is pinned anew too.
-                self.look_away();
-                self.look_on();
+                self.activator
+                    .preloader
+                    .prepare(&self.current.generation.image, &self.activator.pins);
+                // The tracing program must be pinned again too.
+                self.pause_trace();
+                self.resume_trace();
                 true
             }
             Err(error) => {
                 let error = error.to_string();
                 if self.pins_problem.as_ref() != Some(&error) {
                     error!(
-                        "somebody has removed pins of this director, and they cannot be made again: \
-                         what runs goes on as long as this process, and no longer:\n{error}"
+                        "another program has removed pins of this director, and they cannot be made \
+                         again: forwarding ends with this process. Mend the cause; the daemon tries \
+                         again:\n{error}"
                     );
-                    state.pins(Some(error.clone()));
+                    status.set_pins_problem(Some(error.clone()));
                     self.pins_problem = Some(error);
                 }
                 false
@@ -65,51 +68,55 @@ impl Director<'_> {
     }
 
     fn repin(&mut self) -> Result<usize, Error> {
-        // It may make counters of its own, where it finds none.
-        self.making.spare.discard();
-        let count = self.kept.repin(&self.making.pins, &mut self.lock)?;
+        // A preloaded program may use counters other than the removed ones.
+        self.activator.preloader.discard();
+        let count = self.kept.repin(&self.activator.pins, &mut self.lock)?;
         if !self.is_held() {
             let generation = &self.current.generation;
-            self.making.pins.remove(&generations::folder(&self.making.pins, generation.number))?;
-            generation.pin_below(&self.making.pins)?;
+            self.activator
+                .pins
+                .remove(&generations::folder(&self.activator.pins, generation.number))?;
+            generation.pin_below(&self.activator.pins)?;
         }
-        self.hold();
+        self.hold_pins();
         Ok(count)
     }
 
-    /// Whether what is in force is held. It is not if its pins were removed before they were.
+    /// Whether descriptors of the active generation are open. They are not if its pins were removed
+    /// first.
     fn is_held(&self) -> bool {
-        let folder = generations::folder(&self.making.pins, self.number());
+        let folder = generations::folder(&self.activator.pins, self.number());
         self.kept.holds(&generations::program_pin(&folder))
     }
 
-    /// What is done now and then, and at the end.
-    pub(super) fn keep_up(&mut self) {
-        let Making { safety, store, .. } = &mut self.making;
-        safety.flush(store);
-        store.retry();
+    /// Writes to the state folder whatever is not written yet. Called periodically and at the end.
+    pub(super) fn flush_state(&mut self) {
+        let Activator { flow_safety, state_dir, .. } = &mut self.activator;
+        flow_safety.flush(state_dir);
+        state_dir.retry();
     }
 
-    /// Attaches to interfaces that were away and are there (again).
+    /// Attaches to configured interfaces that have appeared or were detached.
     pub(super) fn keep_attached(&mut self) {
-        let Making { config, pins, .. } = &self.making;
+        let Activator { config, pins, .. } = &self.activator;
         for interface in &config.interfaces {
-            if xdp_link::interface_index(interface).is_err() && self.away.insert(interface.clone())
+            if xdp_link::interface_index(interface).is_err()
+                && self.logged_interfaces.insert(interface.clone())
             {
-                warn!(%interface, "is gone; it is attached to when it comes back");
+                warn!(%interface, "the interface is gone; the program is attached when it comes back");
             }
         }
         let missing = match generations::unattached(&config.interfaces, pins) {
             Ok(missing) => missing,
-            Err(error) => return warn!(%error, "cannot see what is attached"),
+            Err(error) => return warn!(%error, "cannot read which interfaces are attached"),
         };
         if missing.is_empty() {
             return;
         }
         for interface in missing {
-            // Whoever watches sees this interface's packets too.
-            let program = match self.watcher.as_mut().and_then(Watcher::lens) {
-                Some(lens) => lens.program(),
+            // While a client traces, it sees this interface's packets too.
+            let program = match self.trace.as_mut().and_then(ActiveTrace::program) {
+                Some(tracing) => tracing.program(),
                 None => self.current.generation.program(),
             };
             let attached = program.map_err(Error::from).and_then(|program| {
@@ -118,16 +125,16 @@ impl Director<'_> {
             });
             match attached {
                 Ok(_) => {
-                    self.away.remove(&interface);
-                    info!(%interface, generation = self.current.generation.number, "attached");
+                    self.logged_interfaces.remove(&interface);
+                    info!(%interface, generation = self.current.number(), "attached to the interface");
                 }
                 Err(error) => {
-                    if self.away.insert(format!("{interface}: {error}")) {
-                        error!(%interface, "cannot be attached to:\n{error}");
+                    if self.logged_interfaces.insert(format!("{interface}: {error}")) {
+                        error!(%interface, "cannot attach to the interface:\n{error}");
                     }
                 }
             }
         }
-        self.hold();
+        self.hold_pins();
     }
 }

@@ -1,5 +1,5 @@
-//! A program that is loaded ahead: the verifier's work is most of what a reload takes, and the next
-//! generation mostly differs from this one in the contents of its maps alone.
+//! Loads the next program ahead of time. Verifying a program takes most of a reload's time, and the
+//! next generation mostly needs the same program with other contents of its maps.
 
 use std::{sync::mpsc, thread};
 
@@ -7,58 +7,58 @@ use glb_host::{bpf_loader::LoadError, bpffs::PinFolder};
 use tracing::{debug, warn};
 
 use crate::{
-    compiled_tables::Image,
-    generation::{Shape, Shell},
+    compiled_tables::CompiledTables,
+    generation::{LoadedProgram, ProgramSpec},
 };
 
-/// What is ready, or being made ready.
+/// Keeps at most one program that is loaded or being loaded.
 #[derive(Debug, Default)]
-pub(super) struct Spare(Option<Loading>);
+pub(super) struct Preloader(Option<Loading>);
 
 #[derive(Debug)]
 struct Loading {
-    shape: Shape,
-    shell: mpsc::Receiver<Result<Shell, LoadError>>,
+    spec: ProgramSpec,
+    program: mpsc::Receiver<Result<LoadedProgram, LoadError>>,
     thread: thread::JoinHandle<()>,
 }
 
-impl Spare {
-    /// Has one made ready, in a thread of its own, that will carry images like this one.
-    pub(super) fn prepare(&mut self, image: &Image, pins: &PinFolder) {
-        let shape = Shape::of(image).with_room();
-        if self.0.as_ref().is_some_and(|loading| loading.shape == shape) {
+impl Preloader {
+    /// Loads a program, in a thread of its own, that tables of the size of `compiled` will fit.
+    pub(super) fn prepare(&mut self, compiled: &CompiledTables, pins: &PinFolder) {
+        let spec = ProgramSpec::of(compiled).with_spare_capacity();
+        if self.0.as_ref().is_some_and(|loading| loading.spec == spec) {
             return;
         }
-        let (sender, shell) = mpsc::sync_channel(1);
-        let (wanted, pins) = (shape.clone(), pins.clone());
-        let spawned = thread::Builder::new().name("spare".into()).spawn(move || {
-            // Who wanted it may have found another way.
-            drop(sender.send(Shell::load(wanted, Some(&pins))));
+        let (sender, program) = mpsc::sync_channel(1);
+        let (loaded, pins) = (spec.clone(), pins.clone());
+        let spawned = thread::Builder::new().name("preload".into()).spawn(move || {
+            // The receiver has gone if another program was loaded meanwhile.
+            drop(sender.send(LoadedProgram::load(loaded, Some(&pins))));
         });
         match spawned {
-            Ok(thread) => self.0 = Some(Loading { shape, shell, thread }),
-            Err(error) => warn!(%error, "no program can be loaded ahead"),
+            Ok(thread) => self.0 = Some(Loading { spec, program, thread }),
+            Err(error) => warn!(%error, "cannot preload a program; the next reload takes longer"),
         }
     }
 
-    /// The one that is ready, or will be soon, if it can carry `image`.
-    pub(super) fn take(&mut self, image: &Image) -> Option<Shell> {
-        let fits = |loading: &Loading| Shape::of(image).fits(&loading.shape);
+    /// Takes the preloaded program, if `compiled` fits it. Waits if it is still being loaded.
+    pub(super) fn take(&mut self, compiled: &CompiledTables) -> Option<LoadedProgram> {
+        let fits = |loading: &Loading| ProgramSpec::of(compiled).fits(&loading.spec);
         let loading = self.0.take_if(|loading| fits(loading))?;
-        match loading.shell.recv() {
-            Ok(Ok(shell)) => Some(shell),
+        match loading.program.recv() {
+            Ok(Ok(program)) => Some(program),
             Ok(Err(error)) => {
-                debug!(%error, "the program that was loaded ahead was not");
+                debug!(%error, "the program was not preloaded");
                 None
             }
             Err(_) => None,
         }
     }
 
-    /// Lets go of it, once it is loaded: it may be about to pin counters.
+    /// Drops the program, after its loading has ended: loading may pin counters.
     pub(super) fn discard(&mut self) {
         if let Some(loading) = self.0.take() {
-            // A panic in there is no reason for another one.
+            // A panic of that thread must not become one of this thread.
             drop(loading.thread.join());
         }
     }

@@ -1,273 +1,230 @@
-//! What the daemon does when something has happened.
+//! The running director, and how it reacts to requests: reload, rollback, changed next hops.
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use glb_host::{bpffs::PinLock, next_hop::Snapshot, pin_guard::PinGuard};
+use glb_host::{
+    bpffs::PinLock,
+    next_hop::Snapshot,
+    pin_guard::PinGuard,
+    table_source::{self, DocumentDigest, TableSource},
+};
 use glb_table::TableSet;
 use tracing::{error, info, warn};
 
 use super::{
     Error,
-    activate::{Made, Making, say},
-    flow_safety,
-    state_dir::Sum,
-    table_file::Source,
-    timing::{Done, Steps},
-    trace_session::Watcher,
+    activate::{Activator, ActiveGeneration, Change, Policy, Rejected, Target, release},
+    config_reload,
+    step_timer::StepTimer,
+    trace_session::ActiveTrace,
     triggers::Trigger,
 };
-use crate::config::{Config, OnUnsafe};
+use crate::{
+    config::{Config, OnUnsafe},
+    model::ReloadOutcome,
+};
 
-/// What the daemon holds while it runs.
-pub(super) struct Director<'c> {
-    pub(super) making: Making<'c>,
+/// Everything that the daemon holds while it runs.
+pub(super) struct Director {
+    pub(super) activator: Activator,
+    pub(super) source: Arc<dyn TableSource>,
     pub(super) lock: PinLock,
-    /// What is pinned, for when it is not any more.
+    /// Open descriptors of everything pinned, to pin it again after a removal.
     pub(super) kept: PinGuard,
-    /// Why what is pinned no more cannot be pinned again, so that it is said once.
+    /// The logged reason why removed pins cannot be pinned again.
     pub(super) pins_problem: Option<String>,
-    pub(super) current: Made,
-    pub(super) previous: Previous,
-    /// The table file that was looked at last, loaded or not: it is not looked at twice by itself.
-    pub(super) seen: Option<Sum>,
-    /// It could not be read when it was looked at last.
-    pub(super) is_unread: bool,
-    /// Interfaces that could not be attached to, so that it is said once.
-    pub(super) away: BTreeSet<String>,
-    pub(super) watcher: Option<Watcher>,
+    pub(super) current: ActiveGeneration,
+    pub(super) previous: RollbackTarget,
+    /// The table document that was read last, loaded or not. A change trigger ignores it.
+    pub(super) last_read: Option<DocumentDigest>,
+    /// The table could not be read the last time.
+    pub(super) is_unreadable: bool,
+    /// Interfaces whose absence or failed attachment has been logged.
+    pub(super) logged_interfaces: BTreeSet<String>,
+    pub(super) trace: Option<ActiveTrace>,
 }
 
-/// The way back.
-pub(super) enum Previous {
+/// The generation that a rollback returns to.
+pub(super) enum RollbackTarget {
     /// There is none.
     None,
-    /// A predecessor pinned it.
+    /// A former process pinned it, and this one has not opened it yet.
     Pinned(u64),
-    /// This process made it, or has taken it over.
-    Here(Box<Made>),
+    /// This process built or adopted it.
+    InProcess(Box<ActiveGeneration>),
 }
 
-impl Previous {
+impl RollbackTarget {
     pub(super) fn number(&self) -> Option<u64> {
         match self {
             Self::None => None,
             Self::Pinned(number) => Some(*number),
-            Self::Here(made) => Some(made.generation.number),
+            Self::InProcess(generation) => Some(generation.number()),
         }
     }
 }
 
-impl Director<'_> {
+impl Director {
     pub(super) fn config(&self) -> &Config {
-        self.making.config
+        &self.activator.config
     }
 
+    /// The active generation's number.
     pub(super) fn number(&self) -> u64 {
-        self.current.generation.number
+        self.current.number()
     }
 
+    /// The active tables.
     pub(super) fn tables(&self) -> Arc<TableSet> {
         Arc::clone(&self.current.tables)
     }
 
-    /// Looks at the table file and brings it into force; nothing if it is the one that was looked at
-    /// last and nobody asked.
+    /// Reads the table and activates it. On request it reads the configuration anew too. Returns `None`
+    /// if only a change was reported, and the table is the one that was read last.
     pub(super) async fn reload(
         &mut self,
         trigger: Trigger,
         force: bool,
-    ) -> Result<Option<Done>, Error> {
-        let mut steps = Steps::begin();
-        let source = Source::read(&self.config().table).inspect_err(|_| self.is_unread = true)?;
-        steps.done("read");
-        let is_back = std::mem::take(&mut self.is_unread);
-        if trigger == Trigger::Changed && self.seen == Some(source.sum) {
-            if !is_back {
+    ) -> Result<Option<ReloadOutcome>, Error> {
+        let mut timer = StepTimer::start();
+        if trigger == Trigger::Requested {
+            self.reload_config()?;
+        }
+        let read = self.source.read().map_err(Error::Table);
+        let document = read.inspect_err(|_| self.is_unreadable = true)?;
+        timer.step("read");
+        let was_unreadable = std::mem::take(&mut self.is_unreadable);
+        let is_current = document.digest == self.current.digest;
+        if trigger == Trigger::Changed && self.last_read == Some(document.digest) {
+            if !was_unreadable {
                 return Ok(None);
             }
-            // What was wrong with it is over, unless it had been refused before: it is tried again.
-            let rolled_back = self.making.store.rolled_back();
-            if source.sum == self.current.sum || rolled_back == Some(source.sum) {
-                let generation = self.number();
-                info!(generation, "the table file can be read again, and nothing has changed");
-                return Ok(Some(Done { generation, ..Done::default() }));
+            // The table is readable again. It is tried again if it was not refused before.
+            let rolled_back = self.activator.state_dir.rolled_back();
+            if is_current || rolled_back == Some(document.digest) {
+                info!(generation = self.number(), "the table can be read again and is unchanged");
+                return Ok(Some(self.unchanged()));
             }
         }
-        self.seen = Some(source.sum);
-        if source.sum == self.current.sum && !force {
+        self.last_read = Some(document.digest);
+        if is_current && self.current.release == self.activator.release && !force {
             self.keep_attached();
-            self.making.store.keep_rolled_back(None);
-            let generation = self.number();
-            info!(generation, "this table is in force already");
-            return Ok(Some(Done { generation, ..Done::default() }));
+            self.activator.state_dir.keep_rolled_back(None);
+            info!(generation = self.number(), "this table is in force already");
+            return Ok(Some(self.unchanged()));
         }
-        let tables = source.parse()?;
-        steps.done("parse");
-        let built = self.making.builder.build(&tables);
-        steps.done("rows");
-        let judgement = self.making.safety.judge(&self.current.built, &built);
-        steps.done("plan");
-        let warning = flow_safety::in_words(&judgement);
-        if !judgement.safe {
-            if self.config().on_unsafe == OnUnsafe::Refuse && !force {
-                return Err(Error::Unsafe { risk: warning });
-            }
-            warn!(
-                at_risk = flow_safety::worst(&judgement),
-                "this change can break flows:\n{warning}"
-            );
+        let tables = document.parse_and_warn().map_err(Error::Table)?;
+        timer.step("parse");
+        let change = Change {
+            target: Target::Build { document, tables },
+            running: Some(&self.current),
+            before: Some(&self.current.built),
+            held_back: None,
+        };
+        let policy = Policy::configured(&self.activator.config, force);
+        let activated = self.activator.activate(change, policy, timer).await;
+        let (generation, outcome) = activated.map_err(|rejected| rejected.error)?;
+        self.commit(*generation);
+        Ok(Some(outcome))
+    }
+
+    /// The outcome of a reload that changed nothing.
+    fn unchanged(&self) -> ReloadOutcome {
+        ReloadOutcome { generation: self.number(), ..ReloadOutcome::default() }
+    }
+
+    /// Reads the configuration anew and takes over what can change while the daemon runs.
+    fn reload_config(&mut self) -> Result<(), Error> {
+        let config = config_reload::reload(&self.activator.config)?;
+        if config.table != self.activator.config.table {
+            info!(table = %config.table.display(), "the configuration names another table");
+            self.source = table_source::open(&config.table);
         }
-        let made =
-            self.making.bring(&source, tables, built, Some(&self.current), force, &mut steps).await;
-        let made = match made {
-            Ok(made) => made,
+        self.activator.release = release(&config);
+        self.activator.config = config;
+        Ok(())
+    }
+
+    /// Activates the previous generation again, with its program and maps as they were.
+    pub(super) async fn rollback(&mut self, force: bool) -> Result<ReloadOutcome, Error> {
+        let timer = StepTimer::start();
+        let previous = std::mem::replace(&mut self.previous, RollbackTarget::None);
+        let (target, retry) = match previous {
+            RollbackTarget::None => return Err(Error::NoPrevious),
+            RollbackTarget::InProcess(former) => (Ok(Target::Restore(former)), None),
+            RollbackTarget::Pinned(number) => (self.rollback_target(number), Some(number)),
+        };
+        let pinned = || retry.map_or(RollbackTarget::None, RollbackTarget::Pinned);
+        let target = match target {
+            Ok(target) => target,
             Err(error) => {
-                self.making.next_hops.set_targets(self.current.addresses());
+                self.previous = pinned();
                 return Err(error);
             }
         };
-        let done = Done {
-            at_risk: flow_safety::worst(&judgement),
-            warning,
-            ..steps.end(made.generation.number)
+        // The table document as it is now, or as it was read last, must not be loaded by itself.
+        let now = self.source.read().ok().map(|document| document.digest);
+        let held_back = now.or(self.last_read);
+        let change = Change {
+            target,
+            running: Some(&self.current),
+            before: Some(&self.current.built),
+            held_back,
         };
-        say(&made, done.milliseconds);
-        let previous = std::mem::replace(&mut self.current, made);
-        self.previous = Previous::Here(Box::new(previous));
-        self.making.store.keep_rolled_back(None);
-        self.making.settle(&self.current, self.previous.number());
-        self.hold();
-        Ok(Some(done))
-    }
-
-    /// Puts the previous generation back into force, program and maps as they were.
-    pub(super) async fn rollback(&mut self, force: bool) -> Result<Done, Error> {
-        let mut steps = Steps::begin();
-        let mut previous = match std::mem::replace(&mut self.previous, Previous::None) {
-            Previous::Here(made) => made,
-            Previous::None => return Err(Error::NoPrevious),
-            Previous::Pinned(number) => match self.find(number) {
-                Ok(made) => Box::new(made),
-                Err(Error::OtherRelease { .. } | Error::NotAdopted(_)) => {
-                    let done = self.build_again(number, force, steps).await;
-                    if done.is_err() {
-                        self.previous = Previous::Pinned(number);
-                    }
-                    return done;
-                }
-                Err(error) => {
-                    self.previous = Previous::Pinned(number);
-                    return Err(error);
-                }
-            },
+        // Who asks for a rollback has decided about the risk for flows.
+        let policy = Policy { on_unsafe: OnUnsafe::Warn, skip_withdrawal: force };
+        let (generation, outcome) = match self.activator.activate(change, policy, timer).await {
+            Ok(activated) => activated,
+            Err(Rejected { error, former }) => {
+                self.previous = former.map_or_else(pinned, RollbackTarget::InProcess);
+                return Err(error);
+            }
         };
-        steps.done("find");
-        let judgement = self.making.safety.judge(&self.current.built, &previous.built);
-        let warning = flow_safety::in_words(&judgement);
-        steps.done("plan");
-        if let Err(error) = self.making.make_way(&previous.tables, force, &mut steps).await {
-            self.previous = Previous::Here(previous);
-            return Err(error);
-        }
-        // Nobody has followed its next hops while it was not in force.
-        let all =
-            previous.addresses().union(&self.current.addresses()).copied().collect::<Vec<_>>();
-        self.making.next_hops.set_targets(all);
-        previous.generation.image.inherit_ways(&self.current.generation.image);
-        let snapshot = self.making.next_hops.snapshot();
-        drop(previous.generation.image.resolve(&snapshot, &self.making.config.options));
-        let entered = previous.generation.enter(&previous.generation.image);
-        // Before the swap: a successor that finds the old one in force must not load the file.
-        let before = self.making.store.rolled_back();
-        let file = self.file();
-        self.making.store.keep_rolled_back(file);
-        let swapped = entered
-            .map_err(|error| glb_host::bpf_loader::LoadError::map("fill", "BACKENDS", error).into())
-            .and_then(|()| self.making.attach(&mut previous.generation));
-        if let Err(error) = swapped {
-            self.previous = Previous::Here(previous);
-            self.making.store.keep_rolled_back(before);
-            return Err(error);
-        }
-        steps.done("swap");
-        let undone = std::mem::replace(&mut self.current, *previous);
-        self.previous = Previous::Here(Box::new(undone));
-        let done = Done {
-            at_risk: flow_safety::worst(&judgement),
-            warning,
-            ..steps.end(self.current.generation.number)
-        };
-        self.rolled_back(&done);
-        Ok(done)
-    }
-
-    /// Says so, and remembers what the table file now says: it is not to be loaded by itself.
-    fn rolled_back(&mut self, done: &Done) {
-        if !done.warning.is_empty() {
-            warn!(at_risk = done.at_risk, "going back can break flows:\n{}", done.warning);
-        }
-        say(&self.current, done.milliseconds);
-        self.seen = self.file();
-        self.making.store.keep_rolled_back(self.seen);
-        self.making.settle(&self.current, self.previous.number());
-        self.hold();
+        self.last_read = held_back;
+        self.commit(*generation);
         warn!(
             generation = self.number(),
-            "rolled back; the table file as it is now is loaded only by `reload` or SIGHUP, and by \
-             itself once it is changed"
+            "the table was rolled back: the present table file is loaded again only by `reload`, by \
+             SIGHUP, or after it has changed"
         );
+        Ok(outcome)
     }
 
-    /// What the table file says now, or said when it was looked at last.
-    fn file(&self) -> Option<Sum> {
-        let file = Source::read(&self.config().table).ok().map(|source| source.sum);
-        file.or(self.seen)
+    /// What a rollback to a generation that a former process pinned activates. A generation of another
+    /// release or configuration is built again, since this program cannot update its next hops.
+    fn rollback_target(&mut self, number: u64) -> Result<Target, Error> {
+        let record = self.activator.state_dir.record(number).ok_or(Error::NoPrevious)?;
+        match self.activator.adopt(&record) {
+            Ok(former) => Ok(Target::Restore(Box::new(former))),
+            Err(Error::OtherRelease { .. } | Error::CannotAdopt(_)) => {
+                warn!(
+                    generation = number,
+                    "this generation was made by another release or configuration: its table is loaded \
+                     with the present program"
+                );
+                let document = record.document();
+                let tables = document.parse_and_warn().map_err(Error::Table)?;
+                Ok(Target::Build { document, tables })
+            }
+            Err(error) => Err(error),
+        }
     }
 
-    fn find(&mut self, number: u64) -> Result<Made, Error> {
-        let record = self.making.store.record(number).ok_or(Error::NoPrevious)?;
-        self.making.adopt(&record)
+    /// Makes an activated generation the current one, and the replaced one the rollback target.
+    fn commit(&mut self, activated: ActiveGeneration) {
+        let replaced = std::mem::replace(&mut self.current, activated);
+        self.previous = RollbackTarget::InProcess(Box::new(replaced));
+        self.activator.settle(&self.current, self.previous.number());
+        self.hold_pins();
     }
 
-    /// The previous generation's table, with this release's program: that of another release cannot
-    /// be kept fresh.
-    async fn build_again(
-        &mut self,
-        number: u64,
-        force: bool,
-        mut steps: Steps,
-    ) -> Result<Done, Error> {
-        let record = self.making.store.record(number).ok_or(Error::NoPrevious)?;
-        warn!(
-            generation = number,
-            "was made by another release or configuration; its table is loaded with this one's program"
-        );
-        let source = Source::of(&record);
-        let tables = source.parse()?;
-        let built = self.making.builder.build(&tables);
-        let judgement = self.making.safety.judge(&self.current.built, &built);
-        let made = self
-            .making
-            .bring(&source, tables, built, Some(&self.current), force, &mut steps)
-            .await?;
-        let done = Done {
-            at_risk: flow_safety::worst(&judgement),
-            warning: flow_safety::in_words(&judgement),
-            ..steps.end(made.generation.number)
-        };
-        let undone = std::mem::replace(&mut self.current, made);
-        self.previous = Previous::Here(Box::new(undone));
-        self.rolled_back(&done);
-        Ok(done)
-    }
-
-    /// Backends are known to hold no flows.
-    pub(super) fn drained(&mut self, backends: &[IpAddr]) -> Result<String, Error> {
+    /// Records that backends hold no flows. Returns a line of text for each.
+    pub(super) fn mark_drained(&mut self, backends: &[IpAddr]) -> Result<String, Error> {
+        let Activator { flow_safety, state_dir, .. } = &mut self.activator;
         let known = self.current.addresses();
         for backend in backends {
-            let is_known = known.contains(backend) || self.making.safety.rows_held(*backend) > 0;
-            if !is_known {
-                return Err(Error::NoBackend {
+            if !known.contains(backend) && flow_safety.rows_held(*backend) == 0 {
+                return Err(Error::UnknownBackend {
                     backend: *backend,
                     known: known.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", "),
                 });
@@ -275,31 +232,29 @@ impl Director<'_> {
         }
         let mut lines = Vec::new();
         for backend in backends {
-            let forgotten = self.making.safety.drained(*backend, &mut self.making.store);
-            let first = self.making.safety.rows_held(*backend);
-            info!(%backend, forgotten, first, "declared drained");
-            let still = if first == 0 {
+            let forgotten = flow_safety.mark_drained(*backend, state_dir);
+            let first = flow_safety.rows_held(*backend);
+            info!(%backend, forgotten, first, "backend marked drained");
+            let remark = if first == 0 {
                 String::new()
             } else {
-                format!("; it is the first hop of {first} rows, whose flows come to it now")
+                format!("; it is still the first hop of {first} rows and gets their new flows")
             };
-            lines.push(format!(
-                "{backend}: {forgotten} rows are no longer remembered for its flows{still}"
-            ));
+            lines.push(format!("{backend}: no flows in {forgotten} rows any more{remark}"));
         }
         Ok(lines.join("\n"))
     }
 
-    /// Enters changed next hops into the running generation.
-    pub(super) fn follow(&mut self, snapshot: &Arc<Snapshot>) {
+    /// Enters changed next hops into the active generation.
+    pub(super) fn update_next_hops(&mut self, snapshot: &Arc<Snapshot>) {
         let generation = &mut self.current.generation;
-        let changed = generation.image.resolve(snapshot, &self.making.config.options);
-        let entered = generation.change_ways(&changed);
+        let changed = generation.image.resolve(snapshot, &self.activator.config.options);
+        let updated = generation.update_next_hops(&changed);
         for index in changed {
-            let owner = &generation.image.owners[index];
-            match &entered {
-                Ok(()) => info!(backend = %owner.address, "next hop entered"),
-                Err(error) => error!(backend = %owner.address, %error, "next hop not entered"),
+            let backend = generation.image.backend_ids[index].address;
+            match &updated {
+                Ok(()) => info!(%backend, "next hop entered"),
+                Err(error) => error!(%backend, %error, "cannot enter a next hop"),
             }
         }
     }

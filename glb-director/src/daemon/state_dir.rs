@@ -1,5 +1,6 @@
-//! What the daemon keeps on disk: the tables of the pinned generations, who may hold flows, and that
-//! a table was rolled back. Without a disk it goes on and says so; what is damaged is said and left.
+//! The daemon's state folder on disk: the tables of the pinned generations, the flow history, the drain
+//! that is under way, and the table that was rolled back. If the disk fails, the daemon logs that and
+//! goes on; damaged files are logged and ignored.
 
 use std::{
     collections::BTreeMap,
@@ -9,89 +10,108 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use glb_host::failpoints;
+use glb_host::{
+    failpoints,
+    table_source::{DocumentDigest, TableDocument},
+};
+use glb_table::LoadError;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use super::boot_time::Moment;
+use super::boot_time::BootTimestamp;
 
-/// A file's contents, by its SHA-256.
-pub(super) type Sum = [u8; 32];
-
-/// A generation, as it was when it came into force.
+/// The record of a generation, written before it becomes active.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Record {
-    /// Its number.
+pub(super) struct GenerationRecord {
+    /// The generation's number.
     pub(super) number: u64,
-    /// The table file that it was made from, for messages and for its form.
+    /// The location of its table, which tells the syntax.
     pub(super) path: PathBuf,
-    /// What stood in it. With keys: nobody else may read it.
+    /// The table's text. It holds keys: only the daemon's user may read it.
     pub(super) text: String,
-    /// Which program it was made with, and from which configuration.
+    /// The program and options that it was built with.
     pub(super) release: String,
 }
 
-/// A drain that somebody asked for.
+/// The record of a requested drain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Drain {
-    /// When.
+pub(super) struct DrainRecord {
+    /// When it was requested.
     #[serde(default)]
-    pub(super) asked: Moment,
-    /// How long packets may take to cease, in seconds.
+    pub(super) requested: BootTimestamp,
+    /// How long it waits for traffic to stop, in seconds.
     pub(super) timeout_seconds: f64,
-    /// Whether it goes on when they have not.
+    /// Whether it goes on if traffic has not stopped by then.
     pub(super) force: bool,
-    /// Whether it is done.
+    /// Whether it is complete.
     pub(super) is_drained: bool,
 }
 
-/// The folder. Every file in it is replaced as a whole.
+/// The state folder. Every file in it is replaced as a whole.
 #[derive(Debug)]
-pub(super) struct Store {
+pub(super) struct StateDir {
     folder: PathBuf,
-    /// What the folder says of whose it is.
+    /// The contents of the folder's owner file.
     owner: String,
-    /// What could not be written yet, by the files' names.
-    owed: BTreeMap<String, Vec<u8>>,
-    is_well: bool,
-    /// It is another director's: nothing is read there, and nothing written.
+    /// Files that could not be written yet, by name.
+    unwritten: BTreeMap<String, Vec<u8>>,
+    is_writable: bool,
+    /// The folder belongs to another director: it is neither read nor written.
     is_foreign: bool,
 }
 
-/// Holds the owner.
+/// The name of the owner file, which holds the pin folder of the director that uses the state folder.
 const OWNER: &str = "pin";
 
-impl Store {
-    /// Opens the folder for the daemon that pins at `pin`.
+impl GenerationRecord {
+    /// The record of generation `number`, built from `document`.
+    pub(super) fn new(
+        number: u64,
+        document: &TableDocument,
+        release: &str,
+    ) -> Result<Self, LoadError> {
+        let text = document.text()?.to_owned();
+        Ok(Self { number, path: document.path.clone(), text, release: release.to_owned() })
+    }
+
+    /// The table document.
+    pub(super) fn document(&self) -> TableDocument {
+        TableDocument::new(&self.path, self.text.clone().into_bytes())
+    }
+}
+
+impl StateDir {
+    /// Opens the folder for the daemon whose pin folder is `pin`.
     pub(super) fn open(folder: &Path, pin: &Path) -> Self {
-        let mut store = Self {
+        let mut state_dir = Self {
             folder: folder.to_owned(),
             owner: format!("{}\n", pin.display()),
-            owed: BTreeMap::new(),
-            is_well: true,
+            unwritten: BTreeMap::new(),
+            is_writable: true,
             is_foreign: false,
         };
         match fs::read_to_string(folder.join(OWNER)) {
-            Ok(other) if other != store.owner => {
-                store.is_foreign = true;
-                store.is_ill(&io::Error::other(format!(
+            Ok(other) if other != state_dir.owner => {
+                state_dir.is_foreign = true;
+                state_dir.log_failure(&io::Error::other(format!(
                     "it belongs to a director with `bpffs_dir = \"{}\"`; give each director its own `state_dir`",
                     other.trim_end()
                 )));
             }
             Ok(_) => {}
-            Err(_) => store.put(OWNER, store.owner.clone().into_bytes()),
+            Err(_) => state_dir.put(OWNER, state_dir.owner.clone().into_bytes()),
         }
-        store
+        state_dir
     }
 
-    /// Says once that the disk fails.
-    fn is_ill(&mut self, error: &io::Error) {
-        if std::mem::replace(&mut self.is_well, false) {
+    /// Logs a failure of the disk, once until it works again.
+    fn log_failure(&mut self, error: &io::Error) {
+        if std::mem::replace(&mut self.is_writable, false) {
             warn!(
                 folder = %self.folder.display(), %error,
-                "cannot write to the state folder: forwarding is not touched by that, but who may hold \
-                 flows, and what `rollback` leads to, will not outlive this process; it is tried again"
+                "cannot write to the state folder; forwarding goes on, but the flow history and the \
+                 rollback target are lost with this process. Make room on the disk or mend the folder; \
+                 the daemon tries again."
             );
         }
     }
@@ -107,31 +127,31 @@ impl Store {
             .and_then(|()| write(&self.folder.join(name), &bytes));
         match result {
             Ok(()) => {
-                self.owed.remove(name);
-                // Of a full disk some of what is small still finds room: all must be there.
-                if self.owed.is_empty() && !std::mem::replace(&mut self.is_well, true) {
+                self.unwritten.remove(name);
+                // A full disk still has room for small files: it is in order only when all are written.
+                if self.unwritten.is_empty() && !std::mem::replace(&mut self.is_writable, true) {
                     info!(folder = %self.folder.display(), "the state folder is in order again");
                 }
             }
             Err(error) => {
-                self.owed.insert(name.to_owned(), bytes);
-                self.is_ill(&error);
+                self.unwritten.insert(name.to_owned(), bytes);
+                self.log_failure(&error);
             }
         }
     }
 
-    /// Tries again what could not be written.
+    /// Writes again what could not be written.
     pub(super) fn retry(&mut self) {
-        if self.is_well || self.is_foreign {
+        if self.is_writable || self.is_foreign {
             return;
         }
-        if self.owed.is_empty() {
-            // What was owed is not wanted any more; whether the disk is well again is to be seen.
-            self.owed.insert(OWNER.to_owned(), self.owner.clone().into_bytes());
+        if self.unwritten.is_empty() {
+            // The failed files are not needed any more: write the owner file to see if the disk works.
+            self.unwritten.insert(OWNER.to_owned(), self.owner.clone().into_bytes());
         }
-        while let Some((name, bytes)) = self.owed.pop_first() {
+        while let Some((name, bytes)) = self.unwritten.pop_first() {
             self.put(&name, bytes);
-            if self.owed.contains_key(&name) {
+            if self.unwritten.contains_key(&name) {
                 break;
             }
         }
@@ -146,7 +166,7 @@ impl Store {
             Ok(bytes) => Some(bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
-                warn!(file = %path.display(), %error, "cannot be read; it is passed over");
+                warn!(file = %path.display(), %error, "cannot read a file of the state folder; it is ignored");
                 None
             }
         }
@@ -156,43 +176,43 @@ impl Store {
         if self.is_foreign {
             return;
         }
-        self.owed.remove(name);
+        self.unwritten.remove(name);
         let path = self.folder.join(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                warn!(file = %path.display(), %error, "cannot be removed");
+                warn!(file = %path.display(), %error, "cannot remove a file of the state folder");
             }
             _ => {}
         }
     }
 
-    /// Keeps a generation's table.
-    pub(super) fn keep(&mut self, record: &Record) {
+    /// Writes a generation's record.
+    pub(super) fn keep(&mut self, record: &GenerationRecord) {
         let bytes = serde_json::to_vec(record).unwrap_or_default();
         self.put(&name(record.number), bytes);
     }
 
-    /// The table of a generation, if it was kept.
-    pub(super) fn record(&self, number: u64) -> Option<Record> {
+    /// The record of a generation, if there is one.
+    pub(super) fn record(&self, number: u64) -> Option<GenerationRecord> {
         let bytes = self.get(&name(number))?;
-        match serde_json::from_slice::<Record>(&bytes) {
+        match serde_json::from_slice::<GenerationRecord>(&bytes) {
             Ok(record) if record.number == number => Some(record),
             _ => {
                 let file = self.folder.join(name(number));
-                warn!(file = %file.display(), "is damaged; it is passed over");
+                warn!(file = %file.display(), "a file of the state folder is damaged; it is ignored");
                 None
             }
         }
     }
 
-    /// Forgets all generations but these.
+    /// Removes the records of all generations but these.
     pub(super) fn forget_all_but(&mut self, numbers: &[u64]) {
         let is_stale = |file: &str| {
             let of = file.strip_prefix("generation-").and_then(|rest| rest.strip_suffix(".json"));
             let number = of.and_then(|number| number.parse().ok());
             file.ends_with(".new") || number.is_some_and(|number| !numbers.contains(&number))
         };
-        self.owed.retain(|file, _| !is_stale(file));
+        self.unwritten.retain(|file, _| !is_stale(file));
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             if let Some(file) = entry.file_name().to_str()
                 && is_stale(file)
@@ -202,68 +222,67 @@ impl Store {
         }
     }
 
-    /// Nothing is pinned any more: forgets what was kept of it, which holds keys. Who may hold flows is
-    /// kept.
+    /// Removes everything about generations after a detach, since it holds keys. The flow history stays.
     pub(super) fn detached(&mut self) {
         self.forget_all_but(&[]);
         self.remove("in-force");
         self.remove("rolled-back");
     }
 
-    /// Keeps who may hold flows.
-    pub(super) fn keep_holders(&mut self, bytes: Vec<u8>) {
+    /// Writes the flow history.
+    pub(super) fn keep_flow_history(&mut self, bytes: Vec<u8>) {
         self.put("holders", bytes);
     }
 
-    /// Who may hold flows, as kept last.
-    pub(super) fn holders(&self) -> Option<Vec<u8>> {
+    /// The flow history that was written last.
+    pub(super) fn flow_history(&self) -> Option<Vec<u8>> {
         self.get("holders")
     }
 
-    /// Where the holders are, for messages.
-    pub(super) fn holders_file(&self) -> PathBuf {
+    /// The path of the flow history, for messages.
+    pub(super) fn flow_history_file(&self) -> PathBuf {
         self.folder.join("holders")
     }
 
-    /// Keeps which generation is in force, and which one is the way back.
+    /// Writes the numbers of the active and the previous generation.
     pub(super) fn keep_pair(&mut self, current: u64, previous: Option<u64>) {
         let bytes = serde_json::to_vec(&(current, previous)).unwrap_or_default();
         self.put("in-force", bytes);
     }
 
-    /// Which generation was in force, and which one the way back.
+    /// The numbers of the active and the previous generation that were written last.
     pub(super) fn pair(&self) -> Option<(u64, Option<u64>)> {
         serde_json::from_slice(&self.get("in-force")?).ok()
     }
 
-    /// Keeps that the director is being drained or is drained, or that it is not any more.
-    pub(super) fn keep_drain(&mut self, drain: Option<&Drain>) {
+    /// Writes the record of a drain, or removes it.
+    pub(super) fn keep_drain(&mut self, drain: Option<&DrainRecord>) {
         match drain {
             Some(drain) => self.put("drain", serde_json::to_vec(drain).unwrap_or_default()),
             None => self.remove("drain"),
         }
     }
 
-    /// Whether the director was being drained or was drained.
-    pub(super) fn drain(&self) -> Option<Drain> {
+    /// The record of a drain, if one is under way or complete.
+    pub(super) fn drain(&self) -> Option<DrainRecord> {
         serde_json::from_slice(&self.get("drain")?).ok()
     }
 
-    /// Keeps which table file was rolled back.
-    pub(super) fn keep_rolled_back(&mut self, sum: Option<Sum>) {
-        match sum {
-            Some(sum) => self.put("rolled-back", glb_table::hex(&sum).into_bytes()),
+    /// Writes the digest of the table document that was rolled back, or removes it.
+    pub(super) fn keep_rolled_back(&mut self, digest: Option<DocumentDigest>) {
+        match digest {
+            Some(digest) => self.put("rolled-back", glb_table::hex(&digest).into_bytes()),
             None => self.remove("rolled-back"),
         }
     }
 
-    /// Which table file was rolled back.
-    pub(super) fn rolled_back(&self) -> Option<Sum> {
+    /// The digest of the table document that was rolled back.
+    pub(super) fn rolled_back(&self) -> Option<DocumentDigest> {
         let bytes = self.get("rolled-back")?;
         let text = std::str::from_utf8(&bytes).ok()?;
         let digits = |at: usize| u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok();
-        let sum: Option<Vec<u8>> = (0..32).map(digits).collect();
-        sum?.try_into().ok()
+        let digest: Option<Vec<u8>> = (0..32).map(digits).collect();
+        digest?.try_into().ok()
     }
 }
 
@@ -271,8 +290,8 @@ fn name(number: u64) -> String {
     format!("generation-{number}.json")
 }
 
-/// A new file in the old one's place. After a crash of the machine it may be the old one: what is
-/// kept here is only needed with the machine's flows, and a sync costs more than all the rest.
+/// Replaces a file by a new one. There is no sync, which would cost more than everything else: after a
+/// crash of the machine the old file may be back, but then the machine's flows are gone too.
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
     let written = fs::OpenOptions::new()
@@ -287,7 +306,7 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
         })
         .and_then(|()| fs::rename(&new, path));
     if written.is_err() {
-        // The first error says more.
+        // The first error tells more than one of this removal.
         fs::remove_file(&new).ok();
     }
     written
@@ -299,47 +318,50 @@ mod tests {
 
     use super::*;
 
-    fn record(number: u64) -> Record {
+    fn record(number: u64) -> GenerationRecord {
         let text = format!("table {number}");
-        Record { number, path: "/etc/glb/table.toml".into(), text, release: "r".into() }
+        GenerationRecord { number, path: "/etc/glb/table.toml".into(), text, release: "r".into() }
     }
 
     #[test]
-    fn what_is_kept_is_found_again_and_nobody_else_reads_it() {
+    fn written_state_is_read_again_and_only_its_user_can_read_it() {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path().join("deep/state");
-        let mut store = Store::open(&at, Path::new("/pin"));
+        let mut state_dir = StateDir::open(&at, Path::new("/pin"));
         for number in [1, 2, 11] {
-            store.keep(&record(number));
+            state_dir.keep(&record(number));
         }
-        store.keep_holders(b"holders".to_vec());
-        store.keep_rolled_back(Some([0xa5; 32]));
-        let mut store = Store::open(&at, Path::new("/pin"));
-        assert_eq!(store.record(2), Some(record(2)));
-        assert_eq!((store.record(3), store.holders()), (None, Some(b"holders".to_vec())));
-        assert_eq!(store.rolled_back(), Some([0xa5; 32]));
-        store.keep_rolled_back(None);
-        assert_eq!(store.rolled_back(), None);
-        let asked = Moment::now();
-        let drain = Drain { asked, timeout_seconds: 2.0, force: true, is_drained: false };
-        assert_eq!(store.drain(), None);
-        store.keep_drain(Some(&drain));
-        assert_eq!(store.drain(), Some(drain));
-        store.keep_drain(None);
-        assert_eq!(store.drain(), None);
-        store.forget_all_but(&[11]);
-        assert_eq!((store.record(2), store.record(11)), (None, Some(record(11))));
+        state_dir.keep_flow_history(b"holders".to_vec());
+        state_dir.keep_rolled_back(Some([0xa5; 32]));
+        let mut state_dir = StateDir::open(&at, Path::new("/pin"));
+        assert_eq!(state_dir.record(2), Some(record(2)));
+        assert_eq!(
+            (state_dir.record(3), state_dir.flow_history()),
+            (None, Some(b"holders".to_vec()))
+        );
+        assert_eq!(state_dir.rolled_back(), Some([0xa5; 32]));
+        state_dir.keep_rolled_back(None);
+        assert_eq!(state_dir.rolled_back(), None);
+        let requested = BootTimestamp::now();
+        let drain = DrainRecord { requested, timeout_seconds: 2.0, force: true, is_drained: false };
+        assert_eq!(state_dir.drain(), None);
+        state_dir.keep_drain(Some(&drain));
+        assert_eq!(state_dir.drain(), Some(drain));
+        state_dir.keep_drain(None);
+        assert_eq!(state_dir.drain(), None);
+        state_dir.forget_all_but(&[11]);
+        assert_eq!((state_dir.record(2), state_dir.record(11)), (None, Some(record(11))));
         assert_eq!(fs::metadata(&at).unwrap().mode() & 0o777, 0o700);
         let file = at.join("generation-11.json");
         assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
-        // Damage is survived.
+        // Damaged files are ignored.
         fs::write(&file, "{\"number\": 11").unwrap();
         fs::write(at.join("rolled-back"), "a5").unwrap();
-        assert_eq!((store.record(11), store.rolled_back()), (None, None));
-        // Detached: what holds keys goes, and who may hold flows stays.
-        store.keep(&record(11));
-        store.keep_pair(11, None);
-        store.detached();
+        assert_eq!((state_dir.record(11), state_dir.rolled_back()), (None, None));
+        // A detach removes everything with keys, and keeps the flow history.
+        state_dir.keep(&record(11));
+        state_dir.keep_pair(11, None);
+        state_dir.detached();
         let mut left: Vec<_> =
             fs::read_dir(&at).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort_unstable();
@@ -347,63 +369,62 @@ mod tests {
     }
 
     #[test]
-    fn without_a_disk_it_goes_on() {
-        let mut store = Store::open(Path::new("/proc/no/such/folder"), Path::new("/pin"));
-        store.keep(&record(1));
-        assert!(!store.is_well);
-        assert_eq!(store.record(1), None);
-        // And is in order again when the disk is.
+    fn an_unwritable_folder_is_written_when_it_works_again() {
+        let mut state_dir = StateDir::open(Path::new("/proc/no/such/folder"), Path::new("/pin"));
+        state_dir.keep(&record(1));
+        assert!(!state_dir.is_writable);
+        assert_eq!(state_dir.record(1), None);
         let folder = tempfile::tempdir().unwrap();
-        store.folder = folder.path().to_owned();
-        store.retry();
-        assert!(store.is_well && store.owed.is_empty());
-        assert_eq!(store.record(1), Some(record(1)));
+        state_dir.folder = folder.path().to_owned();
+        state_dir.retry();
+        assert!(state_dir.is_writable && state_dir.unwritten.is_empty());
+        assert_eq!(state_dir.record(1), Some(record(1)));
     }
 
     #[test]
-    fn a_disk_is_in_order_when_all_is_there_that_should_be() {
+    fn the_folder_is_in_order_only_when_every_file_is_written() {
         let folder = tempfile::tempdir().unwrap();
-        let mut store = Store::open(folder.path(), Path::new("/pin"));
-        // A folder in its place: this one file cannot be written.
+        let mut state_dir = StateDir::open(folder.path(), Path::new("/pin"));
+        // A folder of the same name: this one file cannot be written.
         fs::create_dir(folder.path().join("holders")).unwrap();
-        store.keep_holders(b"many".to_vec());
-        assert!(!store.is_well);
+        state_dir.keep_flow_history(b"many".to_vec());
+        assert!(!state_dir.is_writable);
         for number in 1..4 {
-            store.keep(&record(number));
-            store.keep_pair(number, None);
-            store.retry();
-            assert!(!store.is_well);
+            state_dir.keep(&record(number));
+            state_dir.keep_pair(number, None);
+            state_dir.retry();
+            assert!(!state_dir.is_writable);
         }
         fs::remove_dir(folder.path().join("holders")).unwrap();
-        store.retry();
-        assert!(store.is_well);
-        assert_eq!(store.holders(), Some(b"many".to_vec()));
-        // What is not wanted any more is not owed either.
+        state_dir.retry();
+        assert!(state_dir.is_writable);
+        assert_eq!(state_dir.flow_history(), Some(b"many".to_vec()));
+        // A record that is not needed any more is not written again.
         fs::create_dir(folder.path().join("generation-9.json")).unwrap();
-        store.keep(&record(9));
-        assert!(!store.is_well);
+        state_dir.keep(&record(9));
+        assert!(!state_dir.is_writable);
         fs::remove_dir(folder.path().join("generation-9.json")).unwrap();
-        store.forget_all_but(&[1]);
-        store.retry();
-        assert!(store.is_well && store.record(9).is_none());
+        state_dir.forget_all_but(&[1]);
+        state_dir.retry();
+        assert!(state_dir.is_writable && state_dir.record(9).is_none());
     }
 
     #[test]
-    fn two_directors_do_not_share_one() {
+    fn a_second_director_does_not_use_the_folder() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(Store::open(folder.path(), Path::new("/pin/a")).is_well);
-        let mut first = Store::open(folder.path(), Path::new("/pin/a"));
+        assert!(StateDir::open(folder.path(), Path::new("/pin/a")).is_writable);
+        let mut first = StateDir::open(folder.path(), Path::new("/pin/a"));
         first.keep(&record(1));
         first.keep_pair(1, None);
-        let mut second = Store::open(folder.path(), Path::new("/pin/b"));
-        assert!(!second.is_well);
-        // What it does harms the other one's nowhere, and it does not take the other one's for its own.
+        let mut second = StateDir::open(folder.path(), Path::new("/pin/b"));
+        assert!(!second.is_writable);
+        // The second one neither reads nor changes the first one's files.
         assert_eq!((second.record(1), second.pair()), (None, None));
-        second.keep(&Record { text: "another's".into(), ..record(1) });
+        second.keep(&GenerationRecord { text: "another's".into(), ..record(1) });
         second.keep_pair(7, None);
         second.forget_all_but(&[7]);
-        assert!(!second.is_well);
+        assert!(!second.is_writable);
         assert_eq!((first.record(1), first.pair()), (Some(record(1)), Some((1, None))));
-        assert!(Store::open(folder.path(), Path::new("/pin/a")).is_well);
+        assert!(StateDir::open(folder.path(), Path::new("/pin/a")).is_writable);
     }
 }

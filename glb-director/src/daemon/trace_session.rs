@@ -1,4 +1,5 @@
-//! Somebody watches: the build that shows its decisions stands before the generation in force.
+//! Tracing of decisions: while a client traces, the tracing program stands in for the active
+//! generation's ordinary one.
 
 use glb_common::trace::TraceSettings;
 use glb_host::{
@@ -10,116 +11,120 @@ use tracing::{error, info};
 
 use super::{Error, state::Director};
 use crate::{
-    compiled_tables::CounterSlots as _,
     config::Config,
     control::Command,
-    generation::{Lens, remove_lens},
+    counters::CounterSlots as _,
+    generation::{TraceProgram, remove_trace_program},
     replay::REASONS,
 };
 
-/// Who watches, what he wants to see, and the program that shows it.
-pub(super) struct Watcher {
+/// A client that traces, and the program that reports to it.
+pub(super) struct ActiveTrace {
     pub(super) session: Session,
     settings: TraceSettings,
-    /// Nothing while another generation is being brought into force.
-    lens: Option<Lens>,
+    /// `None` while tracing is paused.
+    program: Option<TraceProgram>,
 }
 
-impl Watcher {
-    /// The program that stands before the generation in force now.
-    pub(super) fn lens(&mut self) -> Option<&mut Lens> {
-        self.lens.as_mut()
+impl ActiveTrace {
+    /// The attached tracing program, unless tracing is paused.
+    pub(super) fn program(&mut self) -> Option<&mut TraceProgram> {
+        self.program.as_mut()
     }
 }
 
-impl Director<'_> {
-    /// Has the program show its decisions, or tells who asked why not.
-    pub(super) fn begin_to_show(&mut self, call: Call<Command>) {
+impl Director {
+    /// Starts tracing for a client, or tells the client why that is not possible.
+    pub(super) fn start_trace(&mut self, call: Call<Command>) {
         let Command::Trace { options } = call.command.clone() else { return };
-        if self.watcher.as_ref().is_some_and(|watcher| watcher.session.is_gone()) {
-            self.end_showing(TraceEnd::Disconnected);
+        if self.trace.as_ref().is_some_and(|trace| trace.session.is_gone()) {
+            self.stop_trace(TraceEnd::Disconnected);
         }
-        let running = self.watcher.as_ref().map(|watcher| &watcher.session);
+        let running = self.trace.as_ref().map(|trace| &trace.session);
         let Some(session) = Session::open(call, options, running) else { return };
-        let settings = match self.settings(&session) {
+        let settings = match self.trace_settings(&session) {
             Ok(settings) => settings,
             Err(refusal) => return session.end(Err(refusal)),
         };
-        self.watcher = Some(Watcher { session, settings, lens: None });
-        self.look_on();
+        self.trace = Some(ActiveTrace { session, settings, program: None });
+        self.resume_trace();
     }
 
-    fn settings(&self, session: &Session) -> Result<TraceSettings, Refusal> {
+    /// What the program must report for this client.
+    fn trace_settings(&self, session: &Session) -> Result<TraceSettings, Refusal> {
         let slot = match &session.request.filter.table {
             None => None,
             Some(name) => {
-                let mut names = self.current.tables.tables.iter().map(|table| table.name.as_str());
-                if !names.clone().any(|known| known == name) {
-                    let known = names.by_ref().collect::<Vec<_>>().join(", ");
-                    let text = format!("there is no table {name:?}; there are: {known}");
+                let names = self.current.tables.tables.iter().map(|table| table.name.as_str());
+                let names: Vec<&str> = names.collect();
+                if !names.contains(&name.as_str()) {
+                    let known = names.join(", ");
+                    let text =
+                        format!("cannot trace table {name:?}: the active tables are {known}");
                     return Err(Refusal::failed(text));
                 }
-                Some(self.making.identities.table(name))
+                Some(self.activator.counter_slots.table(name))
             }
         };
         session.request.settings(&REASONS, slot)
     }
 
-    /// Puts the program that shows its decisions before the generation in force, if somebody watches
-    /// and it is not there yet. If that cannot be done, he is told.
-    pub(super) fn look_on(&mut self) {
-        let Some(watcher) = &mut self.watcher else { return };
-        if watcher.lens.is_some() {
+    /// Attaches the tracing program for the active generation, if a client traces. If that fails, the
+    /// client is told.
+    pub(super) fn resume_trace(&mut self) {
+        let Some(trace) = &mut self.trace else { return };
+        if trace.program.is_some() {
             return;
         }
-        let shown = Lens::load(&self.current.generation, &self.making.pins, &watcher.settings)
+        let pins = &self.activator.pins;
+        let attached = TraceProgram::load(&self.current.generation, pins, &trace.settings)
             .map_err(Error::from)
-            .and_then(|mut lens| {
-                let Config { interfaces, mode, .. } = self.making.config;
-                generations::swap(lens.program()?, interfaces, &self.making.pins, *mode)?;
-                Ok(lens)
+            .and_then(|mut program| {
+                let Config { interfaces, mode, .. } = &self.activator.config;
+                generations::swap(program.program()?, interfaces, pins, *mode)?;
+                Ok(program)
             });
-        match shown {
-            Ok(lens) => {
-                let generation = self.current.generation.number;
-                info!(pid = watcher.session.pid(), generation, "decisions are shown");
-                let folder = lens.folder().to_owned();
-                watcher.session.show(&TraceSource { generation, folder });
-                watcher.lens = Some(lens);
+        match attached {
+            Ok(program) => {
+                let generation = self.current.number();
+                info!(pid = trace.session.pid(), generation, "decisions are shown");
+                let folder = program.folder().to_owned();
+                trace.session.show(&TraceSource { generation, folder });
+                trace.program = Some(program);
             }
             Err(error) => {
-                error!("decisions cannot be shown, the plain program stays:\n{error}");
-                remove_lens(&self.making.pins);
-                if let Some(watcher) = self.watcher.take() {
-                    watcher.session.end(Err(Refusal::failed(error)));
+                error!("cannot attach the tracing program; the ordinary one stays:\n{error}");
+                remove_trace_program(pins);
+                if let Some(trace) = self.trace.take() {
+                    trace.session.end(Err(Refusal::failed(error)));
                 }
             }
         }
     }
 
-    /// Brings the plain program back for as long as something else is done.
-    pub(super) fn look_away(&mut self) {
-        let lens = self.watcher.as_mut().and_then(|watcher| watcher.lens.take());
-        if lens.is_some() {
-            self.plain_again();
+    /// Attaches the ordinary program again, until [`Self::resume_trace`].
+    pub(super) fn pause_trace(&mut self) {
+        let program = self.trace.as_mut().and_then(|trace| trace.program.take());
+        if program.is_some() {
+            self.attach_ordinary_program();
         }
     }
 
-    /// Puts the generation in force behind the interfaces, where a lens may stand before it.
-    pub(super) fn plain_again(&mut self) {
-        match self.making.attach(&mut self.current.generation) {
-            Ok(()) => remove_lens(&self.making.pins),
-            // It forwards as well as the plain one, and the next generation replaces it.
-            Err(error) => error!("the program that shows its decisions stays:\n{error}"),
+    /// Attaches the active generation's ordinary program in the place of a tracing one.
+    pub(super) fn attach_ordinary_program(&mut self) {
+        match self.activator.attach(&mut self.current.generation) {
+            Ok(()) => remove_trace_program(&self.activator.pins),
+            // The tracing program forwards as well, and the next generation replaces it.
+            Err(error) => error!("cannot detach the tracing program; it goes on:\n{error}"),
         }
     }
 
-    /// Nobody watches any more.
-    pub(super) fn end_showing(&mut self, why: TraceEnd) {
-        self.look_away();
-        if let Some(watcher) = self.watcher.take() {
+    /// Ends tracing.
+    pub(super) fn stop_trace(&mut self, why: TraceEnd) {
+        self.pause_trace();
+        if let Some(trace) = self.trace.take() {
             info!(generation = self.number(), ?why, "decisions are no longer shown");
-            watcher.session.end(Ok(why));
+            trace.session.end(Ok(why));
         }
     }
 }

@@ -16,11 +16,7 @@ use glb_host::{
 };
 use glb_table::TableSet;
 
-use crate::{
-    announce,
-    config::Config,
-    control::{Command, Status},
-};
+use crate::{announce, config::Config, control::Command, status::Status};
 
 /// How long backends may take to answer ARP or neighbour discovery.
 const PATIENCE: Duration = Duration::from_secs(3);

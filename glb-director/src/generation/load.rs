@@ -1,4 +1,4 @@
-//! Loading a generation: program and maps into the kernel, nothing attached yet.
+//! Loads a generation's program and maps into the kernel. Attaches nothing.
 
 use std::{io, path::Path};
 
@@ -28,8 +28,8 @@ use glb_host::{
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use super::next_hops::Ways;
-use crate::{compiled_tables::Image, counters};
+use super::next_hops::NextHopMaps;
+use crate::{compiled_tables::CompiledTables, counters};
 
 /// The program's name in the object.
 pub(super) const PROGRAM: &str = "glb_director";
@@ -37,38 +37,38 @@ pub(super) const PROGRAM: &str = "glb_director";
 /// The parts of the general program, in the order of the program array that it calls them from.
 const PARTS: [&str; 3] = ["general", "forward_packet", "answer"];
 
-/// What makes a generation's tables.
-const MAPS: [&str; 5] = ["PREFIXES_V4", "PREFIXES_V6", "SEGMENTS", "TABLES", "IPV6_ENDPOINTS"];
+/// Names of the ordinary maps that hold a generation's tables.
+const TABLE_MAPS: [&str; 5] =
+    ["PREFIXES_V4", "PREFIXES_V6", "SEGMENTS", "TABLES", "IPV6_ENDPOINTS"];
 
-/// And what of that is addressed without a look-up: name, number, bytes of an element.
-pub(super) const DIRECT: [(&str, u8, usize); 4] = [
+/// The arrays that the program addresses without a look-up: name, number, bytes of an element.
+pub(super) const DIRECT_ARRAYS: [(&str, u8, usize); 4] = [
     ("DISPLACEMENTS", number::DISPLACEMENTS, MappedArray::<u32>::STRIDE),
     ("BINDS", number::BINDS, MappedArray::<BindSlot>::STRIDE),
     ("ROWS", number::ROWS, MappedArray::<TableRows>::STRIDE),
     ("BACKENDS", number::BACKENDS, MappedArray::<Backend>::STRIDE),
 ];
 
-/// What the kernel is told when a program is loaded and cannot be changed afterwards: its constants,
-/// and how many entries its maps have room for.
+/// Everything that is fixed when a program is loaded: its constants, and the capacity of its maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub struct ProgramSpec {
     config: Config,
-    /// Whether it is the program that shows its decisions.
-    shows: bool,
-    /// By the maps' names.
-    room: Vec<(&'static str, u32)>,
+    /// Whether it is the build of the program that reports its decisions.
+    traces: bool,
+    /// Entries of each map, by name.
+    capacity: Vec<(&'static str, u32)>,
 }
 
-impl Shape {
-    /// The shape that `image` needs, and no more.
+impl ProgramSpec {
+    /// The specification that `image` needs, without spare capacity.
     #[must_use]
-    pub fn of(image: &Image) -> Self {
+    pub fn of(image: &CompiledTables) -> Self {
         let lengths = [
             image.prefixes_v4.len(),
             image.prefixes_v6.len(),
             image.segments.len(),
             image.tables.len(),
-            // Two entries of each: see `TableInfo::bank`.
+            // Each backend has two entries: see `TableInfo::bank`.
             2 * image.ipv6_ways.len(),
             image.displacements.len(),
             image.binds.len(),
@@ -76,59 +76,59 @@ impl Shape {
             2 * image.backends.len(),
         ];
         let lengths = lengths.map(|length| length.max(1) as u32);
-        let room = MAPS.into_iter().chain(DIRECT.map(|(name, ..)| name)).zip(lengths).collect();
-        Self { config: image.config, shows: false, room }
+        let names = TABLE_MAPS.into_iter().chain(DIRECT_ARRAYS.map(|(name, ..)| name));
+        Self { config: image.config, traces: false, capacity: names.zip(lengths).collect() }
     }
 
-    /// Names of the maps that make a generation's tables.
-    pub(super) fn maps() -> &'static [&'static str] {
-        &MAPS
+    /// Names of the ordinary maps that hold a generation's tables.
+    pub(super) fn table_maps() -> &'static [&'static str] {
+        &TABLE_MAPS
     }
 
-    /// How much there is of what the program's own checks bound.
-    pub(super) fn bounds(&self) -> ArrayBounds {
-        // `NO_HOP` is no backend's index, however much room there is.
-        let backends = self.room("BACKENDS").min(2 * usize::from(NO_HOP));
-        ArrayBounds { rows: self.room("ROWS") as u32, backends: backends as u32 }
+    /// The bounds that the program checks indices of direct arrays against.
+    pub(super) fn array_bounds(&self) -> ArrayBounds {
+        // `NO_HOP` is never a backend's index.
+        let backends = self.capacity("BACKENDS").min(2 * usize::from(NO_HOP));
+        ArrayBounds { rows: self.capacity("ROWS") as u32, backends: backends as u32 }
     }
 
-    /// The same, of the program that shows its decisions.
+    /// The same specification, for the build of the program that reports its decisions.
     #[must_use]
-    pub fn showing(mut self) -> Self {
-        self.shows = true;
+    pub fn with_trace(mut self) -> Self {
+        self.traces = true;
         self
     }
 
-    /// The same with room for some more of what is small: what is loaded ahead fits longer.
+    /// The same specification with spare capacity in small maps, so that a preloaded program fits more
+    /// changes of the tables.
     #[must_use]
-    pub fn with_room(mut self) -> Self {
-        for (name, room) in &mut self.room {
+    pub fn with_spare_capacity(mut self) -> Self {
+        for (name, capacity) in &mut self.capacity {
             if !matches!(*name, "TABLES" | "ROWS") {
-                *room = (*room + 16).next_multiple_of(64);
+                *capacity = (*capacity + 16).next_multiple_of(64);
             }
         }
         self
     }
 
-    /// Whether an image of this shape has room in that one.
+    /// Whether tables that need this specification fit a program loaded with `other`.
     #[must_use]
     pub fn fits(&self, other: &Self) -> bool {
         self.config == other.config
-            && self.shows == other.shows
-            && self.room.iter().zip(&other.room).all(|(need, room)| need.1 <= room.1)
+            && self.traces == other.traces
+            && self.capacity.iter().zip(&other.capacity).all(|(need, has)| need.1 <= has.1)
     }
 
-    fn room(&self, map: &str) -> usize {
-        let found = self.room.iter().find(|(name, _)| *name == map);
-        found.map_or(1, |(_, room)| *room as usize)
+    fn capacity(&self, map: &str) -> usize {
+        let found = self.capacity.iter().find(|(name, _)| *name == map);
+        found.map_or(1, |(_, capacity)| *capacity as usize)
     }
 }
 
-/// A program in the kernel, verified, with maps that are still empty. Nothing of it is pinned: it
-/// goes with this process.
+/// A verified program in the kernel, with empty maps. It is not pinned and ends with this process.
 #[derive(Debug)]
-pub struct Shell {
-    shape: Shape,
+pub struct LoadedProgram {
+    spec: ProgramSpec,
     ebpf: Ebpf,
     arrays: Vec<DirectArray>,
 }
@@ -136,36 +136,36 @@ pub struct Shell {
 /// A generation in the kernel.
 #[derive(Debug)]
 pub struct Generation {
-    /// Its number; later ones are greater.
+    /// Its number; later generations have greater ones.
     pub number: u64,
-    /// What it was made from.
-    pub image: Image,
-    pub(super) objects: Objects,
-    pub(super) ways: Ways,
+    /// The contents of its maps.
+    pub image: CompiledTables,
+    pub(super) objects: KernelObjects,
+    pub(super) next_hops: NextHopMaps,
 }
 
-/// What of a generation is held by descriptors.
+/// The kernel objects of a generation that this process has open.
 #[derive(Debug)]
-pub(super) enum Objects {
-    /// All that was loaded.
+pub(super) enum KernelObjects {
+    /// This process loaded the program and all maps.
     Loaded(Box<Ebpf>, Vec<DirectArray>),
-    /// The program that a predecessor pinned; the rest is pinned too, and held by the program.
+    /// A former process pinned the program; the program holds its maps.
     Adopted(Box<Xdp>),
 }
 
-impl Shell {
-    /// Loads a program of this shape. With `pins`, it counts where its predecessors did.
+impl LoadedProgram {
+    /// Loads a program. With `pins`, it uses the counters pinned there; otherwise counters of its own.
     ///
     /// # Errors
-    /// When the kernel says no.
-    pub fn load(shape: Shape, pins: Option<&PinFolder>) -> Result<Self, LoadError> {
+    /// When the kernel refuses the program or a map.
+    pub fn load(spec: ProgramSpec, pins: Option<&PinFolder>) -> Result<Self, LoadError> {
         let object =
-            if shape.shows { glb_host::DIRECTOR_TRACE_OBJECT } else { glb_host::DIRECTOR_OBJECT };
-        Self::load_object(shape, pins, object)
+            if spec.traces { glb_host::DIRECTOR_TRACE_OBJECT } else { glb_host::DIRECTOR_OBJECT };
+        Self::load_object(spec, pins, object)
     }
 
     fn load_object(
-        shape: Shape,
+        spec: ProgramSpec,
         pins: Option<&PinFolder>,
         object: &[u8],
     ) -> Result<Self, LoadError> {
@@ -180,51 +180,51 @@ impl Shell {
                 .map_pin_path("TABLE_COUNTERS", tables)
                 .map_pin_path("BACKEND_COUNTERS", backends);
         }
-        for name in MAPS {
-            loader.map_max_entries(name, shape.room(name) as u32);
+        for name in TABLE_MAPS {
+            loader.map_max_entries(name, spec.capacity(name) as u32);
         }
-        if shape.shows {
+        if spec.traces {
             loader.map_max_entries(trace::EVENTS, trace::EVENTS_BYTES);
         }
-        let arrays = DIRECT
+        let arrays = DIRECT_ARRAYS
             .into_iter()
             .map(|(name, number, stride)| {
-                DirectArray::create(name, number, stride * shape.room(name))
+                DirectArray::create(name, number, stride * spec.capacity(name))
             })
             .collect::<Result<Vec<_>, _>>()?;
         let mut ebpf = loader
-            .override_global("CONFIG", shape.config.as_bytes(), true)
-            .override_global("BOUNDS", shape.bounds().as_bytes(), true)
+            .override_global("CONFIG", spec.config.as_bytes(), true)
+            .override_global("BOUNDS", spec.array_bounds().as_bytes(), true)
             .load(&map_relocation::relocate(&failpoints::object(object), &arrays)?)
             .map_err(LoadError::from)?;
         load_programs(&mut ebpf)?;
-        Ok(Self { shape, ebpf, arrays })
+        Ok(Self { spec, ebpf, arrays })
     }
 
-    /// Whether `image` can be carried by this program.
+    /// Whether the program's maps have room for `image`.
     #[must_use]
-    pub fn fits(&self, image: &Image) -> bool {
-        Shape::of(image).fits(&self.shape)
+    pub fn fits(&self, image: &CompiledTables) -> bool {
+        ProgramSpec::of(image).fits(&self.spec)
     }
 
-    /// Makes a generation of it, which is not pinned yet. The image must fit.
+    /// Fills the maps from `image`, which must fit. The generation is not pinned yet.
     ///
     /// # Errors
-    /// When the kernel says no.
-    pub fn fill(self, image: Image, number: u64) -> Result<Generation, LoadError> {
-        let Self { shape, mut ebpf, arrays } = self;
-        fill(direct(&arrays, &shape, "DISPLACEMENTS")?, "DISPLACEMENTS", &image.displacements)?;
-        let binds = fill(direct(&arrays, &shape, "BINDS")?, "BINDS", &image.binds)?;
-        fill(mapped(&ebpf, &shape, "SEGMENTS")?, "SEGMENTS", &image.segments)?;
-        fill_rows(&direct(&arrays, &shape, "ROWS")?, &image)?;
+    /// When the kernel refuses a map operation.
+    pub fn fill(self, image: CompiledTables, number: u64) -> Result<Generation, LoadError> {
+        let Self { spec, mut ebpf, arrays } = self;
+        fill(direct(&arrays, &spec, "DISPLACEMENTS")?, "DISPLACEMENTS", &image.displacements)?;
+        let binds = fill(direct(&arrays, &spec, "BINDS")?, "BINDS", &image.binds)?;
+        fill(mapped(&ebpf, &spec, "SEGMENTS")?, "SEGMENTS", &image.segments)?;
+        fill_rows(&direct(&arrays, &spec, "ROWS")?, &image)?;
         fill_prefixes(&mut ebpf, &image)?;
-        let tables = fill(mapped(&ebpf, &shape, "TABLES")?, "TABLES", &image.tables)?;
-        let backends = direct(&arrays, &shape, "BACKENDS")?;
-        let beside = mapped(&ebpf, &shape, "IPV6_ENDPOINTS")?;
-        let ways = Ways::new(binds, tables, backends, beside);
-        ways.enter(&image).map_err(|error| LoadError::map("fill", "BACKENDS", error))?;
-        let objects = Objects::Loaded(Box::new(ebpf), arrays);
-        Ok(Generation { number, image, objects, ways })
+        let tables = fill(mapped(&ebpf, &spec, "TABLES")?, "TABLES", &image.tables)?;
+        let backends = direct(&arrays, &spec, "BACKENDS")?;
+        let outer_ipv6 = mapped(&ebpf, &spec, "IPV6_ENDPOINTS")?;
+        let next_hops = NextHopMaps::new(binds, tables, backends, outer_ipv6);
+        next_hops.write_all(&image).map_err(|error| LoadError::map("fill", "BACKENDS", error))?;
+        let objects = KernelObjects::Loaded(Box::new(ebpf), arrays);
+        Ok(Generation { number, image, objects, next_hops })
     }
 }
 
@@ -232,48 +232,49 @@ impl Generation {
     /// Loads `image` as generation `number` and pins program and maps below `pins`.
     ///
     /// # Errors
-    /// When the kernel says no; nothing of the generation is left then.
-    pub fn load(image: Image, number: u64, pins: &PinFolder) -> Result<Self, LoadError> {
-        let generation = Shell::load(Shape::of(&image), Some(pins))?.fill(image, number)?;
+    /// When the kernel refuses; nothing of the generation stays pinned then.
+    pub fn load(image: CompiledTables, number: u64, pins: &PinFolder) -> Result<Self, LoadError> {
+        let generation =
+            LoadedProgram::load(ProgramSpec::of(&image), Some(pins))?.fill(image, number)?;
         generation.pin_below(pins)?;
         Ok(generation)
     }
 
-    /// As [`Self::load_alone`], with another build of the program: `object` is its ELF file.
+    /// Like [`Self::load_unpinned`], with another build of the program: `object` is its ELF file.
     ///
     /// # Errors
-    /// When the kernel says no, or it is another program.
-    pub fn load_other(object: &[u8], image: Image) -> Result<Self, LoadError> {
-        Shell::load_object(Shape::of(&image), None, object)?.fill(image, 0)
+    /// When the kernel refuses it, or the file is not a build of the director's program.
+    pub fn load_object_unpinned(object: &[u8], image: CompiledTables) -> Result<Self, LoadError> {
+        LoadedProgram::load_object(ProgramSpec::of(&image), None, object)?.fill(image, 0)
     }
 
-    /// Loads `image` with counters of its own, and pins nothing: it goes with this process and leaves
-    /// a running director alone.
+    /// Loads `image` with counters of its own and pins nothing. It ends with this process and does not
+    /// touch a running director.
     ///
     /// # Errors
-    /// When the kernel says no.
-    pub fn load_alone(image: Image) -> Result<Self, LoadError> {
-        Shell::load(Shape::of(&image), None)?.fill(image, 0)
+    /// When the kernel refuses the program or a map.
+    pub fn load_unpinned(image: CompiledTables) -> Result<Self, LoadError> {
+        LoadedProgram::load(ProgramSpec::of(&image), None)?.fill(image, 0)
     }
 
     /// Pins program and maps below `pins`.
     ///
     /// # Errors
-    /// When the kernel says no; nothing of the generation is pinned then.
+    /// When the kernel refuses; nothing of the generation stays pinned then.
     pub fn pin_below(&self, pins: &PinFolder) -> Result<(), LoadError> {
         let folder = generations::folder(pins, self.number);
         pins.make(&folder)?;
         self.pin(&folder).inspect_err(|_| {
             // The first error says more than one that follows from it.
             if let Err(error) = pins.remove(&folder) {
-                tracing::warn!(%error, "an unfinished generation is left behind");
+                tracing::warn!(folder = %folder.display(), %error, "cannot remove a half-pinned generation");
             }
         })
     }
 
-    /// Pins the program and every map that is the generation's own.
+    /// Pins the program and every map that belongs to this generation alone.
     fn pin(&self, folder: &Path) -> Result<(), LoadError> {
-        let Objects::Loaded(ebpf, arrays) = &self.objects else { return Ok(()) };
+        let KernelObjects::Loaded(ebpf, arrays) = &self.objects else { return Ok(()) };
         for array in arrays {
             let name = array.name();
             array
@@ -282,8 +283,8 @@ impl Generation {
                 .map_err(|e| LoadError::map("pin", name, e))?;
         }
         for (name, map) in ebpf.maps() {
-            // Those that outlive generations are pinned elsewhere already. Sections of the object
-            // (".rodata") are no names for files, and the program keeps them alive.
+            // Counters are pinned elsewhere. Sections of the object (".rodata") are kept alive by the
+            // program.
             if name.ends_with("_COUNTERS") || name.starts_with('.') {
                 continue;
             }
@@ -296,93 +297,95 @@ impl Generation {
             .map_err(|e| LoadError::map("pin", PROGRAM, e))
     }
 
-    /// The tables' counters and the backends'.
+    /// The maps of the tables' and the backends' counters.
     ///
     /// # Errors
-    /// Only if the object has none.
+    /// When the generation was adopted.
     pub fn counters(&self) -> Result<[&Map; 2], LoadError> {
         let map = |name| match &self.objects {
-            Objects::Loaded(ebpf, _) => ebpf.map(name).ok_or_else(|| LoadError::missing(name)),
-            // Those of all generations are pinned in one place.
-            Objects::Adopted(_) => Err(LoadError::missing(name)),
+            KernelObjects::Loaded(ebpf, _) => {
+                ebpf.map(name).ok_or_else(|| LoadError::missing(name))
+            }
+            // Adopted generations use the pinned counters.
+            KernelObjects::Adopted(_) => Err(LoadError::missing(name)),
         };
         Ok([map("TABLE_COUNTERS")?, map("BACKEND_COUNTERS")?])
     }
 
-    /// Tells a program that shows its decisions which are wanted; at first it shows none.
+    /// Sets which decisions a tracing program reports; before that it reports none.
     ///
     /// # Errors
-    /// When it is not such a program.
-    pub fn show(&mut self, settings: &TraceSettings) -> Result<(), LoadError> {
+    /// When it is not a tracing program.
+    pub fn configure_trace(&mut self, settings: &TraceSettings) -> Result<(), LoadError> {
         match &mut self.objects {
-            Objects::Loaded(ebpf, _) => trace::configure(ebpf, settings),
-            // What is adopted is what forwards, which never shows any.
-            Objects::Adopted(_) => Err(LoadError::missing(trace::EVENTS)),
+            KernelObjects::Loaded(ebpf, _) => trace::configure(ebpf, settings),
+            // An adopted program is never a tracing one.
+            KernelObjects::Adopted(_) => Err(LoadError::missing(trace::EVENTS)),
         }
     }
 
-    /// The loaded program.
+    /// The loaded XDP program.
     ///
     /// # Errors
-    /// Only if the object has none.
+    /// When the object has no such program.
     pub fn program(&mut self) -> Result<&mut Xdp, LoadError> {
         match &mut self.objects {
-            Objects::Loaded(ebpf, _) => program_mut(ebpf, PROGRAM),
-            Objects::Adopted(program) => Ok(program),
+            KernelObjects::Loaded(ebpf, _) => program_mut(ebpf, PROGRAM),
+            KernelObjects::Adopted(program) => Ok(program),
         }
     }
 
-    /// The kernel's number for the program.
+    /// The kernel's id of the program.
     ///
     /// # Errors
-    /// When the kernel does not tell.
+    /// When the kernel refuses to tell.
     pub fn id(&mut self) -> Result<u32, LoadError> {
         let info = self.program()?.info();
         Ok(info.map_err(|error| LoadError::map("look at", PROGRAM, error))?.id())
     }
 
-    /// What the kernel says of each program that was loaded: the one to attach, and the general one's
-    /// parts. Nothing for a generation that was adopted.
+    /// The kernel's information on each loaded program: the one to attach, and the parts of the general
+    /// one. Empty for an adopted generation.
     pub fn programs(
         &self,
     ) -> impl Iterator<Item = (&'static str, Result<ProgramInfo, ProgramError>)> {
         let loaded = match &self.objects {
-            Objects::Loaded(ebpf, _) => Some(ebpf),
-            Objects::Adopted(_) => None,
+            KernelObjects::Loaded(ebpf, _) => Some(ebpf),
+            KernelObjects::Adopted(_) => None,
         };
         [PROGRAM].into_iter().chain(PARTS).filter_map(move |name| {
             Some((name, <&Xdp>::try_from(loaded?.program(name)?).and_then(Xdp::info)))
         })
     }
 
-    /// Enters other values for tables and backends (of the same number) into the maps of a generation
-    /// that is not in force: the self-test's made-up ones, and the real ones after it.
+    /// Writes the tables and backends of `image` into the maps of a generation that is not attached.
+    /// The self-test enters made-up next hops this way, and the real ones after it.
     ///
     /// # Errors
-    /// When there are more of them than the maps hold.
-    pub fn enter(&self, image: &Image) -> io::Result<()> {
-        self.ways.enter(image)
+    /// When the image does not fit.
+    pub fn write_tables(&self, image: &CompiledTables) -> io::Result<()> {
+        self.next_hops.write_all(image)
     }
 
-    /// Removes the pins of a generation that is not to be used; the kernel then frees it.
+    /// Removes the pins of a generation that will not be used; the kernel then frees it.
     pub fn discard(self, pins: &PinFolder) {
         let folder = generations::folder(pins, self.number);
         if let Err(error) = pins.remove(&folder) {
-            tracing::warn!(%error, "an unused generation is left behind");
+            tracing::warn!(folder = %folder.display(), %error, "cannot remove an unused generation");
         }
     }
 
-    /// Enters the image's ways to these backends into a generation that may be in force: each packet
-    /// goes by the old ways or by the new ones.
+    /// Writes the image's next hops of these backends into a generation that may be attached. Each
+    /// packet sees either all old next hops or all new ones.
     ///
     /// # Errors
     /// When there is no such backend.
-    pub fn change_ways(&mut self, backends: &[usize]) -> io::Result<()> {
-        self.ways.change(&self.image, backends)
+    pub fn update_next_hops(&mut self, backends: &[usize]) -> io::Result<()> {
+        self.next_hops.update(&self.image, backends)
     }
 }
 
-/// Loads all programs and lets the general one's parts find each other.
+/// Loads all programs, and enters the parts of the general one into its program array.
 pub(super) fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     let mut parts = Vec::new();
     for name in [PROGRAM].iter().chain(&PARTS) {
@@ -418,34 +421,34 @@ fn fill<T: MapValue>(
 
 fn mapped<T: MapValue>(
     ebpf: &Ebpf,
-    shape: &Shape,
+    spec: &ProgramSpec,
     name: &str,
 ) -> Result<MappedArray<T>, LoadError> {
     let map = ebpf.map(name).ok_or_else(|| LoadError::missing(name))?;
     let Map::Array(data) = map else { return Err(LoadError::missing(name)) };
-    MappedArray::new(data.fd(), shape.room(name))
+    MappedArray::new(data.fd(), spec.capacity(name))
         .map_err(|error| LoadError::map("map into memory", name, error))
 }
 
 fn direct<T: MapValue>(
     arrays: &[DirectArray],
-    shape: &Shape,
+    spec: &ProgramSpec,
     name: &str,
 ) -> Result<MappedArray<T>, LoadError> {
     let found = arrays.iter().find(|array| array.name() == name);
     let array = found.ok_or_else(|| LoadError::missing(name))?;
-    MappedArray::new(array.data().fd(), shape.room(name))
+    MappedArray::new(array.data().fd(), spec.capacity(name))
         .map_err(|error| LoadError::map("map into memory", name, error))
 }
 
-fn fill_rows(array: &MappedArray<TableRows>, image: &Image) -> Result<(), LoadError> {
+fn fill_rows(array: &MappedArray<TableRows>, image: &CompiledTables) -> Result<(), LoadError> {
     for (index, rows) in image.rows.iter().enumerate() {
         array.set(index, rows.as_ref()).map_err(|error| LoadError::map("fill", "ROWS", error))?;
     }
     Ok(())
 }
 
-fn fill_prefixes(ebpf: &mut Ebpf, image: &Image) -> Result<(), LoadError> {
+fn fill_prefixes(ebpf: &mut Ebpf, image: &CompiledTables) -> Result<(), LoadError> {
     fn trie<'e, K: aya::Pod>(
         ebpf: &'e mut Ebpf,
         name: &str,

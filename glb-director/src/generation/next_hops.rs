@@ -1,9 +1,9 @@
-//! The ways to the backends, changed under a running program.
+//! The maps that hold next hops, and how they change under a running program.
 //!
-//! An entry is several words, and no program may read half of an old one and half of a new one. So
-//! each backend has two, bank by bank, and every bind and every table says which [bank] is in force.
-//! New ways are entered on the other bank; then the binds and tables are told, each by one store. At
-//! rest both sides are equal.
+//! An entry has several words, and no packet may see half of an old and half of a new one. So each
+//! backend has two entries, bank by bank, and every bind and table says which [bank] the program
+//! reads. [`NextHopMaps::update`] writes new next hops on the other bank and then switches each bind
+//! and table by one store. Between updates both banks are equal.
 //!
 //! [bank]: glb_common::abi::TableInfo::bank
 
@@ -12,30 +12,30 @@ use std::io;
 use glb_common::abi::{Backend, BindSlot, Ipv6Endpoints, TableInfo};
 use glb_host::mmap_array::{MappedArray, wait_for_readers};
 
-use crate::compiled_tables::Image;
+use crate::compiled_tables::CompiledTables;
 
-/// The maps that it takes.
+/// The maps of one generation that hold next hops, or say which bank of them is read.
 #[derive(Debug)]
-pub(super) struct Ways {
+pub(super) struct NextHopMaps {
     binds: MappedArray<BindSlot>,
     tables: MappedArray<TableInfo>,
     backends: MappedArray<Backend>,
-    beside: MappedArray<Ipv6Endpoints>,
+    outer_ipv6: MappedArray<Ipv6Endpoints>,
     bank: u32,
 }
 
-impl Ways {
+impl NextHopMaps {
     pub(super) fn new(
         binds: MappedArray<BindSlot>,
         tables: MappedArray<TableInfo>,
         backends: MappedArray<Backend>,
-        beside: MappedArray<Ipv6Endpoints>,
+        outer_ipv6: MappedArray<Ipv6Endpoints>,
     ) -> Self {
-        Self { binds, tables, backends, beside, bank: 0 }
+        Self { binds, tables, backends, outer_ipv6, bank: 0 }
     }
 
-    /// Enters tables and ways into maps that no packet is decided by.
-    pub(super) fn enter(&self, image: &Image) -> io::Result<()> {
+    /// Writes all tables and backends into the maps of a program that is not attached.
+    pub(super) fn write_all(&self, image: &CompiledTables) -> io::Result<()> {
         for (index, table) in image.tables.iter().enumerate() {
             self.tables.update(index, &TableInfo { bank: self.bank, ..*table })?;
         }
@@ -46,8 +46,8 @@ impl Ways {
         Ok(())
     }
 
-    /// Enters the image's ways to these backends, all at once for each packet.
-    pub(super) fn change(&mut self, image: &Image, backends: &[usize]) -> io::Result<()> {
+    /// Writes the image's entries of these backends. Each packet sees either all old or all new ones.
+    pub(super) fn update(&mut self, image: &CompiledTables, backends: &[usize]) -> io::Result<()> {
         if backends.is_empty() {
             return Ok(());
         }
@@ -62,41 +62,47 @@ impl Ways {
         Ok(())
     }
 
-    /// The state that a predecessor left, who may have been killed in the middle of a change. Each
-    /// bank that a bind or table names is whole then. Puts one into force and makes the other equal.
-    pub(super) fn take_over(&mut self, image: &Image) -> io::Result<()> {
+    /// Adopts maps from a former process, which may have been killed in the middle of an update. Each
+    /// bank that a bind or table names is whole then. Switches all to one bank and makes the other
+    /// equal.
+    pub(super) fn adopt(&mut self, image: &CompiledTables) -> io::Result<()> {
         let first = if image.tables.is_empty() { 0 } else { self.tables.get(0)?.bank & 1 };
         self.switch(image, first)?;
         for index in 0..image.backends.len() {
-            self.backends
-                .update(place(index, 1 - first), &self.backends.get(place(index, first))?)?;
+            self.backends.update(
+                entry_index(index, 1 - first),
+                &self.backends.get(entry_index(index, first))?,
+            )?;
         }
         for index in 0..image.ipv6_ways.len() {
-            self.beside.update(place(index, 1 - first), &self.beside.get(place(index, first))?)?;
+            self.outer_ipv6.update(
+                entry_index(index, 1 - first),
+                &self.outer_ipv6.get(entry_index(index, first))?,
+            )?;
         }
         Ok(())
     }
 
-    /// What is in force for a backend.
+    /// The entry of a backend that the program reads.
     pub(super) fn get(&self, index: usize) -> io::Result<Backend> {
-        self.backends.get(place(index, self.bank))
+        self.backends.get(entry_index(index, self.bank))
     }
 
-    /// What is in force beside it.
-    pub(super) fn beside(&self, index: usize) -> io::Result<Ipv6Endpoints> {
-        self.beside.get(place(index, self.bank))
+    /// The outer IPv6 addresses of a backend that the program reads.
+    pub(super) fn outer_ipv6(&self, index: usize) -> io::Result<Ipv6Endpoints> {
+        self.outer_ipv6.get(entry_index(index, self.bank))
     }
 
-    fn write(&self, image: &Image, index: usize, bank: u32) -> io::Result<()> {
+    fn write(&self, image: &CompiledTables, index: usize, bank: u32) -> io::Result<()> {
         let backend = image.backends.get(index).ok_or(io::ErrorKind::NotFound)?;
-        if let Some(beside) = image.ipv6_ways.get(index) {
-            self.beside.update(place(index, bank), beside)?;
+        if let Some(outer_ipv6) = image.ipv6_ways.get(index) {
+            self.outer_ipv6.update(entry_index(index, bank), outer_ipv6)?;
         }
-        self.backends.update(place(index, bank), backend)
+        self.backends.update(entry_index(index, bank), backend)
     }
 
-    /// Puts a bank into force, and waits until no packet is decided by the other.
-    fn switch(&mut self, image: &Image, bank: u32) -> io::Result<()> {
+    /// Switches all binds and tables to `bank`, and waits until no running packet reads the other bank.
+    fn switch(&mut self, image: &CompiledTables, bank: u32) -> io::Result<()> {
         for index in 0..image.binds.len() {
             self.binds.update(index, &BindSlot { bank, ..self.binds.get(index)? })?;
         }
@@ -109,7 +115,7 @@ impl Ways {
     }
 }
 
-/// Where the entry of a backend stands.
-const fn place(index: usize, bank: u32) -> usize {
+/// The index of a backend's entry on a bank.
+const fn entry_index(index: usize, bank: u32) -> usize {
     2 * index + bank as usize
 }

@@ -1,5 +1,5 @@
-//! The self-test of a generation: packets made for its binds go through the loaded program
-//! (`BPF_PROG_TEST_RUN`), and what comes out is compared with the pure functions.
+//! The self-test of a generation: runs packets to its binds through the loaded program
+//! (`BPF_PROG_TEST_RUN`), and compares the result with the [oracle].
 
 use std::net::IpAddr;
 
@@ -13,83 +13,81 @@ use glb_host::bpf_loader::LoadError;
 
 use super::Generation;
 use crate::{
-    compiled_tables::Image,
+    compiled_tables::{CompiledTables, TEST_MTU},
     oracle::{self, Verdict},
 };
 
-/// The interface index that a test run's packets seem to come from: the loopback's.
+/// The receiving interface of a test run's packets: the loopback interface's index.
 pub const TEST_INTERFACE: u32 = 1;
 
-/// The MTU of the made-up way to every backend.
-pub(crate) const TEST_MTU: u16 = 1_500;
-
-/// At most this many binds are tried, spread over all of them.
+/// The largest number of binds that are tried, spread over all binds.
 const BINDS: usize = 64;
-/// Clients for each bind.
+/// The number of clients tried for each bind.
 const CLIENTS: u32 = 4;
 
-/// Why a generation is not to be trusted.
+/// Why a generation failed its self-test.
 #[derive(Debug, thiserror::Error)]
 pub enum SelfTestError {
-    /// A test run could not be made.
-    #[error("the self-test could not run: {0}")]
+    /// The kernel refused a test run.
+    #[error("cannot run the self-test: {0}")]
     Run(#[from] ProgramError),
-    /// The program is not there.
+    /// The object has no such program.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The maps could not be changed.
-    #[error("the self-test could not prepare the maps: {0}")]
+    /// The test's next hops could not be written.
+    #[error("cannot prepare the maps for the self-test: {0}")]
     Prepare(#[from] std::io::Error),
-    /// There are binds, and no packet could be made for any.
+    /// No packet could be made for any bind.
     #[error(
-        "the self-test found no packet to try; this is a fault of the director: please report it"
+        "the self-test found no packet to try, which is a bug of the director: please report it"
     )]
-    Nothing,
-    /// The program's answer is not the right one.
+    NoPackets,
+    /// The program's result is wrong.
     #[error(
-        "self-test: the loaded program does not do what it should with this packet; it is not \
-         used.\n  packet:   {packet}\n  expected: {expected}\n  got:      {got}"
+        "the self-test failed, so the loaded program is not used: the program did something else \
+         with a packet than expected. Please report it with these lines.\n  packet:   {packet}\n  \
+         expected: {expected}\n  got:      {got}"
     )]
-    Differs {
+    Mismatch {
         /// The packet in hex.
         packet: String,
-        /// The pure function's answer.
+        /// The oracle's verdict and frame.
         expected: String,
-        /// The program's.
+        /// The program's verdict and frame.
         got: String,
     },
 }
 
-/// Tries the generation on packets made for its own binds. Its maps hold the real next hops and
-/// counter slots again afterwards.
+/// Runs the self-test on a generation that is not attached, and returns the number of packets tried.
+/// The maps hold the real next hops and counter slots again afterwards.
 ///
 /// # Errors
-/// When an answer is wrong, or none could be had.
+/// When a result is wrong, or the kernel refuses a test run.
 pub fn run(generation: &mut Generation) -> Result<usize, SelfTestError> {
-    let image = generation.image.for_self_test(TEST_INTERFACE);
-    generation.enter(&image)?;
+    let image = generation.image.with_test_next_hops(TEST_INTERFACE);
+    generation.write_tables(&image)?;
     let packets = packets(&image);
     if packets.is_empty() {
-        return Err(SelfTestError::Nothing);
+        return Err(SelfTestError::NoPackets);
     }
     let program = generation.program()?;
     for packet in &packets {
         compare(program, &image, packet)?;
     }
-    generation.enter(&generation.image)?;
+    generation.write_tables(&generation.image)?;
     Ok(packets.len())
 }
 
-/// Runs one packet through the program and compares the answer with the pure functions'.
+/// Runs one packet through the program and compares the result with the oracle's.
 ///
 /// # Errors
-/// When they differ, or the run could not be made.
-pub fn compare(program: &Xdp, image: &Image, packet: &[u8]) -> Result<(), SelfTestError> {
+/// When they differ, or the kernel refuses the run.
+pub fn compare(program: &Xdp, image: &CompiledTables, packet: &[u8]) -> Result<(), SelfTestError> {
     const XDP_DROP: u32 = 1;
     const XDP_PASS: u32 = 2;
     const XDP_TX: u32 = 3;
     const XDP_REDIRECT: u32 = 4;
-    let expected = oracle::direct(image, packet);
+    let expected = oracle::expected_outcome(image, packet);
     let (action, frame) = match &expected.verdict {
         Verdict::Pass => (XDP_PASS, packet),
         Verdict::Drop => (XDP_DROP, packet),
@@ -104,17 +102,17 @@ pub fn compare(program: &Xdp, image: &Image, packet: &[u8]) -> Result<(), SelfTe
         return Ok(());
     }
     let say = |action: u32, frame: &[u8]| format!("verdict {action}, {}", hex(frame));
-    Err(SelfTestError::Differs {
+    Err(SelfTestError::Mismatch {
         packet: hex(packet),
         expected: format!("{} ({})", say(action, frame), expected.reason.name()),
         got: say(got_action, &got_frame),
     })
 }
 
-/// The verdict and the frame after the program ran once on `packet`.
+/// Runs the program once on `packet` and returns the verdict and the frame.
 ///
 /// # Errors
-/// When the kernel does not run it.
+/// When the kernel refuses the run.
 pub fn test_run(program: &Xdp, packet: &[u8]) -> Result<(u32, Vec<u8>), ProgramError> {
     let mut out = vec![0; packet.len() + 256];
     let result = program.test_run(TestRunOptions {
@@ -130,9 +128,9 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Packets to the image's binds from several clients. All belong to a table, and so none is counted
-/// where an operator looks.
-fn packets(image: &Image) -> Vec<Vec<u8>> {
+/// Packets from several clients to the image's binds. All belong to a table, so that none is counted
+/// outside the self-test's slots.
+fn packets(image: &CompiledTables) -> Vec<Vec<u8>> {
     let used: Vec<&BindSlot> = image.binds.iter().filter(|slot| slot.port_key != 0).collect();
     let step = used.len().div_ceil(BINDS).max(1);
     let exact = used.iter().step_by(step).map(|slot| {
@@ -148,7 +146,7 @@ fn packets(image: &Image) -> Vec<Vec<u8>> {
         .flat_map(|(address, entry)| {
             let segments =
                 image.segments.iter().skip(entry.start as usize).take(entry.count as usize);
-            // Those of port 0 are for what has no port.
+            // Segments of port 0 are for packets without a port.
             segments
                 .filter(|segment| segment.last as u16 != 0)
                 .map(move |segment| (address, (segment.last >> 16) as u8, segment.last as u16))
@@ -161,23 +159,23 @@ fn packets(image: &Image) -> Vec<Vec<u8>> {
             (0..CLIENTS).map(move |client| packet(address, protocol, port, client))
         })
         .collect();
-    // Each bind once through the general program too, and one packet through the part that answers
-    // what is too big: one, because answers are rationed.
+    // Tagged packets take the general program. One packet takes the part that answers "too big": only
+    // one, because such answers are rate-limited.
     let too_big = packets.first().map(|packet| lengthened(packet));
-    let tagged: Vec<_> = packets.iter().step_by(CLIENTS as usize).map(|p| tagged(p)).collect();
+    let tagged: Vec<_> = packets.iter().step_by(CLIENTS as usize).map(|p| with_tag(p)).collect();
     packets.extend(tagged);
     packets.extend(too_big);
     packets
 }
 
 /// The packet with an 802.1Q tag.
-fn tagged(packet: &[u8]) -> Vec<u8> {
+fn with_tag(packet: &[u8]) -> Vec<u8> {
     let mut tagged = packet.to_vec();
     tagged.splice(12..12, ethernet::VLAN.into_iter().chain([0, 1]));
     tagged
 }
 
-/// The packet with more payload than any tunnel has room for.
+/// The packet with more payload than the test's MTU allows.
 fn lengthened(packet: &[u8]) -> Vec<u8> {
     let mut packet = packet.to_vec();
     let is_v4 = packet[12..14] == ethernet::IPV4;
@@ -199,7 +197,7 @@ fn address_of(slot: &BindSlot) -> IpAddr {
     }
 }
 
-/// A small packet of a made-up client, from a documentation network, to `address` and `port`.
+/// A small packet from a made-up client in a documentation network to `address` and `port`.
 fn packet(address: IpAddr, protocol: u8, port: u16, client: u32) -> Vec<u8> {
     let client = client.wrapping_mul(0x9e37_79b9);
     let transport_length: u16 = if protocol == protocol::TCP { 20 } else { 8 };

@@ -1,5 +1,5 @@
-//! The build of the program that shows its decisions, put before a generation: it works with that
-//! generation's own maps, and neither takes its place nor counts as one.
+//! The tracing build of the program, which reports each decision. It is attached in the place of a
+//! generation's ordinary program, uses that generation's maps, and is not a generation itself.
 
 use std::path::{Path, PathBuf};
 
@@ -14,49 +14,48 @@ use glb_host::{
 };
 
 use super::{
-    Generation, Shape, Shell,
-    load::{DIRECT, PROGRAM, load_programs, program_mut},
+    Generation, LoadedProgram, ProgramSpec,
+    load::{DIRECT_ARRAYS, PROGRAM, load_programs, program_mut},
     self_test::{self, SelfTestError},
 };
 use crate::counters;
 
-/// A loaded program that shows the decisions about a generation's tables.
+/// A loaded tracing program for one generation.
 #[derive(Debug)]
-pub struct Lens {
+pub struct TraceProgram {
     ebpf: Ebpf,
     /// Where it is pinned.
     folder: PathBuf,
 }
 
-/// Why there is none.
+/// Why the tracing program cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum LensError {
-    /// The kernel says no.
+pub enum TraceProgramError {
+    /// The kernel refused the program or a map.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// It does not do what it should.
+    /// The program failed the self-test.
     #[error(transparent)]
     SelfTest(#[from] SelfTestError),
-    /// Pins.
+    /// A pin could not be made or removed.
     #[error(transparent)]
     Pins(#[from] PinFolderError),
 }
 
-impl Lens {
-    /// Loads and tries the program for `generation`, whose maps are pinned below `pins`, and pins it
-    /// beside them.
+impl TraceProgram {
+    /// Loads, tests and pins the tracing program for `generation`, whose maps are pinned below `pins`.
     ///
     /// # Errors
-    /// When the kernel says no, or the program does not do what it should.
+    /// When the kernel refuses it, or it fails the self-test.
     pub fn load(
         generation: &Generation,
         pins: &PinFolder,
         settings: &TraceSettings,
-    ) -> Result<Self, LensError> {
-        // On a copy with maps and counters of its own.
-        let shape = Shape::of(&generation.image).showing();
-        let bounds = shape.bounds();
-        let mut copy = Shell::load(shape, None)?.fill(generation.image.clone(), 0)?;
+    ) -> Result<Self, TraceProgramError> {
+        // The self-test runs on a copy with maps and counters of its own.
+        let spec = ProgramSpec::of(&generation.image).with_trace();
+        let bounds = spec.array_bounds();
+        let mut copy = LoadedProgram::load(spec, None)?.fill(generation.image.clone(), 0)?;
         self_test::run(&mut copy)?;
         drop(copy);
 
@@ -69,28 +68,28 @@ impl Lens {
             .map_max_entries(trace::EVENTS, trace::EVENTS_BYTES)
             .map_pin_path("TABLE_COUNTERS", pins.join(counters::pins::TABLES))
             .map_pin_path("BACKEND_COUNTERS", pins.join(counters::pins::BACKENDS));
-        for name in Shape::maps() {
+        for name in ProgramSpec::table_maps() {
             loader.map_pin_path(name, own.join(name.to_lowercase()));
         }
         let open = |(name, number, _): (&'static str, u8, usize)| {
             DirectArray::open(name, number, &own.join(name.to_lowercase()))
         };
-        let arrays = DIRECT.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let arrays = DIRECT_ARRAYS.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let object = map_relocation::relocate(glb_host::DIRECTOR_TRACE_OBJECT, &arrays)?;
         let ebpf = loader.load(&object).map_err(LoadError::from)?;
         let folder = generations::trace_folder(pins, generation.number);
-        let mut lens = Self { ebpf, folder };
-        load_programs(&mut lens.ebpf)?;
-        trace::configure(&mut lens.ebpf, settings)?;
+        let mut program = Self { ebpf, folder };
+        load_programs(&mut program.ebpf)?;
+        trace::configure(&mut program.ebpf, settings)?;
         pins.remove(&generations::trace_programs(pins))?;
-        pins.make(&lens.folder)?;
-        lens.pin().inspect_err(|_| remove(pins))?;
-        Ok(lens)
+        pins.make(&program.folder)?;
+        program.pin().inspect_err(|_| remove_trace_program(pins))?;
+        Ok(program)
     }
 
-    /// Pins the program, so that a successor knows it, and what it shows, for those who watch. And its
-    /// program array: the kernel empties one that no process holds and that is not pinned, and then
-    /// the general program is no longer found when the daemon dies.
+    /// Pins the program, the maps that trace clients read, and the program array. The kernel empties a
+    /// program array that is neither open nor pinned, and the general program would then no longer be
+    /// found after the daemon's death.
     fn pin(&self) -> Result<(), LoadError> {
         for name in trace::PINNED.into_iter().chain(["PARTS"]) {
             let map = self.ebpf.map(name).ok_or_else(|| LoadError::missing(name))?;
@@ -103,24 +102,24 @@ impl Lens {
             .map_err(|error| LoadError::map("pin", PROGRAM, error))
     }
 
-    /// The loaded program.
+    /// The loaded XDP program.
     ///
     /// # Errors
-    /// Only if the object has none.
+    /// When the object has no such program.
     pub fn program(&mut self) -> Result<&mut Xdp, LoadError> {
         program_mut(&mut self.ebpf, PROGRAM)
     }
 
-    /// Where those who watch find what it shows.
+    /// The folder that trace clients read from.
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 }
 
-/// Removes the pins of whatever lens there is; it is to be behind no interface any more.
-pub fn remove(pins: &PinFolder) {
+/// Removes the pins of any tracing program. It must not be attached any more.
+pub fn remove_trace_program(pins: &PinFolder) {
     if let Err(error) = pins.remove(&generations::trace_programs(pins)) {
-        tracing::warn!(%error, "what showed decisions is left behind");
+        tracing::warn!(%error, "cannot remove the pins of the tracing program");
     }
 }

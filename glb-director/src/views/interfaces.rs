@@ -1,4 +1,4 @@
-//! What runs on the interfaces, and which generations there are.
+//! Views of the configured interfaces and of the pinned generations.
 
 use glb_host::{
     generations,
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Observer;
 
-/// An interface that the director is to be attached to.
+/// A configured interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterfaceView {
     /// Its name.
@@ -22,7 +22,7 @@ pub struct InterfaceView {
     pub mode: Option<String>,
     /// The generation that runs on it.
     pub generation: Option<u64>,
-    /// What is wrong with it, if something is.
+    /// Why this director does not forward on it, if so.
     pub problem: Option<String>,
 }
 
@@ -31,23 +31,23 @@ pub struct InterfaceView {
 pub struct GenerationView {
     /// Its number.
     pub number: u64,
-    /// Whether it is the one that the daemon has in force.
+    /// Whether it is the active one.
     pub in_force: bool,
-    /// Since when, in seconds since the epoch, if it is in force.
+    /// When it was activated, in seconds since the epoch, if it is active.
     pub since: Option<f64>,
-    /// For how many seconds.
+    /// How many seconds ago it was activated, if it is active.
     #[serde(default)]
     pub age_seconds: Option<f64>,
-    /// The interfaces that it runs on.
+    /// The interfaces that it is attached to.
     pub interfaces: Vec<String>,
-    /// Digest of what must be equal on all directors of a fleet, if it is in force.
+    /// Digest of everything that must be equal on all directors of a fleet, if it is active.
     pub membership_digest: Option<String>,
-    /// Digest of states and health, if it is in force.
+    /// Digest of the backends' states and health, if it is active.
     pub order_digest: Option<String>,
 }
 
 impl Observer {
-    /// The configured interfaces.
+    /// Views of the configured interfaces.
     #[must_use]
     pub fn interfaces(&self) -> Vec<InterfaceView> {
         self.interfaces.iter().map(|name| self.interface(name)).collect()
@@ -83,7 +83,7 @@ impl Observer {
         }
     }
 
-    /// The pinned generations, in order.
+    /// Views of the pinned generations, in ascending order.
     #[must_use]
     pub fn generations(&self) -> Vec<GenerationView> {
         let snapshot = self.snapshot();

@@ -1,4 +1,4 @@
-//! The tables in force, with what was counted for them.
+//! Views of the active tables, with their counters and next hops.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -10,75 +10,75 @@ use serde::{Deserialize, Serialize};
 use super::Observer;
 use crate::counters::{Count, Report};
 
-/// A table.
+/// An active table.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TableView {
     /// Its name.
     pub name: String,
-    /// Hops of a row.
+    /// Hops per row.
     pub hops: u8,
-    /// What the flow hash is made of.
+    /// The packet fields in the flow hash.
     pub hash_fields: Vec<String>,
-    /// How many binds it has.
+    /// The number of binds.
     pub binds: usize,
-    /// How many backends it has.
+    /// The number of backends.
     pub backends: usize,
-    /// How many of them are healthy and take new connections.
+    /// The number of backends that are active or filling, and healthy.
     pub taking_new: usize,
-    /// Digest of what must be equal on all directors of a fleet.
+    /// Digest of everything that must be equal on all directors of a fleet.
     pub membership_digest: String,
-    /// Digest of states and health.
+    /// Digest of the backends' states and health.
     pub order_digest: String,
     /// Packets sent to its backends.
     pub sent: Count,
-    /// Packets dropped, whether or not their sender was told.
+    /// Packets dropped, with or without an ICMP error to their sender.
     pub dropped: Count,
 }
 
-/// A backend of a table.
+/// A backend of an active table.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BackendView {
     /// Name of the table.
     pub table: String,
     /// Its address.
     pub address: IpAddr,
-    /// Its state, as the table says.
+    /// Its state in the table: `active`, `filling`, `draining` or `inactive`.
     pub state: String,
-    /// Whether the table says that it is healthy.
+    /// Its health in the table.
     pub healthy: bool,
     /// Its weight.
     pub weight: u16,
     /// Its zone; empty if it has none.
     pub zone: String,
-    /// In how many of the 65,536 rows it is the first hop, the second, and so on.
+    /// The number of rows, of 65,536, in which it is hop 1, 2, ….
     pub rows: Vec<u32>,
-    /// The way to it, if there is one now.
-    pub way: Option<Way>,
-    /// Why there is none.
-    pub no_way: Option<String>,
-    /// What was sent to it as first hop.
+    /// Its next hop, if the kernel knows one now.
+    pub next_hop: Option<NextHopView>,
+    /// Why the kernel knows no next hop.
+    pub next_hop_error: Option<String>,
+    /// Packets sent to it as first hop.
     pub sent: Count,
 }
 
-/// The way to a backend.
+/// The next hop to a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Way {
+pub struct NextHopView {
     /// The outgoing interface.
     pub interface: String,
-    /// MAC of the next machine.
+    /// The next hop's MAC address.
     pub mac: String,
-    /// Source address that the kernel prefers.
+    /// The source address that the kernel prefers on this route.
     pub source: Option<IpAddr>,
-    /// Largest IP packet that fits, in bytes.
+    /// The largest IP packet that fits the route, in bytes.
     pub mtu: u32,
 }
 
-/// A bind of a table.
+/// A bind of an active table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BindView {
     /// Name of the table.
     pub table: String,
-    /// The address, or the addresses.
+    /// The address or prefix.
     pub prefix: String,
     /// `tcp` or `udp`.
     pub proto: String,
@@ -89,7 +89,7 @@ pub struct BindView {
 }
 
 impl Observer {
-    /// The tables in force; none before the first generation is.
+    /// Views of the active tables; none before the first activation.
     #[must_use]
     pub fn tables(&self, report: &Report) -> Vec<TableView> {
         let snapshot = self.snapshot();
@@ -97,12 +97,12 @@ impl Observer {
         running.tables.tables.iter().map(|table| table_view(table, report)).collect()
     }
 
-    /// The backends of the tables in force.
+    /// Views of the active tables' backends.
     #[must_use]
     pub fn backends(&self, report: &Report) -> Vec<BackendView> {
         let snapshot = self.snapshot();
         let Some(running) = &snapshot.in_force else { return Vec::new() };
-        let ways = self.state.ways();
+        let next_hops = self.status.next_hops();
         let mut interfaces = HashMap::new();
         let mut sent: HashMap<(&str, IpAddr), Count> = HashMap::new();
         for backend in &report.backends {
@@ -111,10 +111,11 @@ impl Observer {
         let mut views = Vec::new();
         for (table, rows) in running.tables.tables.iter().zip(running.rows_by_hop()) {
             for (backend, rows) in table.backends.iter().zip(rows) {
-                let (way, no_way) = match ways.as_ref().and_then(|w| w.get(&backend.address)) {
-                    Some(Ok(hop)) => (Some(way(hop, &mut interfaces)), None),
+                let found = next_hops.as_ref().and_then(|all| all.get(&backend.address));
+                let (next_hop, next_hop_error) = match found {
+                    Some(Ok(hop)) => (Some(next_hop_view(hop, &mut interfaces)), None),
                     Some(Err(why)) => (None, Some(why.to_string())),
-                    None => (None, Some("not asked for yet".to_owned())),
+                    None => (None, Some("the kernel has not been asked yet".to_owned())),
                 };
                 let sent = sent.get(&(table.name.as_str(), backend.address));
                 views.push(BackendView {
@@ -125,8 +126,8 @@ impl Observer {
                     weight: backend.weight,
                     zone: backend.zone.clone(),
                     rows: rows.clone(),
-                    way,
-                    no_way,
+                    next_hop,
+                    next_hop_error,
                     sent: sent.copied().unwrap_or_default(),
                 });
             }
@@ -134,7 +135,7 @@ impl Observer {
         views
     }
 
-    /// The binds of the tables in force.
+    /// Views of the active tables' binds.
     #[must_use]
     pub fn binds(&self) -> Vec<BindView> {
         let snapshot = self.snapshot();
@@ -185,7 +186,7 @@ fn field_names(fields: HashFields) -> Vec<String> {
     used.map(|(name, _)| name.to_owned()).collect()
 }
 
-fn way(hop: &NextHop, interfaces: &mut HashMap<u32, String>) -> Way {
+fn next_hop_view(hop: &NextHop, interfaces: &mut HashMap<u32, String>) -> NextHopView {
     let interface = interfaces
         .entry(hop.interface)
         .or_insert_with(|| {
@@ -194,20 +195,5 @@ fn way(hop: &NextHop, interfaces: &mut HashMap<u32, String>) -> Way {
         })
         .clone();
     let mac: Vec<String> = hop.mac.iter().map(|byte| format!("{byte:02x}")).collect();
-    Way { interface, mac: mac.join(":"), source: hop.source, mtu: hop.mtu }
-}
-
-/// In how many rows each backend of `table` stands as first hop, second, and so on.
-#[must_use]
-pub(crate) fn count_rows(table: &Table) -> Vec<Vec<u32>> {
-    let rows = table.rows();
-    let mut counts = vec![vec![0; rows.hops]; table.backends.len()];
-    for row in rows.iter() {
-        for (hop, backend) in row.iter().enumerate() {
-            if let Some(count) = counts.get_mut(usize::from(*backend)) {
-                count[hop] += 1;
-            }
-        }
-    }
-    counts
+    NextHopView { interface, mac: mac.join(":"), source: hop.source, mtu: hop.mtu }
 }

@@ -15,7 +15,8 @@ use std::{
 
 use glb_common::hash::HashFields;
 use glb_director::{
-    compiled_tables::{CounterSlots, Image, Options, Owner},
+    compiled_tables::{CompiledTables, ForwardingOptions},
+    counters::{BackendId, CounterSlots},
     generation::Generation,
 };
 use glb_host::{
@@ -48,12 +49,12 @@ impl CounterSlots for Fixed {
         self.0[name]
     }
 
-    fn backend(&self, owner: &Owner) -> u32 {
-        let last = match owner.address {
+    fn backend(&self, backend_id: &BackendId) -> u32 {
+        let last = match backend_id.address {
             IpAddr::V4(address) => address.octets()[3],
             IpAddr::V6(address) => address.octets()[15],
         };
-        1 + u32::from(last) + 256 * self.0[&owner.table]
+        1 + u32::from(last) + 256 * self.0[&backend_id.table]
     }
 }
 
@@ -77,17 +78,17 @@ pub(crate) fn gateway(tables: &TableSet, interface: u32, mac: [u8; 6]) -> Snapsh
     backends.map(|backend| (backend.address, Ok(hop(backend)))).collect()
 }
 
-pub(crate) fn image_of(tables: &TableSet, interface: u32) -> Image {
+pub(crate) fn image_of(tables: &TableSet, interface: u32) -> CompiledTables {
     let next_hops = gateway(tables, interface, [2, 0, 0, 0, 0, 1]);
-    let options = Options { answers_per_second: 0, ..Options::default() };
-    Image::new(tables, &Fixed::new(tables), &next_hops, &options).unwrap()
+    let options = ForwardingOptions { answers_per_second: 0, ..ForwardingOptions::default() };
+    CompiledTables::new(tables, &Fixed::new(tables), &next_hops, &options).unwrap()
 }
 
 /// As [`image_of`], with the outer TOS that GLB's vectors have.
-pub(crate) fn glb_image_of(tables: &TableSet, interface: u32) -> Image {
+pub(crate) fn glb_image_of(tables: &TableSet, interface: u32) -> CompiledTables {
     let next_hops = gateway(tables, interface, [2, 0, 0, 0, 0, 1]);
-    let options = Options { outer_tos: Some(0), ..Options::default() };
-    Image::new(tables, &Fixed::new(tables), &next_hops, &options).unwrap()
+    let options = ForwardingOptions { outer_tos: Some(0), ..ForwardingOptions::default() };
+    CompiledTables::new(tables, &Fixed::new(tables), &next_hops, &options).unwrap()
 }
 
 /// Text as a table file.
@@ -125,7 +126,7 @@ pub(crate) fn alone(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-pub(crate) fn load(image: &Image, number: u64, pins: &PinFolder) -> Generation {
+pub(crate) fn load(image: &CompiledTables, number: u64, pins: &PinFolder) -> Generation {
     Generation::load(image.clone(), number, pins).unwrap_or_else(|error| panic!("{error}"))
 }
 

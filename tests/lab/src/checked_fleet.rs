@@ -315,7 +315,11 @@ impl CheckedFleet {
     /// When the log cannot be read.
     pub fn generations(&mut self, mark: &Checkpoint) -> Result<usize> {
         let log = self.director.process()?.log()?;
-        Ok(log.get(mark.director_log..).unwrap_or_default().matches(": in force ").count())
+        Ok(log
+            .get(mark.director_log..)
+            .unwrap_or_default()
+            .matches(": generation in force ")
+            .count())
     }
 
     /// Counts the table writes since the checkpoint.

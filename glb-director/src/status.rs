@@ -1,47 +1,46 @@
-//! The answer to `status`.
+//! The daemon's status report: what `glb-director status` shows and what counts as a problem.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     announce::AnnounceView,
-    daemon::Done,
-    daemon_status::Phase,
+    model::{Phase, Problem, ReloadOutcome},
     views::{InterfaceView, Observer},
 };
 
-/// How the daemon is. Fields are added, never renamed.
+/// The status of a running daemon. Releases add fields and never rename them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
     /// The daemon's release.
     pub release: String,
-    /// Its process.
+    /// Its process id.
     pub pid: u32,
     /// How long it has run, in seconds.
     pub uptime_seconds: f64,
-    /// What it is doing.
+    /// What the daemon is doing.
     pub phase: Phase,
-    /// What is not as it should be; empty if all is well.
+    /// What an operator should mend; empty if all is well.
     pub problems: Vec<Problem>,
-    /// The interfaces that it is to be attached to.
+    /// The configured interfaces.
     pub interfaces: Vec<InterfaceView>,
-    /// Number of the generation in force.
+    /// Number of the active generation.
     pub generation: Option<u64>,
-    /// Since when, in seconds since the epoch.
+    /// When it was activated, in seconds since the epoch.
     pub generation_since: Option<f64>,
-    /// For how many seconds, however the calendar was set meanwhile.
+    /// How many seconds ago it was activated, by the monotonic clock.
     #[serde(default)]
     pub generation_age_seconds: Option<f64>,
-    /// Digest of what must be equal on all directors of a fleet.
+    /// Digest of everything that must be equal on all directors of a fleet.
     pub membership_digest: Option<String>,
-    /// Digest of states and health.
+    /// Digest of the backends' states and health.
     pub order_digest: Option<String>,
-    /// Reloads that went well.
+    /// Number of successful reloads.
     pub reloads: u64,
-    /// Reloads that failed.
+    /// Number of failed reloads.
     pub failed_reloads: u64,
     /// The last reload.
     pub last_reload: Option<LastReload>,
-    /// What is announced, and how far a drain is.
+    /// The announcements, and the progress of a drain.
     #[serde(default)]
     pub announce: AnnounceView,
 }
@@ -56,33 +55,28 @@ pub struct LastReload {
     pub age_seconds: f64,
     /// How long it took, in seconds.
     pub seconds: f64,
-    /// Why it failed, if it did.
+    /// The error, if it failed.
     pub error: Option<String>,
-    /// What it did, if it did not.
+    /// The outcome, if it succeeded.
     #[serde(default)]
-    pub done: Option<Done>,
-}
-
-/// Something that is not as it should be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Problem {
-    /// For programs; never renamed.
-    pub name: String,
-    /// For people.
-    pub message: String,
+    pub outcome: Option<ReloadOutcome>,
 }
 
 impl Status {
-    /// What `observer` sees now.
+    /// Takes the status of the observed daemon.
     #[must_use]
     pub fn of(observer: &Observer) -> Self {
         let snapshot = observer.snapshot();
         let mut problems = Vec::new();
         let mut problem = |name: &str, message: String| {
-            problems.push(Problem { name: name.to_owned(), message });
+            problems.push(Problem::new(name, message));
         };
         if snapshot.in_force.is_none() {
-            problem("not_ready", "no generation of this process is in force yet".into());
+            problem(
+                "not_ready",
+                "the daemon has not activated a generation yet; its log says what it waits for"
+                    .into(),
+            );
         }
         if let Some(error) = snapshot.last_reload.as_ref().and_then(|reload| reload.error.as_ref())
         {
@@ -90,8 +84,8 @@ impl Status {
         }
         if let Some(error) = &snapshot.pins_problem {
             let text = format!(
-                "somebody has removed pins, and they cannot be made again; what runs ends with this \
-                 process: {error}"
+                "pins of this director were removed and cannot be made again, so that forwarding ends \
+                 with this process: {error}"
             );
             problem("pins_lost", text);
         }
@@ -105,20 +99,24 @@ impl Status {
                 }
             }
         }
-        let ways = observer.state().ways().unwrap_or_default();
+        let next_hops = observer.status().next_hops().unwrap_or_default();
         for table in in_force.iter().flat_map(|in_force| &in_force.tables.tables) {
             let name = &table.name;
             if !table.backends.iter().any(|backend| backend.takes_new()) {
-                problem("no_backend", format!("table {name}: no backend takes new connections"));
+                let text = format!("table {name}: no backend is active and healthy");
+                problem("no_backend", text);
             }
             for backend in table.backends.iter().filter(|backend| backend.is_usable()) {
-                if let Some(Err(why)) = ways.get(&backend.address) {
+                if let Some(Err(why)) = next_hops.get(&backend.address) {
                     let address = backend.address;
-                    problem("no_way", format!("table {name}: no way to {address}: {why}"));
+                    problem(
+                        "no_next_hop",
+                        format!("table {name}: no next hop to {address}: {why}"),
+                    );
                 }
             }
         }
-        let announce = AnnounceView::clone(&observer.state().announcements());
+        let announce = AnnounceView::clone(&observer.status().announcements());
         for one in &announce.announcements {
             if !one.error.is_empty() {
                 problem("announcement_failed", format!("announcement {}: {}", one.name, one.error));
@@ -130,7 +128,7 @@ impl Status {
             announce,
             release: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            uptime_seconds: observer.state().uptime().as_secs_f64(),
+            uptime_seconds: observer.status().uptime().as_secs_f64(),
             phase: snapshot.phase,
             problems,
             interfaces,
@@ -146,7 +144,7 @@ impl Status {
                 age_seconds: reload.at.age(),
                 seconds: reload.took.as_secs_f64(),
                 error: reload.error.clone(),
-                done: reload.done.clone(),
+                outcome: reload.outcome.clone(),
             }),
         }
     }
