@@ -13,7 +13,7 @@ use anyhow::{Context as _, ensure};
 use aya::programs::XdpMode;
 use clap::Args;
 use glb_common::{checksum, second_chance::abi::PeerNextHop};
-use glb_redirect::{config::Config, generation::Generation, image::Image};
+use glb_redirect::{config::Config, generation::Generation, program_data::ProgramData};
 use nix::{
     sched::{CloneFlags, unshare},
     sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket},
@@ -157,7 +157,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     );
     let config = Config::parse(&text, Path::new("bench.toml"))?;
     let own = BTreeSet::from([IpAddr::from(OWN)]);
-    let image = Image::new(&config, &own);
+    let image = ProgramData::new(&config, &own);
     let mut builds = vec![("backend".to_owned(), Generation::load(&image, None)?)];
     for also in &arguments.also {
         let (name, object) =
@@ -169,7 +169,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let way = PeerNextHop::new([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1], TEST_INTERFACE);
     for (_, generation) in &mut builds {
-        generation.enter_peer(IpAddr::from(PEER), way)?;
+        generation.set_next_hop(IpAddr::from(PEER), way)?;
     }
     builds[0].1.program()?.attach("idle0", XdpMode::Driver)?;
 

@@ -24,7 +24,7 @@ use aya::{
 };
 use clap::Args;
 use glb_lab::link::{Offload, set_offload};
-use glb_redirect::{config::Config, counters, generation::Generation, image::Image};
+use glb_redirect::{config::Config, counters, generation::Generation, program_data::ProgramData};
 use nix::{
     sched::{CloneFlags, unshare},
     unistd::gettid,
@@ -203,7 +203,7 @@ impl Programs {
              backends = [\"{PEER}\"]\n"
         );
         let config = Config::parse(&text, Path::new("bench.toml"))?;
-        let image = Image::new(&config, &BTreeSet::from([IpAddr::from(BACKEND)]));
+        let image = ProgramData::new(&config, &BTreeSet::from([IpAddr::from(BACKEND)]));
         let generation = Generation::load(&image, None)?;
         let mut passing = EbpfLoader::new().load(glb_host::BENCH_OBJECT)?;
         xdp(&mut passing, "pass")?.load()?;

@@ -1,7 +1,7 @@
-//! What the backend's daemon can be asked over its control channel. The protocol itself is
+//! The requests that the daemon answers over its control socket. The protocol itself is
 //! [`glb_host::control`].
 
-use std::io;
+use std::{io, sync::Arc};
 
 use glb_host::{
     control::{
@@ -14,18 +14,24 @@ use glb_host::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-/// How many requests may wait for the daemon's loop.
-const WAITING: usize = 16;
+use crate::{daemon_state::DaemonState, status::Status};
+
+/// How many requests may wait for the daemon's event loop.
+const QUEUE_LENGTH: usize = 16;
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Command {
-    /// Show decisions until the connection is closed or the time is up; answered with
-    /// [`trace::TraceSource`] each time that another generation shows them, and at last with
+    /// How the daemon is; answered with [`Status`].
+    Status,
+    /// Read the configuration and the table; answered with [`ReloadOutcome`].
+    Reload,
+    /// Report decisions until the connection is closed or the time is up; answered with
+    /// [`trace::TraceSource`] each time that another generation reports them, and at last with
     /// [`trace::TraceEnd`].
     Trace {
-        /// Which, and how many.
+        /// Which decisions, and how many.
         options: trace::Request,
     },
 }
@@ -33,52 +39,67 @@ pub enum Command {
 impl control::Command for Command {
     fn changes(&self) -> bool {
         match self {
-            Self::Trace { .. } => true,
+            Self::Status => false,
+            Self::Reload | Self::Trace { .. } => true,
         }
     }
 }
 
-/// Why the control channel cannot be opened.
+/// What a reload did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReloadOutcome {
+    /// The generation in force.
+    pub generation: u64,
+    /// Whether it is a new one: without a change in the files, the running one stays.
+    pub changed: bool,
+    /// How long the reload took.
+    pub milliseconds: f64,
+}
+
+/// Why the control socket cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// The socket.
+    /// The socket cannot be made.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The operators' group.
+    /// The operators' group does not exist.
     #[error("`control.operators`: {0}")]
     Operators(UnknownGroup),
-    /// Rights that are not needed any more.
+    /// Capabilities that are no longer needed cannot be dropped.
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
-    /// The thread.
-    #[error("cannot start the thread of the control channel: {0}")]
+    /// The server's thread cannot be started.
+    #[error("cannot start the thread of the control socket: {0}")]
     Thread(io::Error),
 }
 
-/// The control channel in service.
-#[derive(Debug)]
-pub struct Channel {
-    /// Requests for the daemon's loop.
-    pub calls: mpsc::Receiver<Call<Command>>,
-    _server: Server,
-}
-
-/// Opens the control channel.
+/// Serves the control socket on a thread of its own, which answers `status` from `state`. Other
+/// requests go to the daemon's event loop by the returned channel. Dropping the server closes the
+/// socket.
 ///
 /// # Errors
-/// When another daemon has the socket, or it cannot be made.
-pub fn open(config: &ControlConfig) -> Result<Channel, ControlError> {
+/// When another daemon serves the socket, or it cannot be made.
+pub fn open(
+    config: &ControlConfig,
+    state: &Arc<DaemonState>,
+) -> Result<(Server, mpsc::Receiver<Call<Command>>), ControlError> {
     let access = Access::new(config.operators.as_deref()).map_err(ControlError::Operators)?;
     let socket = Socket::open(&config.place)?;
-    // The socket's group and the port of the metrics were the last things that needed more.
+    // The socket's group and the metrics port were the last things that needed more capabilities.
     privilege::drop_start_capabilities()?;
-    let (to_loop, calls) = mpsc::channel(WAITING);
+    let (to_loop, calls) = mpsc::channel(QUEUE_LENGTH);
+    let state = Arc::clone(state);
     let handler = move |call: Call<Command>| {
+        if call.command == Command::Status {
+            return call.answer.done(Ok(Status::of(&state)));
+        }
         if let Err(mpsc::error::TrySendError::Full(call)) = to_loop.try_send(call) {
-            let text = "the daemon has not come to earlier requests yet; ask again in a moment";
+            let text = format!(
+                "the daemon is busy: {QUEUE_LENGTH} requests wait already. Try again in a moment."
+            );
             call.answer.done(Err::<(), _>(Refusal::new(RefusalKind::Busy, text)));
         }
     };
     let server = control::serve(socket, access, handler).map_err(ControlError::Thread)?;
-    Ok(Channel { calls, _server: server })
+    Ok((server, calls))
 }

@@ -1,4 +1,4 @@
-//! The program's counters, read from their pins; the daemon need not run.
+//! The program's packet counters, read from their pins. The daemon need not run.
 
 use std::{
     collections::BTreeMap,
@@ -16,26 +16,27 @@ use serde::Serialize;
 
 use crate::generation::{CLAMPED, COUNTERS};
 
-/// Which VIP has which set of counters.
+/// Pin of the map from VIPs to sets of counters.
 const VIPS: &str = "counters/vips";
 
-/// Why counters cannot be used.
+/// Why counters cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum CountersError {
-    /// There is nothing pinned.
+    /// No counters are pinned.
     #[error(
-        "no counters are pinned below {}; `glb-redirect run` makes them when it starts", folder.display()
+        "cannot read counters: none are pinned in {}. `glb-redirect run` creates them when it starts; \
+         check `bpffs_dir` if it runs already", folder.display()
     )]
     Missing {
         /// The pin folder.
         folder: PathBuf,
     },
     /// A map operation failed.
-    #[error("counters pinned at {}: {source}", path.display())]
+    #[error("cannot use the map pinned at {}: {source}", path.display())]
     Map {
         /// The pin.
         path: PathBuf,
-        /// The library's answer.
+        /// What failed.
         source: MapError,
     },
 }
@@ -45,28 +46,28 @@ pub enum CountersError {
 pub struct Count {
     /// Packets.
     pub packets: u64,
-    /// Bytes, from the Ethernet header on, as received.
+    /// Bytes as received, Ethernet header included.
     pub bytes: u64,
 }
 
-/// Packets by reason; those that never occurred are left out.
+/// Packets by reason; reasons without a packet are left out.
 pub type Reasons = BTreeMap<&'static str, Count>;
 
-/// All counters, for people and programs.
+/// All counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// All packets by reason.
     pub reasons: Reasons,
-    /// Those of each VIP by reason: of packets that it was found out for which VIP they are.
+    /// Packets that were matched to a VIP, by VIP and reason.
     pub vips: BTreeMap<IpAddr, Reasons>,
     /// SYN-ACKs whose MSS was lowered.
     pub clamped_syn_acks: u64,
 }
 
 impl Report {
-    /// Packets of which it was not found out for which VIP they are, by reason.
+    /// Packets that were not matched to a VIP, by reason.
     #[must_use]
-    pub fn of_no_vip(&self) -> Reasons {
+    pub fn without_vip(&self) -> Reasons {
         let mut left = self.reasons.clone();
         for (reason, count) in self.vips.values().flatten() {
             if let Some(all) = left.get_mut(reason) {
@@ -79,20 +80,21 @@ impl Report {
     }
 }
 
-/// One CPU's counters, as the kernel lays them out.
+/// One CPU's set of counters: packets and bytes for each reason.
 type Values = [[u64; 2]; MAX_REDIRECT_REASONS];
 
 /// Reads all counters from their pins.
 ///
 /// # Errors
-/// When there are none, or the kernel says no.
+/// When none are pinned, or a map cannot be read.
 pub fn read(pins: &PinFolder) -> Result<Report, CountersError> {
     let path = pins.join(COUNTERS);
     if !path.exists() {
         return Err(CountersError::Missing { folder: pins.path().to_owned() });
     }
     let at = |path: &Path, source| CountersError::Map { path: path.to_owned(), source };
-    let vips = Slots::open(&pins.join(VIPS))?.map_or_else(BTreeMap::new, |slots| slots.slots);
+    let vips =
+        CounterSlots::open(&pins.join(VIPS))?.map_or_else(BTreeMap::new, |slots| slots.slots);
     let map = Map::PerCpuArray(MapData::from_pin(&path).map_err(|error| at(&path, error))?);
     let of = |slot| of_slot(&map, slot).map_err(|error| at(&path, error));
     let mut report = Report { reasons: of(NO_VIP)?, ..Report::default() };
@@ -115,18 +117,18 @@ fn clamped(path: &Path) -> Result<u64, MapError> {
     Ok(map.get(&0, 0)?.iter().sum())
 }
 
-/// The sum over all CPUs of the counters of packets that are not counted apart by VIP.
+/// Reads the set of counters that all VIPs without a set of their own share.
 ///
 /// # Errors
-/// When the kernel says no.
+/// When the map cannot be read.
 pub fn sum(map: &Map) -> Result<Report, MapError> {
     Ok(Report { reasons: of_slot(map, NO_VIP)?, ..Report::default() })
 }
 
-/// The sum over all CPUs of one set of counters.
+/// Reads one set of counters, summed over all CPUs.
 ///
 /// # Errors
-/// When the kernel says no.
+/// When the map cannot be read.
 pub fn of_slot(map: &Map, slot: u32) -> Result<Reasons, MapError> {
     let cpus = PerCpuArray::<&MapData, Values>::try_from(map)?.get(&slot, 0)?;
     let mut reasons = Reasons::new();
@@ -144,7 +146,7 @@ pub fn of_slot(map: &Map, slot: u32) -> Result<Reasons, MapError> {
     Ok(reasons)
 }
 
-/// A VIP as the pinned map's key; IPv4 as it is mapped into IPv6.
+/// A VIP as the pinned map's key: an IPv4 address as IPv4-mapped IPv6 address.
 type Key = [u8; 16];
 
 fn key(vip: IpAddr) -> Key {
@@ -154,16 +156,16 @@ fn key(vip: IpAddr) -> Key {
     }
 }
 
-/// The pinned mapping from VIPs to sets of counters: neither a reload nor a restart resets or mixes
-/// them.
+/// The pinned map from VIPs to sets of counters. It outlives reloads and restarts, so that a VIP keeps
+/// its counts.
 #[derive(Debug)]
-pub(crate) struct Slots {
+pub(crate) struct CounterSlots {
     path: PathBuf,
     map: BpfHashMap<MapData, Key, u32>,
     slots: BTreeMap<IpAddr, u32>,
 }
 
-impl Slots {
+impl CounterSlots {
     fn open(path: &Path) -> Result<Option<Self>, CountersError> {
         if !path.exists() {
             return Ok(None);
@@ -180,10 +182,10 @@ impl Slots {
         open().map(Some).map_err(|source| CountersError::Map { path: path.to_owned(), source })
     }
 
-    /// Opens the mapping below the pin folder, or makes an empty one there.
+    /// Opens the map in the pin folder, or creates an empty one.
     ///
     /// # Errors
-    /// When the kernel says no.
+    /// When the kernel refuses.
     pub(crate) fn open_or_create(pins: &PinFolder) -> Result<Self, CountersError> {
         let path = pins.join(VIPS);
         if let Some(slots) = Self::open(&path)? {
@@ -194,54 +196,54 @@ impl Slots {
             map.pin(&path).map_err(|error| MapError::PinError { name: None, error })
         };
         make().map_err(|source| CountersError::Map { path: path.clone(), source })?;
-        // Pinning consumes the handle: it is opened again by its pin.
+        // Pinning consumes the handle, so the map is opened again by its pin.
         Self::open(&path)?.ok_or_else(|| CountersError::Missing { folder: pins.path().to_owned() })
     }
 
-    /// Gives every VIP a set of counters, as far as there are any left; the mapping. VIPs that are
-    /// gone keep theirs until the room is needed.
+    /// Gives every VIP a set of counters while there are free ones; returns the assignment. A VIP that
+    /// left the configuration keeps its set until another VIP needs it.
     ///
     /// # Errors
-    /// When the kernel says no.
+    /// When the kernel refuses.
     pub(crate) fn assign<'v>(
         &mut self,
         vips: impl IntoIterator<Item = &'v IpAddr> + Clone,
     ) -> Result<&BTreeMap<IpAddr, u32>, CountersError> {
         let path = self.path.clone();
-        let wanted: Vec<IpAddr> = vips.into_iter().copied().collect();
-        for vip in &wanted {
+        let configured: Vec<IpAddr> = vips.into_iter().copied().collect();
+        for vip in &configured {
             if self.slots.contains_key(vip) {
                 continue;
             }
             let taken = |slot: &u32| self.slots.values().any(|used| used == slot);
             let free = (NO_VIP + 1..REDIRECT_COUNTERS).find(|slot| !taken(slot));
-            let Some(slot) = free.or_else(|| self.of_one_that_is_gone(&wanted)) else {
+            let Some(slot) = free.or_else(|| self.reclaim(&configured)) else {
                 tracing::warn!(
                     %vip,
-                    "there are counters for {} VIPs; this one's packets are counted with those of \
-                     none",
+                    "all {} sets of counters are in use: this VIP's packets are counted without a VIP",
                     REDIRECT_COUNTERS - 1
                 );
                 continue;
             };
-            self.give(*vip, slot)
+            self.assign_slot(*vip, slot)
                 .map_err(|source| CountersError::Map { path: path.clone(), source })?;
         }
         Ok(&self.slots)
     }
 
-    /// The set of a VIP that is not wanted any more, taken from it.
-    fn of_one_that_is_gone(&mut self, wanted: &[IpAddr]) -> Option<u32> {
-        let gone = self.slots.keys().find(|vip| !wanted.contains(vip)).copied()?;
-        // If it is gone from the map already, so much the better.
+    /// Takes the set of a VIP that is not configured any more.
+    fn reclaim(&mut self, configured: &[IpAddr]) -> Option<u32> {
+        let gone = self.slots.keys().find(|vip| !configured.contains(vip)).copied()?;
+        // An entry that is missing already is no error.
         self.map.remove(&key(gone)).ok();
         self.slots.remove(&gone)
     }
 
-    fn give(&mut self, vip: IpAddr, slot: u32) -> Result<(), MapError> {
+    /// Gives a set of counters, reset to zero, to a VIP.
+    fn assign_slot(&mut self, vip: IpAddr, slot: u32) -> Result<(), MapError> {
         let counters = self.path.with_file_name("packets");
         if counters.exists() {
-            // Another VIP may have had it.
+            // The counts of the VIP that had it before must not stay.
             let data = Map::PerCpuArray(MapData::from_pin(counters)?);
             let mut array = PerCpuArray::<MapData, Values>::try_from(data)?;
             let cpus = array.get(&slot, 0)?.len();

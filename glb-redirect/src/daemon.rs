@@ -1,472 +1,290 @@
-//! The running backend: builds generations, keeps the ways to peers fresh, answers signals.
+//! The running backend.
+//!
+//! [`run`] is the daemon's event loop. It owns a [`Backend`], which builds and activates generations of
+//! the program:
+//!
+//! - `activate`: from a configuration to a generation in force, or to none and nothing changed;
+//! - `build`: how one generation is tested, loaded, pinned and attached;
+//! - `pin_maintenance`: pins that are removed from outside are restored;
+//! - `table_watch`: the directors' table is watched;
+//! - `trace_session`: the traced program build is swapped in while a client traces.
 
+mod activate;
 mod build;
+mod error;
 mod pin_maintenance;
-mod table_file;
+mod table_watch;
+mod trace_session;
 
-use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use glb_common::trace::TraceSettings;
 use glb_host::{
-    bpf_loader::LoadError,
-    bpffs::{PinFolder, PinFolderError, PinLock},
+    bpffs::{PinFolder, PinLock},
     control::{Call, Refusal},
-    generations::{self, SwapError},
-    metrics::{self, MetricsError},
-    next_hop::{NetlinkError, NextHops, Snapshot},
-    packet_trace::trace::{self, Session, TraceEnd, TraceSource},
+    metrics,
+    next_hop::{NextHops, Snapshot},
+    packet_trace::trace::{self, Session, TraceEnd},
     pin_guard::PinGuard,
     systemd::{self, Watchdog},
-    xdp_link::{self, AttachError},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Duration, MissedTickBehavior, interval},
 };
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
-    config::{Config, ConfigError},
-    connections::{self, Watch},
-    control::{self, ControlError},
-    counters::CountersError,
+    config::Config,
+    connections::ConnectionMonitor,
+    control::{self, Command, ReloadOutcome},
+    daemon_state::DaemonState,
     generation::Generation,
-    host_state::{Changes, Machine, MachineError},
-    image::Image,
-    metrics::{Metered, Metrics},
-    replay::REASONS,
-    self_test::SelfTestError,
-    vip::{self, VipError},
+    host_state::{HostChanges, HostState},
+    metrics::Collector,
+    program_data::ProgramData,
 };
-use build::{build, enter, image, put_vips};
-use table_file::Table;
+use build::enter_next_hops;
+pub(crate) use error::Error;
+use table_watch::TableWatch;
 
-/// Folder in the pin folder with the tc program's link for each interface.
+/// Folder in the pin folder that holds the tc program's link for each interface.
 pub(crate) const CLAMPS: &str = "clamps";
 
-/// How often the pins are looked at.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often the daemon checks that its pins exist.
+const PIN_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Why the daemon does not start, or a configuration is not taken.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error("`{key}` was changed from {from} to {to}: restart the daemon to have it so")]
-    Moved { key: &'static str, from: String, to: String },
-    #[error(transparent)]
-    Metrics(#[from] MetricsError),
-    #[error(transparent)]
-    Machine(#[from] MachineError),
-    #[error(transparent)]
-    Vips(#[from] VipError),
-    #[error(transparent)]
-    Counters(#[from] CountersError),
-    #[error(transparent)]
-    Pins(#[from] PinFolderError),
-    #[error(transparent)]
-    Attach(#[from] AttachError),
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    #[error(transparent)]
-    Swap(#[from] SwapError),
-    #[error(transparent)]
-    SelfTest(#[from] SelfTestError),
-    #[error(transparent)]
-    NextHops(#[from] NetlinkError),
-    #[error("cannot follow this machine's addresses by netlink: {0}")]
-    Changes(io::Error),
-    #[error("cannot listen for signals: {0}")]
-    Signals(io::Error),
-    #[error("cannot start a thread: {0}")]
-    Thread(io::Error),
-    #[error(transparent)]
-    Control(#[from] ControlError),
-}
-
-/// Runs until a signal ends it. The program stays attached and works.
+/// Runs the daemon until SIGTERM or SIGINT. The program stays attached and keeps working.
 pub(crate) async fn run(config: Config) -> Result<(), Error> {
     let signals = |kind| signal(kind).map_err(Error::Signals);
     let mut hangup = signals(SignalKind::hangup())?;
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
 
-    // Before anything is attached: a port that is in use is found while nothing has changed.
+    // The port is bound before anything is attached: if it is in use, nothing has changed yet.
     let listener = config.metrics.map(metrics::bind).transpose()?;
-    // Before anything is looked at: no change is missed.
-    let mut changes = Changes::follow().map_err(Error::Changes)?;
-    let mut channel = control::open(&config.control)?;
-    let mut table = Table::watch(&config);
-    let mut backend = Backend::start(config).await?;
+    // The subscription comes before the first look at the host, so that no change is missed.
+    let mut changes = HostChanges::subscribe().map_err(Error::HostChanges)?;
+    let state = Arc::new(DaemonState::new(&config));
+    let (server, mut calls) = control::open(&config.control, &state)?;
+    let mut table = TableWatch::start(&config);
+    let mut backend = Backend::start(config, Arc::clone(&state)).await?;
     if let Some(listener) = listener {
-        metrics::serve(listener, backend.metered())?;
+        metrics::serve(listener, Collector(Arc::clone(&state)))?;
     }
     info!(generation = backend.number, interfaces = backend.config.interfaces.join(","), "ready");
-    backend.say();
+    backend.notify_ready();
     let mut watchdog = Watchdog::from_environment();
-    let mut look = interval(LOOK);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut pin_check = interval(PIN_CHECK_INTERVAL);
+    pin_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut next_hops = backend.next_hops.subscribe();
     loop {
         tokio::select! {
             changed = next_hops.changed() => {
                 if changed.is_err() {
-                    error!("netlink is gone; the ways to peers stay as they are until a restart");
+                    error!(
+                        "netlink connection lost: next hops of peers are not updated any more; \
+                         restart the daemon"
+                    );
                     std::future::pending::<()>().await;
                 }
                 let snapshot = next_hops.borrow_and_update().clone();
-                backend.enter(&snapshot);
+                backend.update_next_hops(&snapshot);
             }
-            () = changes.next() => backend.follow().await,
-            Some(call) = channel.calls.recv() => backend.begin_to_show(call).await,
-            why = trace::session_end(backend.watcher.as_ref().map(|(session, _)| session)) => {
-                backend.end_showing(why).await;
+            () = changes.next() => backend.host_changed().await,
+            Some(call) = calls.recv() => {
+                backend.answer(call).await;
+                table.follow_config(&backend.config);
+            }
+            reason = trace::session_end(backend.trace.as_ref().map(|(session, _)| session)) => {
+                backend.stop_trace(reason).await;
             }
             () = table.changed() => backend.table_changed().await,
             () = watchdog.turn() => {}
-            _ = look.tick() => backend.keep_pinned(),
+            _ = pin_check.tick() => backend.restore_pins(),
             _ = hangup.recv() => {
-                systemd::reloading("the configuration is read anew");
-                let result = backend.reload().await;
-                backend.reloaded(result.is_ok());
-                match result {
-                    Ok(()) => table.follow(&backend.config),
-                    Err(error) => error!(
-                        running_generation = backend.number,
-                        "the configuration was not loaded, the running one stays:\n{error}"
-                    ),
-                }
+                // `reload` logs and records the error.
+                drop(backend.reload().await);
+                table.follow_config(&backend.config);
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
     systemd::stopping();
-    backend.end_showing(TraceEnd::Stopping).await;
+    state.stopping();
+    backend.stop_trace(TraceEnd::Stopping).await;
+    drop(server);
     info!(
-        "ended; the pinned program goes on working (`glb-redirect detach --config {}` ends that)",
+        "stopped; the program stays attached (`glb-redirect detach --config {}` removes it)",
         backend.config.path.display()
     );
     Ok(())
 }
 
-/// Refuses a change of what is settled when the daemon starts.
-fn not_moved(running: &Config, wanted: &Config) -> Result<(), Error> {
-    let settled = |config: &Config| {
+/// The daemon's state: the configuration and the generation in force, and what keeps them current.
+struct Backend {
+    config: Config,
+    state: Arc<DaemonState>,
+    pins: PinFolder,
+    lock: PinLock,
+    /// Descriptors of everything that is pinned, so that removed pins can be restored.
+    kept: PinGuard,
+    next_hops: NextHops,
+    connections: ConnectionMonitor,
+    /// The host state that the generation in force was built for.
+    host: HostState,
+    /// The host state for which no generation could be built; the error is logged once.
+    failed_host: Option<HostState>,
+    data: ProgramData,
+    generation: Generation,
+    number: u64,
+    /// The trace session, and which decisions it asked for.
+    trace: Option<(Session, TraceSettings)>,
+}
+
+impl Backend {
+    /// Answers a request of the control socket that needs the event loop.
+    async fn answer(&mut self, call: Call<Command>) {
+        match call.command.clone() {
+            // The control thread answers `status` itself.
+            Command::Status => {}
+            Command::Reload => {
+                let result = self.reload().await.map_err(Refusal::failed);
+                call.answer.done(result);
+            }
+            Command::Trace { options } => self.start_trace(call, options).await,
+        }
+    }
+
+    /// Reads the configuration and the table it names, and activates both or neither.
+    async fn reload(&mut self) -> Result<ReloadOutcome, Error> {
+        let start = Instant::now();
+        self.state.reloading("reading the configuration");
+        let result = self.load_and_activate().await;
+        let outcome = ReloadOutcome {
+            generation: self.number,
+            changed: matches!(result, Ok(true)),
+            milliseconds: start.elapsed().as_secs_f64() * 1000.0,
+        };
+        self.reload_finished(&result, start);
+        match result {
+            Ok(_) => Ok(outcome),
+            Err(error) => {
+                error!(
+                    running_generation = self.number,
+                    "reload failed, the running configuration stays in force:\n{error}"
+                );
+                Err(error)
+            }
+        }
+    }
+
+    /// Loads the configuration; returns whether it led to a new generation.
+    async fn load_and_activate(&mut self) -> Result<bool, Error> {
+        let config = Config::load(&self.config.path)?;
+        check_restart_only_keys(&self.config, &config)?;
+        if config == self.config && HostState::read(&config)? == self.host {
+            info!(
+                generation = self.number,
+                "configuration unchanged: the generation stays in force"
+            );
+            return Ok(false);
+        }
+        self.activate(config).await?;
+        Ok(true)
+    }
+
+    /// Reads the table after its file has changed. Most changes do not concern a backend: states,
+    /// health and weights.
+    async fn table_changed(&mut self) {
+        let start = Instant::now();
+        let result = match self.config.with_table() {
+            Ok(config) if config == self.config => {
+                return tracing::debug!("table changed, but not its backends or hops");
+            }
+            Ok(config) => {
+                info!("the table's backends or hops have changed");
+                self.state.reloading("reading the table's backends");
+                self.activate(config).await.map(|()| true)
+            }
+            Err(error) => Err(error.into()),
+        };
+        self.reload_finished(&result, start);
+        if let Err(error) = result {
+            error!(
+                running_generation = self.number,
+                "table refused, the backends known so far stay in force:\n{error}"
+            );
+        }
+    }
+
+    fn reload_finished(&self, result: &Result<bool, Error>, start: Instant) {
+        let error = result.as_ref().err().map(ToString::to_string);
+        self.state.reload_finished(error, start.elapsed());
+        self.notify_ready();
+    }
+
+    /// Writes the next hops of all peers into the running generation.
+    fn update_next_hops(&mut self, snapshot: &Snapshot) {
+        let unresolved = enter_next_hops(&mut self.generation, &self.data, snapshot);
+        self.state.set_peers(self.data.peers.len(), unresolved);
+    }
+
+    /// Tells the service manager which generation is in force.
+    fn notify_ready(&self) {
+        systemd::ready(&self.state.summary());
+    }
+
+    /// Activates a new generation if this host's addresses, MTU or interfaces have changed.
+    async fn host_changed(&mut self) {
+        let host = match HostState::read(&self.config) {
+            Ok(host) => host,
+            // An interface that is being replaced comes back within moments.
+            Err(error) => {
+                return warn!(%error, "cannot read the host's state: the generation stays in force");
+            }
+        };
+        if host == self.host || self.failed_host.as_ref() == Some(&host) {
+            return;
+        }
+        info!("this host's addresses or interfaces have changed");
+        self.failed_host = None;
+        let result = self.activate(self.config.clone()).await;
+        self.state.set_host_problem(result.as_ref().err().map(ToString::to_string));
+        if let Err(error) = result {
+            error!(
+                running_generation = self.number,
+                "cannot follow the change of addresses or interfaces:\n{error}"
+            );
+            self.failed_host = Some(host);
+        }
+        self.notify_ready();
+    }
+}
+
+/// Refuses a configuration that changes a key which is fixed when the daemon starts.
+fn check_restart_only_keys(running: &Config, new: &Config) -> Result<(), Error> {
+    let fixed = |config: &Config| {
         let place = &config.control.place;
         let group = |name: &Option<String>| name.clone().unwrap_or_else(|| "none".to_owned());
-        let metrics = config.metrics.map_or_else(|| "nowhere".to_owned(), |at| at.to_string());
+        let metrics = config.metrics.map_or_else(|| "none".to_owned(), |at| at.to_string());
+        let path = |path: &PathBuf| path.display().to_string();
         [
-            ("pin", config.pin.display().to_string()),
+            ("bpffs_dir", path(&config.bpffs_dir)),
             ("metrics", metrics),
-            ("control.socket", place.path.display().to_string()),
+            ("control.socket", path(&place.path)),
             ("control.mode", format!("{:04o}", place.mode)),
             ("control.group", group(&place.group)),
             ("control.operators", group(&config.control.operators)),
         ]
     };
-    for ((key, from), (_, to)) in settled(running).into_iter().zip(settled(wanted)) {
+    for ((key, from), (_, to)) in fixed(running).into_iter().zip(fixed(new)) {
         if from != to {
-            return Err(Error::Moved { key, from, to });
+            return Err(Error::NeedsRestart { key, from, to });
         }
     }
     Ok(())
-}
-
-struct Backend {
-    config: Config,
-    metrics: Arc<Metrics>,
-    pins: PinFolder,
-    lock: PinLock,
-    /// What is pinned, for when it is not any more.
-    kept: PinGuard,
-    /// Why what is pinned no more cannot be pinned again, so that it is said once.
-    pins_problem: Option<String>,
-    next_hops: NextHops,
-    connections: Watch,
-    machine: Machine,
-    /// What the machine was when following it failed: said once.
-    refused: Option<Machine>,
-    image: Image,
-    generation: Generation,
-    number: u64,
-    reload_failed: bool,
-    /// Who watches, and what he wants to see.
-    watcher: Option<(Session, TraceSettings)>,
-}
-
-/// A generation in force, and what it was made of.
-struct Built {
-    machine: Machine,
-    image: Image,
-    next_hops: NextHops,
-    generation: Generation,
-    number: u64,
-}
-
-impl Backend {
-    async fn start(config: Config) -> Result<Self, Error> {
-        // What costs nothing to find out comes first.
-        for interface in &config.interfaces {
-            xdp_link::interface_index(interface)?;
-        }
-        let pins = PinFolder::create(&config.pin, crate::OWNER)?;
-        let lock = pins.lock()?;
-        match Self::bring_up(&config, &pins).await {
-            Ok(Built { machine, image, next_hops, generation, number }) => {
-                let connections = Watch::start(config.vips.clone(), pins.join(connections::PIN))
-                    .map_err(Error::Thread)?;
-                let mut backend = Self {
-                    config,
-                    metrics: Arc::default(),
-                    pins,
-                    lock,
-                    kept: PinGuard::default(),
-                    pins_problem: None,
-                    next_hops,
-                    connections,
-                    machine,
-                    refused: None,
-                    image,
-                    generation,
-                    number,
-                    reload_failed: false,
-                    watcher: None,
-                };
-                backend.tidy()?;
-                backend.tell();
-                backend.hold();
-                Ok(backend)
-            }
-            Err(error) => {
-                // Of a backend that never worked nothing stays.
-                if let Err(error) = generations::remove_if_detached(&pins) {
-                    warn!("{error}");
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// The first generation of this process, in force.
-    async fn bring_up(config: &Config, pins: &PinFolder) -> Result<Built, Error> {
-        let machine = Machine::look(config)?;
-        let image = image(config, &machine)?;
-        let put = put_vips(config).await?;
-        let first = async {
-            let next_hops = NextHops::start(image.peers.iter().copied()).await?;
-            let running = generations::current_program(&config.interfaces, pins)?;
-            let keep: Vec<u64> = running.iter().map(|(number, _)| *number).collect();
-            if let Some(generation) = keep.first() {
-                info!(generation, "adopting what a former daemon left running");
-            }
-            let number = generations::remove_stale(pins, &keep)?;
-            let generation =
-                build(config, &machine, &image, &next_hops, number, pins, None).await?;
-            Ok((next_hops, number, generation))
-        };
-        match first.await {
-            Ok((next_hops, number, generation)) => {
-                Ok(Built { machine, image, next_hops, generation, number })
-            }
-            Err(error) => {
-                vip::take_back(&put).await;
-                Err(error)
-            }
-        }
-    }
-
-    /// Reads the configuration anew and puts it in force, whole or not at all.
-    async fn reload(&mut self) -> Result<(), Error> {
-        let config = Config::load(&self.config.path)?;
-        not_moved(&self.config, &config)?;
-        self.apply(config).await
-    }
-
-    /// Reads the table anew. Most of its changes are none to a backend: states, health, weights.
-    async fn table_changed(&mut self) {
-        let result = match self.config.with_table() {
-            Ok(config) if config == self.config => {
-                return debug!("the table has changed, its backends and hops have not");
-            }
-            Ok(config) => {
-                info!("the table's backends or hops have changed");
-                systemd::reloading("the table's backends are taken");
-                self.apply(config).await
-            }
-            Err(error) => Err(error.into()),
-        };
-        self.reloaded(result.is_ok());
-        if let Err(error) = result {
-            error!(
-                running_generation = self.number,
-                "the table was not taken, the backends known so far stay:\n{error}"
-            );
-        }
-    }
-
-    /// Enters the ways to all peers into the running generation.
-    fn enter(&mut self, snapshot: &Snapshot) {
-        enter(&mut self.generation, &self.image, snapshot);
-        self.tell();
-    }
-
-    /// Tells the metrics how things are.
-    fn tell(&self) {
-        self.metrics.in_force(self.number);
-        self.metrics.peers(self.image.peers.len(), self.generation.unresolved_peers());
-    }
-
-    /// A reload has ended, well or not.
-    fn reloaded(&mut self, well: bool) {
-        self.metrics.reloaded(well);
-        self.reload_failed = !well;
-        self.say();
-    }
-
-    /// Tells the service manager that the daemon works, and with what.
-    fn say(&self) {
-        let after = if self.reload_failed { "; the last reload failed" } else { "" };
-        systemd::ready(&format!("generation {} is in force{after}", self.number));
-    }
-
-    fn metered(&self) -> Metered {
-        let (pins, connections) = (self.pins.clone(), self.connections.clone());
-        Metered { pins, connections, metrics: Arc::clone(&self.metrics) }
-    }
-
-    /// Has the program know the machine as it is now, if that is another than it was.
-    async fn follow(&mut self) {
-        let machine = match Machine::look(&self.config) {
-            Ok(machine) => machine,
-            // It will be back, or somebody has more to mend than this.
-            Err(error) => return warn!("the running generation stays as it is: {error}"),
-        };
-        if machine == self.machine || self.refused.as_ref() == Some(&machine) {
-            return;
-        }
-        info!("this machine's addresses or interfaces have changed");
-        self.refused = None;
-        if let Err(error) = self.apply(self.config.clone()).await {
-            error!(running_generation = self.number, "the change was not followed:\n{error}");
-            self.refused = Some(machine);
-        }
-        self.say();
-    }
-
-    async fn apply(&mut self, config: Config) -> Result<(), Error> {
-        let machine = Machine::look(&config)?;
-        let image = image(&config, &machine)?;
-        let put = put_vips(&config).await?;
-        // Peers of both: those of the running generation are followed until it is replaced.
-        let both: BTreeSet<IpAddr> = self.image.peers.union(&image.peers).copied().collect();
-        self.keep_pinned();
-        self.next_hops.set_targets(both);
-        let number = self.number + 1;
-        let settings = self.watcher.as_ref().map(|(_, settings)| settings);
-        let built =
-            build(&config, &machine, &image, &self.next_hops, number, &self.pins, settings).await;
-        let generation = match built {
-            Ok(generation) => generation,
-            Err(error) => {
-                self.next_hops.set_targets(self.image.peers.iter().copied());
-                vip::take_back(&put).await;
-                return Err(error);
-            }
-        };
-        let gone: BTreeSet<IpAddr> = self.config.vips.difference(&config.vips).copied().collect();
-        let removes_vips = self.config.vips_on_lo;
-        (self.config, self.machine, self.image) = (config, machine, image);
-        (self.generation, self.number) = (generation, number);
-        self.next_hops.set_targets(self.image.peers.iter().copied());
-        self.connections.set_vips(self.config.vips.clone());
-        let tidied = self.tidy();
-        // What is no longer wanted would go on as long as it is held, and be pinned again.
-        self.kept = PinGuard::default();
-        self.hold();
-        tidied?;
-        self.tell();
-        if removes_vips {
-            vip::remove_own(&gone).await?;
-        }
-        info!(generation = number, "in force");
-        if let Some((session, _)) = &self.watcher {
-            session.show(&self.showing());
-        }
-        Ok(())
-    }
-
-    /// Has the program show its decisions, or tells who asked why not.
-    async fn begin_to_show(&mut self, call: Call<control::Command>) {
-        let control::Command::Trace { options } = call.command.clone();
-        if options.filter.table.is_some() {
-            let text = "a backend has no tables: leave out `table NAME`";
-            return call.answer.done(Err::<(), _>(Refusal::failed(text)));
-        }
-        if self.watcher.as_ref().is_some_and(|(session, _)| session.is_gone()) {
-            self.end_showing(TraceEnd::Disconnected).await;
-        }
-        let running = self.watcher.as_ref().map(|(session, _)| session);
-        let Some(session) = Session::open(call, options, running) else { return };
-        let settings = match session.request.settings(&REASONS, None) {
-            Ok(settings) => settings,
-            Err(refusal) => return session.end(Err(refusal)),
-        };
-        match self.exchange(Some(&settings)).await {
-            Ok(()) => {
-                info!(pid = session.pid(), generation = self.number, "decisions are shown");
-                session.show(&self.showing());
-                self.watcher = Some((session, settings));
-            }
-            Err(error) => {
-                error!("decisions cannot be shown, the plain program stays:\n{error}");
-                session.end(Err(Refusal::failed(error)));
-            }
-        }
-    }
-
-    /// Brings the plain program back.
-    async fn end_showing(&mut self, why: TraceEnd) {
-        let Some((session, _)) = self.watcher.take() else { return };
-        match self.exchange(None).await {
-            Ok(()) => info!(generation = self.number, ?why, "decisions are no longer shown"),
-            // It forwards as well as the plain one, and the next change replaces it.
-            Err(error) => error!("the program that shows its decisions stays:\n{error}"),
-        }
-        session.end(Ok(why));
-    }
-
-    fn showing(&self) -> TraceSource {
-        let folder = generations::folder(&self.pins, self.number);
-        TraceSource { generation: self.number, folder }
-    }
-
-    /// Swaps in the other build of the program, for what is in force.
-    async fn exchange(&mut self, settings: Option<&TraceSettings>) -> Result<(), Error> {
-        self.keep_pinned();
-        let number = self.number + 1;
-        let (config, machine, image) = (&self.config, &self.machine, &self.image);
-        let (next_hops, pins) = (&self.next_hops, &self.pins);
-        self.generation = build(config, machine, image, next_hops, number, pins, settings).await?;
-        self.number = number;
-        self.say();
-        if let Err(error) = self.tidy() {
-            warn!("{error}");
-        }
-        self.hold();
-        Ok(())
-    }
-
-    /// Takes away what the running generation does not need.
-    fn tidy(&self) -> Result<(), Error> {
-        for interface in generations::detach_all_but(&self.pins, &self.config.interfaces)? {
-            info!(%interface, "detached: it is not configured any more");
-        }
-        // The one before is kept until the next change.
-        let keep = [self.number, self.number.wrapping_sub(1)];
-        generations::remove_stale(&self.pins, &keep)?;
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -476,7 +294,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_settled_at_the_start_is_not_moved() {
+    fn changing_a_key_fixed_at_start_needs_a_restart() {
         let config = |more: &str| {
             let text = format!(
                 "interfaces = [\"eth0\"]\nvips = [\"203.0.113.10\"]\n\
@@ -485,17 +303,17 @@ mod tests {
             Config::parse(&text, Path::new("/etc/glb/redirect.toml")).unwrap()
         };
         let running = config("");
-        not_moved(&running, &config("strangers = \"pass\"")).unwrap();
+        check_restart_only_keys(&running, &config("unknown_senders = \"pass\"")).unwrap();
         for (more, key, value) in [
-            ("pin = \"/sys/fs/bpf/x\"", "`pin`", "to /sys/fs/bpf/x"),
-            ("metrics = \"10.0.2.21:9101\"", "`metrics`", "from nowhere to 10.0.2.21:9101"),
+            ("bpffs_dir = \"/sys/fs/bpf/x\"", "`bpffs_dir`", "to /sys/fs/bpf/x"),
+            ("metrics = \"10.0.2.21:9101\"", "`metrics`", "from none to 10.0.2.21:9101"),
             ("control.socket = \"/run/x.sock\"", "`control.socket`", "to /run/x.sock"),
             ("control.mode = \"0600\"", "`control.mode`", "from 0660 to 0600"),
             ("control.group = \"adm\"", "`control.group`", "from none to adm"),
             ("control.operators = \"adm\"", "`control.operators`", "from none to adm"),
         ] {
-            let error = not_moved(&running, &config(more)).unwrap_err().to_string();
-            for word in [key, value, "restart the daemon"] {
+            let error = check_restart_only_keys(&running, &config(more)).unwrap_err().to_string();
+            for word in [key, value, "restart of the daemon"] {
                 assert!(error.contains(word), "{word:?} is missing in: {error}");
             }
         }

@@ -1,4 +1,4 @@
-//! A generation of the backend's program: loaded, filled and pinned; attached by the daemon.
+//! A generation of the backend's program in the kernel: load, fill, pin. The daemon attaches it.
 
 use std::{io, net::IpAddr, path::Path};
 
@@ -26,20 +26,20 @@ use glb_host::{
 };
 use ipnet::IpNet;
 
-use crate::{address_table::AddressTable, image::Image};
+use crate::{address_table::AddressTable, program_data::ProgramData};
 
-/// The program's name in the object.
+/// The XDP program for ordinary packets, by its name in the object file.
 const PROGRAM: &str = "glb_redirect";
-/// The one that it hands packets out of the ordinary to.
+/// The XDP program that the first one tail-calls for all other packets.
 const GENERAL: &str = "glb_redirect_general";
-/// The name of the tc program.
-const CLAMP: &str = "glb_mss_clamp";
+/// The tc program that lowers the MSS of SYN-ACKs.
+const MSS_CLAMP: &str = "glb_mss_clamp";
 
-/// Folder of what outlives generations, below the pin folder.
+/// Folder in the pin folder for maps that outlive generations.
 pub(crate) const COUNTERS_FOLDER: &str = "counters";
-/// The counters by VIP and reason.
+/// Pin of the packet counters, by VIP and reason.
 pub(crate) const COUNTERS: &str = "counters/packets";
-/// SYN-ACKs whose MSS was lowered.
+/// Pin of the counter of SYN-ACKs whose MSS was lowered.
 pub(crate) const CLAMPED: &str = "counters/clamped";
 
 /// A generation in the kernel.
@@ -52,37 +52,38 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Loads `image`, with the counters that are pinned below `pins`, or with counters of its own.
-    /// All peers are unresolved at first.
+    /// Loads the program with `data`. Its counters are those pinned in `pins`, or private ones. All
+    /// peers are unresolved at first.
     ///
     /// # Errors
-    /// When the kernel says no.
-    pub fn load(image: &Image, pins: Option<&PinFolder>) -> Result<Self, LoadError> {
-        Self::load_object(image, pins, glb_host::REDIRECT_OBJECT)
+    /// When the kernel refuses the program or a map.
+    pub fn load(data: &ProgramData, pins: Option<&PinFolder>) -> Result<Self, LoadError> {
+        Self::load_object(data, pins, glb_host::REDIRECT_OBJECT)
     }
 
-    /// As [`Self::load`], with the program that shows its decisions.
+    /// As [`Self::load`], with the program build that reports its decisions.
     ///
     /// # Errors
-    /// When the kernel says no.
-    pub fn load_traced(image: &Image, pins: Option<&PinFolder>) -> Result<Self, LoadError> {
-        Self::load_object(image, pins, glb_host::REDIRECT_TRACE_OBJECT)
+    /// When the kernel refuses the program or a map.
+    pub fn load_traced(data: &ProgramData, pins: Option<&PinFolder>) -> Result<Self, LoadError> {
+        Self::load_object(data, pins, glb_host::REDIRECT_TRACE_OBJECT)
     }
 
-    /// As [`Self::load`], with another build of the program: `object` is its ELF file.
+    /// As [`Self::load`], with any build of the program: `object` is its ELF file.
     ///
     /// # Errors
-    /// When the kernel says no, or it is another program.
+    /// When the kernel refuses it, or `object` is not a build of this program.
     pub fn load_object(
-        image: &Image,
+        data: &ProgramData,
         pins: Option<&PinFolder>,
         object: &[u8],
     ) -> Result<Self, LoadError> {
-        let hash = AddressTable::new(&image.known);
+        let hash = AddressTable::new(&data.known);
         let (displacements, elements) = (hash.displacements.len(), hash.elements.len());
-        let settings = image.settings(hash.seed, displacements as u32 - 1, elements as u32 - 1);
+        let settings = data.settings(hash.seed, displacements as u32 - 1, elements as u32 - 1);
         let nets = |v4: bool| {
-            let of_family = image.many_nets.iter().filter(|net| matches!(net, IpNet::V4(_)) == v4);
+            let of_family =
+                data.director_nets.iter().filter(|net| matches!(net, IpNet::V4(_)) == v4);
             of_family.count().max(1) as u32
         };
         let mut loader = glb_host::bpf_loader::new_loader();
@@ -109,7 +110,7 @@ impl Generation {
         let mut ebpf = loader.load(&map_relocation::relocate(object, &arrays)?)?;
         filled(&arrays[0], &hash.displacements)?;
         let known = filled(&arrays[1], &hash.elements)?;
-        for net in &image.many_nets {
+        for net in &data.director_nets {
             let bits = u32::from(net.prefix_len());
             match net.network() {
                 IpAddr::V4(net) => insert_prefix(&mut ebpf, "DIRECTORS_V4", bits, net.octets()),
@@ -131,18 +132,18 @@ impl Generation {
         Ok(Self { ebpf, arrays, known, hash })
     }
 
-    /// Pins the program and every map that is the generation's own in `folder`.
+    /// Pins the program and the generation's own maps in `folder`.
     ///
     /// # Errors
-    /// When the kernel says no.
+    /// When the kernel refuses a pin.
     pub fn pin(&self, folder: &Path) -> Result<(), LoadError> {
         for array in &self.arrays {
             let (name, path) = (array.name(), folder.join(array.name().to_lowercase()));
             array.data().pin(path).map_err(|error| LoadError::map("pin", name, error))?;
         }
         for (name, map) in self.ebpf.maps() {
-            // Those that outlive generations are pinned elsewhere already. Sections of the object
-            // (".rodata") are no names for files, and the program keeps them alive.
+            // Counters are pinned elsewhere already. Sections of the object (".rodata") need no pin:
+            // the program keeps them alive.
             if matches!(name, "COUNTERS" | "CLAMPED") || name.starts_with('.') {
                 continue;
             }
@@ -155,19 +156,19 @@ impl Generation {
             .map_err(|error| LoadError::map("pin", PROGRAM, error))
     }
 
-    /// The loaded program.
+    /// The XDP program to attach.
     ///
     /// # Errors
-    /// Only if the object has none.
+    /// If the object lacks it.
     pub fn program(&mut self) -> Result<&mut Xdp, LoadError> {
         xdp(&mut self.ebpf, PROGRAM)
     }
 
-    /// What the kernel says of the two XDP programs: the one for ordinary packets, and the general
-    /// one.
+    /// The kernel's information about the two XDP programs: the one for ordinary packets, and the
+    /// general one.
     ///
     /// # Errors
-    /// When the kernel says no.
+    /// When the kernel does not tell.
     pub fn infos(&mut self) -> Result<[(&'static str, ProgramInfo); 2], LoadError> {
         let mut info = |name| {
             let info = xdp(&mut self.ebpf, name)?.info().map_err(EbpfError::ProgramError)?;
@@ -176,12 +177,13 @@ impl Generation {
         Ok([info(PROGRAM)?, info(GENERAL)?])
     }
 
-    /// The tc program that lowers the MSS of SYN-ACKs, loaded.
+    /// The tc program that lowers the MSS of SYN-ACKs; loads it on the first call.
     ///
     /// # Errors
     /// When the kernel refuses it.
-    pub fn clamp(&mut self) -> Result<&mut SchedClassifier, LoadError> {
-        let program = self.ebpf.program_mut(CLAMP).ok_or_else(|| LoadError::missing(CLAMP))?;
+    pub fn mss_clamp(&mut self) -> Result<&mut SchedClassifier, LoadError> {
+        let program =
+            self.ebpf.program_mut(MSS_CLAMP).ok_or_else(|| LoadError::missing(MSS_CLAMP))?;
         let program: &mut SchedClassifier =
             program.try_into().map_err(|error| LoadError::from(EbpfError::ProgramError(error)))?;
         if program.fd().is_err() {
@@ -191,34 +193,27 @@ impl Generation {
         Ok(program)
     }
 
-    /// Tells a program that shows its decisions which are wanted.
+    /// Tells a traced program which decisions to report.
     ///
     /// # Errors
-    /// When it is not such a program.
-    pub fn show(&mut self, settings: &TraceSettings) -> Result<(), LoadError> {
+    /// When it is not a traced program.
+    pub fn configure_trace(&mut self, settings: &TraceSettings) -> Result<(), LoadError> {
         trace::configure(&mut self.ebpf, settings)
     }
 
-    /// The map of counters.
+    /// The map of packet counters.
     ///
     /// # Errors
-    /// Only if the object has none.
+    /// If the object lacks it.
     pub fn counters(&self) -> Result<&aya::maps::Map, LoadError> {
         self.ebpf.map("COUNTERS").ok_or_else(|| LoadError::missing("COUNTERS"))
     }
 
-    /// To how many fellow backends no way is known.
-    #[must_use]
-    pub fn unresolved_peers(&self) -> usize {
-        let peers = self.hash.elements.iter().filter(|known| known.roles & AddressEntry::PEER != 0);
-        peers.filter(|known| known.next_hop().interface == 0).count()
-    }
-
-    /// Enters the way to a fellow backend; says whether it is another one than before.
+    /// Writes the next hop of a fellow backend. Returns whether it differs from the one before.
     ///
     /// # Errors
-    /// When the kernel says no.
-    pub fn enter_peer(&mut self, address: IpAddr, way: PeerNextHop) -> Result<bool, LoadError> {
+    /// When the backend is not a peer of this generation.
+    pub fn set_next_hop(&mut self, address: IpAddr, way: PeerNextHop) -> Result<bool, LoadError> {
         let odd = |error| LoadError::map("fill", "ADDRESSES", error);
         let unknown = || odd(io::Error::new(io::ErrorKind::NotFound, address.to_string()));
         let place = *self.hash.places.get(&address).ok_or_else(unknown)?;
@@ -228,7 +223,7 @@ impl Generation {
         }
         let other = usize::from(element.roles & AddressEntry::SECOND_NEXT_HOP == 0);
         if element.next_hops[1 - other].interface != 0 {
-            // The other way may have been in force a moment ago: nobody must be reading it.
+            // The program may still be reading the entry that was in force before.
             wait_for_readers();
         }
         element.next_hops[other] = way;
@@ -254,7 +249,7 @@ fn direct_array<T: MapValue>(
     DirectArray::create(name, number, entries * MappedArray::<T>::STRIDE)
 }
 
-/// An array in this process's memory, with these elements.
+/// Maps the array into this process's memory and fills it with `elements`.
 fn filled<T: MapValue>(array: &DirectArray, elements: &[T]) -> Result<MappedArray<T>, LoadError> {
     let mapped = MappedArray::new(array.data().fd(), elements.len());
     let mapped = mapped.map_err(|error| LoadError::map("map", array.name(), error))?;

@@ -1,4 +1,4 @@
-//! What a generation takes from the machine it runs on, and when that changes.
+//! The facts about this host that a generation is built from, and when they change.
 
 use std::{collections::BTreeSet, io, net::IpAddr, time::Duration};
 
@@ -11,30 +11,30 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::{config::Config, local_addresses};
 
-/// The facts that are built into a generation.
+/// The facts that are compiled into a generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Machine {
-    /// Where the tunnel may end.
+pub(crate) struct HostState {
+    /// The addresses at which the tunnel may end.
     pub(crate) own: BTreeSet<IpAddr>,
-    /// What fits on every interface that tunnelled packets come in by.
+    /// The smallest MTU of the interfaces that tunnelled packets arrive on.
     pub(crate) mtu: u32,
-    /// The interfaces by number: one that was removed and made anew has another.
+    /// The interfaces' indices: an interface that is deleted and created again has a new one.
     indices: Vec<u32>,
 }
 
-/// Why the machine cannot be looked at.
+/// Why the host's state cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum MachineError {
-    #[error("cannot list this machine's addresses: {0}")]
+pub(crate) enum HostStateError {
+    #[error("cannot list this host's addresses (getifaddrs): {0}")]
     Addresses(io::Error),
     #[error(transparent)]
     Interface(#[from] AttachError),
 }
 
-impl Machine {
-    /// The machine as it is now.
-    pub(crate) fn look(config: &Config) -> Result<Self, MachineError> {
-        let own = local_addresses::addresses(config).map_err(MachineError::Addresses)?;
+impl HostState {
+    /// Reads the state as it is now.
+    pub(crate) fn read(config: &Config) -> Result<Self, HostStateError> {
+        let own = local_addresses::tunnel_ends(config).map_err(HostStateError::Addresses)?;
         let mut mtu = u32::MAX;
         let mut indices = Vec::new();
         for name in &config.interfaces {
@@ -45,42 +45,43 @@ impl Machine {
     }
 }
 
-/// Changes come in flocks: one look answers them all.
+/// Netlink messages that arrive within this time are answered by one look.
 const DEBOUNCE: Duration = Duration::from_millis(50);
-/// A look is taken at least this often, whatever is heard: messages can be lost.
-const EVERY: Duration = Duration::from_secs(10);
+/// The state is read at least this often, since netlink messages can be lost.
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Tells when addresses or interfaces of this network namespace may have changed.
-pub(crate) struct Changes {
+/// A subscription to changes of addresses and links in this network namespace.
+pub(crate) struct HostChanges {
     messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     task: tokio::task::JoinHandle<()>,
     due: Instant,
 }
 
-impl Drop for Changes {
+impl Drop for HostChanges {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl Changes {
-    pub(crate) fn follow() -> io::Result<Self> {
+impl HostChanges {
+    /// Joins the netlink multicast groups of links and addresses.
+    pub(crate) fn subscribe() -> io::Result<Self> {
         let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
         let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
-        Ok(Self { messages, task: tokio::spawn(connection), due: Instant::now() + EVERY })
+        Ok(Self { messages, task: tokio::spawn(connection), due: Instant::now() + POLL_INTERVAL })
     }
 
-    /// Returns when it is time to look. Nothing is lost if it is given up half-way.
+    /// Returns when the state may have changed. Cancellation loses no change.
     pub(crate) async fn next(&mut self) {
         loop {
             tokio::select! {
                 () = sleep_until(self.due) => {
-                    self.due = Instant::now() + EVERY;
+                    self.due = Instant::now() + POLL_INTERVAL;
                     return;
                 }
                 message = self.messages.next() => match message {
                     Some(_) => self.due = self.due.min(Instant::now() + DEBOUNCE),
-                    // Netlink is gone; what is left is to look now and then.
+                    // Without netlink, polling remains.
                     None => sleep_until(self.due).await,
                 },
             }

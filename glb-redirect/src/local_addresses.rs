@@ -1,15 +1,15 @@
-//! This machine's own addresses: where the tunnel may end.
+//! This host's addresses at which the tunnel may end.
 
 use std::{collections::BTreeSet, io, net::IpAddr};
 
 use crate::config::Config;
 
-/// The addresses that are configured as such, or every address of this network namespace that
-/// others can reach and that is no VIP.
+/// The configured `addresses`; without them, every address of this network namespace except VIPs,
+/// loopback and link-local addresses.
 ///
 /// # Errors
-/// When the kernel does not say.
-pub(crate) fn addresses(config: &Config) -> io::Result<BTreeSet<IpAddr>> {
+/// When the kernel does not list the addresses.
+pub(crate) fn tunnel_ends(config: &Config) -> io::Result<BTreeSet<IpAddr>> {
     if let Some(addresses) = &config.addresses {
         return Ok(addresses.clone());
     }

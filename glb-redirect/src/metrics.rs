@@ -1,13 +1,9 @@
-//! What the backend tells Prometheus.
+//! The backend's Prometheus metrics: packet counters, connections, and the daemon's own state.
 
 use std::{
     error::Error,
     net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{SystemTime, UNIX_EPOCH},
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use glb_host::{
@@ -20,72 +16,49 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::{connections::Watch, counters};
-
-/// What the daemon itself has to tell; packets are counted by the kernel.
-#[derive(Debug, Default)]
-pub(crate) struct Metrics {
-    generation: AtomicU64,
-    reloads: AtomicU64,
-    failed_reloads: AtomicU64,
-    last_swap: AtomicU64,
-    peers: AtomicU64,
-    unresolved_peers: AtomicU64,
-}
-
-impl Metrics {
-    /// This generation is in force; if it is a new one, it has just been swapped in.
-    pub(crate) fn in_force(&self, generation: u64) {
-        if self.generation.swap(generation, Ordering::Relaxed) == generation {
-            return;
-        }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.last_swap.store(now.as_secs(), Ordering::Relaxed);
-    }
-
-    /// The configuration or the table was read anew, and taken or not.
-    pub(crate) fn reloaded(&self, well: bool) {
-        let counter = if well { &self.reloads } else { &self.failed_reloads };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// So many fellow backends there are, and to so many no way is known.
-    pub(crate) fn peers(&self, all: usize, unresolved: usize) {
-        self.peers.store(all as u64, Ordering::Relaxed);
-        self.unresolved_peers.store(unresolved as u64, Ordering::Relaxed);
-    }
-}
+use crate::{
+    connections::ConnectionMonitor,
+    counters::{self, CountersError},
+    daemon_state::DaemonState,
+    status::{PROBLEMS, Status},
+};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfReason {
+struct ReasonLabels {
     vip: String,
     reason: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfVip {
+struct VipLabels {
     vip: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfState {
+struct StateLabels {
     vip: String,
     state: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcome {
+struct ResultLabel {
     result: &'static str,
 }
 
-/// Where the metrics come from: the pinned counters, the watch over connections, and the daemon.
-pub(crate) struct Metered {
-    pub(crate) pins: PinFolder,
-    pub(crate) connections: Watch,
-    pub(crate) metrics: Arc<Metrics>,
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InterfaceLabels {
+    interface: String,
 }
 
-impl MetricsSource for Metered {
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProblemLabels {
+    problem: &'static str,
+}
+
+/// Collects the metrics for each request of Prometheus.
+pub(crate) struct Collector(pub(crate) Arc<DaemonState>);
+
+impl MetricsSource for Collector {
     fn prefix(&self) -> &'static str {
         "glb_redirect"
     }
@@ -94,48 +67,88 @@ impl MetricsSource for Metered {
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The running backend", build);
         self.daemon(registry);
+        self.status(registry);
         self.packets(registry)?;
         self.connections(registry);
         Ok(())
     }
 }
 
-impl Metered {
+impl Collector {
     fn daemon(&self, registry: &mut Registry) {
-        let metrics = &self.metrics;
-        let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
-        registry.register("generation", "Generation in force", gauge(load(&metrics.generation)));
-        registry.register_with_unit(
-            "last_swap_timestamp",
-            "When the generation in force was swapped in, since the epoch",
-            Unit::Seconds,
-            gauge(load(&metrics.last_swap)),
+        let snapshot = self.0.snapshot();
+        if let Some((number, since)) = snapshot.generation {
+            registry.register("generation", "Generation in force", gauge(number));
+            registry.register_with_unit(
+                "last_swap_timestamp",
+                "When the generation in force was activated, since the epoch",
+                Unit::Seconds,
+                gauge(since.epoch_seconds() as u64),
+            );
+        }
+        let reloads = Family::<ResultLabel, Counter>::default();
+        reloads.get_or_create(&ResultLabel { result: "ok" }).inc_by(snapshot.reloads);
+        reloads.get_or_create(&ResultLabel { result: "failed" }).inc_by(snapshot.failed_reloads);
+        registry.register(
+            "reloads",
+            "Reloads of the configuration or the table, by result",
+            reloads,
         );
-        let reloads = Family::<Outcome, Counter>::default();
-        reloads.get_or_create(&Outcome { result: "ok" }).inc_by(load(&metrics.reloads));
-        reloads.get_or_create(&Outcome { result: "failed" }).inc_by(load(&metrics.failed_reloads));
-        registry.register("reloads", "Configurations and tables read anew, by result", reloads);
-        registry.register("peers", "Fellow backends", gauge(load(&metrics.peers)));
+        let failed = snapshot.last_reload.is_some_and(|last| last.error.is_some());
+        registry.register(
+            "last_reload_success",
+            "1 unless the last reload failed",
+            gauge(u64::from(!failed)),
+        );
+        registry.register("peers", "Fellow backends", gauge(snapshot.peers as u64));
         registry.register(
             "unresolved_peers",
-            "Fellow backends to whom no way is known",
-            gauge(load(&metrics.unresolved_peers)),
+            "Fellow backends without a usable next hop",
+            gauge(snapshot.unresolved_peers.len() as u64),
         );
     }
 
+    /// What `status` reports: 1 for each problem that exists now, and the state of interfaces and VIPs.
+    fn status(&self, registry: &mut Registry) {
+        let status = Status::of(&self.0);
+        let problems = Family::<ProblemLabels, Gauge>::default();
+        for problem in PROBLEMS {
+            let count = status.problems.iter().filter(|found| found.name == problem).count();
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            problems.get_or_create(&ProblemLabels { problem }).set(count);
+        }
+        registry.register("problems", "Problems that `status` reports, by name", problems);
+        let attached = Family::<InterfaceLabels, Gauge>::default();
+        for interface in status.interfaces {
+            let is_attached = i64::from(interface.mode.is_some());
+            attached.get_or_create(&InterfaceLabels { interface: interface.name }).set(is_attached);
+        }
+        let help = "1 if this backend's program is attached to the interface";
+        registry.register("interface_attached", help, attached);
+        let local = Family::<VipLabels, Gauge>::default();
+        for vip in status.vips {
+            let labels = VipLabels { vip: vip.address.to_string() };
+            local.get_or_create(&labels).set(i64::from(vip.local));
+        }
+        registry.register("vip_local", "1 if the VIP is an address of this host", local);
+    }
+
     fn packets(&self, registry: &mut Registry) -> Result<(), Box<dyn Error>> {
-        let report = counters::read(&self.pins)?;
-        let packets = PacketsAndBytes::<OfReason>::default();
-        for (reason, count) in report.of_no_vip() {
-            packets.add(&OfReason { vip: String::new(), reason }, count.packets, count.bytes);
+        let folder = self.0.bpffs_dir();
+        let pins = PinFolder::open(folder, crate::PIN_OWNER)?
+            .ok_or_else(|| CountersError::Missing { folder: folder.to_owned() })?;
+        let report = counters::read(&pins)?;
+        let packets = PacketsAndBytes::<ReasonLabels>::default();
+        for (reason, count) in report.without_vip() {
+            packets.add(&ReasonLabels { vip: String::new(), reason }, count.packets, count.bytes);
         }
         for (vip, reasons) in report.vips {
             for (reason, count) in reasons {
-                let labels = OfReason { vip: vip.to_string(), reason };
+                let labels = ReasonLabels { vip: vip.to_string(), reason };
                 packets.add(&labels, count.packets, count.bytes);
             }
         }
-        let what = "by VIP (none where it was not found out) and reason";
+        let what = "by VIP (empty for packets that were not matched to one) and reason";
         packets.register(registry, "packets", "received", what);
         let clamped = Counter::<u64>::default();
         clamped.inc_by(report.clamped_syn_acks);
@@ -143,31 +156,33 @@ impl Metered {
         Ok(())
     }
 
-    /// What was seen last; nothing if that could not be seen.
+    /// The newest report of connections; nothing while they cannot be listed.
     fn connections(&self, registry: &mut Registry) {
-        let Some(survey) = self.connections.newest() else { return };
-        let label = |vip: &IpAddr| OfVip { vip: vip.to_string() };
-        let live = Family::<OfVip, Gauge>::default();
-        let time_wait = Family::<OfVip, Gauge>::default();
-        let states = Family::<OfState, Gauge>::default();
-        let oldest = Family::<OfVip, Gauge<f64, AtomicU64>>::default();
+        let newest = self.0.connections().and_then(ConnectionMonitor::newest);
+        let Some(report) = newest else { return };
+        let label = |vip: &IpAddr| VipLabels { vip: vip.to_string() };
+        let live = Family::<VipLabels, Gauge>::default();
+        let time_wait = Family::<VipLabels, Gauge>::default();
+        let states = Family::<StateLabels, Gauge>::default();
+        let oldest = Family::<VipLabels, Gauge<f64, AtomicU64>>::default();
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        for (vip, of_vip) in &survey.vips {
-            live.get_or_create(&label(vip)).set(number(of_vip.live));
-            time_wait.get_or_create(&label(vip)).set(number(of_vip.time_wait));
-            // 0 and not nothing: an alert on the age must not lose its series at the end of a drain.
-            oldest.get_or_create(&label(vip)).set(of_vip.oldest_seconds.unwrap_or(0.0));
-            for (state, count) in &of_vip.states {
-                let labels = OfState { vip: vip.to_string(), state };
+        for (vip, connections) in &report.vips {
+            live.get_or_create(&label(vip)).set(number(connections.live));
+            time_wait.get_or_create(&label(vip)).set(number(connections.time_wait));
+            // 0 without a connection: an alert on the age must not lose its series at the end of a
+            // drain.
+            oldest.get_or_create(&label(vip)).set(connections.oldest_seconds.unwrap_or(0.0));
+            for (state, count) in &connections.states {
+                let labels = StateLabels { vip: vip.to_string(), state };
                 states.get_or_create(&labels).set(number(*count));
             }
         }
         registry.register("live_connections", "Clients' live connections", live);
         registry.register("connections", "Clients' live connections by state", states);
-        registry.register("time_wait_connections", "Connections that are over", time_wait);
+        registry.register("time_wait_connections", "Connections in TIME_WAIT", time_wait);
         registry.register_with_unit(
             "oldest_connection_age",
-            "For how long the oldest live connection has been known; 0 without any",
+            "Age of the oldest live connection, since the daemon first saw it; 0 without any",
             Unit::Seconds,
             oldest,
         );

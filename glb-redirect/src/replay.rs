@@ -1,6 +1,6 @@
-//! `glb-redirect replay`: frames through the program that would be attached, loaded alone and
-//! attached to nothing. Sockets are the ones that this network namespace has now; the counters are
-//! its own, and it is they that tell the reason.
+//! `glb-redirect replay`: runs captured frames through the program without attaching it. The program
+//! looks connections up in the sockets that this network namespace has now. Its private counters tell
+//! the reason of each decision.
 
 use aya::maps::PerCpuArray;
 use glb_common::{
@@ -17,7 +17,7 @@ use glb_host::{
     },
 };
 
-use crate::{generation::Generation, image::Image};
+use crate::{generation::Generation, program_data::ProgramData};
 
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
@@ -25,31 +25,31 @@ const XDP_REDIRECT: u32 = 4;
 
 type Counts = [u64; MAX_REDIRECT_REASONS];
 
-/// A generation that is run packet by packet.
+/// A generation that runs frame by frame.
 #[derive(Debug)]
 pub struct Replay {
     generation: Generation,
     found: ReplayNextHops,
-    /// What the counters said last.
+    /// The counters after the last frame.
     counts: Counts,
 }
 
 impl Replay {
-    /// Loads the program for `image`, with these ways to its peers.
+    /// Loads the program with `data` and the next hops that were found for its peers.
     ///
     /// # Errors
-    /// When the kernel does not allow it.
-    pub fn load(image: &Image, found: ReplayNextHops) -> Result<Self, LoadError> {
-        let mut generation = Generation::load(image, None)?;
+    /// When the kernel refuses the program.
+    pub fn load(data: &ProgramData, found: ReplayNextHops) -> Result<Self, LoadError> {
+        let mut generation = Generation::load(data, None)?;
         for (address, way) in &found.next_hops {
             if let Ok(NextHop { mac, own_mac, interface, .. }) = way {
-                generation.enter_peer(*address, PeerNextHop::new(*mac, *own_mac, *interface))?;
+                generation.set_next_hop(*address, PeerNextHop::new(*mac, *own_mac, *interface))?;
             }
         }
         Ok(Self { generation, found, counts: [0; MAX_REDIRECT_REASONS] })
     }
 
-    /// The reason whose counter has gone up since the last call.
+    /// The reason whose counter has grown since the last call.
     fn counted(&mut self) -> Result<Reason, ReplayError> {
         let odd = |error: &dyn std::fmt::Display| ReplayError::Inconsistent(error.to_string());
         let map = self.generation.counters().map_err(|error| odd(&error))?;
@@ -61,11 +61,11 @@ impl Replay {
         let grown = now.iter().zip(before).position(|(now, before)| *now != before);
         grown
             .map(|reason| Reason::from_number(reason as u8))
-            .ok_or_else(|| ReplayError::Inconsistent("the program counted a packet nowhere".into()))
+            .ok_or_else(|| ReplayError::Inconsistent("the program did not count the packet".into()))
     }
 
-    /// How a frame that is sent on leaves, and to which backends.
-    fn way(&self, verdict: u32, frame: &[u8], decision: &mut Decision) {
+    /// Adds to `decision` how a forwarded frame leaves, and which hops are left.
+    fn describe_forward(&self, verdict: u32, frame: &[u8], decision: &mut Decision) {
         let Some(tunnel) = Headers::of(frame).tunnel else { return };
         let interface = match (verdict, self.found.next_hops.get(&tunnel.destination)) {
             (XDP_REDIRECT, Some(Ok(way))) => self.found.name_of(way.interface),
@@ -77,7 +77,7 @@ impl Replay {
     }
 }
 
-/// Whom a packet is for, and who is asked after it.
+/// The backend that a packet is addressed to, and the hops after it.
 #[must_use]
 pub fn hops_left(tunnel: glb_host::packet_trace::Tunnel) -> Vec<std::net::IpAddr> {
     let left = tunnel.listed.into_iter().skip(tunnel.next_hop.into());
@@ -102,16 +102,16 @@ impl ReplayProgram for Replay {
             _ => None,
         };
         if to == Some(FrameStage::Sent) {
-            self.way(verdict, &out, &mut decision);
+            self.describe_forward(verdict, &out, &mut decision);
         }
-        decision.note = self.obstacle(reason, &decision);
+        decision.note = self.note(reason, &decision);
         Ok(ReplayOutcome { decision, to, frame: out })
     }
 }
 
 impl Replay {
-    /// What the reason alone does not say.
-    fn obstacle(&self, reason: Reason, decision: &Decision) -> Option<String> {
+    /// Details that the reason alone does not tell.
+    fn note(&self, reason: Reason, decision: &Decision) -> Option<String> {
         let tunnel = decision.tunnel.as_ref()?;
         let hop = || tunnel.listed.get(usize::from(tunnel.next_hop));
         match reason {
@@ -125,7 +125,7 @@ impl Replay {
                 Some(format!("{} is neither in `directors` nor in `backends`", tunnel.source))
             }
             Reason::WrongDestination => {
-                Some(format!("{} is not this machine's", tunnel.destination))
+                Some(format!("{} is not an address of this host", tunnel.destination))
             }
             Reason::NotVip => {
                 Some(format!("{} is not in `vips`", decision.headers.as_ref()?.destination))
@@ -135,7 +135,7 @@ impl Replay {
     }
 }
 
-/// Every reason with the name of its verdict, in the order of their numbers.
+/// Every reason with the name of its verdict, ordered by number.
 pub static REASONS: [ReasonName; Reason::ALL.len()] = {
     let mut names = [("", ""); Reason::ALL.len()];
     let mut index = 0;
@@ -153,7 +153,7 @@ pub static REASONS: [ReasonName; Reason::ALL.len()] = {
     names
 };
 
-/// What a verdict is called.
+/// The name of a verdict.
 #[must_use]
 pub fn verdict_name(verdict: u32, reason: Reason) -> &'static str {
     match verdict {

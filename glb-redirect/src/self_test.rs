@@ -1,8 +1,8 @@
-//! The self-test of a generation: packets made for its configuration go through the program
-//! (`BPF_PROG_TEST_RUN`), and what comes out is compared with the pure decision.
+//! The self-test of a generation: synthetic packets run through the program (`BPF_PROG_TEST_RUN`), and
+//! the results are compared with [`glb_common::second_chance::decide`].
 //!
-//! The program under test is a second copy, loaded from the same image with counters of its own, so
-//! that nothing of the test is counted and no way to a peer is touched.
+//! The program under test is a second copy with the same data and private counters, so that the test
+//! neither counts packets nor changes next hops.
 
 use std::{
     collections::BTreeSet,
@@ -21,76 +21,80 @@ use glb_common::{
 use glb_host::bpf_loader::LoadError;
 
 use crate::{
-    config::{Config, Strangers},
+    config::{Config, UnknownSenders},
     generation::Generation,
-    image::Image,
+    program_data::ProgramData,
 };
 
-/// The interface that a test run's packets come in by: the loopback's.
+/// The ingress interface of a test run's packets: lo.
 const TEST_INTERFACE: u32 = 1;
-/// Nobody's, by RFC 5737 and RFC 3849: no connection of this machine is from there.
+/// Documentation addresses (RFC 5737 and RFC 3849): no real client has them.
 const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
 
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 
-/// Why a generation is not to be trusted.
+/// Why a generation must not be activated.
 #[derive(Debug, thiserror::Error)]
 pub enum SelfTestError {
-    /// A test run could not be made.
-    #[error("the self-test could not run: {0}")]
+    /// The kernel refused a test run.
+    #[error("cannot run the self-test (BPF_PROG_TEST_RUN): {0}")]
     Run(#[from] ProgramError),
     /// The copy could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The program's answer is not the right one.
+    /// The program handled a packet wrongly.
     #[error(
-        "self-test: the program does not do what it should with this packet; it is not used.\n  \
-         packet:   {packet}\n  expected: {expected}\n  got:      {got}"
+        "self-test failed: the program handles a packet wrongly and is not activated. This is a bug: \
+         please report it with these lines.\n  packet:   {packet}\n  expected: {expected}\n  got:      {got}"
     )]
     Differs {
         /// The packet in hex.
         packet: String,
-        /// The pure decision's answer.
+        /// The reference decision's result.
         expected: String,
-        /// The program's.
+        /// The program's result.
         got: String,
     },
 }
 
-/// Tries what `image` makes of a program on packets for `config` on a machine with these addresses;
-/// how many they were.
+/// Tests the program with `data` on packets for `config`, on a host with the addresses `own`. Returns
+/// the number of packets.
 ///
 /// # Errors
-/// When an answer is wrong, or none could be had.
-pub fn run(config: &Config, own: &BTreeSet<IpAddr>, image: &Image) -> Result<usize, SelfTestError> {
-    try_out(config, own, image, Generation::load(image, None)?)
+/// When the program handles a packet wrongly, or cannot be run.
+pub fn run(
+    config: &Config,
+    own: &BTreeSet<IpAddr>,
+    data: &ProgramData,
+) -> Result<usize, SelfTestError> {
+    test_packets(config, own, data, Generation::load(data, None)?)
 }
 
-/// As [`run`], with the program that shows its decisions.
+/// As [`run`], with the program build that reports its decisions.
 ///
 /// # Errors
 /// As [`run`].
 pub fn run_traced(
     config: &Config,
     own: &BTreeSet<IpAddr>,
-    image: &Image,
+    data: &ProgramData,
 ) -> Result<usize, SelfTestError> {
-    try_out(config, own, image, Generation::load_traced(image, None)?)
+    test_packets(config, own, data, Generation::load_traced(data, None)?)
 }
 
-fn try_out(
+fn test_packets(
     config: &Config,
     own: &BTreeSet<IpAddr>,
-    image: &Image,
+    data: &ProgramData,
     mut generation: Generation,
 ) -> Result<usize, SelfTestError> {
     let way = PeerNextHop::new([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 1], TEST_INTERFACE);
-    for peer in &image.peers {
-        generation.enter_peer(*peer, way)?;
+    for peer in &data.peers {
+        generation.set_next_hop(*peer, way)?;
     }
-    let host = Known { config, own, peers: &image.peers, way };
+    let host = ReferenceHost { config, own, peers: &data.peers, way };
     let packets = packets(&host);
     let program = generation.program()?;
     for packet in &packets {
@@ -113,8 +117,8 @@ fn try_out(
     Ok(packets.len())
 }
 
-/// The configuration, as the pure decision asks for it.
-struct Known<'a> {
+/// The configuration in the form that the reference decision needs.
+struct ReferenceHost<'a> {
     config: &'a Config,
     own: &'a BTreeSet<IpAddr>,
     peers: &'a BTreeSet<IpAddr>,
@@ -133,13 +137,13 @@ fn ip_of<A: Address>(address: &A) -> IpAddr {
     }
 }
 
-impl Host for Known<'_> {
+impl Host for ReferenceHost<'_> {
     fn second_chance_enabled(&self) -> bool {
         self.config.second_chance
     }
 
     fn passes_unknown_senders(&self) -> bool {
-        self.config.strangers == Strangers::Pass
+        self.config.unknown_senders == UnknownSenders::Pass
     }
 
     fn is_local<A: Address>(&self, address: &A) -> bool {
@@ -170,7 +174,7 @@ impl Host for Known<'_> {
 }
 
 /// The verdict, the frame afterwards, and the reason's name.
-fn reference(host: &Known<'_>, packet: &[u8]) -> (u32, Vec<u8>, &'static str) {
+fn reference(host: &ReferenceHost<'_>, packet: &[u8]) -> (u32, Vec<u8>, &'static str) {
     const XDP_DROP: u32 = 1;
     const XDP_PASS: u32 = 2;
     const XDP_TX: u32 = 3;
@@ -196,18 +200,18 @@ fn reference(host: &Known<'_>, packet: &[u8]) -> (u32, Vec<u8>, &'static str) {
 
 /// A packet of each kind, over each family that the tunnel can have here, to the first and the last
 /// VIP of each family.
-fn packets(host: &Known<'_>) -> Vec<Vec<u8>> {
+fn packets(host: &ReferenceHost<'_>) -> Vec<Vec<u8>> {
     let mut packets = Vec::new();
     for v4 in [true, false] {
         let of = |set: &BTreeSet<IpAddr>| -> Vec<IpAddr> {
             set.iter().filter(|address| address.is_ipv4() == v4).copied().collect()
         };
-        let stranger: IpAddr = if v4 { CLIENT_V4.into() } else { CLIENT_V6.into() };
+        let unknown: IpAddr = if v4 { CLIENT_V4.into() } else { CLIENT_V6.into() };
         let peers = of(host.peers);
         let mut directors = host.config.directors.iter().map(ipnet::IpNet::network);
         let director = directors.rfind(|net| net.is_ipv4() == v4);
         let Some(own) = of(host.own).last().copied() else { continue };
-        let hop = peers.last().copied().unwrap_or(stranger);
+        let hop = peers.last().copied().unwrap_or(unknown);
         let vips = host.config.vips.iter();
         let ends = [true, false].map(|v4| vips.clone().filter(move |vip| vip.is_ipv4() == v4));
         for vip in ends.into_iter().flat_map(|mut of| of.clone().take(1).chain(of.next_back())) {
@@ -215,16 +219,16 @@ fn packets(host: &Known<'_>) -> Vec<Vec<u8>> {
                 packets.push(tunnelled(sender, own, &[hop], *vip, SYN));
                 packets.push(tunnelled(sender, own, &[hop], *vip, ACK));
             }
-            packets.push(tunnelled(stranger, own, &[hop], *vip, SYN));
+            packets.push(tunnelled(unknown, own, &[hop], *vip, SYN));
             if let Some(director) = director {
                 packets.push(tunnelled(director, own, &[], *vip, ACK));
-                packets.push(tunnelled(director, own, &[stranger], *vip, ACK));
-                packets.push(tunnelled(director, stranger, &[hop], *vip, SYN));
+                packets.push(tunnelled(director, own, &[unknown], *vip, ACK));
+                packets.push(tunnelled(director, unknown, &[hop], *vip, SYN));
             }
         }
         if let Some(director) = director {
-            // Whether or not it is somebody's VIP, it is none of ours.
-            packets.push(tunnelled(director, own, &[hop], stranger, SYN));
+            // An inner destination that is not a VIP of this backend.
+            packets.push(tunnelled(director, own, &[hop], unknown, SYN));
         }
     }
     packets
@@ -237,7 +241,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// An IP packet with a right header checksum.
+/// An IP packet with a valid header checksum.
 fn packet(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let mut packet = Vec::new();
     if source.is_ipv4() {
@@ -260,7 +264,7 @@ fn packet(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> 
     packet
 }
 
-/// A TCP segment to a VIP in the tunnel, Ethernet header included.
+/// A TCP segment to a VIP inside the tunnel, Ethernet header included.
 fn tunnelled(from: IpAddr, to: IpAddr, hops: &[IpAddr], vip: IpAddr, flags: u8) -> Vec<u8> {
     let client: IpAddr = if vip.is_ipv4() { CLIENT_V4.into() } else { CLIENT_V6.into() };
     let mut tcp = vec![0, 9, 0, 9, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags];

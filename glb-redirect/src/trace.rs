@@ -1,4 +1,4 @@
-//! Decisions of the running backend in words.
+//! Decisions that the running program reports, decoded for `trace` and `capture`.
 
 use glb_common::reason::RedirectReason as Reason;
 use glb_host::{
@@ -13,11 +13,11 @@ use glb_host::{
 
 use crate::replay::{hops_left, verdict_name};
 
-/// All that is needed stands in the frames.
+/// Decodes a backend's decisions. It keeps no state: the frame before and after tells everything.
 #[derive(Debug, Default)]
-pub struct FromFrames;
+pub struct RedirectDecoder;
 
-impl Decoder for FromFrames {
+impl Decoder for RedirectDecoder {
     fn switch_source(&mut self, _showing: &TraceSource) -> Result<(), LoadError> {
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! VIPs on the loopback interface: what makes this machine's kernel take packets for them.
+//! VIPs on the loopback interface, which make this host's kernel accept packets for them.
 
 use std::{
     collections::BTreeSet,
@@ -15,45 +15,45 @@ use rtnetlink::{
     },
 };
 
-/// What an address that was put on lo by this program says of its origin (`ip address` shows it as
-/// `proto`). The kernel keeps it with the address, so that a daemon that was restarted still knows
-/// its own. Kernels before 5.18 do not: there, a VIP counts as somebody else's.
+/// Marks addresses that this program added to lo (`ip address` shows it as `proto 71`). The kernel
+/// keeps the mark with the address (Linux 5.18 or newer), so that a restarted daemon recognises its
+/// own addresses.
 const ORIGIN: AddressProtocol = AddressProtocol::Other(71);
 
-/// A VIP could not be put on the loopback interface, or taken off it.
+/// A VIP could not be added to the loopback interface, or removed from it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VipError {
     /// There is no loopback interface.
-    #[error("there is no loopback interface `lo` to put VIPs on: {0}")]
+    #[error("cannot add VIPs: there is no loopback interface `lo`: {0}")]
     NoLoopback(std::io::Error),
-    /// Netlink could not be opened.
-    #[error("cannot open a netlink route socket: {0}")]
+    /// No netlink socket.
+    #[error("cannot open a netlink route socket to change the addresses on lo: {0}")]
     Open(std::io::Error),
-    /// Not allowed.
+    /// CAP_NET_ADMIN is missing.
     #[error(
-        "not permitted to put {vip} on lo.\n  Run as root, or with CAP_NET_ADMIN; or put the VIPs \
-         on by other means and set `vips_on_lo = false`."
+        "not permitted to add {vip} to lo.\n  Run as root or with CAP_NET_ADMIN; or add the VIPs by \
+         other means and set `vips_on_lo = false`."
     )]
     NotPermitted {
-        /// Which.
+        /// The VIP.
         vip: IpAddr,
     },
     /// The addresses of the loopback interface could not be listed.
     #[error("cannot list the addresses on lo: {0}")]
     List(rtnetlink::Error),
-    /// Anything else.
-    #[error("cannot {action} {vip} on lo: {source}")]
+    /// The kernel refused for another reason.
+    #[error("cannot {action} lo: {vip}: {source}")]
     Other {
-        /// What was tried.
+        /// The operation and its preposition.
         action: &'static str,
-        /// Which.
+        /// The VIP.
         vip: IpAddr,
-        /// Why not.
+        /// The kernel's answer.
         source: rtnetlink::Error,
     },
 }
 
-/// A netlink connection to the loopback interface.
+/// A netlink connection that changes the loopback interface.
 struct Loopback {
     handle: Handle,
     index: u32,
@@ -73,7 +73,7 @@ impl Loopback {
         Ok(Self { handle, index, task: tokio::spawn(connection) })
     }
 
-    /// The addresses that this program has put there.
+    /// The addresses on lo that this program added.
     async fn own(&self) -> Result<BTreeSet<IpAddr>, VipError> {
         let request = self.handle.address().get().set_link_index_filter(self.index);
         let all: Vec<AddressMessage> =
@@ -91,7 +91,7 @@ impl Loopback {
                     .index(self.index)
                     .address(vip, 128)
                     .build();
-                // Every backend has this address: none of them is a duplicate.
+                // Every backend has this address, so duplicate address detection must not run.
                 message.header.flags |= AddressHeaderFlags::Nodad;
                 message
             }
@@ -99,7 +99,7 @@ impl Loopback {
     }
 }
 
-/// The address, if this program has put it there.
+/// The address, if this program added it.
 fn own_address(message: &AddressMessage) -> Option<IpAddr> {
     if !message.attributes.contains(&AddressAttribute::Protocol(ORIGIN)) {
         return None;
@@ -119,19 +119,18 @@ fn errno(error: &rtnetlink::Error) -> Option<Errno> {
     }
 }
 
-/// Puts each VIP on the loopback interface that is not there yet; those that were not. If one
-/// cannot be put there, none is.
-pub(crate) async fn put(vips: &BTreeSet<IpAddr>) -> Result<BTreeSet<IpAddr>, VipError> {
+/// Adds the VIPs that are missing to lo, all or none; returns those that were missing.
+pub(crate) async fn add(vips: &BTreeSet<IpAddr>) -> Result<BTreeSet<IpAddr>, VipError> {
     let lo = Loopback::open()?;
-    let mut done = BTreeSet::new();
+    let mut added = BTreeSet::new();
     for vip in vips {
         let mut request = lo.handle.address().add(lo.index, *vip, 32);
         *request.message_mut() = lo.message(*vip);
         request.message_mut().attributes.push(AddressAttribute::Protocol(ORIGIN));
         let error = match request.execute().await {
             Ok(()) => {
-                tracing::info!(%vip, "put on lo");
-                done.insert(*vip);
+                tracing::info!(%vip, "VIP added to lo");
+                added.insert(*vip);
                 continue;
             }
             Err(error) => error,
@@ -139,28 +138,28 @@ pub(crate) async fn put(vips: &BTreeSet<IpAddr>) -> Result<BTreeSet<IpAddr>, Vip
         let error = match errno(&error) {
             Some(Errno::EEXIST) => continue,
             Some(Errno::EPERM | Errno::EACCES) => VipError::NotPermitted { vip: *vip },
-            _ => VipError::Other { action: "put", vip: *vip, source: error },
+            _ => VipError::Other { action: "add to", vip: *vip, source: error },
         };
-        take_back(&done).await;
+        roll_back(&added).await;
         return Err(error);
     }
-    Ok(done)
+    Ok(added)
 }
 
-/// Takes off what [`put`] has put there for a configuration that is not used after all.
-pub(crate) async fn take_back(put: &BTreeSet<IpAddr>) {
-    if put.is_empty() {
+/// Removes what [`add`] added for a configuration that is refused after all.
+pub(crate) async fn roll_back(added: &BTreeSet<IpAddr>) {
+    if added.is_empty() {
         return;
     }
-    // The error that made this necessary says more.
-    if let Err(error) = remove(put).await {
-        tracing::warn!("a VIP of a refused configuration is left on lo: {error}");
+    // The caller reports the error that made this necessary.
+    if let Err(error) = remove(added).await {
+        tracing::warn!(%error, "cannot remove a refused configuration's VIP from lo");
     }
 }
 
-/// Takes each VIP off the loopback interface that this program has put there, now or in a former
-/// life. Those of others stay.
-pub(crate) async fn remove_own(vips: &BTreeSet<IpAddr>) -> Result<(), VipError> {
+/// Removes those of `vips` from lo that this program added, in this process or a former one. Addresses
+/// that others added stay.
+pub(crate) async fn remove_owned(vips: &BTreeSet<IpAddr>) -> Result<(), VipError> {
     if vips.is_empty() {
         return Ok(());
     }
@@ -168,19 +167,21 @@ pub(crate) async fn remove_own(vips: &BTreeSet<IpAddr>) -> Result<(), VipError> 
     let (own, others): (BTreeSet<IpAddr>, BTreeSet<IpAddr>) =
         vips.iter().partition(|vip| own.contains(vip));
     for vip in others {
-        tracing::info!(%vip, "no VIP any more; left as it is: if it is on lo, somebody else put it there");
+        tracing::info!(%vip, "not a VIP any more; it stays on lo if another program added it");
     }
     remove(&own).await
 }
 
-/// Takes each VIP off the loopback interface that is there.
+/// Removes `vips` from lo, whoever added them.
 pub(crate) async fn remove(vips: &BTreeSet<IpAddr>) -> Result<(), VipError> {
     let lo = Loopback::open()?;
     for vip in vips {
         match lo.handle.address().del(lo.message(*vip)).execute().await {
-            Ok(()) => tracing::info!(%vip, "taken off lo"),
+            Ok(()) => tracing::info!(%vip, "VIP removed from lo"),
             Err(error) if errno(&error) == Some(Errno::EADDRNOTAVAIL) => {}
-            Err(source) => return Err(VipError::Other { action: "remove", vip: *vip, source }),
+            Err(source) => {
+                return Err(VipError::Other { action: "remove from", vip: *vip, source });
+            }
         }
     }
     Ok(())

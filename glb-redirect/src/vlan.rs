@@ -1,13 +1,14 @@
-//! VLAN interfaces: XDP sends through none of them, but through the interface below, with their tag.
+//! VLAN interfaces. XDP cannot transmit through them: a frame leaves by the interface below, with the
+//! VLAN's tag.
 
 use std::{collections::BTreeMap, fs};
 
-/// What a VLAN interface stands for.
+/// A VLAN interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Vlan {
-    /// Index of the interface below; nothing if that is a VLAN too, whose two tags are not written.
+    /// Index of the interface below; `None` if that is a VLAN too, since the program writes one tag.
     pub(crate) below: Option<u32>,
-    /// The 802.1Q tag, as it lies on the wire, in a native word.
+    /// The 802.1Q tag in wire order, as a native-endian word.
     pub(crate) tag: u32,
 }
 
@@ -15,11 +16,11 @@ pub(crate) struct Vlan {
 pub(crate) fn interfaces() -> BTreeMap<u32, Vlan> {
     // A kernel without VLANs has no such file.
     let config = fs::read_to_string("/proc/thread-self/net/vlan/config").unwrap_or_default();
-    read(&config, |name| nix::net::if_::if_nametoindex(name).ok())
+    parse(&config, |name| nix::net::if_::if_nametoindex(name).ok())
 }
 
-/// Lines such as `eth0.100  | 100  | eth0`, below two lines of head.
-fn read(config: &str, index: impl Fn(&str) -> Option<u32>) -> BTreeMap<u32, Vlan> {
+/// Parses lines such as `eth0.100  | 100  | eth0`, below two header lines.
+fn parse(config: &str, index: impl Fn(&str) -> Option<u32>) -> BTreeMap<u32, Vlan> {
     let mut vlans = BTreeMap::new();
     for line in config.lines() {
         let mut fields = line.split('|').map(str::trim);
@@ -47,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_list_is_read() {
+    fn parses_proc_net_vlan_config() {
         let config = "VLAN Dev name\t | VLAN ID\n\
                       Name-Type: VLAN_NAME_TYPE_RAW_PLUS_VID_NO_PAD\n\
                       eth0.100       | 100  | eth0\n\
@@ -59,11 +60,11 @@ mod tests {
             "eth0.100.7" => Some(6),
             _ => None,
         };
-        let vlans = read(config, index);
+        let vlans = parse(config, index);
         assert_eq!(vlans.keys().copied().collect::<Vec<_>>(), [5, 6]);
         assert_eq!(vlans[&5].below, Some(2));
         assert_eq!(vlans[&5].tag.to_ne_bytes(), [0x81, 0, 0, 100]);
         assert_eq!(vlans[&6].below, None);
-        assert!(read("", index).is_empty());
+        assert!(parse("", index).is_empty());
     }
 }

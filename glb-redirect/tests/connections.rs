@@ -1,4 +1,4 @@
-//! Connections as the kernel has them, and the commands that tell of them. Needs root.
+//! Live connections: what the kernel lists, and the commands `connections` and `wait`. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -16,7 +16,7 @@ use std::{
 
 use common::{VIPS, in_namespace, tcp::Client};
 use glb_host::bpffs::PinFolder;
-use glb_redirect::connections::{Ages, OfVip, Survey, survey};
+use glb_redirect::connections::{ConnectionAges, ConnectionReport, VipConnections, report};
 use support::{
     packet::{ACK, RST, Segment},
     socket,
@@ -29,18 +29,18 @@ fn vips() -> BTreeSet<IpAddr> {
     VIPS.iter().map(|vip| vip.parse().unwrap()).collect()
 }
 
-fn of(survey: &Survey, address: &str) -> OfVip {
-    survey.vips[&socket(address).ip()].clone()
+fn of(report: &ConnectionReport, address: &str) -> VipConnections {
+    report.vips[&socket(address).ip()].clone()
 }
 
-/// A configuration file that goes with its handle.
+/// A configuration file that is deleted with its handle.
 struct File(PathBuf);
 
 impl File {
     fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("{name}-{}.toml", std::process::id()));
         let text = format!(
-            "interfaces = [\"lo\"]\npin = \"/sys/fs/bpf/glb-test-no-such\"\nvips = {VIPS:?}\n\
+            "interfaces = [\"lo\"]\nbpffs_dir = \"/sys/fs/bpf/glb-test-no-such\"\nvips = {VIPS:?}\n\
              directors = [\"10.0.2.10\"]\n"
         );
         std::fs::write(&path, text).unwrap();
@@ -61,10 +61,10 @@ impl Drop for File {
 }
 
 #[test]
-fn live_connections_by_vip() {
+fn live_connections_are_reported_by_vip_state_and_age() {
     in_namespace(|mut wire| {
-        let mut ages = Ages::default();
-        let empty = survey(&vips(), &mut ages).unwrap();
+        let mut ages = ConnectionAges::default();
+        let empty = report(&vips(), &mut ages).unwrap();
         assert_eq!((empty.live, empty.vips.len()), (0, VIPS.len()));
 
         // One listener for both families: the kernel shows IPv4 addresses mapped into IPv6.
@@ -73,42 +73,42 @@ fn live_connections_by_vip() {
             let client = Client::connect(&mut wire, socket(client), socket(vip));
             (client, listener.accept().unwrap().0)
         });
-        // This machine to itself: not a client's.
+        // This host's connection to itself does not count.
         let own = TcpStream::connect(V4.1).unwrap();
         let own_end = listener.accept().unwrap().0;
         // A client that never answers the SYN-ACK.
         let half = Client::syn(&mut wire, socket("198.51.100.8:1"), socket(V4.1));
         std::thread::sleep(Duration::from_millis(300));
 
-        let seen = survey(&vips(), &mut ages).unwrap();
+        let seen = report(&vips(), &mut ages).unwrap();
         assert_eq!(seen.live, 3, "{seen:?}");
         assert_eq!(of(&seen, V4.1).states, [("established", 1), ("syn_received", 1)].into());
         assert_eq!(of(&seen, V6.1).states, [("established", 1)].into());
         let oldest = of(&seen, V6.1).oldest_seconds.unwrap();
         assert!((0.2..10.0).contains(&oldest), "seen first after 0.3 s, it says {oldest}");
 
-        // The age goes on although the connection is used.
+        // The age keeps growing while the connection is used.
         std::thread::sleep(Duration::from_millis(700));
         let [(v4, v4_end), (mut v6, v6_end)] = clients;
         wire.send(&Segment { data: 10, ..v6.segment(ACK) }.packet());
         v6.sequence += 10;
-        let again = survey(&vips(), &mut ages).unwrap();
+        let again = report(&vips(), &mut ages).unwrap();
         let older = of(&again, V6.1).oldest_seconds.unwrap();
         assert!(older >= oldest + 0.7, "{oldest} s, then {older} s");
 
-        // Reset: gone at once. Closed by both: over, but still in the kernel's table.
+        // A reset connection is gone at once; one that both sides close stays in TIME_WAIT.
         wire.send(&v4.segment(RST).packet());
         wire.send(&half.segment(RST).packet());
-        // Closed with data unread it would be reset.
+        // Closing with unread data would reset the connection.
         (&v6_end).read_exact(&mut [0; 10]).unwrap();
         v6_end.shutdown(std::net::Shutdown::Write).unwrap();
         v6.receive_fin(&mut wire);
         v6.ack(&mut wire);
-        let waiting = survey(&vips(), &mut ages).unwrap();
+        let waiting = report(&vips(), &mut ages).unwrap();
         assert_eq!(of(&waiting, V6.1).states, [("fin_wait_2", 1)].into());
         drop((v4_end, v6_end));
         v6.fin(&mut wire);
-        let end = survey(&vips(), &mut ages).unwrap();
+        let end = report(&vips(), &mut ages).unwrap();
         assert_eq!((end.live, end.oldest_seconds), (0, None), "{end:?}");
         assert_eq!(of(&end, V6.1).time_wait, 1);
         drop((own, own_end));
@@ -116,39 +116,40 @@ fn live_connections_by_vip() {
 }
 
 #[test]
-fn ages_outlive_who_wrote_them_down() {
+fn ages_outlive_the_daemon() {
     in_namespace(|mut wire| {
         let pins = PinFolder::private().unwrap();
         let pin = pins.join("connections");
         let listener = TcpListener::bind(V4.1).unwrap();
         let client = Client::connect(&mut wire, socket(V4.0), socket(V4.1));
         let stream = listener.accept().unwrap().0;
-        let mut daemon = Ages::own(&pin).unwrap();
-        survey(&vips(), &mut daemon).unwrap();
+        let mut daemon = ConnectionAges::open_or_create(&pin).unwrap();
+        report(&vips(), &mut daemon).unwrap();
         drop(daemon);
         std::thread::sleep(Duration::from_millis(600));
-        // Used, so that idleness does not tell the age.
+        // The connection is used, so that its idle time does not tell the age.
         wire.send(&Segment { data: 1, ..client.segment(ACK) }.packet());
-        for mut ages in [Ages::read(&pin), Ages::own(&pin).unwrap()] {
-            let seen = survey(&vips(), &mut ages).unwrap();
+        for mut ages in [ConnectionAges::read(&pin), ConnectionAges::open_or_create(&pin).unwrap()]
+        {
+            let seen = report(&vips(), &mut ages).unwrap();
             assert!(seen.oldest_seconds.unwrap() >= 0.6, "{seen:?}");
         }
         wire.send(&client.segment(RST).packet());
         drop(stream);
-        let mut daemon = Ages::own(&pin).unwrap();
-        assert_eq!(survey(&vips(), &mut daemon).unwrap().live, 0);
-        // Forgotten in the pin too: the number is free for nobody else.
-        let mut fresh = Ages::read(&pin);
+        let mut daemon = ConnectionAges::open_or_create(&pin).unwrap();
+        assert_eq!(report(&vips(), &mut daemon).unwrap().live, 0);
+        // The pin has forgotten it too: a new connection starts with age 0.
+        let mut fresh = ConnectionAges::read(&pin);
         let again = Client::connect(&mut wire, socket("198.51.100.7:40009"), socket(V4.1));
         let stream = listener.accept().unwrap().0;
-        let seen = survey(&vips(), &mut fresh).unwrap();
+        let seen = report(&vips(), &mut fresh).unwrap();
         assert!(seen.oldest_seconds.unwrap() < 0.5, "{seen:?}");
         drop((again, stream));
     });
 }
 
 #[test]
-fn the_commands_tell_and_wait() {
+fn connections_lists_and_wait_waits_until_drained() {
     in_namespace(|mut wire| {
         let file = File::new("glb-redirect-connections");
         let listener = TcpListener::bind(V4.1).unwrap();
@@ -165,7 +166,7 @@ fn the_commands_tell_and_wait() {
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(text.contains("1 established"), "{text}");
 
-        // One line for each look.
+        // One line for each report.
         let mut watch = file.command(&["connections", "--watch", "-o", "json"]);
         watch.args(["--interval", "50ms"]).stdout(Stdio::piped());
         let mut watch = watch.spawn().unwrap();
@@ -210,28 +211,28 @@ fn the_commands_tell_and_wait() {
 }
 
 #[test]
-fn a_namespace_without_the_vips_is_not_drained() {
+fn wait_fails_in_a_namespace_without_the_vips() {
     let file = File::new("glb-redirect-elsewhere");
-    let elsewhere = |arguments: &[&str]| {
+    let in_other_namespace = |arguments: &[&str]| {
         let command = file.command(arguments);
         let mut unshare = Command::new("unshare");
         unshare.arg("--net").arg(command.get_program()).args(command.get_args());
         unshare.output().unwrap()
     };
-    let output = elsewhere(&["wait", "--until-drained", "--timeout", "20s"]);
+    let output = in_other_namespace(&["wait", "--until-drained", "--timeout", "20s"]);
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{told}");
     for word in ["203.0.113.10", "network namespace", "nsenter"] {
         assert!(told.contains(word), "{word:?} is missing in: {told}");
     }
-    let output = elsewhere(&["connections", "-o", "json"]);
+    let output = in_other_namespace(&["connections", "-o", "json"]);
     assert!(output.status.success(), "{output:?}");
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(told.starts_with("note: ") && told.contains("203.0.113.10"), "{told}");
 }
 
 #[test]
-fn output_that_cannot_be_written_is_an_error_and_a_reader_who_has_gone_is_none() {
+fn unwritable_output_is_an_error_but_a_closed_pipe_is_not() {
     in_namespace(|_| {
         let file = File::new("glb-redirect-output");
         let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
@@ -247,7 +248,7 @@ fn output_that_cannot_be_written_is_an_error_and_a_reader_who_has_gone_is_none()
             let told = String::from_utf8(output.stderr).unwrap();
             assert!(matches!(output.status.code(), Some(0 | 4)), "{arguments:?}: {told}");
         }
-        // Whether anybody reads how it goes does not matter.
+        // Progress on stderr may be lost.
         let wait = ["wait", "--until-drained"];
         assert!(file.command(&wait).stderr(full()).status().unwrap().success());
     });

@@ -1,5 +1,5 @@
-//! Generated packets, most of them hostile, through the program in the kernel and through the pure
-//! decision: verdict, bytes and counters must be the same. Needs root.
+//! Differential test: generated packets, most of them malformed, run through the program in the kernel
+//! and through the reference decision. Verdict, bytes and counters must be equal. Needs root.
 //!
 //! `GLB_TEST_SEED` repeats a run, `GLB_TEST_PACKETS` makes it longer.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
@@ -23,12 +23,12 @@ use support::{
     peer, socket,
 };
 
-/// Packets in a run, at least.
+/// Least number of packets in a run.
 const PACKETS: usize = 250_000;
-/// Counters are compared after so many.
+/// Number of packets between two comparisons of the counters.
 const BATCH: usize = 5_000;
 
-/// SplitMix64.
+/// The SplitMix64 generator.
 struct Random(u64);
 
 impl Random {
@@ -56,7 +56,7 @@ impl Random {
     }
 }
 
-/// The machines whose settings are tried in turn.
+/// The configurations that take turns.
 fn hosts() -> Vec<FakeHost> {
     let mut many = backend();
     many.vips.extend((0..20).map(|i| ip(&format!("203.0.113.{}", 100 + i))));
@@ -74,7 +74,7 @@ fn hosts() -> Vec<FakeHost> {
             ..peer(23)
         }
     });
-    // Directors by address, and no network.
+    // Directors by address only, without a network.
     back.senders = vec![(ip("10.0.2.10"), 32), (ip("fd00:2::10"), 128)];
     let mut on_vlan = backend();
     for (address, interface) in
@@ -95,7 +95,7 @@ fn hosts() -> Vec<FakeHost> {
 
 struct Generator {
     random: Random,
-    /// Connections of this machine.
+    /// Connections of this host.
     here: Vec<Client>,
 }
 
@@ -115,8 +115,7 @@ impl Generator {
         client.set_port(self.random.choose(&[1, 40_000, 40_001, 40_099]));
         vip.set_port(self.random.choose(&[80, 80, 81]));
         if self.random.once_in(8) {
-            // Addresses of zeroes are what places that nobody uses hold; a backend's is known, but no
-            // VIP.
+            // Unused entries hold addresses of zeroes; a backend's address is in the table, but not a VIP.
             vip.set_ip(ip(self.random.choose(if v6 {
                 &["2001:db8::11", "2001:db8:0:1::10", "::", "fd00:2::21", "fd00:2::22"]
             } else {
@@ -195,7 +194,7 @@ impl Generator {
         }
     }
 
-    /// An IPv6 packet with extension headers, not all of which are in order.
+    /// An IPv6 packet with extension headers, some of them malformed.
     fn with_extension_headers(&mut self, packet: &[u8]) -> Vec<u8> {
         let count = 1 + self.random.below(5);
         let headers: Vec<(u8, Vec<u8>)> = (0..count)
@@ -236,7 +235,7 @@ impl Generator {
         let inner = self.inner();
         let v6 = self.random.once_in(3);
         let mut packet = if v6 { gue_v6(inner) } else { gue(inner) };
-        // A VIP is known, but no backend.
+        // A VIP is in the address table, but is not a backend.
         let known: &[&str] = if v6 {
             &["fd00:2::22", "fd00:2::22", "fd00:2::24", "fd00:2::21", "fd00:2::99", "2001:db8::10"]
         } else {
@@ -300,8 +299,8 @@ impl Generator {
         packet
     }
 
-    /// Outer lengths that agree with each other, and with nothing else.
-    fn lie(&mut self, frame: &mut [u8]) {
+    /// Writes outer lengths that agree with each other but not with the frame.
+    fn falsify_lengths(&mut self, frame: &mut [u8]) {
         let (ip, udp, header) = if frame[12] == 8 { (16, 38, 20) } else { (18, 58, 0) };
         let length = u16::from_be_bytes([frame[ip], frame[ip + 1]]);
         let length = match self.random.below(4) {
@@ -315,13 +314,13 @@ impl Generator {
 
     fn frame(&mut self) -> Vec<u8> {
         let mut frame = self.tunnel().frame();
-        // Not of several buffers: see what `Program` says of the bytes of those.
+        // Not of several buffers: `Program` explains why their bytes are counted differently.
         if frame.len() < 3_000 && self.random.once_in(20) {
-            self.lie(&mut frame);
+            self.falsify_lengths(&mut frame);
         }
         if self.random.once_in(3) {
             for _ in 0..=self.random.below(3) {
-                // Headers are where it hurts.
+                // Changed headers find more than changed payloads.
                 let at = self.random.below(frame.len().min(180));
                 frame[at] = match self.random.below(3) {
                     0 => self.random.byte(),
@@ -338,7 +337,7 @@ impl Generator {
             frame = tagged(&frame, &tags);
         }
         if self.random.once_in(12) {
-            // The kernel makes no test run of less than an Ethernet header.
+            // BPF_PROG_TEST_RUN refuses less than an Ethernet header.
             frame.truncate(14 + self.random.below(frame.len() - 13));
         }
         if self.random.once_in(12) {
@@ -350,7 +349,7 @@ impl Generator {
 }
 
 #[test]
-fn the_program_and_the_decision_agree() {
+fn the_program_and_the_reference_decision_agree_on_generated_packets() {
     let seed = env::var("GLB_TEST_SEED").map_or_else(
         |_| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64,
         |text| text.parse().expect("GLB_TEST_SEED is a number"),
@@ -392,8 +391,8 @@ fn the_program_and_the_decision_agree() {
         }
         drop((streams, listeners));
         println!("{reasons:#?}");
-        // A run that does not reach everything would prove little. A cookie's and a refusal's
-        // packets cannot be made without knowledge; other tests have them.
+        // A run that misses a reason proves little. Cookies and refused edits cannot be generated; other
+        // tests cover them.
         for reason in Reason::ALL {
             let elsewhere = matches!(reason, Reason::TakenCookie | Reason::Refused);
             assert!(elsewhere || reasons.contains_key(reason.name()), "never: {}", reason.name());

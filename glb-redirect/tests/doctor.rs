@@ -1,5 +1,5 @@
-//! Each finding of `doctor`: the fault is made in a namespace, found with its remedy, mended, and
-//! found no more. Needs root.
+//! The findings of `doctor`. Each test makes a fault in a network namespace, expects the finding with
+//! its remedy, repairs the fault, and expects no finding. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -18,7 +18,7 @@ use glb_redirect::{
     doctor::{Finding, Level, examine},
 };
 
-const CONFIG: &str = "interfaces = [\"e0\"]\npin = \"/sys/fs/bpf/glb-test-no-such\"\n\
+const CONFIG: &str = "interfaces = [\"e0\"]\nbpffs_dir = \"/sys/fs/bpf/glb-test-no-such\"\n\
                       vips = [\"203.0.113.10\", \"2001:db8::10\"]\n\
                       directors = [\"10.0.2.10\"]\nbackends = [\"10.0.2.21\"]\n";
 
@@ -34,7 +34,7 @@ fn look_with(text: &str, check: &str) -> Vec<Finding> {
     examine(&config(text)).into_iter().filter(|finding| finding.check == check).collect()
 }
 
-/// The worst of this check; what was found and the remedy hold these words.
+/// Asserts the level of the worst finding, and that its text and remedy contain `words`.
 #[track_caller]
 fn expect(findings: &[Finding], level: Level, words: &[&str]) {
     let worst = findings.iter().max_by_key(|finding| finding.level).expect("nothing was found");
@@ -46,8 +46,8 @@ fn expect(findings: &[Finding], level: Level, words: &[&str]) {
     assert_eq!(worst.remedy.is_none(), level == Level::Ok, "{text}");
 }
 
-/// A backend with an interface, in good order but for what `doctor` cannot mend.
-fn machine() {
+/// Sets up a backend with an interface and correct settings.
+fn set_up_host() {
     sysctl("ipv4.conf.all.rp_filter", "0");
     sysctl("ipv4.conf.default.rp_filter", "0");
     sysctl("ipv4.conf.all.arp_ignore", "1");
@@ -59,14 +59,14 @@ fn machine() {
 }
 
 #[test]
-fn settings_of_the_kernel() {
+fn sysctls_that_lose_packets_are_problems() {
     in_namespace(|_| {
-        machine();
+        set_up_host();
         expect(&look("rp_filter"), Level::Ok, &["e0"]);
         for place in ["all", "e0"] {
             sysctl(&format!("ipv4.conf.{place}.rp_filter"), "1");
             expect(&look("rp_filter"), Level::Problem, &["e0", "sysctl -w", "rp_filter=0"]);
-            // Loose wins over strict, as the kernel has it.
+            // The kernel uses the larger value: loose (2) wins over strict (1).
             sysctl("ipv4.conf.e0.rp_filter", "2");
             expect(&look("rp_filter"), Level::Ok, &[]);
             sysctl("ipv4.conf.e0.rp_filter", "0");
@@ -88,9 +88,9 @@ fn settings_of_the_kernel() {
 }
 
 #[test]
-fn addresses() {
+fn missing_and_misplaced_addresses_are_found() {
     in_namespace(|_| {
-        machine();
+        set_up_host();
         expect(&look("vip"), Level::Ok, &["on lo"]);
         ip("addr del 203.0.113.10/32 dev lo");
         expect(&look("vip"), Level::Problem, &["ip address add 203.0.113.10/32 dev lo"]);
@@ -102,7 +102,7 @@ fn addresses() {
         ip("link set e1 down");
         sysctl("ipv6.conf.e0.dad_transmits", "1");
         ip("link set e1 up");
-        // Somebody else on the segment has it, and this one is not told to skip the detection.
+        // Another host on the segment has it, and this one runs duplicate address detection.
         ip("addr add 2001:db8::10/64 dev e1 nodad");
         ip("addr add 2001:db8::10/64 dev e0");
         expect(&look("duplicate_address"), Level::Problem, &["2001:db8::10", "nodad"]);
@@ -123,9 +123,9 @@ fn addresses() {
 }
 
 #[test]
-fn room_for_the_tunnel() {
+fn an_mtu_without_room_for_the_tunnel_is_a_problem() {
     in_namespace(|_| {
-        machine();
+        set_up_host();
         expect(&look("mtu"), Level::Ok, &["1600", "room"]);
         ip("link set e0 mtu 1539");
         expect(&look("mtu"), Level::Problem, &["1539", "needs 1540", "ip link set e0 mtu 1540"]);
@@ -141,22 +141,23 @@ fn room_for_the_tunnel() {
 }
 
 #[test]
-fn programs_on_the_interface() {
+fn a_missing_or_foreign_xdp_program_is_a_problem() {
     in_namespace(|_| {
-        machine();
+        set_up_host();
         expect(&look("program"), Level::Problem, &["nothing is attached", "glb-redirect run"]);
         let gone = CONFIG.replace("\"e0\"", "\"e9\"");
         expect(&look_with(&gone, "program"), Level::Problem, &["e9", "interfaces"]);
-        let image = glb_redirect::image::Image::new(&config(CONFIG), &Default::default());
+        let image =
+            glb_redirect::program_data::ProgramData::new(&config(CONFIG), &Default::default());
         let mut generation = glb_redirect::generation::Generation::load(&image, None).unwrap();
         let program = generation.program().unwrap();
-        // Not by the pins of this configuration.
+        // It is not pinned in the folder of this configuration.
         program.attach("e0", aya::programs::XdpMode::Driver).unwrap();
         expect(&look("program"), Level::Problem, &["another", "xdp off"]);
     });
 }
 
-/// A BPF file system of this test's own, gone with it.
+/// A BPF file system that is unmounted at the end of the test.
 struct BpfFs(std::path::PathBuf);
 
 impl BpfFs {
@@ -173,7 +174,7 @@ impl Drop for BpfFs {
     fn drop(&mut self) {
         let unmounted = nix::mount::umount(&self.0);
         let removed = std::fs::remove_dir(&self.0);
-        // A test that fails already is not to be aborted.
+        // A second panic would abort the test.
         if !std::thread::panicking() {
             unmounted.unwrap();
             removed.unwrap();
@@ -182,19 +183,19 @@ impl Drop for BpfFs {
 }
 
 #[test]
-fn native_and_generic_mode() {
+fn generic_mode_is_a_warning() {
     use glb_host::{bpffs::PinFolder, generations, xdp_link::Mode};
     in_namespace(|_| {
-        machine();
+        set_up_host();
         let bpf = BpfFs::new();
         let text =
             CONFIG.replace("/sys/fs/bpf/glb-test-no-such", bpf.0.join("pins").to_str().unwrap());
         let config = config(&text);
-        let image = glb_redirect::image::Image::new(&config, &Default::default());
+        let image = glb_redirect::program_data::ProgramData::new(&config, &Default::default());
         for (mode, level, words) in
             [(Mode::Native, Level::Ok, "native"), (Mode::Generic, Level::Warning, "generic mode")]
         {
-            let pins = PinFolder::create(&config.pin, glb_redirect::OWNER).unwrap();
+            let pins = PinFolder::create(&config.bpffs_dir, glb_redirect::PIN_OWNER).unwrap();
             let mut generation = glb_redirect::generation::Generation::load(&image, None).unwrap();
             let program = generation.program().unwrap();
             generations::swap(program, &config.interfaces, &pins, mode).unwrap();
@@ -206,13 +207,13 @@ fn native_and_generic_mode() {
 }
 
 #[test]
-fn rules_of_a_firewall() {
+fn firewall_rules_that_drop_untracked_connections_are_problems() {
     if Command::new("nft").arg("--version").stdout(Stdio::null()).status().is_err() {
         eprintln!("skipped: nft is not installed");
         return;
     }
     in_namespace(|_| {
-        machine();
+        set_up_host();
         let nft = |arguments: &str| {
             let status = Command::new("nft").args(arguments.split_whitespace()).status().unwrap();
             assert!(status.success(), "nft {arguments}");
@@ -224,7 +225,7 @@ fn rules_of_a_firewall() {
         expect(&look("conntrack"), Level::Ok, &[]);
         let mut rule = Command::new("nft");
         rule.args(["add", "rule", "inet", "t", "c", "ct", "state", "invalid", "drop"]);
-        // Needs connection tracking in the kernel, which not every one has.
+        // The rule needs connection tracking in the kernel.
         if rule.stderr(Stdio::null()).status().unwrap().success() {
             expect(
                 &look("conntrack"),
@@ -241,9 +242,9 @@ fn rules_of_a_firewall() {
 }
 
 #[test]
-fn listeners_here_and_elsewhere() {
+fn a_vip_without_a_listener_in_this_namespace_is_a_problem() {
     in_namespace(|_| {
-        machine();
+        set_up_host();
         let of = |vip: &str| {
             let all = look("listener");
             all.into_iter().filter(|finding| finding.found.contains(vip)).collect::<Vec<_>>()
@@ -261,7 +262,7 @@ fn listeners_here_and_elsewhere() {
         expect(&of("203.0.113.10"), Level::Problem, &[]);
         drop(other);
 
-        // A process in a namespace of its own that listens on the VIP.
+        // A process in another network namespace listens on the VIP.
         let script = "ip link set lo up; ip addr add 203.0.113.10/32 dev lo; exec python3 -c \
                       'import socket,time; s=socket.socket(); s.bind((\"203.0.113.10\",8083)); \
                       s.listen(); print(1, flush=True); time.sleep(60)'";
@@ -280,9 +281,9 @@ fn listeners_here_and_elsewhere() {
 }
 
 #[test]
-fn the_command_prints_and_ends_with_3() {
+fn doctor_exits_with_4_and_prints_text_or_json() {
     in_namespace(|_| {
-        machine();
+        set_up_host();
         let file = std::env::temp_dir().join(format!("glb-doctor-{}.toml", std::process::id()));
         std::fs::write(&file, CONFIG).unwrap();
         let run = |output: &[&str]| {

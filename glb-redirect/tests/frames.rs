@@ -1,5 +1,5 @@
-//! Frames that are more than Ethernet, the tunnel and a segment: VLAN tags, several buffers, IPv6
-//! extension headers, fragments. Through the program in the kernel and the pure decision. Needs root.
+//! Frames with VLAN tags, several buffers, IPv6 extension headers or fragments. Each runs through the
+//! program in the kernel and through the reference decision. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -10,7 +10,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use common::{in_namespace, program::Program, tcp::Client};
 use glb_common::{reason::RedirectReason as Reason, second_chance::abi::PeerNextHop};
-use glb_redirect::{config::Config, counters, generation::Generation, image::Image};
+use glb_redirect::{config::Config, counters, generation::Generation, program_data::ProgramData};
 use support::{
     FakeHost, TEST_INTERFACE, backend, ip,
     packet::{ACK, SYN, Segment, ethernet, extended, gue, gue_v6, ip_packet, segment, tagged},
@@ -27,8 +27,8 @@ fn pairs() -> [(SocketAddr, SocketAddr); 2] {
         .map(|(client, vip)| (socket(client), socket(vip)))
 }
 
-/// A backend whose peers .22 are behind the interface that frames come by, .23 behind another one,
-/// and .25 to .27 on a VLAN.
+/// A backend with peers behind three interfaces: .22 behind the ingress interface, .23 behind another
+/// one, .25 to .27 on a VLAN.
 fn host() -> FakeHost {
     let mut host = backend();
     let tag = VLAN.swap_bytes();
@@ -47,7 +47,7 @@ fn host() -> FakeHost {
 }
 
 #[test]
-fn vlan_tags() {
+fn vlan_tags_are_kept_removed_or_written() {
     in_namespace(|_| {
         let mut program = Program::new(host());
         let tags: [&[u32]; 6] =
@@ -61,18 +61,18 @@ fn vlan_tags() {
                     let frame = tagged(&packet.frame(), tags);
                     let outcome = program.compare(&what, &frame);
                     assert_eq!(outcome.reason, Reason::TakenSyn, "{what}");
-                    // The tags stay in front of the inner packet.
+                    // A packet that is taken keeps its tags.
                     let at = 12 + 4 * tags.len();
                     assert_eq!(outcome.frame[..at], frame[..at], "{what}");
                     assert_eq!(outcome.frame.len(), 14 + 4 * tags.len() + packet.inner.len());
                 }
                 for (hop, left) in [
-                    // By the way it came: as it came.
+                    // Out of the ingress interface: with the tags it arrived with.
                     ("10.0.2.22", tags.len()),
                     ("fd00:2::22", tags.len()),
-                    // By another interface: without tags.
+                    // Out of another interface: without tags.
                     ("10.0.2.23", 0),
-                    // On a VLAN: with its tag.
+                    // Through a VLAN: with its tag.
                     ("10.0.2.25", 1),
                     ("10.0.2.26", 1),
                     ("fd00:2::25", 1),
@@ -90,11 +90,11 @@ fn vlan_tags() {
                 }
             }
         }
-        // Three tags are nobody's.
+        // A frame with three tags is passed to the kernel.
         let frame = gue(segment(pairs()[0].0, pairs()[0].1, SYN).packet()).frame();
         let outcome = program.compare("three tags", &tagged(&frame, &[SERVICE, VLAN, VLAN]));
         assert_eq!(outcome.reason, Reason::NotTunnel);
-        // A frame that ends in its tags.
+        // A frame that ends within its tags.
         for length in 14..24 {
             program.compare("cut", &tagged(&frame, &[SERVICE, VLAN])[..length]);
         }
@@ -102,7 +102,7 @@ fn vlan_tags() {
 }
 
 #[test]
-fn frames_in_several_buffers() {
+fn a_frame_in_several_buffers_is_handled_like_one_in_a_single_buffer() {
     in_namespace(|mut wire| {
         let mut program = Program::new(host());
         for (client, vip) in pairs() {
@@ -132,11 +132,11 @@ fn frames_in_several_buffers() {
                     }
                 }
             }
-            // A length that lies, far behind the first buffer.
+            // A false length, far behind the first buffer.
             let whole = gue(Segment { data: 8_900, ..open.segment(ACK) }.packet()).frame();
             let cut = &whole[..whole.len() - 1];
             assert_eq!(program.compare("cut", cut).reason, Reason::OuterMalformed);
-            // What is no tunnel's is counted whole, too.
+            // Packets outside the tunnel are counted with their whole length too.
             let plain = ethernet(&ip_packet(client.ip(), vip.ip(), 17, 0, &[0; 8_000]));
             let before = program.bytes(Reason::NotTunnel);
             assert_eq!(program.compare("plain", &plain).reason, Reason::NotTunnel);
@@ -146,7 +146,7 @@ fn frames_in_several_buffers() {
 }
 
 #[test]
-fn extension_headers_and_fragments() {
+fn extension_headers_are_skipped_and_later_fragments_taken() {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
@@ -205,7 +205,7 @@ fn extension_headers_and_fragments() {
             assert_eq!(outcome.reason, reason, "{what}");
         }
 
-        // IPv4: the first fragment has ports and is asked for, the later ones are taken.
+        // IPv4: the first fragment has ports and is looked up; later ones are taken.
         let [(client, vip), _] = pairs();
         let mut first = segment(client, vip, ACK).packet();
         first[6] = 0x20;
@@ -222,12 +222,12 @@ fn packets_are_counted_by_vip() {
         let text = "interfaces = [\"eth0\"]\nvips = [\"203.0.113.10\", \"2001:db8::10\", \
                     \"203.0.113.11\"]\ndirectors = [\"10.0.2.10\"]\nbackends = [\"10.0.2.22\"]\n";
         let config = Config::parse(text, std::path::Path::new("x")).unwrap();
-        let mut image = Image::new(&config, &[ip("10.0.2.21")].into());
+        let mut image = ProgramData::new(&config, &[ip("10.0.2.21")].into());
         let slots = [("203.0.113.10", 1), ("2001:db8::10", 2), ("203.0.113.11", 255)];
-        image.count_apart(&slots.map(|(vip, slot)| (ip(vip), slot)).into());
+        image.assign_counters(&slots.map(|(vip, slot)| (ip(vip), slot)).into());
         let mut generation = Generation::load(&image, None).unwrap();
         let way = PeerNextHop { interface: TEST_INTERFACE, ..peer(22) };
-        generation.enter_peer(ip("10.0.2.22"), way).unwrap();
+        generation.set_next_hop(ip("10.0.2.22"), way).unwrap();
         generation.program().unwrap().attach("idle0", aya::programs::XdpMode::Driver).unwrap();
         let mut run = |inner: Vec<u8>| {
             use aya::programs::{TestRun as _, TestRunOptions};
@@ -246,7 +246,7 @@ fn packets_are_counted_by_vip() {
         run(to("[2001:db8:9::7]:7", "[2001:db8::10]:80", SYN));
         run(to("192.0.2.1:7", "203.0.113.11:80", SYN));
         run(to("192.0.2.1:7", "203.0.113.99:80", SYN));
-        // By way of the general program.
+        // Handled by the general program.
         let mut with_options = to("192.0.2.1:7", "203.0.113.11:80", SYN);
         with_options[0] = 0x46;
         with_options.splice(20..20, [1; 4]);

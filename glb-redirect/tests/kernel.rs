@@ -1,4 +1,4 @@
-//! The program in the kernel, with real sockets, against the pure decision. Needs root.
+//! The program in the kernel with real sockets, compared with the reference decision. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -25,7 +25,7 @@ use support::{
     socket,
 };
 
-/// Clients and VIPs, one of each family.
+/// A client and a VIP of each address family.
 const PAIRS: [(&str, &str); 2] =
     [("198.51.100.7:40000", "203.0.113.10:80"), ("[2001:db8:9::7]:40000", "[2001:db8::10]:80")];
 
@@ -42,7 +42,7 @@ fn port(mut address: SocketAddr, port: u16) -> SocketAddr {
 /// Waits until the kernel has a TCP socket in `state` (as in /proc/net/tcp) from `vip` to `client`.
 fn wait_for_state(client: SocketAddr, vip: SocketAddr, state: u8) {
     let file = if vip.is_ipv4() { "tcp" } else { "tcp6" };
-    // Addresses stand there as native words in hex.
+    // The file has addresses as native-endian words in hex.
     let name = |address: SocketAddr| match address {
         SocketAddr::V4(v4) => {
             format!("{:08X}:{:04X}", u32::from_ne_bytes(v4.ip().octets()), v4.port())
@@ -75,7 +75,7 @@ const TIME_WAIT: u8 = 6;
 const CLOSE_WAIT: u8 = 8;
 const LAST_ACK: u8 = 9;
 
-/// The segment of every kind that a flow may still see, each through the tunnel over both families.
+/// Sends every kind of segment of a flow, over both outer families, and expects the reason for each.
 fn expect(program: &mut Program, what: &str, client: &Client, expected: Reason) {
     let data = Segment { data: 100, ..client.segment(ACK | PSH) };
     let keep_alive = Segment { sequence: client.sequence.wrapping_sub(1), ..client.segment(ACK) };
@@ -93,7 +93,7 @@ fn expect(program: &mut Program, what: &str, client: &Client, expected: Reason) 
             assert_eq!(outcome.reason, expected, "{what}, {kind}");
         }
     }
-    // And an ICMP error about it.
+    // An ICMP error about the flow follows it.
     let router = if client.vip.is_ipv4() { ip("192.0.2.1") } else { ip("2001:db8:9::1") };
     let error = gue(too_big(router, client.client, client.vip)).frame();
     let outcome = program.compare(&format!("{what}, too big"), &error);
@@ -104,7 +104,7 @@ fn expect(program: &mut Program, what: &str, client: &Client, expected: Reason) 
     assert_eq!(outcome.reason, expected, "{what}, too big");
 }
 
-/// Whether the flow is the kernel's now, and what the program makes of it.
+/// Asserts that the flow has a socket here and that the program takes it.
 fn is_here(program: &mut Program, what: &str, client: &Client) {
     program.host.flows.insert((client.client, client.vip));
     expect(program, what, client, Reason::TakenEstablished);
@@ -120,11 +120,11 @@ fn accept(listener: &TcpListener) -> TcpStream {
 }
 
 #[test]
-fn golden_cases() {
+fn golden_cases_have_the_expected_verdict_and_frame() {
     in_namespace(|mut wire| {
         for mut case in golden::cases() {
             if case.cookie {
-                // Its number depends on the kernel's secret: see the tests of cookies.
+                // A cookie depends on the kernel's secret: the SYN cookie test covers it.
                 case.host.cookies.clear();
                 case.reason = Reason::Forwarded;
                 case.forwarded = None;
@@ -149,7 +149,7 @@ fn golden_cases() {
 }
 
 #[test]
-fn sockets_in_every_state() {
+fn a_flow_is_taken_in_every_socket_state() {
     in_namespace(|mut wire| {
         let mut program = Program::new(backend());
         for (client, vip) in pairs() {
@@ -173,10 +173,10 @@ fn every_state(
     how: &str,
 ) {
     let name = |state: &str| format!("{state}, {vip}, {how}");
-    let stranger = Client { client: port(client, 1), vip, sequence: 5, acknowledgement: 6 };
-    is_not_here(program, &name("listener only"), &stranger);
-    let nobody = Client { vip: port(vip, 81), ..stranger };
-    is_not_here(program, &name("no listener"), &nobody);
+    let without_socket = Client { client: port(client, 1), vip, sequence: 5, acknowledgement: 6 };
+    is_not_here(program, &name("listener only"), &without_socket);
+    let without_listener = Client { vip: port(vip, 81), ..without_socket };
+    is_not_here(program, &name("no listener"), &without_listener);
 
     let half = Client::syn(wire, client, vip);
     wait_for_state(client, vip, SYN_RECV);
@@ -209,13 +209,13 @@ fn every_state(
     is_here(program, &name("half-closed by the server"), &open);
     drop(stream);
     open.fin(wire);
-    // From here on it is no full socket any more.
+    // From here on the socket is a TIME_WAIT socket.
     wait_for_state(second, vip, TIME_WAIT);
     is_here(program, &name("TIME_WAIT"), &open);
 }
 
 #[test]
-fn a_connection_that_is_gone_is_not_here() {
+fn a_closed_connection_is_forwarded() {
     in_namespace(|mut wire| {
         let mut program = Program::new(backend());
         for (client, vip) in pairs() {
@@ -230,7 +230,7 @@ fn a_connection_that_is_gone_is_not_here() {
     });
 }
 
-/// Listeners that share an address and a port.
+/// Listeners that share an address and a port (SO_REUSEPORT).
 fn reuse_port(vip: SocketAddr, count: usize) -> Vec<TcpListener> {
     (0..count)
         .map(|_| {
@@ -249,7 +249,7 @@ fn reuse_port(vip: SocketAddr, count: usize) -> Vec<TcpListener> {
 }
 
 #[test]
-fn many_listeners_on_one_port() {
+fn every_listener_of_a_reuseport_group_owns_its_connections() {
     in_namespace(|mut wire| {
         let mut program = Program::new(backend());
         for (client, vip) in pairs() {
@@ -258,8 +258,8 @@ fn many_listeners_on_one_port() {
             let mut streams = Vec::new();
             for i in 0..32 {
                 let client = port(client, 42_000 + i);
-                let stranger = Client { client, vip, sequence: 5, acknowledgement: 6 };
-                is_not_here(&mut program, "before", &stranger);
+                let without_socket = Client { client, vip, sequence: 5, acknowledgement: 6 };
+                is_not_here(&mut program, "before", &without_socket);
                 let open = Client::connect(&mut wire, client, vip);
                 wait_for_state(client, vip, ESTABLISHED);
                 is_here(&mut program, "established", &open);
@@ -277,13 +277,14 @@ fn many_listeners_on_one_port() {
 }
 
 #[test]
-fn a_dual_stack_listener_serves_both_families() {
+fn a_dual_stack_listener_owns_flows_of_both_families() {
     in_namespace(|mut wire| {
         let mut program = Program::new(backend());
         let listener = TcpListener::bind("[::]:80").unwrap();
         let [(client, vip), _] = pairs();
-        let stranger = Client { client: port(client, 1), vip, sequence: 5, acknowledgement: 6 };
-        is_not_here(&mut program, "listener only", &stranger);
+        let without_socket =
+            Client { client: port(client, 1), vip, sequence: 5, acknowledgement: 6 };
+        is_not_here(&mut program, "listener only", &without_socket);
         let open = Client::connect(&mut wire, client, vip);
         let _stream = accept(&listener);
         is_here(&mut program, "IPv4 on an IPv6 socket", &open);
@@ -291,7 +292,7 @@ fn a_dual_stack_listener_serves_both_families() {
 }
 
 #[test]
-fn sockets_of_another_namespace_do_not_count() {
+fn sockets_of_another_namespace_are_not_found() {
     in_namespace(|_| {
         let mut program = Program::new(backend());
         let [(client, vip), _] = pairs();
@@ -308,7 +309,7 @@ fn sockets_of_another_namespace_do_not_count() {
             let open = Client::connect(&mut wire, client, vip);
             let _stream = accept(&listener);
             ready.send(open).unwrap();
-            assert!(is_done.recv().is_err(), "nothing is ever sent");
+            assert!(is_done.recv().is_err(), "the channel carries no message");
         });
         let open = is_ready.recv().unwrap();
         is_not_here(&mut program, "established elsewhere", &open);
@@ -318,7 +319,7 @@ fn sockets_of_another_namespace_do_not_count() {
 }
 
 #[test]
-fn syn_cookies() {
+fn only_valid_syn_cookies_are_taken() {
     in_namespace(|mut wire| {
         let mut program = Program::new(backend());
         for (client, vip) in pairs() {
@@ -326,7 +327,7 @@ fn syn_cookies() {
                 sysctl("ipv4.tcp_syncookies", &mode.to_string());
                 cookies(&mut program, &mut wire, client, vip, mode);
             }
-            // Without cookies no number is one.
+            // Without SYN cookies, no acknowledgement number is valid.
             sysctl("ipv4.tcp_syncookies", "0");
         }
     });
@@ -345,7 +346,7 @@ fn cookies(program: &mut Program, wire: &mut Tun, client: SocketAddr, vip: Socke
     bind(std::os::fd::AsRawFd::as_raw_fd(&listener), &SockaddrStorage::from(vip)).unwrap();
     listen(&listener, Backlog::new(4).unwrap()).unwrap();
 
-    // In mode 1 the queue has to overflow first: nobody completes these handshakes.
+    // In mode 1 the queue must overflow first: these handshakes are never completed.
     let base = 43_000 + 1_000 * mode;
     if mode == 1 {
         for i in 0..32 {
@@ -353,7 +354,7 @@ fn cookies(program: &mut Program, wire: &mut Tun, client: SocketAddr, vip: Socke
         }
     }
     let client = Client::syn(wire, port(client, base + 100), vip);
-    // Which kind of answer that was cannot be seen from outside, but no socket was made for it.
+    // A cookie cannot be told from another answer, but the kernel keeps no socket for it.
     let file = if vip.is_ipv4() { "tcp" } else { "tcp6" };
     let table = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
     let port_hex = format!(":{:04X} 03", client.client.port());
@@ -389,7 +390,7 @@ fn cookies(program: &mut Program, wire: &mut Tun, client: SocketAddr, vip: Socke
 }
 
 #[test]
-fn a_reply_goes_out_by_the_interface_of_its_peer() {
+fn a_forwarded_packet_leaves_by_the_interface_of_its_next_hop() {
     in_namespace(|_| {
         let mut host = backend();
         let here = common::program::TEST_INTERFACE;
@@ -400,14 +401,14 @@ fn a_reply_goes_out_by_the_interface_of_its_peer() {
         );
         let mut program = Program::new(host);
         let [(client, vip), _] = pairs();
-        let stranger = Client { client, vip, sequence: 5, acknowledgement: 6 };
-        // Compared with XDP_TX there, and with XDP_REDIRECT for the other peers.
-        is_not_here(&mut program, "the same interface", &stranger);
+        let without_socket = Client { client, vip, sequence: 5, acknowledgement: 6 };
+        // Compared with XDP_TX for the ingress interface, and with XDP_REDIRECT for the others.
+        is_not_here(&mut program, "the same interface", &without_socket);
     });
 }
 
 #[test]
-fn many_vips_and_directors() {
+fn more_vips_and_directors_than_settings_hold() {
     in_namespace(|_| {
         let mut host = backend();
         host.vips.extend((0..40).map(|i| ip(&format!("203.0.113.{}", 100 + i))));
@@ -447,13 +448,14 @@ fn many_vips_and_directors() {
 }
 
 #[test]
-fn without_a_second_chance() {
+fn second_chance_off_takes_every_packet() {
     in_namespace(|mut wire| {
         let mut program = Program::new(FakeHost { no_second_chance: true, ..backend() });
         let [(client, vip), _] = pairs();
         let listener = TcpListener::bind(vip).unwrap();
-        let stranger = Client { client: port(client, 1), vip, sequence: 5, acknowledgement: 6 };
-        let frame = gue(stranger.segment(ACK).packet()).frame();
+        let without_socket =
+            Client { client: port(client, 1), vip, sequence: 5, acknowledgement: 6 };
+        let frame = gue(without_socket.segment(ACK).packet()).frame();
         assert_eq!(program.compare("not here", &frame).reason, Reason::TakenNoSecondChance);
         let open = Client::connect(&mut wire, client, vip);
         let _stream = accept(&listener);

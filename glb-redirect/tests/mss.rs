@@ -1,4 +1,5 @@
-//! The tc program beside the pure function, on frames and on the kernel's own SYN-ACKs. Needs root.
+//! The tc program that lowers the MSS, compared with the reference function on synthetic frames, and on
+//! the kernel's own SYN-ACKs. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -19,7 +20,7 @@ use glb_common::{
     flow::Address,
     mss::{Limits, Vips, clamp},
 };
-use glb_redirect::{config::Config, generation::Generation, image::Image};
+use glb_redirect::{config::Config, generation::Generation, program_data::ProgramData};
 use support::{
     OWN_MAC, ip_of,
     packet::{ACK, RST, SYN, ethernet, segment},
@@ -36,19 +37,19 @@ impl Vips for Configured {
     }
 }
 
-/// A generation for so many VIPs of each family.
+/// A generation with `vips` VIPs of each family.
 fn generation(vips: u8) -> (Generation, Configured) {
     let list: Vec<String> = (0..vips)
         .flat_map(|n| [format!("203.0.113.{}", 10 + n), format!("2001:db8::{}", 10 + n)])
         .collect();
     let text = format!("interfaces = [\"e0\"]\nvips = {list:?}\ndirectors = [\"10.0.2.10\"]\n");
     let config = Config::parse(&text, Path::new("x")).unwrap();
-    let mut image = Image::new(&config, &BTreeSet::new());
+    let mut image = ProgramData::new(&config, &BTreeSet::new());
     (image.settings.mss_v4, image.settings.mss_v6) = (LIMITS.v4.into(), LIMITS.v6.into());
     (Generation::load(&image, None).unwrap(), Configured(config.vips))
 }
 
-/// A segment from a VIP with these options in front of nothing.
+/// A segment from a VIP with TCP options and no data.
 fn frame(from: SocketAddr, to: SocketAddr, flags: u8, options: &[u8]) -> Vec<u8> {
     let mut packet = segment(from, to, flags).packet();
     let tcp = if from.is_ipv4() { 20 } else { 40 };
@@ -64,11 +65,11 @@ fn frame(from: SocketAddr, to: SocketAddr, flags: u8, options: &[u8]) -> Vec<u8>
 }
 
 #[test]
-fn the_program_and_the_function_agree() {
+fn the_program_and_the_reference_function_agree() {
     in_namespace(|_| {
         for vips in [1, 20] {
             let (mut generation, configured) = generation(vips);
-            let program = generation.clamp().unwrap();
+            let program = generation.mss_clamp().unwrap();
             let mut changed = 0;
             let addresses = [
                 ("203.0.113.10:80", "198.51.100.7:1"),
@@ -115,9 +116,9 @@ fn the_program_and_the_function_agree() {
     });
 }
 
-/// Sends SYNs to the VIP of a namespace behind a veth and reads the SYN-ACKs as they arrive there.
+/// Sends SYNs to a VIP behind a veth and reads the SYN-ACKs that arrive.
 #[test]
-fn the_kernels_own_answers() {
+fn the_mss_of_real_syn_acks_is_lowered() {
     in_namespace(|_| {
         ip("link add e0 mtu 9000 type veth peer name e1 mtu 9000");
         ip("link set e0 up");
@@ -130,7 +131,11 @@ fn the_kernels_own_answers() {
         ip("-6 neigh add 2001:db8:9::7 lladdr 02:00:00:00:00:09 dev e0");
         let (mut generation, _) = generation(1);
         let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-        generation.clamp().unwrap().attach_with_options("e0", TcAttachType::Egress, order).unwrap();
+        generation
+            .mss_clamp()
+            .unwrap()
+            .attach_with_options("e0", TcAttachType::Egress, order)
+            .unwrap();
         let mut wire = Raw::open("e1");
         for offload in [true, false] {
             set_checksum_offload("e0", offload);
@@ -153,7 +158,7 @@ fn the_kernels_own_answers() {
                     _ => None,
                 });
                 assert_eq!(mss, Some(limit), "offload {offload}");
-                // With offload, the checksum here is the addresses' and the length's alone.
+                // With checksum offload, the segment carries the pseudo-header's sum only.
                 let whole = checksum_is_right(&answer);
                 assert_eq!(whole, !offload, "offload {offload}");
                 if offload {
@@ -194,7 +199,7 @@ fn fix_checksum(frame: &mut [u8]) {
     }
 }
 
-/// What `ethtool -K IF tx on` (or off) does.
+/// Turns checksum offload on or off, as `ethtool -K IF tx on` does.
 fn set_checksum_offload(interface: &str, on: bool) {
     // SIOCETHTOOL and ETHTOOL_STXCSUM of the kernel's headers.
     const ETHTOOL: libc::Ioctl = 0x8946;
@@ -207,7 +212,7 @@ fn set_checksum_offload(interface: &str, on: bool) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
     request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
-    // SAFETY: request and value live through the call and have the shape that it wants.
+    // SAFETY: request and value live through the call and have the layout that it expects.
     let done = unsafe { libc::ioctl(control.as_raw_fd(), ETHTOOL, &mut request) };
     assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
 }
@@ -221,7 +226,7 @@ impl Raw {
         // SAFETY: a plain system call.
         let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, protocol) };
         assert!(fd >= 0, "{}", std::io::Error::last_os_error());
-        // SAFETY: fresh from the kernel.
+        // SAFETY: the descriptor is new and has no other owner.
         let file = unsafe { std::fs::File::from_raw_fd(fd) };
         // SAFETY: all zeroes are a valid address.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };

@@ -1,4 +1,4 @@
-//! `glb-redirect replay`, with real sockets in a network namespace. Needs root.
+//! `glb-redirect replay` with real sockets in a network namespace. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -26,8 +26,8 @@ use glb_host::{
     packet_trace::replay::{FrameStage, ReplayNextHops, ReplayProgram as _, TEST_INTERFACE},
 };
 use glb_redirect::{
-    config::{Config, Strangers},
-    image::Image,
+    config::{Config, UnknownSenders},
+    program_data::ProgramData,
     replay::Replay,
 };
 use serde_json::Value;
@@ -37,12 +37,12 @@ use support::{
     run, socket,
 };
 
-/// The replay for what `host` knows, its peers behind the interface that packets come by.
+/// A replay with the configuration of `host`; all peers are behind the ingress interface.
 fn replay_for(host: &FakeHost) -> Replay {
     let config = Config {
         path: PathBuf::new(),
         interfaces: Vec::new(),
-        pin: PathBuf::new(),
+        bpffs_dir: PathBuf::new(),
         vips: host.vips.iter().copied().collect(),
         directors: host.senders.iter().map(|(ip, bits)| (*ip, *bits)).map(net).collect(),
         backends: host.peers.keys().copied().collect(),
@@ -50,7 +50,11 @@ fn replay_for(host: &FakeHost) -> Replay {
         metrics: None,
         addresses: None,
         second_chance: !host.no_second_chance,
-        strangers: if host.passes_unknown_senders { Strangers::Pass } else { Strangers::Drop },
+        unknown_senders: if host.passes_unknown_senders {
+            UnknownSenders::Pass
+        } else {
+            UnknownSenders::Drop
+        },
         vips_on_lo: false,
         mss: None,
         control: glb_host::control::RawControlConfig::default()
@@ -58,7 +62,7 @@ fn replay_for(host: &FakeHost) -> Replay {
             .unwrap(),
     };
     let own = host.own.iter().copied().collect();
-    let image = Image::new(&config, &own);
+    let image = ProgramData::new(&config, &own);
     let way = |(address, peer): (&IpAddr, &PeerNextHop)| {
         let bytes: Vec<u8> = peer.macs.iter().flat_map(|word| word.to_ne_bytes()).collect();
         let hop = NextHop {
@@ -83,9 +87,9 @@ fn net((address, bits): (IpAddr, u8)) -> ipnet::IpNet {
     ipnet::IpNet::new(address, bits).unwrap()
 }
 
-/// The cases of GLB's own module that need no socket: reason, verdict and what leaves.
+/// The golden cases of GLB's kernel module that need no socket: reason, verdict and frame.
 #[test]
-fn golden_cases_are_explained() {
+fn golden_cases_are_replayed_with_reason_and_verdict() {
     in_namespace(|_wire| {
         let mut replays: BTreeMap<Vec<IpAddr>, Replay> = BTreeMap::new();
         let mut verdicts: BTreeMap<&str, u32> = BTreeMap::new();
@@ -146,10 +150,9 @@ fn replay(folder: &Path, args: &[&str]) -> Output {
         .unwrap()
 }
 
-/// What belongs here is told by this namespace's sockets; what is sent on, and what the kernel gets,
-/// is in the output.
+/// The output capture has the frames that are forwarded and those that the kernel gets.
 #[test]
-fn sockets_of_this_namespace_decide() {
+fn replay_looks_flows_up_in_the_sockets_of_its_namespace() {
     in_namespace(|mut wire| {
         let (client, vip) = (socket("198.51.100.7:40000"), socket("203.0.113.10:80"));
         let listener = TcpListener::bind(vip).unwrap();
@@ -157,8 +160,8 @@ fn sockets_of_this_namespace_decide() {
         let _stream = listener.accept().unwrap();
         let elsewhere = Client { client: socket("198.51.100.7:40001"), ..here };
         let segment = |of: &Client, flags| Segment { data: 10, ..of.segment(flags) }.packet();
-        let mut stranger = gue(segment(&here, ACK));
-        stranger.source = ip("192.0.2.66");
+        let mut unknown_sender = gue(segment(&here, ACK));
+        unknown_sender.source = ip("192.0.2.66");
         let mut elsewhere_vip = gue(segment(&here, SYN));
         elsewhere_vip.inner[16..20].copy_from_slice(&[203, 0, 113, 99]);
         let frames = [
@@ -166,7 +169,7 @@ fn sockets_of_this_namespace_decide() {
             gue(segment(&elsewhere, ACK)).frame(),
             gue_v6(segment(&elsewhere, ACK)).frame(),
             gue(segment(&elsewhere, SYN)).frame(),
-            stranger.frame(),
+            unknown_sender.frame(),
             support::packet::ethernet(&segment(&here, ACK)),
         ];
         let expected = [
@@ -203,7 +206,7 @@ fn sockets_of_this_namespace_decide() {
         let mut reader = CaptureReader::open(&folder.join("out.pcapng")).unwrap();
         let out: Vec<CapturedFrame> =
             std::iter::from_fn(|| reader.next_packet().unwrap()).collect();
-        // All but the stranger's, in order.
+        // All frames but the unknown sender's, in order.
         assert_eq!(out.len(), 5);
         let taken = SlicedPacket::from_ethernet(&out[0].data).unwrap();
         let Some(NetSlice::Ipv4(ip)) = taken.net else { panic!("{lines:?}") };

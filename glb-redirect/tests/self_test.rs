@@ -1,4 +1,5 @@
-//! The self-test passes for what is right, and says what is wrong. Needs root.
+//! The self-test passes for correct program data and names the packet that broken data handles wrongly.
+//! Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -11,7 +12,7 @@ use common::in_namespace;
 use glb_common::second_chance::abi::{AddressEntry, INLINE_SLOTS, RedirectConfig};
 use glb_redirect::{
     config::Config,
-    image::Image,
+    program_data::ProgramData,
     self_test::{self, SelfTestError},
 };
 
@@ -31,26 +32,26 @@ fn own() -> BTreeSet<IpAddr> {
 }
 
 #[test]
-fn what_is_right_passes() {
+fn correct_data_passes() {
     in_namespace(|_| {
         for (vips, more) in
-            [(1, ""), (20, ""), (1, "second_chance = false"), (1, "strangers = \"pass\"")]
+            [(1, ""), (20, ""), (1, "second_chance = false"), (1, "unknown_senders = \"pass\"")]
         {
             let config = config(vips, more);
-            let image = Image::new(&config, &own());
+            let image = ProgramData::new(&config, &own());
             let packets = self_test::run(&config, &own(), &image).unwrap();
             assert!(packets >= 20, "{packets} packets");
         }
     });
 }
 
-fn forget(image: &mut Image, address: &str) {
+fn forget(image: &mut ProgramData, address: &str) {
     assert!(image.known.remove(&support::ip(address)).is_some());
 }
 
 #[test]
-fn what_is_wrong_is_told() {
-    type Break = fn(&mut Image);
+fn broken_data_fails_with_the_packet() {
+    type Break = fn(&mut ProgramData);
     const BREAKS: [(&str, Break); 6] = [
         ("another VIP", |image| forget(image, "203.0.113.10")),
         ("another own address", |image| forget(image, "10.0.2.21")),
@@ -58,13 +59,15 @@ fn what_is_wrong_is_told() {
             image.known.get_mut(&support::ip("2001:db8::10")).unwrap().roles = AddressEntry::PEER;
         }),
         ("no second chance", |image| image.settings.flags &= !RedirectConfig::SECOND_CHANCE),
-        ("strangers passed", |image| image.settings.flags |= RedirectConfig::PASS_UNKNOWN_SENDERS),
+        ("unknown senders passed", |image| {
+            image.settings.flags |= RedirectConfig::PASS_UNKNOWN_SENDERS
+        }),
         ("everybody may send", |image| image.settings.nets_v4 = [[0, 0]; INLINE_SLOTS]),
     ];
     in_namespace(|_| {
         let config = config(1, "");
         for (what, spoil) in BREAKS {
-            let mut image = Image::new(&config, &own());
+            let mut image = ProgramData::new(&config, &own());
             spoil(&mut image);
             match self_test::run(&config, &own(), &image) {
                 Err(SelfTestError::Differs { packet, .. }) => assert!(!packet.is_empty()),

@@ -1,5 +1,5 @@
-//! The program that shows its decisions: what it shows is what it decides, and what the plain
-//! program decides. Needs root.
+//! The traced program: it reports what it decides, and decides what the plain program decides. Needs
+//! root.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -19,9 +19,9 @@ use glb_host::{
     },
 };
 use glb_redirect::{
-    config::{Config, Strangers},
+    config::{Config, UnknownSenders},
     generation::Generation,
-    image::Image,
+    program_data::ProgramData,
     replay::REASONS,
 };
 use support::{
@@ -30,7 +30,7 @@ use support::{
     peer_mac, run, socket,
 };
 
-/// The program that shows its decisions, set up for a machine, and where it shows them.
+/// The traced program with the configuration of a host, and its events.
 struct Traced {
     generation: Generation,
     events: EventReader,
@@ -42,7 +42,7 @@ impl Traced {
         let config = Config {
             path: PathBuf::new(),
             interfaces: Vec::new(),
-            pin: PathBuf::new(),
+            bpffs_dir: PathBuf::new(),
             vips: host.vips.iter().copied().collect(),
             directors: host.senders.iter().map(net).collect(),
             backends: host.peers.keys().copied().collect(),
@@ -50,7 +50,7 @@ impl Traced {
             metrics: None,
             addresses: None,
             second_chance: true,
-            strangers: Strangers::Drop,
+            unknown_senders: UnknownSenders::Drop,
             vips_on_lo: false,
             mss: None,
             control: glb_host::control::RawControlConfig::default()
@@ -58,10 +58,10 @@ impl Traced {
                 .unwrap(),
         };
         let own: BTreeSet<_> = host.own.iter().copied().collect();
-        let image = Image::new(&config, &own);
+        let image = ProgramData::new(&config, &own);
         let mut generation = Generation::load_traced(&image, None).unwrap();
         for (address, peer) in &host.peers {
-            generation.enter_peer(*address, *peer).unwrap();
+            generation.set_next_hop(*address, *peer).unwrap();
         }
         let folder = pins.join(name);
         pins.make(&folder).unwrap();
@@ -69,10 +69,10 @@ impl Traced {
         Self { generation, events: EventReader::open(&folder).unwrap() }
     }
 
-    fn show(&mut self, filter: &str, settings: TraceSettings) {
+    fn configure(&mut self, filter: &str, settings: TraceSettings) {
         let wanted = TraceFilter::parse(&[filter.to_owned()], &REASONS).unwrap();
         let filter = wanted.compile(&REASONS, None).unwrap();
-        self.generation.show(&TraceSettings { filter, ..settings }).unwrap();
+        self.generation.configure_trace(&TraceSettings { filter, ..settings }).unwrap();
     }
 
     fn run(&mut self, frame: &[u8]) -> (u32, Vec<u8>) {
@@ -99,9 +99,8 @@ fn in_namespace_with_pins(test: impl FnOnce(PinFolder) + Send + 'static) {
     in_namespace(|_wire| test(PinFolder::private().unwrap()));
 }
 
-/// GLB's cases: verdict and frame are the pure decision's, and so is everything that is shown.
 #[test]
-fn what_is_shown_is_what_is_decided() {
+fn reported_decisions_are_the_reference_decisions() {
     in_namespace_with_pins(|pins| {
         let mut seen = BTreeSet::new();
         let cases = golden::cases().into_iter().filter(|case| case.flow.is_none());
@@ -110,7 +109,7 @@ fn what_is_shown_is_what_is_decided() {
                 peer.interface = TEST_INTERFACE;
             }
             let mut traced = Traced::new(&case.host, &pins, &format!("case{number}"));
-            traced.show("", ALL);
+            traced.configure("", ALL);
             let expected = run(&case.host, &case.frame);
             let (verdict, frame) = traced.run(&case.frame);
             assert_eq!(frame, expected.frame, "{}", case.name);
@@ -142,9 +141,10 @@ fn the_filter_is_evaluated_in_the_kernel() {
         let other = gue(segment(socket("198.51.100.8:40001"), vip, SYN).packet());
         let syn_v6 = gue_v6(segment(v6.0, v6.1, SYN).packet());
         let about = gue(support::packet::too_big(ip("192.0.2.9"), client, vip));
-        let mut stranger = gue(segment(client, vip, SYN).packet());
-        stranger.source = ip("192.0.2.66");
-        let frames = [&syn, &ack, &other, &syn_v6, &about, &stranger].map(|packet| packet.frame());
+        let mut unknown_sender = gue(segment(client, vip, SYN).packet());
+        unknown_sender.source = ip("192.0.2.66");
+        let frames =
+            [&syn, &ack, &other, &syn_v6, &about, &unknown_sender].map(|packet| packet.frame());
         for (filter, wanted) in [
             ("", &[0, 1, 2, 3, 4, 5][..]),
             ("198.51.100.7", &[0, 1, 4, 5]),
@@ -157,7 +157,7 @@ fn the_filter_is_evaluated_in_the_kernel() {
             ("udp port 40000", &[]),
             ("tcp verdict taken", &[0, 2, 3]),
         ] {
-            traced.show(filter, ALL);
+            traced.configure(filter, ALL);
             let mut got = Vec::new();
             for (index, frame) in frames.iter().enumerate() {
                 traced.run(frame);
@@ -171,13 +171,13 @@ fn the_filter_is_evaluated_in_the_kernel() {
 }
 
 #[test]
-fn sample_rate_and_snap_are_kept() {
+fn sampling_rate_limit_and_snap_length_are_applied() {
     in_namespace_with_pins(|pins| {
         let mut traced = Traced::new(&backend(), &pins, "rate");
         let (client, vip) = (socket("198.51.100.7:40000"), socket("203.0.113.10:80"));
         let data = Segment { data: 1000, ..segment(client, vip, SYN) };
         let frame = gue(data.packet()).frame();
-        traced.show("", TraceSettings { sample: 4, snap: 100, ..ALL });
+        traced.configure("", TraceSettings { sample: 4, snap: 100, ..ALL });
         for _ in 0..400 {
             traced.run(&frame);
         }
@@ -185,7 +185,7 @@ fn sample_rate_and_snap_are_kept() {
         let tally = traced.events.tally().unwrap();
         assert_eq!((tally.wanted, tally.shown), (400, shown.len() as u64));
         assert_eq!(tally.shown + tally.not_in_sample, 400);
-        // One in four: outside of this it is once in many millions of runs.
+        // One in four: a correct program misses this range once in millions of runs.
         assert!((40..200).contains(&shown.len()), "{tally:?}");
         for shown in &shown {
             assert_eq!(shown.before, frame[..100]);
@@ -193,15 +193,15 @@ fn sample_rate_and_snap_are_kept() {
             let after = shown.after.as_ref().unwrap();
             assert_eq!((after.len(), shown.event.left as usize), (100, frame.len() - 40));
         }
-        traced.show("", TraceSettings { per_second: 3, ..ALL });
+        traced.configure("", TraceSettings { per_second: 3, ..ALL });
         for _ in 0..100 {
             traced.run(&frame);
         }
         let shown = traced.shown();
         let tally = traced.events.tally().unwrap();
         assert!(tally.over_rate > 0 && shown.len() < 100, "{tally:?}");
-        // Nobody reads: what does not fit is counted, and the packets are handled all the same.
-        traced.show("", ALL);
+        // Without a reader, events that do not fit are counted, and packets are handled as before.
+        traced.configure("", ALL);
         let before = tally;
         let large = gue(Segment { data: 3_000, ..data }.packet()).frame();
         for _ in 0..900 {
@@ -215,9 +215,8 @@ fn sample_rate_and_snap_are_kept() {
     });
 }
 
-/// Nothing of it is in the program that normally runs.
 #[test]
-fn the_plain_program_has_no_part_in_it() {
+fn the_plain_program_has_no_trace_maps() {
     let names = |object: &[u8]| -> Vec<&str> {
         ["TRACE_EVENTS", "TRACE_RECORD", "TRACE_SETTINGS", "TRACE_TALLY"]
             .into_iter()

@@ -121,7 +121,7 @@ fn removed_pins_are_restored() -> Result<()> {
         let from = fleet.redirects[0].process()?.log()?.len();
         fs::remove_dir_all(if of.is_empty() { pins.clone() } else { pins.join(of) })?;
         let wait = Duration::from_secs(30);
-        fleet.redirects[0].process()?.wait_for_log("had removed pins", from, wait)?;
+        fleet.redirects[0].process()?.wait_for_log("restored pins", from, wait)?;
         ensure!(pinned()? == wanted, "{of}: {:?} {wanted:?}", pinned()?);
         ensure!(program_id(&fleet.lab, node)? == running, "{of}: another program");
         everybody_answers(&fleet.lab)?;

@@ -37,7 +37,7 @@ fn backend_follows_address_and_interface_changes() -> Result<()> {
     let from = daemon.process()?.log()?.len();
     let port = node.to_string();
     lab.netns(Node::Router)?.ip(&format!("link del {port}"))?;
-    daemon.process()?.wait_for_log("stays as it is", from, PATIENCE)?;
+    daemon.process()?.wait_for_log("generation stays in force", from, PATIENCE)?;
     let from = daemon.process()?.log()?.len();
     lab.netns(Node::Router)?.ip(&format!(
         "link add {INTERFACE} netns {} mtu 1600 type veth peer name {port} mtu 1600\n\

@@ -148,7 +148,8 @@ fn backend_unit_runs_in_its_sandbox() -> Result<()> {
     redirect.detach(&fleet.lab)?;
     // The same configuration with the unit's default paths.
     let config = fs::read_to_string(redirect.config())?;
-    let is_place = |line: &&str| line.starts_with("pin = ") || line.starts_with("control.socket");
+    let is_place =
+        |line: &&str| line.starts_with("bpffs_dir = ") || line.starts_with("control.socket");
     let lines = config.lines().filter(|line| !is_place(line));
     let config: String = lines.flat_map(|line| [line, "\n"]).collect();
     let files = [("redirect.toml", config.as_str())];

@@ -88,7 +88,7 @@ fn backend_trace_may_end_in_any_way() -> Result<()> {
     let mut watcher = TraceClient::start(&fleet, &fleet.redirects[0], &["trace", "-o", "json"])?;
     let daemon = &mut fleet.redirects[0];
     let config = fs::read_to_string(daemon.config())?;
-    fs::write(daemon.config(), config + "strangers = \"pass\"\n")?;
+    fs::write(daemon.config(), config + "unknown_senders = \"pass\"\n")?;
     let from = daemon.process()?.log()?.len();
     daemon.process()?.signal(Signal::SIGHUP)?;
     daemon.process()?.wait_for_log("in force", from, PATIENCE)?;
@@ -102,7 +102,7 @@ fn backend_trace_may_end_in_any_way() -> Result<()> {
     let daemon = &mut fleet.redirects[0];
     let from = daemon.process()?.log()?.len();
     daemon.process()?.signal(Signal::SIGTERM)?;
-    daemon.process()?.wait_for_log("no longer shown", from, PATIENCE)?;
+    daemon.process()?.wait_for_log("trace ended", from, PATIENCE)?;
     interrupt::wait("the watcher's end", PATIENCE, || Ok(watcher.child.try_wait()?))?;
     everybody_answers(&fleet.lab)
 }

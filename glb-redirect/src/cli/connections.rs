@@ -12,7 +12,10 @@ use glb_host::packet_trace::print_note;
 use super::Output;
 use crate::{
     config::Config,
-    connections::{Ages, OfVip, PIN, Survey, any_is_here, none_is_here, survey},
+    connections::{
+        ConnectionAges, ConnectionReport, PIN, VipConnections, any_vip_is_local,
+        no_local_vip_message, report,
+    },
 };
 
 pub(super) fn execute(
@@ -22,23 +25,23 @@ pub(super) fn execute(
     output: Output,
 ) -> anyhow::Result<()> {
     let config = Config::load(file)?;
-    let mut ages = Ages::read(&config.pin.join(PIN));
+    let mut ages = ConnectionAges::read(&config.bpffs_dir.join(PIN));
     let mut out = io::stdout().lock();
-    let mut noted = false;
+    let mut has_warned = false;
     loop {
-        let survey = survey(&config.vips, &mut ages)?;
-        if !noted && survey.live == 0 && !any_is_here(&config.vips) {
-            noted = true;
-            print_note(&format!("note: {}", none_is_here(&config.vips)));
+        let report = report(&config.vips, &mut ages)?;
+        if !has_warned && report.live == 0 && !any_vip_is_local(&config.vips) {
+            has_warned = true;
+            print_note(&format!("note: {}", no_local_vip_message(&config.vips)));
         }
         let written = match output {
-            Output::Table => out.write_all(table(&survey).as_bytes()),
-            // One line each, so that a reader of the stream sees where one ends.
-            Output::Json if watch => writeln!(out, "{}", serde_json::to_string(&survey)?),
-            Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&survey)?),
+            Output::Table => out.write_all(table(&report).as_bytes()),
+            // A line for each report, so that a reader of the stream can split it.
+            Output::Json if watch => writeln!(out, "{}", serde_json::to_string(&report)?),
+            Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&report)?),
         };
         match written.and_then(|()| out.flush()) {
-            // The reader has seen enough.
+            // The reader of the pipe has ended.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             other => other?,
         }
@@ -52,15 +55,15 @@ pub(super) fn execute(
     }
 }
 
-fn table(survey: &Survey) -> String {
+fn table(report: &ConnectionReport) -> String {
     let mut rows = vec![["VIP", "live", "oldest", "time-wait", "by state"].map(str::to_owned)];
-    for (vip, of_vip) in &survey.vips {
+    for (vip, connections) in &report.vips {
         rows.push([
             vip.to_string(),
-            of_vip.live.to_string(),
-            of_vip.oldest_seconds.map_or_else(|| "-".to_owned(), age),
-            of_vip.time_wait.to_string(),
-            states(of_vip),
+            connections.live.to_string(),
+            connections.oldest_seconds.map_or_else(|| "-".to_owned(), age),
+            connections.time_wait.to_string(),
+            states(connections),
         ]);
     }
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
@@ -73,12 +76,12 @@ fn table(survey: &Survey) -> String {
         .collect()
 }
 
-fn states(of_vip: &OfVip) -> String {
-    let states = of_vip.states.iter().map(|(state, count)| format!("{count} {state}"));
+fn states(connections: &VipConnections) -> String {
+    let states = connections.states.iter().map(|(state, count)| format!("{count} {state}"));
     states.collect::<Vec<_>>().join(", ")
 }
 
-/// Seconds, for people.
+/// A span of time for people: two units at most.
 pub(super) fn age(seconds: f64) -> String {
     let whole = seconds as u64;
     match (whole / 86_400, whole / 3_600 % 24, whole / 60 % 60, whole % 60) {
@@ -94,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ages_for_people() {
+    fn age_shows_the_two_largest_units() {
         for (seconds, text) in
             [(0.9, "0s"), (59.0, "59s"), (61.0, "1m01s"), (3_660.0, "1h01m"), (90_000.0, "1d01h")]
         {

@@ -12,8 +12,8 @@ use crate::{
 
 pub(super) fn execute(file: &Path, output: Output) -> anyhow::Result<()> {
     let config = Config::load(file)?;
-    let Some(pins) = PinFolder::open(&config.pin, crate::OWNER)? else {
-        return Err(CountersError::Missing { folder: config.pin }.into());
+    let Some(pins) = PinFolder::open(&config.bpffs_dir, crate::PIN_OWNER)? else {
+        return Err(CountersError::Missing { folder: config.bpffs_dir }.into());
     };
     let report = counters::read(&pins)?;
     match output {
@@ -24,9 +24,9 @@ pub(super) fn execute(file: &Path, output: Output) -> anyhow::Result<()> {
 
 fn table(report: &Report) -> String {
     let mut rows = vec![["VIP".to_owned(), "reason".into(), "packets".into(), "bytes".into()]];
-    let none = report.of_no_vip();
+    let without_vip = report.without_vip();
     let vips = report.vips.iter().map(|(vip, reasons)| (vip.to_string(), reasons));
-    for (vip, reasons) in std::iter::once(("-".to_owned(), &none)).chain(vips) {
+    for (vip, reasons) in std::iter::once(("-".to_owned(), &without_vip)).chain(vips) {
         for (reason, count) in reasons {
             let (packets, bytes) = (count.packets.to_string(), count.bytes.to_string());
             rows.push([vip.clone(), (*reason).to_owned(), packets, bytes]);

@@ -8,17 +8,18 @@ use crate::{config::Config, vip};
 
 pub(super) fn execute(file: &Path, vips: bool) -> anyhow::Result<()> {
     let config = Config::load(file)?;
-    match PinFolder::open(&config.pin, crate::OWNER)? {
-        None => println!("nothing is pinned at {}: not attached", config.pin.display()),
+    let folder = config.bpffs_dir.display();
+    match PinFolder::open(&config.bpffs_dir, crate::PIN_OWNER)? {
+        None => super::print(&format!("not attached: {folder} does not exist"))?,
         Some(pins) => {
             let _lock = pins.lock()?;
             let interfaces = generations::detach_all_but(&pins, &[])?;
             pins.remove_all()?;
-            let folder = config.pin.display();
             if interfaces.is_empty() {
-                println!("was not attached; {folder} removed");
+                super::print(&format!("was not attached; removed {folder}"))?;
             } else {
-                println!("detached from {}; {folder} removed", interfaces.join(", "));
+                let list = interfaces.join(", ");
+                super::print(&format!("detached from {list}; removed {folder}"))?;
             }
         }
     }

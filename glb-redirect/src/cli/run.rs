@@ -7,7 +7,7 @@ use crate::{config::Config, daemon};
 pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     glb_host::permission::check_capabilities()?;
-    // As long as this process may ask for them.
+    // Looking programs up needs a capability that the process gives up next.
     glb_host::xdp_link::record_program_names(&config.interfaces);
     glb_host::privilege::drop_capabilities()?;
     Ok(super::runtime()?.block_on(daemon::run(config))?)

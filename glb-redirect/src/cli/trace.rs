@@ -2,18 +2,18 @@
 
 use glb_host::packet_trace::client::{self, CaptureArgs, TraceArgs};
 
-use super::Asking;
-use crate::{replay::REASONS, trace::FromFrames};
+use super::ClientArgs;
+use crate::{replay::REASONS, trace::RedirectDecoder};
 
-pub(super) fn trace(asking: &Asking, args: &TraceArgs, is_json: bool) -> anyhow::Result<()> {
-    Ok(client::trace(args, asking.connect()?, &REASONS, &mut FromFrames, is_json)?)
+pub(super) fn trace(client: &ClientArgs, args: &TraceArgs, is_json: bool) -> anyhow::Result<()> {
+    Ok(client::trace(args, client.connect()?, &REASONS, &mut RedirectDecoder, is_json)?)
 }
 
 pub(super) fn capture(
-    asking: &Asking,
+    client: &ClientArgs,
     args: &TraceArgs,
     capture: &CaptureArgs,
 ) -> anyhow::Result<()> {
     let name = "glb-redirect capture";
-    Ok(client::capture(name, args, capture, asking.connect()?, &REASONS, &mut FromFrames)?)
+    Ok(client::capture(name, args, capture, client.connect()?, &REASONS, &mut RedirectDecoder)?)
 }

@@ -1,6 +1,5 @@
-//! Since when each connection has been known. The kernel does not keep a socket's time of birth,
-//! so whoever looks writes down what is new; a pinned map lets the commands see what the daemon
-//! saw, and the daemon what the one before it saw.
+//! When each connection was first seen. The kernel does not record when a socket was created, so the
+//! daemon does. The record is a pinned map: commands read it, and it outlives a restart of the daemon.
 
 use std::{collections::HashMap, path::Path, time::Duration};
 
@@ -12,19 +11,19 @@ use super::sock_diag::Socket;
 /// The pin's name in the pin folder.
 pub(crate) const PIN: &str = "counters/connections";
 
-/// Room for connections; the kernel allocates only what is used.
-const ROOM: u32 = 1 << 20;
+/// Largest number of connections; the kernel allocates memory for those that exist.
+const MAX_CONNECTIONS: u32 = 1 << 20;
 const BPF_F_NO_PREALLOC: u32 = 1;
 
-/// First sightings by the socket's number, on the clock that counts suspended time too.
+/// The time of the first sighting by socket cookie, on CLOCK_BOOTTIME.
 #[derive(Debug, Default)]
-pub struct Ages {
+pub struct ConnectionAges {
     seen: HashMap<u64, Duration>,
     pinned: Option<BpfHashMap<MapData, u64, u64>>,
 }
 
-impl Ages {
-    /// Ages known from the daemon's pin, if there is one; what is new is only remembered here.
+impl ConnectionAges {
+    /// Reads the daemon's record, if it is pinned. New connections are recorded in this process only.
     #[must_use]
     pub fn read(pin: &Path) -> Self {
         let mut ages = Self::default();
@@ -34,11 +33,11 @@ impl Ages {
         ages
     }
 
-    /// The daemon's own: what is new is written down.
+    /// Opens or creates the pinned record. New connections are written to it.
     ///
     /// # Errors
-    /// When the pin can be neither opened nor made.
-    pub fn own(pin: &Path) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    /// When the pin can be neither opened nor created.
+    pub fn open_or_create(pin: &Path) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let map = match open(pin) {
             Ok(map) => map,
             Err(_) => {
@@ -48,7 +47,8 @@ impl Ages {
                     }
                     _ => {}
                 }
-                let map = BpfHashMap::<MapData, u64, u64>::create(ROOM, BPF_F_NO_PREALLOC)?;
+                let map =
+                    BpfHashMap::<MapData, u64, u64>::create(MAX_CONNECTIONS, BPF_F_NO_PREALLOC)?;
                 BpfHashMap::pin(map, pin)?;
                 open(pin)?
             }
@@ -56,7 +56,7 @@ impl Ages {
         Ok(Self { pinned: Some(map), ..Self::read(pin) })
     }
 
-    /// Notes which sockets there are now and forgets those that are gone.
+    /// Records new sockets and forgets those that are gone.
     pub fn observe(&mut self, sockets: &[Socket]) {
         let now = now();
         let mut before = std::mem::take(&mut self.seen);
@@ -74,7 +74,7 @@ impl Ages {
         }
     }
 
-    /// How long this socket has been known.
+    /// The age of a connection: since its first sighting, or since its last use, whichever is longer.
     #[must_use]
     pub fn of(&self, socket: &Socket) -> Duration {
         let seen = self.seen.get(&socket.cookie);
@@ -89,13 +89,13 @@ impl Ages {
             && let Err(error) = change(map)
         {
             // A full map costs an age, not a connection.
-            tracing::debug!(%error, "a connection's age was not written down");
+            tracing::debug!(%error, "cannot record a connection's age");
         }
     }
 }
 
 fn open(pin: &Path) -> Result<BpfHashMap<MapData, u64, u64>, MapError> {
-    // Checks sizes too.
+    // The conversion checks key and value sizes.
     BpfHashMap::try_from(aya::maps::Map::HashMap(MapData::from_pin(pin)?))
 }
 

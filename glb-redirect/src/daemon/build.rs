@@ -1,6 +1,10 @@
-//! From a configuration and the machine to a generation in force.
+//! How one generation is built: self-test, load, fill, pin, attach.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use glb_common::{second_chance::abi::PeerNextHop, trace::TraceSettings};
 use glb_host::{
@@ -14,50 +18,54 @@ use tracing::{debug, error, info, warn};
 use super::{CLAMPS, Error};
 use crate::{
     config::Config,
-    counters::Slots,
+    counters::CounterSlots,
     generation::{COUNTERS_FOLDER, Generation},
-    host_state::Machine,
-    image::{self, Image},
+    host_state::HostState,
+    program_data::{self, ProgramData},
     self_test, vip,
     vlan::{self, Vlan},
 };
 
-/// How long a new generation waits for the answers of peers that were never asked for before.
-const NEXT_HOP_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a new generation waits for neighbour resolution of peers that are new.
+const NEXT_HOP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Puts the VIPs on lo if they are to be there; those that were not there yet. That comes before the
-/// swap, since the kernel would answer what the program takes for an address that it does not have;
-/// whoever is refused later has them taken back.
-pub(super) async fn put_vips(config: &Config) -> Result<BTreeSet<IpAddr>, Error> {
-    Ok(if config.vips_on_lo { vip::put(&config.vips).await? } else { BTreeSet::new() })
+/// Adds the VIPs to lo if the configuration says so; returns those that were not there before. This
+/// comes before the swap: the kernel would answer packets for an address that it does not have with an
+/// error. A caller whose build fails removes them again.
+pub(super) async fn add_vips(config: &Config) -> Result<BTreeSet<IpAddr>, Error> {
+    Ok(if config.vips_on_lo { vip::add(&config.vips).await? } else { BTreeSet::new() })
 }
 
-pub(super) fn image(config: &Config, machine: &Machine) -> Result<Image, Error> {
-    let own = &machine.own;
-    let mut image = Image::new(config, own);
+/// The constants and map contents that `config` leads to on this host.
+pub(super) fn program_data(config: &Config, host: &HostState) -> Result<ProgramData, Error> {
+    let own = &host.own;
+    let mut data = ProgramData::new(config, own);
     if let Some(mss) = &config.mss {
-        let limits = image::mss_limits(mss, config, machine.mtu);
-        (image.settings.mss_v4, image.settings.mss_v6) = (limits.v4.into(), limits.v6.into());
-        info!(v4 = limits.v4, v6 = limits.v6, "the MSS that clients are told at most");
+        let limits = program_data::mss_limits(mss, config, host.mtu);
+        (data.settings.mss_v4, data.settings.mss_v6) = (limits.v4.into(), limits.v6.into());
+        info!(v4 = limits.v4, v6 = limits.v6, "largest MSS that SYN-ACKs may announce");
     }
     let list =
         |set: &BTreeSet<IpAddr>| set.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     if own.is_empty() {
-        warn!("this machine has no address that the tunnel can end at: nothing will be taken");
+        warn!(
+            "this host has no address at which the tunnel can end: no tunnelled packet is taken. \
+             Give an interface an address, or set `addresses`"
+        );
     }
-    info!(own = list(own), peers = list(&image.peers), "addresses");
-    Ok(image)
+    info!(own = list(own), peers = list(&data.peers), "tunnel addresses");
+    Ok(data)
 }
 
-/// Puts the generation's tc program where replies leave, or takes it off. What cannot be done is
-/// said and does not stop a backend: only large packets would suffer.
-fn clamp(config: &Config, pins: &PinFolder, generation: &mut Generation) {
+/// Attaches the generation's tc program to the interfaces that replies leave by, and detaches it from
+/// all others. A failure is logged and does not stop the backend: only large packets suffer.
+fn attach_mss_clamp(config: &Config, pins: &PinFolder, generation: &mut Generation) {
     let folder = pins.join(CLAMPS);
     let interfaces = config.mss.as_ref().map_or(&[][..], |mss| &mss.interfaces);
     let mut attach = |interface: &String| -> Result<(), Error> {
         pins.make(&folder)?;
         tcx_link::attach_egress(
-            generation.clamp()?,
+            generation.mss_clamp()?,
             interface,
             &folder.join(generations::link_name(interface)),
         )?;
@@ -66,52 +74,54 @@ fn clamp(config: &Config, pins: &PinFolder, generation: &mut Generation) {
     for interface in interfaces {
         if let Err(error) = attach(interface) {
             warn!(
-                "the MSS of SYN-ACKs is not lowered: {error}\n  Uploads hang if the data centre's \
-                 MTU has no room for the tunnel; `mss_clamp = false` ends this warning."
+                %interface,
+                "cannot lower the MSS of SYN-ACKs: {error}\n  Uploads hang if the MTU of the \
+                 network leaves no room for the tunnel. `mss_clamp = false` turns this warning off."
             );
         }
     }
     match generations::remove_links_but(&folder, interfaces) {
         Ok(gone) if gone.is_empty() => {}
-        Ok(gone) => info!(interfaces = gone.join(","), "the MSS is no longer lowered"),
-        Err(error) => warn!("{error}"),
+        Ok(gone) => info!(interfaces = gone.join(","), "MSS clamp detached"),
+        Err(error) => warn!(%error, "cannot detach the MSS clamp"),
     }
 }
 
-/// Tries, loads, pins and swaps in a generation.
+/// Tests, loads, fills, pins and attaches a generation. With trace settings it is the traced program
+/// build.
 pub(super) async fn build(
     config: &Config,
-    machine: &Machine,
-    image: &Image,
+    host: &HostState,
+    data: &ProgramData,
     next_hops: &NextHops,
     number: u64,
     pins: &PinFolder,
-    shows: Option<&TraceSettings>,
+    trace: Option<&TraceSettings>,
 ) -> Result<Generation, Error> {
-    let test = if shows.is_some() { self_test::run_traced } else { self_test::run };
-    let packets = test(config, &machine.own, image)?;
+    let test = if trace.is_some() { self_test::run_traced } else { self_test::run };
+    let packets = test(config, &host.own, data)?;
     debug!(packets, "self-test passed");
-    let snapshot = next_hops.wait_resolved(NEXT_HOP_PATIENCE).await;
-    for peer in &image.peers {
+    let snapshot = next_hops.wait_resolved(NEXT_HOP_TIMEOUT).await;
+    for peer in &data.peers {
         if let Some(Err(reason)) = snapshot.get(peer) {
-            warn!(%peer, "no way to this backend yet: {reason}");
+            warn!(%peer, %reason, "no usable next hop for this backend yet");
         }
     }
     let folder = generations::folder(pins, number);
     pins.make(&folder)?;
     let attempt = || -> Result<Generation, Error> {
         pins.make(&pins.join(COUNTERS_FOLDER))?;
-        let mut image = image.clone();
-        image.count_apart(Slots::open_or_create(pins)?.assign(&config.vips)?);
-        let mut generation = match shows {
-            None => Generation::load(&image, Some(pins))?,
+        let mut data = data.clone();
+        data.assign_counters(CounterSlots::open_or_create(pins)?.assign(&config.vips)?);
+        let mut generation = match trace {
+            None => Generation::load(&data, Some(pins))?,
             Some(settings) => {
-                let mut generation = Generation::load_traced(&image, Some(pins))?;
-                generation.show(settings)?;
+                let mut generation = Generation::load_traced(&data, Some(pins))?;
+                generation.configure_trace(settings)?;
                 generation
             }
         };
-        enter(&mut generation, &image, &snapshot);
+        enter_next_hops(&mut generation, &data, &snapshot);
         generation.pin(&folder)?;
         generations::swap(
             generation.program()?,
@@ -123,37 +133,57 @@ pub(super) async fn build(
     };
     attempt()
         .map(|mut generation| {
-            clamp(config, pins, &mut generation);
+            attach_mss_clamp(config, pins, &mut generation);
             generation
         })
         .inspect_err(|_| {
-            // The first error says more than one that follows from it.
+            // The caller reports the first error; this one only follows from it.
             if let Err(error) = pins.remove(&folder) {
-                warn!(%error, "an unfinished generation is left behind");
+                warn!(%error, "cannot remove the pins of an unfinished generation");
             }
         })
 }
 
-/// Enters the ways to all peers into a generation.
-pub(super) fn enter(generation: &mut Generation, image: &Image, snapshot: &Snapshot) {
+/// Writes the next hops of all peers into a generation. Returns the peers without a usable one, each
+/// with the reason.
+pub(super) fn enter_next_hops(
+    generation: &mut Generation,
+    data: &ProgramData,
+    snapshot: &Snapshot,
+) -> Vec<(IpAddr, String)> {
     let vlans = vlan::interfaces();
-    for address in &image.peers {
+    let mut unresolved = Vec::new();
+    for address in &data.peers {
         let peer = match snapshot.get(address) {
-            Some(Ok(NextHop { interface, own_mac, mac, .. })) => match vlans.get(interface) {
-                None => PeerNextHop::new(*mac, *own_mac, *interface),
-                Some(Vlan { below: Some(below), tag }) => {
-                    PeerNextHop { tag: *tag, ..PeerNextHop::new(*mac, *own_mac, *below) }
-                }
-                // Two tags: no way that could be entered.
-                Some(Vlan { below: None, .. }) => PeerNextHop::default(),
-            },
-            Some(Err(_)) | None => PeerNextHop::default(),
+            Some(Ok(next_hop)) => through_vlan(next_hop, &vlans),
+            Some(Err(reason)) => Err(reason.to_string()),
+            None => Err("not resolved yet".to_owned()),
         };
-        match generation.enter_peer(*address, peer) {
+        let peer = peer.unwrap_or_else(|reason| {
+            unresolved.push((*address, reason));
+            PeerNextHop::default()
+        });
+        match generation.set_next_hop(*address, peer) {
             Ok(false) => {}
-            Ok(true) if peer.interface == 0 => warn!(peer = %address, "the way to it is lost"),
-            Ok(true) => info!(peer = %address, "the way to it is known"),
-            Err(error) => error!(peer = %address, %error, "the way to it was not entered"),
+            Ok(true) if peer.interface == 0 => warn!(peer = %address, "next hop lost"),
+            Ok(true) => info!(peer = %address, "next hop resolved"),
+            Err(error) => error!(peer = %address, %error, "cannot write the next hop"),
+        }
+    }
+    unresolved
+}
+
+/// The next hop as the program needs it: XDP cannot transmit through a VLAN interface, so the frame
+/// leaves by the interface below it, with its tag.
+fn through_vlan(next_hop: &NextHop, vlans: &BTreeMap<u32, Vlan>) -> Result<PeerNextHop, String> {
+    let NextHop { interface, own_mac, mac, .. } = next_hop;
+    match vlans.get(interface) {
+        None => Ok(PeerNextHop::new(*mac, *own_mac, *interface)),
+        Some(Vlan { below: Some(below), tag }) => {
+            Ok(PeerNextHop { tag: *tag, ..PeerNextHop::new(*mac, *own_mac, *below) })
+        }
+        Some(Vlan { below: None, .. }) => {
+            Err("the route leads through a VLAN on a VLAN: two tags are not supported".to_owned())
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What is looked after now and then: that everything is pinned.
+//! Pins that are removed from outside are restored.
 
 use glb_host::generations;
 use tracing::{error, warn};
@@ -7,8 +7,8 @@ use super::{Backend, CLAMPS};
 use crate::generation::COUNTERS_FOLDER;
 
 impl Backend {
-    /// Holds what is pinned now.
-    pub(super) fn hold(&mut self) {
+    /// Opens a descriptor of everything that is pinned now.
+    pub(super) fn hold_pins(&mut self) {
         let pins = &self.pins;
         let folders = [
             generations::folder(pins, self.number),
@@ -17,34 +17,33 @@ impl Backend {
             pins.join(COUNTERS_FOLDER),
         ];
         if let Err(error) = self.kept.hold(pins, &folders) {
-            warn!(%error, "should somebody remove the pins, what they hold ends");
+            warn!(%error, "cannot open pins: if they are removed, what they hold ends");
         }
     }
 
-    /// Pins again what somebody has removed: what runs is held by this process and goes on, but would
-    /// end with it.
-    pub(super) fn keep_pinned(&mut self) {
+    /// Restores removed pins. This process holds what runs, which would otherwise end with it.
+    pub(super) fn restore_pins(&mut self) {
         if self.kept.are_intact(&self.pins, &self.lock) {
             return;
         }
         match self.kept.repin(&self.pins, &mut self.lock) {
             Ok(count) => {
-                self.pins_problem = None;
+                self.state.set_pins_problem(None);
                 warn!(
                     folder = %self.pins.path().display(), count,
-                    "somebody had removed pins of this backend; they have been made again, and nothing \
-                     that runs was touched"
+                    "restored pins that another program had removed; packet processing was not \
+                     interrupted"
                 );
-                self.hold();
+                self.hold_pins();
             }
             Err(error) => {
                 let error = error.to_string();
-                if self.pins_problem.as_ref() != Some(&error) {
+                if self.state.snapshot().pins_problem.as_ref() != Some(&error) {
                     error!(
-                        "somebody has removed pins of this backend, and they cannot be made again: \
-                         what runs goes on as long as this process, and no longer:\n{error}"
+                        "cannot restore pins that another program has removed: packet processing \
+                         ends with this process:\n{error}"
                     );
-                    self.pins_problem = Some(error);
+                    self.state.set_pins_problem(Some(error));
                 }
             }
         }

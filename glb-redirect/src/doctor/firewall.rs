@@ -1,11 +1,11 @@
-//! Connection tracking: a packet that comes by second chance belongs to a connection that this
-//! machine's tracking may not have seen open.
+//! Connection tracking (conntrack). Packets that reach this host by second chance belong to connections
+//! whose handshake its connection tracking may not have seen.
 
 use std::process::Command;
 
 use super::{Finding, host::net_setting};
 
-/// Tools that print the rules, if they are installed.
+/// Commands that print the firewall's rules.
 const RULES: [&[&str]; 3] = [&["nft", "list", "ruleset"], &["iptables-save"], &["ip6tables-save"]];
 
 pub(super) fn conntrack() -> Vec<Finding> {
@@ -14,22 +14,22 @@ pub(super) fn conntrack() -> Vec<Finding> {
     if net_setting("netfilter/nf_conntrack_tcp_loose") == Some(0) {
         findings.push(Finding::problem(
             CHECK,
-            "connection tracking does not pick up connections that it did not see open: after a \
-             restart of the firewall their packets are invalid",
+            "nf_conntrack_tcp_loose is 0: connection tracking calls packets of a connection invalid if \
+             it has not seen the handshake",
             "sysctl -w net.netfilter.nf_conntrack_tcp_loose=1",
         ));
     }
     for command in RULES {
         let [program, arguments @ ..] = command else { continue };
-        // Not installed, not permitted: nothing is known.
+        // Without the tool or the permission, the rules are unknown.
         let Ok(output) = Command::new(program).args(arguments).output() else { continue };
         let rules = String::from_utf8_lossy(&output.stdout).into_owned();
         if let Some(rule) = rules.lines().find(|rule| drops_invalid(rule)) {
             findings.push(Finding::problem(
                 CHECK,
                 format!(
-                    "{program} has a rule that drops what connection tracking did not see open, \
-                     replies that leave directly included: {}",
+                    "{program} has a rule that drops packets of connections whose handshake connection \
+                     tracking has not seen, replies to clients included: {}",
                     rule.trim()
                 ),
                 "Accept the VIPs' packets before that rule, or exempt them from tracking: \
@@ -38,7 +38,7 @@ pub(super) fn conntrack() -> Vec<Finding> {
         }
     }
     if findings.is_empty() {
-        findings.push(Finding::ok(CHECK, "no rule drops what it did not see open"));
+        findings.push(Finding::ok(CHECK, "no rule drops connections without a tracked handshake"));
     }
     findings
 }
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rules_that_drop() {
+    fn rules_that_drop_invalid_packets_are_recognised() {
         for (rule, drops) in [
             ("\t\tct state invalid counter packets 0 bytes 0 drop", true),
             ("ct state { invalid, untracked } reject with tcp reset", true),

@@ -1,4 +1,4 @@
-//! Interfaces, addresses and the kernel's settings.
+//! Checks of interfaces, addresses and sysctls.
 
 use std::{collections::BTreeSet, fs, net::IpAddr};
 
@@ -6,103 +6,105 @@ pub(super) use glb_host::doctor::net_setting;
 use glb_host::{
     bpffs::PinFolder,
     doctor::interface_setting,
-    generations,
     xdp_link::{self, Mode},
 };
 use nix::net::if_::InterfaceFlags;
 
 use super::Finding;
-use crate::{config::Config, daemon::CLAMPS, image::mss_limits, local_addresses};
+use crate::{
+    config::Config, daemon::CLAMPS, local_addresses, program_data::mss_limits, status::Attachment,
+};
 
-/// An address of this machine, or an interface without any.
-pub(super) struct Local {
+/// An address of this host, or an interface without one.
+pub(super) struct LocalAddress {
     interface: String,
     up: bool,
     address: Option<IpAddr>,
 }
 
-pub(super) fn addresses() -> Vec<Local> {
+pub(super) fn addresses() -> Vec<LocalAddress> {
     let all = nix::ifaddrs::getifaddrs().into_iter().flatten();
     all.map(|entry| {
         let address = entry.address.as_ref();
         let v4 = address.and_then(|a| a.as_sockaddr_in()).map(|v4| IpAddr::V4(v4.ip()));
         let v6 = address.and_then(|a| a.as_sockaddr_in6()).map(|v6| IpAddr::V6(v6.ip()));
         let up = entry.flags.contains(InterfaceFlags::IFF_UP);
-        Local { interface: entry.interface_name, up, address: v4.or(v6) }
+        LocalAddress { interface: entry.interface_name, up, address: v4.or(v6) }
     })
     .collect()
 }
 
-/// Whether our program is on each interface, and how.
+/// Checks that this backend's program is attached to each interface, and in which mode.
 pub(super) fn program(config: &Config) -> Vec<Finding> {
     const CHECK: &str = "program";
-    let pins = PinFolder::open(&config.pin, crate::OWNER).ok().flatten();
+    let pins = PinFolder::open(&config.bpffs_dir, crate::PIN_OWNER).ok().flatten();
     let of = |name: &String| {
-        let attached = match xdp_link::attached(name) {
-            Ok(attached) => attached,
-            Err(error) => return Finding::problem(CHECK, error.to_string(), "Mend `interfaces`."),
-        };
-        let ours = pins.as_ref().and_then(|pins| {
-            xdp_link::program_behind(&generations::link_pin(pins, name)).ok().flatten()
-        });
         let run = format!("glb-redirect run --config {}", config.path.display());
-        match attached {
-            None => Finding::problem(
+        match Attachment::of(name, pins.as_ref()) {
+            Err(error) => Finding::problem(
                 CHECK,
-                format!("nothing is attached to {name}: tunnelled packets are not taken"),
+                error.to_string(),
+                "Correct `interfaces` in the configuration.",
+            ),
+            Ok(Attachment::Nothing) => Finding::problem(
+                CHECK,
+                format!("nothing is attached to {name}: tunnelled packets are not accepted"),
                 format!("Start it: {run}"),
             ),
-            Some((_, id)) if id != ours => Finding::problem(
+            Ok(Attachment::Foreign) => Finding::problem(
                 CHECK,
-                format!("another XDP program is on {name}: tunnelled packets are not taken"),
-                format!("Take it off: ip link set dev {name} xdp off   Then start ours: {run}"),
+                format!("another XDP program is on {name}: tunnelled packets are not accepted"),
+                format!("Detach it: ip link set dev {name} xdp off   Then start ours: {run}"),
             ),
-            Some((Mode::Generic, _)) => Finding::warning(
+            Ok(Attachment::Own(Mode::Generic)) => Finding::warning(
                 CHECK,
                 format!("the program is on {name} in generic mode, which is slow"),
                 "Use an interface whose driver has native XDP.",
             ),
-            Some((Mode::Native, _)) => Finding::ok(CHECK, format!("native on {name}")),
+            Ok(Attachment::Own(Mode::Native)) => Finding::ok(CHECK, format!("native on {name}")),
         }
     };
     config.interfaces.iter().map(of).collect()
 }
 
-/// Whether there is an address that the tunnel can end at.
-pub(super) fn own(config: &Config) -> Option<Finding> {
+/// Checks that the tunnel can end at an address of this host, and that `backends` names it.
+pub(super) fn tunnel_ends(config: &Config) -> Option<Finding> {
     const CHECK: &str = "own_address";
-    let own = local_addresses::addresses(config).ok()?;
+    let own = local_addresses::tunnel_ends(config).ok()?;
     let list = own.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     if own.is_empty() {
-        let found = "this machine has no address that directors could send to";
-        return Some(Finding::problem(CHECK, found, "Give the interface an address."));
+        let found = "this host has no address that directors can send to";
+        return Some(Finding::problem(
+            CHECK,
+            found,
+            "Give an interface an address: ip address add ADDRESS/PREFIX dev INTERFACE",
+        ));
     }
-    // Otherwise a table that names this machine is a surprise to its fellows.
     Some(if config.backends.is_disjoint(&own) {
         Finding::warning(
             CHECK,
-            format!("none of this machine's addresses ({list}) is among `backends`"),
-            "Use the same list of backends on all of them, this one included.",
+            format!("none of this host's addresses ({list}) is in `backends`"),
+            "Use the same list of backends on all backends; it includes this one.",
         )
     } else {
         Finding::ok(CHECK, format!("the tunnel ends at {list}"))
     })
 }
 
-pub(super) fn loopback(addresses: &[Local]) -> Option<Finding> {
+pub(super) fn loopback(addresses: &[LocalAddress]) -> Option<Finding> {
     let lo = addresses.iter().find(|local| local.interface == "lo");
     match lo {
         Some(lo) if lo.up => None,
         _ => Some(Finding::problem(
             "loopback",
-            "lo is down: the kernel takes no packet for an address on it",
+            "lo is down: the kernel accepts no packet for an address on it",
             "ip link set lo up",
         )),
     }
 }
 
-/// Whether each VIP is an address of this machine.
-pub(super) fn vips(config: &Config, addresses: &[Local]) -> Vec<Finding> {
+/// Checks that each VIP is an address of this host, and on lo.
+pub(super) fn vips(config: &Config, addresses: &[LocalAddress]) -> Vec<Finding> {
     const CHECK: &str = "vip";
     let of = |vip: &IpAddr| {
         let bits = if vip.is_ipv4() { 32 } else { 128 };
@@ -110,7 +112,7 @@ pub(super) fn vips(config: &Config, addresses: &[Local]) -> Vec<Finding> {
         match addresses.iter().find(|local| local.address == Some(*vip)) {
             None => Finding::problem(
                 CHECK,
-                format!("{vip} is not an address of this machine: its packets are not taken"),
+                format!("{vip} is not an address of this host: its packets are not accepted"),
                 format!(
                     "ip address add {vip}/{bits} dev lo{add}   (`glb-redirect run` does it unless \
                      `vips_on_lo = false`)"
@@ -118,7 +120,10 @@ pub(super) fn vips(config: &Config, addresses: &[Local]) -> Vec<Finding> {
             ),
             Some(local) if local.interface != "lo" => Finding::warning(
                 CHECK,
-                format!("{vip} is on {}, not on lo: this machine may claim it", local.interface),
+                format!(
+                    "{vip} is on {}, not on lo: this host may answer ARP requests for it",
+                    local.interface
+                ),
                 format!(
                     "ip address del {vip}/{bits} dev {}; ip address add {vip}/{bits} dev lo{add}",
                     local.interface
@@ -130,7 +135,7 @@ pub(super) fn vips(config: &Config, addresses: &[Local]) -> Vec<Finding> {
     config.vips.iter().map(of).collect()
 }
 
-/// Whether the kernel believes that another machine has an IPv6 VIP.
+/// Checks that duplicate address detection does not block an IPv6 VIP.
 pub(super) fn duplicates(config: &Config) -> Vec<Finding> {
     // linux/if_addr.h
     const TENTATIVE: u32 = 0x40;
@@ -147,8 +152,8 @@ pub(super) fn duplicates(config: &Config) -> Vec<Finding> {
         Some(Finding::problem(
             "duplicate_address",
             format!(
-                "{vip} on {name} waits for duplicate address detection or failed it: it is not \
-                 used, since every backend has it"
+                "{vip} on {name} waits for duplicate address detection or failed it, because every \
+                 backend has it: the kernel does not use it"
             ),
             format!("ip address del {vip} dev {name}; ip address add {vip}/128 dev lo nodad"),
         ))
@@ -156,7 +161,8 @@ pub(super) fn duplicates(config: &Config) -> Vec<Finding> {
     table.lines().filter_map(bad).collect()
 }
 
-/// Clients' packets come in by an interface that the route to them may not leave by.
+/// Checks rp_filter. Clients' packets arrive by the tunnel's interface, but the route to a client may
+/// leave by another one.
 pub(super) fn rp_filter(config: &Config) -> Vec<Finding> {
     const CHECK: &str = "rp_filter";
     let has_v4 = config.vips.iter().any(IpAddr::is_ipv4);
@@ -180,7 +186,7 @@ pub(super) fn rp_filter(config: &Config) -> Vec<Finding> {
     interfaces.filter_map(of).collect()
 }
 
-/// Backends that share a segment must not claim the VIP there.
+/// Checks that this host does not answer ARP requests for a VIP on a shared segment.
 pub(super) fn arp(config: &Config) -> Vec<Finding> {
     if !config.vips.iter().any(IpAddr::is_ipv4) {
         return Vec::new();
@@ -190,8 +196,8 @@ pub(super) fn arp(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     for name in interfaces {
         for (check, least, found) in [
-            ("arp_ignore", 1, "answers ARP requests for VIPs: clients may bypass the directors"),
-            ("arp_announce", 2, "may name a VIP as its own in ARP requests"),
+            ("arp_ignore", 1, "answers ARP requests for VIPs: routers may bypass the directors"),
+            ("arp_announce", 2, "may announce a VIP as sender address of ARP requests"),
         ] {
             let Some(value) = interface_setting(check, name) else { continue };
             findings.push(if value < least {
@@ -208,7 +214,7 @@ pub(super) fn arp(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// Room for a client's full-sized packet with the tunnel's headers around it.
+/// Checks that a client's full-sized packet fits into the tunnel, or that the MSS is lowered.
 pub(super) fn mtu(config: &Config) -> Vec<Finding> {
     const CHECK: &str = "mtu";
     const CLIENTS: u32 = 1500;
@@ -216,17 +222,17 @@ pub(super) fn mtu(config: &Config) -> Vec<Finding> {
     let of = |name: &String| {
         let mtu = xdp_link::interface_mtu(name).ok()?;
         let Some(mss) = &config.mss else {
-            // Without a statement about hops, the usual two.
+            // Without `mss`, the number of hops is unknown: two are usual.
             let needed = CLIENTS + if v6 { 72 } else { 40 };
             return Some(if mtu < needed {
                 Finding::problem(
                     CHECK,
                     format!(
-                        "{name} has an MTU of {mtu}, a full-sized packet in the tunnel needs \
-                         {needed}, and `mss_clamp` is off: uploads hang"
+                        "{name} has an MTU of {mtu}, a full-sized packet needs {needed} in the tunnel, \
+                         and `mss_clamp` is off: uploads hang"
                     ),
                     format!(
-                        "ip link set {name} mtu {needed}, on all machines; or mss_clamp = true"
+                        "ip link set {name} mtu {needed}, on all hosts of the path; or mss_clamp = true"
                     ),
                 )
             } else {
@@ -238,16 +244,19 @@ pub(super) fn mtu(config: &Config) -> Vec<Finding> {
         let missing: Vec<&str> = mss
             .interfaces
             .iter()
-            .filter(|name| !config.pin.join(CLAMPS).join(name.as_str()).exists())
+            .filter(|name| !config.bpffs_dir.join(CLAMPS).join(name.as_str()).exists())
             .map(String::as_str)
             .collect();
         Some(if mss.tunnel_mtu.unwrap_or(mtu) >= needed {
-            Finding::ok(CHECK, format!("{mtu} on {name}: room for a full-sized packet"))
+            Finding::ok(
+                CHECK,
+                format!("{mtu} on {name}: a full-sized packet fits with room for the tunnel"),
+            )
         } else if missing.is_empty() {
             Finding::ok(
                 CHECK,
                 format!(
-                    "{mtu} on {name}: clients are told an MSS of {} (IPv6: {})",
+                    "{mtu} on {name}: the MSS of SYN-ACKs is lowered to {} (IPv6: {})",
                     limits.v4, limits.v6
                 ),
             )
@@ -255,13 +264,13 @@ pub(super) fn mtu(config: &Config) -> Vec<Finding> {
             Finding::problem(
                 CHECK,
                 format!(
-                    "{name} has an MTU of {mtu}, a full-sized packet in the tunnel needs {needed}, \
-                     and the MSS is not lowered on {}: uploads hang",
+                    "{name} has an MTU of {mtu}, a full-sized packet needs {needed} in the tunnel, and \
+                     the MSS is not lowered on {}: uploads hang",
                     missing.join(", ")
                 ),
                 format!(
-                    "Start glb-redirect (Linux 6.6 or newer lowers the MSS); or ip link set {name} \
-                     mtu {needed}, on all machines"
+                    "Start glb-redirect (it lowers the MSS on Linux 6.6 or newer); or ip link set \
+                     {name} mtu {needed}, on all hosts of the path"
                 ),
             )
         })

@@ -1,4 +1,5 @@
-//! Whether anybody listens on a VIP, where the packet program can see it.
+//! Whether a service listens on each VIP, in the network namespace in which the program looks sockets
+//! up.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +11,7 @@ use std::{
 use super::Finding;
 use crate::connections::listeners;
 
-/// TCP_LISTEN as /proc/net/tcp writes it.
+/// The state TCP_LISTEN in /proc/net/tcp.
 const LISTEN: &str = "0A";
 
 pub(super) fn listener(vip: IpAddr) -> Finding {
@@ -23,40 +24,44 @@ pub(super) fn listener(vip: IpAddr) -> Finding {
     let here = match listeners() {
         Ok(listeners) => listeners,
         Err(error) => {
-            let found = format!("the kernel does not list its sockets: {error}");
+            let found = format!("cannot list listening sockets: {error}");
             return Finding::warning(CHECK, found, "Run as root.");
         }
     };
-    let ports: std::collections::BTreeSet<u16> =
-        here.iter().filter(|local| serves(local.ip())).map(|local| local.port()).collect();
+    let ports: std::collections::BTreeSet<u16> = here
+        .iter()
+        .map(|listener| listener.local)
+        .filter(|local| serves(local.ip()))
+        .map(|local| local.port())
+        .collect();
     if !ports.is_empty() {
         let list = ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         return Finding::ok(CHECK, format!("{vip}: port {list}"));
     }
-    let elsewhere = elsewhere(vip);
+    let elsewhere = in_other_namespaces(vip);
     if elsewhere.is_empty() {
         return Finding::problem(
             CHECK,
-            format!("nobody listens on {vip}: every connection is refused"),
+            format!("no service listens on {vip}: every connection is refused"),
             format!("Start the service, on {vip} or on any address."),
         );
     }
     Finding::problem(
         CHECK,
         format!(
-            "nobody in this network namespace listens on {vip}, but others do elsewhere: {}. \
-             Their sockets cannot be seen from here, so no connection is ever found",
+            "no service in this network namespace listens on {vip}, but services in other namespaces do: \
+             {}. The program cannot look up sockets there, so it finds no connection",
             elsewhere.join(", ")
         ),
-        "Run the service in this network namespace (a container: with host networking), or run \
-         glb-redirect in the service's.",
+        "Run the service in this network namespace (a container with host networking), or run \
+         glb-redirect in the service's network namespace.",
     )
 }
 
-/// Listeners on the VIP or on any address in other network namespaces, by process.
-fn elsewhere(vip: IpAddr) -> Vec<String> {
+/// Listeners on the VIP or on any address in other network namespaces.
+fn in_other_namespaces(vip: IpAddr) -> Vec<String> {
     let own = fs::metadata("/proc/thread-self/ns/net").map(|file| file.ino()).unwrap_or(0);
-    // One process tells for its whole namespace.
+    // One process of each namespace is enough.
     let mut namespaces = BTreeMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Ok(process) = entry.file_name().into_string() else { continue };
@@ -75,7 +80,7 @@ fn elsewhere(vip: IpAddr) -> Vec<String> {
         for table in file {
             let path = format!("/proc/{process}/net/{table}");
             let table = fs::read_to_string(path).unwrap_or_default();
-            for (any, port) in table.lines().filter_map(|line| listening(line, vip)) {
+            for (any, port) in table.lines().filter_map(|line| parse_listener(line, vip)) {
                 let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
                 let name = name.trim();
                 let text = format!("port {port} in the namespace of {name} (process {process})");
@@ -83,18 +88,18 @@ fn elsewhere(vip: IpAddr) -> Vec<String> {
             }
         }
     }
-    // Those on the VIP itself come first: they are meant for it.
+    // Listeners on the VIP itself come first.
     found.into_iter().map(|(_, text)| text).take(5).collect()
 }
 
-/// The port of a line of /proc/net/tcp if it is of a listener on the VIP, or (true) on any address.
-fn listening(line: &str, vip: IpAddr) -> Option<(bool, u16)> {
+/// Parses a line of /proc/net/tcp: the port of a listener on the VIP, or with `true` on any address.
+fn parse_listener(line: &str, vip: IpAddr) -> Option<(bool, u16)> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let (address, port) = words.get(1)?.split_once(':')?;
     if *words.get(3)? != LISTEN {
         return None;
     }
-    let wanted: String = match vip {
+    let hex: String = match vip {
         IpAddr::V4(vip) => format!("{:08X}", u32::from_ne_bytes(vip.octets())),
         IpAddr::V6(vip) => vip
             .octets()
@@ -104,5 +109,5 @@ fn listening(line: &str, vip: IpAddr) -> Option<(bool, u16)> {
     };
     let any = address.bytes().all(|digit| digit == b'0');
     let port = u16::from_str_radix(port, 16).ok()?;
-    (any || address == wanted).then_some((any, port))
+    (any || address == hex).then_some((any, port))
 }

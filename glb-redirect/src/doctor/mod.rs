@@ -1,5 +1,8 @@
-//! What would otherwise cost an afternoon: the settings of this machine that make tunnelled packets
-//! or their answers vanish, each with its remedy.
+//! `glb-redirect doctor`: finds settings of this host that lose tunnelled packets or replies to them,
+//! each with its remedy.
+//!
+//! To add a check: write a function that returns [`Finding`]s into the file of its subject, and call it
+//! in [`examine`].
 
 mod firewall;
 mod host;
@@ -11,13 +14,13 @@ pub use glb_host::doctor::{Finding, Level};
 
 use crate::config::Config;
 
-/// Looks at this machine, in this thread's network namespace. Changes nothing.
+/// Examines this host in this thread's network namespace. Changes nothing.
 #[must_use]
 pub fn examine(config: &Config) -> Vec<Finding> {
     let addresses = host::addresses();
     let mut findings = Vec::new();
     findings.extend(host::program(config));
-    findings.extend(host::own(config));
+    findings.extend(host::tunnel_ends(config));
     findings.extend(host::loopback(&addresses));
     findings.extend(host::vips(config, &addresses));
     findings.extend(host::duplicates(config));

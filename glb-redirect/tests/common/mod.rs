@@ -1,4 +1,4 @@
-//! The program in the kernel, beside the pure decision, in a network namespace of its own.
+//! A private network namespace with VIPs and a TUN device, for tests of the program in the kernel.
 #![allow(dead_code, unreachable_pub, reason = "each test uses its part")]
 
 pub mod program;
@@ -13,8 +13,8 @@ use std::{
 
 use nix::sched::{CloneFlags, unshare};
 
-/// Runs a test on a thread with a network namespace of its own: lo is up and holds the VIPs, and
-/// `wire0` is a TUN device with all clients behind it.
+/// Runs a test on a thread in a new network namespace. lo has the VIPs; all clients are behind the TUN
+/// device `wire0`.
 pub fn in_namespace(test: impl FnOnce(tun::Tun) + Send + 'static) {
     let thread = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root (CAP_SYS_ADMIN)");
@@ -28,7 +28,7 @@ pub fn in_namespace(test: impl FnOnce(tun::Tun) + Send + 'static) {
         ip("link set wire0 up");
         ip("route add default dev wire0");
         ip("-6 route add default dev wire0");
-        // An idle place to keep the program attached: see program.rs.
+        // An idle interface to attach the program to: program.rs explains why.
         ip("link add idle0 type veth peer name idle1");
         VIPS.iter().for_each(|vip| wait_until_local(vip));
         test(wire);
@@ -38,8 +38,8 @@ pub fn in_namespace(test: impl FnOnce(tun::Tun) + Send + 'static) {
     }
 }
 
-/// The kernel makes an IPv6 address its own in work of its own, which on a busy machine is done some
-/// time after `ip` has ended. What comes for it before is lost, and no test sends a packet twice.
+/// Waits until the kernel accepts packets for an IPv6 address, which happens asynchronously after `ip`
+/// has ended. Earlier packets would be lost, and tests do not retransmit.
 fn wait_until_local(vip: &str) {
     const LOCAL: u32 = 0x8000_0000;
     let Ok(vip) = vip.parse::<Ipv6Addr>() else { return };
@@ -60,7 +60,7 @@ fn wait_until_local(vip: &str) {
     }
 }
 
-/// The VIPs of the test machine, those of the golden cases among them.
+/// The VIPs of the test host; the golden cases use two of them.
 pub const VIPS: [&str; 4] =
     ["203.0.113.10", "2001:db8::10", "10.10.10.10", "fd2c:394c:33a3:26bf::1"];
 

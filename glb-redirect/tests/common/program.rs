@@ -1,4 +1,4 @@
-//! The loaded program, and its answers compared with the pure decision's.
+//! The loaded program, compared with the reference decision.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,10 +12,10 @@ use glb_common::{
     second_chance::{TAG, tags},
 };
 use glb_redirect::{
-    config::{Config, Strangers},
+    config::{Config, UnknownSenders},
     counters,
     generation::Generation,
-    image::Image,
+    program_data::ProgramData,
 };
 use ipnet::IpNet;
 
@@ -26,23 +26,22 @@ const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 const XDP_REDIRECT: u32 = 4;
 
-/// The interface that a test run's packets come in by: the loopback's.
+/// The ingress interface of a test run's packets: lo.
 pub use crate::support::TEST_INTERFACE;
 
-/// The program, set up for a machine.
+/// The program with the configuration of a host.
 pub struct Program {
     pub host: FakeHost,
     generation: Generation,
-    /// Packets and bytes.
+    /// Expected packets and bytes by reason.
     counted: BTreeMap<&'static str, (u64, u64)>,
-    /// Bytes that the program may have left out: see [`uncounted`].
+    /// Bytes that the program may have left out: see [`bytes_not_counted`].
     slack: u64,
 }
 
-/// Bytes that the program may leave out of its count: those behind the first buffer, if the headers say
-/// that the packet ends in it. Nobody sends such frames in earnest, and every packet would pay for the
-/// question.
-fn uncounted(frame: &[u8]) -> u64 {
+/// Bytes that the program may leave out of its count: those behind the first buffer if the headers say
+/// that the packet ends in it. Real frames are not like this, and a check would cost every packet.
+fn bytes_not_counted(frame: &[u8]) -> u64 {
     /// A page, without the room at both ends.
     const FIRST_BUFFER: usize = 4_096 - 256 - 320;
     let word = |at: usize| usize::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
@@ -55,12 +54,12 @@ fn uncounted(frame: &[u8]) -> u64 {
 }
 
 impl Program {
-    /// Loads the program for what `host` knows; sockets are the kernel's.
+    /// Loads the program with the configuration of `host`. It looks up real sockets.
     pub fn new(host: FakeHost) -> Self {
         let config = Config {
             path: PathBuf::new(),
             interfaces: Vec::new(),
-            pin: PathBuf::new(),
+            bpffs_dir: PathBuf::new(),
             vips: host.vips.iter().copied().collect(),
             directors: host
                 .senders
@@ -72,7 +71,11 @@ impl Program {
             metrics: None,
             addresses: None,
             second_chance: !host.no_second_chance,
-            strangers: if host.passes_unknown_senders { Strangers::Pass } else { Strangers::Drop },
+            unknown_senders: if host.passes_unknown_senders {
+                UnknownSenders::Pass
+            } else {
+                UnknownSenders::Drop
+            },
             vips_on_lo: false,
             mss: None,
             control: glb_host::control::RawControlConfig::default()
@@ -80,20 +83,19 @@ impl Program {
                 .unwrap(),
         };
         let own: BTreeSet<IpAddr> = host.own.iter().copied().collect();
-        let image = Image::new(&config, &own);
+        let image = ProgramData::new(&config, &own);
         let mut generation =
             Generation::load(&image, None).unwrap_or_else(|error| panic!("{error}"));
         for (address, peer) in host.peers.iter().filter(|(address, _)| !own.contains(address)) {
-            generation.enter_peer(*address, *peer).unwrap();
+            generation.set_next_hop(*address, *peer).unwrap();
         }
-        // Each test run of a program that is attached nowhere waits for RCU, which takes
-        // milliseconds.
+        // A test run of a program that is not attached waits milliseconds for RCU.
         let idle = generation.program().unwrap();
         idle.attach("idle0", XdpMode::Driver).unwrap();
         Self { host, generation, counted: BTreeMap::new(), slack: 0 }
     }
 
-    /// The verdict and the frame after one run.
+    /// Runs the program; returns the verdict and the frame afterwards.
     pub fn run(&mut self, frame: &[u8]) -> (u32, Vec<u8>) {
         let mut out = vec![0; frame.len() + 64];
         let program = self.generation.program().unwrap();
@@ -108,8 +110,8 @@ impl Program {
         (result.return_value, out)
     }
 
-    /// Runs a frame through both; the pure decision's answer, if the program's is the same but for
-    /// the reason (which [`Self::compare_counters`] is for).
+    /// Runs a frame through the program and the reference decision, and compares verdict and bytes.
+    /// [`Self::compare_counters`] compares the reasons.
     pub fn compare_frame(&mut self, what: impl Fn() -> String, frame: &[u8]) -> Outcome {
         let expected = run(&self.host, frame);
         let (verdict, got) = self.run(frame);
@@ -132,7 +134,7 @@ impl Program {
         let (packets, bytes) = self.counted.entry(expected.reason.name()).or_default();
         *packets += 1;
         *bytes += frame.len() as u64;
-        self.slack += uncounted(frame);
+        self.slack += bytes_not_counted(frame);
         expected
     }
 
@@ -147,7 +149,7 @@ impl Program {
         self.host.peers[&hop].interface == TEST_INTERFACE
     }
 
-    /// Compares the program's counters with what was expected so far.
+    /// Compares the program's counters with the reference decisions since the start.
     pub fn compare_counters(&self, what: &str) {
         let report = counters::sum(self.generation.counters().unwrap()).unwrap();
         let mut counted: BTreeMap<_, _> = report
@@ -165,13 +167,13 @@ impl Program {
         assert_eq!(counted, self.counted, "{what}: packets and bytes (left: the program's)");
     }
 
-    /// Bytes that were counted for one reason.
+    /// The bytes counted for one reason.
     pub fn bytes(&self, reason: glb_common::reason::RedirectReason) -> u64 {
         let report = counters::sum(self.generation.counters().unwrap()).unwrap();
         report.reasons.get(reason.name()).map_or(0, |count| count.bytes)
     }
 
-    /// Both comparisons, for one frame.
+    /// Runs both comparisons for one frame.
     pub fn compare(&mut self, what: &str, frame: &[u8]) -> Outcome {
         let outcome = self.compare_frame(|| what.to_owned(), frame);
         self.compare_counters(what);

@@ -1,11 +1,11 @@
-//! A client made of single segments, so that a server's socket can be brought into any state.
+//! A TCP client that sends single segments, to bring a server's socket into any state.
 
 use std::net::SocketAddr;
 
 use super::tun::Tun;
 use crate::support::packet::{ACK, FIN, SYN, Segment, segment};
 
-/// One side of a connection, the client's.
+/// The client's side of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Client {
     pub client: SocketAddr,
@@ -41,7 +41,7 @@ fn read(packet: &[u8], from: SocketAddr, to: SocketAddr) -> Option<(u8, u32, u32
 }
 
 impl Client {
-    /// Sends a SYN and reads the answer; the server's socket, if it keeps one, is in SYN_RECV.
+    /// Sends a SYN and reads the SYN-ACK. The server's socket, if it keeps one, is then in SYN_RECV.
     pub fn syn(wire: &mut Tun, client: SocketAddr, vip: SocketAddr) -> Self {
         let start = 0x1000_0000;
         let syn = Segment { sequence: start, acknowledgement: 0, ..segment(client, vip, SYN) };
@@ -69,8 +69,7 @@ impl Client {
         connection
     }
 
-    /// Ends the client's direction: the server's socket is in CLOSE_WAIT (or, if it has closed
-    /// already, in TIME_WAIT).
+    /// Sends a FIN. The server's socket is then in CLOSE_WAIT, or in TIME_WAIT if it closed first.
     pub fn fin(&mut self, wire: &mut Tun) {
         wire.send(&self.segment(FIN | ACK).packet());
         self.sequence = self.sequence.wrapping_add(1);
@@ -83,7 +82,7 @@ impl Client {
         });
     }
 
-    /// Reads the server's FIN: its socket is in FIN_WAIT_1, or LAST_ACK if we closed first.
+    /// Reads the server's FIN. Its socket is in FIN_WAIT_1, or in LAST_ACK if the client closed first.
     pub fn receive_fin(&mut self, wire: &mut Tun) {
         let (vip, client) = (self.vip, self.client);
         let sequence = wire.receive("their FIN", |packet| match read(packet, vip, client) {

@@ -1,4 +1,4 @@
-//! A TUN device: what the kernel sends to clients is read here, and what clients send is written.
+//! A TUN device: reads what the kernel sends to clients, and writes what clients send.
 
 use std::{
     fs::{File, OpenOptions},
@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Much more than anything takes on a busy machine.
+/// Longer than any answer takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Tun {

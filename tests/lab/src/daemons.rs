@@ -200,7 +200,7 @@ impl Daemon {
         let both = |node: Node| [node.v4().to_string(), node.v6().to_string()];
         let vips = [Family::V4, Family::V6].map(|family| vip(family).to_string());
         let mut config = format!(
-            "interfaces = [\"{INTERFACE}\"]\npin = \"{}\"\nvips = {}\ndirectors = {}\n\
+            "interfaces = [\"{INTERFACE}\"]\nbpffs_dir = \"{}\"\nvips = {}\ndirectors = {}\n\
              backends = {}\ncontrol.socket = \"control.sock\"\n",
             pin.display(),
             list(vips.to_vec()),

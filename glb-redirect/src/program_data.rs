@@ -1,4 +1,4 @@
-//! What a configuration means for the program: its constants and the contents of its maps.
+//! The constants and the map contents that a configuration leads to. No kernel is involved here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,32 +11,32 @@ use glb_common::{
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::config::{Config, Mss, Strangers};
+use crate::config::{Config, Mss, UnknownSenders};
 
-/// The constants and the contents of the maps of one generation.
+/// The constants and the map contents of one generation.
 #[derive(Clone, Debug, Default)]
-pub struct Image {
-    /// Read-only data, but for what follows from `known`.
+pub struct ProgramData {
+    /// The program's read-only data. [`Self::settings`] adds what follows from `known`.
     pub settings: RedirectConfig,
-    /// What is known of each address; ways are entered later.
+    /// The roles of each address. Next hops are written later.
     pub known: BTreeMap<IpAddr, AddressEntry>,
-    /// Fellow backends, this machine left out.
+    /// The other backends, without this host.
     pub peers: BTreeSet<IpAddr>,
-    /// All networks of directors, where there are more than the settings hold.
-    pub many_nets: Vec<IpNet>,
+    /// All networks of directors, if there are more than the settings hold; else empty.
+    pub director_nets: Vec<IpNet>,
 }
 
-/// The limits that `config` means where its interfaces have at least this MTU.
+/// The largest MSS values that SYN-ACKs may announce if the tunnel's interfaces have this MTU.
 #[must_use]
 pub fn mss_limits(mss: &Mss, config: &Config, mtu: u32) -> Limits {
-    // The tunnel is over IPv6 if any backend is reached that way.
+    // A backend that is reached over IPv6 needs the larger outer header.
     let v6_outside = config.backends.iter().any(IpAddr::is_ipv6);
     Limits::of(mss.tunnel_mtu.unwrap_or(mtu), mss.overhead(v6_outside))
 }
 
-impl Image {
-    /// What `config` means on a machine where the tunnel may end at `own`. Packets of all VIPs are
-    /// counted together until [`Self::count_apart`] says otherwise.
+impl ProgramData {
+    /// The data for `config` on a host with the tunnel ends `own`. All VIPs share one set of counters
+    /// until [`Self::assign_counters`] separates them.
     #[must_use]
     pub fn new(config: &Config, own: &BTreeSet<IpAddr>) -> Self {
         let peers: BTreeSet<IpAddr> = config.backends.difference(own).copied().collect();
@@ -57,21 +57,26 @@ impl Image {
         if config.second_chance {
             flags |= RedirectConfig::SECOND_CHANCE;
         }
-        if config.strangers == Strangers::Pass {
+        if config.unknown_senders == UnknownSenders::Pass {
             flags |= RedirectConfig::PASS_UNKNOWN_SENDERS;
         }
-        let many_nets = nets_v4.len() > INLINE_SLOTS || nets_v6.len() > INLINE_SLOTS;
-        if many_nets {
+        let director_nets = nets_v4.len() > INLINE_SLOTS || nets_v6.len() > INLINE_SLOTS;
+        if director_nets {
             flags |= RedirectConfig::MANY_NETS;
         }
         let mut settings = RedirectConfig::default();
         RedirectConfig::fill(&mut flags, RedirectConfig::NETS_V4, &mut settings.nets_v4, &nets_v4);
         RedirectConfig::fill(&mut flags, RedirectConfig::NETS_V6, &mut settings.nets_v6, &nets_v6);
         settings.flags = flags;
-        Self { settings, known, peers, many_nets: if many_nets { nets } else { Vec::new() } }
+        Self {
+            settings,
+            known,
+            peers,
+            director_nets: if director_nets { nets } else { Vec::new() },
+        }
     }
 
-    /// The read-only data for a perfect hash with this seed and these masks.
+    /// The read-only data that belongs to a perfect hash with this seed and these masks.
     pub(crate) fn settings(
         &self,
         seed: u64,
@@ -85,7 +90,7 @@ impl Image {
             let known = self.known.iter().filter(move |(_, known)| known.roles & role == role);
             known.filter(move |(address, _)| address.is_ipv4() == v4)
         };
-        // Of those who may send, directors send most.
+        // The settings have few places for senders, and directors send most packets.
         let director =
             |&(_, known): &(&IpAddr, &AddressEntry)| known.roles & AddressEntry::PEER == 0;
         let v4 = |role| of(role, true).map(|(address, known)| (words(*address)[1], known));
@@ -94,7 +99,7 @@ impl Image {
         let own: Vec<_> = v4(AddressEntry::LOCAL).map(|(word, _)| word).collect();
         RedirectConfig::fill_v4(&mut s.local_v4, &own, NO_V4);
         let own: Vec<_> = v6(AddressEntry::LOCAL).map(|(words, _)| words).collect();
-        RedirectConfig::fill(&mut flags, RedirectConfig::LOCAL_V6, &mut s.local_v6, &own);
+        RedirectConfig::fill(&mut flags, RedirectConfig::OWN_V6, &mut s.local_v6, &own);
         let senders = of(AddressEntry::SENDER, true).filter(director);
         let senders: Vec<_> = senders.map(|(address, _)| words(*address)[1]).collect();
         RedirectConfig::fill_v4(&mut s.senders_v4, &senders, NO_V4);
@@ -111,8 +116,8 @@ impl Image {
         settings
     }
 
-    /// Has packets of these VIPs counted in sets of counters of their own.
-    pub fn count_apart(&mut self, slots: &BTreeMap<IpAddr, u32>) {
+    /// Gives these VIPs sets of counters of their own.
+    pub fn assign_counters(&mut self, slots: &BTreeMap<IpAddr, u32>) {
         for (vip, slot) in slots {
             if let Some(known) = self.known.get_mut(vip) {
                 known.counters = *slot;
@@ -155,7 +160,7 @@ mod tests {
             "interfaces = [\"eth0\"]\nbackends = [\"10.0.2.21\", \"10.0.2.22\"]\n\
              vips = [{}]\ndirectors = [{}]\n",
             list(vips, &|i| format!("203.0.113.{i}")),
-            // Not neighbours: they cannot be aggregated.
+            // Not adjacent, so that they cannot be aggregated.
             list(directors, &|i| format!("10.{i}.1.0/24")),
         );
         Config::parse(&text, Path::new("redirect.toml")).unwrap()
@@ -166,30 +171,30 @@ mod tests {
     }
 
     #[test]
-    fn an_address_may_have_several_roles() {
+    fn an_address_can_have_several_roles() {
         let text = "interfaces = [\"eth0\"]\nvips = [\"203.0.113.10\"]\n\
                     directors = [\"10.0.2.22\", \"10.0.3.0/24\"]\n\
                     backends = [\"10.0.2.21\", \"10.0.2.22\"]\n";
         let config = Config::parse(text, Path::new("redirect.toml")).unwrap();
-        let image = Image::new(&config, &own(1));
-        let roles = |address: &str| image.known[&address.parse::<IpAddr>().unwrap()].roles;
+        let data = ProgramData::new(&config, &own(1));
+        let roles = |address: &str| data.known[&address.parse::<IpAddr>().unwrap()].roles;
         assert_eq!(roles("10.0.2.21"), AddressEntry::LOCAL);
         assert_eq!(roles("10.0.2.22"), AddressEntry::PEER | AddressEntry::SENDER);
         assert_eq!(roles("203.0.113.10"), AddressEntry::VIP);
-        assert_eq!(image.peers, [IpAddr::from([10, 0, 2, 22])].into());
-        assert!(image.settings.has(RedirectConfig::NETS_V4 | RedirectConfig::SECOND_CHANCE));
-        assert!(!image.settings.has(RedirectConfig::NETS_V6));
+        assert_eq!(data.peers, [IpAddr::from([10, 0, 2, 22])].into());
+        assert!(data.settings.has(RedirectConfig::NETS_V4 | RedirectConfig::SECOND_CHANCE));
+        assert!(!data.settings.has(RedirectConfig::NETS_V6));
         assert_eq!(
-            image.settings.nets_v4,
+            data.settings.nets_v4,
             [[word_v4([10, 0, 3, 0]), word_v4([255, 255, 255, 0])]; INLINE_SLOTS]
         );
-        assert!(image.many_nets.is_empty());
+        assert!(data.director_nets.is_empty());
     }
 
     #[test]
-    fn a_few_networks_are_constants_and_many_are_maps() {
-        let image = Image::new(&config(9, INLINE_SLOTS + 1), &own(9));
-        assert!(image.settings.has(RedirectConfig::MANY_NETS));
-        assert_eq!((image.known.len(), image.many_nets.len()), (9 + 9, INLINE_SLOTS + 1));
+    fn more_director_networks_than_settings_hold_go_into_maps() {
+        let data = ProgramData::new(&config(9, INLINE_SLOTS + 1), &own(9));
+        assert!(data.settings.has(RedirectConfig::MANY_NETS));
+        assert_eq!((data.known.len(), data.director_nets.len()), (9 + 9, INLINE_SLOTS + 1));
     }
 }
