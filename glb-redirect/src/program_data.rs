@@ -99,7 +99,7 @@ impl ProgramData {
         let own: Vec<_> = v4(AddressEntry::LOCAL).map(|(word, _)| word).collect();
         RedirectConfig::fill_v4(&mut s.local_v4, &own, NO_V4);
         let own: Vec<_> = v6(AddressEntry::LOCAL).map(|(words, _)| words).collect();
-        RedirectConfig::fill(&mut flags, RedirectConfig::OWN_V6, &mut s.local_v6, &own);
+        RedirectConfig::fill(&mut flags, RedirectConfig::LOCAL_V6, &mut s.local_v6, &own);
         let senders = of(AddressEntry::SENDER, true).filter(director);
         let senders: Vec<_> = senders.map(|(address, _)| words(*address)[1]).collect();
         RedirectConfig::fill_v4(&mut s.senders_v4, &senders, NO_V4);
