@@ -1,4 +1,4 @@
-//! Plans for operators: known sequences, and rolling maintenance put to the proof with flows.
+//! Plans: known sequences, and rolling maintenance checked with simulated flows.
 
 mod changes;
 #[path = "../../glb-table/tests/strategies/mod.rs"]
@@ -38,7 +38,7 @@ fn with_one_more(table: &Table) -> Table {
 }
 
 #[test]
-fn one_out_at_a_time_is_not_enough_and_a_wait_mends_it() {
+fn one_backend_out_at_a_time_can_be_unsafe_and_a_wait_makes_it_safe() {
     let base = plain(16, 2);
     let first = [
         tables("base", &base),
@@ -63,7 +63,7 @@ fn one_out_at_a_time_is_not_enough_and_a_wait_mends_it() {
         )
         .safe
     );
-    // Three hops leave room for it.
+    // With three hops it is safe.
     let base = plain(16, 3);
     let steps = [
         tables("base", &base),
@@ -75,7 +75,7 @@ fn one_out_at_a_time_is_not_enough_and_a_wait_mends_it() {
 }
 
 #[test]
-fn with_h_hops_any_h_minus_1_changes_can_be_made_at_once() {
+fn one_drain_less_than_hops_is_safe() {
     for hops in 2..=4_u8 {
         let base = plain(12, hops);
         let mut steps = vec![tables("base", &base)];
@@ -96,7 +96,7 @@ fn with_h_hops_any_h_minus_1_changes_can_be_made_at_once() {
 }
 
 #[test]
-fn a_dead_hop_before_a_holder_loses_its_flows() {
+fn a_dead_hop_before_a_holder_is_unsafe() {
     // GLB's rule promotes an active second that is unhealthy before a draining first.
     let mut base = plain(2, 2);
     base.order = Order::Glb;
@@ -108,13 +108,13 @@ fn a_dead_hop_before_a_holder_loses_its_flows() {
         judgement.at_risk > 0.4 && judgement.lost[0].reason.contains("unhealthy hop"),
         "{judgement:?}"
     );
-    // The right rule does not.
+    // The default order does not.
     (base.order, bad.order) = (Order::HealthyFirst, Order::HealthyFirst);
     assert!(evaluate(&[tables("base", &base), tables("bad", &bad)], DEFAULT_FLOW_AGE).safe);
 }
 
 #[test]
-fn binds_and_tables_that_go_are_losses() {
+fn removed_binds_and_tables_are_unsafe() {
     let base = plain(4, 2);
     let mut other = base.clone();
     other.binds[0].ports = 1..=1_000;
@@ -128,12 +128,12 @@ fn binds_and_tables_that_go_are_losses() {
     // A longer prefix in another table takes this one's packets.
     let mut net = base.clone();
     net.binds[0].prefix = "203.0.113.0/24".parse().unwrap();
-    let mut thief = base.clone();
-    thief.name = "thief".into();
+    let mut other_table = base.clone();
+    other_table.name = "other_table".into();
     let both = Step::Activate {
         name: "both".into(),
         set: TableSet {
-            tables: vec![net.clone(), thief],
+            tables: vec![net.clone(), other_table],
             warnings: Vec::new(),
             healthchecks: None,
         },
@@ -141,7 +141,7 @@ fn binds_and_tables_that_go_are_losses() {
     let plan = evaluate(&[tables("net", &net), both.clone()], DEFAULT_FLOW_AGE);
     let judgement = &plan.steps[1].risk.as_ref().unwrap().tables[0];
     assert!(
-        !plan.safe && judgement.binds_lost[0].contains("taken by table \"thief\""),
+        !plan.safe && judgement.binds_lost[0].contains("taken by table \"other_table\""),
         "{judgement:?}"
     );
     assert!(evaluate(&[both.clone(), both], DEFAULT_FLOW_AGE).safe);
@@ -153,7 +153,7 @@ fn binds_and_tables_that_go_are_losses() {
 }
 
 #[test]
-fn a_rotation_is_safe_with_the_alternative_only() {
+fn a_key_rotation_is_safe_only_with_the_old_key_as_alternative() {
     let base = plain(8, 2);
     let mut key = base.clone();
     key.hash_key = glb_table::Key::new([9; 16]);
@@ -175,7 +175,7 @@ fn a_rotation_is_safe_with_the_alternative_only() {
 }
 
 #[test]
-fn a_hash_that_comes_back_finds_its_holders_again() {
+fn a_hash_that_returns_has_its_old_holders() {
     let base = plain(8, 2);
     let mut key = base.clone();
     (key.hash_key, key.alt_hash_key) = (glb_table::Key::new([9; 16]), Some(base.hash_key));
@@ -226,7 +226,7 @@ fn rolling_maintenance_never_breaks_a_flow() {
 }
 
 #[test]
-fn a_rolling_maintenance_that_cannot_be_is_refused() {
+fn an_impossible_rolling_maintenance_is_refused() {
     let base = plain(3, 2);
     let address = |index: usize| base.backends[index].address;
     let plan = |table: &Table, out: &[IpAddr], at_once| {
@@ -236,14 +236,14 @@ fn a_rolling_maintenance_that_cannot_be_is_refused() {
         plan(&base, &[address(0), address(1)], 2),
         Err(RollingError::TooMany { hops: 2, .. })
     ));
-    assert_eq!(plan(&base, &[address(0), address(0)], 1), Err(RollingError::Twice(address(0))));
-    let stranger = Ipv4Addr::LOCALHOST.into();
-    assert_eq!(plan(&base, &[stranger], 1), Err(RollingError::NoBackend(stranger)));
+    assert_eq!(plan(&base, &[address(0), address(0)], 1), Err(RollingError::Duplicate(address(0))));
+    let unknown = Ipv4Addr::LOCALHOST.into();
+    assert_eq!(plan(&base, &[unknown], 1), Err(RollingError::NoBackend(unknown)));
     let draining = with_state(&base, 0, State::Draining);
     assert!(matches!(plan(&draining, &[address(0)], 1), Err(RollingError::NotServing { .. })));
     let mut alone = with_state(&base, 1, State::Draining);
     alone.backends[2].healthy = false;
-    assert!(matches!(plan(&alone, &[address(0)], 1), Err(RollingError::NobodyLeft { .. })));
+    assert!(matches!(plan(&alone, &[address(0)], 1), Err(RollingError::NoBackendLeft { .. })));
     assert_eq!(backends(3).len(), base.backends.len());
 }
 

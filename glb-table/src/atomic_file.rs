@@ -1,4 +1,4 @@
-//! Replacing a file as a whole.
+//! Replaces files atomically: a reader sees the old file or the new one, also after a crash.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -7,23 +7,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The kernel follows no more links to a file (path_resolution(7)).
-const LINKS: u8 = 40;
+/// Largest number of symbolic links that the kernel follows (path_resolution(7)).
+const MAX_LINKS: u8 = 40;
 
-/// Writes `bytes` to `path` so that a reader sees the old file or the new one, also after a crash:
-/// a temporary file beside it, synced, takes its place. Mode and a symbolic link's target are kept.
+/// Replaces a file by writing a temporary file beside it, syncing it and renaming it. Owner and mode
+/// of the old file stay. If `path` is a symbolic link, its target is replaced.
 ///
 /// # Errors
-/// Whatever the kernel says; the old file is then untouched.
+/// When the kernel refuses an operation; the old file is then unchanged.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // A table holds keys: nobody else reads a new one.
+    // A table holds keys, so only its owner may read it.
     replace_or_create(path, bytes, 0o600)
 }
 
-/// The same; a file that was not there gets this mode.
+/// Like [`replace`]; a new file gets this mode.
 ///
 /// # Errors
-/// Whatever the kernel says.
+/// When the kernel refuses an operation; the old file is then unchanged.
 pub fn replace_or_create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let path = resolve_links(path)?;
     let folder = folder(&path);
@@ -37,11 +37,11 @@ pub fn replace_or_create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()>
     };
     builder.permissions(permissions.clone());
     let mut file = builder.tempfile_in(folder)?;
-    // The creation mode goes through the umask; this one is wanted.
+    // The umask applies to the mode at creation, not here.
     file.as_file().set_permissions(permissions)?;
     if let Some(old) = old {
         use std::os::unix::fs::MetadataExt;
-        // Only root can give a file away; for others the owner is themselves anyway.
+        // Only root can change the owner; other users own the old file already.
         drop(std::os::unix::fs::fchown(file.as_file(), Some(old.uid()), Some(old.gid())));
     }
     file.write_all(bytes)?;
@@ -50,33 +50,32 @@ pub fn replace_or_create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()>
     fs::File::open(folder)?.sync_all()
 }
 
-/// The file that a path leads to through symbolic links: it is replaced, not the link. It may not be
-/// there yet.
+/// Follows symbolic links to the file that [`replace`] would replace. The file need not exist.
 ///
 /// # Errors
-/// When they lead in a ring.
+/// When the links form a loop.
 pub fn resolve_links(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     let mut links = 0;
     while let Ok(target) = fs::read_link(&path) {
         links += 1;
-        if links > LINKS {
-            return Err(io::Error::other("too many symbolic links, one after the other"));
+        if links > MAX_LINKS {
+            return Err(io::Error::other("too many levels of symbolic links"));
         }
         path = path.parent().unwrap_or(Path::new("")).join(target);
     }
     Ok(path)
 }
 
-/// Removes what a process that was killed while it replaced `path` has left beside it; returns what
-/// that was. Nobody may be replacing it meanwhile.
+/// Removes the temporary files that killed processes left beside `path`, and returns their names. No
+/// other process may replace the file at the same time.
 ///
 /// # Errors
-/// Whatever the kernel says.
+/// When the folder cannot be read or a file cannot be removed.
 pub fn remove_temporary_files(path: &Path) -> io::Result<Vec<PathBuf>> {
     let path = resolve_links(path)?;
     let prefix = prefix(&path);
-    let is_left = |name: &OsStr| {
+    let is_temporary = |name: &OsStr| {
         let name = name.as_encoded_bytes();
         let random = name.strip_prefix(prefix.as_encoded_bytes());
         let random = random.and_then(|rest| rest.strip_suffix(SUFFIX.as_bytes()));
@@ -87,7 +86,7 @@ pub fn remove_temporary_files(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
     for entry in fs::read_dir(folder(&path))? {
         let entry = entry?;
-        if is_left(&entry.file_name()) && entry.file_type()?.is_file() {
+        if is_temporary(&entry.file_name()) && entry.file_type()?.is_file() {
             fs::remove_file(entry.path())?;
             removed.push(entry.path());
         }
@@ -95,9 +94,9 @@ pub fn remove_temporary_files(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(removed)
 }
 
-/// A temporary file's name is the file's own between a dot and these.
+/// The end of a temporary file's name. The name is `.NAME-RANDOM.new`.
 const SUFFIX: &str = ".new";
-/// So many letters and digits by chance before the suffix.
+/// Number of random letters and digits before the suffix.
 const RANDOM: usize = 6;
 
 fn prefix(path: &Path) -> OsString {
@@ -118,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_stays_a_link_also_if_its_target_is_not_there_yet() {
+    fn replacing_through_a_link_replaces_its_target() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("real")).unwrap();
@@ -131,13 +130,13 @@ mod tests {
             }
         }
         assert!(fs::symlink_metadata(at("one.toml")).unwrap().is_symlink());
-        // One that leads nowhere is an error, and not for ever.
+        // A loop of links is an error.
         symlink("ring", at("ring")).unwrap();
         assert!(replace(&at("ring"), b"x").is_err());
     }
 
     #[test]
-    fn what_a_killed_one_left_goes_and_nothing_else() {
+    fn only_temporary_files_of_this_file_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let others = [
@@ -158,9 +157,8 @@ mod tests {
         assert!(others.iter().all(|name| at(name).exists()));
     }
 
-    /// The names that are looked for are those that are made.
     #[test]
-    fn a_temporary_file_is_known_again() {
+    fn temporary_files_as_tempfile_names_them_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.toml");
         let mut builder = tempfile::Builder::new();

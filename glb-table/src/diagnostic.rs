@@ -1,4 +1,4 @@
-//! What is wrong with a table file, where, and what would be right.
+//! Diagnostics: what is wrong in a table file, where, and how to mend it.
 
 use std::{
     fmt,
@@ -10,12 +10,12 @@ use miette::{
     GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteSpanContents, SourceCode, SourceSpan,
 };
 
-/// No more of one file's problems are printed at once; all of them are kept.
-const PRINTED: usize = 50;
-/// A longer line (JSON is often one line) is shown only around the place.
-const SNIPPET: usize = 160;
+/// Largest number of diagnostics that are printed for one file. All of them are kept.
+const MAX_PRINTED: usize = 50;
+/// Longest snippet in bytes. A longer line, as in minified JSON, is cut around the place.
+const MAX_SNIPPET: usize = 160;
 
-/// One thing that is wrong (or, as a warning, doubtful) in a file.
+/// An error or warning about a place in a table file.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Diagnostic {
     /// The file, as it was named by the caller.
@@ -24,15 +24,15 @@ pub struct Diagnostic {
     pub line: usize,
     /// Column in characters, from 1.
     pub column: usize,
-    /// The line, keys and seeds hidden, cut around the place if it is long.
+    /// The text of the line, with keys and seeds masked. Long lines are cut around the place.
     pub snippet: String,
     /// What is wrong.
     pub message: String,
-    /// What stands at the place.
+    /// What was found at the place.
     pub found: String,
-    /// What would be right.
+    /// How to mend it.
     pub help: String,
-    /// Where the marked text starts in `snippet`, in bytes, and its length there.
+    /// Start and length of the marked text in `snippet`, in bytes.
     #[serde(skip)]
     pub mark: (usize, usize),
 }
@@ -58,7 +58,7 @@ impl miette::Diagnostic for Diagnostic {
     }
 }
 
-/// The snippet is all of the source that is ever shown.
+/// The source is the snippet alone, so that nothing else of the file is ever shown.
 impl SourceCode for Diagnostic {
     fn read_span<'a>(
         &'a self,
@@ -77,7 +77,7 @@ impl SourceCode for Diagnostic {
     }
 }
 
-/// Problems without their file: a place in the text and the words.
+/// A diagnostic before its file is known: a range of the text and the messages.
 #[derive(Clone, Debug)]
 pub(crate) struct SpannedDiagnostic {
     pub(crate) span: Range<usize>,
@@ -97,16 +97,17 @@ impl SpannedDiagnostic {
     }
 }
 
-/// A file's text with what is secret in it painted over, and where its lines start.
-pub(crate) struct Source {
+/// The text of a file with its secrets masked.
+pub(crate) struct MaskedSource {
     file: String,
     text: String,
+    /// Where each line starts.
     lines: Vec<usize>,
 }
 
-impl Source {
-    /// `secrets` are the places of keys and seeds; besides them any long run of hex digits is
-    /// hidden, since in a file that does not parse nobody knows what is a key.
+impl MaskedSource {
+    /// Masks the ranges in `secrets`, and every long run of hex digits: in a file that does not parse,
+    /// the ranges of keys are unknown.
     pub(crate) fn new(file: &Path, text: &str, secrets: &[Range<usize>]) -> Self {
         let mut bytes = text.as_bytes().to_vec();
         for span in secrets {
@@ -125,27 +126,31 @@ impl Source {
                 text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1),
             )
             .collect();
-        // Painting over part of a character leaves bytes that are no text.
+        // Masking a part of a character leaves invalid UTF-8.
         let text = String::from_utf8_lossy(&bytes).into_owned();
         Self { file: file.display().to_string(), text, lines }
     }
 
-    /// Line and column, from 1, of a byte of the text.
+    /// The line and column, from 1, of a byte of the text.
     pub(crate) fn place(&self, at: usize) -> (usize, usize) {
-        let at = floor(&self.text, at);
+        let at = char_start(&self.text, at);
         let line = self.lines.partition_point(|&start| start <= at).max(1);
         let column = self.text[self.lines[line - 1]..at].chars().count() + 1;
         (line, column)
     }
 
-    pub(crate) fn problem(&self, finding: SpannedDiagnostic) -> Diagnostic {
+    /// The diagnostic with its file, line, column and snippet.
+    pub(crate) fn locate(&self, finding: SpannedDiagnostic) -> Diagnostic {
         let (line, column) = self.place(finding.span.start);
         let start = self.lines[line - 1];
         let whole = self.text[start..].lines().next().unwrap_or("");
-        let at = floor(&self.text, finding.span.start) - start;
+        let at = char_start(&self.text, finding.span.start) - start;
         let at = at.min(whole.len());
-        let (from, to) = if whole.len() > SNIPPET {
-            (floor(whole, at.saturating_sub(SNIPPET / 2)), floor(whole, at + SNIPPET / 2))
+        let (from, to) = if whole.len() > MAX_SNIPPET {
+            (
+                char_start(whole, at.saturating_sub(MAX_SNIPPET / 2)),
+                char_start(whole, at + MAX_SNIPPET / 2),
+            )
         } else {
             (0, whole.len())
         };
@@ -164,12 +169,12 @@ impl Source {
     }
 }
 
-/// The start of the character that byte `at` is part of, or the text's end.
-fn floor(text: &str, at: usize) -> usize {
+/// The start of the character that contains byte `at`, or the end of the text.
+fn char_start(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
-/// A table file that cannot be used.
+/// Why a table file cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The file could not be read.
@@ -177,21 +182,21 @@ pub enum LoadError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error.
         source: std::io::Error,
     },
-    /// The file was read and says something wrong; every problem in it, in the file's order.
-    #[error("{}", listed(problems))]
+    /// The file is invalid.
+    #[error("{}", one_line_each(problems))]
     Invalid {
         /// The file.
         path: PathBuf,
-        /// At least one.
+        /// All errors, in the file's order; at least one.
         problems: Vec<Diagnostic>,
     },
 }
 
 impl LoadError {
-    /// What is wrong in the file; empty if it could not be read.
+    /// The errors in the file; empty if it could not be read.
     #[must_use]
     pub fn problems(&self) -> &[Diagnostic] {
         match self {
@@ -200,36 +205,35 @@ impl LoadError {
         }
     }
 
-    /// The whole report with snippets, for people; that it is an error, the caller says. `color` if
-    /// it goes to a terminal.
+    /// Formats all errors with snippets, without an `error:` prefix. Use `color` for terminals.
     #[must_use]
     pub fn render(&self, color: bool) -> String {
         match self {
             Self::Io { .. } => format!("{self}\n"),
             Self::Invalid { path, problems } => {
                 let mut out = render(problems, color);
-                let many = if problems.len() == 1 {
+                let count = if problems.len() == 1 {
                     "1 error".to_owned()
                 } else {
                     format!("{} errors", problems.len())
                 };
-                if problems.len() > PRINTED {
-                    out.push_str(&format!("… and {} more\n", problems.len() - PRINTED));
+                if problems.len() > MAX_PRINTED {
+                    out.push_str(&format!("… and {} more\n", problems.len() - MAX_PRINTED));
                 }
-                out.push_str(&format!("{}: {many}\n", path.display()));
+                out.push_str(&format!("{}: {count}\n", path.display()));
                 out
             }
         }
     }
 }
 
-/// Problems (or warnings) with their snippets, for people; no more than 50 of them.
+/// Formats diagnostics with snippets, at most 50.
 #[must_use]
 pub fn render(problems: &[Diagnostic], color: bool) -> String {
     let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
     let handler = GraphicalReportHandler::new_themed(theme).with_width(100);
     let mut out = String::new();
-    for problem in problems.iter().take(PRINTED) {
+    for problem in problems.iter().take(MAX_PRINTED) {
         if handler.render_report(&mut out, problem).is_err() {
             out.push_str(&problem.to_string());
         }
@@ -238,15 +242,15 @@ pub fn render(problems: &[Diagnostic], color: bool) -> String {
     out
 }
 
-/// One line for each problem, for logs.
-fn listed(problems: &[Diagnostic]) -> String {
+/// Formats diagnostics as one line each, for logs.
+fn one_line_each(problems: &[Diagnostic]) -> String {
     let mut out = String::new();
-    for (i, problem) in problems.iter().take(PRINTED).enumerate() {
+    for (i, problem) in problems.iter().take(MAX_PRINTED).enumerate() {
         let newline = if i == 0 { "" } else { "\n" };
         out.push_str(&format!("{newline}{problem} ({}); {}", problem.found, problem.help));
     }
-    if problems.len() > PRINTED {
-        out.push_str(&format!("\n… and {} more", problems.len() - PRINTED));
+    if problems.len() > MAX_PRINTED {
+        out.push_str(&format!("\n… and {} more", problems.len() - MAX_PRINTED));
     }
     out
 }

@@ -1,7 +1,7 @@
-//! What changes between two sets of tables, row by row.
+//! Compares two table sets, row by row.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
 };
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::{Backend, Bind, BuiltTable, ROWS, RowCache, TableSet};
 
-/// What changes from one set to another.
+/// The difference between two table sets.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Diff {
     /// Tables that are in both sets and differ.
@@ -20,50 +20,50 @@ pub struct Diff {
     pub removed: Vec<String>,
 }
 
-/// What changes in one table.
+/// The difference between two versions of a table.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TableDiff {
-    /// Its name.
+    /// The table's name.
     pub name: String,
-    /// Settings that differ, in words (keys are named and not shown).
+    /// Settings that differ, with old and new value. Keys are named and not shown.
     pub settings: Vec<String>,
     /// Binds that only the new table has.
     pub binds_added: Vec<String>,
     /// Binds that only the old table has.
     pub binds_removed: Vec<String>,
-    /// Backends of either, by address; only those that change.
+    /// Backends that change or gain or lose rows, by address.
     pub backends: Vec<BackendDiff>,
-    /// Rows with another first hop, of 65,536.
+    /// Number of rows, of 65,536, whose first hop differs.
     pub first_hop_changes: usize,
-    /// Rows that lose a backend that was in them.
+    /// Number of rows that a backend leaves.
     pub rows_losing: usize,
-    /// Rows that are not the same, be it in order only.
+    /// Number of rows that differ, including rows that differ in order only.
     pub rows_changed: usize,
-    /// The hash of flows differs, so that each flow may come to any row: rows are then compared
-    /// with rows of the same number, which says little about flows.
-    pub flows_move: bool,
+    /// The flow hash differs, so each flow may move to any row. The counts still compare rows of equal
+    /// number, and then say little about flows.
+    pub flow_hash_changes: bool,
 }
 
 /// What one backend gains and loses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BackendDiff {
-    /// Its address.
+    /// The backend's address.
     pub address: IpAddr,
-    /// What is said of it before, if it is there.
+    /// Its state, health, weight and zone in the old table; `None` if it is not there.
     pub before: Option<String>,
-    /// What is said of it after.
+    /// The same in the new table.
     pub after: Option<String>,
-    /// Rows in which it is newly first.
+    /// Number of rows in which it becomes the first hop.
     pub first_gained: usize,
-    /// Rows in which it is no longer first.
+    /// Number of rows in which it stops being the first hop.
     pub first_lost: usize,
-    /// Rows in which it newly stands.
+    /// Number of rows that it enters.
     pub rows_gained: usize,
-    /// Rows in which it no longer stands.
+    /// Number of rows that it leaves.
     pub rows_lost: usize,
 }
 
-/// Compares two sets.
+/// Compares two table sets.
 #[must_use]
 pub fn diff(old: &TableSet, new: &TableSet) -> Diff {
     let (old_built, new_built) = (RowCache::default().build(old), RowCache::default().build(new));
@@ -84,39 +84,39 @@ pub fn diff(old: &TableSet, new: &TableSet) -> Diff {
     out
 }
 
-fn said(backend: &Backend) -> String {
-    let mut said =
+fn describe(backend: &Backend) -> String {
+    let mut text =
         format!("{}, {}", backend.state, if backend.healthy { "healthy" } else { "unhealthy" });
     if backend.weight != 1 {
-        said.push_str(&format!(", weight {}", backend.weight));
+        text.push_str(&format!(", weight {}", backend.weight));
     }
     if !backend.zone.is_empty() {
-        said.push_str(&format!(", zone {}", backend.zone));
+        text.push_str(&format!(", zone {}", backend.zone));
     }
-    said
+    text
 }
 
 fn settings(old: &BuiltTable, new: &BuiltTable) -> Vec<String> {
     let (old, new) = (&old.table, &new.table);
     let names = |fields| crate::hash_field_names(fields).join(", ");
     let mut out = Vec::new();
-    let mut say = |differs: bool, what: String| out.extend(differs.then_some(what));
-    say(old.hash_key != new.hash_key, "hash_key".into());
-    say(old.seed != new.seed, "seed".into());
-    say(old.alt_hash_key != new.alt_hash_key, "alt_hash_key".into());
-    say(old.alt_seed != new.alt_seed, "alt_seed".into());
+    let mut add = |differs: bool, what: String| out.extend(differs.then_some(what));
+    add(old.hash_key != new.hash_key, "hash_key differs".into());
+    add(old.seed != new.seed, "seed differs".into());
+    add(old.alt_hash_key != new.alt_hash_key, "alt_hash_key differs".into());
+    add(old.alt_seed != new.alt_seed, "alt_seed differs".into());
     let fields = format!("hash_fields: {} → {}", names(old.hash_fields), names(new.hash_fields));
-    say(old.hash_fields != new.hash_fields, fields);
+    add(old.hash_fields != new.hash_fields, fields);
     let alternative = |fields: Option<crate::HashFields>| fields.map_or("none".into(), names);
     let fields = format!(
         "alt_hash_fields: {} → {}",
         alternative(old.alt_hash_fields),
         alternative(new.alt_hash_fields)
     );
-    say(old.alt_hash_fields != new.alt_hash_fields, fields);
-    say(old.hops != new.hops, format!("hops: {} → {}", old.hops, new.hops));
-    say(old.order != new.order, format!("order: {:?} → {:?}", old.order, new.order).to_lowercase());
-    say(old.healthchecks != new.healthchecks, "healthchecks".into());
+    add(old.alt_hash_fields != new.alt_hash_fields, fields);
+    add(old.hops != new.hops, format!("hops: {} → {}", old.hops, new.hops));
+    add(old.order != new.order, format!("order: {} → {}", old.order, new.order));
+    add(old.healthchecks != new.healthchecks, "healthchecks differ".into());
     out
 }
 
@@ -124,19 +124,20 @@ fn table(old: &BuiltTable, new: &BuiltTable) -> TableDiff {
     let binds =
         |of: &BuiltTable| of.table.binds.iter().map(Bind::to_string).collect::<BTreeSet<_>>();
     let (old_binds, new_binds) = (binds(old), binds(new));
-    let addresses = |of: &BuiltTable| {
-        of.table.backends.iter().map(|backend| backend.address).collect::<Vec<_>>()
+    let addresses = |of: &BuiltTable| -> Vec<IpAddr> {
+        of.table.backends.iter().map(|backend| backend.address).collect()
     };
     let (old_addresses, new_addresses) = (addresses(old), addresses(new));
-    let mut backends: BTreeMap<IpAddr, BackendDiff> = BTreeMap::new();
+    let describe_all = |of: &BuiltTable| -> HashMap<IpAddr, String> {
+        of.table.backends.iter().map(|backend| (backend.address, describe(backend))).collect()
+    };
+    let (mut described_before, mut described_after) = (describe_all(old), describe_all(new));
+    let mut backends: HashMap<IpAddr, BackendDiff> = HashMap::new();
     for address in old_addresses.iter().chain(&new_addresses) {
-        let said = |of: &BuiltTable| {
-            of.table.backends.iter().find(|backend| backend.address == *address).map(said)
-        };
         backends.entry(*address).or_insert_with(|| BackendDiff {
             address: *address,
-            before: said(old),
-            after: said(new),
+            before: described_before.remove(address),
+            after: described_after.remove(address),
             first_gained: 0,
             first_lost: 0,
             rows_gained: 0,
@@ -177,16 +178,18 @@ fn table(old: &BuiltTable, new: &BuiltTable) -> TableDiff {
             || backend.first_gained + backend.first_lost + backend.rows_gained + backend.rows_lost
                 > 0
     };
+    let mut backends: Vec<BackendDiff> = backends.into_values().filter(changes).collect();
+    backends.sort_unstable_by_key(|backend| backend.address);
     TableDiff {
         name: new.table.name.clone(),
         settings: settings(old, new),
         binds_added: new_binds.difference(&old_binds).cloned().collect(),
         binds_removed: old_binds.difference(&new_binds).cloned().collect(),
-        backends: backends.into_values().filter(changes).collect(),
+        backends,
         first_hop_changes,
         rows_losing,
         rows_changed,
-        flows_move: old.table.hash_key != new.table.hash_key
+        flow_hash_changes: old.table.hash_key != new.table.hash_key
             || old.table.hash_fields != new.table.hash_fields,
     }
 }

@@ -1,22 +1,23 @@
-//! What two directors must have in common, in one word each.
+//! Digests that tell whether two directors have the same tables.
 
 use sha2::{Digest as _, Sha256};
 
 use crate::{Backend, Key, Table, TableSet, serialize::bind_address};
 
-/// Two digests of a table or of a set. Neither depends on the order of a file, nor shows a key.
+/// The digests of a table or table set. They do not depend on the order of the file and do not reveal
+/// keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Digest {
-    /// Of seeds, keys, hash fields, hops, order, binds, and the backends with their weights and
-    /// zones: must be equal on all directors of a fleet.
+    /// Digest of seeds, keys, hash fields, hops, order, binds, backends, weights and zones. It must be
+    /// equal on all directors of a fleet.
     #[serde(serialize_with = "as_hex")]
     pub membership: [u8; 32],
-    /// Of states and health: may differ for the moment that a change takes to get round.
+    /// Digest of states and health. It may differ while a change is being distributed.
     #[serde(serialize_with = "as_hex")]
     pub order: [u8; 32],
 }
 
-/// A digest's hex digits.
+/// Formats a digest as hex digits.
 #[must_use]
 pub fn hex(digest: &[u8; 32]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -26,7 +27,7 @@ fn as_hex<S: serde::Serializer>(digest: &[u8; 32], serializer: S) -> Result<S::O
     serializer.serialize_str(&hex(digest))
 }
 
-/// Texts with their lengths, so that no two lists of texts give the same bytes.
+/// Hashes byte strings with their lengths, so that different lists never give the same input.
 struct Hasher(Sha256);
 
 impl Hasher {

@@ -1,4 +1,4 @@
-//! GLB's binary table, `GLBD` version 2: little endian, packed, 256 slots for backends and binds.
+//! GLB's binary table format, `GLBD` version 2: little-endian, packed, 256 slots for backends and binds.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,41 +8,40 @@ use crate::{Backend, Bind, HashFields, Key, Proto, ROWS, Rows, State, Table, Tab
 
 const MAGIC: &[u8; 4] = b"GLBD";
 const VERSION: u32 = 2;
-/// Slots for backends and for binds in each table.
+/// Number of backend slots, and of bind slots, in each table.
 pub const SLOTS: usize = 256;
 const HEADER: usize = 24;
 const BACKEND: usize = 24;
 const BIND: usize = 28;
 const TABLE: usize = 4 + SLOTS * BACKEND + 4 + SLOTS * BIND + 16 + ROWS * 8;
 
-/// Why a table set cannot be a GLBD file, or bytes are not one.
+/// Why a table set cannot be exported, or bytes cannot be imported.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GlbdError {
-    /// The set holds what the format has no place for.
+    /// The format cannot hold the table.
     #[error("table \"{table}\" {what}; {help}")]
     Export {
-        /// Which table.
+        /// The name of the table.
         table: String,
-        /// What does not fit.
+        /// What the format cannot hold.
         what: String,
-        /// What to do about it.
+        /// What to do.
         help: &'static str,
     },
-    /// The bytes are wrong.
+    /// The bytes are not a valid GLBD file.
     #[error("byte {at}: {what}")]
     Import {
-        /// Where in the file.
+        /// The offset in the file.
         at: usize,
-        /// What is wrong there.
+        /// What is wrong.
         what: String,
     },
 }
 
-/// A GLBD file's bytes.
+/// Exports a table set as a GLBD file.
 ///
 /// # Errors
-/// The format holds 256 IPv4 backends and 256 binds per table, two hops and one key; a set that
-/// needs more is refused.
+/// When a table has more than the format holds: 256 IPv4 backends, 256 binds, two hops, one key.
 pub fn export(set: &TableSet) -> Result<Vec<u8>, GlbdError> {
     for table in &set.tables {
         fits(table)?;
@@ -91,7 +90,7 @@ fn fits(table: &Table) -> Result<(), GlbdError> {
     Ok(())
 }
 
-/// What a GLB director must be told besides, because the file does not hold it.
+/// The settings of a table that a GLBD file does not hold and GLB's director.conf needs.
 #[must_use]
 pub fn notes(table: &Table) -> Vec<String> {
     let mut notes = Vec::new();
@@ -140,7 +139,7 @@ fn write_table(out: &mut Vec<u8>, table: &Table) {
     let rows = table.rows();
     for row in rows.iter() {
         let first = row.first().copied().unwrap_or_default();
-        // One backend: the second hop is the first (GLB's backends take that).
+        // With one usable backend the second hop repeats the first; GLB's backends accept that.
         let second = row.get(1).copied().unwrap_or(first);
         out.extend((u64::from(second) << 32 | u64::from(first)).to_le_bytes());
     }
@@ -161,34 +160,33 @@ fn write_address(out: &mut Vec<u8>, address: IpAddr) {
     out.extend(bytes);
 }
 
-/// A table as a GLBD file holds it: everything but its name, its seed, its hash fields and weights.
+/// A table of a GLBD file: everything except name, seed, hash fields and weights.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Imported {
-    /// Backends; one that is in no row was inactive, for the file writes that as draining.
+pub struct GlbdTable {
+    /// The backends. The format writes inactive as draining, so a draining one in no row is inactive.
     pub backends: Vec<Backend>,
-    /// Binds. Host bits that GLB leaves in a network are cut off.
+    /// The binds. Host bits, which GLB leaves in a prefix, are cleared.
     pub binds: Vec<Bind>,
     /// The hash key.
     pub hash_key: Key,
-    /// The rows, of two hops, or of one if every row names the same backend twice.
+    /// The rows, with two hops, or with one if every row repeats its backend.
     pub rows: Rows,
 }
 
-/// Whether these bytes are meant to be a GLBD file.
+/// Whether the bytes begin like a GLBD file.
 #[must_use]
 pub fn is_glbd(bytes: &[u8]) -> bool {
     bytes.starts_with(MAGIC)
 }
 
-/// Reads a GLBD file.
+/// Imports a GLBD file.
 ///
 /// # Errors
-/// Anything that a director could stumble over: a wrong size, an index without a backend, an
-/// unknown state. The place is a byte of the file.
-pub fn import(bytes: &[u8]) -> Result<Vec<Imported>, GlbdError> {
+/// When anything is inconsistent: the size, an index without a backend, an unknown state.
+pub fn import(bytes: &[u8]) -> Result<Vec<GlbdTable>, GlbdError> {
     let wrong = |at, what: String| Err(GlbdError::Import { at, what });
     if !is_glbd(bytes) {
-        return wrong(0, "this does not start with GLBD".into());
+        return wrong(0, "the file does not start with GLBD".into());
     }
     let Some(header) = bytes.first_chunk::<HEADER>() else {
         return wrong(bytes.len(), format!("the header of {HEADER} bytes is cut short"));
@@ -218,7 +216,7 @@ pub fn import(bytes: &[u8]) -> Result<Vec<Imported>, GlbdError> {
     bytes[HEADER..]
         .chunks_exact(TABLE)
         .enumerate()
-        .map(|(index, table)| Reader { bytes: table, base: HEADER + index * TABLE }.table())
+        .map(|(index, table)| TableReader { bytes: table, base: HEADER + index * TABLE }.table())
         .collect()
 }
 
@@ -230,13 +228,14 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// One table's bytes, and where they start in the file.
-struct Reader<'b> {
+/// Reads one table of a GLBD file.
+struct TableReader<'b> {
     bytes: &'b [u8],
+    /// Offset of the table in the file.
     base: usize,
 }
 
-impl Reader<'_> {
+impl TableReader<'_> {
     fn wrong<T>(&self, at: usize, what: String) -> Result<T, GlbdError> {
         Err(GlbdError::Import { at: self.base + at, what })
     }
@@ -244,7 +243,7 @@ impl Reader<'_> {
     fn count(&self, at: usize, what: &str) -> Result<usize, GlbdError> {
         let count = u32_at(self.bytes, at) as usize;
         if count == 0 || count > SLOTS {
-            return self.wrong(at, format!("{count} {what}; there must be 1 to {SLOTS}"));
+            return self.wrong(at, format!("there are {count} {what}; there must be 1 to {SLOTS}"));
         }
         Ok(count)
     }
@@ -288,8 +287,10 @@ impl Reader<'_> {
         };
         let (first, last) = (u16_at(self.bytes, at + 22), u16_at(self.bytes, at + 24));
         if first == 0 || first > last {
-            return self
-                .wrong(at + 22, format!("ports {first} to {last} are no range from 1 to 65535"));
+            return self.wrong(
+                at + 22,
+                format!("ports {first} to {last} are not a range from 1 to 65535"),
+            );
         }
         let proto = match self.bytes[at + 26] {
             6 => Proto::Tcp,
@@ -302,14 +303,16 @@ impl Reader<'_> {
         Ok(Bind { prefix: prefix.trunc(), proto, ports: first..=last })
     }
 
-    fn table(&self) -> Result<Imported, GlbdError> {
+    fn table(&self) -> Result<GlbdTable, GlbdError> {
         let count = self.count(0, "backends")?;
         let mut backends =
             (0..count).map(|i| self.backend(4 + i * BACKEND)).collect::<Result<Vec<_>, _>>()?;
         for (i, backend) in backends.iter().enumerate() {
             if backends[..i].iter().any(|other| other.address == backend.address) {
-                return self
-                    .wrong(4 + i * BACKEND, format!("backend {} stands twice", backend.address));
+                return self.wrong(
+                    4 + i * BACKEND,
+                    format!("backend {} is listed twice", backend.address),
+                );
             }
         }
         let binds_at = 4 + SLOTS * BACKEND;
@@ -343,14 +346,14 @@ impl Reader<'_> {
                 backend.state = State::Inactive;
             }
         }
-        Ok(Imported { backends, binds, hash_key, rows })
+        Ok(GlbdTable { backends, binds, hash_key, rows })
     }
 }
 
-impl Imported {
-    /// The whole table, once its name and seed are known.
+impl GlbdTable {
+    /// The table, with the name and seed that the file does not hold.
     #[must_use]
-    pub fn with(&self, name: &str, seed: Key) -> Table {
+    pub fn with_name_and_seed(&self, name: &str, seed: Key) -> Table {
         Table {
             name: name.to_owned(),
             hash_key: self.hash_key,
@@ -367,7 +370,7 @@ impl Imported {
         }
     }
 
-    /// How many of the file's rows this table does not build.
+    /// The number of rows in which the file and this table differ.
     #[must_use]
     pub fn differing_rows(&self, table: &Table) -> usize {
         let rows = table.rows();

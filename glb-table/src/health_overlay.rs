@@ -1,5 +1,5 @@
-//! A table with the health checker's findings entered: the source's text, word for word, with
-//! `healthy` (and, where a backend asked for it, `state`) of each backend set.
+//! Writes health check results into the text of a table file. Only `healthy` and `state` of backends
+//! change; everything else in the text stays.
 
 use std::{ops::Range, path::Path};
 
@@ -8,36 +8,39 @@ use crate::{
     syntax::{self, Entry, Node, Value},
 };
 
-/// What is found about one backend.
+/// The health check result of one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HealthResult {
-    /// Whether it can take connections.
+    /// Whether the backend can take connections.
     pub healthy: bool,
     /// The state to write.
     pub state: State,
 }
 
-/// The source text with the findings entered, one list for each table and one finding for each
-/// backend, in the file's order. Comments, order, spaces and unknown `healthchecks` stay.
+/// Returns the text with the results written into it. `results` has one list per table with one result
+/// per backend, in the file's order.
 ///
 /// # Errors
-/// The text is not a valid table, or (a fault of the caller) the findings are not of its shape.
-pub fn apply(path: &Path, text: &str, findings: &[Vec<HealthResult>]) -> Result<String, LoadError> {
+/// When the text is not a valid table, or the numbers of results and backends differ.
+pub fn apply(path: &Path, text: &str, results: &[Vec<HealthResult>]) -> Result<String, LoadError> {
     let form = Format::of_path(path);
     let tables = parse_bytes(path, form, text.as_bytes())?;
     let shape = |set: &TableSet| set.tables.iter().map(|t| t.backends.len()).collect::<Vec<_>>();
-    let given: Vec<usize> = findings.iter().map(Vec::len).collect();
+    let given: Vec<usize> = results.iter().map(Vec::len).collect();
     if shape(&tables) != given {
-        let message = format!("findings for {given:?} backends, the file has {:?}", shape(&tables));
+        let message = format!(
+            "there are results for {given:?} backends, and the file has {:?}",
+            shape(&tables)
+        );
         let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, message);
         return Err(LoadError::Io { path: path.to_owned(), source });
     }
-    // A valid file has these places, in the order of the model.
+    // The syntax tree of a valid file has the same order as the model.
     let root = syntax::parse(form, text, &mut Vec::new());
     let mut edits = Vec::new();
-    for (table, findings) in root.iter().flat_map(|root| items(root, "tables")).zip(findings) {
-        for (backend, finding) in items(table, "backends").iter().zip(findings) {
-            edit(form, text, backend, *finding, &mut edits);
+    for (table, results) in root.iter().flat_map(|root| items(root, "tables")).zip(results) {
+        for (backend, result) in items(table, "backends").iter().zip(results) {
+            edit(form, text, backend, *result, &mut edits);
         }
     }
     edits.sort_by_key(|(place, _)| place.start);
@@ -57,14 +60,14 @@ fn edit(
     form: Format,
     text: &str,
     backend: &Node,
-    finding: HealthResult,
+    result: HealthResult,
     edits: &mut Vec<(Range<usize>, String)>,
 ) {
     let Some(state) = entry(backend, "state") else { return };
-    if !matches!(&state.node.value, Value::Str(name) if name == finding.state.name()) {
-        edits.push((state.node.span.clone(), format!("\"{}\"", finding.state)));
+    if !matches!(&state.node.value, Value::Str(name) if name == result.state.name()) {
+        edits.push((state.node.span.clone(), format!("\"{}\"", result.state)));
     }
-    let healthy = finding.healthy;
+    let healthy = result.healthy;
     match entry(backend, "healthy") {
         Some(found) => {
             if !matches!(found.node.value, Value::Bool(is) if is == healthy) {
@@ -72,7 +75,7 @@ fn edit(
             }
         }
         None => {
-            // Before the state's key, so that a comment after the state stays with it.
+            // Inserted before the state, so that a comment behind the state stays there.
             let at = state.key_span.start;
             let line = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
             let indent = &text[line..at];
@@ -88,7 +91,7 @@ fn edit(
     }
 }
 
-/// Whether a TOML table stands in braces.
+/// Whether a backend is an inline TOML table.
 fn inline(text: &str, backend: &Node) -> bool {
     text[backend.span.clone()].starts_with('{')
 }
@@ -113,8 +116,8 @@ mod tests {
     const DOWN: HealthResult = HealthResult { healthy: false, state: State::Active };
     const DRAIN: HealthResult = HealthResult { healthy: true, state: State::Draining };
 
-    fn apply_to(file: &str, text: &str, findings: &[Vec<HealthResult>]) -> String {
-        apply(Path::new(file), text, findings).unwrap()
+    fn apply_to(file: &str, text: &str, results: &[Vec<HealthResult>]) -> String {
+        apply(Path::new(file), text, results).unwrap()
     }
 
     const HEAD: &str = "[[tables]]\nname = \"a\" # a comment\nhash_key = \
@@ -122,7 +125,7 @@ mod tests {
          [[tables.binds]]\nip = \"203.0.113.10\"\nproto = \"tcp\"\nport = 80\n";
 
     #[test]
-    fn toml_keeps_all_but_health() {
+    fn toml_text_changes_in_health_and_state_only() {
         let text = format!(
             "{HEAD}[[tables.backends]]\n  ip = \"10.0.0.1\"\n  state = \"active\" # why\n\
              [[tables.backends]] # second\nhealthy = true\nip = \"10.0.0.2\"\nstate = \"active\"\n\
@@ -139,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn inline_toml_and_json() {
+    fn inline_toml_and_json_are_edited_in_place() {
         let head = HEAD.replace("[[tables.binds]]", "");
         let head = head.split("ip =").next().unwrap();
         let text = format!(
@@ -160,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn findings_of_another_shape_are_refused() {
+    fn results_for_other_backends_are_refused() {
         let text = format!("{HEAD}[[tables.backends]]\nip = \"10.0.0.1\"\nstate = \"active\"\n");
         assert!(apply(Path::new("t.toml"), &text, &[vec![UP, UP]]).is_err());
         assert!(apply(Path::new("t.toml"), "nonsense", &[vec![UP]]).is_err());

@@ -1,14 +1,14 @@
-//! 16-byte secrets: hash keys and seeds.
+//! Hash keys and seeds: 16 secret bytes.
 
 use std::fmt;
 
-/// A 16-byte SipHash key: a table's `hash_key` or `seed`. Who knows it can aim flows at one
+/// A SipHash key: a table's `hash_key` or `seed`. A client that knows it can direct all its flows to one
 /// backend, so neither `Debug` nor `Display` shows it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key([u8; 16]);
 
 impl Key {
-    /// A key of these bytes.
+    /// A key with these bytes.
     #[must_use]
     pub const fn new(bytes: [u8; 16]) -> Self {
         Self(bytes)
@@ -20,14 +20,15 @@ impl Key {
         self.0
     }
 
-    /// The two little-endian words that SipHash starts from.
+    /// The key as the two little-endian words that SipHash uses.
     #[must_use]
     pub fn words(&self) -> [u64; 2] {
         let (low, high) = self.0.split_at(8);
         [word(low), word(high)]
     }
 
-    /// Exactly 32 hex digits and nothing else: no sign, space or `0x` (GLB's fault T8).
+    /// Parses exactly 32 hex digits: no sign, space or `0x` (GLB takes them: fault T8 in
+    /// `docs/glb-faults.md`).
     #[must_use]
     pub fn from_hex(text: &str) -> Option<Self> {
         if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -41,7 +42,7 @@ impl Key {
         Some(Self(bytes))
     }
 
-    /// The 32 hex digits, for writing a table back to a file and for nothing else.
+    /// The key as 32 hex digits. Use this only to write a table file.
     #[must_use]
     pub fn to_hex(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -69,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hex_is_taken_strictly_and_given_back() {
+    fn only_32_hex_digits_are_a_key() {
         let key = Key::from_hex("000102030405060708090a0b0c0d0eFF").unwrap();
         assert_eq!(key.to_hex(), "000102030405060708090a0b0c0d0eff");
         assert_eq!(key.words(), [0x0706_0504_0302_0100, 0xff0e_0d0c_0b0a_0908]);

@@ -1,4 +1,4 @@
-//! One flow's way through the tables, with the reasons.
+//! Looks up the hops of a flow, with the reasons for them.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use crate::{Backend, Bind, HashFields, Key, Order, Proto, Ranks, State, Table, T
 /// A flow to look up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowQuery {
-    /// The client.
+    /// The client's address.
     pub source: IpAddr,
     /// The client's port, if it is known.
     pub source_port: Option<u16>,
@@ -25,53 +25,53 @@ pub struct FlowQuery {
     pub proto: Proto,
 }
 
-/// Where a flow goes.
+/// The hops of a flow, and how they were found.
 #[derive(Clone, Debug, Serialize)]
 pub struct FlowRoute {
-    /// The table.
+    /// The name of the table.
     pub table: String,
-    /// The bind that the flow falls under.
+    /// The bind that matches the flow.
     pub bind: String,
-    /// The row by the table's own hash.
+    /// The row that the table's hash selects.
     pub main: RowChoice,
-    /// The row by the alternative hash, whose hops follow.
+    /// The row that the alternative hash selects; its hops follow those of `main`.
     pub alternative: Option<RowChoice>,
-    /// All hops in order, as a packet carries them.
+    /// All hops, in the order in which a packet carries them.
     pub hops: Vec<Hop>,
 }
 
-/// One row, and why it is as it is.
+/// A row of a flow, with the reasons for its order.
 #[derive(Clone, Debug, Serialize)]
 pub struct RowChoice {
-    /// The 64-bit hash, in hex.
+    /// The 64-bit flow hash, in hex digits.
     pub hash: String,
-    /// The row: its low 16 bits.
+    /// The row: the low 16 bits of the hash.
     pub row: u16,
     /// The fields that were hashed.
     pub hash_fields: Vec<&'static str>,
     /// The row's hops.
     pub hops: Vec<Hop>,
-    /// Why they stand in this order.
+    /// The reasons for the order of the hops.
     pub why: Vec<String>,
 }
 
 /// A hop of a row.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Hop {
-    /// The backend.
+    /// The backend's address.
     pub address: IpAddr,
     /// Its state.
     pub state: State,
     /// Its health.
     pub healthy: bool,
-    /// Its place among all backends of the table in this row, from 1, by score alone.
+    /// Its rank in this row among all backends of the table, from 1.
     pub rank: usize,
 }
 
-/// Why a flow has no answer.
+/// Why a flow cannot be looked up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {
-    /// Client and VIP of different families.
+    /// Client and VIP have different address families.
     #[error("{source_address} and {vip} are of different address families")]
     Families {
         /// The client.
@@ -79,33 +79,33 @@ pub enum LookupError {
         /// The VIP.
         vip: IpAddr,
     },
-    /// No bind names it.
-    #[error("no bind is for {what}; the director lets such packets pass")]
+    /// No bind matches.
+    #[error("no bind matches {what}; the director passes such packets to its own kernel")]
     NoBind {
-        /// What was asked.
+        /// The VIP, protocol and port.
         what: String,
     },
-    /// Several tables serve the VIP.
-    #[error("{vip} has several binds ({binds}): say which port is meant, as {vip}:PORT")]
+    /// The VIP has several ports.
+    #[error("{vip} has several binds ({binds}): give the port, as {vip}:PORT")]
     WhichPort {
         /// The VIP.
         vip: IpAddr,
         /// Its binds.
         binds: String,
     },
-    /// The hash needs a port.
-    #[error("table \"{table}\" hashes {field}: say which it is, as {example}")]
+    /// The hash needs a port that was not given.
+    #[error("table \"{table}\" hashes {field}: give the port, as {example}")]
     NeedsPort {
         /// The table.
         table: String,
-        /// Which field.
+        /// The name of the hash field.
         field: &'static str,
-        /// How to give it.
+        /// An address with a port.
         example: String,
     },
 }
 
-/// The bind that a packet falls under: the longest prefix that has its port.
+/// The bind that matches a packet: the one with the longest prefix among those with its port.
 #[must_use]
 pub fn matching_bind(
     set: &TableSet,
@@ -116,7 +116,7 @@ pub fn matching_bind(
     matching_bind_among(set.tables.iter(), vip, port, proto)
 }
 
-/// The bind that a packet falls under, among any tables: the longest prefix that has its port.
+/// Like [`matching_bind`], among any tables.
 pub fn matching_bind_among<'t>(
     tables: impl Iterator<Item = &'t Table>,
     vip: IpAddr,
@@ -131,28 +131,28 @@ pub fn matching_bind_among<'t>(
         .max_by_key(|(_, bind)| bind.prefix.prefix_len())
 }
 
-/// Finds a flow's hops.
+/// Looks up the hops of a flow.
 ///
 /// # Errors
-/// No bind is for it, or it is not said well enough.
-pub fn lookup(set: &TableSet, question: &FlowQuery) -> Result<FlowRoute, LookupError> {
-    if question.source.is_ipv4() != question.vip.is_ipv4() {
-        return Err(LookupError::Families { source_address: question.source, vip: question.vip });
+/// When no bind matches, or the query lacks a port that the hash needs.
+pub fn lookup(set: &TableSet, query: &FlowQuery) -> Result<FlowRoute, LookupError> {
+    if query.source.is_ipv4() != query.vip.is_ipv4() {
+        return Err(LookupError::Families { source_address: query.source, vip: query.vip });
     }
-    let port = match question.port {
+    let port = match query.port {
         Some(port) => port,
-        None => only_port(set, question)?,
+        None => only_port(set, query)?,
     };
-    let what = || format!("{} {} port {port}", question.vip, question.proto);
-    let found = matching_bind(set, question.vip, port, question.proto);
+    let what = || format!("{} {} port {port}", query.vip, query.proto);
+    let found = matching_bind(set, query.vip, port, query.proto);
     let (table, bind) = found.ok_or_else(|| LookupError::NoBind { what: what() })?;
     let ranks = table.ranks();
-    let main = one(table, &ranks, table.hash_key, table.hash_fields, question, port)?;
+    let main = row_for(table, &ranks, table.hash_key, table.hash_fields, query, port)?;
     let alternative = if table.has_alternative() {
         let ranks = table.alt_seed.map(|seed| Ranks::new(seed, &table.backends)).unwrap_or(ranks);
         let key = table.alt_hash_key.unwrap_or(table.hash_key);
         let fields = table.alt_hash_fields.unwrap_or(table.hash_fields);
-        Some(one(table, &ranks, key, fields, question, port)?)
+        Some(row_for(table, &ranks, key, fields, query, port)?)
     } else {
         None
     };
@@ -161,33 +161,34 @@ pub fn lookup(set: &TableSet, question: &FlowQuery) -> Result<FlowRoute, LookupE
     Ok(FlowRoute { table: table.name.clone(), bind: bind.to_string(), main, alternative, hops })
 }
 
-/// The port of the only bind that the VIP has.
-fn only_port(set: &TableSet, question: &FlowQuery) -> Result<u16, LookupError> {
+/// The VIP's port, if its binds have only one.
+fn only_port(set: &TableSet, query: &FlowQuery) -> Result<u16, LookupError> {
     let binds = set.tables.iter().flat_map(|table| &table.binds);
     let all: Vec<&Bind> = binds
-        .filter(|bind| bind.proto == question.proto && bind.prefix.contains(&question.vip))
+        .filter(|bind| bind.proto == query.proto && bind.prefix.contains(&query.vip))
         .collect();
     match all[..] {
-        [] => Err(LookupError::NoBind { what: format!("{} {}", question.vip, question.proto) }),
+        [] => Err(LookupError::NoBind { what: format!("{} {}", query.vip, query.proto) }),
         [bind] if bind.ports.start() == bind.ports.end() => Ok(*bind.ports.start()),
         _ => {
             let binds = all.iter().map(|bind| bind.to_string()).collect::<Vec<_>>().join(", ");
-            Err(LookupError::WhichPort { vip: question.vip, binds })
+            Err(LookupError::WhichPort { vip: query.vip, binds })
         }
     }
 }
 
-fn one(
+/// The row that a hash selects.
+fn row_for(
     table: &Table,
     ranks: &Ranks,
     key: Key,
     fields: HashFields,
-    question: &FlowQuery,
+    query: &FlowQuery,
     port: u16,
 ) -> Result<RowChoice, LookupError> {
-    let source_port = match question.source_port {
+    let source_port = match query.source_port {
         None if fields.contains(HashFields::SRC_PORT) => {
-            let example = match question.source {
+            let example = match query.source {
                 IpAddr::V4(source) => format!("{source}:54321"),
                 IpAddr::V6(source) => format!("[{source}]:54321"),
             };
@@ -199,7 +200,7 @@ fn one(
         }
         port => port.unwrap_or_default(),
     };
-    let hash = hash(key, fields, question, source_port, port);
+    let hash = hash(key, fields, query, source_port, port);
     let row = (hash & 0xffff) as u16;
     let ranked = ranks.full(row);
     let chosen = table.choose(&ranked, true).unwrap_or_default();
@@ -213,21 +214,15 @@ fn one(
         row,
         hash_fields: crate::hash_field_names(fields),
         hops: chosen.iter().map(hop).collect(),
-        why: why(table, &ranked, &chosen),
+        why: reasons(table, &ranked, &chosen),
     })
 }
 
-/// The flow hash, as the director's program computes it.
+/// Computes the flow hash as the director's program does.
 #[must_use]
-pub fn hash(
-    key: Key,
-    fields: HashFields,
-    question: &FlowQuery,
-    source_port: u16,
-    port: u16,
-) -> u64 {
-    let protocol = question.proto.number();
-    let flow = match (question.source, question.vip) {
+pub fn hash(key: Key, fields: HashFields, query: &FlowQuery, source_port: u16, port: u16) -> u64 {
+    let protocol = query.proto.number();
+    let flow = match (query.source, query.vip) {
         (IpAddr::V4(source), IpAddr::V4(vip)) => {
             FiveTuple::new(V4::new(source.octets()), V4::new(vip.octets()), protocol)
         }
@@ -243,14 +238,14 @@ pub fn hash(
     flow_hash(key.words(), fields, &flow)
 }
 
-fn why(table: &Table, ranked: &[u16], chosen: &[u16]) -> Vec<String> {
+fn reasons(table: &Table, ranked: &[u16], chosen: &[u16]) -> Vec<String> {
     let backend = |index: &u16| &table.backends[usize::from(*index)];
-    let said = |backend: &Backend| match (backend.healthy, backend.state) {
+    let describe = |backend: &Backend| match (backend.healthy, backend.state) {
         (false, state) => format!("{} is unhealthy ({state})", backend.address),
         (true, state) => format!("{} is {state}", backend.address),
     };
     let mut why = Vec::new();
-    // As far down as anybody was chosen.
+    // The ranking, down to the last backend that was chosen.
     let last = ranked.iter().rposition(|index| chosen.contains(index)).unwrap_or(0);
     let names: Vec<String> =
         ranked.iter().take(last + 1).map(|index| backend(index).address.to_string()).collect();
@@ -259,36 +254,36 @@ fn why(table: &Table, ranked: &[u16], chosen: &[u16]) -> Vec<String> {
         let backend = backend(index);
         why.push(if backend.is_usable() {
             format!(
-                "{} is passed over: the last hop is of a zone that is not in the row yet",
+                "{} is skipped: the last hop must be in a zone that the row does not have yet",
                 backend.address
             )
         } else {
-            format!("{} is inactive, so in no row", backend.address)
+            format!("{} is skipped: it is inactive", backend.address)
         });
     }
     let by_rank: Vec<u16> = ranked.iter().copied().filter(|index| chosen.contains(index)).collect();
     if chosen.len() == 1 {
-        why.push("it is the only usable backend, so there is no second hop".into());
+        why.push("there is one usable backend, so there is no second hop".into());
     } else if by_rank == chosen {
-        why.push("the order is that of rank".into());
+        why.push("the hops are in the order of rank".into());
     } else if table.hops > 2 {
         why.push(
-            "who takes new connections stands first, then who is draining, then who is unhealthy"
+            "backends that take new connections come first, then draining ones, then unhealthy ones"
                 .into(),
         );
-        why.extend(by_rank.iter().map(|index| said(backend(index))));
+        why.extend(by_rank.iter().map(|index| describe(backend(index))));
     } else {
         let (first, second) = (backend(&by_rank[0]), backend(&by_rank[1]));
         let rule = match table.order {
             Order::HealthyFirst => {
-                format!("{} takes new connections, so it stands first", second.address)
+                format!("{} takes new connections, so it comes first", second.address)
             }
             Order::Glb => format!(
-                "{} is in the state active (order = \"glb\"), so it stands first",
+                "{} has the state active (order = \"glb\"), so it comes first",
                 second.address
             ),
         };
-        why.push(format!("{}, and {rule}", said(first)));
+        why.push(format!("{}, and {rule}", describe(first)));
     }
     why
 }

@@ -1,4 +1,4 @@
-//! What a table file means, once nothing in it is wrong.
+//! The model of a valid table file: table sets, tables, binds and backends.
 
 use std::{
     net::IpAddr,
@@ -14,85 +14,85 @@ use crate::{Diagnostic, HashFields, Key, LoadError, syntax::Format};
 
 /// Rows of every table: the low 16 bits of a flow's hash choose one.
 pub const ROWS: usize = 65_536;
-/// Most hops of a row.
+/// Largest number of hops of a row.
 pub const MAX_HOPS: u8 = 4;
-/// Most tables in one file.
+/// Largest number of tables in one file.
 pub const MAX_TABLES: usize = 1_024;
-/// Most backends of all tables together; a row holds 16-bit indices.
+/// Largest number of backends in all tables together; rows hold 16-bit indices.
 pub const MAX_BACKENDS: usize = 65_535;
-/// Most binds of all tables together; a range of ports is one bind.
+/// Largest number of binds in all tables together; a port range is one bind.
 pub const MAX_BINDS: usize = 65_536;
-/// Most bytes of rows of all tables together ([`Table::rows_bytes`]): what a director's program can
-/// address.
+/// Largest size in bytes of the rows of all tables together ([`Table::rows_bytes`]): what a director's
+/// BPF program can address.
 pub const MAX_ROWS_BYTES: usize = abi::MAX_ROWS * size_of::<TableRows>();
 /// Longest name of a table or a zone, in bytes.
 pub const MAX_NAME: usize = 63;
 /// Largest table file, in bytes.
 pub const MAX_FILE: u64 = 64 << 20;
 
-/// All tables of a file. Nothing in it is wrong, and no two binds claim the same packet.
+/// The tables of a valid file. No two binds match the same packet with equal prefix length.
 #[derive(Clone, Debug)]
 pub struct TableSet {
     /// The tables, in the file's order.
     pub tables: Vec<Table>,
-    /// What is allowed but doubtful.
+    /// Warnings about the file.
     pub warnings: Vec<Diagnostic>,
-    /// GLB's top-level `healthchecks`, which nothing here looks into.
+    /// GLB's top-level `healthchecks`, kept for the health checker.
     pub healthchecks: Option<Json>,
 }
 
-/// One table: what it answers for, and who serves it.
+/// A table: the binds that it serves, and its backends.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
-    /// Its name, unique in the file; counters belong to it.
+    /// The name, unique in the file. Counters are kept per name.
     pub name: String,
-    /// Keys the flow hash.
+    /// The key of the flow hash.
     pub hash_key: Key,
-    /// Keys the rank of backends in rows.
+    /// The key of the hash that ranks backends in rows.
     pub seed: Key,
-    /// What of a flow is hashed.
+    /// The fields of a packet that the flow hash covers.
     pub hash_fields: HashFields,
-    /// The fields before a migration: the row they lead to adds its hops.
+    /// The fields before a change of `hash_fields`. The row that they select adds its hops.
     pub alt_hash_fields: Option<HashFields>,
-    /// The hash key before a rotation: the row it leads to adds its hops.
+    /// The key before a rotation of `hash_key`. The row that it selects adds its hops.
     pub alt_hash_key: Option<Key>,
-    /// The seed before a rotation: its rows' hops are added.
+    /// The seed before a rotation of `seed`. Its rows add their hops.
     pub alt_seed: Option<Key>,
-    /// How many hops a row has, 2 to 4, if there are as many usable backends.
+    /// Number of hops of a row, 2 to 4. Rows have fewer if fewer backends are usable.
     pub hops: u8,
-    /// Which rule puts the hops of a row in order.
+    /// The rule for the order of hops.
     pub order: Order,
-    /// What packets are this table's.
+    /// The packets that the table serves.
     pub binds: Vec<Bind>,
-    /// Who serves them, all of one address family; a row's indices point here.
+    /// The backends, all of one address family. Rows hold indices into this list.
     pub backends: Vec<Backend>,
-    /// Checks for all backends, kept for the health checker.
+    /// Health checks for all backends, kept for the health checker.
     pub healthchecks: Option<Json>,
 }
 
-/// Which rule puts the hops of a row in order.
+/// The rule for the order of a row's hops.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// Who can take new connections stands before who cannot.
+    /// Backends that take new connections come before those that do not.
     #[default]
     HealthyFirst,
-    /// GLB's rule with its faults T1 and T2, for a fleet that is half GLB's.
+    /// GLB's rule, with its faults T1 and T2 (`docs/glb-faults.md`). For fleets with GLB directors.
     Glb,
 }
 
-/// Packets to `prefix` and one of `ports`.
+/// A bind: packets of a protocol to an address in `prefix` and a port in `ports`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Bind {
-    /// The VIP or VIPs; no host bits.
+    /// The VIP, or the network of VIPs. Host bits are zero.
     pub prefix: IpNet,
-    /// The protocol.
+    /// The transport protocol.
     pub proto: Proto,
-    /// Destination ports, never empty, from 1.
+    /// The destination ports; never empty.
     pub ports: RangeInclusive<u16>,
 }
 
-/// A bind's protocol.
+/// A transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Proto {
@@ -102,39 +102,39 @@ pub enum Proto {
     Udp,
 }
 
-/// A server behind the tables' VIPs.
+/// A server behind the VIPs of a table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Backend {
-    /// Where packets for it are sent; its identity.
+    /// The address that packets are sent to. It identifies the backend.
     pub address: IpAddr,
-    /// What the operator wants of it.
+    /// The state, as the operator set it.
     pub state: State,
-    /// What the health checker says of it.
+    /// The health, as the health checker found it.
     pub healthy: bool,
-    /// Its share of the rows is its weight over the sum of all weights.
+    /// The weight. The backend's share of rows is its weight divided by the sum of all weights.
     pub weight: u16,
-    /// The zone it stands in; empty if none is given.
+    /// The zone; empty if none is given.
     pub zone: String,
-    /// Its checks, kept for the health checker.
+    /// Its health checks, kept for the health checker.
     pub healthchecks: Option<Json>,
 }
 
-/// What the operator wants of a backend.
+/// The state of a backend, as the operator sets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Takes new connections; it came only lately, so others should not be changed yet.
+    /// Takes new connections. It was added recently, so other changes should wait.
     Filling,
     /// Takes new connections.
     Active,
     /// Keeps its connections and takes no new ones.
     Draining,
-    /// Is in no row.
+    /// Is in no row and gets no packets.
     Inactive,
 }
 
 impl State {
-    /// Every state, as it is written.
+    /// All states with their names.
     pub const NAMES: [(&'static str, Self); 4] = [
         ("filling", Self::Filling),
         ("active", Self::Active),
@@ -142,7 +142,7 @@ impl State {
         ("inactive", Self::Inactive),
     ];
 
-    /// The word in a table file.
+    /// The name in table files.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -155,7 +155,7 @@ impl State {
 }
 
 impl Proto {
-    /// The word in a table file.
+    /// The name in table files.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -164,7 +164,7 @@ impl Proto {
         }
     }
 
-    /// The number in an IP header.
+    /// The protocol number in IP headers.
     #[must_use]
     pub fn number(self) -> u8 {
         match self {
@@ -177,6 +177,15 @@ impl Proto {
 impl std::fmt::Display for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+impl std::fmt::Display for Order {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::HealthyFirst => "healthy_first",
+            Self::Glb => "glb",
+        })
     }
 }
 
@@ -216,13 +225,13 @@ impl Backend {
         }
     }
 
-    /// Whether it stands in rows at all.
+    /// Whether the backend can be in rows.
     #[must_use]
     pub fn is_usable(&self) -> bool {
         self.state != State::Inactive
     }
 
-    /// Whether it can take new connections.
+    /// Whether the backend takes new connections.
     #[must_use]
     pub fn takes_new(&self) -> bool {
         self.healthy && matches!(self.state, State::Active | State::Filling)
@@ -230,42 +239,42 @@ impl Backend {
 }
 
 impl Table {
-    /// Whether an alternative row adds its hops to each row.
+    /// Whether the table has an alternative hash or seed, whose rows add their hops.
     #[must_use]
     pub fn has_alternative(&self) -> bool {
         self.alt_hash_fields.is_some() || self.alt_hash_key.is_some() || self.alt_seed.is_some()
     }
 
-    /// Memory of its rows in a director, once as many backends are usable as a row has hops. Two
-    /// hops stand together; another seed leads to rows of their own.
+    /// The size in bytes of the table's rows in a director, with enough usable backends. Hops are stored
+    /// in pairs; an alternative seed needs rows of its own.
     #[must_use]
     pub fn rows_bytes(&self) -> usize {
         let rows = 1 + usize::from(self.alt_seed.is_some());
         rows * usize::from(self.hops).div_ceil(2) * size_of::<TableRows>()
     }
 
-    /// Which backends stand in rows.
+    /// The number of usable backends.
     #[must_use]
     pub fn usable(&self) -> usize {
         self.backends.iter().filter(|backend| backend.is_usable()).count()
     }
 }
 
-/// Reads a table file: GLB's JSON if its name ends in `.json`, else TOML.
+/// Loads a table file: GLB's JSON if its name ends in `.json`, else TOML.
 ///
 /// # Errors
-/// The file cannot be read, or something in it is wrong: then every problem is in the error.
+/// When the file cannot be read or is invalid; the error then lists all problems.
 pub fn load(path: &Path) -> Result<TableSet, LoadError> {
     parse_bytes(path, Format::of_path(path), &read_bytes(path)?)
 }
 
-/// Reads a table file's bytes, and does not wait for a pipe.
+/// Reads the bytes of a table file. Never blocks on a FIFO.
 ///
 /// # Errors
-/// It cannot be read, is no regular file, or is longer than [`MAX_FILE`].
+/// When the file cannot be read, is not a regular file, or is larger than [`MAX_FILE`].
 pub fn read_bytes(path: &Path) -> Result<Vec<u8>, LoadError> {
     let io = |source| LoadError::Io { path: PathBuf::from(path), source };
-    // Asked before it is opened: opening a pipe would wait for a writer.
+    // Checked before opening, because opening a FIFO would block until it has a writer.
     let found = std::fs::metadata(path).map_err(io)?;
     if !found.is_file() {
         let message = "it is not a regular file";
@@ -279,10 +288,10 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>, LoadError> {
     std::fs::read(path).map_err(io)
 }
 
-/// Reads a table from bytes that were read from `path`, or are to be written there.
+/// Parses the bytes of a table file. `path` is used in messages only.
 ///
 /// # Errors
-/// As [`load`].
+/// When the bytes are not a valid table.
 pub fn parse_bytes(path: &Path, form: Format, bytes: &[u8]) -> Result<TableSet, LoadError> {
     match std::str::from_utf8(bytes) {
         Ok(text) => crate::parse::read(path, form, text),

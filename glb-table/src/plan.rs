@@ -1,5 +1,5 @@
-//! A sequence of tables as an operator would apply them: what each step puts at risk, and how to
-//! maintain backends one after the other without any risk.
+//! Plans changes of tables: evaluates the risk of a sequence of steps, and generates safe rolling
+//! maintenance.
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
@@ -10,22 +10,22 @@ use crate::{
     flow_safety::{FlowHistory, RiskReport},
 };
 
-/// How long a flow lives at most, unless said otherwise: a day, in seconds.
+/// The longest lifetime of a flow unless configured otherwise: a day, in seconds.
 pub const DEFAULT_FLOW_AGE: u64 = 86_400;
 
-/// One step of a sequence.
+/// A step of a plan.
 #[derive(Clone, Debug)]
 pub enum Step {
-    /// These tables come into force.
+    /// A table file comes into force.
     Activate {
-        /// What to call it, for instance the file's name.
+        /// The name in reports, for instance the file's name.
         name: String,
         /// The tables.
         set: TableSet,
     },
-    /// These backends are known to hold no flow any more.
+    /// Backends are known to hold no flows any more.
     MarkDrained(Vec<IpAddr>),
-    /// This many seconds pass; as long as a flow lives if none are given.
+    /// Time passes: this many seconds, or the longest lifetime of a flow.
     Wait(Option<u64>),
 }
 
@@ -65,66 +65,67 @@ impl<'t> StepArgument<'t> {
     }
 }
 
-/// What a sequence of steps does.
+/// The evaluation of a sequence of steps.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
-    /// Whether no flow can break in any step.
+    /// No step can break a flow.
     pub safe: bool,
-    /// The first step (from 1) that can break a flow.
+    /// The number, from 1, of the first step that can break a flow.
     pub first_unsafe: Option<usize>,
-    /// Each step.
+    /// The evaluation of each step.
     pub steps: Vec<PlannedStep>,
 }
 
-/// A step and what it does.
+/// The evaluation of a step.
 #[derive(Clone, Debug, Serialize)]
 pub struct PlannedStep {
-    /// Its number, from 1.
+    /// The number of the step, from 1.
     pub step: usize,
-    /// What is done.
+    /// A description of the step.
     pub what: String,
-    /// What it puts at risk; nothing but a table does. The first tables put nothing at risk.
+    /// The risk of activating a table. `None` for other steps.
     pub risk: Option<RiskReport>,
 }
 
-/// Walks a sequence. A flow that an unsafe step can break is forgotten only when its holder is.
+/// Evaluates a sequence of steps. The first table is the one in force and has no risk. After an unsafe
+/// step the holders that it can lose are still remembered.
 #[must_use]
 pub fn evaluate(steps: &[Step], flow_age: u64) -> Plan {
-    let mut walker = Walker::new(flow_age);
+    let mut evaluator = Evaluator::new(flow_age);
     let steps: Vec<PlannedStep> =
-        steps.iter().zip(1..).map(|(step, number)| walker.step(step, number)).collect();
-    let is_unsafe =
-        |judged: &&PlannedStep| judged.risk.as_ref().is_some_and(|judgement| !judgement.safe);
-    let first_unsafe = steps.iter().find(is_unsafe).map(|judged| judged.step);
+        steps.iter().zip(1..).map(|(step, number)| evaluator.step(step, number)).collect();
+    let is_unsafe = |step: &&PlannedStep| step.risk.as_ref().is_some_and(|risk| !risk.safe);
+    let first_unsafe = steps.iter().find(is_unsafe).map(|step| step.step);
     Plan { safe: first_unsafe.is_none(), first_unsafe, steps }
 }
 
-struct Walker {
-    memory: FlowHistory,
-    builder: RowCache,
+/// The state of an evaluation: the flow history, and cached rows.
+struct Evaluator {
+    history: FlowHistory,
+    row_cache: RowCache,
 }
 
-impl Walker {
+impl Evaluator {
     fn new(flow_age: u64) -> Self {
-        Self { memory: FlowHistory::new(flow_age), builder: RowCache::default() }
+        Self { history: FlowHistory::new(flow_age), row_cache: RowCache::default() }
     }
 
     fn step(&mut self, step: &Step, number: usize) -> PlannedStep {
         let (what, risk) = match step {
             Step::Activate { name, set } => {
-                let built = self.builder.build(set);
-                let judgement = self.memory.assess(&built);
-                self.memory.activate(&built);
-                (name.clone(), Some(judgement))
+                let built = self.row_cache.build(set);
+                let risk = self.history.assess(&built);
+                self.history.activate(&built);
+                (name.clone(), Some(risk))
             }
             Step::MarkDrained(backends) => {
-                backends.iter().for_each(|backend| self.memory.mark_drained(*backend));
+                backends.iter().for_each(|backend| self.history.mark_drained(*backend));
                 let list: Vec<String> = backends.iter().map(IpAddr::to_string).collect();
                 (format!("mark drained: {}", list.join(", ")), None)
             }
             Step::Wait(seconds) => {
-                let seconds = seconds.unwrap_or(self.memory.flow_age());
-                self.memory.advance(seconds);
+                let seconds = seconds.unwrap_or(self.history.flow_age());
+                self.history.advance(seconds);
                 (format!("wait {}", format_duration(seconds)), None)
             }
         };
@@ -132,7 +133,7 @@ impl Walker {
     }
 }
 
-/// Seconds for people: `1h 30m`.
+/// Formats seconds: `1h 30m`.
 #[must_use]
 pub fn format_duration(seconds: u64) -> String {
     let units = [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)];
@@ -147,7 +148,7 @@ pub fn format_duration(seconds: u64) -> String {
     if parts.is_empty() { "0s".to_owned() } else { parts.join(" ") }
 }
 
-/// Seconds from `90`, `90s`, `15m`, `4h` or `2d`.
+/// Parses seconds from `90`, `90s`, `15m`, `4h` or `2d`.
 #[must_use]
 pub fn parse_duration(text: &str) -> Option<u64> {
     let (number, unit) = match text.char_indices().last()? {
@@ -163,75 +164,74 @@ pub fn parse_duration(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
-/// Why no rolling maintenance can be planned.
+/// Why a rolling maintenance is impossible.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RollingError {
-    /// A name that no table has.
+    /// No table has this backend.
     #[error("no table has a backend {0}")]
     NoBackend(IpAddr),
-    /// The backend is not serving, so there is nothing to drain and come back to.
+    /// The backend is not active or filling, so it cannot be drained and resumed.
     #[error(
-        "backend {backend} is {state} in table \"{table}\"; a rolling maintenance starts from active or filling ones"
+        "backend {backend} is {state} in table \"{table}\": a rolling maintenance needs active or filling backends"
     )]
     NotServing {
-        /// Who.
+        /// The backend.
         backend: IpAddr,
         /// Its state.
         state: State,
-        /// Where.
+        /// The table.
         table: String,
     },
-    /// Named twice.
+    /// A backend is named twice.
     #[error("backend {0} is named twice")]
-    Twice(IpAddr),
-    /// Too many at once for the hops of a table.
-    #[error("table \"{table}\" has rows of {hops} hops: at most {} can be drained at once", hops - 1)]
+    Duplicate(IpAddr),
+    /// More backends would be out of service at once than the hops of a table allow.
+    #[error("table \"{table}\" has rows of {hops} hops: drain at most {} at once", hops - 1)]
     TooMany {
-        /// Where.
+        /// The table.
         table: String,
         /// Its hops.
         hops: usize,
     },
-    /// There would be nobody left to take new connections.
+    /// No backend would be left to take new connections.
     #[error(
         "table \"{table}\" would have no backend that takes new connections while {backends} drain"
     )]
-    NobodyLeft {
-        /// Where.
+    NoBackendLeft {
+        /// The table.
         table: String,
-        /// Who would be out at once.
+        /// The backends that would be drained at once.
         backends: String,
     },
 }
 
-/// One thing to do in a rolling maintenance.
+/// A step of a rolling maintenance.
 #[derive(Clone, Debug, Serialize)]
 pub struct MaintenanceStep {
     /// Its number, from 1.
     pub step: usize,
-    /// What to do, in words.
+    /// A description of the step.
     pub what: String,
-    /// The commands that do it, if there are any; `FILE` stands for the table file.
+    /// The commands to run; `FILE` stands for the table file.
     pub commands: Vec<String>,
-    /// What the change puts at risk; nothing, or the plan would not be given.
+    /// The risk of a change of tables, always safe. `None` for other steps.
     pub risk: Option<RiskReport>,
 }
 
-/// A safe rolling maintenance: drains the backends in the given order, `at_once` at a time, and
-/// brings each back as it was. Every change is judged, and where one could break a flow a wait of
-/// `flow_age` is put before it.
+/// Plans a safe rolling maintenance: drains the backends in the given order, `max_unavailable` at a
+/// time, and resumes each group. A change that could break a flow gets a wait of `flow_age` before it.
 ///
 /// # Errors
-/// A name that is not there, or a table that cannot do without its backend.
+/// When a backend is unknown, or a table cannot do without it.
 pub fn rolling_maintenance(
     set: &TableSet,
     backends: &[IpAddr],
-    at_once: usize,
+    max_unavailable: usize,
     flow_age: u64,
 ) -> Result<Vec<MaintenanceStep>, RollingError> {
     for (place, backend) in backends.iter().enumerate() {
         if backends[..place].contains(backend) {
-            return Err(RollingError::Twice(*backend));
+            return Err(RollingError::Duplicate(*backend));
         }
         let mut found = false;
         for table in &set.tables {
@@ -247,17 +247,21 @@ pub fn rolling_maintenance(
             return Err(RollingError::NoBackend(*backend));
         }
     }
-    let at_once = at_once.max(1);
-    let mut todo =
-        Todos { walker: Walker::new(flow_age), list: Vec::new(), flow_age, current: set.clone() };
-    todo.walker.step(&Step::Activate { name: String::new(), set: set.clone() }, 0);
-    for group in backends.chunks(at_once) {
-        room(set, group)?;
+    let max_unavailable = max_unavailable.max(1);
+    let mut plan = RollingPlan {
+        evaluator: Evaluator::new(flow_age),
+        list: Vec::new(),
+        flow_age,
+        current: set.clone(),
+    };
+    plan.evaluator.step(&Step::Activate { name: String::new(), set: set.clone() }, 0);
+    for group in backends.chunks(max_unavailable) {
+        check_capacity(set, group)?;
         let list = group.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
-        todo.change(set, group, &format!("drain {list}"), |_| State::Draining);
-        todo.push(
+        plan.change(set, group, &format!("drain {list}"), |_| State::Draining);
+        plan.push(
             format!(
-                "wait until {list} hold{} no flow, or {}; then do the maintenance and see that it is healthy",
+                "wait until {list} hold{} no flows, or {}; then do the maintenance and check that it is healthy",
                 if group.len() == 1 { "s" } else { "" },
                 format_duration(flow_age)
             ),
@@ -266,14 +270,14 @@ pub fn rolling_maintenance(
                 .map(|backend| format!("glb-redirect wait --until-drained    # on {backend}"))
                 .collect(),
         );
-        todo.walker.step(&Step::MarkDrained(group.to_vec()), 0);
-        todo.change(set, &[], &format!("bring {list} back"), |state| state);
+        plan.evaluator.step(&Step::MarkDrained(group.to_vec()), 0);
+        plan.change(set, &[], &format!("resume {list}"), |state| state);
     }
-    Ok(todo.list)
+    Ok(plan.list)
 }
 
-/// Whether every table can do without these backends at once.
-fn room(set: &TableSet, group: &[IpAddr]) -> Result<(), RollingError> {
+/// Checks that every table can do without these backends at once.
+fn check_capacity(set: &TableSet, group: &[IpAddr]) -> Result<(), RollingError> {
     for table in &set.tables {
         let out = table.backends.iter().filter(|backend| group.contains(&backend.address)).count();
         if out == 0 {
@@ -286,7 +290,7 @@ fn room(set: &TableSet, group: &[IpAddr]) -> Result<(), RollingError> {
             .filter(|backend| backend.takes_new() && !group.contains(&backend.address));
         if left.count() == 0 {
             let backends = group.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
-            return Err(RollingError::NobodyLeft { table: table.name.clone(), backends });
+            return Err(RollingError::NoBackendLeft { table: table.name.clone(), backends });
         }
         if out >= hops {
             return Err(RollingError::TooMany { table: table.name.clone(), hops });
@@ -295,15 +299,16 @@ fn room(set: &TableSet, group: &[IpAddr]) -> Result<(), RollingError> {
     Ok(())
 }
 
-struct Todos {
-    walker: Walker,
+/// A rolling maintenance while it is planned.
+struct RollingPlan {
+    evaluator: Evaluator,
     list: Vec<MaintenanceStep>,
     flow_age: u64,
     current: TableSet,
 }
 
-impl Todos {
-    /// What leads from the tables that are in force to these.
+impl RollingPlan {
+    /// The commands that change the current tables to these.
     fn commands(&self, new: &TableSet) -> Vec<String> {
         let mut states: BTreeMap<IpAddr, Vec<(&str, State, bool)>> = BTreeMap::new();
         for (old, new) in self.current.tables.iter().zip(&new.tables) {
@@ -329,7 +334,7 @@ impl Todos {
         self.list.push(MaintenanceStep { step: self.list.len() + 1, what, commands, risk: None });
     }
 
-    /// `group` gets a new state and everybody else is as in `set`.
+    /// Adds a change: `group` gets a new state, all other backends are as in `set`.
     fn change(
         &mut self,
         set: &TableSet,
@@ -343,20 +348,20 @@ impl Todos {
                 backend.state = state(backend.state);
             }
         }
-        let built = self.walker.builder.build(&new);
-        if !self.walker.memory.assess(&built).safe {
-            self.walker.memory.advance(self.flow_age);
-            let why = "flows may still be where an earlier step sent them";
-            self.push(format!("wait {}: {why}", format_duration(self.flow_age)), Vec::new());
+        let built = self.evaluator.row_cache.build(&new);
+        if !self.evaluator.history.assess(&built).safe {
+            self.evaluator.history.advance(self.flow_age);
+            let reason = "flows may still be at backends that an earlier step sent them to";
+            self.push(format!("wait {}: {reason}", format_duration(self.flow_age)), Vec::new());
         }
-        let judgement = self.walker.memory.assess(&built);
+        let risk = self.evaluator.history.assess(&built);
         let commands = self.commands(&new);
-        self.walker.memory.activate(&built);
+        self.evaluator.history.activate(&built);
         self.list.push(MaintenanceStep {
             step: self.list.len() + 1,
             what: what.to_owned(),
             commands,
-            risk: Some(judgement),
+            risk: Some(risk),
         });
         self.current = new;
     }

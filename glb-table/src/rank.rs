@@ -1,7 +1,7 @@
-//! Who ranks before whom in each row.
+//! Ranks the backends in each row.
 //!
-//! Ranks depend on the seed, the addresses and the weights alone: neither state nor health moves
-//! them. So they are kept, and a change of state or health makes new rows without a hash.
+//! Ranks depend on the seed, the addresses and the weights, not on state or health. They are kept in
+//! memory, so that a change of state or health builds new rows without hashing.
 
 use rayon::prelude::*;
 
@@ -12,15 +12,15 @@ use crate::{
     weight::{self, Score},
 };
 
-/// Rows that are ranked as a whole at once.
+/// Number of rows that [`Ranks::best_of`] ranks at once.
 pub(crate) const LANES: usize = 4;
-/// How many backends of each row are kept in order of rank. A row needs the hashes again only if
-/// fewer usable ones than it has hops are among them.
+/// Number of best backends that are kept for each row. A row is hashed again only if too few of them
+/// are usable.
 const KEPT: usize = 8;
-/// Rows that one task works on.
+/// Number of rows of one parallel task.
 const CHUNK: usize = 2_048;
 
-/// The best backends of each row by rank, whatever their state.
+/// The best backends of each row by rank, regardless of their state.
 #[derive(Clone, Debug)]
 pub struct Ranks {
     seed: Key,
@@ -31,7 +31,7 @@ pub struct Ranks {
 }
 
 impl Ranks {
-    /// Ranks all backends in all rows. Takes as long as hashing 65,536 times the number of backends.
+    /// Ranks all backends in all rows; computes 65,536 hashes per backend.
     #[must_use]
     pub fn new(seed: Key, backends: &[Backend]) -> Self {
         let mut words: Vec<(u16, Words)> = backends
@@ -39,7 +39,7 @@ impl Ranks {
             .zip(0..)
             .map(|(backend, index)| (index, Words::of(backend.address)))
             .collect();
-        // Ties of scores go to the lower address: who comes first keeps the place.
+        // The lower address wins ties of scores, because it comes first.
         words.sort_by_key(|(index, _)| backends[usize::from(*index)].address);
         let weights = backends.iter().map(|backend| backend.weight).collect();
         let kept = backends.len().min(KEPT);
@@ -54,7 +54,7 @@ impl Ranks {
         ranks
     }
 
-    /// Whether these are the ranks of such backends, in this order, by this seed.
+    /// Whether these ranks are valid for this seed and these backends in this order.
     #[must_use]
     pub fn fits(&self, seed: Key, backends: &[Backend]) -> bool {
         self.seed == seed
@@ -66,37 +66,37 @@ impl Ranks {
             && self.weights.iter().zip(backends).all(|(weight, backend)| *weight == backend.weight)
     }
 
-    /// How many backends are ranked.
+    /// The number of ranked backends.
     #[must_use]
     pub fn backends(&self) -> usize {
         self.weights.len()
     }
 
-    /// Bytes of memory that the ranks take.
+    /// The memory of the ranks in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.order.len() * 2 + self.words.len() * size_of::<(u16, Words)>() + self.weights.len() * 2
     }
 
-    /// The best backends of a row, best first: all of them, or as many as are kept.
+    /// The kept backends of a row, best first.
     #[inline]
     pub(crate) fn kept(&self, row: usize) -> &[u16] {
         &self.order[row * self.kept..][..self.kept]
     }
 
-    /// Whether [`Self::kept`] leaves backends out.
+    /// Whether [`Self::kept`] omits backends.
     pub(crate) fn is_partial(&self) -> bool {
         self.kept < self.weights.len()
     }
 
-    /// All backends in order of rank in one row; hashes them all.
+    /// All backends of a row in order of rank; hashes all of them.
     #[must_use]
     pub fn full(&self, row: u16) -> Vec<u16> {
         let [order, ..] = self.best_of([row; LANES], usize::MAX, |_| true);
         order
     }
 
-    /// In several rows at once, the best `most` of those backends that `wanted` names, by rank.
+    /// For several rows at once, the best `most` of the backends that `wanted` selects, best first.
     pub(crate) fn best_of(
         &self,
         rows: [u16; LANES],
@@ -105,7 +105,7 @@ impl Ranks {
     ) -> [Vec<u16>; LANES] {
         let wide: [u64; MAX_LANES] = std::array::from_fn(|l| u64::from(rows[l % LANES]));
         let lanes = RowLanes::<simd::Portable>::new(self.seed.words(), &wide);
-        // Ties go to who comes first in `words`, that is to the lower address.
+        // `words` is sorted by address, so the lower address wins ties.
         let mut scored: [Vec<(Score, u32)>; LANES] = Default::default();
         for (place, (index, words)) in
             (0..).zip(&self.words).filter(|(_, (index, _))| wanted(*index))
@@ -140,10 +140,10 @@ impl Ranks {
     #[cfg(target_arch = "x86_64")]
     fn best(&self, first: u32, out: &mut [u16]) {
         if has_avx512() {
-            // SAFETY: the processor has both features, as was asked just now.
+            // SAFETY: the processor has both features, as checked above.
             unsafe { best_avx512(self, first, out) }
         } else if std::arch::is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has AVX2, as was asked just now.
+            // SAFETY: the processor has AVX2, as checked above.
             unsafe { best_avx2(self, first, out) }
         } else {
             best_of_all::<simd::Portable>(self, first, out);
@@ -156,7 +156,7 @@ impl Ranks {
     }
 }
 
-/// Whether the processor has what [`simd::x86::Avx512`] needs.
+/// Whether the processor has the features that [`simd::x86::Avx512`] needs.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn has_avx512() -> bool {
     std::arch::is_x86_feature_detected!("avx512f")
@@ -177,7 +177,7 @@ fn best_avx512(ranks: &Ranks, first: u32, out: &mut [u16]) {
 
 #[inline(always)]
 fn best_of_all<V: Vector>(ranks: &Ranks, first: u32, out: &mut [u16]) {
-    // One constant for each size lets the compiler keep all candidates in registers.
+    // A constant size lets the compiler keep all candidates in registers.
     match (ranks.words.len(), ranks.is_weighted()) {
         (0, _) => {}
         (1, _) => best::<V, 1, false>(ranks, first, out),
@@ -195,15 +195,16 @@ fn best_of_all<V: Vector>(ranks: &Ranks, first: u32, out: &mut [u16]) {
         (6, true) => best::<V, 6, true>(ranks, first, out),
         (7, true) => best::<V, 7, true>(ranks, first, out),
         (8, true) => best::<V, 8, true>(ranks, first, out),
-        // One more than is kept, to see whether the last that is kept is really before it.
+        // One more than is kept, to see whether the last kept one is certainly before it.
         (_, true) => best::<V, { KEPT + 1 }, true>(ranks, first, out),
     }
 }
 
-/// The `K` best of rows `first`…; `out` has place for `ranks.kept` of each row.
+/// Writes the `K` best backends of each row to `out`, starting with row `first`; `out` holds
+/// `ranks.kept` per row.
 ///
-/// With weights the scores are estimates, and a row in which two of them are too close to each
-/// other to be sure is ranked again exactly.
+/// With weights the scores are estimates. A row with two scores that are too close is ranked again
+/// exactly.
 #[inline(always)]
 fn best<V: Vector, const K: usize, const WEIGHTED: bool>(
     ranks: &Ranks,
@@ -230,10 +231,10 @@ fn best<V: Vector, const K: usize, const WEIGHTED: bool>(
             let score = if WEIGHTED {
                 let mut lanes = [0; MAX_LANES];
                 digests.store(&mut lanes);
-                // Numbers above zero are in the order of their bits.
+                // Positive floating-point numbers have the order of their bits.
                 V::load(&weight::estimates(&lanes, inverse[place]).map(f64::to_bits))
             } else {
-                // Vectors are compared as signed numbers, so the top bit is flipped.
+                // Vectors compare as signed numbers, so flip the top bit.
                 digests.xor(top_bit)
             };
             if !score.any_less(best[K - 1].0) {
@@ -275,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_vector_gives_the_same_ranks() {
+    fn all_vector_types_give_the_same_ranks() {
         for (backends, weights) in
             [(1, 1), (2, 3), (5, 1), (5, 3), (8, 3), (9, 1), (9, 4), (40, 1), (40, 7)]
         {
@@ -291,7 +292,7 @@ mod tests {
             #[cfg(target_arch = "x86_64")]
             if std::arch::is_x86_feature_detected!("avx2") {
                 out.fill(0);
-                // SAFETY: the processor was asked.
+                // SAFETY: the processor has AVX2, as checked above.
                 unsafe { best_avx2(&ranks, CHUNK as u32, &mut out) };
                 assert_eq!(out, ranks.order[CHUNK * ranks.kept..][..out.len()], "avx2");
             }

@@ -1,22 +1,22 @@
-//! Tables with their rows, built with as little hashing as possible.
+//! Builds the rows of tables, and reuses earlier results to avoid hashing.
 
 use std::sync::Arc;
 
 use crate::{Key, Ranks, Rows, Table, TableSet};
 
-/// A table and all that a director needs of it. Copies share the rows.
+/// A table with its rows. Copies share the rows.
 #[derive(Clone, Debug)]
 pub struct BuiltTable {
     /// The table.
     pub table: Table,
-    /// Its rows.
+    /// The rows.
     pub rows: Arc<Rows>,
-    /// The rows whose hops follow, if the table has an alternative hash or seed.
+    /// The rows that the alternative hash selects from, if the table has an alternative hash or seed.
     pub alternative: Option<Arc<Rows>>,
 }
 
 impl BuiltTable {
-    /// Whether this one's rows are that table's too: nothing that they depend on differs.
+    /// Whether the other table has the same rows, because everything that they depend on is equal.
     #[must_use]
     pub fn has_rows_of(&self, table: &Table) -> bool {
         let of = |table: &Table| (table.seed, table.alt_seed, table.hops, table.order);
@@ -30,8 +30,8 @@ impl BuiltTable {
     }
 }
 
-/// Keeps what it built last: the rows of tables that have not changed are taken over, and what has
-/// changed only in state and health is built without hashing.
+/// Builds table sets and remembers the last result. Unchanged tables keep their rows; tables that
+/// changed in state or health only are built without hashing.
 #[derive(Debug, Default)]
 pub struct RowCache {
     ranks: Vec<Ranks>,
@@ -39,7 +39,7 @@ pub struct RowCache {
 }
 
 impl RowCache {
-    /// Builds every table of a set.
+    /// Builds the rows of all tables of a set.
     #[must_use]
     pub fn build(&mut self, set: &TableSet) -> Vec<BuiltTable> {
         let mut old = std::mem::take(&mut self.ranks);
@@ -88,7 +88,7 @@ impl RowCache {
         rows
     }
 
-    /// Bytes of memory that the kept ranks take; rows are shared with what was built.
+    /// The memory of the kept ranks in bytes. Rows are shared with the built tables and not counted.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.ranks.iter().map(Ranks::bytes).sum()

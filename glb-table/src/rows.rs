@@ -1,4 +1,5 @@
-//! The 65,536 rows of a table: for each, who gets the packet first and who may be asked next.
+//! The 65,536 rows of a table. A row lists the hops of its flows: the first hop takes new flows, the
+//! others are asked for flows that the first does not know.
 
 use rayon::prelude::*;
 
@@ -7,39 +8,39 @@ use crate::{
     rank::{LANES, Ranks},
 };
 
-/// Rows that one task works on.
+/// Number of rows of one parallel task.
 const CHUNK: usize = 4_096;
-/// How many are ranked again in a row where too few of the kept ones are usable.
+/// Number of backends that are ranked again in a row with too few usable kept ones.
 const AGAIN: usize = 32;
 
 /// All rows of a table, each as indices into its backends, best first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rows {
-    /// Hops of every row: what the table asks for, or fewer if fewer backends are usable.
+    /// Number of hops of every row: what the table asks for, or fewer if fewer backends are usable.
     pub hops: usize,
     indices: Vec<u16>,
 }
 
 impl Rows {
-    /// Row `index` (0 to 65,535), first hop first.
+    /// The hops of row `index` (0 to 65,535), first hop first.
     #[must_use]
     pub fn row(&self, index: usize) -> &[u16] {
         &self.indices[index * self.hops..][..self.hops]
     }
 
-    /// All rows one after the other, `hops` indices for each.
+    /// The hops of all rows in one slice, `hops` indices per row.
     #[must_use]
     pub fn as_flat(&self) -> &[u16] {
         &self.indices
     }
 
-    /// Rows in order.
+    /// Iterates over all rows.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u16]> {
-        // A table without a usable backend has rows of no hops.
+        // `chunks_exact` cannot be used: rows have no hops if no backend is usable.
         (0..ROWS).map(|index| self.row(index))
     }
 
-    /// Rows that stand somewhere else, for instance in a GLBD file.
+    /// Rows from a flat list of indices, for instance of a GLBD file.
     #[must_use]
     pub fn from_flat(hops: usize, indices: Vec<u16>) -> Option<Self> {
         (indices.len() == hops * ROWS).then_some(Self { hops, indices })
@@ -47,19 +48,19 @@ impl Rows {
 }
 
 impl Table {
-    /// Who ranks before whom in each row; to be kept while only state and health change.
+    /// Ranks the backends. The ranks stay valid while only state and health change.
     #[must_use]
     pub fn ranks(&self) -> Ranks {
         Ranks::new(self.seed, &self.backends)
     }
 
-    /// The rows.
+    /// Builds the rows.
     #[must_use]
     pub fn rows(&self) -> Rows {
         self.rows_from(&self.ranks())
     }
 
-    /// The rows that the alternative hash leads to: the same ones, or those of `alt_seed`.
+    /// Builds the rows that the alternative hash selects from: those of `alt_seed`, or the main rows.
     #[must_use]
     pub fn alternative_rows(&self) -> Option<Rows> {
         match self.alt_seed {
@@ -68,10 +69,10 @@ impl Table {
         }
     }
 
-    /// The rows, from ranks of a table with the same seed, addresses and weights in the same order.
+    /// Builds the rows from ranks that [fit](Ranks::fits) this table.
     #[must_use]
     pub fn rows_from(&self, ranks: &Ranks) -> Rows {
-        let chooser = Chooser::new(self);
+        let chooser = HopChooser::new(self);
         let hops = chooser.hops;
         let mut indices = vec![0; ROWS * hops];
         if hops > 0 {
@@ -82,28 +83,31 @@ impl Table {
         Rows { hops, indices }
     }
 
-    /// The hops of one row from its backends in order of rank: chosen, then put in order. `None` if
-    /// `ranked` leaves out who is needed.
+    /// Chooses the hops of a row from its backends in order of rank, and orders them. `None` if `ranked`
+    /// is incomplete (`is_all` is false) and a needed backend may be missing.
     #[must_use]
     pub fn choose(&self, ranked: &[u16], is_all: bool) -> Option<Vec<u16>> {
-        let chooser = Chooser::new(self);
+        let chooser = HopChooser::new(self);
         let mut out = vec![0; chooser.hops];
         chooser.choose(ranked, is_all, &mut out).then_some(out)
     }
 }
 
-/// What a row's hops are chosen by.
-struct Chooser<'t> {
+/// Chooses the hops of rows.
+struct HopChooser<'t> {
     table: &'t Table,
     hops: usize,
     usable: Vec<bool>,
+    /// For each backend its class, see [`class`].
     class: Vec<u8>,
-    /// Numbers of the zones, and whether there are any.
+    /// For each backend the number of its zone.
     zone: Vec<u16>,
+    /// The last hop must be in another zone.
     zoned: bool,
 }
 
-/// 0: takes new connections. 1: lives, but takes none. 2: is down.
+/// The class of a backend in the order of hops: 0 takes new connections, 1 is healthy but takes none, 2
+/// is unhealthy.
 fn class(backend: &Backend) -> u8 {
     match (backend.healthy, backend.state) {
         (true, State::Active | State::Filling) => 0,
@@ -112,7 +116,7 @@ fn class(backend: &Backend) -> u8 {
     }
 }
 
-impl<'t> Chooser<'t> {
+impl<'t> HopChooser<'t> {
     fn new(table: &'t Table) -> Self {
         let mut zones: Vec<&str> =
             table.backends.iter().map(|backend| backend.zone.as_str()).collect();
@@ -130,6 +134,7 @@ impl<'t> Chooser<'t> {
         }
     }
 
+    /// Chooses the hops of consecutive rows, starting with row `first`.
     fn chunk(&self, ranks: &Ranks, first: usize, out: &mut [u16]) {
         let mut short = Vec::new();
         for (row, out) in out.chunks_exact_mut(self.hops).enumerate() {
@@ -137,7 +142,7 @@ impl<'t> Chooser<'t> {
                 short.push(row);
             }
         }
-        // Few enough usable backends are kept for these: they are ranked again, the usable ones only.
+        // Too few of the kept backends are usable in these rows: rank the usable ones again.
         for rows in short.chunks(LANES) {
             let lanes = std::array::from_fn(|l| (first + rows[l.min(rows.len() - 1)]) as u16);
             let usable = |index: u16| self.usable[usize::from(index)];
@@ -145,16 +150,16 @@ impl<'t> Chooser<'t> {
             for (row, best) in rows.iter().zip(&best) {
                 let out = &mut out[row * self.hops..][..self.hops];
                 if !self.choose(best, best.len() < AGAIN, out) {
-                    // A zone of which nobody is among the best.
+                    // No backend of another zone is among the best ones.
                     let all = ranks.full((first + row) as u16);
                     let found = self.choose(&all, true, out);
-                    debug_assert!(found, "nobody is missing in a full order");
+                    debug_assert!(found, "a full ranking has all backends");
                 }
             }
         }
     }
 
-    /// False if who is needed may be among those left out of `ranked`.
+    /// Chooses the hops of one row; false if a needed backend may be missing in `ranked`.
     #[inline]
     fn choose(&self, ranked: &[u16], is_all: bool, out: &mut [u16]) -> bool {
         let mut usable = ranked.iter().copied().filter(|index| self.usable[usize::from(*index)]);
@@ -180,15 +185,16 @@ impl<'t> Chooser<'t> {
                 _ => return false,
             };
         }
-        self.put_in_order(out);
+        self.sort_hops(out);
         true
     }
 
     #[inline]
-    fn put_in_order(&self, row: &mut [u16]) {
+    /// Orders the hops by the table's rule.
+    fn sort_hops(&self, row: &mut [u16]) {
         let class = |index: u16| self.class[usize::from(index)];
         if self.table.hops > 2 {
-            // Insertion keeps the rank within a class; there are at most four.
+            // Insertion sort is stable, and there are at most four hops.
             for end in 1..row.len() {
                 let mut at = end;
                 while at > 0 && class(row[at - 1]) > class(row[at]) {
@@ -199,7 +205,8 @@ impl<'t> Chooser<'t> {
         } else if let [first, second] = row {
             let swap = match self.table.order {
                 Order::HealthyFirst => class(*first) > 0 && class(*second) == 0,
-                // GLB looks at the second's state only, and only for "active" (faults T1 and T2).
+                // GLB checks only whether the second is "active" (faults T1 and T2 in
+                // docs/glb-faults.md).
                 Order::Glb => {
                     class(*first) > 0
                         && self.table.backends[usize::from(*second)].state == State::Active

@@ -1,13 +1,13 @@
-//! Each field of a table file: what it may be, and what is said if it is not.
+//! The keys of a table file, with their types, ranges and error messages.
 
 use std::net::IpAddr;
 
 use crate::{
     Backend, Bind, HashFields, Key, Order, Proto, State, Table, TableSet,
     model::{MAX_HOPS, MAX_NAME},
-    parse::{Fields, Reader, shown},
+    parse::{Diagnostics, Fields, excerpt},
     syntax::{Format, Node, Value},
-    validate::{Places, TablePlaces},
+    validate::{SourceRanges, TableRanges},
 };
 
 const FILE: &[&str] = &["tables", "healthchecks"];
@@ -35,7 +35,7 @@ const FIELD_NAMES: [(&str, HashFields); 4] = [
     ("dst_port", HashFields::DST_PORT),
 ];
 
-/// The words for a set of hash fields, in the order in which they are hashed.
+/// The names of hash fields, in the order in which they are hashed.
 #[must_use]
 pub fn hash_field_names(fields: HashFields) -> Vec<&'static str> {
     FIELD_NAMES
@@ -45,63 +45,69 @@ pub fn hash_field_names(fields: HashFields) -> Vec<&'static str> {
         .collect()
 }
 
+/// Parses the top level of a file.
 pub(crate) fn file(
-    reader: &mut Reader,
+    diagnostics: &mut Diagnostics,
     form: Format,
     root: &Node,
     set: &mut TableSet,
-    places: &mut Places,
+    places: &mut SourceRanges,
 ) {
-    let Some(fields) = Fields::of(reader, root, "the file", FILE) else { return };
-    set.healthchecks = fields.get("healthchecks").and_then(|node| kept(reader, node));
+    let Some(fields) = Fields::of(diagnostics, root, "the file", FILE) else { return };
+    set.healthchecks = fields.get("healthchecks").and_then(|node| opaque(diagnostics, node));
     let help = "a file holds one or more [[tables]]";
-    let Some(node) = fields.need(reader, "tables", help) else { return };
-    for (index, node) in list(reader, node, "tables", help).iter().enumerate() {
-        if let Some((table, place)) = table(reader, form, node, index) {
+    let Some(node) = fields.need(diagnostics, "tables", help) else { return };
+    for (index, node) in list(diagnostics, node, "tables", help).iter().enumerate() {
+        if let Some((table, place)) = table(diagnostics, form, node, index) {
             set.tables.push(table);
             places.tables.push(place);
         }
     }
 }
 
+/// Parses a table.
 fn table(
-    reader: &mut Reader,
+    diagnostics: &mut Diagnostics,
     form: Format,
     node: &Node,
     index: usize,
-) -> Option<(Table, TablePlaces)> {
-    let fields = Fields::of(reader, node, "a table", TABLE)?;
-    let mut place = TablePlaces::default();
+) -> Option<(Table, TableRanges)> {
+    let fields = Fields::of(diagnostics, node, "a table", TABLE)?;
+    let mut place = TableRanges::default();
     let found = match form {
-        Format::Toml => fields.need(reader, "name", "give it a name that stays: name = \"web\""),
-        // GLB's own tool does not ask for a name.
+        Format::Toml => {
+            fields.need(diagnostics, "name", "give the table a permanent name: name = \"web\"")
+        }
+        // GLB's own tool does not need names.
         Format::Json => fields.get("name"),
     };
     place.name = found.unwrap_or(node).span.clone();
     let name = found
-        .and_then(|node| name(reader, node, "name"))
+        .and_then(|node| name(diagnostics, node, "name"))
         .unwrap_or_else(|| format!("table{}", index + 1));
-    let hash_key =
-        fields.need(reader, "hash_key", KEY_HELP).and_then(|node| key(reader, node, "hash_key"));
-    let seed = fields.need(reader, "seed", KEY_HELP).and_then(|node| key(reader, node, "seed"));
+    let hash_key = fields
+        .need(diagnostics, "hash_key", KEY_HELP)
+        .and_then(|node| key(diagnostics, node, "hash_key"));
+    let seed =
+        fields.need(diagnostics, "seed", KEY_HELP).and_then(|node| key(diagnostics, node, "seed"));
     let alt_hash_key =
-        fields.get("alt_hash_key").and_then(|node| key(reader, node, "alt_hash_key"));
-    let alt_seed = fields.get("alt_seed").and_then(|node| key(reader, node, "alt_seed"));
+        fields.get("alt_hash_key").and_then(|node| key(diagnostics, node, "alt_hash_key"));
+    let alt_seed = fields.get("alt_seed").and_then(|node| key(diagnostics, node, "alt_seed"));
     let hash_fields =
-        fields.get("hash_fields").and_then(|node| hash_fields(reader, node, "hash_fields"));
+        fields.get("hash_fields").and_then(|node| hash_fields(diagnostics, node, "hash_fields"));
     let alt_hash_fields = fields
         .get("alt_hash_fields")
-        .and_then(|node| self::hash_fields(reader, node, "alt_hash_fields"));
+        .and_then(|node| self::hash_fields(diagnostics, node, "alt_hash_fields"));
     let help = format!("a row has 2 to {MAX_HOPS} hops; 2 is GLB's and the default");
     let hops = fields
         .get("hops")
-        .and_then(|node| number(reader, node, "hops", 2, u16::from(MAX_HOPS), &help));
+        .and_then(|node| number(diagnostics, node, "hops", 2, u16::from(MAX_HOPS), &help));
     place.hops = fields.get("hops").map(|node| node.span.clone());
     const ORDERS: [(&str, Order); 2] =
         [("healthy_first", Order::HealthyFirst), ("glb", Order::Glb)];
     let order = fields
         .get("order")
-        .and_then(|node| word(reader, node, "order", &ORDERS))
+        .and_then(|node| word(diagnostics, node, "order", &ORDERS))
         .unwrap_or_default();
     place.order = fields.get("order").map(|node| node.span.clone());
     place.alternatives = ["alt_hash_key", "alt_seed", "alt_hash_fields"]
@@ -109,10 +115,10 @@ fn table(
 
     let mut binds = Vec::new();
     let help = "a table needs a bind: ip = \"203.0.113.10\", proto = \"tcp\", port = 80";
-    if let Some(node) = fields.need(reader, "binds", help) {
+    if let Some(node) = fields.need(diagnostics, "binds", help) {
         place.binds_list = node.span.clone();
-        for node in list(reader, node, "binds", help) {
-            if let Some(bind) = bind(reader, node) {
+        for node in list(diagnostics, node, "binds", help) {
+            if let Some(bind) = bind(diagnostics, node) {
                 binds.push(bind);
                 place.binds.push(node.span.clone());
             }
@@ -120,15 +126,15 @@ fn table(
     }
     let mut backends = Vec::new();
     let help = "a table needs a backend: ip = \"10.0.2.21\", state = \"active\", healthy = true";
-    if let Some(node) = fields.need(reader, "backends", help) {
+    if let Some(node) = fields.need(diagnostics, "backends", help) {
         place.backends_list = node.span.clone();
-        for node in list(reader, node, "backends", help) {
-            if let Some((backend, span, said_healthy)) = backend(reader, node) {
+        for node in list(diagnostics, node, "backends", help) {
+            if let Some((backend, span, has_healthy_key)) = backend(diagnostics, node) {
                 backends.push(backend);
                 place.backends.push(span);
-                place.said_healthy.push(said_healthy);
+                place.has_healthy_key.push(has_healthy_key);
             } else {
-                place.backends_broken = true;
+                place.has_invalid_backend = true;
             }
         }
     }
@@ -144,21 +150,25 @@ fn table(
         order,
         binds,
         backends,
-        healthchecks: fields.get("healthchecks").and_then(|node| kept(reader, node)),
+        healthchecks: fields.get("healthchecks").and_then(|node| opaque(diagnostics, node)),
     };
     Some((table, place))
 }
 
-fn bind(reader: &mut Reader, node: &Node) -> Option<Bind> {
-    let fields = Fields::of(reader, node, "a bind", BIND)?;
-    let prefix =
-        fields.need(reader, "ip", "ip = \"203.0.113.10\", or a network: ip = \"203.0.113.0/24\"");
-    let prefix = prefix.and_then(|node| prefix_of(reader, node));
+/// Parses a bind.
+fn bind(diagnostics: &mut Diagnostics, node: &Node) -> Option<Bind> {
+    let fields = Fields::of(diagnostics, node, "a bind", BIND)?;
+    let prefix = fields.need(
+        diagnostics,
+        "ip",
+        "ip = \"203.0.113.10\", or a network: ip = \"203.0.113.0/24\"",
+    );
+    let prefix = prefix.and_then(|node| prefix_of(diagnostics, node));
     const PROTOS: [(&str, Proto); 2] = [("tcp", Proto::Tcp), ("udp", Proto::Udp)];
-    let proto = fields.need(reader, "proto", "proto = \"tcp\" or \"udp\"");
-    let proto = proto.and_then(|node| word(reader, node, "proto", &PROTOS));
+    let proto = fields.need(diagnostics, "proto", "proto = \"tcp\" or \"udp\"");
+    let proto = proto.and_then(|node| word(diagnostics, node, "proto", &PROTOS));
     let mut port = |node: Option<&Node>, key| {
-        node.and_then(|node| number(reader, node, key, 1, u16::MAX, PORT_HELP))
+        node.and_then(|node| number(diagnostics, node, key, 1, u16::MAX, PORT_HELP))
     };
     let (one, start, end) = (fields.get("port"), fields.get("port_start"), fields.get("port_end"));
     let ports = match (one, start, end) {
@@ -167,11 +177,11 @@ fn bind(reader: &mut Reader, node: &Node) -> Option<Bind> {
             (Some(first), Some(last)) if first > last => {
                 let span = end.map_or(node.span.clone(), |node| node.span.clone());
                 let message = format!("the range of ports {first} to {last} is empty");
-                reader.error(
+                diagnostics.error(
                     &span,
                     message,
                     "this is below port_start",
-                    "exchange port_start and port_end",
+                    "swap port_start and port_end",
                 );
                 None
             }
@@ -179,18 +189,18 @@ fn bind(reader: &mut Reader, node: &Node) -> Option<Bind> {
             _ => None,
         },
         (Some(one), ..) => {
-            let message = "`port` stands beside `port_start` or `port_end`";
-            reader.error(
+            let message = "a bind has both `port` and a port range";
+            diagnostics.error(
                 &one.span,
                 message,
-                "which of them is meant?",
-                "keep `port`, or both of the others",
+                "only one of them is allowed",
+                "keep `port`, or `port_start` and `port_end`",
             );
             None
         }
         (None, None, None) => {
             let span = node.span.start..node.span.end.min(node.span.start + 12);
-            reader.error(&span, "a bind has no `port`", "`port` is missing", PORT_HELP);
+            diagnostics.error(&span, "a bind has no `port`", "`port` is missing", PORT_HELP);
             None
         }
         (None, start, end) => {
@@ -201,7 +211,7 @@ fn bind(reader: &mut Reader, node: &Node) -> Option<Bind> {
                 ("port_end", "port_start")
             };
             let message = format!("a bind has `{is}` and no `{missing}`");
-            reader.error(
+            diagnostics.error(
                 &there,
                 message,
                 format!("`{missing}` is missing"),
@@ -213,24 +223,27 @@ fn bind(reader: &mut Reader, node: &Node) -> Option<Bind> {
     Some(Bind { prefix: prefix?, proto: proto?, ports: ports? })
 }
 
-/// The backend, where its address stands, and whether its health is given.
-fn backend(reader: &mut Reader, node: &Node) -> Option<(Backend, std::ops::Range<usize>, bool)> {
-    let fields = Fields::of(reader, node, "a backend", BACKEND)?;
-    let ip = fields.need(reader, "ip", "ip = \"10.0.2.21\"");
+/// Parses a backend. Also returns the range of its address, and whether its health is given.
+fn backend(
+    diagnostics: &mut Diagnostics,
+    node: &Node,
+) -> Option<(Backend, std::ops::Range<usize>, bool)> {
+    let fields = Fields::of(diagnostics, node, "a backend", BACKEND)?;
+    let ip = fields.need(diagnostics, "ip", "ip = \"10.0.2.21\"");
     let span = ip.unwrap_or(node).span.clone();
-    let address = ip.and_then(|node| address(reader, node));
+    let address = ip.and_then(|node| address(diagnostics, node));
     let state = fields.need(
-        reader,
+        diagnostics,
         "state",
         "state is \"active\", \"filling\", \"draining\" or \"inactive\"",
     );
-    let state = state.and_then(|node| word(reader, node, "state", &State::NAMES));
+    let state = state.and_then(|node| word(diagnostics, node, "state", &State::NAMES));
     let healthy = match fields.get("healthy").map(|node| (&node.value, node)) {
         None => Some(false),
         Some((Value::Bool(healthy), _)) => Some(*healthy),
         Some((value, node)) => {
             let found = format!("this is {}", value.kind());
-            reader.error(
+            diagnostics.error(
                 &node.span,
                 "`healthy` must be true or false",
                 found,
@@ -243,13 +256,13 @@ fn backend(reader: &mut Reader, node: &Node) -> Option<(Backend, std::ops::Range
         "a weight is a whole number from 1 to 65535; to take a backend out, state = \"inactive\"";
     let weight = match fields.get("weight") {
         None => Some(1),
-        Some(node) => number(reader, node, "weight", 1, u16::MAX, help),
+        Some(node) => number(diagnostics, node, "weight", 1, u16::MAX, help),
     };
     let zone = match fields.get("zone") {
         None => Some(String::new()),
-        Some(node) => name(reader, node, "zone"),
+        Some(node) => name(diagnostics, node, "zone"),
     };
-    let healthchecks = fields.get("healthchecks").and_then(|node| kept(reader, node));
+    let healthchecks = fields.get("healthchecks").and_then(|node| opaque(diagnostics, node));
     let backend = Backend {
         address: address?,
         state: state?,
@@ -261,19 +274,26 @@ fn backend(reader: &mut Reader, node: &Node) -> Option<(Backend, std::ops::Range
     Some((backend, span, fields.get("healthy").is_some()))
 }
 
-const KEY_HELP: &str = "a key is exactly 32 hex digits; make one with: openssl rand -hex 16";
+const KEY_HELP: &str =
+    "a key is exactly 32 hex digits; `glb-director table new` writes a table with random keys";
 const PORT_HELP: &str =
     "a port is a whole number from 1 to 65535: port = 80, or port_start = 80 and port_end = 90";
 
-fn list<'n>(reader: &mut Reader, node: &'n Node, key: &str, help: &str) -> &'n [Node] {
+/// The nodes of a list that must not be empty.
+fn list<'n>(diagnostics: &mut Diagnostics, node: &'n Node, key: &str, help: &str) -> &'n [Node] {
     match &node.value {
         Value::List(nodes) if !nodes.is_empty() => nodes,
         Value::List(_) => {
-            reader.error(&node.span, format!("`{key}` is empty"), "nothing in it", help);
+            diagnostics.error(
+                &node.span,
+                format!("`{key}` is empty"),
+                "the list has no entries",
+                help,
+            );
             &[]
         }
         other => {
-            reader.error(
+            diagnostics.error(
                 &node.span,
                 format!("`{key}` must be a list"),
                 format!("this is {}", other.kind()),
@@ -284,11 +304,17 @@ fn list<'n>(reader: &mut Reader, node: &'n Node, key: &str, help: &str) -> &'n [
     }
 }
 
-fn text<'n>(reader: &mut Reader, node: &'n Node, key: &str, help: &str) -> Option<&'n str> {
+/// The text of a string.
+fn text<'n>(
+    diagnostics: &mut Diagnostics,
+    node: &'n Node,
+    key: &str,
+    help: &str,
+) -> Option<&'n str> {
     match &node.value {
         Value::Str(text) => Some(text),
         other => {
-            reader.error(
+            diagnostics.error(
                 &node.span,
                 format!("`{key}` must be a string"),
                 format!("this is {}", other.kind()),
@@ -299,37 +325,45 @@ fn text<'n>(reader: &mut Reader, node: &'n Node, key: &str, help: &str) -> Optio
     }
 }
 
-fn name(reader: &mut Reader, node: &Node, key: &str) -> Option<String> {
+/// A name of a table or zone.
+fn name(diagnostics: &mut Diagnostics, node: &Node, key: &str) -> Option<String> {
     let help = format!("a {key} has 1 to {MAX_NAME} bytes and no control characters");
-    let text = text(reader, node, key, &help)?;
+    let text = text(diagnostics, node, key, &help)?;
     if text.trim().is_empty() || text.len() > MAX_NAME || text.chars().any(char::is_control) {
         let found = format!("this has {} bytes", text.len());
-        reader.error(&node.span, format!("`{key}` cannot be \"{}\"", shown(text)), found, help);
+        diagnostics.error(
+            &node.span,
+            format!("`{key}` cannot be \"{}\"", excerpt(text)),
+            found,
+            help,
+        );
         return None;
     }
     Some(text.to_owned())
 }
 
-fn key(reader: &mut Reader, node: &Node, name: &str) -> Option<Key> {
-    reader.secrets.push(node.span.clone());
-    let text = text(reader, node, name, KEY_HELP)?;
+/// A hash key or seed.
+fn key(diagnostics: &mut Diagnostics, node: &Node, name: &str) -> Option<Key> {
+    diagnostics.secrets.push(node.span.clone());
+    let text = text(diagnostics, node, name, KEY_HELP)?;
     let key = Key::from_hex(text);
     if key.is_none() {
-        // Says what is wrong without showing the key.
+        // The message must not show the key.
         let length = text.chars().count();
         let found = if length == 32 {
             let at = text.chars().position(|c| !c.is_ascii_hexdigit()).unwrap_or(0);
-            format!("character {} is no hex digit", at + 1)
+            format!("character {} is not a hex digit", at + 1)
         } else {
             format!("its length is {length}")
         };
-        reader.error(&node.span, format!("`{name}` is not a key"), found, KEY_HELP);
+        diagnostics.error(&node.span, format!("`{name}` is not a key"), found, KEY_HELP);
     }
     key
 }
 
+/// A whole number in a range.
 fn number(
-    reader: &mut Reader,
+    diagnostics: &mut Diagnostics,
     node: &Node,
     key: &str,
     least: u16,
@@ -343,7 +377,7 @@ fn number(
         },
         other => format!("this is {}", other.kind()),
     };
-    reader.error(
+    diagnostics.error(
         &node.span,
         format!("`{key}` must be a whole number from {least} to {most}"),
         found,
@@ -352,10 +386,16 @@ fn number(
     None
 }
 
-fn word<T: Copy>(reader: &mut Reader, node: &Node, key: &str, words: &[(&str, T)]) -> Option<T> {
+/// One of a list of words.
+fn word<T: Copy>(
+    diagnostics: &mut Diagnostics,
+    node: &Node,
+    key: &str,
+    words: &[(&str, T)],
+) -> Option<T> {
     let known = words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
     let help = format!("`{key}` is one of {known}");
-    let text = text(reader, node, key, &help)?;
+    let text = text(diagnostics, node, key, &help)?;
     let found = words.iter().find(|(word, _)| *word == text);
     if found.is_none() {
         let near =
@@ -364,27 +404,29 @@ fn word<T: Copy>(reader: &mut Reader, node: &Node, key: &str, words: &[(&str, T)
             Some((word, _)) => format!("did you mean \"{word}\"? {help}"),
             None => help,
         };
-        reader.error(
+        diagnostics.error(
             &node.span,
-            format!("unknown `{key}` \"{}\"", shown(text)),
-            "not a known word",
+            format!("unknown `{key}` \"{}\"", excerpt(text)),
+            "unknown word",
             help,
         );
     }
     found.map(|(_, value)| *value)
 }
 
-fn hash_fields(reader: &mut Reader, node: &Node, key: &str) -> Option<HashFields> {
-    let help = format!("{key} = [\"src_addr\"]; known are src_addr, dst_addr, src_port, dst_port");
+/// A list of hash fields.
+fn hash_fields(diagnostics: &mut Diagnostics, node: &Node, key: &str) -> Option<HashFields> {
+    let help =
+        format!("{key} = [\"src_addr\"]; the fields are src_addr, dst_addr, src_port, dst_port");
     let mut bits = 0;
-    for node in list(reader, node, key, &help) {
-        let field = word(reader, node, key, &FIELD_NAMES)?.bits();
+    for node in list(diagnostics, node, key, &help) {
+        let field = word(diagnostics, node, key, &FIELD_NAMES)?.bits();
         if bits & field != 0 {
-            reader.error(
+            diagnostics.error(
                 &node.span,
-                format!("a field stands twice in `{key}`"),
+                format!("`{key}` lists a field twice"),
                 "the second one",
-                "keep one of the two",
+                "remove one of them",
             );
         }
         bits |= field;
@@ -392,18 +434,19 @@ fn hash_fields(reader: &mut Reader, node: &Node, key: &str) -> Option<HashFields
     HashFields::from_bits(bits)
 }
 
-fn prefix_of(reader: &mut Reader, node: &Node) -> Option<ipnet::IpNet> {
+/// An address or network.
+fn prefix_of(diagnostics: &mut Diagnostics, node: &Node) -> Option<ipnet::IpNet> {
     const HELP: &str = "ip = \"203.0.113.10\", or a network: ip = \"203.0.113.0/24\"";
-    let text = text(reader, node, "ip", HELP)?;
+    let text = text(diagnostics, node, "ip", HELP)?;
     let parsed = match text.parse::<IpAddr>() {
         Ok(address) => Some(ipnet::IpNet::from(address)),
-        // `parse` of a network takes nothing but digits after the slash.
+        // Parsing a network accepts digits only after the slash.
         Err(_) => text.parse::<ipnet::IpNet>().ok(),
     };
     let Some(prefix) = parsed else {
-        reader.error(
+        diagnostics.error(
             &node.span,
-            format!("\"{}\" is neither an address nor a network", shown(text)),
+            format!("\"{}\" is neither an address nor a network", excerpt(text)),
             "not an address",
             HELP,
         );
@@ -412,7 +455,7 @@ fn prefix_of(reader: &mut Reader, node: &Node) -> Option<ipnet::IpNet> {
     if prefix.addr() != prefix.network() {
         let help =
             format!("the network is \"{}\"; one address is \"{}\"", prefix.trunc(), prefix.addr());
-        reader.error(
+        diagnostics.error(
             &node.span,
             format!("\"{text}\" has bits set after its prefix"),
             "host bits are set",
@@ -423,28 +466,32 @@ fn prefix_of(reader: &mut Reader, node: &Node) -> Option<ipnet::IpNet> {
     Some(prefix)
 }
 
-fn address(reader: &mut Reader, node: &Node) -> Option<IpAddr> {
+/// The address of a backend.
+fn address(diagnostics: &mut Diagnostics, node: &Node) -> Option<IpAddr> {
     const HELP: &str = "ip = \"10.0.2.21\"";
-    let text = text(reader, node, "ip", HELP)?;
+    let text = text(diagnostics, node, "ip", HELP)?;
     let Ok(address) = text.parse::<IpAddr>() else {
         let found = if text.contains('/') {
             "a backend is one address, not a network"
         } else {
             "not an address"
         };
-        reader.error(&node.span, format!("\"{}\" is not an address", shown(text)), found, HELP);
+        diagnostics.error(
+            &node.span,
+            format!("\"{}\" is not an address", excerpt(text)),
+            found,
+            HELP,
+        );
         return None;
     };
     let why = match address {
-        _ if address.is_unspecified() => "the unspecified address is nobody's",
-        _ if address.is_multicast() => "a multicast address is a group",
-        IpAddr::V4(address) if address.is_broadcast() => "the broadcast address is everybody's",
-        IpAddr::V6(address) if address.to_ipv4_mapped().is_some() => {
-            "an IPv4 address is written as such"
-        }
+        _ if address.is_unspecified() => "this is the unspecified address",
+        _ if address.is_multicast() => "this is a multicast address",
+        IpAddr::V4(address) if address.is_broadcast() => "this is the broadcast address",
+        IpAddr::V6(address) if address.to_ipv4_mapped().is_some() => "write it as an IPv4 address",
         _ => return Some(address),
     };
-    reader.error(
+    diagnostics.error(
         &node.span,
         format!("a backend cannot have the address {address}"),
         why,
@@ -453,15 +500,16 @@ fn address(reader: &mut Reader, node: &Node) -> Option<IpAddr> {
     None
 }
 
-/// What is only kept for others. JSON's null at the top stands for nothing, as GLB's checker writes it.
-fn kept(reader: &mut Reader, node: &Node) -> Option<serde_json::Value> {
+/// A value that is kept for the health checker. GLB's checker writes a top-level null for no value.
+fn opaque(diagnostics: &mut Diagnostics, node: &Node) -> Option<serde_json::Value> {
     match &node.value {
         Value::Null => None,
-        _ => json(reader, node),
+        _ => json(diagnostics, node),
     }
 }
 
-fn json(reader: &mut Reader, node: &Node) -> Option<serde_json::Value> {
+/// Converts a node to JSON.
+fn json(diagnostics: &mut Diagnostics, node: &Node) -> Option<serde_json::Value> {
     use serde_json::Value as Json;
     Some(match &node.value {
         Value::Null => Json::Null,
@@ -473,9 +521,9 @@ fn json(reader: &mut Reader, node: &Node) -> Option<serde_json::Value> {
                 Some(number) if *kind == "a number with a fraction" => Json::Number(number),
                 _ => {
                     let help = "use a string or a smaller number";
-                    reader.error(
+                    diagnostics.error(
                         &node.span,
-                        format!("{kind} cannot be kept in both forms of a table"),
+                        format!("{kind} cannot be written in both TOML and JSON"),
                         "here",
                         help,
                     );
@@ -484,12 +532,12 @@ fn json(reader: &mut Reader, node: &Node) -> Option<serde_json::Value> {
             }
         }
         Value::List(nodes) => {
-            Json::Array(nodes.iter().filter_map(|node| json(reader, node)).collect())
+            Json::Array(nodes.iter().filter_map(|node| json(diagnostics, node)).collect())
         }
         Value::Map(entries) => Json::Object(
             entries
                 .iter()
-                .filter_map(|entry| Some((entry.key.clone(), json(reader, &entry.node)?)))
+                .filter_map(|entry| Some((entry.key.clone(), json(diagnostics, &entry.node)?)))
                 .collect(),
         ),
     })

@@ -1,4 +1,4 @@
-//! Writing a table set in either form.
+//! Writes table sets as TOML or JSON.
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -6,15 +6,15 @@ use serde_json::Value as Json;
 
 use crate::{Backend, Bind, Format, HashFields, Order, Table, TableSet, hash_field_names};
 
-/// A table set that one of the forms cannot hold.
+/// The table set has a value that the format cannot hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{at} is null: TOML has no null; remove it, or keep the table in JSON")]
+#[error("{at} is null, and TOML has no null. Remove the value, or write JSON")]
 pub struct WriteError {
-    /// Which value.
+    /// The value's place.
     pub at: String,
 }
 
-/// The file as it is written: GLB's names, and nothing that is as it is by default.
+/// The file as it is written: with GLB's key names, without default values.
 #[derive(Serialize)]
 struct RawFile<'s> {
     tables: Vec<RawTable<'s>>,
@@ -71,10 +71,10 @@ struct RawBackend<'s> {
 }
 
 impl TableSet {
-    /// The set as text in one of the forms. Reading it back gives an equal set.
+    /// Writes the set in one of the formats. Parsing the text gives an equal set.
     ///
     /// # Errors
-    /// A `null` within `healthchecks` cannot be written as TOML.
+    /// When the format is TOML and `healthchecks` has a `null`.
     pub fn to_text(&self, form: Format) -> Result<String, WriteError> {
         let raw = RawFile {
             tables: self.tables.iter().map(raw_table).collect(),
@@ -88,7 +88,7 @@ impl TableSet {
                 Ok(text + "\n")
             }
             Format::Toml => {
-                if let Some(at) = self.null() {
+                if let Some(at) = self.find_null() {
                     return Err(failed(at));
                 }
                 toml::to_string(&raw).map_err(|error| failed(error.to_string()))
@@ -96,8 +96,8 @@ impl TableSet {
         }
     }
 
-    /// Where a null stands that TOML cannot hold.
-    fn null(&self) -> Option<String> {
+    /// The place of a null.
+    fn find_null(&self) -> Option<String> {
         if self.healthchecks.as_ref().is_some_and(has_null) {
             return Some("a value in `healthchecks`".into());
         }
@@ -159,7 +159,7 @@ fn raw_bind(bind: &Bind) -> RawBind {
     }
 }
 
-/// One address without its length, a network with it.
+/// A single address without its prefix length, a network with it.
 pub(crate) fn bind_address(prefix: &IpNet) -> String {
     if prefix.prefix_len() == prefix.max_prefix_len() {
         prefix.addr().to_string()

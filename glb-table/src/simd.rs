@@ -1,31 +1,30 @@
-//! Vectors of 64-bit lanes: what the hash and the choice of the best need, and no more.
+//! Vectors of 64-bit lanes, with the operations that hashing and ranking need.
 //!
-//! Written with the processor's own operations, because the compiler does not find them by itself
-//! in loops over arrays. Everything is `inline(always)`, so that it is compiled anew, with its
-//! operations inlined, inside each function that asks for the processor's feature.
+//! They use intrinsics because the compiler does not vectorize the equivalent loops. Every function is
+//! `inline(always)`, so that it is compiled with the features of the calling function.
 
-/// Lanes of `u64`, compared as signed numbers (AVX2 has no other comparison).
+/// A vector of `u64` lanes, which compare as signed numbers (AVX2 has no other comparison).
 pub(crate) trait Vector: Copy {
-    /// How many lanes there are; at most [`MAX_LANES`].
+    /// Number of lanes, at most [`MAX_LANES`].
     const LANES: usize;
     fn splat(value: u64) -> Self;
     fn load(values: &[u64; MAX_LANES]) -> Self;
     fn store(self, values: &mut [u64; MAX_LANES]);
     fn add(self, other: Self) -> Self;
     fn xor(self, other: Self) -> Self;
-    /// By 13, 16, 17, 21 or 32 bits, as `BITS` says.
+    /// Rotates each lane left by `BITS`: 13, 16, 17, 21 or 32.
     fn rotate<const BITS: u32>(self) -> Self;
     fn swap_bytes(self) -> Self;
-    /// Whether any lane of `self` is less than the other's.
+    /// Whether any lane of `self` is less than the same lane of `other`.
     fn any_less(self, other: Self) -> bool;
-    /// Puts the lesser of each lane of `self.0` and `other.0` first, and what belongs to it along.
+    /// Sorts two pairs of key and value per lane, so that `pair` has the lesser key.
     fn sort_pair(pair: &mut (Self, Self), other: &mut (Self, Self));
 }
 
-/// The widest vector's lanes.
+/// Number of lanes of the widest vector.
 pub(crate) const MAX_LANES: usize = 8;
 
-/// For every machine.
+/// A vector in portable code.
 #[derive(Clone, Copy)]
 pub(crate) struct Portable([u64; 4]);
 
@@ -76,13 +75,15 @@ impl Vector for Portable {
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod x86 {
-    //! SAFETY of all of it: the types are used only inside functions that are compiled for the
-    //! feature and called only after the processor was asked for it.
+    //! Vectors with AVX2 and AVX-512.
+    //!
+    //! SAFETY of the whole module: the types are used only in functions with the matching
+    //! `target_feature`, which are called only after the processor's features were checked.
     use std::arch::x86_64::*;
 
     use super::{MAX_LANES, Vector};
 
-    /// Four lanes.
+    /// A vector of four lanes; needs AVX2.
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2(__m256i);
 
@@ -90,32 +91,32 @@ pub(crate) mod x86 {
         const LANES: usize = 4;
         #[inline(always)]
         fn splat(value: u64) -> Self {
-            // SAFETY: the module's.
+            // SAFETY: see the module.
             Self(unsafe { _mm256_set1_epi64x(value as i64) })
         }
         #[inline(always)]
         fn load(values: &[u64; MAX_LANES]) -> Self {
-            // SAFETY: the module's; the array is longer than the vector, and alignment is not needed.
+            // SAFETY: see the module; the array is longer than the vector, and alignment is not required.
             Self(unsafe { _mm256_loadu_si256(values.as_ptr().cast()) })
         }
         #[inline(always)]
         fn store(self, values: &mut [u64; MAX_LANES]) {
-            // SAFETY: the module's; the array is longer than the vector, and alignment is not needed.
+            // SAFETY: see the module; the array is longer than the vector, and alignment is not required.
             unsafe { _mm256_storeu_si256(values.as_mut_ptr().cast(), self.0) }
         }
         #[inline(always)]
         fn add(self, other: Self) -> Self {
-            // SAFETY: the module's.
+            // SAFETY: see the module.
             Self(unsafe { _mm256_add_epi64(self.0, other.0) })
         }
         #[inline(always)]
         fn xor(self, other: Self) -> Self {
-            // SAFETY: the module's.
+            // SAFETY: see the module.
             Self(unsafe { _mm256_xor_si256(self.0, other.0) })
         }
         #[inline(always)]
         fn rotate<const BITS: u32>(self) -> Self {
-            // SAFETY: the module's.
+            // SAFETY: see the module.
             Self(unsafe {
                 match BITS {
                     32 => _mm256_shuffle_epi32::<0b10_11_00_01>(self.0),
@@ -144,7 +145,7 @@ pub(crate) mod x86 {
         }
         #[inline(always)]
         fn swap_bytes(self) -> Self {
-            // SAFETY: the module's.
+            // SAFETY: see the module.
             Self(unsafe {
                 let order = _mm_setr_epi8(7, 6, 5, 4, 3, 2, 1, 0, 15, 14, 13, 12, 11, 10, 9, 8);
                 _mm256_shuffle_epi8(self.0, _mm256_broadcastsi128_si256(order))
@@ -152,12 +153,12 @@ pub(crate) mod x86 {
         }
         #[inline(always)]
         fn any_less(self, other: Self) -> bool {
-            // SAFETY: the module's.
+            // SAFETY: see the module.
             unsafe { _mm256_movemask_epi8(_mm256_cmpgt_epi64(other.0, self.0)) != 0 }
         }
         #[inline(always)]
         fn sort_pair(pair: &mut (Self, Self), other: &mut (Self, Self)) {
-            // SAFETY: the module's.
+            // SAFETY: see the module.
             unsafe {
                 let less = _mm256_cmpgt_epi64(pair.0.0, other.0.0);
                 let (a, b) = (*pair, *other);
@@ -173,7 +174,7 @@ pub(crate) mod x86 {
         }
     }
 
-    /// Eight lanes; needs AVX-512 F and BW.
+    /// A vector of eight lanes; needs AVX-512 F and BW.
     #[derive(Clone, Copy)]
     pub(crate) struct Avx512(__m512i);
 
@@ -181,32 +182,32 @@ pub(crate) mod x86 {
         const LANES: usize = 8;
         #[inline(always)]
         fn splat(value: u64) -> Self {
-            // SAFETY: the module's.
+            // SAFETY: see the module.
             Self(unsafe { _mm512_set1_epi64(value as i64) })
         }
         #[inline(always)]
         fn load(values: &[u64; MAX_LANES]) -> Self {
-            // SAFETY: the module's; the array is as long as the vector, and alignment is not needed.
+            // SAFETY: see the module; the array is as long as the vector, and alignment is not required.
             Self(unsafe { _mm512_loadu_si512(values.as_ptr().cast()) })
         }
         #[inline(always)]
         fn store(self, values: &mut [u64; MAX_LANES]) {
-            // SAFETY: the module's; the array is as long as the vector, and alignment is not needed.
+            // SAFETY: see the module; the array is as long as the vector, and alignment is not required.
             unsafe { _mm512_storeu_si512(values.as_mut_ptr().cast(), self.0) }
         }
         #[inline(always)]
         fn add(self, other: Self) -> Self {
-            // SAFETY: the module's.
+            // SAFETY: see the module.
             Self(unsafe { _mm512_add_epi64(self.0, other.0) })
         }
         #[inline(always)]
         fn xor(self, other: Self) -> Self {
-            // SAFETY: the module's.
+            // SAFETY: see the module.
             Self(unsafe { _mm512_xor_si512(self.0, other.0) })
         }
         #[inline(always)]
         fn rotate<const BITS: u32>(self) -> Self {
-            // SAFETY: the module's.
+            // SAFETY: see the module.
             Self(unsafe {
                 match BITS {
                     32 => _mm512_rol_epi64::<32>(self.0),
@@ -222,7 +223,7 @@ pub(crate) mod x86 {
         }
         #[inline(always)]
         fn swap_bytes(self) -> Self {
-            // SAFETY: the module's.
+            // SAFETY: see the module.
             Self(unsafe {
                 let order = _mm_setr_epi8(7, 6, 5, 4, 3, 2, 1, 0, 15, 14, 13, 12, 11, 10, 9, 8);
                 _mm512_shuffle_epi8(self.0, _mm512_broadcast_i32x4(order))
@@ -230,12 +231,12 @@ pub(crate) mod x86 {
         }
         #[inline(always)]
         fn any_less(self, other: Self) -> bool {
-            // SAFETY: the module's.
+            // SAFETY: see the module.
             unsafe { _mm512_cmplt_epi64_mask(self.0, other.0) != 0 }
         }
         #[inline(always)]
         fn sort_pair(pair: &mut (Self, Self), other: &mut (Self, Self)) {
-            // SAFETY: the module's.
+            // SAFETY: see the module.
             unsafe {
                 let less = _mm512_cmplt_epi64_mask(other.0.0, pair.0.0);
                 let (a, b) = (*pair, *other);

@@ -1,14 +1,14 @@
-//! SipHash-2-4 of a table's short messages, several side by side.
+//! SipHash-2-4 of the messages that rank backends, for several rows in parallel.
 //!
-//! A score hashes the row's seed first and the backend's address second, so the first block is done
-//! once per row, and a backend costs six rounds instead of eight.
+//! A score hashes the row seed and then the backend's address. The first block is computed once per
+//! row, so a backend costs six rounds instead of eight.
 
 use std::net::IpAddr;
 
 use crate::simd::{MAX_LANES, Vector};
 
-/// An address as SipHash's message words, after the row's seed: for IPv4 one block that also holds
-/// the message's length (12), for IPv6 two blocks and then one with the length (24).
+/// The SipHash message words of an address, which follow the row seed. IPv4 needs one block, which also
+/// holds the message length (12); IPv6 needs two blocks and one with the length (24).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Words {
     V4(u64),
@@ -29,7 +29,7 @@ impl Words {
     }
 }
 
-/// A state for each lane.
+/// The SipHash state of each lane.
 type State<V> = [V; 4];
 
 #[inline(always)]
@@ -48,7 +48,7 @@ fn round<V: Vector>([v0, v1, v2, v3]: State<V>) -> State<V> {
     right_half([v0, v1, v2, v3])
 }
 
-/// The part of a round that `v3`, and so the message, has no share in.
+/// The half of a round that does not depend on `v3`, and so not on the message.
 #[inline(always)]
 fn left_half<V: Vector>(v0: V, v1: V) -> (V, V) {
     let v0 = v0.add(v1);
@@ -56,7 +56,7 @@ fn left_half<V: Vector>(v0: V, v1: V) -> (V, V) {
     (v0.rotate::<32>(), v1)
 }
 
-/// The rest of a round.
+/// The other half of a round.
 #[inline(always)]
 fn right_half<V: Vector>([v0, v1, v2, v3]: State<V>) -> State<V> {
     let v2 = v2.add(v3);
@@ -77,7 +77,7 @@ fn block<V: Vector>([v0, v1, v2, v3]: State<V>, word: V) -> State<V> {
 #[inline(always)]
 fn finish<V: Vector>([v0, v1, v2, v3]: State<V>) -> V {
     let [v0, v1, v2, v3] = round(round(round([v0, v1, v2.xor(V::splat(0xff)), v3])));
-    // The last round, less what falls out of the sum: v0 is in the new v3 too.
+    // The last round, without the terms that cancel out: v0 is also in the new v3.
     let (v0, v1) = left_half(v0, v1);
     let v2 = v2.add(v3);
     let v3 = v3.rotate::<16>().xor(v2);
@@ -86,17 +86,17 @@ fn finish<V: Vector>([v0, v1, v2, v3]: State<V>) -> V {
     v1.rotate::<17>().xor(v3.rotate::<21>()).xor(v2).xor(v2.rotate::<32>())
 }
 
-/// Rows side by side, their seeds already hashed in.
+/// Several rows in parallel, after their row seeds were hashed.
 #[derive(Clone, Copy)]
 pub(crate) struct RowLanes<V> {
-    /// After the row seed's block; with `v0` and `v1` half a round further.
+    /// The state after the row seed's block, with `v0` and `v1` half a round further.
     state: State<V>,
     /// `v0` and `v1` before that half round.
     plain: [V; 2],
 }
 
 impl<V: Vector> RowLanes<V> {
-    /// `rows` beyond the vector's lanes are not looked at.
+    /// Hashes the row seeds. Rows beyond the vector's lanes are ignored.
     #[inline(always)]
     pub(crate) fn new(seed: [u64; 2], rows: &[u64; MAX_LANES]) -> Self {
         let [v0, v1, v2, v3] = block(start(seed), row_seeds(seed, rows));
@@ -104,7 +104,7 @@ impl<V: Vector> RowLanes<V> {
         Self { state: [half0, half1, v2, v3], plain: [v0, v1] }
     }
 
-    /// The scores of one backend in these rows: digests as big-endian numbers, lowest first.
+    /// The scores of a backend in these rows: digests as big-endian numbers; the lowest ranks first.
     #[inline(always)]
     pub(crate) fn scores(&self, address: Words) -> V {
         let [half0, half1, v2, v3] = self.state;
@@ -123,7 +123,7 @@ impl<V: Vector> RowLanes<V> {
     }
 }
 
-/// SipHash of each row's index as four big-endian bytes, as a little-endian word of its digest.
+/// The row seeds: SipHash of each row's index as four big-endian bytes, as a little-endian word.
 #[inline(always)]
 fn row_seeds<V: Vector>(seed: [u64; 2], rows: &[u64; MAX_LANES]) -> V {
     let words = rows.map(|row| u64::from((row as u32).swap_bytes()) | 4 << 56);
@@ -142,7 +142,7 @@ mod tests {
         hasher.finish()
     }
 
-    /// All scores of one vector type, from a function compiled for it.
+    /// A function that computes the scores with one vector type.
     type Scores = fn([u64; 2], &[u64; MAX_LANES], Words) -> ([u64; MAX_LANES], [u64; MAX_LANES]);
 
     #[inline(always)]
@@ -208,17 +208,17 @@ mod tests {
     }
 
     #[test]
-    fn lanes_of_every_kind_equal_the_siphasher_crate() {
+    fn all_vector_types_equal_the_siphasher_crate() {
         use crate::simd::Portable;
         check(Portable::LANES, "portable", scores::<Portable>);
         #[cfg(target_arch = "x86_64")]
         {
             if std::arch::is_x86_feature_detected!("avx2") {
-                // SAFETY: the processor was asked.
+                // SAFETY: the processor has the features, as checked above.
                 check(4, "avx2", |seed, rows, words| unsafe { scores_avx2(seed, rows, words) });
             }
             if crate::rank::has_avx512() {
-                // SAFETY: the processor was asked.
+                // SAFETY: the processor has the features, as checked above.
                 check(8, "avx512", |seed, rows, words| unsafe { scores_avx512(seed, rows, words) });
             }
         }

@@ -1,4 +1,4 @@
-//! What no field can know alone: names, addresses and binds that clash, and limits.
+//! Checks that need the whole file: duplicate names and addresses, overlapping binds, limits.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,20 +10,20 @@ use ipnet::IpNet;
 use crate::{
     Bind, Order, Proto, Table, TableSet,
     model::{MAX_BACKENDS, MAX_BINDS, MAX_ROWS_BYTES, MAX_TABLES},
-    parse::Reader,
+    parse::Diagnostics,
 };
 
 type Span = Range<usize>;
 
-/// Where the parts of the model stand in the file.
+/// Where the parts of the model are in the file's text.
 #[derive(Default)]
-pub(crate) struct Places {
-    pub(crate) tables: Vec<TablePlaces>,
+pub(crate) struct SourceRanges {
+    pub(crate) tables: Vec<TableRanges>,
 }
 
-/// Where the parts of one table stand in the file.
+/// Where the parts of one table are in the file's text.
 #[derive(Default)]
-pub(crate) struct TablePlaces {
+pub(crate) struct TableRanges {
     pub(crate) name: Span,
     pub(crate) hops: Option<Span>,
     pub(crate) order: Option<Span>,
@@ -32,40 +32,46 @@ pub(crate) struct TablePlaces {
     pub(crate) binds: Vec<Span>,
     pub(crate) backends_list: Span,
     pub(crate) backends: Vec<Span>,
-    pub(crate) said_healthy: Vec<bool>,
-    /// Some backend could not be read, so nothing is known of all of them together.
-    pub(crate) backends_broken: bool,
+    pub(crate) has_healthy_key: Vec<bool>,
+    /// A backend could not be parsed, so checks of all backends together are skipped.
+    pub(crate) has_invalid_backend: bool,
 }
 
-pub(crate) fn set(reader: &mut Reader, set: &TableSet, places: &Places) {
-    names(reader, set, places);
-    limits(reader, set, places);
+/// Validates a table set.
+pub(crate) fn set(diagnostics: &mut Diagnostics, set: &TableSet, places: &SourceRanges) {
+    names(diagnostics, set, places);
+    limits(diagnostics, set, places);
     for (table, place) in set.tables.iter().zip(&places.tables) {
-        backends(reader, table, place);
-        unsaid_health(reader, table, place);
-        options(reader, table, place);
+        backends(diagnostics, table, place);
+        missing_health(diagnostics, table, place);
+        options(diagnostics, table, place);
     }
-    binds(reader, set, places);
+    binds(diagnostics, set, places);
 }
 
-fn names(reader: &mut Reader, set: &TableSet, places: &Places) {
+fn names(diagnostics: &mut Diagnostics, set: &TableSet, places: &SourceRanges) {
     let mut seen = HashMap::new();
     for (table, place) in set.tables.iter().zip(&places.tables) {
         if seen.insert(table.name.as_str(), ()).is_some() {
             let message = format!("two tables are named \"{}\"", table.name);
-            let help = "counters belong to names: give each table its own";
-            reader.error(&place.name, message, "the second one", help);
+            let help = "give each table a name of its own; counters are kept per name";
+            diagnostics.error(&place.name, message, "the second one", help);
         }
     }
 }
 
-fn limits(reader: &mut Reader, set: &TableSet, places: &Places) {
+fn limits(diagnostics: &mut Diagnostics, set: &TableSet, places: &SourceRanges) {
     if set.tables.len() > MAX_TABLES {
-        let message = format!("{} tables are too many", set.tables.len());
+        let message = format!("the file has {} tables", set.tables.len());
         let help = format!("a file holds at most {MAX_TABLES} tables");
-        reader.error(&places.tables[MAX_TABLES].name, message, "this is the first too many", help);
+        diagnostics.error(
+            &places.tables[MAX_TABLES].name,
+            message,
+            "this is the first one too many",
+            help,
+        );
     }
-    rows(reader, set, places);
+    rows(diagnostics, set, places);
     let (mut backends, mut binds) = (0, 0);
     for (table, place) in set.tables.iter().zip(&places.tables) {
         let before = (backends, binds);
@@ -74,19 +80,19 @@ fn limits(reader: &mut Reader, set: &TableSet, places: &Places) {
         if backends > MAX_BACKENDS && before.0 <= MAX_BACKENDS {
             let span = &place.backends[MAX_BACKENDS - before.0];
             let help = format!("all tables together hold at most {MAX_BACKENDS} backends");
-            reader.error(span, "too many backends", "this is the first too many", help);
+            diagnostics.error(span, "too many backends", "this is the first one too many", help);
         }
         if binds > MAX_BINDS && before.1 <= MAX_BINDS {
             let span = &place.binds[MAX_BINDS - before.1];
             let help = format!(
                 "all tables together hold at most {MAX_BINDS} binds; a range of ports is one bind"
             );
-            reader.error(span, "too many binds", "this is the first too many", help);
+            diagnostics.error(span, "too many binds", "this is the first one too many", help);
         }
     }
 }
 
-fn rows(reader: &mut Reader, set: &TableSet, places: &Places) {
+fn rows(diagnostics: &mut Diagnostics, set: &TableSet, places: &SourceRanges) {
     let bytes = |tables: &[Table]| tables.iter().map(Table::rows_bytes).sum::<usize>();
     let needed = bytes(&set.tables);
     if needed <= MAX_ROWS_BYTES {
@@ -97,25 +103,25 @@ fn rows(reader: &mut Reader, set: &TableSet, places: &Places) {
     let message = format!("the tables' rows take {} MiB", mib(needed));
     let help = format!(
         "a director addresses {} MiB of rows. A table takes 256 KiB, twice that with more than two \
-         `hops`, and twice again with `alt_seed`: end changes of seeds, or give other directors \
-         some of the tables",
+         `hops`, and twice again with `alt_seed`: finish seed rotations, or move tables \
+         to other directors",
         mib(MAX_ROWS_BYTES)
     );
     let place = &places.tables[fit.unwrap_or_default()].name;
-    reader.error(place, message, "this is the first too many", help);
+    diagnostics.error(place, message, "this is the first one too many", help);
 }
 
-fn backends(reader: &mut Reader, table: &Table, place: &TablePlaces) {
+fn backends(diagnostics: &mut Diagnostics, table: &Table, place: &TableRanges) {
     let mut seen = HashMap::new();
     for (index, (backend, span)) in table.backends.iter().zip(&place.backends).enumerate() {
         if let Some(first) = seen.insert(backend.address, index) {
             let message =
-                format!("backend {} stands twice in table \"{}\"", backend.address, table.name);
+                format!("backend {} is listed twice in table \"{}\"", backend.address, table.name);
             let help = format!(
-                "it is also backend number {} of this table; keep one, and use weight for a larger share",
+                "it is also backend number {} of this table; remove one, and use `weight` for a larger share",
                 first + 1
             );
-            reader.error(span, message, "the second one", help);
+            diagnostics.error(span, message, "the second one", help);
         }
     }
     if let Some(first) = table.backends.first() {
@@ -126,24 +132,27 @@ fn backends(reader: &mut Reader, table: &Table, place: &TablePlaces) {
             .find(|(backend, _)| backend.address.is_ipv4() != first.address.is_ipv4());
         if let Some((backend, span)) = odd {
             let message = format!("table \"{}\" has IPv4 and IPv6 backends", table.name);
-            let found = format!("{} is not of the family of {}", backend.address, first.address);
-            reader.error(
+            let found = format!(
+                "{} and {} have different address families",
+                backend.address, first.address
+            );
+            diagnostics.error(
                 span,
                 message,
                 found,
-                "a row holds addresses of one family: make two tables of it",
+                "a row holds addresses of one family: split the table in two tables",
             );
         }
     }
-    if !table.backends.is_empty() && !place.backends_broken && table.usable() == 0 {
+    if !table.backends.is_empty() && !place.has_invalid_backend && table.usable() == 0 {
         let message = format!("no backend of table \"{}\" is usable", table.name);
         let help = "at least one must be active, filling or draining";
-        reader.error(&head(&place.backends_list), message, "all are inactive", help);
+        diagnostics.error(&head(&place.backends_list), message, "all are inactive", help);
     } else if !table.backends.is_empty() && !table.backends.iter().any(crate::Backend::takes_new) {
         let message = format!("no backend of table \"{}\" can take new connections", table.name);
         let help =
-            "rows go by rank alone; healthy = true on an active or filling backend is needed";
-        reader.warn(
+            "set healthy = true on an active or filling backend, or wait for the health checker";
+        diagnostics.warn(
             &head(&place.backends_list),
             message,
             "none is healthy and active or filling",
@@ -152,35 +161,35 @@ fn backends(reader: &mut Reader, table: &Table, place: &TablePlaces) {
     }
 }
 
-/// Who says nothing counts as unhealthy. That is meant where nobody says anything and a checker
-/// fills it in, and a slip where others do.
-fn unsaid_health(reader: &mut Reader, table: &Table, place: &TablePlaces) {
-    if place.said_healthy.contains(&true) {
-        let unsaid = table
+/// Warns about backends without `healthy` if other backends have it. Without any `healthy`, the health
+/// checker is expected to fill it in.
+fn missing_health(diagnostics: &mut Diagnostics, table: &Table, place: &TableRanges) {
+    if place.has_healthy_key.contains(&true) {
+        let missing = table
             .backends
             .iter()
             .zip(&place.backends)
-            .zip(&place.said_healthy)
+            .zip(&place.has_healthy_key)
             .filter(|(_, said)| !**said);
-        for ((backend, span), _) in unsaid {
+        for ((backend, span), _) in missing {
             let message =
                 format!("backend {} of table \"{}\" has no `healthy`", backend.address, table.name);
-            reader.warn(
+            diagnostics.warn(
                 span,
                 message,
-                "so it counts as unhealthy",
+                "it counts as unhealthy",
                 "write healthy = true or healthy = false",
             );
         }
     }
 }
 
-fn options(reader: &mut Reader, table: &Table, place: &TablePlaces) {
+fn options(diagnostics: &mut Diagnostics, table: &Table, place: &TableRanges) {
     if let (Order::Glb, Some(span), true) = (table.order, &place.order, table.hops != 2) {
         let message = format!("order = \"glb\" with {} hops", table.hops);
-        reader.error(span, message, "GLB's rows have two hops", "remove `hops` or `order`");
+        diagnostics.error(span, message, "GLB's rows have two hops", "remove `hops` or `order`");
     }
-    zones(reader, table, place);
+    zones(diagnostics, table, place);
     let same = [
         ("alt_hash_key", "hash_key", table.alt_hash_key == Some(table.hash_key)),
         ("alt_seed", "seed", table.alt_seed == Some(table.seed)),
@@ -190,25 +199,25 @@ fn options(reader: &mut Reader, table: &Table, place: &TablePlaces) {
         if let (true, Some(span)) = (same, span) {
             let message = format!("`{alternative}` equals `{main}`");
             let help = format!(
-                "the alternative is the old {main} during a change; remove it once the change is over"
+                "the alternative is the old {main} during a rotation; remove it after the rotation"
             );
-            reader.error(span, message, "it adds nothing", help);
+            diagnostics.error(span, message, "it has no effect", help);
         }
     }
 }
 
-fn zones(reader: &mut Reader, table: &Table, place: &TablePlaces) {
+fn zones(diagnostics: &mut Diagnostics, table: &Table, place: &TableRanges) {
     let with =
         table.backends.iter().zip(&place.backends).find(|(backend, _)| !backend.zone.is_empty());
     let Some((backend, span)) = with else { return };
     if table.hops < 3 {
         let message = format!(
-            "backend {} has a zone, and table \"{}\" two hops",
+            "backend {} has a zone, and table \"{}\" has two hops",
             backend.address, table.name
         );
         let help =
-            "with zones the last hop is of another zone: set hops = 3 or 4, or remove the zones";
-        reader.error(span, message, "zones need three hops or more", help);
+            "with zones the last hop is in another zone: set hops = 3 or 4, or remove the zones";
+        diagnostics.error(span, message, "zones need three hops or more", help);
     }
     let without =
         table.backends.iter().zip(&place.backends).find(|(backend, _)| backend.zone.is_empty());
@@ -217,11 +226,11 @@ fn zones(reader: &mut Reader, table: &Table, place: &TablePlaces) {
             "backend {} of table \"{}\" has no zone, and {} has one",
             lacks.address, table.name, backend.address
         );
-        reader.error(
+        diagnostics.error(
             span,
             message,
             "`zone` is not given",
-            "give every backend of a table its zone, or none",
+            "give every backend of a table a zone, or none",
         );
     }
 }
@@ -230,43 +239,43 @@ fn head(span: &Span) -> Span {
     span.start..span.end.min(span.start + 12)
 }
 
-/// A bind with its table and its place.
-struct Claim<'s> {
+/// A bind with its table and its range in the text.
+struct LocatedBind<'s> {
     table: &'s str,
     bind: &'s Bind,
     span: &'s Span,
 }
 
-/// Two binds of one prefix must not share a port. A longer prefix inside another is chosen first by
-/// every director, so it is only worth a warning.
-fn binds(reader: &mut Reader, set: &TableSet, places: &Places) {
-    let mut claims: BTreeMap<(Proto, IpNet), Vec<Claim<'_>>> = BTreeMap::new();
+/// Reports binds with equal prefixes that share a port. A bind inside the prefix of another one gets a
+/// warning only, because every director prefers the longer prefix.
+fn binds(diagnostics: &mut Diagnostics, set: &TableSet, places: &SourceRanges) {
+    let mut located: BTreeMap<(Proto, IpNet), Vec<LocatedBind<'_>>> = BTreeMap::new();
     for (table, place) in set.tables.iter().zip(&places.tables) {
         for (bind, span) in table.binds.iter().zip(&place.binds) {
-            let claim = Claim { table: &table.name, bind, span };
-            claims.entry((bind.proto, bind.prefix)).or_default().push(claim);
+            let bind_here = LocatedBind { table: &table.name, bind, span };
+            located.entry((bind.proto, bind.prefix)).or_default().push(bind_here);
         }
     }
     let mut overlaps = false;
-    for claims in claims.values_mut() {
-        claims.sort_by_key(|claim| (*claim.bind.ports.start(), claim.span.start));
-        // The earlier bind that reaches furthest is the one that a later one can run into.
-        let mut furthest: Option<&Claim<'_>> = None;
-        for claim in claims.iter() {
+    for located in located.values_mut() {
+        located.sort_by_key(|bind_here| (*bind_here.bind.ports.start(), bind_here.span.start));
+        // A bind overlaps an earlier one if it overlaps the earlier one with the highest port.
+        let mut furthest: Option<&LocatedBind<'_>> = None;
+        for bind_here in located.iter() {
             if let Some(other) =
-                furthest.filter(|other| other.bind.ports.end() >= claim.bind.ports.start())
+                furthest.filter(|other| other.bind.ports.end() >= bind_here.bind.ports.start())
             {
-                let (first, second) = if other.span.start < claim.span.start {
-                    (other, claim)
+                let (first, second) = if other.span.start < bind_here.span.start {
+                    (other, bind_here)
                 } else {
-                    (claim, other)
+                    (bind_here, other)
                 };
                 let (message, help) = if first.table == second.table {
                     let message = format!(
                         "binds {} and {} of table \"{}\" overlap",
                         first.bind, second.bind, first.table
                     );
-                    (message, "remove one of the two, or part their ports")
+                    (message, "remove one of them, or give them different ports")
                 } else {
                     let message = format!(
                         "bind {} of table \"{}\" overlaps bind {} of table \"{}\"",
@@ -274,44 +283,46 @@ fn binds(reader: &mut Reader, set: &TableSet, places: &Places) {
                     );
                     (
                         message,
-                        "a packet can have one table only: remove one of the two, or part their ports",
+                        "a packet belongs to one table: remove one of the binds, or give them different ports",
                     )
                 };
-                reader.error(second.span, message, "the second one", help);
+                diagnostics.error(second.span, message, "the second one", help);
                 overlaps = true;
             }
-            if furthest.is_none_or(|other| other.bind.ports.end() < claim.bind.ports.end()) {
-                furthest = Some(claim);
+            if furthest.is_none_or(|other| other.bind.ports.end() < bind_here.bind.ports.end()) {
+                furthest = Some(bind_here);
             }
         }
     }
     if overlaps {
         return;
     }
-    for ((proto, prefix), inner) in &claims {
+    for ((proto, prefix), inner) in &located {
         let mut wider = *prefix;
         while let Some(next) = wider.supernet() {
             wider = next;
-            let Some(outer) = claims.get(&(*proto, wider)) else { continue };
-            nested(reader, inner, outer);
+            let Some(outer) = located.get(&(*proto, wider)) else { continue };
+            nested(diagnostics, inner, outer);
         }
     }
 }
 
-/// Both lists are sorted by port, and no two of a list share one.
-fn nested(reader: &mut Reader, inner: &[Claim<'_>], outer: &[Claim<'_>]) {
-    for claim in inner {
-        let first = outer.partition_point(|over| over.bind.ports.end() < claim.bind.ports.start());
+/// Warns about binds inside wider binds of another table. Both lists are sorted by port, without
+/// overlaps.
+fn nested(diagnostics: &mut Diagnostics, inner: &[LocatedBind<'_>], outer: &[LocatedBind<'_>]) {
+    for bind_here in inner {
+        let first =
+            outer.partition_point(|over| over.bind.ports.end() < bind_here.bind.ports.start());
         let shared = outer[first..]
             .iter()
-            .take_while(|over| over.bind.ports.start() <= claim.bind.ports.end());
-        if let Some(over) = shared.into_iter().find(|over| over.table != claim.table) {
+            .take_while(|over| over.bind.ports.start() <= bind_here.bind.ports.end());
+        if let Some(over) = shared.into_iter().find(|over| over.table != bind_here.table) {
             let message = format!(
                 "bind {} of table \"{}\" lies within bind {} of table \"{}\"",
-                claim.bind, claim.table, over.bind, over.table
+                bind_here.bind, bind_here.table, over.bind, over.table
             );
-            let help = "nothing to do if this is meant";
-            reader.warn(claim.span, message, "the longer prefix is chosen first", help);
+            let help = "the longer prefix is preferred; ignore this if it is intended";
+            diagnostics.warn(bind_here.span, message, "the longer prefix is preferred", help);
         }
     }
 }

@@ -1,15 +1,16 @@
-//! Weighted rendezvous in whole numbers, the same on every machine.
+//! Weighted rendezvous hashing in integers, with the same result on every machine.
 //!
-//! A backend of weight `w` with digest `d` has the score `cost(d) / w`, smallest first, where
-//! `cost(d)` is `-log2(1 - d / 2^64)` in units of 2^-48. Scores are compared as fractions, exactly,
-//! by multiplying crosswise; ties go to the smaller `d`, then to the smaller address. `cost` never
-//! falls as `d` grows, so equal weights give the order of `d`, which is GLB's.
+//! A backend with weight `w` and digest `d` has the score `cost(d) / w`; the smallest score ranks first.
+//! Here
+//! `cost(d)` is `-log2(1 - d / 2^64)` in units of 2^-48. Scores are compared exactly, as
+//! fractions, by cross-multiplication. The smaller `d` wins ties, then the smaller address. `cost` is
+//! monotonic, so equal weights give the order of `d`, which is GLB's order.
 
 use std::cmp::Ordering;
 
 use crate::simd::MAX_LANES;
 
-/// Binary digits after the point.
+/// Number of binary digits after the point.
 const FRACTION: u32 = 48;
 
 /// `-log2(1 - digest / 2^64)` in units of 2^-48: from 0 to 64·2^48.
@@ -36,8 +37,8 @@ pub fn cost(digest: u64) -> u64 {
     (64 << FRACTION) - log
 }
 
-/// A backend's score in one row, in order of rank. Equal only if nothing but the address tells two
-/// backends apart.
+/// The score of a backend in one row; its order is the order of rank. Two scores are equal only if
+/// digest and weight are.
 #[derive(Clone, Copy, Debug)]
 pub struct Score {
     /// The digest as a number.
@@ -71,11 +72,11 @@ impl PartialEq for Score {
 
 impl Eq for Score {}
 
-/// How far an estimate of a cost may be off, at most (it is below 2^-46).
+/// Upper bound of the error of an estimated cost (the error is below 2^-46).
 pub(crate) const ERROR: f64 = 1.0 / (1_u64 << 45) as f64;
 
-/// Estimates of scores, `-log2(1 - digest / 2^64) / weight`, several at once: nothing in here but
-/// IEEE's exactly rounded operations, so that they are the same everywhere, and no branch.
+/// Estimates several scores, `-log2(1 - digest / 2^64) / weight`, without branches. Uses exactly rounded
+/// IEEE operations only, so the result is the same on every machine.
 #[inline(always)]
 pub(crate) fn estimates(digests: &[u64; MAX_LANES], inverse_weight: f64) -> [f64; MAX_LANES] {
     const ONE: u64 = 1.0_f64.to_bits();
@@ -99,14 +100,14 @@ pub(crate) fn estimates(digests: &[u64; MAX_LANES], inverse_weight: f64) -> [f64
             sum = sum * z2 + 1.0 / odd;
         }
         let log2 = exponent - 63.5 + 2.0 * std::f64::consts::LOG2_E * z * sum;
-        // Never below zero, whatever is rounded: the bits must keep the order.
+        // Rounding must not give a negative number, whose bits would have another order.
         *out = (-log2).max(0.0) * inverse_weight;
     }
     out
 }
 
-/// Whether two neighbours among the estimates of a row may be the other way round. `error` is
-/// [`ERROR`] over the smallest weight.
+/// Whether two neighbouring estimates of a row may be in the wrong order. `error` is [`ERROR`] divided by
+/// the smallest weight.
 #[inline(always)]
 pub(crate) fn is_unsure(lower: f64, upper: f64, error: f64) -> bool {
     upper - lower <= 2.0 * error + upper * 1e-12
@@ -116,7 +117,7 @@ pub(crate) fn is_unsure(lower: f64, upper: f64, error: f64) -> bool {
 mod tests {
     use super::*;
 
-    /// Written into docs/table.md too.
+    /// The vectors in docs/table.md.
     const VECTORS: [(u64, u64); 9] = [
         (0, 0),
         (1, 1),
@@ -130,7 +131,7 @@ mod tests {
     ];
 
     #[test]
-    fn costs_are_the_documented_ones() {
+    fn costs_equal_the_documented_vectors() {
         for (digest, expected) in VECTORS {
             assert_eq!(cost(digest), expected, "{digest:#018x}");
         }
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cost_never_falls_and_is_the_logarithm() {
+    fn the_cost_is_monotonic_and_close_to_the_logarithm() {
         let mut state = 1;
         for _ in 0..20_000 {
             let digest = random(&mut state) >> (random(&mut state) % 64);
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sure_estimate_never_contradicts_the_exact_order() {
+    fn sure_estimates_have_the_exact_order() {
         let mut state = 2;
         let mut sure = 0;
         for round in 0..20_000 {
@@ -171,7 +172,7 @@ mod tests {
                 (random(&mut state) >> (round % 30), random(&mut state) >> (round % 30));
             let (wa, wb) = (random(&mut state) as u16 | 1, random(&mut state) as u16 | 1);
             if round % 2 == 0 {
-                // Digests whose scores all but tie.
+                // Digests with nearly equal scores.
                 b = ((u128::from(a) * u128::from(wb) / u128::from(wa)).min(u128::from(u64::MAX)))
                     as u64;
             }

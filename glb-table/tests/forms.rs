@@ -1,4 +1,4 @@
-//! Tables in and out of their three forms.
+//! Tables in their three formats: TOML, JSON and GLBD.
 mod common;
 
 use std::{net::IpAddr, path::Path};
@@ -12,7 +12,7 @@ fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// Everything that a file can say at once.
+/// A table file with every key.
 const FULL: &str = r#"
 [[tables]]
 name = "web"
@@ -57,7 +57,7 @@ fn same(a: &TableSet, b: &TableSet) {
 }
 
 #[test]
-fn each_form_is_written_back_without_loss() {
+fn toml_and_json_are_written_without_loss() {
     let set = load_toml(FULL).unwrap();
     assert_eq!(set.tables[0].backends[1].weight, 1);
     let toml = set.to_text(Format::Toml).unwrap();
@@ -70,7 +70,7 @@ fn each_form_is_written_back_without_loss() {
 }
 
 #[test]
-fn what_glb_writes_is_kept() {
+fn values_that_glb_writes_are_kept() {
     // As GLB's health checker writes it: with a null at the top, and checks at each backend.
     let glb = json!({ "healthchecks": null, "tables": [{
         "name": "x", "hash_key": "12345678901234561234567890123456", "seed": "34567890123456783456789012345678",
@@ -89,7 +89,7 @@ fn what_glb_writes_is_kept() {
 }
 
 #[test]
-fn exports_equal_glb_to_the_byte_and_come_back() {
+fn exports_equal_glb_to_the_byte_and_can_be_imported() {
     let mut compared = 0;
     for case in vectors()["cases"].as_array().unwrap() {
         let name = case["name"].as_str().unwrap();
@@ -115,9 +115,13 @@ fn exports_equal_glb_to_the_byte_and_come_back() {
             assert_eq!(imported.binds, table.binds, "{name}");
             assert_eq!(imported.hash_key, table.hash_key, "{name}");
             assert_eq!(imported.rows, table.rows(), "{name}");
-            assert_eq!(imported.differing_rows(&imported.with("x", table.seed)), 0, "{name}");
+            assert_eq!(
+                imported.differing_rows(&imported.with_name_and_seed("x", table.seed)),
+                0,
+                "{name}"
+            );
             assert!(
-                imported.differing_rows(&imported.with("x", Key::new([7; 16]))) > 0
+                imported.differing_rows(&imported.with_name_and_seed("x", Key::new([7; 16]))) > 0
                     || table.backends.len() == 1
             );
         }
@@ -136,7 +140,7 @@ fn exports_equal_glb_to_the_byte_and_come_back() {
 }
 
 #[test]
-fn exports_refuse_what_does_not_fit() {
+fn exports_that_do_not_fit_are_refused() {
     let set = load_toml(FULL).unwrap();
     let error = |index: usize| {
         let mut one = set.clone();
@@ -148,7 +152,7 @@ fn exports_refuse_what_does_not_fit() {
 }
 
 #[test]
-fn imports_refuse_wrong_bytes_with_their_place() {
+fn imports_of_invalid_bytes_are_refused_with_their_offset() {
     let vectors = vectors();
     let set = load_json(&vectors["cases"][1]["input"]).unwrap();
     let good = glbd::export(&set).unwrap();
@@ -182,7 +186,7 @@ fn imports_refuse_wrong_bytes_with_their_place() {
 }
 
 #[test]
-fn an_edit_changes_one_word_and_nothing_else() {
+fn an_edit_changes_one_word_only() {
     let path = Path::new("t.toml");
     let text = FULL.replace("state = \"filling\"", "state    =   'filling'   # came on Monday");
     let address: IpAddr = "10.0.0.1".parse().unwrap();
@@ -220,7 +224,7 @@ fn an_edit_changes_one_word_and_nothing_else() {
 }
 
 #[test]
-fn a_file_is_replaced_whole_and_keeps_its_mode_and_link() {
+fn replacing_a_file_keeps_its_mode_and_link() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let (file, link) = (folder.path().join("t.toml"), folder.path().join("link.toml"));

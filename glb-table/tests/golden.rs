@@ -1,11 +1,11 @@
-//! GLB's own tables, row for row.
+//! Rows equal those that GLB's own tool builds.
 mod common;
 
 use common::{load_json, rows_sha256, vectors};
 use glb_table::{Order, ROWS};
 use serde_json::{Value, json};
 
-/// What this project refuses on purpose, with a word of the refusal.
+/// Inputs that this project refuses on purpose, with a part of the error.
 const REFUSED: [(&str, &str); 5] = [
     ("cidr_binds", "bits set after its prefix"),
     ("all_inactive", "no backend of table"),
@@ -73,7 +73,7 @@ fn one_usable_backend_makes_rows_of_one_hop() {
 }
 
 #[test]
-fn the_matrix_of_states_holds_in_both_orders() {
+fn the_order_of_hops_follows_the_state_matrix_in_both_orders() {
     let vectors = vectors();
     let matrix = vectors["swap_matrix"]["rows"].as_array().unwrap();
     assert_eq!(matrix.len(), 36);

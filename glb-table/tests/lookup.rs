@@ -1,4 +1,4 @@
-//! One flow's way: GLB's own hash vectors, the choice of a bind, and the reasons given.
+//! Lookups of flows: GLB's own hash vectors, the choice of a bind, and the reasons.
 #![expect(clippy::unwrap_used, reason = "test helpers")]
 
 mod common;
@@ -24,7 +24,7 @@ fn set(key: &str, fields: &Value, bind: &Value) -> TableSet {
     .unwrap()
 }
 
-fn ask(
+fn query(
     source: &str,
     port: Option<u16>,
     vip: &str,
@@ -36,7 +36,7 @@ fn ask(
 }
 
 #[test]
-fn hashes_and_rows_are_glb_s() {
+fn hashes_and_rows_equal_glb() {
     let vectors: Value =
         serde_json::from_str(include_str!("../../glb-common/tests/data/hash_vectors.json"))
             .unwrap();
@@ -51,7 +51,7 @@ fn hashes_and_rows_are_glb_s() {
         let proto = if vector["bind_proto"] == 17 { Proto::Udp } else { Proto::Tcp };
         let (source, vip) =
             (tuple["src_addr"].as_str().unwrap(), tuple["dst_addr"].as_str().unwrap());
-        let question = ask(source, Some(port("src_port")), vip, Some(port("dst_port")), proto);
+        let question = query(source, Some(port("src_port")), vip, Some(port("dst_port")), proto);
         let bind = json!({ "ip": vip, "proto": proto.name(), "port": port("dst_port") });
         for expected in vector["vectors"].as_array().unwrap() {
             let set = set(vector["hash_key"].as_str().unwrap(), &expected["fields"], &bind);
@@ -66,7 +66,7 @@ fn hashes_and_rows_are_glb_s() {
 }
 
 #[test]
-fn the_reasons_name_who_was_passed_over_and_who_changed_places() {
+fn reasons_name_skipped_and_reordered_backends() {
     let set = set(
         "12345678901234561234567890123456",
         &json!(["src_addr"]),
@@ -76,21 +76,21 @@ fn the_reasons_name_who_was_passed_over_and_who_changed_places() {
     for last in 1..=200_u8 {
         let answer = lookup(
             &set,
-            &ask(&format!("198.51.100.{last}"), None, "203.0.113.9", Some(80), Proto::Tcp),
+            &query(&format!("198.51.100.{last}"), None, "203.0.113.9", Some(80), Proto::Tcp),
         )
         .unwrap();
         let addresses: Vec<IpAddr> = answer.hops.iter().map(|hop| hop.address).collect();
         assert_eq!(addresses, ["10.0.0.1".parse::<IpAddr>().unwrap(), "10.0.0.2".parse().unwrap()]);
         let why = answer.main.why.join("\n");
-        seen[0] |= why.contains("10.0.0.3 is inactive");
+        seen[0] |= why.contains("10.0.0.3 is skipped: it is inactive");
         seen[1] |= why.contains("10.0.0.2 is draining, and 10.0.0.1 takes new connections");
-        seen[2] |= why.contains("the order is that of rank");
+        seen[2] |= why.contains("in the order of rank");
     }
     assert_eq!(seen, [true; 3]);
 }
 
 #[test]
-fn the_longest_prefix_with_the_port_is_chosen() {
+fn the_longest_prefix_with_the_port_matches() {
     let table = |name: &str, ip: &str, first: u16, last: u16| {
         json!({ "name": name, "hash_key": "12345678901234561234567890123456", "seed": "34567890123456783456789012345678",
             "binds": [{ "ip": ip, "proto": "tcp", "port_start": first, "port_end": last }],
@@ -102,29 +102,30 @@ fn the_longest_prefix_with_the_port_is_chosen() {
     ] }))
     .unwrap();
     let name = |port| {
-        lookup(&set, &ask("192.0.2.1", None, "203.0.113.9", port, Proto::Tcp))
+        lookup(&set, &query("192.0.2.1", None, "203.0.113.9", port, Proto::Tcp))
             .map(|answer| answer.table)
     };
     assert_eq!(name(Some(80)).unwrap(), "host");
     assert_eq!(name(Some(81)).unwrap(), "net");
     assert!(matches!(name(None), Err(LookupError::WhichPort { .. })));
     let answer =
-        lookup(&set, &ask("192.0.2.1", None, "203.0.113.9", Some(80), Proto::Tcp)).unwrap();
+        lookup(&set, &query("192.0.2.1", None, "203.0.113.9", Some(80), Proto::Tcp)).unwrap();
     assert_eq!(answer.hops.len(), 1);
-    assert!(answer.main.why.iter().any(|why| why.contains("only usable backend")));
-    let udp = lookup(&set, &ask("192.0.2.1", None, "203.0.113.9", Some(80), Proto::Udp));
+    assert!(answer.main.why.iter().any(|why| why.contains("one usable backend")));
+    let udp = lookup(&set, &query("192.0.2.1", None, "203.0.113.9", Some(80), Proto::Udp));
     assert!(matches!(udp, Err(LookupError::NoBind { .. })));
 }
 
 #[test]
-fn a_hash_over_ports_asks_for_them() {
+fn a_hash_over_ports_needs_the_ports() {
     let set = set(
         "12345678901234561234567890123456",
         &json!(["src_addr", "src_port"]),
         &json!({ "ip": "203.0.113.9", "proto": "tcp", "port": 80 }),
     );
     assert_eq!(hash_field_names(HashFields::SRC_PORT), ["src_port"]);
-    let error = lookup(&set, &ask("192.0.2.1", None, "203.0.113.9", None, Proto::Tcp)).unwrap_err();
+    let error =
+        lookup(&set, &query("192.0.2.1", None, "203.0.113.9", None, Proto::Tcp)).unwrap_err();
     assert!(error.to_string().contains("192.0.2.1:54321"), "{error}");
-    assert!(lookup(&set, &ask("192.0.2.1", Some(5), "203.0.113.9", None, Proto::Tcp)).is_ok());
+    assert!(lookup(&set, &query("192.0.2.1", Some(5), "203.0.113.9", None, Proto::Tcp)).is_ok());
 }

@@ -1,4 +1,4 @@
-//! What holds for every table.
+//! Properties that hold for every table.
 #![expect(clippy::unwrap_used, reason = "test helpers")]
 
 mod common;
@@ -14,7 +14,7 @@ use glb_table::{Order, ROWS, Ranks, RowCache, Rows, State, Table, weight::Score}
 use proptest::prelude::*;
 use strategies::{backends, shuffled, table};
 
-/// Scores one by one, as `docs/table.md` says, with the siphasher crate.
+/// Ranks a row as `docs/table.md` describes, with the siphasher crate.
 fn slow_rank(table: &Table, row: u16) -> Vec<u16> {
     let [low, high] = table.seed.words();
     let siphash = |message: &[u8]| {
@@ -41,7 +41,7 @@ fn slow_rank(table: &Table, row: u16) -> Vec<u16> {
     scored.into_iter().map(|(.., index)| index).collect()
 }
 
-/// A row as `docs/table.md` says, without any haste.
+/// Builds a row as `docs/table.md` describes.
 fn slow_row(table: &Table, row: u16) -> Vec<u16> {
     let backend = |index: &u16| &table.backends[usize::from(*index)];
     let usable: Vec<u16> = slow_rank(table, row)
@@ -90,7 +90,7 @@ fn by_address<'t>(table: &'t Table, rows: &'t Rows) -> impl Iterator<Item = Vec<
         .map(|row| row.iter().map(|index| table.backends[usize::from(*index)].address).collect())
 }
 
-/// A few cases by default; `PROPTEST_CASES` asks for more.
+/// Runs a few cases by default; `PROPTEST_CASES` asks for more.
 fn config() -> ProptestConfig {
     let default = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
     let cases = if std::env::var_os("PROPTEST_CASES").is_some() { default.cases } else { 16 };
@@ -101,7 +101,7 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn rows_equal_the_slow_way(table in table(40), rows in prop::collection::vec(any::<u16>(), 40)) {
+    fn rows_equal_the_documented_algorithm(table in table(40), rows in prop::collection::vec(any::<u16>(), 40)) {
         let ranks = table.ranks();
         let built = table.rows_from(&ranks);
         for row in rows {
@@ -111,7 +111,7 @@ proptest! {
     }
 
     #[test]
-    fn the_order_of_two_never_depends_on_a_third(table in table(30), gone in any::<prop::sample::Index>(), row in any::<u16>()) {
+    fn the_rank_of_two_backends_does_not_depend_on_others(table in table(30), gone in any::<prop::sample::Index>(), row in any::<u16>()) {
         let gone = gone.index(table.backends.len()) as u16;
         let mut fewer = table.clone();
         let _ = fewer.backends.remove(usize::from(gone));
@@ -122,7 +122,7 @@ proptest! {
     }
 
     #[test]
-    fn the_order_of_the_file_changes_nothing((a, b) in shuffled(24)) {
+    fn rows_and_digests_do_not_depend_on_the_order_of_the_file((a, b) in shuffled(24)) {
         prop_assert!(by_address(&a, &a.rows()).eq(by_address(&b, &b.rows())));
         prop_assert_eq!(a.digest(), b.digest());
     }
@@ -142,7 +142,7 @@ proptest! {
         let (old_rows, new_rows) = (old.rows(), new.rows());
         let zoned = old.backends.iter().any(|backend| !backend.zone.is_empty());
         for (before, after) in by_address(&old, &old_rows).zip(by_address(&new, &new_rows)) {
-            // With zones the last hop's choice is the one exception: it may depend on who else is there.
+            // With zones the last hop may depend on the other usable backends.
             let other_zone = zoned && old.usable() != new.usable();
             if !(before.contains(&address) || after.contains(&address) || other_zone) {
                 prop_assert_eq!(before, after);
@@ -151,7 +151,7 @@ proptest! {
     }
 
     #[test]
-    fn hops_are_distinct_and_usable_and_as_many_as_there_can_be(table in table(12)) {
+    fn rows_have_as_many_distinct_usable_hops_as_possible(table in table(12)) {
         let rows = table.rows();
         prop_assert_eq!(rows.hops, table.usable().min(usize::from(table.hops)));
         for row in rows.iter() {
@@ -162,7 +162,7 @@ proptest! {
     }
 
     #[test]
-    fn kept_ranks_give_the_rows_of_fresh_ones(table in table(40), states in prop::collection::vec((strategies::state(), any::<bool>()), 40)) {
+    fn kept_ranks_give_the_same_rows_as_new_ranks(table in table(40), states in prop::collection::vec((strategies::state(), any::<bool>()), 40)) {
         let ranks = table.ranks();
         let mut changed = table;
         for (backend, (state, healthy)) in changed.backends.iter_mut().zip(states) {
@@ -173,7 +173,7 @@ proptest! {
     }
 }
 
-/// A table of so many backends with these weights, in turn.
+/// A table of `n` backends, with these weights in turn.
 fn weighted(n: u16, weights: &[u16]) -> Table {
     let mut table = one_table_of(n);
     for (backend, weight) in table.backends.iter_mut().zip(weights.iter().cycle()) {
@@ -238,7 +238,7 @@ fn shares_follow_the_weights_within_four_sigma() {
 }
 
 #[test]
-fn a_changed_weight_moves_only_what_it_must() {
+fn a_changed_weight_moves_rows_only_from_or_to_its_backend() {
     for (from, to) in [(1, 2), (4, 5), (10, 1), (100, 101), (3, 65535)] {
         let mut old = weighted(16, &[3, 4, 5]);
         old.backends[7].weight = from;
@@ -284,7 +284,7 @@ fn one_more_backend_moves_only_its_share() {
 }
 
 #[test]
-fn equal_weights_of_any_size_are_glb_order() {
+fn equal_weights_give_glb_order() {
     let plain = one_table_of(20).rows();
     for weight in [2, 77, 65535] {
         assert_eq!(weighted(20, &[weight]).rows(), plain);
@@ -292,7 +292,7 @@ fn equal_weights_of_any_size_are_glb_order() {
 }
 
 #[test]
-fn a_builder_hashes_only_what_is_new() {
+fn a_row_cache_hashes_new_backends_only() {
     let mut builder = RowCache::default();
     let mut set = common::load_json(&serde_json::json!({ "tables": [{
         "hash_key": "12345678901234561234567890123456", "seed": "49a3d861d661ae5ab06ed9326871a2f5",

@@ -1,4 +1,4 @@
-//! Every bad input is refused, with its place.
+//! Invalid input is refused, with its place and the fix.
 #![expect(clippy::unwrap_used, reason = "the tests' own texts")]
 
 mod common;
@@ -29,9 +29,9 @@ state = "active"
 healthy = true
 "#;
 
-/// The odd inputs that were tried on GLB's tool.
+/// Odd inputs that GLB's own tool was tried with.
 #[test]
-fn odd_inputs_follow_the_recommendation_in_both_forms() {
+fn odd_inputs_are_accepted_or_refused_as_recommended_in_both_formats() {
     let odd: Value = serde_json::from_str(include_str!("data/cli_inputs.json")).unwrap();
     let cases = odd["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 43);
@@ -63,7 +63,7 @@ fn problems(text: &str) -> Vec<Diagnostic> {
 }
 
 #[test]
-fn a_missing_comma_in_json_does_not_hide_other_mistakes() {
+fn a_missing_comma_in_json_does_not_hide_other_errors() {
     let text = r#"{ "tables": [ { "hash_key": "12345678901234561234567890123456", "seed": "12"
         "binds": [ { "ip": "1.1.1.1", "proto": "tcp", "port": 0 }, ], "backends": [] } ] }"#;
     let error = glb_table::parse_bytes("t.json".as_ref(), glb_table::Format::Json, text.as_bytes())
@@ -75,7 +75,7 @@ fn a_missing_comma_in_json_does_not_hide_other_mistakes() {
 }
 
 #[test]
-fn a_backend_that_says_nothing_of_its_health_is_warned_of() {
+fn a_backend_without_healthy_beside_others_gets_a_warning() {
     let set = load_toml(&GOOD.replacen("healthy = true", "", 1)).unwrap();
     assert_eq!(set.warnings.len(), 1, "{:?}", set.warnings);
     assert!(
@@ -84,7 +84,7 @@ fn a_backend_that_says_nothing_of_its_health_is_warned_of() {
     );
 }
 
-/// Exactly one problem, with this place and these words in its message, what was found, and help.
+/// Checks that the text has exactly one problem, at this place and with these words.
 fn one(text: &str, line: usize, column: usize, message: &str, found: &str, help: &str) {
     let all = problems(text);
     let [problem] = &all[..] else { panic!("not one problem: {all:#?}") };
@@ -96,21 +96,21 @@ fn one(text: &str, line: usize, column: usize, message: &str, found: &str, help:
 }
 
 #[test]
-fn the_good_file_is_good() {
+fn a_valid_file_has_no_warnings() {
     let set = load_toml(GOOD).unwrap();
     assert_eq!(set.tables[0].backends.len(), 2);
     assert!(set.warnings.is_empty());
 }
 
 #[test]
-fn a_wrong_value_is_named_with_line_column_and_fix() {
+fn a_wrong_value_is_reported_with_line_column_and_fix() {
     one(&GOOD.replace("port = 80", "port = 80000"), 10, 8, "`port` must be", "80000", "1 to 65535");
     one(
         &GOOD.replace("port = 80", "prot = 80\nport = 80"),
         10,
         1,
         "unknown key `prot`",
-        "not known",
+        "unknown key",
         "`port`",
     );
     one(
@@ -118,7 +118,7 @@ fn a_wrong_value_is_named_with_line_column_and_fix() {
         14,
         9,
         "unknown `state` \"activ\"",
-        "not a known",
+        "unknown word",
         "did you mean \"active\"",
     );
     one(&GOOD.replacen("true", "1", 1), 15, 11, "`healthy`", "a whole number", "healthy = true");
@@ -126,7 +126,7 @@ fn a_wrong_value_is_named_with_line_column_and_fix() {
         &GOOD.replace("10.0.0.2", "10.0.0.1"),
         18,
         6,
-        "10.0.0.1 stands twice",
+        "10.0.0.1 is listed twice",
         "second",
         "backend number 1",
     );
@@ -165,9 +165,9 @@ fn a_wrong_value_is_named_with_line_column_and_fix() {
 }
 
 #[test]
-fn a_file_that_is_not_there() {
+fn a_missing_file_is_named_in_the_error() {
     let error = glb_table::load("/nowhere/table.toml".as_ref()).unwrap_err();
-    // Who prints it puts "error: " before it.
+    // The caller adds the prefix "error: ".
     let start = "cannot read /nowhere/table.toml: ";
     assert!(error.render(false).starts_with(start), "{}", error.render(false));
     assert!(error.to_string().starts_with(start), "{error}");
@@ -191,7 +191,7 @@ fn keys_are_never_shown() {
 }
 
 #[test]
-fn all_errors_come_in_one_run_and_in_order() {
+fn all_errors_are_reported_at_once_and_in_order() {
     let text = GOOD
         .replace("port = 80", "port = 0")
         .replacen("active", "up", 1)
@@ -200,7 +200,7 @@ fn all_errors_come_in_one_run_and_in_order() {
         .replace("name = \"web\"", "name = \"web\"\nhops = 9");
     let lines: Vec<usize> = problems(&text).iter().map(|problem| problem.line).collect();
     assert_eq!(lines, [4, 5, 11, 15, 19]);
-    // Mistakes of form do not hide the others, nor each other.
+    // Syntax errors do not hide each other or other errors.
     let text = GOOD
         .replace("port = 80", "port = = 80")
         .replacen("\"active\"", "active", 1)
@@ -227,7 +227,7 @@ fn overlapping_binds_name_both_tables() {
     assert!(load_toml(&format!("{GOOD}{above}")).is_ok());
     let udp = second.replace("\"tcp\"", "\"udp\"");
     assert!(load_toml(&format!("{GOOD}{udp}")).is_ok());
-    // A longer prefix within another is chosen first: allowed, but said.
+    // A longer prefix within another is preferred: allowed, with a warning.
     let net = second.replace("203.0.113.10", "203.0.113.0/24");
     let set = load_toml(&format!("{GOOD}{net}")).unwrap();
     assert_eq!(set.warnings.len(), 1);
@@ -244,7 +244,7 @@ fn a_key_given_twice_is_an_error_in_both_forms() {
 }
 
 #[test]
-fn limits_are_checked() {
+fn more_backends_than_the_limit_are_refused() {
     let backends: Vec<Value> = (0..65_536_u32)
         .map(|n| {
             let ip = std::net::Ipv4Addr::from(0x0a00_0001 + n);
@@ -268,7 +268,7 @@ fn limits_are_checked() {
 
 /// Each of these tables takes four times 256 KiB.
 #[test]
-fn more_rows_than_a_director_addresses_are_refused_at_the_first_table_too_many() {
+fn more_rows_than_a_director_addresses_are_refused() {
     let table = |number: usize, more: &str| {
         let good = GOOD.replace("web", &format!("t{number}")).replace("port = 80", "port = PORT");
         good.replace("PORT", &(number + 1).to_string()).replace("\n\n[[tables.binds]]", more)
@@ -278,10 +278,10 @@ fn more_rows_than_a_director_addresses_are_refused_at_the_first_table_too_many()
     assert_eq!(load_toml(&tables(512)).unwrap().tables.len(), 512);
     let one_more = tables(512) + &table(512, "\n\n[[tables.binds]]");
     let line = tables(512).lines().count() + 3;
-    let (message, found) = ("the tables' rows take 512.25 MiB", "this is the first too many");
+    let (message, found) = ("the tables' rows take 512.25 MiB", "this is the first one too many");
     one(&one_more, line, 8, message, found, "512 MiB of rows");
     one(&tables(514), line, 8, "the tables' rows take 514 MiB", found, "`alt_seed`");
-    // Another key alone leads to the same rows.
+    // An alternative key uses the same rows.
     let key = "\nhops = 3\nalt_hash_key = \"45678901234567894567890123456789\"\n\n[[tables.binds]]";
     let tables: String = (0..1_024).map(|number| table(number, key)).collect();
     assert_eq!(load_toml(&tables).unwrap().tables.len(), 1_024);

@@ -1,17 +1,17 @@
-//! Whether packets still come to the table that they came to.
+//! Tells whether a table still receives the packets of its binds.
 
 use std::collections::HashSet;
 
 use crate::{Bind, BuiltTable};
 
-/// Whether every packet of a bind is still one of these binds'.
+/// Whether other binds together cover every packet of a bind.
 pub(super) fn covered(bind: &Bind, binds: &[Bind]) -> bool {
     let over: Vec<&Bind> = binds
         .iter()
         .filter(|other| other.proto == bind.proto && other.prefix.contains(&bind.prefix))
         .collect();
     let mut next = u32::from(*bind.ports.start());
-    // Ranges may be parted and joined; walk over the ports range by range.
+    // Port ranges may have been split or merged, so go through the ports range by range.
     while next <= u32::from(*bind.ports.end()) {
         let reach = over
             .iter()
@@ -26,7 +26,7 @@ pub(super) fn covered(bind: &Bind, binds: &[Bind]) -> bool {
     true
 }
 
-/// Binds that are new in another table and take packets of these: the longer prefix is chosen.
+/// New binds of other tables that take packets from these binds, because their prefix is longer.
 pub(super) fn taken(
     name: &str,
     binds: &[Bind],

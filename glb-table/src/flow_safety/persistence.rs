@@ -1,35 +1,36 @@
-//! The memory as bytes, so that it outlives a process. They hold the hash keys: whoever stores them
-//! lets nobody else read them.
+//! Saves and restores a flow history, so that it outlives the process.
+//!
+//! The bytes contain hash keys: store them where only the daemon can read them.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 
-use super::{FlowHash, FlowHistory, Held, Layer, NONE, Past};
+use super::{FlowHash, FlowHistory, HashHistory, NONE, PastHolder, TableHistory};
 use crate::{Bind, HashFields, Key, Proto, ROWS};
 
-/// What the bytes begin with; the last one is the form's version.
+/// The first bytes. The last of them is the version of the format.
 const MAGIC: [u8; 8] = *b"GLBhold\x01";
-/// Length of the sum at the end.
-const SUM: usize = 32;
+/// Length of the checksum at the end.
+const CHECKSUM: usize = 32;
 
-/// Why bytes are not a memory.
+/// Why bytes are not a flow history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SavedError {
-    /// They begin with something else, or are of another version.
-    #[error("it is no memory of holders, or one of another version")]
+pub enum HistoryError {
+    /// The first bytes are wrong, or the version is another.
+    #[error("this is not a flow history, or one of another version")]
     Format,
-    /// They are cut off or changed.
-    #[error("it is damaged: its sum is not right")]
-    Sum,
-    /// They say what cannot be.
-    #[error("it is damaged: it says what cannot be")]
+    /// The checksum is wrong.
+    #[error("the flow history is damaged: its checksum is wrong")]
+    Checksum,
+    /// The content is inconsistent.
+    #[error("the flow history is damaged: its content is inconsistent")]
     Content,
 }
 
 impl FlowHistory {
-    /// The memory as bytes.
+    /// Saves the history.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
@@ -39,26 +40,26 @@ impl FlowHistory {
             text(&mut out, name);
             held.write(&mut out);
         }
-        let sum: [u8; SUM] = Sha256::digest(&out).into();
+        let sum: [u8; CHECKSUM] = Sha256::digest(&out).into();
         out.extend(sum);
         out
     }
 
-    /// A memory from bytes. `flow_age` is how long a flow lives at most, in seconds.
+    /// Restores a history. `flow_age` is the longest lifetime of a flow, in seconds.
     ///
     /// # Errors
-    /// When they are not what [`Self::to_bytes`] gave.
-    pub fn from_bytes(bytes: &[u8], flow_age: u64) -> Result<Self, SavedError> {
+    /// When the bytes are not those that [`Self::to_bytes`] returned.
+    pub fn from_bytes(bytes: &[u8], flow_age: u64) -> Result<Self, HistoryError> {
         if !bytes.starts_with(&MAGIC) {
-            return Err(SavedError::Format);
+            return Err(HistoryError::Format);
         }
-        let (rest, sum) = bytes.split_last_chunk::<SUM>().ok_or(SavedError::Sum)?;
-        if <[u8; SUM]>::from(Sha256::digest(rest)) != *sum {
-            return Err(SavedError::Sum);
+        let (rest, sum) = bytes.split_last_chunk::<CHECKSUM>().ok_or(HistoryError::Checksum)?;
+        if <[u8; CHECKSUM]>::from(Sha256::digest(rest)) != *sum {
+            return Err(HistoryError::Checksum);
         }
-        let mut reader = Reader(rest.get(MAGIC.len()..).unwrap_or_default());
-        let memory = reader.memory(flow_age).filter(|_| reader.0.is_empty());
-        memory.ok_or(SavedError::Content)
+        let mut reader = ByteReader(rest.get(MAGIC.len()..).unwrap_or_default());
+        let history = reader.flow_history(flow_age).filter(|_| reader.0.is_empty());
+        history.ok_or(HistoryError::Content)
     }
 }
 
@@ -89,7 +90,7 @@ fn hash(out: &mut Vec<u8>, hash: FlowHash) {
     out.push(hash.fields.bits());
 }
 
-impl Held {
+impl TableHistory {
     fn write(&self, out: &mut Vec<u8>) {
         count(out, self.addresses.len());
         for (backend, healthy) in self.addresses.iter().zip(&self.healthy) {
@@ -103,11 +104,11 @@ impl Held {
             out.extend(bind.ports.start().to_le_bytes());
             out.extend(bind.ports.end().to_le_bytes());
         }
-        count(out, self.layers.len());
-        for layer in &self.layers {
-            hash(out, layer.hash);
-            count(out, layer.past.len());
-            for past in &layer.past {
+        count(out, self.hashes.len());
+        for hash_history in &self.hashes {
+            hash(out, hash_history.hash);
+            count(out, hash_history.past.len());
+            for past in &hash_history.past {
                 out.extend(past.row.to_le_bytes());
                 out.extend(past.backend.to_le_bytes());
                 out.extend(past.until.to_le_bytes());
@@ -118,10 +119,10 @@ impl Held {
     }
 }
 
-/// Takes from the front; nothing when there is too little.
-struct Reader<'b>(&'b [u8]);
+/// Reads values from the front of a byte slice; each method returns `None` at the end.
+struct ByteReader<'b>(&'b [u8]);
 
-impl Reader<'_> {
+impl ByteReader<'_> {
     fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (taken, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
@@ -144,7 +145,7 @@ impl Reader<'_> {
         self.take().map(u64::from_le_bytes)
     }
 
-    /// A list; what follows bounds its length, so that a wrong one costs no memory.
+    /// Reads a list. The number of remaining bytes bounds the allocation.
     fn list<T>(&mut self, mut one: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {
         let count = self.u32()? as usize;
         let mut list = Vec::with_capacity(count.min(self.0.len()));
@@ -185,36 +186,36 @@ impl Reader<'_> {
         Some(Bind { prefix, proto, ports: self.u16()?..=self.u16()? })
     }
 
-    fn memory(&mut self, flow_age: u64) -> Option<FlowHistory> {
+    fn flow_history(&mut self, flow_age: u64) -> Option<FlowHistory> {
         let now = self.u64()?;
         let tables = self.list(|reader| Some((reader.text()?, reader.held(now)?)))?;
         Some(FlowHistory { tables: tables.into_iter().collect(), now, flow_age })
     }
 
-    fn held(&mut self, now: u64) -> Option<Held> {
+    fn held(&mut self, now: u64) -> Option<TableHistory> {
         let backends = self.list(|reader| Some((reader.address()?, reader.byte()? == 1)))?;
         let known = backends.len() as u32;
         let (addresses, healthy): (Vec<_>, Vec<_>) = backends.into_iter().unzip();
         let numbers: std::collections::HashMap<_, _> = addresses.iter().copied().zip(0..).collect();
         let binds = self.list(Self::bind)?;
-        let layers = self.list(|reader| {
+        let hashes = self.list(|reader| {
             let hash = reader.hash()?;
             let past = reader.list(|reader| {
                 let past =
-                    Past { row: reader.u16()?, backend: reader.u32()?, until: reader.u64()? };
+                    PastHolder { row: reader.u16()?, backend: reader.u32()?, until: reader.u64()? };
                 (past.backend < known && past.until <= now).then_some(past)
             })?;
-            past.is_sorted_by_key(|past| past.row).then_some(Layer { hash, past })
+            past.is_sorted_by_key(|past| past.row).then_some(HashHistory { hash, past })
         })?;
         let current = self.hash()?;
         let first = (0..ROWS)
             .map(|_| self.u32().filter(|first| *first < known || *first == NONE))
             .collect::<Option<Vec<_>>>()?;
-        (numbers.len() == addresses.len()).then_some(Held {
+        (numbers.len() == addresses.len()).then_some(TableHistory {
             addresses,
             numbers,
             healthy,
-            layers,
+            hashes,
             binds,
             first,
             current,

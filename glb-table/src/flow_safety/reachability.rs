@@ -1,98 +1,106 @@
-//! Whether packets of a flow reach its backend by a table's rows.
+//! Tells whether the packets of a flow counts its backend in a new table.
 
 use super::{FlowHash, alternative_hash, main_hash};
 use crate::{BuiltTable, ROWS, Rows, Table};
 
-/// A new table with everything that is asked of it for each holder.
-pub(super) struct Asked<'b> {
+/// A new table, prepared for the question whether holders can be reached.
+pub(super) struct Candidate<'b> {
     pub(super) built: &'b BuiltTable,
-    /// The table's indices as the memory's numbers.
+    /// For each backend index of the table, its number in the history.
     pub(super) numbers: &'b [u32],
-    pub(super) main: Reach,
-    pub(super) alternative: Option<Reach>,
+    pub(super) main: RowCounts,
+    pub(super) alternative: Option<RowCounts>,
 }
 
-/// For each of the memory's backends, in how many rows of a table it is found; for flows of which
-/// only the hash by another key is known, and which may so be in any row.
-pub(super) struct Reach {
+/// For each backend of the history, the number of rows in which packets counts it. Used for flows whose
+/// row is unknown because they were hashed with another key.
+pub(super) struct RowCounts {
+    /// Rows in which packets counts the backend.
     found: Vec<usize>,
-    /// Of these, rows that have an unhealthy hop after it.
+    /// Rows in which packets counts the backend and an unhealthy hop follows.
     found_before_dead: Vec<usize>,
-    /// Rows with any unhealthy hop.
+    /// Rows with an unhealthy hop.
     dead: usize,
 }
 
-/// What happens to a holder's packets in one row, or their shares in any row.
+/// The probabilities of what happens to a packet for a holder.
 #[derive(Clone, Copy)]
-struct Fate {
-    /// They reach it.
+struct Delivery {
+    /// The packet reaches the holder.
     found: f64,
-    /// They are sent to an unhealthy hop before.
+    /// The packet is sent to an unhealthy hop first.
     dead: f64,
 }
 
-impl Reach {
+impl RowCounts {
     pub(super) fn new(rows: &Rows, table: &Table, numbers: &[u32], known: usize) -> Self {
-        let mut reach = Self { found: vec![0; known], found_before_dead: vec![0; known], dead: 0 };
+        let mut counts = Self { found: vec![0; known], found_before_dead: vec![0; known], dead: 0 };
         for row in rows.iter() {
             let healthy = |index: &u16| table.backends[usize::from(*index)].healthy;
             let end = row.iter().position(|index| !healthy(index)).unwrap_or(row.len());
             let has_dead = end < row.len();
-            reach.dead += usize::from(has_dead);
+            counts.dead += usize::from(has_dead);
             for index in &row[..end] {
                 let number = numbers[usize::from(*index)] as usize;
-                reach.found[number] += 1;
-                reach.found_before_dead[number] += usize::from(has_dead);
+                counts.found[number] += 1;
+                counts.found_before_dead[number] += usize::from(has_dead);
             }
         }
-        reach
+        counts
     }
 
-    fn anywhere(&self, holder: u32) -> Fate {
+    /// The delivery in a random row.
+    fn in_random_row(&self, holder: u32) -> Delivery {
         let holder = holder as usize;
         let share = |rows: usize| rows as f64 / ROWS as f64;
-        Fate {
+        Delivery {
             found: share(self.found[holder]),
             dead: share(self.dead - self.found_before_dead[holder]),
         }
     }
 }
 
-impl Asked<'_> {
-    fn in_row(&self, rows: &Rows, row: usize, holder: u32) -> Fate {
+impl Candidate<'_> {
+    /// The delivery in a given row.
+    fn in_row(&self, rows: &Rows, row: usize, holder: u32) -> Delivery {
         for index in rows.row(row) {
             if self.numbers[usize::from(*index)] == holder {
-                return Fate { found: 1.0, dead: 0.0 };
+                return Delivery { found: 1.0, dead: 0.0 };
             }
             if !self.built.table.backends[usize::from(*index)].healthy {
-                return Fate { found: 0.0, dead: 1.0 };
+                return Delivery { found: 0.0, dead: 1.0 };
             }
         }
-        Fate { found: 0.0, dead: 0.0 }
+        Delivery { found: 0.0, dead: 0.0 }
     }
 
-    /// The share of a holder's flows that are lost, of those that `hash` brought to `row`.
-    pub(super) fn lost(&self, hash: FlowHash, row: usize, holder: u32) -> (f64, &'static str) {
+    /// The share of a holder's flows in `row` of `hash` that break, and the reason.
+    pub(super) fn broken_share(
+        &self,
+        hash: FlowHash,
+        row: usize,
+        holder: u32,
+    ) -> (f64, &'static str) {
         let table = &self.built.table;
         let main = if main_hash(table) == hash {
             self.in_row(&self.built.rows, row, holder)
         } else {
-            self.main.anywhere(holder)
+            self.main.in_random_row(holder)
         };
         let missed = 1.0 - main.found - main.dead;
         let alternative = match (&self.built.alternative, &self.alternative) {
             (Some(rows), _) if alternative_hash(table) == hash => {
                 self.in_row(rows, row, holder).found
             }
-            (_, Some(reach)) => reach.anywhere(holder).found,
+            (_, Some(counts)) => counts.in_random_row(holder).found,
             _ => 0.0,
         };
-        // A sum of shares may miss 1 by a rounding; each is a whole number of 65,536ths, so none does.
+        // Shares are multiples of 1/65,536, so their sum has no rounding error.
         let lost = main.dead + missed * (1.0 - alternative);
         (
             lost,
             if main.dead > 0.0 {
-                "an unhealthy hop stands before it"
+                "an unhealthy hop comes before it"
             } else {
                 "it is not among the row's hops"
             },

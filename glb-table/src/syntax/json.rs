@@ -1,4 +1,4 @@
-//! Strict JSON into [`Node`]s.
+//! Parses strict JSON.
 
 use std::collections::HashSet;
 
@@ -37,12 +37,17 @@ pub(super) fn parse(text: &str, findings: &mut Vec<SpannedDiagnostic>) -> Option
             error.kind().to_string(),
             HELP,
         ));
-        // A missing comma or a comment does not hide the file's other mistakes.
+        // Parse on in loose mode, to find other errors behind a missing comma or a comment.
         parse(&loose).map_err(drop)
     });
     let value = parsed.ok()?.value;
     if value.is_none() && findings.is_empty() {
-        findings.push(SpannedDiagnostic::new(&(0..0), "this file is empty", "nothing here", HELP));
+        findings.push(SpannedDiagnostic::new(
+            &(0..0),
+            "this file is empty",
+            "the file has no value",
+            HELP,
+        ));
     }
     value.map(|value| node(value, findings))
 }
@@ -83,7 +88,7 @@ fn node(value: Json<'_>, findings: &mut Vec<SpannedDiagnostic>) -> Node {
                         &key_span,
                         message,
                         "the second one",
-                        "keep one of the two",
+                        "remove one of them",
                     ));
                     continue;
                 }

@@ -1,4 +1,4 @@
-//! A file as it is written: values with their places, the same for TOML and JSON.
+//! The syntax tree of a table file: values with their ranges in the text, the same for TOML and JSON.
 
 mod json;
 mod toml;
@@ -7,27 +7,27 @@ use std::{ops::Range, path::Path};
 
 use crate::diagnostic::SpannedDiagnostic;
 
-/// A value and where it stands in the text.
+/// A value with its range in the text.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) span: Range<usize>,
     pub(crate) value: Value,
 }
 
-/// What is written, before anybody asks what is meant.
+/// A value, before its meaning is checked.
 #[derive(Debug)]
 pub(crate) enum Value {
     Null,
     Bool(bool),
     Int(i64),
-    /// Any other number or date, as it is written.
+    /// Any other number or date: its text and a description of its kind.
     Other(String, &'static str),
     Str(String),
     List(Vec<Node>),
     Map(Vec<Entry>),
 }
 
-/// One key of a map, in the order of the file.
+/// A key of a map with its value.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) key: String,
@@ -36,7 +36,7 @@ pub(crate) struct Entry {
 }
 
 impl Value {
-    /// What kind of thing this is, for messages.
+    /// The kind of value, for messages.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Null => "null",
@@ -50,17 +50,17 @@ impl Value {
     }
 }
 
-/// The two forms a table is written in.
+/// The formats of table files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// This project's own.
+    /// This project's own format.
     Toml,
     /// GLB's `forwarding_table.json`.
     Json,
 }
 
 impl Format {
-    /// JSON if the name ends in `.json`, else TOML.
+    /// The format of a file: JSON if its name ends in `.json`, else TOML.
     #[must_use]
     pub fn of_path(path: &Path) -> Self {
         if path.extension().is_some_and(|ext| ext.eq_ignore_ascii_case("json")) {
@@ -71,7 +71,7 @@ impl Format {
     }
 }
 
-/// Reads all that can be read; what cannot goes to `findings`.
+/// Parses as much of the text as possible, and adds syntax errors to `findings`.
 pub(crate) fn parse(
     form: Format,
     text: &str,

@@ -1,4 +1,4 @@
-//! TOML into [`Node`]s. The parser goes on after an error, so that a file's mistakes come at once.
+//! Parses TOML. The parser continues after an error, so that one run reports all errors.
 
 use toml::{
     Spanned,
@@ -16,7 +16,7 @@ pub(super) fn parse(text: &str, findings: &mut Vec<SpannedDiagnostic>) -> Node {
             &span,
             "this is not TOML",
             error.message(),
-            "see https://toml.io for the form",
+            "see https://toml.io for the syntax",
         ));
     }
     let span = table.span();
@@ -32,7 +32,7 @@ fn map(table: DeTable<'_>) -> Value {
             node: node(value),
         })
         .collect();
-    // The parser sorts by name; errors should come in the file's order.
+    // The parser sorts keys by name, and errors must be in the file's order.
     entries.sort_by_key(|entry| entry.key_span.start);
     Value::Map(entries)
 }

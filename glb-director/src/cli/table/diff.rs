@@ -59,7 +59,7 @@ fn table(diff: &TableDiff) -> String {
         share(diff.first_hop_changes),
         share(diff.rows_losing)
     ));
-    if diff.flows_move {
+    if diff.flow_hash_changes {
         text.push_str("  the flow hash changes, so each flow may move to any row; `table plan` tells what that breaks\n");
     }
     text

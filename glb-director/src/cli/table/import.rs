@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use glb_table::{
     Key, Order, Table, TableSet, atomic_file,
-    glbd::{self, Imported},
+    glbd::{self, GlbdTable},
     parse_bytes,
 };
 use serde::Serialize;
@@ -95,8 +95,8 @@ pub(super) fn execute(arguments: &Arguments, output: Output) -> anyhow::Result<(
 }
 
 /// Returns the table if its rows are those of the binary file.
-fn verified(imported: &Imported, name: &str, seed: Key) -> anyhow::Result<Table> {
-    let mut table = imported.with(name, seed);
+fn verified(imported: &GlbdTable, name: &str, seed: Key) -> anyhow::Result<Table> {
+    let mut table = imported.with_name_and_seed(name, seed);
     let mut fewest = usize::MAX;
     for order in [Order::HealthyFirst, Order::Glb] {
         table.order = order;
