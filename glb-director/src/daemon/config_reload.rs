@@ -45,7 +45,7 @@ fn fixed_keys(config: &Config) -> [(&'static str, String); 12] {
         drain,
         withdraw,
     } = config;
-    let drain = DrainLimits { timeout: std::time::Duration::ZERO, ..drain.clone() };
+    let drain = DrainLimits { timeout: std::time::Duration::ZERO, ..*drain };
     [
         ("interfaces", format!("{interfaces:?}")),
         ("bpffs_dir", format!("{bpffs_dir:?}")),
