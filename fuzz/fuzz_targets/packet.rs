@@ -103,11 +103,11 @@ fn quick(tables: &Tables, frame: &[u8]) -> Option<Vec<u8>> {
     let mut grown = [&room[..], frame].concat();
     match fast_path::ethertype(frame)? {
         fast_path::IPV4 => {
-            let bound = fast_path::recognise_v4(tables, frame)?;
+            let bound = fast_path::match_v4(tables, frame)?;
             fast_path::send::<_, _, V4>(tables, &mut grown[..], &bound)?;
         }
         fast_path::IPV6 => {
-            let bound = fast_path::recognise_v6(tables, frame)?;
+            let bound = fast_path::match_v6(tables, frame)?;
             fast_path::send::<_, _, V6>(tables, &mut grown[..], &bound)?;
         }
         _ => return None,

@@ -1,5 +1,6 @@
-//! The structs that the kernel and user space share. Every field is a plain number or array, all
-//! padding is named, and the sizes are asserted.
+//! The structs that the director's BPF programs share with user space. Every field is a number or an
+//! array, all padding is named, and the sizes are asserted. The backend's structs are in
+//! [`crate::second_chance::abi`].
 
 pub use zerocopy::IntoBytes;
 use zerocopy::{FromBytes, Immutable};
@@ -12,74 +13,74 @@ use crate::{
 /// Rows of a forwarding table.
 pub const ROWS: usize = 65_536;
 
-/// Slots for tables in the counters; slot 0 counts what belongs to no table.
+/// Number of counter slots for tables. Slot 0 counts packets that match no table.
 pub const TABLE_SLOTS: u32 = 1024;
 
-/// Slots for (table, backend) pairs in the counters; slot 0 counts the self-test.
+/// Number of counter slots for (table, backend) pairs. Slot 0 counts the self-test.
 pub const BACKEND_SLOTS: u32 = 65_536;
 
-/// What is constant for one generation; read-only data of the program.
+/// The constants of one generation, in the program's read-only data.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct Config {
-    /// Mixed into the hash of binds, so that user space can choose one without collisions.
+    /// The seed under which the perfect hash of binds has no collisions.
     pub bind_seed: u64,
-    /// Number of displacements less one; their number is a power of two.
+    /// Number of displacements minus one. The number is a power of two.
     pub displacement_mask: u32,
-    /// Number of exact binds' slots less one; their number is a power of two.
+    /// Number of slots for exact binds minus one. The number is a power of two.
     pub bind_mask: u32,
-    /// 1 if there are binds for prefixes or ranges of ports.
+    /// 1 if any bind names a prefix or a port range.
     pub has_port_ranges: u8,
-    /// What the outer TOS or traffic class keeps of the inner one (RFC 6040 wants all of it).
+    /// The bits that the outer TOS or traffic class copies from the inner one (RFC 6040 asks for all).
     pub tos_mask: u8,
-    /// What is added to it.
+    /// The bits that are set in it besides.
     pub tos_value: u8,
-    /// 1 if an IPv4 packet that is too big and may be fragmented travels in a tunnel packet that may
-    /// be fragmented; 0 if it is dropped.
+    /// 1 if a too-big IPv4 packet without DF is sent in a tunnel packet without DF; 0 if it is
+    /// dropped.
     pub may_fragment: u8,
-    /// At most so many answers "too big" a second from each CPU; 0 for no limit.
+    /// Limit of "packet too big" replies per second and CPU; 0 for no limit.
     pub answers_per_second: u32,
-    /// How many tags what is sent carries; [`KEEP_TAGS`] for those that it came with.
+    /// Number of VLAN tags of sent packets; [`KEEP_TAGS`] keeps the tags of the received packet.
     pub tags: u32,
-    /// Those tags, as they lie on the wire, without priority, which is the received outer tag's.
+    /// The VLAN tags as they lie on the wire. Their priority is copied from the received outer tag.
     pub tag_words: [u32; MAX_TAGS],
     /// Zero.
     pub padding: u32,
 }
 
-/// In the place of a number of tags: what is sent carries those that it came with.
+/// The value of [`Config::tags`] that keeps the tags of the received packet.
 pub const KEEP_TAGS: u32 = u32::MAX;
 
-/// How many elements the arrays hold whose indices nothing else bounds.
+/// The lengths of the arrays whose indices the program must check itself.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct ArrayBounds {
-    /// [`TableRows`].
+    /// Number of [`TableRows`].
     pub rows: u32,
-    /// Entries of backends: two of each.
+    /// Number of [`Backend`] entries: two for each backend.
     pub backends: u32,
 }
 
-/// A bind of one address, one protocol and one port.
+/// A bind of one address, one protocol and one port: a slot of the perfect hash.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct BindSlot {
-    /// The address as [`crate::flow::Address::words`].
+    /// The VIP as [`crate::flow::Address::words`].
     pub address: [u64; 2],
-    /// Port, protocol and family as [`crate::vip_lookup::port_key`]; 0 is an empty slot.
+    /// Port, protocol and family as [`crate::vip_lookup::port_key`]. 0 marks an empty slot.
     pub port_key: u32,
     /// Index of the table.
     pub table: u32,
-    /// As [`TableInfo::bank`].
+    /// The table's [`TableInfo::bank`].
     pub bank: u32,
-    /// Index of the rows, if the table is a plain one: two hops, IPv4 backends, source address
-    /// hashed, no alternative, tags kept. Else [`NO_ROWS`]: the general program looks at the table.
+    /// Index of the rows if the fast path can handle the table: two hops, IPv4 backends, source
+    /// address hashed, no alternative hash, tags kept. [`NO_ROWS`] leaves it to the general program.
     pub plain_rows: u32,
-    /// The table's key as [`crate::siphash::SipHash24::first_round`].
+    /// The table's hash key as [`crate::siphash::SipHash24::first_round`].
     pub first_round: [u64; 4],
 }
 
-/// The ports of a prefix: a run of [`Segment`]s.
+/// The port ranges of a prefix: a run of [`Segment`]s.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct PrefixEntry {
@@ -89,7 +90,7 @@ pub struct PrefixEntry {
     pub count: u32,
 }
 
-/// A range of ports of one protocol, sorted and disjoint within its prefix.
+/// A range of ports of one protocol. The segments of a prefix are sorted and disjoint.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct Segment {
@@ -103,17 +104,16 @@ pub struct Segment {
     pub padding: u32,
 }
 
-/// What is known of a table besides its rows.
+/// A table without its rows.
 ///
-/// Rows stand in pairs: an element of [`TableRows`] holds the first and second hop of every row; a
-/// table of three or four hops has another element for those. The usual two hops thus cost one look
-/// into 256 KB.
+/// One [`TableRows`] array holds the first and second hop of every row. A table of three or four hops
+/// has a second array for the others, so the usual two hops cost one access to 256 KB.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct TableInfo {
     /// SipHash key, two little-endian words.
     pub key: [u64; 2],
-    /// The alternative key; the same as `key` if only fields or seed differ.
+    /// The key of the alternative hash; equal to `key` if only fields or seed differ.
     pub alt_key: [u64; 2],
     /// Index of the rows' first and second hops.
     pub rows: u32,
@@ -129,71 +129,73 @@ pub struct TableInfo {
     pub hash_fields: u8,
     /// The alternative fields' bits; 0 without an alternative.
     pub alt_hash_fields: u8,
-    /// 1 if there are more hops than the row's first two.
+    /// 1 if a packet lists more than the row's second hop.
     pub has_more: u8,
-    /// 1 if the backends are IPv6 ones.
+    /// 1 if the backends have IPv6 addresses.
     pub is_v6: u8,
-    /// Each backend has two entries, and this says which is in force: 0 or 1. Ways change in the
-    /// other one, and then this; whoever reads one word of it has all of the old ways or of the new
-    /// ones.
+    /// The bank of [`Backend`] entries that is in use: 0 or 1. Each backend has an entry in both.
+    /// User space writes new next hops to the unused bank and then changes this word, so a packet
+    /// sees either all old or all new entries.
     pub bank: u32,
     /// Zero.
     pub padding: [u8; 4],
 }
 
-/// No such rows.
+/// The index of rows that do not exist.
 pub const NO_ROWS: u32 = u32::MAX;
 
-/// Two hops of a row, by index into the backends; [`NO_HOP`] where there is none.
+/// Two hops of a row, as indices of backends; [`NO_HOP`] where there is none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct Row {
-    /// Where the packet goes (or the third hop).
+    /// The first hop, which gets the packet (or the third hop).
     pub first: u16,
-    /// Who gets the second chance (or the fourth hop).
+    /// The second hop, which gets the second chance (or the fourth hop).
     pub second: u16,
 }
 
-/// No backend stands here.
+/// The index of a backend that does not exist.
 pub const NO_HOP: u16 = u16::MAX;
 
-/// Two hops of all rows.
+/// Two hops of every row of a table.
 pub type TableRows = [Row; ROWS];
 
-/// Most [`TableRows`] of a generation: the verifier allows offsets below 2^29 (`BPF_MAX_VAR_OFF`).
+/// Limit of [`TableRows`] in a generation: the verifier allows offsets below 2^29
+/// (`BPF_MAX_VAR_OFF`).
 pub const MAX_ROWS: usize = (1 << 29) / size_of::<TableRows>();
 
-/// A backend and the way to it. One cache line.
+/// A backend with its next hop. It fills one cache line.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct Backend {
-    /// The outer headers' first 48 bytes as little-endian words, as far as they are the same for
-    /// every packet ([`crate::encap::NextHop::backend`]). For an IPv6 backend only Ethernet's 14 of them.
+    /// The first 48 bytes of the outer headers as little-endian words, as far as they are equal for
+    /// every packet: see [`crate::encap::EgressLink::to_v4`]. For an IPv6 backend only the 14 bytes
+    /// of the Ethernet header.
     pub header: [u64; 6],
-    /// Index of the outgoing interface; 0 while the next hop is not resolved.
+    /// Index of the outgoing interface; 0 while the next hop is unresolved.
     pub interface: u32,
-    /// An IPv4 backend's address as it lies on the wire; 0 for an IPv6 one.
+    /// An IPv4 backend's address as it lies on the wire; 0 for an IPv6 backend.
     pub address: u32,
-    /// Largest outer packet that fits the way, in bytes; 0 while the next hop is not resolved.
+    /// Path MTU for outer packets in bytes; 0 while the next hop is unresolved.
     pub mtu: u16,
-    /// Largest outer packet that fits the outgoing interface, in bytes.
+    /// MTU of the outgoing interface in bytes.
     pub link_mtu: u16,
-    /// Sum of the outer IPv4 header's 16-bit words, as they lie on the wire in little-endian words,
-    /// without TOS and total length, folded.
+    /// Folded sum of the outer IPv4 header's 16-bit little-endian words, without TOS and total
+    /// length.
     pub header_sum: u16,
     /// Slot of the backend's counter.
     pub counter_slot: u16,
 }
 
 impl Backend {
-    /// Whether the way to the backend is known.
+    /// True if the backend's next hop is resolved.
     #[inline(always)]
     #[must_use]
     pub const fn is_resolved(&self) -> bool {
         self.interface != 0
     }
 
-    /// Destination and source MAC, as they lie in a frame.
+    /// Destination and source MAC address, as they lie in a frame.
     #[inline(always)]
     #[must_use]
     pub const fn macs(&self) -> (u64, u32) {
@@ -201,8 +203,8 @@ impl Backend {
     }
 }
 
-/// What an IPv6 backend has beside [`Backend`], at the same index of a map of its own. The map is
-/// empty if there are none.
+/// The outer addresses of an IPv6 backend. They stand in a map of their own at the index of the
+/// [`Backend`]; the map is empty if all backends have IPv4 addresses.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct Ipv6Endpoints {
@@ -212,34 +214,34 @@ pub struct Ipv6Endpoints {
     pub address: [u64; 2],
 }
 
-/// What the halves of the general program hand to each other, one for each CPU.
+/// The data that the parts of the general program pass to each other. Each CPU has one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scratch {
     /// The packet, as parsed.
     pub packet: Packet,
-    /// The hops that are listed.
+    /// The hops that the packet will list.
     pub hops: Hops,
-    /// For an answer "too big": the largest IP packet that fits the tunnel.
+    /// The largest IP packet that fits the tunnel, for a "packet too big" reply.
     pub inner_mtu: u32,
-    /// And whose counters say so.
+    /// Slot of the table's counters, for that reply.
     pub counter_slot: u32,
     /// Zero.
     pub padding: u32,
 }
 
-/// The further hops of a packet, by index into the backends.
+/// The hop list of a packet, as indices of backends.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hops {
-    /// How many are listed, at most 7.
+    /// Number of listed hops, at most 7.
     pub count: u32,
-    /// Which; a power of two of places, so that a mask keeps an index inside.
+    /// The listed hops. The array has 8 elements so that a mask bounds the index.
     pub index: [u16; 8],
 }
 
 impl Hops {
-    /// Lists one more.
+    /// Appends a hop, unless it is [`NO_HOP`].
     #[inline(always)]
     pub const fn list(&mut self, index: u16) {
         if index != NO_HOP {
@@ -248,27 +250,27 @@ impl Hops {
         }
     }
 
-    /// How many are listed.
+    /// Number of listed hops.
     #[inline(always)]
     #[must_use]
     pub const fn len(&self) -> u8 {
         self.count as u8 & 7
     }
 
-    /// Whether none is.
+    /// True if no hop is listed.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.count == 0
     }
 }
 
-/// Packets and bytes (of the received IP packets' frames).
+/// Counts packets and bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct Counter {
     /// Packets.
     pub packets: u64,
-    /// Bytes from the Ethernet header on, as received.
+    /// Bytes of the received frames, from the Ethernet header on.
     pub bytes: u64,
 }
 

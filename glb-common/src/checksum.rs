@@ -8,18 +8,18 @@ pub const fn fold(sum: u32) -> u16 {
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
-/// As [`fold`], of a sum of 32-bit words: they may be added before they are folded, since 2^32 is 1 when one
-/// counts with end-around carry.
+/// Folds a sum of 32-bit words into one 16-bit word. 32-bit words may be added before folding because
+/// 2^32 equals 1 in end-around-carry arithmetic.
 #[inline(always)]
 #[must_use]
 pub const fn fold_wide(sum: u64) -> u16 {
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    // At most 2^33 now, so twice more.
+    // The sum is below 2^33 now: two more folds suffice.
     let sum = (sum & 0xffff) + (sum >> 16);
     fold(((sum & 0xffff) + (sum >> 16)) as u32)
 }
 
-/// The sum of a four-byte field's two words.
+/// Adds the two words of a four-byte field.
 #[inline(always)]
 #[must_use]
 pub const fn sum_4(bytes: [u8; 4]) -> u32 {
@@ -27,7 +27,7 @@ pub const fn sum_4(bytes: [u8; 4]) -> u32 {
         + u16::from_be_bytes([bytes[2], bytes[3]]) as u32
 }
 
-/// The sum of a sixteen-byte field's eight words.
+/// Adds the eight words of a sixteen-byte field.
 #[inline(always)]
 #[must_use]
 pub const fn sum_16(bytes: [u8; 16]) -> u32 {
@@ -35,8 +35,8 @@ pub const fn sum_16(bytes: [u8; 16]) -> u32 {
     sum_4([a, b, c, d]) + sum_4([e, f, g, h]) + sum_4([i, j, k, l]) + sum_4([m, n, o, p])
 }
 
-/// A checksum after words with the sum `old` were replaced by words with the sum `new` (RFC 1624,
-/// equation 3).
+/// Updates a checksum after words with the sum `old` were replaced by words with the sum `new`
+/// (RFC 1624, equation 3).
 #[inline(always)]
 #[must_use]
 pub const fn replace(checksum: u16, old: u32, new: u32) -> u16 {
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folds_wide_sums_as_their_halves() {
+    fn a_wide_sum_folds_like_its_16_bit_words() {
         for sum in [
             0,
             1,
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn folds_every_carry() {
+    fn folding_adds_every_carry() {
         assert_eq!(fold(0), 0);
         assert_eq!(fold(0xffff), 0xffff);
         assert_eq!(fold(0x1_0000), 1);

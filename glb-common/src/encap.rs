@@ -1,4 +1,8 @@
-//! The outer headers: Ethernet, IP, UDP, GUE and the list of hops.
+//! Encapsulation: the outer headers that the director writes (Ethernet, IP, UDP, GUE and hop list).
+//!
+//! This is the only module of the director's side that knows the outer format. Another format needs
+//! its own [`overhead`] and [`write`] here, and its counterpart in `second_chance::tunnel`, where the
+//! backend reads it. [`crate::fast_path`] writes GUE over IPv4 only and leaves the rest to this module.
 
 use crate::{
     abi::{Backend, Hops, KEEP_TAGS},
@@ -16,14 +20,12 @@ use crate::{
     },
 };
 
-/// Bytes between the Ethernet header and the inner packet when no hop is listed, for an outer IPv4
-/// header.
+/// Bytes that encapsulation over IPv4 adds if no hop is listed.
 const V4_BASE: usize = Ipv4Header::LEN + UdpHeader::LEN + GueHeader::LEN;
-/// The same for an outer IPv6 header.
+/// Bytes that encapsulation over IPv6 adds if no hop is listed.
 const V6_BASE: usize = Ipv6Header::LEN + UdpHeader::LEN + GueHeader::LEN;
 
-/// Bytes that encapsulation adds in front of the inner packet for `listed` further hops, with outer
-/// IPv6 or IPv4.
+/// Bytes that encapsulation adds in front of the inner packet for `listed` hops.
 #[inline(always)]
 #[must_use]
 pub const fn overhead(is_v6: bool, listed: u8) -> usize {
@@ -33,44 +35,44 @@ pub const fn overhead(is_v6: bool, listed: u8) -> usize {
 /// TTL or hop limit of the outer header.
 const TTL: u8 = 64;
 
-/// The bit of [`Encapsulation::fragmentable`] that says so.
+/// The bit of [`Encapsulation::fragmentable`] that allows routers to fragment the outer packet.
 pub const FRAGMENTABLE: u32 = 1 << 16;
 
-/// How a packet is to be sent.
+/// How a packet is encapsulated: the result of [`crate::forwarding::plan_encapsulation`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Encapsulation<'v> {
-    /// The first hop.
+    /// The first hop, which gets the packet.
     pub backend: &'v Backend,
-    /// Its index.
+    /// Index of the first hop.
     pub first: u16,
-    /// The bank that its way is read from.
+    /// The bank of backend entries in use: [`crate::abi::TableInfo::bank`].
     pub bank: u32,
-    /// Whether the backends are IPv6 ones.
+    /// True if the backends are IPv6 ones.
     pub is_v6: bool,
     /// Outer UDP source port.
     pub source_port: u16,
     /// Outer TOS or traffic class.
     pub tos: u8,
-    /// [`FRAGMENTABLE`] and the identification of an outer packet that routers may fragment, or 0. (An
-    /// `Option` leaves its value unset where there is none, which the verifier takes amiss.)
+    /// [`FRAGMENTABLE`] with the identification of an outer packet that routers may fragment, else 0.
+    /// (An `Option` would leave its value undefined for `None`, which the verifier rejects.)
     pub fragmentable: u32,
     /// Slot of the table's counters.
     pub counter_slot: u32,
 }
 
-/// Outer UDP source port of a flow with this hash and hint.
+/// The outer UDP source port of a flow with this hash and hint.
 #[inline(always)]
 pub(crate) const fn source_port(hash: u64, hint: u16) -> u16 {
     0x8000 | ((hash as u16 ^ hint) & 0x7fff)
 }
 
-/// Outer TOS or traffic class for a packet with this one.
+/// The outer TOS or traffic class for a packet with this inner one.
 #[inline(always)]
 pub(crate) fn tos<V: Tables + ?Sized>(view: &V, tos: u8) -> u8 {
     (tos & view.config(|config| &config.tos_mask)) | view.config(|config| &config.tos_value)
 }
 
-/// What is known of the way to a backend.
+/// The link that leads to a backend: interface, MAC addresses and MTUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EgressLink {
     /// MAC of the next hop.
@@ -79,14 +81,14 @@ pub struct EgressLink {
     pub own_mac: [u8; 6],
     /// Index of the outgoing interface.
     pub interface: u32,
-    /// Largest outer packet that fits the way.
+    /// Path MTU for outer packets.
     pub mtu: u16,
-    /// Largest outer packet that fits the outgoing interface.
+    /// MTU of the outgoing interface.
     pub link_mtu: u16,
 }
 
 impl EgressLink {
-    /// The entry of an IPv4 backend.
+    /// Builds the entry of an IPv4 backend.
     #[must_use]
     pub fn to_v4(&self, source: [u8; 4], address: [u8; 4], counter_slot: u16) -> Backend {
         let mut bytes = [0; 48];
@@ -106,7 +108,7 @@ impl EgressLink {
         }
     }
 
-    /// The entry of an IPv6 backend, beside its [`crate::abi::Ipv6Endpoints`].
+    /// Builds the entry of an IPv6 backend. Its addresses go into [`crate::abi::Ipv6Endpoints`].
     #[must_use]
     pub fn to_v6(&self, counter_slot: u16) -> Backend {
         let mut bytes = [0; 48];
@@ -144,10 +146,10 @@ const fn header_sum(source: [u8; 4], destination: [u8; 4]) -> u16 {
     sum.swap_bytes()
 }
 
-/// What differs from packet to packet in the outer headers' first 48 bytes.
+/// The fields that differ from packet to packet in the first 48 bytes of the outer headers.
 ///
-/// Words, not bytes: the compiler would pack smaller fields into one register, and the program would
-/// spend a dozen instructions on taking them apart again.
+/// They are words because the compiler packs smaller fields into one register and needs a dozen
+/// instructions to unpack them again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patch {
     pub(crate) tos: u32,
@@ -159,7 +161,7 @@ pub(crate) struct Patch {
     pub(crate) listed: u32,
 }
 
-/// Those 48 bytes for IPv4, as little-endian words: up to GUE's private type.
+/// The first 48 bytes of outer IPv4 headers, up to GUE's private type, as little-endian words.
 #[inline(always)]
 pub(crate) fn words_v4(backend: &Backend, patch: Patch) -> [u64; 6] {
     let [h0, h1, h2, h3, h4, _] = backend.header;
@@ -175,27 +177,27 @@ pub(crate) fn words_v4(backend: &Backend, patch: Patch) -> [u64; 6] {
     ]
 }
 
-/// A 16-bit number as it lies on the wire, in a little-endian word.
+/// A 16-bit number in network byte order.
 #[inline(always)]
 const fn wire(number: u32) -> u16 {
     (number as u16).swap_bytes()
 }
 
-/// The outer IPv4 header's checksum as it lies on the wire; `more` is the sum of what else differs
-/// from what is the same for every packet. Sums are of little-endian words (RFC 1071: any order will
-/// do), so nothing has to be turned.
+/// The outer IPv4 header's checksum as it lies on the wire. `more` is the sum of the fields that
+/// differ besides TOS and length. The sums add little-endian words (RFC 1071 allows either byte
+/// order), so no bytes need to be swapped.
 #[inline(always)]
 fn checksum(backend: &Backend, patch: &Patch, more: u32) -> u16 {
     !fold(backend.header_sum as u32 + wire(patch.total) as u32 + (patch.tos << 8) + more)
 }
 
-/// The protocol number of what is inside.
+/// The IP protocol number of an inner packet of this family.
 #[inline(always)]
 pub(crate) const fn inner_protocol(family: u8) -> u8 {
     if family == 4 { protocol::IPV4 } else { protocol::IPV6 }
 }
 
-/// The tags of what is sent.
+/// The VLAN tags of the packet that is sent.
 #[inline(always)]
 #[must_use]
 pub fn tags_to_send<V: Tables + ?Sized>(view: &V, received: &Tags) -> Tags {
@@ -210,7 +212,7 @@ pub fn tags_to_send<V: Tables + ?Sized>(view: &V, received: &Tags) -> Tags {
     Tags { words: [outer | priority, inner | priority], count }
 }
 
-/// Length of the outer IP packet; nothing if IP cannot say it.
+/// Length of the outer IP packet; `None` if it exceeds 65,535 bytes.
 #[inline(always)]
 #[must_use]
 pub fn outer_length(
@@ -222,7 +224,7 @@ pub fn outer_length(
     if total > u16::MAX as u32 { None } else { Some(total as u16) }
 }
 
-/// Bytes by which the head of a frame grows.
+/// Bytes by which a frame grows at its head.
 #[inline(always)]
 #[must_use]
 pub fn growth(
@@ -235,8 +237,8 @@ pub fn growth(
     overhead(encapsulation.is_v6, listed) + sent.len() - received.len()
 }
 
-/// Writes outer headers and hops to the start of a frame that has been given room. `total` is the
-/// outer IP packet's length.
+/// Writes the outer headers and the hop list to the start of a frame that has grown by [`growth`].
+/// `total` is the length of the outer IP packet. Returns `false` if the headers do not fit.
 #[inline(always)]
 #[must_use]
 pub fn write<F: FrameMut + ?Sized, V: Tables + ?Sized>(
@@ -247,8 +249,7 @@ pub fn write<F: FrameMut + ?Sized, V: Tables + ?Sized>(
     hops: &Hops,
     total: u16,
 ) -> bool {
-    // Asked for first: a check further on would tell the compiler, but not the verifier, that this
-    // much is there.
+    // This check comes first because a later one would satisfy the compiler, but not the verifier.
     if frame.read::<[u8; MAX_TAGGED]>(0).is_none() {
         return false;
     }
@@ -282,7 +283,7 @@ fn write_v4<F: FrameMut + ?Sized, V: Tables + ?Sized>(
     let [h0, h1, mut h2, mut h3, h4, h5] = words_v4(encapsulation.backend, patch);
     if encapsulation.fragmentable & FRAGMENTABLE != 0 {
         let identification = encapsulation.fragmentable as u16;
-        // No DF, and an identification by which fragments find each other.
+        // DF clear, and an identification for the fragments.
         h2 = h2 & !(0x40 << 32) | (identification.swap_bytes() as u64) << 16;
         let more = (!ipv4::DONT_FRAGMENT).swap_bytes() as u32 + identification.swap_bytes() as u32;
         h3 = h3 & !0xffff | checksum(encapsulation.backend, &patch, more) as u64;
@@ -351,8 +352,8 @@ fn write_v6<F: FrameMut + ?Sized, V: Tables + ?Sized>(
     Some(())
 }
 
-/// Puts the MAC addresses where the frame starts, and the tags behind them; the EtherType stands
-/// already.
+/// Writes the MAC addresses to the start of the frame and the VLAN tags behind them. The EtherType is
+/// already in place.
 #[inline(always)]
 fn write_tags<F: FrameMut + ?Sized>(frame: &mut F, backend: &Backend, tags: &Tags) -> bool {
     if tags.count == 0 {
@@ -366,5 +367,5 @@ fn write_tags<F: FrameMut + ?Sized>(frame: &mut F, backend: &Backend, tags: &Tag
     written
 }
 
-/// At most this many hops are listed: three beside the first, and four of the alternative row.
+/// Limit of listed hops: three besides the first, and four of the alternative row.
 pub const MAX_LISTED: usize = 7;

@@ -1,10 +1,9 @@
-//! The fast path: the common packet of a plain table, in a straight line.
+//! The director's fast path: ordinary packets to ordinary tables, decided in a straight line of code.
 //!
-//! It answers only what it is sure of and leaves everything else to the general program
-//! ([`crate::parse`], [`crate::forwarding`]), which must come to the same answer for what is answered here:
-//! IPv4 without options or IPv6 without extension headers, untagged, TCP or UDP, no fragment, an
-//! exact bind of a table with two hops and IPv4 backends that hashes source addresses, and a packet
-//! that fits.
+//! It handles IPv4 without options and IPv6 without extension headers, without VLAN tags, TCP or UDP, no
+//! fragments, an exact bind of a table with two hops and IPv4 backends that hashes source addresses,
+//! and packets that fit the path MTU. Everything else goes to the general program ([`crate::parse`],
+//! [`crate::forwarding`], [`crate::encap`]), which gives the same result for the packets handled here.
 
 use crate::{
     abi::{Backend, BindSlot, TableRows},
@@ -18,24 +17,24 @@ use crate::{
     wire::{ethernet, protocol, tcp::TcpHeader, udp::UdpHeader},
 };
 
-/// Bytes by which the head of a frame grows.
+/// Bytes by which a frame grows at its head.
 pub const GROWTH: usize = overhead(false, 1);
 
-/// A packet that is bound to a plain table.
+/// A packet whose bind leads to a table that the fast path handles.
 #[derive(Clone, Copy, Debug)]
 pub struct MatchedFlow<'v> {
-    /// Its bind.
+    /// The bind.
     pub slot: &'v BindSlot,
     /// The table's rows.
     pub rows: &'v TableRows,
-    /// Its source address, IPv4 in the second word.
+    /// The packet's source address as [`Address::words`].
     pub source: [u64; 2],
 }
 
-/// The EtherType, as it is compared: one little-endian number.
+/// Reads the EtherType as a little-endian number.
 #[inline(always)]
 pub fn ethertype<F: Frame + ?Sized>(frame: &F) -> Option<u16> {
-    // One check with the IP header's start.
+    // The window is that of the IP header, so both share one bounds check.
     frame.window::<{ IP_OFFSET + 24 }>().map(|head| u16_at(head, IP_OFFSET - 2))
 }
 
@@ -44,7 +43,7 @@ pub const IPV4: u16 = u16::from_le_bytes(ethernet::IPV4);
 /// EtherType of IPv6 as [`ethertype`] gives it.
 pub const IPV6: u16 = u16::from_le_bytes(ethernet::IPV6);
 
-/// The shortest transport header.
+/// Length of the shortest transport header of a protocol.
 #[inline(always)]
 const fn shortest(protocol: u8) -> Option<u32> {
     match protocol {
@@ -55,19 +54,19 @@ const fn shortest(protocol: u8) -> Option<u32> {
 }
 
 #[inline(always)]
-fn bound<V: Tables + ?Sized>(
+fn find_bind<V: Tables + ?Sized>(
     view: &V,
     address: [u64; 2],
     port_key: u32,
 ) -> Option<(&BindSlot, &TableRows)> {
     let slot = vip_lookup::exact(view, address, port_key)?;
-    // There are none with the index `NO_ROWS`.
+    // The look-up fails for the index `NO_ROWS`.
     Some((slot, view.rows(slot.plain_rows)?))
 }
 
-/// Recognises an IPv4 packet.
+/// Matches an IPv4 packet to its bind; `None` leaves it to the general program.
 #[inline(always)]
-pub fn recognise_v4<'v, V: Tables + ?Sized, F: Frame + ?Sized>(
+pub fn match_v4<'v, V: Tables + ?Sized, F: Frame + ?Sized>(
     view: &'v V,
     frame: &F,
 ) -> Option<MatchedFlow<'v>> {
@@ -86,13 +85,13 @@ pub fn recognise_v4<'v, V: Tables + ?Sized, F: Frame + ?Sized>(
         return None;
     }
     let port_key = vip_lookup::port_key(V4::FAMILY, protocol, port.swap_bytes());
-    let (slot, rows) = bound(view, [0, address.into()], port_key)?;
+    let (slot, rows) = find_bind(view, [0, address.into()], port_key)?;
     Some(MatchedFlow { slot, rows, source: [0, u32_at(head, IP_OFFSET + 12).into()] })
 }
 
-/// Recognises an IPv6 packet.
+/// Matches an IPv6 packet to its bind; `None` leaves it to the general program.
 #[inline(always)]
-pub fn recognise_v6<'v, V: Tables + ?Sized, F: Frame + ?Sized>(
+pub fn match_v6<'v, V: Tables + ?Sized, F: Frame + ?Sized>(
     view: &'v V,
     frame: &F,
 ) -> Option<MatchedFlow<'v>> {
@@ -110,13 +109,12 @@ pub fn recognise_v6<'v, V: Tables + ?Sized, F: Frame + ?Sized>(
         return None;
     }
     let port_key = vip_lookup::port_key(V6::FAMILY, protocol, port.swap_bytes());
-    let (slot, rows) = bound(view, [high, low], port_key)?;
+    let (slot, rows) = find_bind(view, [high, low], port_key)?;
     Some(MatchedFlow { slot, rows, source: [from_high, from_low] })
 }
 
-/// Hashes the packet, finds its backend and writes the outer headers of a frame that has grown by
-/// [`GROWTH`] since it was recognised. Nothing if the general program must see to it; the frame then
-/// holds what it did.
+/// Hashes the packet, finds its backend and writes the outer headers. The frame has grown by [`GROWTH`]
+/// since it was matched. `None` leaves the packet, unchanged, to the general program.
 #[inline(always)]
 pub fn send<'v, V: Tables + ?Sized, F: FrameMut + ?Sized, A: Address>(
     view: &'v V,
@@ -125,12 +123,12 @@ pub fn send<'v, V: Tables + ?Sized, F: FrameMut + ?Sized, A: Address>(
 ) -> Option<&'v Backend> {
     const IP: usize = GROWTH + IP_OFFSET;
     let first_round = bound.slot.first_round;
-    // One check for all that is read and written: the ports stand behind the outer headers.
+    // One bounds check for all reads and writes: the ports stand behind the outer headers.
     if A::FAMILY == V4::FAMILY {
         let head = frame.window_mut::<{ IP + 24 }>()?;
         let hash = SipHash24::hash_4(first_round, bound.source[1] as u32);
         let port = u16_at(head, IP + 20);
-        // Read here and not before: the fewer values live across the hash, the better.
+        // These are read after the hash so that fewer registers are live across it.
         let tos = u32::from(head[IP + 1]);
         let length = u16_at(head, IP + 2).swap_bytes().into();
         encapsulate::<V, A, _>(view, head, bound, Inner { hash, port, tos, length })
@@ -145,10 +143,10 @@ pub fn send<'v, V: Tables + ?Sized, F: FrameMut + ?Sized, A: Address>(
     }
 }
 
-/// What of a packet goes into its outer headers.
+/// The values of an inner packet that its outer headers depend on.
 struct Inner {
     hash: u64,
-    /// The source port as it lies on the wire, in a little-endian word.
+    /// The source port in network byte order.
     port: u16,
     tos: u32,
     length: u32,
@@ -165,10 +163,10 @@ fn encapsulate<'v, V: Tables + ?Sized, A: Address, const N: usize>(
     let bank = bound.slot.bank;
     let row = bound.rows[usize::from(hash as u16)];
     let backend = view.backend(row.first, bank)?;
-    // There is none with the index `NO_HOP`.
+    // The look-up fails for the index `NO_HOP`.
     let hop = view.backend(row.second, bank)?.address;
     let total = length + GROWTH as u32;
-    // 0 while the next hop is not resolved.
+    // The MTU is 0 while the next hop is unresolved.
     if total > backend.mtu as u32 {
         return None;
     }

@@ -1,6 +1,6 @@
-//! Flows and addresses: the words that every other module uses for "who talks to whom".
+//! Flows and IP addresses.
 
-/// Who talks to whom, with addresses of one family. Ports in host order.
+/// A flow from a client to a VIP, with addresses of one family. Ports are in host order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow<A> {
     /// The client.
@@ -15,8 +15,8 @@ pub struct Flow<A> {
     pub protocol: u8,
 }
 
-/// As [`Flow`], of either family, in a form that BPF programs can hand to each other. For an echo
-/// request both ports are 0.
+/// A flow of either family, in a form that BPF programs can pass to each other. Both ports of an echo
+/// request are 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FiveTuple {
@@ -37,7 +37,7 @@ pub struct FiveTuple {
 }
 
 impl FiveTuple {
-    /// A flow from `source` to `destination`, whose ports are not known yet.
+    /// A flow from `source` to `destination` without ports.
     #[inline(always)]
     #[must_use]
     pub fn new<A: Address>(source: A, destination: A, protocol: u8) -> Self {
@@ -51,16 +51,16 @@ impl FiveTuple {
     }
 }
 
-/// An IPv4 or IPv6 address as it lies on the wire.
+/// An IPv4 or IPv6 address.
 pub trait Address: Copy + PartialEq {
-    /// What tells both families apart in a bind's key.
+    /// IP version: 4 or 6.
     const FAMILY: u8;
 
-    /// The address as two little-endian words of its bytes, IPv4 in the second.
+    /// The address's bytes as two little-endian words. An IPv4 address is in the second.
     fn words(&self) -> [u64; 2];
 }
 
-/// An IPv4 address: its four bytes as a little-endian number, which fits a register.
+/// An IPv4 address: its four bytes as a little-endian number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct V4(u32);
 

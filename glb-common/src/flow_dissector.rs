@@ -1,11 +1,13 @@
-//! Who a frame's headers name: the packet itself, the packet in its tunnel, and the one that an ICMP
-//! error quotes. It is for looking at traffic (filters, traces, replays) and decides nothing: a
-//! header that lies is shown as it is.
+//! Reads the flow keys of all packets in a frame: the frame's own packet, the packet in its tunnel, and
+//! the packet that an ICMP error quotes.
+//!
+//! Filters, traces and replays use it to show traffic. It decides nothing and does not validate: wrong
+//! headers are shown as they are.
 
 use crate::{
     flow::{Address as _, V4, V6},
     packet_access::Frame,
-    parse::MAX_EXTENSIONS,
+    parse::MAX_TAGS,
     wire::{
         ethernet::{self, EthernetHeader},
         gue::{self, GueHeader},
@@ -17,23 +19,19 @@ use crate::{
     },
 };
 
-/// At most so many packets are looked at, one inside another: an ICMP error in a tunnel with the
-/// packet that it quotes.
+/// Limit of nested packets: a tunnel packet, an ICMP error in it, and the packet that the error quotes.
 pub const MAX_LAYERS: usize = 3;
-/// At most so many VLAN tags are passed over.
-pub const MAX_TAGS: usize = 2;
-/// EtherTypes of VLAN tags.
-const TAGS: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
+/// Length of a VLAN tag in bytes.
 const TAG_LEN: usize = 4;
 
-/// Both ends of one packet.
+/// The addresses, ports and protocol of one packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowKeys {
     /// 4 or 6.
     pub family: u8,
-    /// IP protocol behind any extension headers.
+    /// IP protocol after any extension headers.
     pub protocol: u8,
-    /// Whether the ports were there to be read.
+    /// True if the frame holds the ports.
     pub has_ports: bool,
     /// Source address, as [`crate::flow::Address::words`].
     pub source: [u64; 2],
@@ -45,20 +43,20 @@ pub struct FlowKeys {
     pub destination_port: u16,
 }
 
-/// Where a header starts, and of which kind it is.
+/// The offset and version of an IP header.
 #[derive(Clone, Copy)]
 struct HeaderOffset {
     offset: usize,
     is_v4: bool,
 }
 
-/// Shows `see` the frame's packets from the outermost on, until it says that it has seen enough; says
-/// whether it did. A packet in the tunnel stands behind the tunnel's own.
+/// Calls `see` for each packet of the frame, from the outermost inwards, until it returns `true`.
+/// Returns whether it did.
 #[inline(always)]
 pub fn visit<F: Frame + ?Sized>(frame: &F, mut see: impl FnMut(&FlowKeys) -> bool) -> bool {
-    let Some(mut place) = first(frame) else { return false };
+    let Some(mut place) = ip_header(frame) else { return false };
     for _ in 0..MAX_LAYERS {
-        let Some((ends, next)) = look(frame, place) else { return false };
+        let Some((ends, next)) = read_layer(frame, place) else { return false };
         if see(&ends) {
             return true;
         }
@@ -70,11 +68,12 @@ pub fn visit<F: Frame + ?Sized>(frame: &F, mut see: impl FnMut(&FlowKeys) -> boo
     false
 }
 
-/// Where the tunnel's headers stand, if the frame's first packet is one of the tunnel.
+/// The keys and GUE header of a tunnel packet, with the offset of its hop list; `None` if the frame's
+/// outermost packet is not a tunnel packet.
 #[must_use]
 pub fn tunnel<F: Frame + ?Sized>(frame: &F) -> Option<(FlowKeys, GueHeader, usize)> {
-    let place = first(frame)?;
-    let (ends, next) = look(frame, place)?;
+    let place = ip_header(frame)?;
+    let (ends, next) = read_layer(frame, place)?;
     let header = if place.is_v4 {
         frame.read::<Ipv4Header>(place.offset)?.header_len()
     } else {
@@ -86,11 +85,11 @@ pub fn tunnel<F: Frame + ?Sized>(frame: &F) -> Option<(FlowKeys, GueHeader, usiz
 }
 
 #[inline(always)]
-fn first<F: Frame + ?Sized>(frame: &F) -> Option<HeaderOffset> {
+fn ip_header<F: Frame + ?Sized>(frame: &F) -> Option<HeaderOffset> {
     let mut ethertype = frame.read::<EthernetHeader>(0)?.ethertype;
     let mut offset = EthernetHeader::LEN;
     for _ in 0..MAX_TAGS {
-        if !TAGS.contains(&ethertype) {
+        if !ethernet::is_tag(ethertype) {
             break;
         }
         ethertype = frame.read(offset + 2)?;
@@ -103,9 +102,9 @@ fn first<F: Frame + ?Sized>(frame: &F) -> Option<HeaderOffset> {
     }
 }
 
-/// The packet at `place`, and the one inside it.
+/// Reads the packet at `place` and finds the packet inside it.
 #[inline(always)]
-fn look<F: Frame + ?Sized>(
+fn read_layer<F: Frame + ?Sized>(
     frame: &F,
     place: HeaderOffset,
 ) -> Option<(FlowKeys, Option<HeaderOffset>)> {
@@ -160,12 +159,9 @@ fn v6<F: Frame + ?Sized>(
     ends.source = V6::new(ip.source).words();
     ends.destination = V6::new(ip.destination).words();
     let mut payload = place.offset + Ipv6Header::LEN;
-    for _ in 0..MAX_EXTENSIONS {
+    for _ in 0..ipv6::MAX_EXTENSION_HEADERS {
         let kind = ends.protocol;
-        if !matches!(
-            kind,
-            ipv6::HOP_BY_HOP | ipv6::ROUTING | ipv6::FRAGMENT | ipv6::DESTINATION_OPTIONS
-        ) {
+        if !ipv6::is_extension(kind) {
             break;
         }
         let Some(extension) = frame.read::<ExtensionHeader>(payload) else { break };
@@ -181,7 +177,7 @@ fn v6<F: Frame + ?Sized>(
 #[inline(always)]
 fn in_tunnel<F: Frame + ?Sized>(frame: &F, offset: usize) -> Option<HeaderOffset> {
     let gue = frame.read::<GueHeader>(offset)?;
-    // The first four bytes of GUE are not counted by hlen.
+    // The header length does not count GUE's first four bytes.
     let offset = offset + 4 + 4 * gue.hlen() as usize;
     match gue.protocol {
         protocol::IPV4 => Some(HeaderOffset { offset, is_v4: true }),
@@ -241,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_in_the_tunnel_and_what_it_quotes() {
+    fn visit_shows_the_tunnel_the_inner_packet_and_the_quoted_one() {
         let (client, vip) = ([198, 51, 100, 7], [203, 0, 113, 1]);
         let (director, backend) = ([10, 0, 0, 1], [10, 0, 0, 2]);
         // An ICMP error from a router about a segment from the VIP.
@@ -264,7 +260,7 @@ mod tests {
         assert_eq!((ends, header.hop_count, hops), (outer, 1, 50));
         assert_eq!(&frame[hops..hops + 4], [10, 0, 0, 3]);
         assert!(tunnel(&icmp[..]).is_none());
-        // Tagged twice.
+        // With two VLAN tags.
         let mut tagged = frame[..12].to_vec();
         tagged.extend([0x88, 0xa8, 0, 5, 0x81, 0, 0, 6]);
         tagged.extend(&frame[12..]);
@@ -273,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_with_extension_headers_and_a_later_fragment() {
+    fn ipv6_extension_headers_are_skipped_and_later_fragments_have_no_ports() {
         let (a, b) = ([0x20; 16], [0x30; 16]);
         let mut frame = Vec::new();
         PacketBuilder::ethernet2([1; 6], [2; 6])
@@ -297,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_read_beyond_the_end() {
+    fn truncated_frames_are_read_up_to_their_end() {
         let frame = v4_udp([1; 4], [2; 4], [1, gue::PORT], &[0x1f, 4, 0, 0, 0, 0, 0, 9]);
         for length in 0..frame.len() {
             all(&frame[..length]);

@@ -1,4 +1,7 @@
-//! The director's decision, pure: a parsed packet and a view of the tables give a verdict.
+//! The director's decision: which backend gets a parsed packet, and which hops it lists.
+//!
+//! The decision is a pure function of the packet and the [`Tables`]. [`crate::fast_path`] gives the same
+//! answer for ordinary packets.
 
 use crate::{
     abi::{Hops, NO_ROWS, Row, TableInfo},
@@ -11,41 +14,40 @@ use crate::{
     vip_lookup,
 };
 
-/// Why a packet is not sent, and whose counter says so: one number, because a struct's fields travel
-/// through registers one by one, and the compiler lets those that a path does not use go unset, which
-/// the verifier refuses.
+/// Why a packet is not sent, with the table that counts it. All is packed into one number: the compiler
+/// passes a struct's fields in registers and leaves unused ones undefined, which the verifier rejects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rejection(u64);
 
 impl Rejection {
-    /// A rejection that is counted for one table, or for none with slot 0.
+    /// A rejection that a table's counter slot counts; slot 0 for no table.
     #[inline(always)]
     #[must_use]
     pub const fn new(reason: Reason, counter_slot: u32) -> Self {
         Self((counter_slot as u64) << 32 | reason as u64)
     }
 
-    /// With the largest IP packet that fits the tunnel.
+    /// Adds the largest IP packet that fits the tunnel.
     #[inline(always)]
     const fn with_inner_mtu(self, mtu: u16) -> Self {
         Self(self.0 | (mtu as u64) << 8)
     }
 
-    /// The reason's number, an index into [`Reason::ALL`].
+    /// The reason's number, an index of [`Reason::ALL`].
     #[inline(always)]
     #[must_use]
     pub const fn reason_number(self) -> u8 {
         self.0 as u8
     }
 
-    /// Slot of the table's counters; 0 if no table is concerned.
+    /// Slot of the table's counters; 0 for no table.
     #[inline(always)]
     #[must_use]
     pub const fn counter_slot(self) -> u32 {
         (self.0 >> 32) as u32
     }
 
-    /// For [`Reason::TooBig`]: the largest IP packet that fits the tunnel.
+    /// The largest IP packet that fits the tunnel, set for [`Reason::TooBig`].
     #[inline(always)]
     #[must_use]
     pub const fn inner_mtu(self) -> u16 {
@@ -53,10 +55,13 @@ impl Rejection {
     }
 }
 
-/// Where a packet goes; its further hops are listed in `hops`, which is empty before.
+/// Chooses the backend of a packet and appends its further hops to `hops`, which must be empty.
+///
+/// The VIP, protocol and port choose the table; the flow's hash chooses the row; the row's first hop
+/// gets the packet and the others are listed.
 ///
 /// # Errors
-/// The reason why it goes nowhere.
+/// The reason why the packet is not sent.
 #[inline(always)]
 pub fn plan_encapsulation<'v, V: Tables + ?Sized>(
     view: &'v V,
@@ -104,8 +109,8 @@ pub fn plan_encapsulation<'v, V: Tables + ?Sized>(
         let may_fragment = packet.oversize == Oversize::Fragment;
         let may_fragment = may_fragment && view.config(|config| &config.may_fragment) != 0;
         if may_fragment && !is_v6 && total <= backend.link_mtu as u32 {
-            // Its own identification keeps the fragments of one sender's packets apart, the hash
-            // those of different senders. 0 would be as good as any.
+            // The inner identification separates the packets of one sender, the hash those of
+            // different senders.
             encapsulation.fragmentable =
                 FRAGMENTABLE | u32::from(packet.identification ^ (hash >> 16) as u16);
             return Ok(encapsulation);
@@ -121,9 +126,9 @@ pub fn plan_encapsulation<'v, V: Tables + ?Sized>(
     Ok(encapsulation)
 }
 
-/// Lists what stands beyond the row's first two hops: the third and fourth, then the alternative
-/// row. A backend may be listed twice, as in GLB: the second chance just asks it again, and one that is
-/// its own next hop looks further.
+/// Lists the hops after the row's first two: the third and fourth, then those of the alternative row.
+/// A backend may be listed twice, as in GLB: it then gets the packet twice, and a backend that is its
+/// own next hop skips itself.
 #[inline(always)]
 fn list_more<V: Tables + ?Sized>(
     view: &V,
@@ -151,7 +156,7 @@ fn list_more<V: Tables + ?Sized>(
     Some(())
 }
 
-/// Two hops of one row.
+/// Reads two hops of one row.
 #[inline(always)]
 fn row<V: Tables + ?Sized>(view: &V, rows: u32, row: u16) -> Option<Row> {
     view.rows(rows)?.get(usize::from(row)).copied()

@@ -1,4 +1,4 @@
-//! Which fields of a flow are hashed, and to what.
+//! The flow hash: SipHash-2-4 of the fields that a table chooses.
 
 use crate::{
     flow::{Address, FiveTuple, V4},
@@ -21,27 +21,27 @@ impl HashFields {
     /// Every field.
     pub const ALL: Self = Self(15);
 
-    /// The bits, as they stand in [`crate::abi::TableInfo`].
+    /// The set as the bits of [`crate::abi::TableInfo::hash_fields`].
     #[inline(always)]
     #[must_use]
     pub const fn bits(self) -> u8 {
         self.0
     }
 
-    /// The set with these bits; nothing if there are none, or others.
+    /// The set with these bits; `None` for no bit or an unknown one.
     #[inline(always)]
     #[must_use]
     pub const fn from_bits(bits: u8) -> Option<Self> {
         if bits == 0 || bits > 15 { None } else { Some(Self(bits)) }
     }
 
-    /// Both sets together.
+    /// The union of both sets.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// Whether all of `other` is in this set.
+    /// True if this set contains all of `other`.
     #[inline(always)]
     #[must_use]
     pub const fn contains(self, other: Self) -> bool {
@@ -56,8 +56,8 @@ impl Default for HashFields {
     }
 }
 
-/// SipHash-2-4 of the chosen fields in the order source address, destination address, source port,
-/// destination port, in network byte order.
+/// Hashes the chosen fields of a flow, in the order source address, destination address, source port,
+/// destination port, each in network byte order.
 #[inline(always)]
 pub fn flow_hash(key: [u64; 2], fields: HashFields, flow: &FiveTuple) -> u64 {
     let mut hash = SipHash24::new(key);
@@ -76,7 +76,7 @@ pub fn flow_hash(key: [u64; 2], fields: HashFields, flow: &FiveTuple) -> u64 {
     hash.finish()
 }
 
-/// Feeds the bytes of an address given as [`Address::words`].
+/// Feeds an address, given as [`Address::words`], to the hash.
 #[inline(always)]
 fn feed(family: u8, [high, low]: [u64; 2], hash: &mut SipHash24) {
     if family == V4::FAMILY {

@@ -1,5 +1,5 @@
-//! The reply to a packet that does not fit the tunnel: ICMP "fragmentation needed" (RFC 1191) or
-//! ICMPv6 "packet too big" (RFC 4443) from the VIP to the client, with what would have fitted.
+//! The reply to a packet that does not fit the tunnel: ICMP "fragmentation needed" (RFC 1191) or ICMPv6
+//! "packet too big" (RFC 4443), from the VIP to the client, with the MTU that fits.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
@@ -16,18 +16,18 @@ use crate::{
     },
 };
 
-/// Bytes of the packet that an IPv4 reply quotes; 540 in all, below the 576 of RFC 1812.
+/// Quoted bytes of an IPv4 reply, which has 540 bytes: less than the 576 of RFC 1812.
 pub const V4_QUOTE: usize = 512;
-/// Bytes of the packet that an IPv6 reply quotes; 1,072 in all, below the 1,280 of RFC 4443.
+/// Quoted bytes of an IPv6 reply, which has 1,072 bytes: less than the 1,280 of RFC 4443.
 pub const V6_QUOTE: usize = 1024;
 
-/// The smallest MTU of IPv6: nobody may be asked for less.
+/// The smallest MTU of IPv6. A reply never names less.
 const V6_MIN_MTU: u16 = 1280;
 
-/// A frame of which a part can be summed up.
+/// A frame that can compute a checksum over a part of itself.
 pub trait Summed: Frame {
-    /// The sum of the 16-bit words of `N` bytes from `offset` on, folded; nothing if they do not lie
-    /// wholly inside. `N` is a multiple of 4, at most 512.
+    /// The folded sum of the 16-bit words of `N` bytes from `offset` on; `None` if they do not lie
+    /// inside. `N` is a multiple of 4, at most 512.
     fn sum<const N: usize>(&self, offset: usize) -> Option<u16>;
 }
 
@@ -48,17 +48,17 @@ impl IpHeader for Ipv6Header {}
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, Unaligned)]
 pub struct IcmpReply<I> {
-    /// Back to where the packet came from.
+    /// The received header with its addresses exchanged.
     pub ethernet: EthernetHeader,
-    /// From the VIP to the client.
+    /// The IP header from the VIP to the client.
     pub ip: I,
-    /// What would have fitted.
+    /// The ICMP header with the MTU that fits.
     pub icmp: IcmpHeader,
 }
 
-/// Bytes by which the head of an IPv4 frame grows for its reply.
+/// Bytes by which an IPv4 frame grows at its head for the reply.
 pub const V4_GROWTH: usize = Ipv4Header::LEN + IcmpHeader::LEN;
-/// Bytes by which the head of an IPv6 frame grows for its reply.
+/// Bytes by which an IPv6 frame grows at its head for the reply.
 pub const V6_GROWTH: usize = Ipv6Header::LEN + IcmpHeader::LEN;
 
 const _: () = {
@@ -66,18 +66,18 @@ const _: () = {
     assert!(size_of::<IcmpReply<Ipv6Header>>() == IP_OFFSET + V6_GROWTH);
 };
 
-/// The reply to an IPv4 frame with these tags, which is to be cut to its first [`V4_QUOTE`] bytes
-/// from the IP header on; nothing if it is shorter, or if nobody may be told (RFC 1122, 3.2.2).
+/// Builds the reply's headers for an IPv4 frame, which is then cut to the first [`V4_QUOTE`] bytes from
+/// the IP header on. `None` if the frame is shorter or must not be answered (RFC 1122, 3.2.2).
 #[inline(always)]
 pub fn reply_v4<F: Summed + ?Sized>(
     frame: &F,
     tags: &Tags,
     mtu: u16,
 ) -> Option<IcmpReply<Ipv4Header>> {
-    let ethernet = back(frame, ethernet::IPV4)?;
+    let ethernet = ethernet_reply(frame, ethernet::IPV4)?;
     let start = IP_OFFSET + tags.len();
     let received = frame.read::<Ipv4Header>(start)?;
-    // This network, loopback, multicast, reserved, broadcast: no single machine.
+    // "This network", loopback, multicast, reserved and broadcast addresses are not a single host.
     if matches!(received.source[0], 0 | 127 | 224..) {
         return None;
     }
@@ -112,7 +112,7 @@ pub fn reply_v4<F: Summed + ?Sized>(
     })
 }
 
-/// As [`reply_v4`], for IPv6 and [`V6_QUOTE`].
+/// The same as [`reply_v4`] for IPv6 and [`V6_QUOTE`].
 #[inline(always)]
 pub fn reply_v6<F: Summed + ?Sized>(
     frame: &F,
@@ -122,10 +122,10 @@ pub fn reply_v6<F: Summed + ?Sized>(
     const HALF: usize = V6_QUOTE / 2;
     const LENGTH: u16 = (IcmpHeader::LEN + V6_QUOTE) as u16;
     let mtu = if mtu < V6_MIN_MTU { V6_MIN_MTU } else { mtu };
-    let ethernet = back(frame, ethernet::IPV6)?;
+    let ethernet = ethernet_reply(frame, ethernet::IPV6)?;
     let start = IP_OFFSET + tags.len();
     let received = frame.read::<Ipv6Header>(start)?;
-    // Multicast, unspecified, loopback: no single machine (RFC 4443, 2.4).
+    // Multicast, unspecified and loopback addresses are not a single host (RFC 4443, 2.4).
     let [.., high, _] = frame.read::<[u64; 3]>(start)?;
     if received.source[0] == 0xff || high == 0 {
         return None;
@@ -154,17 +154,17 @@ pub fn reply_v6<F: Summed + ?Sized>(
 }
 
 #[inline(always)]
-fn back<F: Frame + ?Sized>(frame: &F, ethertype: [u8; 2]) -> Option<EthernetHeader> {
+fn ethernet_reply<F: Frame + ?Sized>(frame: &F, ethertype: [u8; 2]) -> Option<EthernetHeader> {
     let EthernetHeader { destination, source, .. } = frame.read(0)?;
-    // What was sent to a group is answered by nobody, and nothing is ever sent by one.
+    // A frame to or from a multicast MAC address is not answered.
     if (destination[0] | source[0]) & 1 != 0 {
         return None;
     }
     Some(EthernetHeader { destination: source, source: destination, ethertype })
 }
 
-/// Puts an reply to the start of a frame that has been cut and given room, behind the tags that its
-/// packet came with.
+/// Writes the reply's headers to the start of a frame that has been cut and has grown, behind the VLAN
+/// tags of the received packet.
 #[inline(always)]
 #[must_use]
 pub fn write<F: FrameMut + ?Sized, I: IpHeader>(
@@ -173,8 +173,7 @@ pub fn write<F: FrameMut + ?Sized, I: IpHeader>(
     reply: IcmpReply<I>,
 ) -> bool {
     let EthernetHeader { destination, source, .. } = reply.ethernet;
-    // Asked for first: a check further on would tell the compiler, but not the verifier, that this
-    // much is there.
+    // This check comes first because a later one would satisfy the compiler, but not the verifier.
     if frame.read::<[u8; MAX_TAGGED]>(0).is_none() {
         return false;
     }
@@ -196,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_is_asked_for_less_than_ipv6_must_carry() {
+    fn replies_never_name_less_than_the_minimum_ipv6_mtu() {
         let mut frame = [0; IP_OFFSET + V6_QUOTE];
         frame[IP_OFFSET + 8] = 0x20;
         let told = |mtu| {

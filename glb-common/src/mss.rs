@@ -1,5 +1,5 @@
-//! The maximum segment size that a VIP's SYN-ACK tells its client: what the client then sends must
-//! fit, with the tunnel's headers around it, into the packets of the data centre.
+//! MSS clamping: lowers the maximum segment size in a VIP's SYN-ACK, so that the client's segments fit the
+//! data centre's MTU together with the tunnel headers.
 
 use crate::{
     checksum,
@@ -14,26 +14,25 @@ use crate::{
     },
 };
 
-/// End of the list of options.
+/// TCP option that ends the list.
 const END: u8 = 0;
-/// One byte of padding.
+/// TCP option of one byte for padding.
 const NO_OPERATION: u8 = 1;
-/// The option's kind, and its length.
+/// Kind and length of the MSS option.
 const MSS: [u8; 2] = [2, 4];
 
-/// The largest segment that a client may be told, without TCP's options as RFC 6691 wants it; 0
-/// tells nothing.
+/// The largest MSS that a SYN-ACK may announce, without TCP options (RFC 6691). 0 leaves it unchanged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Of IPv4 connections.
+    /// For IPv4 connections.
     pub v4: u16,
-    /// Of IPv6 connections.
+    /// For IPv6 connections.
     pub v6: u16,
 }
 
 impl Limits {
-    /// For packets of at most `mtu` bytes in the data centre with `overhead` bytes of tunnel
-    /// headers. The least that every host must take is never undercut.
+    /// Computes the limits for an MTU and `overhead` bytes of tunnel headers. They are never below the
+    /// minimum that every host must accept.
     #[must_use]
     pub const fn of(mtu: u32, overhead: u32) -> Self {
         let room = mtu.saturating_sub(overhead);
@@ -52,23 +51,23 @@ const fn largest(room: u32, ip: u32, least: u16) -> u16 {
     }
 }
 
-/// A change of one SYN-ACK.
+/// The edit that lowers the MSS of one SYN-ACK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clamp {
-    /// Where in the frame the value stands.
+    /// Offset of the MSS value in the frame.
     pub mss_offset: usize,
-    /// Where in the frame the TCP checksum stands.
+    /// Offset of the TCP checksum in the frame.
     pub checksum_offset: usize,
-    /// What the client would have been told.
+    /// The MSS before the edit.
     pub old: [u8; 2],
-    /// What it is told.
+    /// The MSS after the edit.
     pub new: [u8; 2],
-    /// Whether the value lies across two of the checksum's words.
+    /// True if the value starts at an odd offset, so that two checksum words share it.
     pub is_odd: bool,
 }
 
 impl Clamp {
-    /// What leaves the checksum's sum and what enters it, as they would lie in one word.
+    /// The old and new value as one checksum word each.
     #[inline(always)]
     #[must_use]
     pub const fn words(&self) -> ([u8; 2], [u8; 2]) {
@@ -76,7 +75,7 @@ impl Clamp {
         if self.is_odd { ([b, a], [d, c]) } else { ([a, b], [c, d]) }
     }
 
-    /// Changes a frame whose checksum is whole; says whether it could.
+    /// Applies the edit to a frame with a complete checksum; `false` if it lies outside the frame.
     #[must_use]
     pub fn write<F: FrameMut + ?Sized>(&self, frame: &mut F) -> bool {
         let Some(old) = frame.read::<[u8; 2]>(self.checksum_offset) else { return false };
@@ -88,14 +87,13 @@ impl Clamp {
     }
 }
 
-/// Which addresses are VIPs.
+/// The set of VIPs.
 pub trait Vips {
-    /// Whether this one is.
+    /// True if an address is a VIP.
     fn is_vip<A: Address>(&self, address: &A) -> bool;
 }
 
-/// The change that a frame on its way out needs: only a VIP's SYN-ACK that says more than the
-/// limit needs any.
+/// The edit for an outgoing frame: `Some` only for a VIP's SYN-ACK with an MSS above the limit.
 #[inline(always)]
 pub fn clamp<F: Nested, V: Vips>(frame: &F, limits: Limits, vips: &V) -> Option<Clamp> {
     const IP: usize = EthernetHeader::LEN;
@@ -148,11 +146,11 @@ fn clamp_segment<F: Nested>(
     })
 }
 
-/// Where in the segment the option's value stands, and the value.
+/// The offset and value of the MSS option in a segment.
 #[inline(always)]
 fn find<F: Nested>(segment: &F, header_len: usize) -> Option<(usize, [u8; 2])> {
     let mut at = TcpHeader::LEN;
-    // Each step is a byte at least, and there is room for 40.
+    // Options take at most 40 bytes, and each is at least one.
     for _ in 0..40 {
         if at + 4 > header_len {
             return None;
@@ -176,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_leave_room_for_the_tunnel() {
+    fn limits_subtract_tunnel_ip_and_tcp_headers() {
         // Two hops, one of them listed, over IPv4: 40 bytes.
         assert_eq!(Limits::of(1500, 40), Limits { v4: 1420, v6: 1400 });
         assert_eq!(Limits::of(1540, 40), Limits { v4: 1460, v6: 1440 });

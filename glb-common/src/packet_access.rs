@@ -1,11 +1,11 @@
-//! Reading and writing a frame, whether it lies in a slice or behind an XDP context.
+//! Bounds-checked access to a frame, in a slice or behind an XDP context.
 
 use core::mem::size_of;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// No read ever starts further into a frame than this; it keeps offsets small enough for the
-/// verifier, and lies beyond every header that this project looks at.
+/// Limit of the offset of a read. It bounds offsets for the verifier and lies beyond every header that
+/// the programs read.
 pub const MAX_OFFSET: usize = 1024;
 
 /// Data that can be read from and written to a frame at any place: any bytes are a valid value, and it
@@ -17,62 +17,62 @@ const _: () = assert!(cfg!(target_endian = "little"), "headers are put together 
 
 /// A received frame.
 pub trait Frame {
-    /// The `T` that starts at `offset`, or nothing if it does not lie wholly inside the frame.
+    /// Reads a `T` at `offset`; `None` if it does not lie inside the frame.
     fn read<T: Wire>(&self, offset: usize) -> Option<T>;
 
-    /// The first `N` bytes, checked once and then read for nothing; nothing if there are fewer.
+    /// The first `N` bytes of the frame after one bounds check; `None` if there are fewer.
     fn window<const N: usize>(&self) -> Option<&[u8; N]>;
 
-    /// Bytes from the start of the frame to its end.
+    /// Number of bytes in the frame.
     fn len(&self) -> usize;
 
-    /// Whether the frame is at least `bytes` long, parts that cannot be read here included.
+    /// True if the frame is at least `bytes` long, counting buffers that cannot be read here.
     #[inline(always)]
     fn holds(&self, bytes: usize) -> bool {
         bytes <= self.len()
     }
 
-    /// Whether there is nothing in the frame.
+    /// True if the frame has no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// A frame whose rest, from some place on, can be looked at as a frame of its own: what follows a
-/// header of variable length then lies at constant offsets again.
+/// A frame whose rest can be accessed as a frame of its own. Data after a header of variable length then
+/// has constant offsets again.
 pub trait Nested: Frame {
-    /// The rest of a frame.
+    /// The type of the rest.
     type Rest<'a>: Nested
     where
         Self: 'a;
 
-    /// What follows the first `offset` bytes, if there is so much.
+    /// The frame from `offset` on; `None` if it is shorter.
     fn rest(&self, offset: usize) -> Option<Self::Rest<'_>>;
 
-    /// As [`Self::rest`], for an offset that is constant. There may be less than that: whoever reads of
-    /// it finds out.
+    /// The same as [`Self::rest`] for a constant offset. The length is not checked here, but at each
+    /// read.
     #[inline(always)]
     fn rest_at(&self, offset: usize) -> Option<Self::Rest<'_>> {
         self.rest(offset)
     }
 }
 
-/// A frame that can be changed.
+/// A frame that can be written.
 pub trait FrameMut: Frame {
-    /// Puts `value` at `offset`; says whether it lay wholly inside the frame.
+    /// Writes `value` at `offset`; `false` if it does not fit.
     #[must_use]
     fn write<T: Wire>(&mut self, offset: usize, value: T) -> bool;
 
-    /// As [`Frame::window`], to be written to.
+    /// The first `N` bytes of the frame for writing; `None` if there are fewer.
     fn window_mut<const N: usize>(&mut self) -> Option<&mut [u8; N]>;
 
-    /// As `write`, for `?`.
+    /// The same as [`Self::write`] with a result for `?`.
     #[inline(always)]
     fn put<T: Wire>(&mut self, offset: usize, value: T) -> Option<()> {
         self.write(offset, value).then_some(())
     }
 
-    /// Puts six words and two bytes at `offset`: the outer headers up to the list of hops.
+    /// Writes six words and two bytes at `offset`: the outer headers up to the hop list.
     #[inline(always)]
     fn write_words(&mut self, offset: usize, words: [u64; 6], last: u16) -> Option<()> {
         let [a, b, c, d, e, f] = words;
@@ -85,7 +85,7 @@ pub trait FrameMut: Frame {
         self.put(offset + 48, last)
     }
 
-    /// Puts the outer headers with one listed hop at the start, with one check.
+    /// Writes outer headers with one listed hop to the start, after one bounds check.
     #[inline(always)]
     fn write_outer(&mut self, words: [u64; 6], last: u16, hop: u32) -> Option<()> {
         self.write_words(0, words, last)?;
@@ -98,8 +98,8 @@ pub trait FrameMut: Frame {
 #[derive(Clone, Copy)]
 struct Unaligned<T>(T);
 
-/// The number at `at` of a window, with one load: the compiler would otherwise make several small
-/// ones of those whose bits are looked at apart.
+/// Loads the number at offset `at` of a window with one instruction. Without `volatile` the compiler
+/// would use several smaller loads for numbers whose bits are tested separately.
 #[inline(always)]
 fn load<T: Wire, const N: usize>(window: &[u8; N], at: usize) -> T {
     assert!(at + size_of::<T>() <= N, "a window is as large as what is read from it");
@@ -109,30 +109,30 @@ fn load<T: Wire, const N: usize>(window: &[u8; N], at: usize) -> T {
     unsafe { place.read_volatile() }.0
 }
 
-/// The little-endian number at `at` of a window.
+/// Reads the little-endian number at offset `at` of a window.
 ///
 /// # Panics
-/// When it does not lie inside; with a constant `at` the compiler finds out.
+/// If the number does not lie inside. The check disappears for a constant `at`.
 #[inline(always)]
 #[must_use]
 pub fn u16_at<const N: usize>(window: &[u8; N], at: usize) -> u16 {
     load(window, at)
 }
 
-/// As [`u16_at`].
+/// The same as [`u16_at`] for a wider number.
 ///
 /// # Panics
-/// As there.
+/// If the number does not lie inside.
 #[inline(always)]
 #[must_use]
 pub fn u32_at<const N: usize>(window: &[u8; N], at: usize) -> u32 {
     load(window, at)
 }
 
-/// As [`u16_at`].
+/// The same as [`u16_at`] for a wider number.
 ///
 /// # Panics
-/// As there.
+/// If the number does not lie inside.
 #[inline(always)]
 #[must_use]
 pub fn u64_at<const N: usize>(window: &[u8; N], at: usize) -> u64 {
@@ -182,10 +182,10 @@ impl Nested for &[u8] {
     }
 }
 
-/// Puts a number at `at` of a window, as it lies in this machine's memory.
+/// Writes a number in host order at offset `at` of a window.
 ///
 /// # Panics
-/// When it would not lie inside; with a constant `at` the compiler finds out.
+/// If the number does not lie inside. The check disappears for a constant `at`.
 #[inline(always)]
 pub fn put_at<T: Wire, const N: usize>(window: &mut [u8; N], at: usize, value: T) {
     assert!(at + size_of::<T>() <= N, "a window is as large as what is written to it");
@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_read_or_written_outside() {
+    fn reads_and_writes_outside_the_frame_fail() {
         let mut frame = [1u8, 2, 3, 4];
         assert_eq!(frame[..].read::<[u8; 2]>(2), Some([3, 4]));
         assert_eq!(frame[..].read::<[u8; 2]>(3), None);

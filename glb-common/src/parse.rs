@@ -1,7 +1,8 @@
-//! From bytes to a flow: what a frame is about, or why it is not for us.
+//! Parses a received frame into the [`Packet`] that the director decides about, or gives the reason why
+//! the kernel gets the frame.
 //!
-//! A flow is oriented from the client to the VIP. For an ICMP error that is the quoted packet
-//! reversed, because the quoted one was sent by a backend.
+//! A flow runs from the client to the VIP. An ICMP error quotes a packet that a backend sent, so its flow
+//! is the quoted one reversed.
 
 use crate::{
     flow::{FiveTuple, V4, V6},
@@ -11,52 +12,53 @@ use crate::{
         ethernet::{self, EthernetHeader},
         icmp::{self, IcmpHeader},
         ipv4::Ipv4Header,
-        ipv6::{self, ExtensionHeader, Ipv6Header},
+        ipv6::{self, ExtensionHeader, Ipv6Header, MAX_EXTENSION_HEADERS},
         protocol,
         tcp::TcpHeader,
         udp::UdpHeader,
     },
 };
 
-/// A packet that a bind may name: what the first half of the general program hands to the second.
+/// A parsed packet. The first part of the general program passes it to the second.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Packet {
-    /// The flow it belongs to.
+    /// The flow that the packet belongs to.
     pub flow: FiveTuple,
-    /// The tags in front of the IP header, as they lie on the wire.
+    /// The VLAN tags in front of the IP header.
     pub tags: Tags,
-    /// Length of the IP packet in bytes; the frame may be longer (padding), never shorter.
+    /// Length of the IP packet in bytes. The frame may be longer (padding), but not shorter.
     pub ip_length: u16,
-    /// What makes the outer UDP source port differ between flows of one client.
+    /// A value by which the outer UDP source ports of one client's flows differ.
     pub flow_hint: u16,
     /// IPv4 identification; 0 for IPv6.
     pub identification: u16,
     /// TOS or traffic class.
     pub tos: u8,
-    /// A fragment other than the first: it has no ports, and 0 stands for them.
+    /// True if the packet is a fragment other than the first. Its ports are 0.
     pub is_later_fragment: bool,
-    /// Whether its sender must be told, may be told or must not be told that it is too big.
+    /// What happens if the packet is too big for the tunnel.
     pub oversize: Oversize,
     /// Zero.
     pub padding: [u8; 3],
 }
 
-/// What to do about a packet that is too big for the tunnel.
+/// What happens to a packet that is too big for the tunnel.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Oversize {
-    /// Tell its sender what fits.
+    /// The sender gets an ICMP "packet too big".
     #[default]
     Tell,
-    /// Its sender expects it to be fragmented (IPv4 without DF).
+    /// The sender allows fragmentation (IPv4 without DF).
     Fragment,
-    /// Tell nobody: an ICMP error or a later fragment (RFC 1122 and 4443).
+    /// The sender gets no ICMP error, because the packet is an ICMP error or a later fragment (RFC 1122
+    /// and 4443).
     Silent,
 }
 
 impl Oversize {
-    /// The same where nobody may be told.
+    /// The same for a packet that must not be answered with an ICMP error.
     #[inline(always)]
     #[must_use]
     const fn silent(self) -> Self {
@@ -67,45 +69,42 @@ impl Oversize {
     }
 }
 
-/// 802.1Q tags between the MAC addresses and the EtherType.
+/// VLAN tags between the MAC addresses and the EtherType.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tags {
-    /// Tag protocol and control information of each, outermost first, as they lie on the wire.
+    /// Tag protocol and control information of each tag as they lie on the wire, outermost first.
     pub words: [u32; MAX_TAGS],
-    /// How many there are.
+    /// Number of tags.
     pub count: u32,
 }
 
 impl Tags {
-    /// Bytes that they take.
+    /// Length of all tags in bytes.
     #[inline(always)]
     #[must_use]
     pub const fn len(&self) -> usize {
-        // The mask tells the verifier what is known anyway.
+        // The mask bounds the value for the verifier.
         ((4 * self.count) & 12) as usize
     }
 
-    /// Whether there are none.
+    /// True if the frame has no tag.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.count == 0
     }
 }
 
-/// At most this many tags are looked behind: 802.1Q, or 802.1ad (QinQ).
+/// Limit of VLAN tags in front of the IP header: 802.1Q, or 802.1ad (QinQ).
 pub const MAX_TAGS: usize = 2;
 
-/// Bytes of the longest Ethernet header without its EtherType.
+/// Length of the longest Ethernet header without its EtherType.
 pub const MAX_TAGGED: usize = IP_OFFSET - 2 + 4 * MAX_TAGS;
 
-/// At most this many IPv6 extension headers are walked over.
-pub const MAX_EXTENSIONS: usize = 6;
-
-/// Where the IP header starts behind an untagged Ethernet header.
+/// Offset of the IP header behind an Ethernet header without tags.
 pub const IP_OFFSET: usize = EthernetHeader::LEN;
 
-/// The whole frame, whatever it is.
+/// Parses a frame.
 ///
 /// # Errors
 /// The reason why the frame is left to the kernel.
@@ -121,10 +120,10 @@ pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<Packet, Reason> {
     packet.map(|packet| Packet { tags, ..packet })
 }
 
-/// The tags of a frame, and the EtherType behind them.
+/// Reads the VLAN tags of a frame and the EtherType behind them.
 ///
 /// # Errors
-/// When the frame ends before them.
+/// [`Reason::Malformed`] if the frame ends before the EtherType.
 #[inline(always)]
 pub fn tags<F: Frame + ?Sized>(frame: &F) -> Result<(Tags, [u8; 2]), Reason> {
     let Some(header) = frame.read::<EthernetHeader>(0) else { return Err(Reason::Malformed) };
@@ -145,7 +144,7 @@ pub fn tags<F: Frame + ?Sized>(frame: &F) -> Result<(Tags, [u8; 2]), Reason> {
     Ok((tags, ethertype))
 }
 
-/// An IPv4 packet that starts at `start`.
+/// Parses an IPv4 packet at offset `start`.
 ///
 /// # Errors
 /// The reason why the frame is left to the kernel.
@@ -158,7 +157,7 @@ pub fn parse_v4<F: Frame + ?Sized>(frame: &F, start: usize) -> Result<Packet, Re
     }
     let payload = Payload {
         offset: start + header_len,
-        // A total length below the header's own is found by the subtraction.
+        // The subtraction fails if the total length is below the header's.
         length: total.checked_sub(header_len).ok_or(Reason::Malformed)?,
     };
     let packet = Packet {
@@ -190,7 +189,7 @@ pub fn parse_v4<F: Frame + ?Sized>(frame: &F, start: usize) -> Result<Packet, Re
     }
 }
 
-/// An IPv6 packet that starts at `start`.
+/// Parses an IPv6 packet at offset `start`.
 ///
 /// # Errors
 /// The reason why the frame is left to the kernel.
@@ -204,14 +203,14 @@ pub fn parse_v6<F: Frame + ?Sized>(frame: &F, start: usize) -> Result<Packet, Re
     let payload = Payload { offset: start + Ipv6Header::LEN, length: total - Ipv6Header::LEN };
     let packet = Packet {
         flow: FiveTuple::new(V6::new(ip.source), V6::new(ip.destination), ip.next_header),
-        // At most 65,575; what is beyond 65,535 is refused when it is encapsulated.
+        // At most 65,575. Encapsulation rejects a packet of more than 65,535 bytes.
         ip_length: if total > u16::MAX as usize { u16::MAX } else { total as u16 },
         tos: ip.traffic_class(),
         ..Packet::default()
     };
     let of = |protocol| Packet { flow: FiveTuple { protocol, ..packet.flow }, ..packet };
     let AfterExtensions { next, payload, is_later_fragment } =
-        behind(frame, ip.next_header, payload)?;
+        skip_extensions(frame, ip.next_header, payload)?;
     if is_later_fragment {
         return fragment(of(next));
     }
@@ -234,25 +233,22 @@ pub fn parse_v6<F: Frame + ?Sized>(frame: &F, start: usize) -> Result<Packet, Re
     }
 }
 
-/// What follows IPv6's extension headers.
+/// The header that follows an IPv6 packet's extension headers.
 struct AfterExtensions {
     next: u8,
     payload: Payload,
     is_later_fragment: bool,
 }
 
-/// Walks over the extension headers that an IPv6 payload begins with.
+/// Skips up to [`MAX_EXTENSION_HEADERS`] extension headers of an IPv6 packet.
 #[inline(always)]
-fn behind<F: Frame + ?Sized>(
+fn skip_extensions<F: Frame + ?Sized>(
     frame: &F,
     mut next: u8,
     mut payload: Payload,
 ) -> Result<AfterExtensions, Reason> {
-    for _ in 0..MAX_EXTENSIONS {
-        if !matches!(
-            next,
-            ipv6::HOP_BY_HOP | ipv6::ROUTING | ipv6::FRAGMENT | ipv6::DESTINATION_OPTIONS
-        ) {
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        if !ipv6::is_extension(next) {
             break;
         }
         let Some(extension) = frame.read::<ExtensionHeader>(payload.offset) else {
@@ -270,15 +266,15 @@ fn behind<F: Frame + ?Sized>(
     Ok(AfterExtensions { next, payload, is_later_fragment: false })
 }
 
-/// What follows the IP header.
+/// The data after the IP header.
 #[derive(Clone, Copy)]
 struct Payload {
     offset: usize,
     length: usize,
 }
 
-/// A fragment other than the first: what it is about is told by its addresses alone. (Of ICMP, only
-/// pings are ever so long, and their first fragment too goes by its addresses.)
+/// The parsed form of a fragment other than the first: it has addresses, but no ports. (Of ICMP only
+/// echo requests are long enough to be fragmented, and those match by address anyway.)
 #[inline(always)]
 fn fragment(packet: Packet) -> Result<Packet, Reason> {
     Ok(Packet { is_later_fragment: true, oversize: packet.oversize.silent(), ..packet })
@@ -298,7 +294,7 @@ fn transport<F: Frame + ?Sized>(
     let Some([source_port, destination_port]) = ports(frame, payload.offset) else {
         return Err(Reason::Malformed);
     };
-    // Nobody can bind port 0, under which the binds keep what has no port.
+    // A bind cannot name port 0, which stands for packets without ports.
     if destination_port == 0 {
         return Err(Reason::NoBind);
     }
@@ -320,8 +316,8 @@ fn message<F: Frame + ?Sized>(frame: &F, payload: Payload) -> Result<IcmpHeader,
     frame.read(payload.offset).ok_or(Reason::Malformed)
 }
 
-/// The flow that an ICMP error `packet` to a VIP quotes. RFC 792 promises 8 bytes behind the quoted
-/// IP header, which hold both ports.
+/// Replaces the flow of an ICMP error by the flow that it quotes. RFC 792 guarantees 8 bytes after the
+/// quoted IP header, which hold both ports.
 #[inline(always)]
 fn quoted_v4<F: Frame + ?Sized>(
     frame: &F,
@@ -344,7 +340,7 @@ fn quoted_v4<F: Frame + ?Sized>(
     reversed(frame, start + header_len, quoted, packet)
 }
 
-/// As [`quoted_v4`], for IPv6.
+/// The same as [`quoted_v4`] for IPv6.
 #[inline(always)]
 fn quoted_v6<F: Frame + ?Sized>(
     frame: &F,
@@ -360,7 +356,7 @@ fn quoted_v6<F: Frame + ?Sized>(
     let length = payload.length - HEADERS;
     let payload = Payload { offset: start + Ipv6Header::LEN, length };
     let AfterExtensions { next, payload, is_later_fragment } =
-        behind(frame, ip.next_header, payload)?;
+        skip_extensions(frame, ip.next_header, payload)?;
     if is_later_fragment {
         return Err(Reason::LaterFragment);
     }

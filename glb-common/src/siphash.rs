@@ -1,22 +1,22 @@
-//! SipHash-2-4 (Aumasson and Bernstein, 2012), fed piece by piece.
+//! SipHash-2-4 (Aumasson and Bernstein, 2012).
 //!
-//! Written here because the packet path needs it without memory: pieces of 16, 32 and 64 bits go
-//! straight from registers into the state. The tests compare it with an independent crate.
+//! The packet path needs a version that hashes 16, 32 and 64-bit values from registers without a
+//! buffer, which no crate offers. The tests compare it with an independent crate.
 
 /// A running hash.
 #[derive(Clone, Copy)]
 pub struct SipHash24 {
     v: [u64; 4],
-    /// Bytes not yet compressed, little endian from the lowest byte.
+    /// Bytes not yet compressed; the lowest byte is the first.
     tail: u64,
-    /// How many bits of `tail` are filled: 0, 16, 32 or 48.
+    /// Number of bits in `tail`: 0, 16, 32 or 48.
     filled: u32,
-    /// Bytes fed so far.
+    /// Number of bytes fed so far.
     length: u64,
 }
 
 impl SipHash24 {
-    /// Starts with a key of two little-endian words.
+    /// Starts a hash with a key of two little-endian words.
     #[inline(always)]
     #[must_use]
     pub const fn new(key: [u64; 2]) -> Self {
@@ -57,8 +57,8 @@ impl SipHash24 {
         self.v[0] ^= word;
     }
 
-    /// The first round's first_round that depends on the key alone, done in advance: what a table keeps in
-    /// the place of its key for messages of a known length.
+    /// Computes the part of the first round that depends on the key alone. A table keeps it instead of
+    /// the key, for messages of a known length.
     #[must_use]
     pub const fn first_round(key: [u64; 2]) -> [u64; 4] {
         let [v0, v1, v2, v3] = Self::new(key).v;
@@ -66,7 +66,7 @@ impl SipHash24 {
         [v0.rotate_left(32), v1.rotate_left(13) ^ v0, v2, v3]
     }
 
-    /// Compresses the first word of a message, given what [`Self::first_round`] left to do.
+    /// Compresses the first word of a message, starting from [`Self::first_round`].
     #[inline(always)]
     const fn first([v0, v1, v2, v3]: [u64; 4], word: u64) -> [u64; 4] {
         let v3 = v3 ^ word;
@@ -82,7 +82,7 @@ impl SipHash24 {
         state.v
     }
 
-    /// The hash of four bytes under the key of which `first_round` was made.
+    /// Hashes four bytes under the key that `first_round` was computed from.
     #[inline(always)]
     #[must_use]
     pub const fn hash_4(first_round: [u64; 4], bytes: u32) -> u64 {
@@ -90,7 +90,7 @@ impl SipHash24 {
         Self { v, tail: 0, filled: 0, length: 0 }.last_rounds()
     }
 
-    /// The hash of two little-endian words under the key of which `first_round` was made.
+    /// Hashes two little-endian words under the key that `first_round` was computed from.
     #[inline(always)]
     #[must_use]
     pub const fn hash_16(first_round: [u64; 4], words: [u64; 2]) -> u64 {
@@ -118,19 +118,19 @@ impl SipHash24 {
         self.filled = bits - used;
     }
 
-    /// Feeds two bytes, as they lie in memory.
+    /// Feeds two bytes.
     #[inline(always)]
     pub const fn feed_2(&mut self, bytes: [u8; 2]) {
         self.feed(u16::from_le_bytes(bytes) as u64, 16);
     }
 
-    /// Feeds four bytes, as they lie in memory.
+    /// Feeds four bytes.
     #[inline(always)]
     pub const fn feed_4(&mut self, bytes: [u8; 4]) {
         self.feed(u32::from_le_bytes(bytes) as u64, 32);
     }
 
-    /// Feeds eight bytes, given as the little-endian word that they form.
+    /// Feeds eight bytes, given as a little-endian word.
     #[inline(always)]
     pub const fn feed_word(&mut self, word: u64) {
         self.feed(word, 64);
@@ -201,7 +201,7 @@ mod tests {
         }
 
         #[test]
-        fn with_half_a_round_done_in_advance(key in any::<[u64; 2]>(), words in any::<[u64; 2]>()) {
+        fn hashing_from_a_precomputed_first_round_gives_the_same(key in any::<[u64; 2]>(), words in any::<[u64; 2]>()) {
             let first_round = SipHash24::first_round(key);
             let hash = |bytes: &[u8]| {
                 let mut theirs = siphasher::sip::SipHasher24::new_with_keys(key[0], key[1]);

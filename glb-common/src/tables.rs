@@ -4,24 +4,24 @@ use crate::abi::{
     Backend, BindSlot, Config, Ipv6Endpoints, PrefixEntry, Segment, TableInfo, TableRows,
 };
 
-/// A generation's tables, in the kernel's maps or in plain memory.
+/// Read access to a generation's tables: BPF maps in the program, plain memory in user space.
 pub trait Tables {
-    /// One of the constants.
+    /// Reads one of the constants.
     fn config<T: Copy>(&self, field: impl Fn(&Config) -> &T) -> T;
-    /// One displacement of the perfect hash of binds.
+    /// A displacement of the perfect hash of binds.
     fn displacement(&self, index: u32) -> Option<u32>;
-    /// One slot of the exact binds.
+    /// A slot of the perfect hash of binds.
     fn bind(&self, index: u32) -> Option<&BindSlot>;
-    /// The longest prefix of this family that covers the address.
+    /// The longest prefix of this family that contains the address.
     fn prefix(&self, family: u8, address: [u64; 2]) -> Option<PrefixEntry>;
-    /// One segment of a prefix's ports.
+    /// A segment of a prefix's port ranges.
     fn segment(&self, index: u32) -> Option<&Segment>;
-    /// One table.
+    /// A table.
     fn table(&self, index: u32) -> Option<&TableInfo>;
     /// The rows with this index.
     fn rows(&self, index: u32) -> Option<&TableRows>;
-    /// One backend, by the [`TableInfo::bank`] that is in force.
+    /// A backend's entry in this bank.
     fn backend(&self, index: u16, bank: u32) -> Option<&Backend>;
-    /// What an IPv6 backend has beside.
+    /// An IPv6 backend's addresses in this bank.
     fn ipv6_endpoints(&self, index: u16, bank: u32) -> Option<&Ipv6Endpoints>;
 }

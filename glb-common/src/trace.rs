@@ -1,19 +1,19 @@
-//! Watching live decisions: what the traced programs and user space agree on. The programs that
-//! normally run contain none of it.
+//! The structs that traced programs share with user space. The programs that normally run contain no
+//! tracing code.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::flow_dissector::FlowKeys;
 
-/// An end of a packet that a [`DecisionFilter`] asks for.
+/// A network that a [`DecisionFilter`] compares with a packet's addresses.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct NetworkMatch {
     /// The address, as [`crate::flow::Address::words`], without the bits outside `mask`.
     pub address: [u64; 2],
-    /// Which bits count.
+    /// The prefix's bits.
     pub mask: [u64; 2],
-    /// 4 or 6; 0 asks for nothing.
+    /// 4 or 6; 0 matches every packet.
     pub family: u64,
 }
 
@@ -24,18 +24,19 @@ impl NetworkMatch {
     }
 }
 
-/// Asks for nothing in particular.
+/// The value of a filter's number that matches every packet.
 pub const ANY: u32 = u32::MAX;
 
-/// Which decisions somebody wants to see: those of which everything here is true.
+/// Chooses the decisions that a trace shows: those that match every field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct DecisionFilter {
-    /// A bit for each reason that is wanted.
+    /// A bit for each reason that matches.
     pub reasons: u64,
-    /// Each is an end of the packet, of the one in its tunnel, or of the one that it quotes.
+    /// Each must contain an address of the same packet: of the frame's own, the one in its tunnel, or
+    /// the one that it quotes.
     pub networks: [NetworkMatch; 2],
-    /// As `networks`: ports of the same packet; [`ANY`] where none is asked for.
+    /// Each must be a port of that packet; [`ANY`] matches all.
     pub ports: [u32; 2],
     /// IP protocol, or [`ANY`].
     pub protocol: u32,
@@ -44,7 +45,7 @@ pub struct DecisionFilter {
 }
 
 impl Default for DecisionFilter {
-    /// Every decision.
+    /// Matches every decision.
     fn default() -> Self {
         Self {
             reasons: u64::MAX,
@@ -57,7 +58,7 @@ impl Default for DecisionFilter {
 }
 
 impl DecisionFilter {
-    /// Whether anything is asked of the packet's headers.
+    /// True if the filter has to read a packet's headers.
     #[inline(always)]
     #[must_use]
     pub const fn needs_headers(&self) -> bool {
@@ -68,7 +69,7 @@ impl DecisionFilter {
             || self.protocol != ANY
     }
 
-    /// Whether these are the ends that are asked for.
+    /// True if a packet with these keys matches.
     #[inline(always)]
     #[must_use]
     pub fn matches_flow(&self, ends: &FlowKeys) -> bool {
@@ -92,7 +93,7 @@ impl DecisionFilter {
         true
     }
 
-    /// Whether a decision with this reason and slot is asked for.
+    /// True if a decision with this reason and counter slot matches.
     #[inline(always)]
     #[must_use]
     pub const fn matches_decision(&self, reason: u32, slot: u32) -> bool {
@@ -100,63 +101,63 @@ impl DecisionFilter {
     }
 }
 
-/// Read-only data of a traced program.
+/// The settings of a traced program.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct TraceSettings {
-    /// What is wanted.
+    /// The decisions to show.
     pub filter: DecisionFilter,
-    /// One in so many of what is wanted is shown; 0 and 1 show all.
+    /// Shows one in this many matching decisions; 0 and 1 show all.
     pub sample: u32,
-    /// At most so many each second from each CPU; 0 for no limit.
+    /// Limit of shown decisions per second and CPU; 0 for no limit.
     pub per_second: u32,
-    /// At most so many bytes of a frame are copied; up to [`MAX_SNAP`].
+    /// Number of bytes copied of a frame, at most [`MAX_SNAP`].
     pub snap: u32,
     /// Zero.
     pub padding: u32,
 }
 
-/// More of a frame than this is never copied.
+/// Limit of the bytes copied of a frame.
 pub const MAX_SNAP: usize = 4096;
 
-/// What a decision's record starts with; `before` bytes of the frame as it came and `after` bytes of
-/// the frame as it left follow.
+/// The header of a decision's record. `before` bytes of the received frame and `after` bytes of the sent
+/// frame follow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct TraceEvent {
-    /// The kernel's monotonic clock, nanoseconds.
+    /// Time of the monotonic clock in nanoseconds.
     pub time: u64,
-    /// Index of the interface that the frame came by.
+    /// Index of the interface that received the frame.
     pub interface: u32,
-    /// What the program returned.
+    /// The program's return code.
     pub verdict: u32,
     /// The reason's number.
     pub reason: u32,
-    /// Slot of the table's counters; 0 where no table is concerned.
+    /// Slot of the table's counters; 0 for no table.
     pub slot: u32,
-    /// Length of the frame as it came.
+    /// Length of the received frame.
     pub received: u32,
-    /// Length of the frame as it left.
+    /// Length of the frame after the program.
     pub left: u32,
-    /// Bytes of the frame as it came that follow.
+    /// Number of bytes of the received frame that follow.
     pub before: u32,
-    /// Bytes of the frame as it left that follow those; none if it was dropped or left alone.
+    /// Number of bytes of the sent frame that follow; 0 if it was dropped or left unchanged.
     pub after: u32,
 }
 
-/// What became of the decisions that one CPU saw while it was traced.
+/// Counts the traced decisions of one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct TraceTotals {
-    /// Wanted by the filter.
+    /// Decisions that matched the filter.
     pub wanted: u64,
-    /// Shown.
+    /// Decisions that were shown.
     pub shown: u64,
-    /// Left out as not in the sample.
+    /// Decisions left out by sampling.
     pub not_in_sample: u64,
-    /// Left out because too many were shown in this second already.
+    /// Decisions left out by the rate limit.
     pub over_rate: u64,
-    /// Left out because nobody emptied the buffer in time.
+    /// Decisions left out because the buffer was full.
     pub buffer_full: u64,
 }
 
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_is_asked_for_must_be_there() {
+    fn a_filter_matches_only_if_every_field_matches() {
         let ends = FlowKeys {
             family: 4,
             protocol: 6,

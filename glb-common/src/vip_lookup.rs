@@ -1,9 +1,8 @@
-//! From an address, a protocol and a port to a table.
+//! Finds the table that serves a VIP, protocol and port.
 //!
-//! Binds of one address and one port are found by a perfect hash (hash and displace): one
-//! displacement, one slot, the whole key compared. The cost is the same for 2 and for 10,000 of
-//! them. Prefixes and ranges of ports are asked for only where the configuration has any, and for
-//! what has no port (echo requests, later fragments), which stands there under port 0.
+//! Binds of one address and one port stand in a [`perfect_hash`]. Prefixes and port ranges are searched
+//! only if the configuration has any, and for packets without ports (echo requests, later fragments),
+//! which stand there under port 0.
 
 use crate::{
     abi::BindSlot,
@@ -12,14 +11,14 @@ use crate::{
     tables::Tables,
 };
 
-/// In the place of a table's index: a packet without ports may belong to several tables.
+/// The table index of a packet without ports that could belong to several tables.
 pub const NO_TABLE: u32 = u32::MAX;
 
-/// The part of a bind's key beside the address. Never 0.
+/// Port, protocol and family of a bind in one word: its key besides the address. It is never 0.
 #[inline(always)]
 #[must_use]
 pub const fn port_key(family: u8, protocol: u8, port: u16) -> u32 {
-    // The port as it lies on the wire: the fast path need not turn it.
+    // The port is in network byte order so that the fast path need not swap it.
     (port.to_be() as u32) << 16 | (protocol as u32) << 8 | family as u32
 }
 
@@ -29,14 +28,14 @@ pub const fn port(port_key: u32) -> u16 {
     u16::from_be((port_key >> 16) as u16)
 }
 
-/// A [`crate::abi::Segment`]'s key.
+/// Protocol and port as a [`crate::abi::Segment`] compares them.
 #[inline(always)]
 #[must_use]
 pub const fn segment_key(protocol: u8, port: u16) -> u32 {
     (protocol as u32) << 16 | port as u32
 }
 
-/// The hash of a bind's key.
+/// Hashes a bind's key.
 #[inline(always)]
 #[must_use]
 pub const fn hash(seed: u64, address: [u64; 2], port_key: u32) -> u64 {
@@ -44,13 +43,13 @@ pub const fn hash(seed: u64, address: [u64; 2], port_key: u32) -> u64 {
     let mut hash = seed ^ address[1] ^ ((port_key as u64) << 32);
     hash = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     hash ^= hash >> 32;
-    // IPv4 has nothing in the first word: this then folds away.
+    // The first word of an IPv4 address is 0, so the compiler drops this for IPv4.
     hash ^= address[0].wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = hash.wrapping_mul(0x94d0_49bb_1331_11eb);
     hash ^ (hash >> 29)
 }
 
-/// The slot of the bind of this one address, protocol and port.
+/// Finds the bind of exactly this address, protocol and port.
 #[inline(always)]
 pub fn exact<V: Tables + ?Sized>(view: &V, address: [u64; 2], port_key: u32) -> Option<&BindSlot> {
     let hash = hash(view.config(|config| &config.bind_seed), address, port_key);
@@ -58,7 +57,7 @@ pub fn exact<V: Tables + ?Sized>(view: &V, address: [u64; 2], port_key: u32) -> 
     let displacement = view.displacement(perfect_hash::bucket(hash, mask))?;
     let mask = view.config(|config| &config.bind_mask);
     let found = view.bind(perfect_hash::slot(hash, displacement, mask))?;
-    // The family is part of the port_key, and an IPv4 address has nothing in the first word.
+    // The family is part of the port key, and the first word of an IPv4 address is 0.
     let is_v4 = port_key as u8 == V4::FAMILY;
     let same = found.port_key == port_key
         && found.address[1] == address[1]
@@ -66,7 +65,7 @@ pub fn exact<V: Tables + ?Sized>(view: &V, address: [u64; 2], port_key: u32) -> 
     same.then_some(found)
 }
 
-/// The index of the table that serves `flow`.
+/// Finds the index of the table that serves `flow`.
 #[inline(always)]
 pub fn find<V: Tables + ?Sized>(view: &V, flow: &FiveTuple) -> Option<u32> {
     let port_key = port_key(flow.family, flow.protocol, flow.destination_port);

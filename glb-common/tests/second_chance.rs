@@ -213,7 +213,7 @@ fn ordinary_packets_are_decided_quickly() {
     }
 }
 
-/// What holds for every outcome, by its action.
+/// Checks the properties that every outcome of an action has.
 fn check(what: &str, packet: &Gue, received: &[u8], outcome: &support::Outcome) {
     match outcome.action {
         Action::Pass | Action::Drop | Action::Answer => {

@@ -1,4 +1,4 @@
-//! What is done about a frame.
+//! Carries out the backend's decisions: decapsulates frames and sends them to the next hop.
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -13,14 +13,14 @@ use glb_common::{
 
 use crate::{count, packet_access::XdpFrame};
 
-/// Does what was decided about an ordinary packet, and counts it.
-pub(crate) struct Ordinary<'c> {
+/// Carries out and counts the decision about an ordinary packet.
+pub(crate) struct CountedActions<'c> {
     pub(crate) ctx: &'c XdpContext,
     /// Length of the frame.
     pub(crate) bytes: u64,
 }
 
-impl Ordinary<'_> {
+impl CountedActions<'_> {
     #[inline(always)]
     pub(crate) fn done(&self, verdict: Option<u32>, reason: Reason, vip: u32) -> u32 {
         match verdict {
@@ -30,7 +30,7 @@ impl Ordinary<'_> {
     }
 }
 
-impl fast_path::Actions<XdpFrame> for Ordinary<'_> {
+impl fast_path::Actions<XdpFrame> for CountedActions<'_> {
     type Done = u32;
 
     #[inline(always)]
@@ -55,7 +55,7 @@ impl fast_path::Actions<XdpFrame> for Ordinary<'_> {
     fn send(&self, frame: &XdpFrame, forward: &Forward, reason: Reason, vip: u32) -> u32 {
         let verdict = if forward.peer.tag == 0 {
             let mut frame = *frame;
-            forward.write(&mut frame).then(|| out(self.ctx, forward.peer.interface))
+            forward.write(&mut frame).then(|| transmit(self.ctx, forward.peer.interface))
         } else {
             send(self.ctx, forward, 0)
         };
@@ -63,7 +63,7 @@ impl fast_path::Actions<XdpFrame> for Ordinary<'_> {
     }
 }
 
-/// Cuts the tunnel out of a frame without tags; `taken` is where it starts then.
+/// Cuts the tunnel headers out of a frame without VLAN tags. `taken` is the frame from its new start.
 #[inline(always)]
 fn cut<const HEAD: usize, const TAKEN: usize>(
     ctx: &XdpContext,
@@ -71,8 +71,8 @@ fn cut<const HEAD: usize, const TAKEN: usize>(
     mut taken: XdpFrame,
     decap: &Decap,
 ) -> Option<u32> {
-    // What stands in front is written where it will be first, before the cut: no pointer has to be
-    // made anew then. It is far enough away not to overlap.
+    // The Ethernet header is copied to its new place before the cut, so that no pointer has to be checked
+    // again. The places do not overlap.
     let head = frame.window::<HEAD>()?;
     let (macs, more_macs) = (u64_at(head, 0), u32_at(head, 8));
     let first = taken.window_mut::<TAKEN>()?;
@@ -84,22 +84,22 @@ fn cut<const HEAD: usize, const TAKEN: usize>(
 
 #[inline(always)]
 fn cut_head(ctx: &XdpContext, decap: &Decap) -> Option<u32> {
-    // SAFETY: the context is this program's own; no pointer is used any more.
+    // SAFETY: the context is this program's own; no pointer is used after the call.
     let cut = unsafe { bpf_xdp_adjust_head(ctx.ctx, decap.strip as i32) };
     (cut == 0).then_some(xdp_action::XDP_PASS)
 }
 
-/// The verdict that sends a frame out by `interface`.
+/// The return code that sends a frame out of `interface`.
 #[inline(always)]
-fn out(ctx: &XdpContext, interface: u32) -> u32 {
+fn transmit(ctx: &XdpContext, interface: u32) -> u32 {
     if interface == arrived_on(ctx) {
         return xdp_action::XDP_TX;
     }
-    // SAFETY: a plain helper call; an interface that is gone makes it an aborted packet.
+    // SAFETY: a plain helper call; the kernel drops the packet if the interface is gone.
     unsafe { bpf_redirect(interface, 0) as u32 }
 }
 
-/// The interface that a frame came in by.
+/// Index of the interface that received the frame.
 #[inline(always)]
 fn arrived_on(ctx: &XdpContext) -> u32 {
     // SAFETY: the context is this program's own.
@@ -114,8 +114,8 @@ pub(crate) fn leave(reason: Reason) -> u32 {
     }
 }
 
-/// Cuts the tunnel's headers out, from behind the Ethernet header and its tags: the kernel gets the
-/// inner packet on the VLAN that the tunnel came by.
+/// Cuts the tunnel headers out after the Ethernet header and its VLAN tags. The kernel gets the inner packet
+/// on the VLAN of the outer one.
 #[inline(always)]
 pub(crate) fn strip(ctx: &XdpContext, decap: &Decap, tag_bytes: usize) -> Option<u32> {
     let frame = XdpFrame::new(ctx);
@@ -145,12 +145,12 @@ pub(crate) fn strip(ctx: &XdpContext, decap: &Decap, tag_bytes: usize) -> Option
     cut_head(ctx, decap)
 }
 
-/// Readdresses the packet to the next hop and sends it there.
+/// Readdresses a packet to the next hop and sends it.
 #[inline(always)]
 pub(crate) fn send(ctx: &XdpContext, forward: &Forward, tag_bytes: usize) -> Option<u32> {
     let back = forward.peer.interface == arrived_on(ctx);
-    // A way of a VLAN has one tag. Otherwise tags belong to where the packet came from. Tags stand
-    // before the EtherType, which need not move when they are cut or put there.
+    // A next hop on a VLAN has one tag. Otherwise the packet keeps its tags on the receiving interface
+    // and loses them on another one. Tags stand before the EtherType, which therefore need not move.
     let tags_out = match forward.peer.tag {
         0 if back => tag_bytes,
         0 => 0,
@@ -158,7 +158,7 @@ pub(crate) fn send(ctx: &XdpContext, forward: &Forward, tag_bytes: usize) -> Opt
     };
     if tags_out != tag_bytes {
         let cut = tag_bytes as i32 - tags_out as i32;
-        // SAFETY: the context is this program's own; pointers are made anew below.
+        // SAFETY: the context is this program's own; the frame's pointers are read again below.
         if unsafe { bpf_xdp_adjust_head(ctx.ctx, cut) } != 0 {
             return None;
         }
@@ -170,5 +170,5 @@ pub(crate) fn send(ctx: &XdpContext, forward: &Forward, tag_bytes: usize) -> Opt
     {
         return None;
     }
-    Some(out(ctx, forward.peer.interface))
+    Some(transmit(ctx, forward.peer.interface))
 }

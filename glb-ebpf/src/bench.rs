@@ -26,7 +26,7 @@ use packet_access::XdpFrame;
 /// Bytes of the packet under test.
 #[unsafe(no_mangle)]
 static LENGTH: Global<u64> = Global::new(64);
-/// Whether it is an IPv6 packet.
+/// True if it is an IPv6 packet.
 #[unsafe(no_mangle)]
 static IS_V6: Global<u32> = Global::new(0);
 /// Number of flows less one; their number is a power of two.

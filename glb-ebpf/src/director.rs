@@ -1,8 +1,8 @@
-//! The director's XDP programs: maps, bounds and helper calls. Every decision is in glb-common.
+//! The director's XDP programs: maps, bounds and helper calls. Every decision is made in glb-common.
 //!
-//! What is attached is `glb_director`, the fast path. What it is not sure of goes by port_key call to the
-//! general program, in three parts that the verifier walks one by one: `general` parses, `plan_encapsulation`
-//! decides and encapsulates, `answer` tells a client what fits. They hand each other a [`Scratch`].
+//! `glb_director`, the fast path, is attached. It tail-calls the general program for other packets. That
+//! program has three parts, which the verifier checks separately: `general` parses, `forward_packet` decides and
+//! encapsulates, `answer` sends an ICMP "packet too big". They pass each other a [`Scratch`].
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -39,12 +39,12 @@ mod lpm_key;
 mod map_value;
 mod packet_access;
 mod trace;
-use lpm_key::Words;
-use map_value::Direct;
+use lpm_key::LpmKey;
+use map_value::MapValueArray;
 use packet_access::XdpFrame;
 
-// What belongs to a generation. Sizes are set by user space when it loads the program; arrays can
-// be mapped into its memory, so that filling one takes no system call for each element.
+// Maps of one generation. User space sets their sizes when it loads the program and maps the arrays into its
+// memory, so that filling one needs no system call for each element.
 
 #[unsafe(no_mangle)]
 static CONFIG: Global<Config> = Global::new(Config {
@@ -60,13 +60,13 @@ static CONFIG: Global<Config> = Global::new(Config {
     tag_words: [0; 2],
     padding: 0,
 });
-/// How much of what is addressed directly there is.
+/// Lengths of the arrays that the program addresses without a look-up.
 #[unsafe(no_mangle)]
 static BOUNDS: Global<ArrayBounds> = Global::new(ArrayBounds { rows: 0, backends: 0 });
-const DISPLACEMENTS: Direct<u32, { array::DISPLACEMENTS }> = Direct::new();
-const BINDS: Direct<BindSlot, { array::BINDS }> = Direct::new();
-const ROWS: Direct<TableRows, { array::ROWS }> = Direct::new();
-const BACKENDS: Direct<Backend, { array::BACKENDS }> = Direct::new();
+const DISPLACEMENTS: MapValueArray<u32, { array::DISPLACEMENTS }> = MapValueArray::new();
+const BINDS: MapValueArray<BindSlot, { array::BINDS }> = MapValueArray::new();
+const ROWS: MapValueArray<TableRows, { array::ROWS }> = MapValueArray::new();
+const BACKENDS: MapValueArray<Backend, { array::BACKENDS }> = MapValueArray::new();
 #[map]
 static PREFIXES_V4: LpmTrie<[u8; 4], PrefixEntry> = LpmTrie::with_max_entries(1, 1);
 #[map]
@@ -77,7 +77,7 @@ static SEGMENTS: Array<Segment> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static TABLES: Array<TableInfo> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static IPV6_ENDPOINTS: Array<Ipv6Endpoints> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-/// The parts of the general program, by [`part`].
+/// The parts of the general program, at the indices of [`part`].
 #[map]
 static PARTS: ProgramArray = ProgramArray::with_max_entries(3, 0);
 #[map]
@@ -92,7 +92,7 @@ struct ReplyRate {
 #[map]
 static REPLY_RATE: PerCpuArray<ReplyRate> = PerCpuArray::with_max_entries(1, 0);
 
-// What outlives generations.
+// Maps that outlive generations.
 
 #[map]
 static TABLE_COUNTERS: PerCpuArray<ReasonCounters> = PerCpuArray::with_max_entries(TABLE_SLOTS, 0);
@@ -111,7 +111,7 @@ const PASSES: u32 = {
     bits
 };
 
-/// The place of a backend's entry of this bank: both stand bank by bank.
+/// The index of a backend's entry in a bank. Both entries of a backend are adjacent.
 #[inline(always)]
 fn entry(index: u16, bank: u32) -> u32 {
     2 * u32::from(index) + bank
@@ -120,20 +120,20 @@ fn entry(index: u16, bank: u32) -> u32 {
 macro_rules! bound {
     ($field:ident) => {{
         let room = (&raw const BOUNDS).cast::<ArrayBounds>();
-        // SAFETY: what user space put there, of which one field is read. Volatile: to the compiler it
-        // is a constant that it knows.
+        // SAFETY: reads one field of the struct that user space sets at load time. Volatile, because the
+        // compiler would use the static's initial value.
         unsafe { (&raw const (*room).$field).read_volatile() }
     }};
 }
 
-/// This generation's maps.
+/// The maps of this generation as [`Tables`].
 struct Maps;
 
 impl Tables for Maps {
     #[inline(always)]
     fn config<T: Copy>(&self, field: impl Fn(&Config) -> &T) -> T {
-        // SAFETY: the struct that user space put there, of which one field is read. Volatile: to the
-        // compiler it is a constant that it knows.
+        // SAFETY: reads one field of the struct that user space sets at load time. Volatile, because the
+        // compiler would use the static's initial value.
         unsafe {
             let config = &*(&raw const CONFIG).cast::<Config>();
             (&raw const *field(config)).read_volatile()
@@ -153,9 +153,9 @@ impl Tables for Maps {
     #[inline(always)]
     fn prefix(&self, family: u8, address: [u64; 2]) -> Option<PrefixEntry> {
         if family == V4::FAMILY {
-            PREFIXES_V4.get(Words::<2>::new().of_ipv4(address[1] as u32)).copied()
+            PREFIXES_V4.get(LpmKey::<2>::new().of_ipv4(address[1] as u32)).copied()
         } else {
-            PREFIXES_V6.get(Words::<5>::new().of_ipv6(address)).copied()
+            PREFIXES_V6.get(LpmKey::<5>::new().of_ipv6(address)).copied()
         }
     }
 
@@ -186,7 +186,7 @@ impl Tables for Maps {
     }
 }
 
-/// The frame with all its buffers; its headers are in the linear part.
+/// A frame that may have several buffers. All headers are in the linear part.
 struct WholeFrame<'c> {
     linear: XdpFrame,
     ctx: &'c XdpContext,
@@ -214,7 +214,7 @@ impl Frame for WholeFrame<'_> {
     }
 }
 
-/// Bytes of the frame in all its buffers.
+/// Length of the frame in all its buffers.
 #[inline(always)]
 fn whole_length(ctx: &XdpContext) -> u64 {
     // SAFETY: a plain helper call on this program's own context.
@@ -228,15 +228,15 @@ mod part {
     pub(super) const ANSWER: u32 = 2;
 }
 
-/// Goes on to a part of the general program; comes back, with the verdict, only if it is not there.
+/// Tail-calls a part of the general program. Returns, with a verdict, only if the slot is empty.
 #[inline(always)]
-fn go_on(ctx: &XdpContext, part: u32) -> u32 {
+fn tail_call(ctx: &XdpContext, part: u32) -> u32 {
     // SAFETY: the context is this program's own.
     unsafe { PARTS.tail_call(ctx, part) };
     finish(ctx, Reason::Inconsistent, 0)
 }
 
-/// The fast path, and what is attached.
+/// Handles ordinary packets on the fast path. This program is attached.
 #[xdp(frags)]
 #[inline(always)]
 fn glb_director(ctx: XdpContext) -> u32 {
@@ -244,22 +244,22 @@ fn glb_director(ctx: XdpContext) -> u32 {
     let frame = XdpFrame::new(&ctx);
     let received = frame.len();
     let sent = match fast_path::ethertype(&frame) {
-        Some(fast_path::IPV4) => fast_path::recognise_v4(&Maps, &frame)
-            .map_or(Attempt::NotSure, |bound| send_fast::<V4>(&ctx, &bound, received)),
-        Some(fast_path::IPV6) => fast_path::recognise_v6(&Maps, &frame)
-            .map_or(Attempt::NotSure, |bound| send_fast::<V6>(&ctx, &bound, received)),
-        _ => Attempt::NotSure,
+        Some(fast_path::IPV4) => fast_path::match_v4(&Maps, &frame)
+            .map_or(FastResult::GeneralProgram, |bound| send_fast::<V4>(&ctx, &bound, received)),
+        Some(fast_path::IPV6) => fast_path::match_v6(&Maps, &frame)
+            .map_or(FastResult::GeneralProgram, |bound| send_fast::<V6>(&ctx, &bound, received)),
+        _ => FastResult::GeneralProgram,
     };
     match sent {
-        Attempt::Sent(verdict) => verdict,
-        Attempt::NotSure => go_on(&ctx, part::GENERAL),
+        FastResult::Sent(verdict) => verdict,
+        FastResult::GeneralProgram => tail_call(&ctx, part::GENERAL),
     }
 }
 
-/// What came of the fast path.
-enum Attempt {
+/// The result of the fast path.
+enum FastResult {
     Sent(u32),
-    NotSure,
+    GeneralProgram,
 }
 
 #[inline(always)]
@@ -267,27 +267,27 @@ fn send_fast<A: Address>(
     ctx: &XdpContext,
     bound: &fast_path::MatchedFlow<'_>,
     received: usize,
-) -> Attempt {
-    // Before the hash, so that few values have to live across the call.
+) -> FastResult {
+    // The frame grows before the hash, so that few registers are live across the call.
     // SAFETY: the context is this program's own; the frame's pointers are made anew below.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(fast_path::GROWTH as i32)) } != 0 {
-        return Attempt::NotSure;
+        return FastResult::GeneralProgram;
     }
     let mut frame = XdpFrame::of_length(ctx, received + fast_path::GROWTH);
     let Some(backend) = fast_path::send::<_, _, A>(&Maps, &mut frame, bound) else {
-        // SAFETY: as above. What was room a moment ago can be given back.
+        // SAFETY: as above. Undoing the growth cannot fail.
         unsafe { bpf_xdp_adjust_head(ctx.ctx, fast_path::GROWTH as i32) };
-        return Attempt::NotSure;
+        return FastResult::GeneralProgram;
     };
     let table_slot =
         trace::number(|| TABLES.get(bound.slot.table).map_or(0, |table| table.counter_slot));
-    Attempt::Sent(leave(ctx, backend, received as u64, table_slot))
+    FastResult::Sent(transmit(ctx, backend, received as u64, table_slot))
 }
 
-/// Counts a frame that is sent to `backend`, and sends it. That its table has encapsulated one more is
-/// not counted again: user space adds up the table's backends.
+/// Counts a frame for `backend` and sends it. The table's counter is not updated: user space adds up the
+/// counters of the table's backends.
 #[inline(always)]
-fn leave(ctx: &XdpContext, backend: &Backend, received: u64, table_slot: u32) -> u32 {
+fn transmit(ctx: &XdpContext, backend: &Backend, received: u64, table_slot: u32) -> u32 {
     if let Some(counter) = BACKEND_COUNTERS.get_ptr_mut(u32::from(backend.counter_slot)) {
         // SAFETY: the pointer is to this CPU's own counter, which lives as long as the map.
         count(unsafe { &mut *counter }, received);
@@ -304,7 +304,7 @@ fn leave(ctx: &XdpContext, backend: &Backend, received: u64, table_slot: u32) ->
     verdict
 }
 
-/// Counts a frame that is not sent, and gives the verdict on it.
+/// Counts a frame that is not sent, and returns its verdict.
 #[inline(always)]
 fn finish(ctx: &XdpContext, reason: Reason, counter_slot: u32) -> u32 {
     finish_numbered(ctx, reason as u8, counter_slot)
@@ -319,7 +319,7 @@ fn finish_numbered(ctx: &XdpContext, reason: u8, counter_slot: u32) -> u32 {
     verdict
 }
 
-/// First part of the general program: what the frame is about.
+/// First part of the general program: parses the frame.
 #[xdp(frags)]
 #[inline(always)]
 fn general(ctx: XdpContext) -> u32 {
@@ -329,27 +329,27 @@ fn general(ctx: XdpContext) -> u32 {
         Err(reason) => return finish(&ctx, reason, 0),
     };
     let Some(work) = SCRATCH.get_ptr_mut(0) else { return finish(&ctx, Reason::Inconsistent, 0) };
-    // SAFETY: this CPU's own element; nobody else uses it before the frame has its verdict.
+    // SAFETY: this CPU's element, which has no other user until the frame has its verdict.
     unsafe {
         (*work).packet = packet;
         (*work).hops.count = 0;
     }
-    go_on(&ctx, part::FORWARD)
+    tail_call(&ctx, part::FORWARD)
 }
 
-/// Second part: where it goes.
+/// Second part of the general program: chooses the backend and encapsulates the packet.
 #[xdp(frags)]
 #[inline(always)]
 fn forward_packet(ctx: XdpContext) -> u32 {
     let Some(work) = SCRATCH.get_ptr_mut(0) else { return finish(&ctx, Reason::Inconsistent, 0) };
-    // SAFETY: as in `general`, which wrote it.
+    // SAFETY: as in `general`, which wrote the element.
     let work = unsafe { &mut *work };
     match send_general(&ctx, &work.packet, &mut work.hops) {
         Ok(verdict) => verdict,
         Err(rejection) if rejection.reason_number() == Reason::TooBig as u8 => {
             work.inner_mtu = u32::from(rejection.inner_mtu());
             work.counter_slot = rejection.counter_slot();
-            go_on(&ctx, part::ANSWER)
+            tail_call(&ctx, part::ANSWER)
         }
         Err(rejection) => {
             finish_numbered(&ctx, rejection.reason_number(), rejection.counter_slot())
@@ -372,10 +372,10 @@ fn send_general(ctx: &XdpContext, packet: &Packet, hops: &mut Hops) -> Result<u3
     if !encap::write(&mut XdpFrame::new(ctx), &Maps, &send, packet, hops, total) {
         return Err(reject(Reason::Inconsistent));
     }
-    Ok(leave(ctx, send.backend, received, send.counter_slot))
+    Ok(transmit(ctx, send.backend, received, send.counter_slot))
 }
 
-/// Third part: makes of a packet that is too big the answer to it.
+/// Third part of the general program: turns a packet that is too big into the ICMP reply.
 #[xdp(frags)]
 #[inline(always)]
 fn answer(ctx: XdpContext) -> u32 {
@@ -408,7 +408,7 @@ fn become_reply(ctx: &XdpContext, family: u8, tags: &Tags, mtu: u16) -> bool {
     }
 }
 
-/// Cuts the frame to `quote` bytes of its IP packet and puts the answer's headers before them.
+/// Cuts the frame to `quote` bytes of its IP packet and writes the reply's headers in front of them.
 #[inline(always)]
 fn replace<I: IpHeader>(
     ctx: &XdpContext,
@@ -434,7 +434,7 @@ fn count_table(slot: u32, reason: u8, bytes: u64) {
     }
 }
 
-/// Whether this CPU may send another answer this second.
+/// True if this CPU may send another reply in this second.
 #[inline(always)]
 fn may_reply() -> bool {
     let limit = CONFIG.load().answers_per_second;

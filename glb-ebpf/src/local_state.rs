@@ -1,4 +1,4 @@
-//! What the backend's machine knows, by its maps and its kernel.
+//! Answers the decision's questions about this machine from maps and the kernel.
 
 use aya_ebpf::{bindings::BPF_F_NO_PREALLOC, macros::map, maps::LpmTrie, programs::XdpContext};
 use glb_common::{
@@ -11,23 +11,23 @@ use glb_common::{
     },
 };
 
-use crate::{lpm_key::Words, map_value::Direct, socket_lookup};
+use crate::{lpm_key::LpmKey, map_value::MapValueArray, socket_lookup};
 
-// What belongs to a generation; sizes are set by user space when it loads the program.
+// Maps of one generation. User space sets their sizes when it loads the program.
 
-/// Displacements of the perfect hash.
-const DISPLACEMENTS: Direct<u32, { array::DISPLACEMENTS }> = Direct::new();
-/// Its elements: VIPs, own addresses, directors and fellow backends with the ways to them, which user
-/// space follows.
-const ADDRESSES: Direct<AddressEntry, { array::ADDRESSES }> = Direct::new();
-/// Networks of directors, where there are many.
+/// Displacements of the perfect hash of addresses.
+const DISPLACEMENTS: MapValueArray<u32, { array::DISPLACEMENTS }> = MapValueArray::new();
+/// Slots of the perfect hash: VIPs, local addresses, directors, and fellow backends with their next hops,
+/// which user space keeps up to date.
+const ADDRESSES: MapValueArray<AddressEntry, { array::ADDRESSES }> = MapValueArray::new();
+/// IPv4 networks of directors, if there are too many for [`RedirectConfig`].
 #[map]
 static DIRECTORS_V4: LpmTrie<[u8; 4], u8> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
-/// The same for IPv6.
+/// IPv6 networks of directors.
 #[map]
 static DIRECTORS_V6: LpmTrie<[u8; 16], u8> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
 
-/// This machine.
+/// This machine as a [`Host`].
 pub(crate) struct ThisHost<'a> {
     pub(crate) ctx: &'a XdpContext,
 }
@@ -37,19 +37,18 @@ fn has(flag: u64) -> bool {
     config!(flags) & flag != 0
 }
 
-/// What is known of an address.
+/// Finds the entry of an address.
 #[inline(always)]
 fn known<A: Address>(address: &A) -> Option<&'static AddressEntry> {
     let hash = AddressEntry::hash(config!(seed), address);
     let bucket = perfect_hash::bucket(hash, config!(displacement_mask));
     let place = perfect_hash::slot(hash, *DISPLACEMENTS.at(bucket), config!(address_mask));
-    // Of an element only the way is ever changed: the one that is not in force, and then, by one store,
-    // which is.
+    // User space changes only the unused next hop of an entry and then, by one store, which one is used.
     let known = ADDRESSES.at(place);
     known.is_of(address).then_some(known)
 }
 
-/// The number of a VIP's counters.
+/// The index of a VIP's counters.
 #[inline(always)]
 pub(crate) fn vip<A: Address>(address: &A) -> Option<u32> {
     let [high, low] = address.words();
@@ -70,7 +69,7 @@ pub(crate) fn vip<A: Address>(address: &A) -> Option<u32> {
     (known.roles & AddressEntry::VIP != 0).then_some(known.counters)
 }
 
-/// Whether an address is in a director's network.
+/// True if an address is in a network of directors.
 #[inline(always)]
 fn in_directors_net<A: Address>(address: &A) -> bool {
     let [high, low] = address.words();
@@ -79,7 +78,7 @@ fn in_directors_net<A: Address>(address: &A) -> bool {
             return false;
         }
         if has(RedirectConfig::MANY_NETS) {
-            return DIRECTORS_V4.get(Words::<2>::new().of_ipv4(low as u32)).is_some();
+            return DIRECTORS_V4.get(LpmKey::<2>::new().of_ipv4(low as u32)).is_some();
         }
         (0..INLINE_SLOTS).any(|i| low & config!(nets_v4[i][1]) == config!(nets_v4[i][0]))
     } else {
@@ -87,7 +86,7 @@ fn in_directors_net<A: Address>(address: &A) -> bool {
             return false;
         }
         if has(RedirectConfig::MANY_NETS) {
-            return DIRECTORS_V6.get(Words::<5>::new().of_ipv6([high, low])).is_some();
+            return DIRECTORS_V6.get(LpmKey::<5>::new().of_ipv6([high, low])).is_some();
         }
         (0..INLINE_SLOTS).any(|i| {
             low & config!(nets_v6[i][3]) == config!(nets_v6[i][1])

@@ -1,17 +1,16 @@
-//! Keys of prefix maps, laid on the stack as the verifier wants them.
+//! Keys of longest-prefix-match maps, laid out on the stack as the verifier requires.
 
 use core::ptr;
 
 use aya_ebpf::maps::lpm_trie::Key;
 
-/// A packed key (the prefix's length, then the address) in words of 32 bits. The verifier refuses
-/// stores of 64 bits to the stack at odd words, and a compiler that is free to join two words (or
-/// that copies a packed key) makes them: which one does differs from version to version.
+/// A packed key (prefix length, then address) as 32-bit words. The verifier rejects 64-bit stores to the
+/// stack at odd words, which some compiler versions make when they join two words or copy a packed key.
 #[repr(C, align(8))]
-pub(crate) struct Words<const N: usize>([u32; N]);
+pub(crate) struct LpmKey<const N: usize>([u32; N]);
 
-impl<const N: usize> Words<N> {
-    /// Room for a key.
+impl<const N: usize> LpmKey<N> {
+    /// An empty key.
     #[inline(always)]
     pub(crate) const fn new() -> Self {
         Self([0; N])
@@ -21,14 +20,14 @@ impl<const N: usize> Words<N> {
     #[inline(always)]
     fn write(&mut self, words: [u32; N]) {
         for (place, word) in self.0.iter_mut().zip(words) {
-            // SAFETY: a reference is valid for writing. Volatile stores are not joined.
+            // SAFETY: a reference is valid for writing. The compiler does not join volatile stores.
             unsafe { ptr::write_volatile(place, word) };
         }
     }
 }
 
-impl Words<2> {
-    /// The key for one IPv4 address, given as it lies in memory.
+impl LpmKey<2> {
+    /// The key of one IPv4 address, given in network byte order.
     #[inline(always)]
     pub(crate) fn of_ipv4(&mut self, address: u32) -> &Key<[u8; 4]> {
         self.write([32, address]);
@@ -37,8 +36,8 @@ impl Words<2> {
     }
 }
 
-impl Words<5> {
-    /// The key for one IPv6 address, given as two words of 64 bits as they lie in memory.
+impl LpmKey<5> {
+    /// The key of one IPv6 address, given as two words in network byte order.
     #[inline(always)]
     pub(crate) fn of_ipv6(&mut self, [high, low]: [u64; 2]) -> &Key<[u8; 16]> {
         self.write([128, high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32]);
@@ -49,4 +48,4 @@ impl Words<5> {
 }
 
 const _: () = assert!(size_of::<Key<[u8; 4]>>() == 8 && size_of::<Key<[u8; 16]>>() == 20);
-const _: () = assert!(size_of::<Words<2>>() == 8 && size_of::<Words<5>>() == 24);
+const _: () = assert!(size_of::<LpmKey<2>>() == 8 && size_of::<LpmKey<5>>() == 24);

@@ -1,5 +1,5 @@
-//! The tc program that lowers the MSS of SYN-ACKs on their way to clients. It shares the VIPs with
-//! the XDP program of its generation.
+//! The tc program that lowers the MSS of SYN-ACKs to clients. It shares the VIPs with the XDP program of its
+//! generation.
 
 use aya_ebpf::{
     bindings::TC_ACT_UNSPEC,
@@ -30,29 +30,30 @@ impl Bounds for TcContext {
     }
 }
 
-/// SYN-ACKs whose MSS was lowered. Outlives generations.
+/// Counts SYN-ACKs whose MSS was lowered. It outlives generations.
 #[map]
 static CLAMPED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
-struct Configured;
+/// The VIPs of this generation.
+struct ConfiguredVips;
 
-impl Vips for Configured {
+impl Vips for ConfiguredVips {
     #[inline(always)]
     fn is_vip<A: Address>(&self, address: &A) -> bool {
         local_state::vip(address).is_some()
     }
 }
 
-/// Never decides anything about a packet: other tc programs go on.
+/// Lowers the MSS of a VIP's SYN-ACK. The packet always goes on to the next tc program.
 #[classifier]
 fn glb_mss_clamp(ctx: TcContext) -> i32 {
     // The headers of a SYN-ACK that this kernel makes are linear.
     let limits = Limits { v4: config!(mss_v4) as u16, v6: config!(mss_v6) as u16 };
-    if let Some(change) = clamp(&XdpFrame::new(&ctx), limits, &Configured) {
+    if let Some(change) = clamp(&XdpFrame::new(&ctx), limits, &ConfiguredVips) {
         let (from, to) = change.words();
         let [from, to] = [from, to].map(|word| u64::from(u16::from_ne_bytes(word)));
-        // Where the checksum is left to the hardware, the kernel leaves it alone here: it is over
-        // the addresses then. Unchanged is better than half changed.
+        // If the hardware computes the checksum, the field holds a sum over the addresses only and the
+        // kernel leaves it unchanged. The MSS is written only if the checksum could be updated.
         let checksum = ctx.skb.l4_csum_replace(change.checksum_offset, from, to, 2);
         if checksum.is_ok() {
             if let Some(clamped) = CLAMPED.get_ptr_mut(0) {

@@ -1,4 +1,4 @@
-//! An XDP context as a frame of glb-common.
+//! Access to the frame behind an XDP or tc context, as [`glb_common::packet_access`] defines it.
 
 use core::{hint::assert_unchecked, mem::size_of, ptr};
 
@@ -11,10 +11,10 @@ use glb_common::{
 
 /// A context with a packet behind it.
 pub(crate) trait Bounds {
-    /// Where the linear part starts and ends.
+    /// The addresses at which the linear part starts and ends.
     fn bounds(&self) -> (usize, usize);
 
-    /// The same end, read from the context once more.
+    /// The end address, read from the context again.
     fn end_again(&self) -> usize;
 }
 
@@ -31,8 +31,8 @@ impl Bounds for XdpContext {
     }
 }
 
-/// The linear part of the packet behind an XDP context (or a tc one). Every access is checked against its end,
-/// which is what the verifier wants to see. Made anew after each change of the head or tail.
+/// The linear part of the packet behind an XDP or tc context. Every access is checked against its end, as the
+/// verifier requires. A new one is needed after each change of the packet's head or tail.
 #[derive(Clone, Copy)]
 pub(crate) struct XdpFrame {
     start: usize,
@@ -44,13 +44,12 @@ impl XdpFrame {
     #[inline(always)]
     pub(crate) fn new(ctx: &impl Bounds) -> Self {
         let (start, end) = ctx.bounds();
-        // The compiler must not find out that this is the same end: it would then see that a packet
-        // whose lengths have been checked needs no check of its pointers, and leave out what the
-        // verifier insists on.
+        // The compiler must not know that both ends are equal. It would drop pointer checks after length
+        // checks, but the verifier requires them.
         Self { start, end, length: ctx.end_again() - start }
     }
 
-    /// The same, if the linear part's length is known already.
+    /// The same for a linear part of known length.
     #[inline(always)]
     #[allow(dead_code, reason = "not every program has a use for it")]
     pub(crate) fn of_length(ctx: &impl Bounds, length: usize) -> Self {
@@ -58,14 +57,14 @@ impl XdpFrame {
         Self { start, end, length }
     }
 
-    /// Where `T` at `offset` lies, if it lies inside.
+    /// The address of a `T` at `offset`, if it lies inside.
     #[inline(always)]
     fn at<T>(&self, offset: usize) -> Option<*mut T> {
         if offset > MAX_OFFSET {
             return None;
         }
         let place = self.start + offset;
-        // SAFETY: packets do not lie at 0. Without this the compiler asks.
+        // SAFETY: a packet never lies at address 0. The hint saves a null check.
         unsafe { assert_unchecked(place != 0) };
         (place + size_of::<T>() <= self.end).then_some(place as *mut T)
     }
@@ -102,9 +101,9 @@ impl Nested for XdpFrame {
             return None;
         }
         let mut start = self.start + offset;
-        // The compiler must not know where this pointer comes from: it would make it anew for each
-        // access, and the verifier knows a checked pointer by its register only. Written to the
-        // stack and read back, it is one value to the compiler and still a packet's to the kernel.
+        // The compiler must not know this pointer's origin. It would compute it again for each access,
+        // and the verifier tracks a checked pointer by its register. Written to the stack and read back,
+        // it is one opaque value to the compiler and still a packet pointer to the verifier.
         // SAFETY: a local variable.
         start = unsafe { core::ptr::read_volatile(&raw const start) };
         (start <= self.end).then_some(Self {
@@ -116,7 +115,7 @@ impl Nested for XdpFrame {
 
     #[inline(always)]
     fn rest_at(&self, offset: usize) -> Option<Self> {
-        // Constant offsets are what the verifier keeps account of by itself.
+        // The verifier tracks constant offsets without this.
         let (start, end) = (self.start + offset, self.end);
         Some(Self { start, end, length: self.length.wrapping_sub(offset) })
     }
@@ -163,7 +162,7 @@ impl FrameMut for XdpFrame {
     }
 }
 
-/// Six stores of a word each.
+/// Stores six words.
 ///
 /// # Safety
 /// 48 bytes from `place` on are valid for writing.
@@ -186,7 +185,7 @@ impl Summed for XdpFrame {
         let place = self.at::<[u8; N]>(offset)?;
         // SAFETY: N bytes of the packet by the check above; N is a multiple of 4, at most 512.
         let sum = unsafe { bpf_csum_diff(ptr::null_mut(), 0, place.cast(), N as u32, 0) } as u32;
-        // The kernel sums words as this machine reads them; sums turn with their words.
+        // The kernel adds words in host order. Swapping the sum's bytes gives the sum in network order.
         Some(fold(sum).swap_bytes())
     }
 }

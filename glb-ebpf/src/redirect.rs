@@ -1,4 +1,6 @@
-//! The backend's XDP programs. Every decision is in glb-common, what is done about it in `actions`.
+//! The backend's XDP programs. `glb_redirect` handles ordinary packets and tail-calls
+//! `glb_redirect_general` for the others. Every decision is made in [`glb_common::second_chance`]; `actions`
+//! carries it out, `local_state` and `socket_lookup` answer its questions.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -28,8 +30,8 @@ mod packet_access;
 mod trace;
 use packet_access::XdpFrame;
 
-/// Read-only data whose fields are read one by one: the compiler must not know their values, and
-/// copying all of it for each packet would cost more than the fields are worth.
+/// Read-only data whose fields are read one by one. The compiler must not know the values, and copying the
+/// whole struct for each packet would be slow.
 #[repr(transparent)]
 struct ReadOnly(MaybeUninit<RedirectConfig>);
 
@@ -39,7 +41,7 @@ static CONFIG: ReadOnly = ReadOnly(MaybeUninit::zeroed());
 macro_rules! config {
     ($($field:tt)*) => {{
         let settings = crate::CONFIG.0.as_ptr();
-        // SAFETY: always initialised (zeroes, or what user space put there at load).
+        // SAFETY: always initialised: zeroes, or the values that user space sets at load time.
         unsafe { core::ptr::read_volatile(&raw const (*settings).$($field)*) }
     }};
 }
@@ -48,24 +50,23 @@ mod actions;
 mod local_state;
 mod mss_clamp;
 mod socket_lookup;
-use actions::{Ordinary, leave, send, strip};
+use actions::{CountedActions, leave, send, strip};
 use local_state::ThisHost;
 
-/// The program for packets out of the ordinary.
+/// Holds the general program.
 #[map]
 static GENERAL: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
-// What outlives generations.
+// Maps that outlive generations.
 
 #[map]
 static COUNTERS: PerCpuArray<RedirectCounters> =
     PerCpuArray::with_max_entries(REDIRECT_COUNTERS, 0);
 
-/// A frame whose end may lie beyond what can be read here (jumbo frames). All headers are in the
-/// first buffer.
+/// A frame that may have several buffers (jumbo frames). All headers are in the first one.
 struct Received {
     linear: XdpFrame,
-    /// Bytes in all buffers.
+    /// Length of all buffers in bytes.
     whole: usize,
 }
 
@@ -103,23 +104,22 @@ impl Nested for Received {
     }
 }
 
-/// Ordinary packets.
+/// Handles ordinary packets. This program is attached.
 #[xdp(frags)]
 #[inline(always)]
 fn glb_redirect(ctx: XdpContext) -> u32 {
     trace::begin(&ctx);
     let frame = XdpFrame::new(&ctx);
-    let actions = Ordinary { ctx: &ctx, bytes: frame.len() as u64 };
+    let actions = CountedActions { ctx: &ctx, bytes: frame.len() as u64 };
     fast_path::decide(&frame, &ThisHost { ctx: &ctx }, &actions).unwrap_or_else(|| {
-        // SAFETY: a tail call; it comes back only if the slot is empty, which user space never lets
-        // be.
+        // SAFETY: a tail call. It returns only if the slot is empty; user space always fills it.
         unsafe { GENERAL.tail_call(&ctx, 0) };
         actions.done(None, Reason::Refused, NO_VIP)
     })
 }
 
-/// All others: with VLAN tags, in several buffers, with options or extension headers, marked by ECN,
-/// ICMP, broken ones.
+/// Handles all other packets: those with VLAN tags, several buffers, IP options, extension headers or
+/// congestion marks, ICMP, and malformed ones.
 #[xdp(frags)]
 fn glb_redirect_general(ctx: XdpContext) -> u32 {
     // SAFETY: the context is this program's own.
@@ -134,7 +134,7 @@ fn glb_redirect_general(ctx: XdpContext) -> u32 {
     finish(&ctx, &decision, tag_bytes, whole)
 }
 
-/// Does what was decided, and counts it.
+/// Carries out a decision and counts it.
 #[inline(always)]
 fn finish(ctx: &XdpContext, decision: &Decision, tag_bytes: usize, bytes: u64) -> u32 {
     let Decision { reason, vip, .. } = *decision;
@@ -149,21 +149,21 @@ fn finish(ctx: &XdpContext, decision: &Decision, tag_bytes: usize, bytes: u64) -
     }
 }
 
-/// `TAG` × `tags`, of which the verifier knows no more than that: it would otherwise go through all
-/// that follows once for each number of tags.
+/// Returns `TAG` × `tags` as a value that the verifier does not know. With a known value it would walk the
+/// rest of the program once for each number of tags.
 #[inline(always)]
 fn tag_bytes(tags: usize) -> usize {
-    /// Not constant, for the verifier, since it can be written to.
+    /// Writable, so that the verifier does not treat it as constant.
     static mut TAG_BYTES: [usize; 4] = [0, TAG, 2 * TAG, 2 * TAG];
-    // SAFETY: an index of 3 at most; nobody writes.
+    // SAFETY: the index is at most 3, and the array is never written.
     unsafe { (&raw const TAG_BYTES[tags & 3]).read_volatile() & (3 * TAG) }
 }
 
-/// Counts a packet that comes to this end, and shows it to whoever watches.
+/// Counts a packet and traces its decision.
 #[inline(always)]
 fn count(ctx: &XdpContext, verdict: u32, reason: Reason, vip: u32, bytes: u64) -> u32 {
     if let Some(counters) = COUNTERS.get_ptr_mut(vip) {
-        // SAFETY: the pointer is to this CPU's own counters, which live as long as the map.
+        // SAFETY: the pointer is to this CPU's counters, which live as long as the map.
         let counter = unsafe { &mut (*counters).by_reason[reason as usize] };
         counter.packets += 1;
         counter.bytes += bytes;

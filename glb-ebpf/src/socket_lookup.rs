@@ -1,4 +1,4 @@
-//! Whose flow it is, by the kernel's own socket tables.
+//! Looks flows up in the kernel's socket table.
 
 use core::{mem::size_of, ptr::from_mut};
 
@@ -13,13 +13,13 @@ use glb_common::{
     wire::tcp::{self, TcpHeader},
 };
 
-/// The network namespace of the interface that the packet came in by, and no other.
+/// Limits the look-up to the network namespace of the receiving interface.
 const CURRENT_NETNS: u64 = -1i64 as u64;
 
 /// `TCP_LISTEN` of the kernel's tcp_states.h.
 const LISTEN: u32 = 10;
 
-/// Whose flow it is.
+/// Finds the connection of a flow, or the listener that accepts the segment's SYN cookie.
 #[inline(always)]
 pub(crate) fn find<A: Address>(ctx: &XdpContext, flow: &Flow<A>, ack: Option<Ack>) -> SocketMatch {
     // The kernel's `struct bpf_sock_tuple` in words: addresses, then ports, network order.
@@ -34,7 +34,7 @@ pub(crate) fn find<A: Address>(ctx: &XdpContext, flow: &Flow<A>, ack: Option<Ack
     if socket.is_null() {
         return SocketMatch::NoSocket;
     }
-    // SAFETY: not null, so a socket that is ours to read until it is released below.
+    // SAFETY: the pointer is not null; the reference is held until it is released below.
     let state = unsafe { (*socket).state };
     let owner = if state != LISTEN {
         SocketMatch::Socket
@@ -43,12 +43,12 @@ pub(crate) fn find<A: Address>(ctx: &XdpContext, flow: &Flow<A>, ack: Option<Ack
     } else {
         SocketMatch::NoSocket
     };
-    // SAFETY: the one reference that the look-up took.
+    // SAFETY: releases the reference that the look-up took.
     unsafe { bpf_sk_release(socket.cast()) };
     owner
 }
 
-/// Source and destination port as they lie on the wire.
+/// Source and destination port in network byte order, in one word.
 #[inline(always)]
 fn ports<A: Address>(flow: &Flow<A>) -> u32 {
     u32::from(flow.source_port.to_be()) | u32::from(flow.destination_port.to_be()) << 16
@@ -58,17 +58,16 @@ fn ports<A: Address>(flow: &Flow<A>) -> u32 {
 fn look_up<Tuple, const LEN: usize>(ctx: &XdpContext, mut tuple: Tuple) -> *mut bpf_sock {
     const { assert!(LEN <= size_of::<Tuple>()) };
     let tuple: *mut bpf_sock_tuple = from_mut(&mut tuple).cast();
-    // SAFETY: the tuple is that long, which is what tells the kernel its family.
+    // SAFETY: the tuple has this length, by which the kernel knows its family.
     unsafe { bpf_skc_lookup_tcp(ctx.ctx.cast(), tuple, LEN as u32, CURRENT_NETNS, 0) }
 }
 
-/// Whether the segment returns a cookie that the listener's kernel has made.
+/// True if the segment returns a SYN cookie that this kernel made for the listener.
 #[inline(always)]
 fn is_cookie<A: Address>(listener: *mut bpf_sock, flow: &Flow<A>, ack: Ack) -> bool {
-    // The kernel reads versions, addresses, ports, numbers and flags, and these headers have no
-    // other: made here, they cost less than two copies out of the packet by the kernel. Made of
-    // words of eight bytes, since the verifier wants the stack written at aligned places, and the
-    // compiler would join smaller fields without a look at where they lie.
+    // The kernel reads versions, addresses, ports, sequence numbers and flags. Building headers with just
+    // those costs less than copying them out of the packet. They are built of 8-byte words because the
+    // verifier requires aligned stores to the stack.
     let ports = join(ports(flow), ack.sequence);
     // A header of five words, ACK.
     let flags = u32::from_ne_bytes([0x50, tcp::ACK, 0, 0]);
@@ -82,7 +81,7 @@ fn is_cookie<A: Address>(listener: *mut bpf_sock, flow: &Flow<A>, ack: Ack) -> b
     }
 }
 
-/// Two words in the order in which they lie in memory.
+/// Joins two words in memory order.
 #[inline(always)]
 fn join(first: u32, second: u32) -> u64 {
     u64::from(first) | u64::from(second) << 32
@@ -91,7 +90,7 @@ fn join(first: u32, second: u32) -> u64 {
 #[inline(always)]
 fn check<Ip, const LEN: usize>(listener: *mut bpf_sock, mut ip: Ip, mut tcp: [u64; 3]) -> bool {
     const { assert!(LEN <= size_of::<Ip>() && TcpHeader::LEN <= size_of::<[u64; 3]>()) };
-    // SAFETY: both headers are whole, on this program's stack, and as long as is said.
+    // SAFETY: both headers lie on this program's stack and have the given lengths.
     let answer = unsafe {
         bpf_tcp_check_syncookie(
             listener.cast(),

@@ -1,22 +1,22 @@
-//! Shows decisions to whoever watches.
+//! Traces decisions.
 //!
-//! Both programs are built twice, without and with the feature `trace`. In the programs that
-//! normally run the functions here are empty and there is no map of theirs: nothing is paid for what
-//! nobody looks at. While somebody watches, the daemon has the other build take their place.
+//! Both programs are built twice, without and with the feature `trace`. Without it the functions here are
+//! empty and need no maps, so the programs that normally run pay nothing. During a trace the daemon replaces
+//! them by the other build.
 
 #[cfg(not(feature = "trace"))]
 mod hooks {
     use aya_ebpf::programs::XdpContext;
 
-    /// A frame has come.
+    /// Starts the trace of a received frame.
     #[inline(always)]
     pub(crate) fn begin(_ctx: &XdpContext) {}
 
-    /// What became of it, and why.
+    /// Ends the trace with the frame's decision.
     #[inline(always)]
     pub(crate) fn end(_ctx: &XdpContext, _verdict: u32, _reason: u8, _slot: u32) {}
 
-    /// A number that only these functions want to know.
+    /// Computes a number that only traces need.
     #[allow(dead_code, reason = "only the director needs it")]
     #[inline(always)]
     pub(crate) fn number(_of: impl FnOnce() -> u32) -> u32 {
@@ -44,8 +44,7 @@ mod hooks {
 
     use crate::packet_access::XdpFrame;
 
-    /// What is wanted. In a map and not in read-only data, so that it can be changed while the
-    /// program runs.
+    /// The trace's settings. They are in a map so that they can change while the program runs.
     #[map]
     static TRACE_SETTINGS: Array<TraceSettings> = Array::with_max_entries(1, 0);
     #[map]
@@ -55,25 +54,24 @@ mod hooks {
     #[map]
     static TRACE_RECORD: PerCpuArray<Record> = PerCpuArray::with_max_entries(1, 0);
 
-    /// What this CPU is about to show. An XDP program is not interrupted by another one, so it is
-    /// still there when the decision is known.
+    /// The record that this CPU fills. No other XDP program interrupts this one, so it stays intact until
+    /// the decision.
     #[repr(C)]
     struct Record {
-        /// The second of the kernel's clock in which ...
+        /// The second of the monotonic clock that `shown` counts in.
         second: u64,
-        /// ... so many were shown.
+        /// Number of records shown in that second.
         shown: u64,
-        /// 1 if the frame that came last is wanted.
+        /// 1 if the received frame's headers match the filter.
         wanted: u64,
         event: TraceEvent,
-        /// The frame as it came, and right behind it the frame as it left.
+        /// The received frame, followed by the sent frame.
         bytes: [u8; 2 * MAX_SNAP],
     }
 
-    /// A frame has come: is it wanted, by its headers? Then it is copied, since it may soon look
-    /// otherwise.
+    /// Copies a received frame whose headers match the filter, before the program changes it.
     ///
-    /// Not inline, as [`end`]: around a call, the program is compiled as it is without it.
+    /// It is not inlined, like [`end`]: the code around a call is compiled as it is without tracing.
     #[inline(never)]
     pub(crate) fn begin(ctx: &XdpContext) {
         let Some(record) = TRACE_RECORD.get_ptr_mut(0) else { return };
@@ -82,8 +80,7 @@ mod hooks {
             || flow_dissector::visit(&XdpFrame::new(ctx), |ends| {
                 settings.filter.matches_flow(ends)
             });
-        // SAFETY: the pointer is to this CPU's own record, which lives as long as the map; nobody
-        // else has it meanwhile.
+        // SAFETY: the pointer is to this CPU's record, which lives as long as the map and has no other user.
         let record = unsafe { &mut *record };
         record.wanted = u64::from(wanted);
         if wanted {
@@ -92,7 +89,7 @@ mod hooks {
         }
     }
 
-    /// What became of it, and why.
+    /// Ends the trace with the frame's decision.
     #[inline(never)]
     pub(crate) fn end(ctx: &XdpContext, verdict: u32, reason: u8, slot: u32) {
         let Some(record) = TRACE_RECORD.get_ptr_mut(0) else { return };
@@ -124,7 +121,7 @@ mod hooks {
         record.shown += 1;
         let left = length(ctx);
         let before = record.event.before as usize;
-        // What was dropped does not leave, and what was left alone looks as it came.
+        // A dropped frame is not sent, and an unchanged one is not copied again.
         let leaves = verdict == xdp_action::XDP_TX
             || verdict == xdp_action::XDP_REDIRECT
             || verdict == xdp_action::XDP_PASS && left != record.event.received;
@@ -153,21 +150,21 @@ mod hooks {
         }
     }
 
-    /// A number that only these functions want to know.
+    /// Computes a number that only traces need.
     #[allow(dead_code, reason = "only the director needs it")]
     #[inline(always)]
     pub(crate) fn number(of: impl FnOnce() -> u32) -> u32 {
         of()
     }
 
-    /// The frame's length, parts that cannot be read directly included.
+    /// The frame's length in all buffers.
     #[inline(always)]
     fn length(ctx: &XdpContext) -> u32 {
         // SAFETY: the context is this program's own.
         unsafe { bpf_xdp_get_buff_len(ctx.ctx) as u32 }
     }
 
-    /// Copies the frame's first bytes into `bytes`, from `at` on; how many they are.
+    /// Copies the frame's first bytes into `bytes` from `at` on. Returns how many.
     #[inline(always)]
     fn copy(ctx: &XdpContext, bytes: *mut [u8; 2 * MAX_SNAP], at: usize, snap: u32) -> u32 {
         let length = length(ctx).min(snap) as usize;
@@ -183,7 +180,7 @@ mod hooks {
         if done == 0 { length as u32 } else { 0 }
     }
 
-    /// At most [`MAX_SNAP`], in a way that the verifier sees and the compiler cannot take out.
+    /// Bounds a length by [`MAX_SNAP`] so that the verifier sees it and the compiler cannot remove it.
     #[inline(always)]
     fn bounded(length: usize) -> usize {
         let length = core::hint::black_box(length);

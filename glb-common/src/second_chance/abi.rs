@@ -1,26 +1,26 @@
-//! The structs that the backend's program and user space share.
+//! The structs that the backend's program shares with user space.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{abi::Counter, flow::Address, reason::MAX_REDIRECT_REASONS};
 
-/// The way to a fellow backend.
+/// The next hop towards a fellow backend: MAC addresses, interface and VLAN tag.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct PeerNextHop {
-    /// The Ethernet header's two addresses, as they lie on the wire, in native words: the MAC of
-    /// the next machine on the way, then that of the outgoing interface.
+    /// Destination and source MAC address of the Ethernet header, as native words with the bytes as
+    /// they lie on the wire.
     pub macs: [u32; 3],
-    /// Index of the outgoing interface; 0 while the way is not known. Never a VLAN's: its packets
-    /// leave by the interface below it.
+    /// Index of the outgoing interface; 0 while the next hop is unresolved. For a VLAN it is the
+    /// interface below.
     pub interface: u32,
-    /// The VLAN tag that packets leave with, as it lies on the wire, in a native word; 0 for none
-    /// of our own.
+    /// The VLAN tag of sent packets as a native word with the bytes as they lie on the wire; 0 keeps
+    /// the tags of the received packet.
     pub tag: u32,
 }
 
 impl PeerNextHop {
-    /// The way out by `interface`, from `own_mac` to `mac`, without a tag.
+    /// A next hop without a VLAN tag: out of `interface`, from `own_mac` to `mac`.
     #[must_use]
     pub fn new(mac: [u8; 6], own_mac: [u8; 6], interface: u32) -> Self {
         let [a, b, c, d, e, f] = mac;
@@ -30,35 +30,36 @@ impl PeerNextHop {
     }
 }
 
-/// What this machine knows of one address: an element of a perfect hash (hash and displace) of all
-/// addresses that it knows. One that is not there is a stranger's.
+/// An address with its roles: a slot of the [`crate::perfect_hash`] of all configured addresses. An
+/// address that is not in the table has no role.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct AddressEntry {
     /// [`Address::words`].
     pub address: [u64; 2],
-    /// The address's family (4 or 6) and the roles below; 0 for an empty element.
+    /// The address's family (4 or 6) and the roles below; 0 for an empty slot.
     pub roles: u32,
-    /// Of a VIP: which element of the counters is its own.
+    /// The index of a VIP's counters.
     pub counters: u32,
-    /// Of a peer: the way there, twice. The one that [`Self::SECOND_NEXT_HOP`] says is in force; the other
-    /// is where a new one is entered, so that nobody reads half of each.
+    /// The next hop towards a peer, twice. [`Self::SECOND_NEXT_HOP`] tells which one is in use. User space
+    /// writes a new next hop to the other one and then flips the bit, so that the program never
+    /// reads a half-written one.
     pub next_hops: [PeerNextHop; 2],
 }
 
 impl AddressEntry {
-    /// The tunnel may end here.
+    /// An address of this machine, at which the tunnel may end.
     pub const LOCAL: u32 = 1 << 8;
-    /// We serve it.
+    /// A VIP that this machine serves.
     pub const VIP: u32 = 1 << 9;
-    /// It may send into the tunnel.
+    /// A machine that may send into the tunnel.
     pub const SENDER: u32 = 1 << 10;
-    /// It may be sent to.
+    /// A fellow backend, which may be a hop.
     pub const PEER: u32 = 1 << 11;
-    /// Its second way is in force.
+    /// The second next hop is in use.
     pub const SECOND_NEXT_HOP: u32 = 1 << 12;
 
-    /// The way that is in force.
+    /// The next hop that is in use.
     #[inline(always)]
     #[must_use]
     pub const fn next_hop(&self) -> &PeerNextHop {
@@ -66,7 +67,7 @@ impl AddressEntry {
         if self.roles & Self::SECOND_NEXT_HOP == 0 { first } else { second }
     }
 
-    /// The hash of an address.
+    /// Hashes an address.
     #[inline(always)]
     #[must_use]
     pub fn hash<A: Address>(seed: u64, address: &A) -> u64 {
@@ -80,98 +81,96 @@ impl AddressEntry {
         hash ^ (hash >> 32)
     }
 
-    /// Whether this is what is known of `address`.
+    /// True if this is the entry of `address`.
     #[inline(always)]
     #[must_use]
     pub fn is_of<A: Address>(&self, address: &A) -> bool {
         let [high, low] = address.words();
         let family = u32::from(A::FAMILY);
-        // The high word of an IPv4 address is the same for all of them.
+        // The high word of an IPv4 address is always 0.
         self.address[1] == low
             && (A::FAMILY == 4 || self.address[0] == high)
             && self.roles & 0xff == family
     }
 }
 
-/// In the place of an IPv4 address: equal to none, since those fill half of the word.
+/// Marks an unused slot for an IPv4 address. No address equals it, because addresses fill half a word.
 pub const NO_V4: u64 = u64::MAX;
 
-/// Addresses and networks of each kind that [`RedirectConfig`] holds; the others are in maps.
+/// Number of addresses and networks of each kind that [`RedirectConfig`] holds. Maps hold the others.
 pub const INLINE_SLOTS: usize = 4;
 
-/// What is constant for one generation of the backend's program; its read-only data.
+/// The constants of one generation of the backend's program, in its read-only data.
 ///
-/// A handful of addresses is compared in less time than one look-up takes. Addresses are
-/// [`Address::words`] (IPv4: the second word alone). Places that are not used hold [`NO_V4`], which is
-/// no IPv4 address; those of IPv6, where any words are an address, repeat the first, and the flags say
-/// whether there are any at all.
+/// Comparing a few addresses takes less time than one look-up. Addresses are [`Address::words`], IPv4 the
+/// second word only. Unused IPv4 slots hold [`NO_V4`]. Unused IPv6 slots repeat the first address, and a
+/// flag tells whether there is any.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct RedirectConfig {
-    /// The flags below.
+    /// A combination of the flags below.
     pub flags: u64,
-    /// Seed of the perfect hash of known addresses.
+    /// Seed of the perfect hash of addresses.
     pub seed: u64,
-    /// Number of displacements less one; their number is a power of two.
+    /// Number of displacements minus one. The number is a power of two.
     pub displacement_mask: u32,
-    /// Number of elements less one; their number is a power of two.
+    /// Number of address slots minus one. The number is a power of two.
     pub address_mask: u32,
-    /// Where the tunnel may end.
+    /// IPv4 addresses of this machine at which the tunnel may end.
     pub local_v4: [u64; INLINE_SLOTS],
-    /// Where the tunnel may end.
+    /// IPv6 addresses of this machine at which the tunnel may end.
     pub local_v6: [[u64; 2]; INLINE_SLOTS],
-    /// Directors.
+    /// IPv4 addresses of directors.
     pub senders_v4: [u64; INLINE_SLOTS],
-    /// Directors.
+    /// IPv6 addresses of directors.
     pub senders_v6: [[u64; 2]; INLINE_SLOTS],
-    /// VIPs, and the numbers of their counters.
+    /// IPv4 VIPs with the indices of their counters.
     pub vips_v4: [[u64; 2]; INLINE_SLOTS],
-    /// VIPs, and the numbers of their counters.
+    /// IPv6 VIPs with the indices of their counters.
     pub vips_v6: [[u64; 3]; INLINE_SLOTS],
-    /// Networks of directors, and the masks that belong to them.
+    /// IPv4 networks of directors, each with its mask.
     pub nets_v4: [[u64; 2]; INLINE_SLOTS],
-    /// Networks of directors: two words of address, two of mask.
+    /// IPv6 networks of directors: two words of address, two of mask.
     pub nets_v6: [[u64; 4]; INLINE_SLOTS],
-    /// The largest MSS that a client may be told over IPv4 ([`crate::mss::Limits`]); 0 leaves it.
+    /// The largest MSS for IPv4 connections ([`crate::mss::Limits`]); 0 leaves it unchanged.
     pub mss_v4: u32,
-    /// The same over IPv6.
+    /// The largest MSS for IPv6 connections.
     pub mss_v6: u32,
 }
 
 impl RedirectConfig {
-    /// Packets that are not ours are sent on.
+    /// Packets of other backends' connections are sent to the next hop.
     pub const SECOND_CHANCE: u64 = 1;
-    /// Strangers' packets are left to the kernel.
+    /// Tunnel packets from unknown senders are left to the kernel.
     pub const PASS_UNKNOWN_SENDERS: u64 = 1 << 1;
-    /// There are IPv4 networks of directors, not single addresses alone.
+    /// At least one IPv4 network of directors is configured.
     pub const NETS_V4: u64 = 1 << 2;
-    /// There are IPv6 networks of directors.
+    /// At least one IPv6 network of directors is configured.
     pub const NETS_V6: u64 = 1 << 3;
-    /// There are more networks than fit here: the maps hold them all.
+    /// More networks are configured than fit here: the maps hold them all.
     pub const MANY_NETS: u64 = 1 << 4;
-    /// There are own IPv6 addresses.
+    /// This machine has IPv6 addresses at which the tunnel may end.
     pub const LOCAL_V6: u64 = 1 << 6;
-    /// There are IPv6 directors.
+    /// At least one IPv6 address of a director is configured.
     pub const SENDERS_V6: u64 = 1 << 8;
-    /// There are IPv6 VIPs.
+    /// At least one IPv6 VIP is configured.
     pub const VIPS_V6: u64 = 1 << 10;
 
-    /// Whether all of these flags are set.
+    /// True if all of these flags are set.
     #[must_use]
     pub const fn has(&self, flags: u64) -> bool {
         self.flags & flags == flags
     }
 
-    /// Puts up to [`INLINE_SLOTS`] items into `slots`, and `none` where there are fewer. Items beyond are left
-    /// out: maps hold them.
+    /// Copies up to [`INLINE_SLOTS`] items into `slots` and fills the rest with `none`.
     pub fn fill_v4<T: Copy>(slots: &mut [T; INLINE_SLOTS], items: &[T], none: T) {
         for (index, slot) in slots.iter_mut().enumerate() {
             *slot = items.get(index).copied().unwrap_or(none);
         }
     }
 
-    /// Puts up to [`INLINE_SLOTS`] items into `slots`, the first again where there are fewer, and sets
-    /// `some` where there are any. Items beyond are left out: maps hold them.
+    /// Copies up to [`INLINE_SLOTS`] items into `slots`, fills the rest with the first item, and sets the
+    /// flag `some` if there is any item.
     pub fn fill<T: Copy>(flags: &mut u64, some: u64, slots: &mut [T; INLINE_SLOTS], items: &[T]) {
         if let Some(first) = items.first() {
             *flags |= some;
@@ -182,22 +181,22 @@ impl RedirectConfig {
     }
 }
 
-/// The one word of an IPv4 address in [`RedirectConfig`].
+/// An IPv4 address as the one word of [`RedirectConfig`].
 #[must_use]
 pub fn word_v4(address: [u8; 4]) -> u64 {
     crate::flow::V4::new(address).words()[1]
 }
 
-/// The two words of an IPv6 address in [`RedirectConfig`].
+/// An IPv6 address as the two words of [`RedirectConfig`].
 #[must_use]
 pub fn words_v6(address: [u8; 16]) -> [u64; 2] {
     crate::flow::V6::new(address).words()
 }
 
-/// Sets of the backend's counters: the first for packets that are for no VIP, and one for each VIP.
+/// Number of sets of the backend's counters: one for packets of no VIP, and one for each VIP.
 pub const REDIRECT_COUNTERS: u32 = 256;
 
-/// A set of the backend's counters, one for each reason.
+/// A set of the backend's counters: one for each reason.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct RedirectCounters {

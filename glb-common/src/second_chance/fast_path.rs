@@ -1,8 +1,8 @@
-//! The decision for what makes up nearly all packets, written for speed: one check of the frame's
-//! end for each run of headers, several fields in one comparison, one look-up for each question.
+//! The backend's fast path: the decision about ordinary packets, written for speed. It checks the frame's
+//! end once for each group of headers and compares several fields at once.
 //!
-//! Whatever is odd about a packet, there is no answer here, and [`super::decide`] has to be asked.
-//! Where there is one it is the same.
+//! [`decide`] returns `None` for a packet that is not ordinary; [`super::decide`] then decides. Otherwise
+//! both give the same decision.
 
 use super::{
     Ack, Decap, Decision, Forward, Hop, Host, NO_VIP, SocketMatch, abi::PeerNextHop,
@@ -28,16 +28,16 @@ const fn low(ethertype: [u8; 2]) -> u32 {
     ethertype[0] as u32 | (ethertype[1] as u32) << 8
 }
 
-/// What carries a decision out, with what is known of the frame by then.
+/// Carries out decisions. The BPF program edits the frame; tests return the [`Decision`] itself.
 pub trait Actions<F: Nested> {
-    /// What comes of it.
+    /// The result of an action.
     type Done;
 
     /// Leaves the frame as it is.
     fn leave(&self, reason: Reason, vip: u32) -> Self::Done;
 
-    /// Takes a frame, of which the first `HEAD` bytes are there, and of `taken`, which is where it starts
-    /// once its tunnel is cut out, the first `TAKEN`.
+    /// Decapsulates a frame. `taken` is the frame from where it will start. The frame has at least
+    /// `HEAD` bytes and `taken` at least `TAKEN`.
     fn take<const HEAD: usize, const TAKEN: usize>(
         &self,
         frame: &F,
@@ -47,11 +47,11 @@ pub trait Actions<F: Nested> {
         vip: u32,
     ) -> Self::Done;
 
-    /// Sends a frame on.
+    /// Sends a frame to the next hop.
     fn send(&self, frame: &F, forward: &Forward, reason: Reason, vip: u32) -> Self::Done;
 }
 
-/// Does nothing, and says what is to be done.
+/// Returns each decision instead of carrying it out.
 #[derive(Clone, Copy, Debug)]
 pub struct AsDecision;
 
@@ -78,7 +78,7 @@ impl<F: Nested> Actions<F> for AsDecision {
     }
 }
 
-/// Decides about a frame if it is an ordinary one, and has `actions` do it.
+/// Decides about an ordinary frame and carries the decision out; `None` if the frame is not ordinary.
 #[inline(always)]
 pub fn decide<F: Nested, H: Host, D: Actions<F>>(
     frame: &F,
@@ -87,14 +87,14 @@ pub fn decide<F: Nested, H: Host, D: Actions<F>>(
 ) -> Option<D::Done> {
     const V4_WITHOUT_OPTIONS: u32 = low(ethernet::IPV4) | 0x45 << 16;
     const V6_OF_ANY_CLASS: u32 = low(ethernet::IPV6) | 0x60 << 16;
-    /// Flags but "don't fragment" and "reserved", fragment, protocol.
+    /// Mask of the fragment fields without DF and the reserved bit, and of the protocol.
     const V4_FIELDS: u32 = 0xff00_ff3f;
     const V4_WHOLE_UDP: u32 = (protocol::UDP as u32) << 24;
     let head = frame.window::<{ V4::HOPS_OFFSET }>()?;
-    // EtherType, the IP header's first two bytes.
+    // EtherType and the first two bytes of the IP header.
     let start = u32_at(head, 12);
     if start & 0x00ff_ffff == V4_WITHOUT_OPTIONS {
-        // Flags and fragment, TTL, protocol.
+        // Flags and fragment offset, TTL, protocol.
         let fields = u32_at(head, IP_OFFSET + 6);
         let total = u16::from_be(u16_at(head, IP_OFFSET + 2)) as usize;
         let to_tunnel = u16_at(head, V4::GUE_OFFSET - 6) == gue::PORT.to_be();
@@ -103,7 +103,7 @@ pub fn decide<F: Nested, H: Host, D: Actions<F>>(
             let of_tunnel = fields >> 24 == protocol::UDP as u32 && (later_fragment || to_tunnel);
             return if of_tunnel { None } else { not_tunnel(frame, actions, total) };
         }
-        // Marked by ECN on the way.
+        // Congestion was marked: the general program handles ECN.
         if start >> 24 & 1 != 0 {
             return None;
         }
@@ -111,8 +111,8 @@ pub fn decide<F: Nested, H: Host, D: Actions<F>>(
         let destination = V4::from_word(u32_at(head, IP_OFFSET + 16));
         let udp_length = u16_at(head, V4::GUE_OFFSET - 4);
         let gue = u64_at(head, V4::GUE_OFFSET);
-        let on = FastPath { frame, host, actions };
-        on.tunnel::<V4, { V4::HOPS_OFFSET }>(source, destination, total, udp_length, gue)
+        let fast_path = FastPath { frame, host, actions };
+        fast_path.tunnel::<V4, { V4::HOPS_OFFSET }>(source, destination, total, udp_length, gue)
     } else if start & 0x00f0_ffff == V6_OF_ANY_CLASS {
         let head = frame.window::<{ V6::HOPS_OFFSET }>()?;
         let total = Ipv6Header::LEN + u16::from_be(u16_at(head, IP_OFFSET + 4)) as usize;
@@ -120,7 +120,7 @@ pub fn decide<F: Nested, H: Host, D: Actions<F>>(
         if head[IP_OFFSET + 6] != protocol::UDP || !to_tunnel {
             return not_tunnel(frame, actions, total);
         }
-        // The low bit of ECN, in the header's second byte.
+        // Congestion was marked: the low bit of ECN, in the header's second byte.
         if start >> 24 & 0x10 != 0 {
             return None;
         }
@@ -129,14 +129,15 @@ pub fn decide<F: Nested, H: Host, D: Actions<F>>(
             V6::from_words([u64_at(head, IP_OFFSET + 24), u64_at(head, IP_OFFSET + 32)]);
         let udp_length = u16_at(head, V6::GUE_OFFSET - 4);
         let gue = u64_at(head, V6::GUE_OFFSET);
-        let on = FastPath { frame, host, actions };
-        on.tunnel::<V6, { V6::HOPS_OFFSET }>(source, destination, total, udp_length, gue)
+        let fast_path = FastPath { frame, host, actions };
+        fast_path.tunnel::<V6, { V6::HOPS_OFFSET }>(source, destination, total, udp_length, gue)
     } else {
         None
     }
 }
 
-/// What is no tunnel's packet is left, unless the frame goes on elsewhere: it is counted whole.
+/// Leaves a packet that is not a tunnel packet. A frame with more buffers goes to the general program,
+/// which counts its whole length.
 #[inline(always)]
 fn not_tunnel<F: Nested, D: Actions<F>>(frame: &F, actions: &D, total: usize) -> Option<D::Done> {
     if IP_OFFSET + total > frame.len() {
@@ -145,21 +146,21 @@ fn not_tunnel<F: Nested, D: Actions<F>>(frame: &F, actions: &D, total: usize) ->
     Some(actions.leave(Reason::NotTunnel, NO_VIP))
 }
 
-/// A frame, and whom to ask about it.
+/// A frame with the host that decides about it and the actions that carry decisions out.
 struct FastPath<'a, F, H, D> {
     frame: &'a F,
     host: &'a H,
     actions: &'a D,
 }
 
-/// The list of hops, and where the tunnel is cut out.
+/// The hop list of a tunnel packet, and the length of its tunnel headers.
 struct List {
-    /// The GUE header.
+    /// The GUE header as a little-endian word.
     gue: u64,
     hop_count: u8,
-    /// From the Ethernet header to where it will be.
+    /// Bytes that are cut out after the Ethernet header.
     strip: usize,
-    /// Whether there is one hop in the list: everything then lies at offsets that the compiler knows.
+    /// True if the list has one hop: all offsets are then constant.
     is_one: bool,
 }
 
@@ -170,17 +171,17 @@ impl List {
     }
 }
 
-/// What becomes of a TCP segment.
+/// The decision about a TCP segment.
 enum Tcp<A> {
     Take(Reason),
     Send(A, PeerNextHop),
     Leave(Reason),
-    Unsure,
+    GeneralProgram,
 }
 
 impl<F: Nested, H: Host, D: Actions<F>> FastPath<'_, F, H, D> {
-    /// `total` is the outer packet's length, `udp_length` and `gue` are as they lie on the wire, in
-    /// little-endian words; `HEAD` bytes are known to be there.
+    /// Decides about a tunnel packet. `total` is the outer packet's length; `udp_length` and `gue` are
+    /// little-endian words with the bytes as they lie on the wire. The frame has at least `HEAD` bytes.
     #[inline(always)]
     fn tunnel<A: OuterFamily, const HEAD: usize>(
         &self,
@@ -194,14 +195,14 @@ impl<F: Nested, H: Host, D: Actions<F>> FastPath<'_, F, H, D> {
         if u16::from_be(udp_length) as usize + A::HEADER_LEN != total || end > self.frame.len() {
             return None;
         }
-        /// Version and control bit, flags, private type.
+        /// Mask of version, control bit, flags and private type.
         const FIXED: u64 = 0x0000_ffff_ffff_00e0;
-        /// Header length, protocol inside, number of hops.
+        /// Mask of header length, inner protocol and number of hops.
         const VARIABLE: u64 = 0xff00_0000_0000_ff1f;
         let fixed = (A::PRIVATE_TYPE.to_be() as u64) << 32;
         let words_per_hop = A::HOP_LEN / 4;
         let strip = |hlen: usize| A::GUE_OFFSET + 4 - EthernetHeader::LEN + 4 * hlen;
-        // One hop, as directors with two hops in a row list them.
+        // A list of one hop, as directors with two hops in a row send it.
         let one = |protocol: u8| {
             fixed | (1 << 56) | ((protocol as u64) << 8) | (1 + words_per_hop as u64)
         };
@@ -287,7 +288,7 @@ impl<F: Nested, H: Host, D: Actions<F>> FastPath<'_, F, H, D> {
         self.inner::<A, V6, TCP, HEAD, TAKEN>(list, taken, protocol, source, destination, take)
     }
 
-    /// What becomes of a packet whose inner IP header holds; `source` reads its source address.
+    /// Decides about a packet whose inner IP header has been checked. `source` reads its source address.
     #[inline(always)]
     fn inner<
         A: OuterFamily,
@@ -311,7 +312,7 @@ impl<F: Nested, H: Host, D: Actions<F>> FastPath<'_, F, H, D> {
                 Tcp::Take(reason) => reason,
                 Tcp::Send(hop, peer) => return Some(self.send(list, hop, peer, vip)),
                 Tcp::Leave(reason) => return Some(self.actions.leave(reason, vip)),
-                Tcp::Unsure => return None,
+                Tcp::GeneralProgram => return None,
             },
             protocol::UDP => Reason::TakenUdp,
             _ => return None,
@@ -319,7 +320,7 @@ impl<F: Nested, H: Host, D: Actions<F>> FastPath<'_, F, H, D> {
         Some(self.actions.take::<HEAD, TAKEN>(self.frame, taken, take, reason, vip))
     }
 
-    /// What becomes of a TCP segment at `TCP` of what is there of the packet that was in the tunnel.
+    /// Decides about the TCP segment at offset `TCP` of `head`.
     #[inline(always)]
     fn tcp<A: OuterFamily, I: Address, const TCP: usize, const TAKEN: usize>(
         &self,
@@ -332,7 +333,7 @@ impl<F: Nested, H: Host, D: Actions<F>> FastPath<'_, F, H, D> {
         if flags & tcp::SYN != 0 {
             return Tcp::Take(Reason::TakenSyn);
         }
-        // Read here and not before: a SYN needs none of it.
+        // These are read after the SYN check because a SYN needs none of them.
         let (ports, numbers) = (u32_at(head, TCP), u64_at(head, TCP + 4));
         let flow = Flow {
             source: source(head),
@@ -355,17 +356,17 @@ impl<F: Nested, H: Host, D: Actions<F>> FastPath<'_, F, H, D> {
             return Tcp::Take(Reason::TakenNoSecondChance);
         }
         match self.next::<A>(list) {
-            None => Tcp::Unsure,
+            None => Tcp::GeneralProgram,
             Some((hop, Hop::Peer(peer))) if peer.interface != 0 => Tcp::Send(hop, peer),
             Some((_, Hop::Peer(_))) => Tcp::Leave(Reason::PeerUnresolved),
             Some((_, Hop::Unknown)) => Tcp::Leave(Reason::UnknownPeer),
-            // Listed twice in a row; the general program looks further.
-            Some((_, Hop::Local)) if list.next_hop() + 1 < list.hop_count => Tcp::Unsure,
+            // This machine may be listed twice in a row: the general program looks further.
+            Some((_, Hop::Local)) if list.next_hop() + 1 < list.hop_count => Tcp::GeneralProgram,
             Some((_, Hop::Local)) => Tcp::Take(Reason::TakenOwnHop),
         }
     }
 
-    /// The next hop, and what it is.
+    /// Reads and resolves the next hop.
     #[inline(always)]
     fn next<A: OuterFamily>(&self, list: &List) -> Option<(A, Hop)> {
         let rest = if list.is_one {

@@ -7,7 +7,7 @@ use crate::{
     wire::{
         icmp::{self, IcmpHeader},
         ipv4::Ipv4Header,
-        ipv6::{DESTINATION_OPTIONS, ExtensionHeader, FRAGMENT, HOP_BY_HOP, Ipv6Header, ROUTING},
+        ipv6::{ExtensionHeader, FRAGMENT, Ipv6Header, MAX_EXTENSION_HEADERS, is_extension},
         protocol,
         tcp::{self, TcpHeader},
         udp::UdpHeader,
@@ -22,7 +22,7 @@ pub(super) enum Ownership {
     Elsewhere(Reason),
 }
 
-/// What follows the inner IP header.
+/// The data after the inner IP header.
 struct Payload<R> {
     rest: R,
     length: usize,
@@ -44,16 +44,16 @@ pub(super) fn classify_v4<R: Nested, H: Host>(
         return Err(Reason::InnerMalformed);
     }
     let (source, destination) = (V4::new(ip.source), V4::new(ip.destination));
-    *vip = served(host, &destination, ip.protocol == protocol::ICMP)?;
+    *vip = vip_counters(host, &destination, ip.protocol == protocol::ICMP)?;
     if ip.is_later_fragment() {
         return Ok(Ownership::Here(Reason::TakenFragment));
     }
     let Some(rest) = tunnel.inner.rest(header_len) else { return Err(Reason::InnerMalformed) };
     let payload = Payload { rest, length: total - header_len };
     match ip.protocol {
-        protocol::TCP => segment(host, &payload, source, destination),
+        protocol::TCP => classify_segment(host, &payload, source, destination),
         protocol::ICMP => {
-            let message = message(&payload)?;
+            let message = read_icmp(&payload)?;
             if message.kind == icmp::V4_UNREACHABLE && message.code == icmp::V4_FRAGMENTATION_NEEDED
             {
                 quoted_v4(host, &payload, destination)
@@ -83,18 +83,18 @@ pub(super) fn classify_v6<R: Nested, H: Host>(
         return Err(Reason::InnerMalformed);
     }
     let (source, destination) = (V6::new(ip.source), V6::new(ip.destination));
-    *vip = served(host, &destination, ip.next_header == protocol::ICMPV6)?;
-    let (next_header, offset) = match walk(&tunnel.inner, ip.next_header, total)? {
-        Walked::Payload(next_header, offset) => (next_header, offset),
-        Walked::LaterFragment => return Ok(Ownership::Here(Reason::TakenFragment)),
+    *vip = vip_counters(host, &destination, ip.next_header == protocol::ICMPV6)?;
+    let (next_header, offset) = match skip_extensions(&tunnel.inner, ip.next_header, total)? {
+        Extensions::Payload(next_header, offset) => (next_header, offset),
+        Extensions::LaterFragment => return Ok(Ownership::Here(Reason::TakenFragment)),
     };
     let Some(length) = total.checked_sub(offset) else { return Err(Reason::InnerMalformed) };
     let Some(rest) = tunnel.inner.rest(offset) else { return Err(Reason::InnerMalformed) };
     let payload = Payload { rest, length };
     match next_header {
-        protocol::TCP => segment(host, &payload, source, destination),
+        protocol::TCP => classify_segment(host, &payload, source, destination),
         protocol::ICMPV6 => {
-            if message(&payload)?.kind == icmp::V6_PACKET_TOO_BIG {
+            if read_icmp(&payload)?.kind == icmp::V6_PACKET_TOO_BIG {
                 quoted_v6(host, &payload, destination)
             } else {
                 Ok(Ownership::Here(Reason::TakenIcmp))
@@ -106,9 +106,16 @@ pub(super) fn classify_v6<R: Nested, H: Host>(
     }
 }
 
-/// The number of the counters of a packet to this address.
+/// The counter index of a packet's VIP.
+///
+/// # Errors
+/// [`Reason::NotVip`] if this machine does not serve the address.
 #[inline(always)]
-fn served<H: Host, A: Address>(host: &H, destination: &A, is_icmp: bool) -> Result<u32, Reason> {
+fn vip_counters<H: Host, A: Address>(
+    host: &H,
+    destination: &A,
+    is_icmp: bool,
+) -> Result<u32, Reason> {
     match host.vip(destination) {
         Some(vip) => Ok(vip),
         // GLB's health checker pings the backend's own address through the tunnel.
@@ -117,22 +124,19 @@ fn served<H: Host, A: Address>(host: &H, destination: &A, is_icmp: bool) -> Resu
     }
 }
 
-/// Extension headers that are walked over at most.
-const MAX_EXTENSION_HEADERS: usize = 4;
-
-/// What follows an IPv6 header's extension headers.
-enum Walked {
-    /// This protocol, so far into the packet.
+/// The result of skipping IPv6 extension headers.
+enum Extensions {
+    /// The transport protocol and the offset of its header in the packet.
     Payload(u8, usize),
     LaterFragment,
 }
 
-/// Walks over the extension headers of a packet of `total` bytes.
+/// Skips up to [`MAX_EXTENSION_HEADERS`] extension headers of a packet of `total` bytes.
 #[inline(always)]
-fn walk<R: Nested>(inner: &R, mut kind: u8, total: usize) -> Result<Walked, Reason> {
+fn skip_extensions<R: Nested>(inner: &R, mut kind: u8, total: usize) -> Result<Extensions, Reason> {
     let mut offset = Ipv6Header::LEN;
     for _ in 0..MAX_EXTENSION_HEADERS {
-        if !matches!(kind, HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | FRAGMENT) {
+        if !is_extension(kind) {
             break;
         }
         if offset > MAX_OFFSET {
@@ -144,7 +148,7 @@ fn walk<R: Nested>(inner: &R, mut kind: u8, total: usize) -> Result<Walked, Reas
         let header = inner.rest(offset).and_then(|rest| rest.read::<ExtensionHeader>(0));
         let Some(header) = header else { return Err(Reason::InnerMalformed) };
         if kind == FRAGMENT && header.is_later_fragment() {
-            return Ok(Walked::LaterFragment);
+            return Ok(Extensions::LaterFragment);
         }
         offset += header.len(kind);
         kind = header.next_header;
@@ -152,12 +156,12 @@ fn walk<R: Nested>(inner: &R, mut kind: u8, total: usize) -> Result<Walked, Reas
     if offset > MAX_OFFSET {
         return Err(Reason::UnknownTransport);
     }
-    // One header too many ends as a transport that nobody knows.
-    Ok(Walked::Payload(kind, offset))
+    // A further extension header is an unknown transport to the caller.
+    Ok(Extensions::Payload(kind, offset))
 }
 
 #[inline(always)]
-fn segment<R: Nested, H: Host, A: Address>(
+fn classify_segment<R: Nested, H: Host, A: Address>(
     host: &H,
     payload: &Payload<R>,
     source: A,
@@ -192,15 +196,15 @@ fn segment<R: Nested, H: Host, A: Address>(
 }
 
 #[inline(always)]
-fn message<R: Nested>(payload: &Payload<R>) -> Result<IcmpHeader, Reason> {
+fn read_icmp<R: Nested>(payload: &Payload<R>) -> Result<IcmpHeader, Reason> {
     if payload.length < IcmpHeader::LEN {
         return Err(Reason::InnerMalformed);
     }
     payload.rest.read(0).ok_or(Reason::InnerMalformed)
 }
 
-/// The flow that an ICMP error sent to `vip` quotes. RFC 792 promises 8 bytes behind the quoted IP
-/// header, which hold both ports.
+/// Decides who owns an ICMP error to `vip` by the flow that it quotes. RFC 792 guarantees 8 bytes after
+/// the quoted IP header, which hold both ports.
 #[inline(always)]
 fn quoted_v4<R: Nested, H: Host>(
     host: &H,
@@ -224,7 +228,7 @@ fn quoted_v4<R: Nested, H: Host>(
     reversed(host, ports, V4::new(ip.source), V4::new(ip.destination), vip)
 }
 
-/// As [`quoted_v4`], for IPv6.
+/// The same as [`quoted_v4`] for IPv6.
 #[inline(always)]
 fn quoted_v6<R: Nested, H: Host>(
     host: &H,
@@ -244,7 +248,7 @@ fn quoted_v6<R: Nested, H: Host>(
     reversed(host, ports, V6::new(ip.source), V6::new(ip.destination), vip)
 }
 
-/// Bytes of the quoted packet's payload that every ICMP error carries.
+/// Number of bytes of the quoted packet's payload that every ICMP error carries.
 const QUOTED: usize = 8;
 
 #[inline(always)]

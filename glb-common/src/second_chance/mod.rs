@@ -1,11 +1,10 @@
 //! Second chance: the backend's decision about a tunnelled packet.
 //!
-//! A backend decapsulates a packet that belongs to one of its own connections and sends every other
-//! packet to the next backend in the packet's hop list. The decision is a pure function of the frame
+//! A backend decapsulates a packet that belongs to one of its own connections and sends all other packets to the next backend in the packet's hop list. The decision is a pure function of the frame
 //! and of a [`Host`], which answers questions about the machine; the tests use a fake host, the BPF
 //! program uses maps and the kernel's socket table.
 //!
-//! The steps, each in a module of its own:
+//! The steps and their modules:
 //!
 //! 1. [`tunnel`] checks the outer headers: is this a tunnel packet, sent to this machine by a permitted
 //!    sender? It is the only module that knows the outer format.
@@ -73,13 +72,13 @@ pub enum Hop {
 
 /// The machine that decides: its configuration, addresses and sockets.
 pub trait Host {
-    /// Whether packets of other backends' connections are forwarded to the next hop.
+    /// True if packets of other backends' connections are forwarded to the next hop.
     fn second_chance_enabled(&self) -> bool;
-    /// Whether tunnel packets from unknown senders are left to the kernel instead of dropped.
+    /// True if tunnel packets from unknown senders are left to the kernel instead of dropped.
     fn passes_unknown_senders(&self) -> bool;
-    /// Whether the tunnel may end at this address.
+    /// True if the tunnel may end at this address.
     fn is_local<A: Address>(&self, address: &A) -> bool;
-    /// Whether a machine may send into the tunnel: it is a director or a fellow backend.
+    /// True if a machine may send into the tunnel: it is a director or a fellow backend.
     fn may_send<A: Address>(&self, source: &A) -> bool;
     /// The index of a VIP's counters; `None` if this machine does not serve the address.
     fn vip<A: Address>(&self, address: &A) -> Option<u32>;
@@ -90,7 +89,7 @@ pub trait Host {
     fn resolve_hop<A: Address>(&self, address: &A) -> Hop;
 }
 
-/// What the program does with a frame.
+/// The program's action on a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Leaves the frame unchanged. [`Reason::action`] tells whether the kernel gets it or it is dropped.
@@ -110,7 +109,7 @@ pub const NO_VIP: u32 = 0;
 /// value which some paths leave undefined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// What the program does with the frame.
+    /// The action on the frame.
     pub verdict: Verdict,
     /// Why.
     pub reason: Reason,
@@ -140,7 +139,7 @@ impl Decision {
     }
 }
 
-/// What becomes of a tunnel packet that every check has accepted.
+/// The outcome for a tunnel packet that passed all checks.
 enum Accepted {
     /// This machine decapsulates it.
     Take(Reason, Decap),

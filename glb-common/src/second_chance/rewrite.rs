@@ -1,4 +1,4 @@
-//! What is changed in a frame that is taken or sent on.
+//! The edits of a frame that is taken or sent on.
 
 use super::{
     Reason,
@@ -12,20 +12,20 @@ use crate::{
     wire::{ethernet, ipv4::Ipv4Header, protocol},
 };
 
-/// How a packet is taken: [`Self::strip`] bytes are cut out behind the Ethernet header, whose
-/// EtherType becomes [`Self::ethertype`], then [`Self::mark`].
+/// The edit that decapsulates a packet: it cuts [`Self::strip`] bytes out after the Ethernet header, sets
+/// the EtherType and applies [`Self::mark`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Decap {
     /// Bytes from the Ethernet header to the inner packet.
     pub strip: usize,
-    /// EtherType of the inner packet, as it lies on the wire, in a little-endian word.
+    /// EtherType of the inner packet in network byte order, in the low half of the word.
     pub ethertype: u32,
-    /// What congestion in the tunnel means for the inner packet.
+    /// The change of the inner packet's ECN field.
     pub ecn: EcnMark,
 }
 
-/// New bytes for the inner header's ECN field (RFC 6040), in one number: smaller fields are copied on
-/// a BPF program's stack by words that the verifier finds misaligned. 0 for none.
+/// New bytes for the inner header's ECN field (RFC 6040), packed into one number; 0 changes nothing. (The
+/// compiler copies smaller fields on the stack by words that the verifier rejects as misaligned.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EcnMark(u32);
 
@@ -33,13 +33,13 @@ impl EcnMark {
     const NEW: u32 = 1 << 31;
     const V4: u32 = 1 << 30;
 
-    /// The TOS byte and the header checksum that goes with it.
+    /// A new TOS byte with its header checksum.
     #[inline(always)]
     const fn v4(tos: u8, checksum: u16) -> Self {
         Self(Self::NEW | Self::V4 | (tos as u32) << 16 | checksum as u32)
     }
 
-    /// The second byte, which holds the low half of the traffic class.
+    /// A new second byte, which holds the low half of the traffic class.
     #[inline(always)]
     const fn v6(class_flow: u8) -> Self {
         Self(Self::NEW | (class_flow as u32) << 16)
@@ -47,7 +47,8 @@ impl EcnMark {
 }
 
 impl Decap {
-    /// Writes the ECN mark, if there is one, into a frame whose tunnel has been cut out.
+    /// Writes the ECN change, if any, to a frame whose tunnel has been cut out; `false` if it does not
+    /// fit.
     #[inline(always)]
     #[must_use]
     pub fn mark<F: FrameMut + ?Sized>(&self, frame: &mut F) -> bool {
@@ -59,14 +60,14 @@ impl Decap {
     }
 }
 
-/// How a packet is taken that is to be.
+/// Builds the edit that decapsulates a packet.
 #[inline(always)]
 pub(super) fn decap<R: Frame>(tunnel: &TunnelPacket<R>) -> Result<Decap, Reason> {
     let strip = tunnel.inner_offset - IP_OFFSET;
     let ethertype =
         if tunnel.inner_protocol == protocol::IPV4 { ethernet::IPV4 } else { ethernet::IPV6 };
     let ethertype = u16::from_le_bytes(ethertype).into();
-    // Most tunnels' packets carry no mark at all: nothing of the inner header is read then.
+    // Most outer packets carry no congestion mark. The inner header is not read then.
     let ecn = if tunnel.ecn & 1 == 0 { EcnMark::default() } else { ecn_mark(tunnel)? };
     Ok(Decap { strip, ethertype, ecn })
 }
@@ -88,7 +89,7 @@ fn ecn_mark<R: Frame>(tunnel: &TunnelPacket<R>) -> Result<EcnMark, Reason> {
     }
 }
 
-/// RFC 6040, figure 4: the inner field's new value; nothing if it stays.
+/// Merges the ECN fields by RFC 6040, figure 4: the inner field's new value, or `None` if it stays.
 #[inline(always)]
 const fn merged(outer: u8, inner: u8) -> Result<Option<u8>, Reason> {
     const NOT_ECT: u8 = 0;
@@ -103,12 +104,12 @@ const fn merged(outer: u8, inner: u8) -> Result<Option<u8>, Reason> {
     }
 }
 
-/// How a packet is sent to the next hop.
+/// The edit that sends a packet to the next hop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Forward {
-    /// The way to the next hop.
+    /// The next hop's MAC addresses, interface and VLAN tag.
     pub peer: PeerNextHop,
-    /// The outer headers' new fields.
+    /// The new fields of the outer headers.
     pub outer: OuterRewrite,
 }
 
@@ -120,7 +121,7 @@ impl Forward {
         self.outer.write(frame)
     }
 
-    /// Writes the Ethernet header's two addresses.
+    /// Writes the MAC addresses of the Ethernet header.
     #[inline(always)]
     #[must_use]
     pub fn write_macs<F: FrameMut + ?Sized>(&self, frame: &mut F) -> bool {
@@ -132,7 +133,7 @@ impl Forward {
         true
     }
 
-    /// Both, for a frame without tags.
+    /// Applies the edit to a frame without VLAN tags.
     #[inline(always)]
     #[must_use]
     pub fn write<F: FrameMut + ?Sized>(&self, frame: &mut F) -> bool {

@@ -1,4 +1,9 @@
-//! The outer headers: is this a packet of the tunnel, for us, from one who may send it?
+//! The outer headers of tunnel packets, as the backend reads and readdresses them.
+//!
+//! This is the only module of the backend's side that knows the outer format (IP, UDP, GUE, hop list).
+//! Another format needs its own `open` function and [`OuterFamily`] here, and its counterpart in
+//! [`crate::encap`], where the director writes it. The fast path handles GUE only and leaves other formats
+//! to the general program.
 
 use super::{Host, Reason};
 use crate::{
@@ -15,17 +20,17 @@ use crate::{
     },
 };
 
-/// A packet of the tunnel whose outer headers hold.
+/// A tunnel packet whose outer headers have been checked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TunnelPacket<R> {
-    /// The inner packet and what follows it.
+    /// The frame from the inner packet on.
     pub(super) inner: R,
-    /// Where the inner packet starts in the frame.
+    /// Offset of the inner packet in the frame.
     pub(super) inner_offset: usize,
-    /// Bytes that the outer packet holds from there on; the frame may hold more (padding), never
+    /// Bytes of the outer packet from the inner packet on. The frame may hold more (padding), but not
     /// fewer.
     pub(super) room: usize,
-    /// ECN bits of the outer header.
+    /// ECN field of the outer header.
     pub(super) ecn: u8,
     /// IP protocol of the inner packet.
     pub(super) inner_protocol: u8,
@@ -35,24 +40,24 @@ pub(super) struct TunnelPacket<R> {
     pub(super) hop_count: u8,
 }
 
-/// An address family that the tunnel can have outside.
+/// An address family of the outer headers.
 pub(super) trait OuterFamily: Address {
-    /// GUE private type of a list of such hops.
+    /// GUE private type of a hop list of this family.
     const PRIVATE_TYPE: u16;
     /// Length of the outer IP header.
     const HEADER_LEN: usize;
-    /// Where the GUE header starts in the frame.
+    /// Offset of the GUE header in the frame.
     const GUE_OFFSET: usize = IP_OFFSET + Self::HEADER_LEN + UdpHeader::LEN;
-    /// Where the list of hops starts in the frame.
+    /// Offset of the hop list in the frame.
     const HOPS_OFFSET: usize = Self::GUE_OFFSET + GueHeader::LEN;
-    /// Length of an address in the list.
+    /// Length of an address in the hop list.
     const HOP_LEN: usize;
 
-    /// The address that a frame starts with.
+    /// Reads the address at the start of a frame.
     fn read<F: Frame>(frame: &F) -> Option<Self>;
 
-    /// The outer headers' fields after the packet was readdressed to `hop`, which stands `skipped`
-    /// places (0 or 1) beyond the next one in the list.
+    /// Computes the outer headers' fields for sending the packet to `hop`, which stands `skipped` entries
+    /// (0 or 1) after the next one in the list.
     fn readdress<F: Frame>(frame: &F, next_hop: u8, skipped: u8, hop: Self)
     -> Option<OuterRewrite>;
 }
@@ -78,7 +83,7 @@ impl OuterFamily for V4 {
         let head = frame.window::<{ Self::HOPS_OFFSET }>()?;
         let (source, destination) = (u32_at(head, IP_OFFSET + 12), u32_at(head, IP_OFFSET + 16));
         let [_, hop] = hop.words();
-        // The old destination becomes the source: only the old source leaves the sum.
+        // The old destination becomes the source, so only the old source leaves the sum.
         let change = hop + u64::from(!source);
         Some(OuterRewrite {
             checksum: add(u16_at(head, IP_OFFSET + 10), change).into(),
@@ -123,46 +128,45 @@ impl OuterFamily for V6 {
     }
 }
 
-// The Internet checksum's words may be added in either byte order, as long as it is one (RFC 1071):
-// here it is that of the words as they are loaded.
+// The Internet checksum may be computed in either byte order (RFC 1071). Here the words are added as
+// they are loaded.
 
-/// The sum of two words, by their halves.
+/// Adds the 32-bit halves of two words.
 #[inline(always)]
 const fn sum([a, b]: [u64; 2]) -> u64 {
     const HALF: u64 = 0xffff_ffff;
     (a & HALF) + (a >> 32) + (b & HALF) + (b >> 32)
 }
 
-/// A checksum after the sum below it has grown by this (RFC 1624, equation 3: what left it was added as
-/// its complement).
+/// Updates a checksum after its sum has grown by `change` (RFC 1624, equation 3). Removed words are part of
+/// `change` as their complements.
 #[inline(always)]
 const fn add(checksum: u16, change: u64) -> u16 {
     !fold_wide(!checksum as u64 + change)
 }
 
-/// The UDP checksum after the addresses' sum and the next hop's index changed. None stays none. The
-/// index is the first byte of its word, so in a little-endian word the low one: what is added to it is
-/// added to the sum.
+/// Updates the UDP checksum after the addresses and the next hop's index changed. A checksum of 0 (none)
+/// stays 0. The index is the low byte of its little-endian word, so its growth is added to the sum.
 #[inline(always)]
 fn add_udp(checksum: u16, change: u64, further: u32) -> u16 {
     if checksum == 0 {
         return 0;
     }
     match add(checksum, change + u64::from(further)) {
-        // Zero on the wire would mean that there is none.
+        // A checksum of 0 would mean that there is none.
         0 => 0xffff,
         checksum => checksum,
     }
 }
 
-/// Opens a tunnel over IPv4.
+/// Checks the outer headers of a tunnel packet over IPv4.
 #[inline(always)]
 pub(super) fn open_v4<'f, F: Nested, H: Host>(
     frame: &'f F,
     host: &H,
 ) -> Result<TunnelPacket<F::Rest<'f>>, Reason> {
     let Some(ip) = frame.read::<Ipv4Header>(IP_OFFSET) else { return Err(Reason::NotTunnel) };
-    // Neither directors nor backends send options, so those packets are left to the kernel.
+    // Directors and backends send no IP options, so the kernel gets packets with options.
     if ip.protocol != protocol::UDP || ip.version_ihl != 0x45 || ip.is_later_fragment() {
         return Err(Reason::NotTunnel);
     }
@@ -174,7 +178,7 @@ pub(super) fn open_v4<'f, F: Nested, H: Host>(
     open_gue::<F, V4>(frame, udp, ip.total_length(), ip.tos & 3)
 }
 
-/// Opens a tunnel over IPv6.
+/// Checks the outer headers of a tunnel packet over IPv6.
 #[inline(always)]
 pub(super) fn open_v6<'f, F: Nested, H: Host>(
     frame: &'f F,
@@ -199,7 +203,7 @@ fn tunnel_udp<F: Frame, A: OuterFamily>(frame: &F) -> Result<UdpHeader, Reason> 
 
 #[inline(always)]
 fn admit<H: Host, A: Address>(host: &H, source: &A, destination: &A) -> Result<(), Reason> {
-    // A frame that was flooded to a promiscuous interface is somebody else's to answer.
+    // A promiscuous interface also receives frames for other machines.
     if !host.is_local(destination) {
         return Err(Reason::WrongDestination);
     }
@@ -247,7 +251,7 @@ fn open_gue<F: Nested, A: OuterFamily>(
     if hlen != 1 + words_per_hop * gue.hop_count as usize {
         return Err(Reason::BadHeaderLength);
     }
-    // The first four bytes of GUE are not counted by hlen.
+    // The header length does not count GUE's first four bytes.
     let inner_offset = A::GUE_OFFSET + 4 + 4 * hlen;
     let Some(room) = end.checked_sub(inner_offset) else { return Err(Reason::OuterMalformed) };
     let Some(inner) = frame.rest(inner_offset) else { return Err(Reason::OuterMalformed) };
@@ -262,21 +266,20 @@ fn open_gue<F: Nested, A: OuterFamily>(
     })
 }
 
-/// The fields of the outer headers that change on the way to the next hop. Numbers, not bytes, as
-/// they lie on the wire in little-endian words: what the compiler cannot keep in registers must lie
-/// aligned on a BPF program's stack.
+/// The fields of the outer headers that change when a packet is sent to the next hop. They are words with
+/// the bytes as they lie on the wire, because values on a BPF program's stack must be aligned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OuterRewrite {
     /// 1 over IPv6, 0 over IPv4.
     pub is_v6: u32,
-    /// IPv6: the old destination, which is the source now, then the hop. IPv4: both in the first
-    /// word.
+    /// The new source (the old destination) and destination (the hop): four words for IPv6, the first
+    /// word for IPv4.
     pub addresses: [u64; 4],
-    /// IPv4's header checksum.
+    /// IPv4 header checksum.
     pub checksum: u32,
     /// UDP checksum.
     pub udp_checksum: u32,
-    /// Index of the hop after this.
+    /// Index of the hop after this one.
     pub next_hop: u32,
 }
 

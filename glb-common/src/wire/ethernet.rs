@@ -23,7 +23,7 @@ pub const VLAN: [u8; 2] = [0x81, 0x00];
 /// EtherType of an 802.1ad service tag, the outer one of two (QinQ).
 pub const SERVICE_VLAN: [u8; 2] = [0x88, 0xa8];
 
-/// Whether a VLAN tag (802.1Q, or 802.1ad) starts with this.
+/// True if an EtherType announces a VLAN tag (802.1Q or 802.1ad).
 #[inline(always)]
 #[must_use]
 pub const fn is_tag(ethertype: [u8; 2]) -> bool {

@@ -1,17 +1,17 @@
-//! Generic UDP encapsulation with GLB's private data: the list of hops.
+//! Generic UDP encapsulation (GUE) with GLB's private data, the hop list.
 
 use super::header;
 
-/// Private type of a list of IPv6 hops.
+/// Private type of a list of IPv6 hops. A list of IPv4 hops has type 0.
 pub const IPV6_HOPS: u16 = 1;
 
-/// UDP destination port of the tunnel.
+/// UDP destination port of tunnel packets.
 pub const PORT: u16 = 19523;
 
 header! {
-    /// The GUE header and the start of GLB's private data. `hop_count` addresses follow.
+    /// The GUE header with the start of GLB's private data. `hop_count` addresses follow.
     GueHeader, 8 {
-        /// Version (2 bits), control bit, and the number of 32-bit words after the first four bytes.
+        /// Version (2 bits), control bit, and header length: 32-bit words after the first four bytes.
         version_control_hlen: u8,
         /// IP protocol of the inner packet: 4 or 41.
         protocol: u8,
@@ -34,14 +34,14 @@ impl GueHeader {
         self.version_control_hlen >> 6
     }
 
-    /// Whether this is a control message.
+    /// True if this is a control message.
     #[inline(always)]
     #[must_use]
     pub const fn is_control(&self) -> bool {
         self.version_control_hlen & 0x20 != 0
     }
 
-    /// 32-bit words after the first four bytes.
+    /// Header length: 32-bit words after the first four bytes.
     #[inline(always)]
     #[must_use]
     pub const fn hlen(&self) -> u8 {

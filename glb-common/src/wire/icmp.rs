@@ -3,7 +3,7 @@
 use super::header;
 
 header! {
-    /// The first 8 bytes of any ICMP or ICMPv6 message; an error's quoted packet follows.
+    /// The first 8 bytes of an ICMP or ICMPv6 message. The quoted packet of an error follows.
     IcmpHeader, 8 {
         /// Type.
         kind: u8,
@@ -11,14 +11,14 @@ header! {
         code: u8,
         /// Checksum, big endian.
         checksum: [u8; 2],
-        /// Depends on the type.
+        /// Content that depends on the type.
         rest: [u8; 4],
     }
 }
 
 /// ICMP destination unreachable.
 pub const V4_UNREACHABLE: u8 = 3;
-/// Code of [`V4_UNREACHABLE`]: too big, and may not be fragmented.
+/// Code of [`V4_UNREACHABLE`]: the packet is too big and has DF set.
 pub const V4_FRAGMENTATION_NEEDED: u8 = 4;
 /// ICMP echo request.
 pub const V4_ECHO_REQUEST: u8 = 8;

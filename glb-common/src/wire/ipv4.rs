@@ -17,7 +17,7 @@ header! {
         flags_fragment: [u8; 2],
         /// Time to live.
         ttl: u8,
-        /// Protocol inside.
+        /// Protocol of the payload.
         protocol: u8,
         /// Header checksum, big endian.
         checksum: [u8; 2],
@@ -41,7 +41,7 @@ impl Ipv4Header {
         self.version_ihl >> 4
     }
 
-    /// Header length in bytes, options included: 0 to 60; below 20 it is not valid.
+    /// Header length in bytes with options: 0 to 60. A length below 20 is invalid.
     #[inline(always)]
     #[must_use]
     pub const fn header_len(&self) -> usize {
@@ -55,14 +55,14 @@ impl Ipv4Header {
         u16::from_be_bytes(self.total_length) as usize
     }
 
-    /// Whether the sender allows routers to fragment the packet.
+    /// True if the sender allows routers to fragment the packet (DF is clear).
     #[inline(always)]
     #[must_use]
     pub const fn may_fragment(&self) -> bool {
         u16::from_be_bytes(self.flags_fragment) & DONT_FRAGMENT == 0
     }
 
-    /// Whether this is a fragment other than the first: no port is in it.
+    /// True if this is a fragment other than the first, which has no ports.
     #[inline(always)]
     #[must_use]
     pub const fn is_later_fragment(&self) -> bool {

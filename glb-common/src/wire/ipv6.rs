@@ -58,15 +58,15 @@ impl Ipv6Header {
 }
 
 header! {
-    /// The start of any extension header that may be walked over: they all are at least this long.
+    /// The start of an extension header that can be skipped. All of them are at least this long.
     ExtensionHeader, 8 {
-        /// What follows it.
+        /// Protocol or extension header that follows.
         next_header: u8,
         /// Its length in 8-byte units, without the first; a fragment header has none.
         length: u8,
         /// The fragment header's offset and flags, big endian.
         fragment: [u8; 2],
-        /// Depends on the kind.
+        /// Content that depends on the kind.
         rest: [u8; 4],
     }
 }
@@ -80,6 +80,17 @@ pub const FRAGMENT: u8 = 44;
 /// Destination options.
 pub const DESTINATION_OPTIONS: u8 = 60;
 
+/// Limit of extension headers that director and backend skip. A packet with more has an unknown
+/// transport protocol for both: the director leaves it to the kernel.
+pub const MAX_EXTENSION_HEADERS: usize = 6;
+
+/// True if a next-header value names an extension header that can be skipped.
+#[inline(always)]
+#[must_use]
+pub const fn is_extension(kind: u8) -> bool {
+    matches!(kind, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS)
+}
+
 impl ExtensionHeader {
     /// Length in bytes of the extension header of this `kind`.
     #[inline(always)]
@@ -88,7 +99,7 @@ impl ExtensionHeader {
         if kind == FRAGMENT { Self::LEN } else { (self.length as usize + 1) * 8 }
     }
 
-    /// Whether, as a fragment header, it stands before a fragment other than the first.
+    /// True if this fragment header belongs to a fragment other than the first.
     #[inline(always)]
     #[must_use]
     pub const fn is_later_fragment(&self) -> bool {

@@ -1,5 +1,5 @@
-//! The headers on the wire, one file each: alignment-1 structs of byte arrays with named getters,
-//! so that the byte order shows at each use.
+//! The protocol headers, one file each. Every header is a struct of byte arrays without alignment;
+//! getters convert to host order, so that the byte order is visible at each use.
 
 pub mod ethernet;
 pub mod gue;
@@ -34,13 +34,13 @@ pub(crate) use header;
 pub mod protocol {
     /// ICMP.
     pub const ICMP: u8 = 1;
-    /// IPv4 inside.
+    /// IPv4 in IP.
     pub const IPV4: u8 = 4;
     /// TCP.
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
-    /// IPv6 inside.
+    /// IPv6 in IP.
     pub const IPV6: u8 = 41;
     /// ICMPv6.
     pub const ICMPV6: u8 = 58;

@@ -15,18 +15,18 @@ pub struct Case {
     pub name: String,
     /// The frame as received.
     pub frame: Vec<u8>,
-    /// What the backend knows.
+    /// The backend's sockets.
     pub host: FakeHost,
     /// Where the case needs a socket: client and VIP.
     pub flow: Option<(SocketAddr, SocketAddr)>,
-    /// Whether that flow is a cookie's.
+    /// True if that flow is a cookie's.
     pub cookie: bool,
     pub reason: Reason,
     /// The frame as sent, if it is.
     pub forwarded: Option<Vec<u8>>,
 }
 
-/// What GLB does otherwise, and why we do not.
+/// The difference to GLB, with its reason.
 const DIFFERENT: [(&str, Reason); 3] = [
     // GLB looks at neither version nor control bit (its fault R3): not a packet of the tunnel.
     ("gue_version_1", Reason::BadVersion),

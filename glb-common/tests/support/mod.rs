@@ -1,5 +1,5 @@
-//! What tests of the backend's decision share: packets, a machine that knows what it is told, and
-//! the edits applied to plain bytes. Used by glb-redirect's tests in the kernel as well.
+//! Shared parts of the tests of the backend's decision: packets, a fake host, and the edits applied to
+//! slices. The kernel tests of glb-redirect use them too.
 #![allow(dead_code, unreachable_pub, reason = "each test uses its part")]
 
 pub mod golden;
@@ -19,7 +19,7 @@ use glb_common::{
     },
 };
 
-/// A machine that knows what it is told.
+/// A host with given addresses and connections.
 #[derive(Clone, Debug, Default)]
 pub struct FakeHost {
     pub no_second_chance: bool,
@@ -30,12 +30,12 @@ pub struct FakeHost {
     pub vips: HashSet<IpAddr>,
     /// Connections, client first.
     pub flows: HashSet<(SocketAddr, SocketAddr)>,
-    /// Flows whose ACK carries a valid cookie.
+    /// Flows whose ACK returns a valid SYN cookie.
     pub cookies: HashSet<(SocketAddr, SocketAddr)>,
     pub peers: HashMap<IpAddr, PeerNextHop>,
 }
 
-/// The address that glb-common knows by its words.
+/// Converts an address of glb-common.
 pub fn ip_of<A: Address>(address: &A) -> IpAddr {
     let [high, low] = address.words();
     if A::FAMILY == 4 {
@@ -108,7 +108,7 @@ impl Host for FakeHost {
     }
 }
 
-/// A peer whose MAC tells which one it is.
+/// A peer with a MAC address that ends in `last`.
 pub fn peer(last: u8) -> PeerNextHop {
     PeerNextHop::new(peer_mac(last), OWN_MAC, 7)
 }
@@ -120,13 +120,13 @@ pub fn peer_mac(last: u8) -> [u8; 6] {
 
 /// MAC of the machine under test.
 pub const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-/// MAC of whoever sends to it.
+/// Source MAC of frames that this machine sends.
 pub const SENDER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
 /// The interface that frames come in by.
 pub const TEST_INTERFACE: u32 = 1;
 
-/// What comes out of a decision.
+/// The result of a decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub reason: Reason,
@@ -135,7 +135,7 @@ pub struct Outcome {
     pub frame: Vec<u8>,
 }
 
-/// Decides about a frame and does what was decided.
+/// Decides about a frame and applies the decision.
 pub fn run(host: &FakeHost, received: &[u8]) -> Outcome {
     let tag_bytes = TAG * tags(&received);
     let mut start = received[..received.len().min(12 + tag_bytes)].to_vec();

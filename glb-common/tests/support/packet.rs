@@ -105,7 +105,7 @@ impl Segment {
     }
 }
 
-/// An ICMP message (checksum for IPv4 only; nobody checks it here for IPv6).
+/// An ICMP message. Only IPv4 messages get a checksum.
 pub fn icmp(source: IpAddr, destination: IpAddr, kind: u8, code: u8, rest: &[u8]) -> Vec<u8> {
     let mut message = vec![kind, code, 0, 0, 0, 0, 5, 120];
     message.extend(rest);
@@ -141,7 +141,7 @@ pub struct Gue {
     pub flags: [u8; 2],
     pub private_type: Option<u16>,
     pub hop_count: Option<u8>,
-    /// Whether the outer UDP checksum is there.
+    /// True if the outer UDP checksum is there.
     pub udp_checksum: bool,
     pub ecn: u8,
     pub port: u16,
