@@ -9,6 +9,7 @@ mod support;
 use std::net::{SocketAddr, TcpListener};
 
 use common::{in_namespace, program::Program, tcp::Client};
+use glb_common::wire::ipv6::MAX_EXTENSION_HEADERS;
 use glb_common::{reason::RedirectReason as Reason, second_chance::abi::PeerNextHop};
 use glb_redirect::{config::Config, counters, generation::Generation, program_data::ProgramData};
 use support::{
@@ -173,6 +174,7 @@ fn extension_headers_are_skipped_and_later_fragments_taken() {
             vec![(FRAGMENT, vec![0, 0, 1, 0, 0, 0, 7])],
             vec![(HOP_BY_HOP, options(0)), (OPTIONS, options(1)), (ROUTING, options(0))],
             vec![(HOP_BY_HOP, options(1)); 4],
+            vec![(OPTIONS, options(0)); MAX_EXTENSION_HEADERS],
         ] {
             for (packet, reason) in [(&here, Reason::TakenEstablished), (&there, Reason::Forwarded)]
             {
@@ -191,7 +193,11 @@ fn extension_headers_are_skipped_and_later_fragments_taken() {
                 frame(&there, &[(HOP_BY_HOP, options(0)), (FRAGMENT, [vec![0], last(8)].concat())]),
                 Reason::TakenFragment,
             ),
-            ("five", frame(&here, &vec![(OPTIONS, options(0)); 5]), Reason::UnknownTransport),
+            (
+                "one header too many",
+                frame(&here, &vec![(OPTIONS, options(0)); MAX_EXTENSION_HEADERS + 1]),
+                Reason::UnknownTransport,
+            ),
             ("AH", frame(&here, &[(AUTHENTICATION, options(1))]), Reason::UnknownTransport),
             ("too long", frame(&here, &[(OPTIONS, options(200))]), Reason::UnknownTransport),
             ("a length that lies", lying, Reason::InnerMalformed),
