@@ -13,6 +13,7 @@ use glb_host::{
     control::{ControlConfig, RawControlConfig},
     doctor::has_address,
     duration,
+    next_hop::Transmit,
     xdp_link::Mode,
 };
 use glb_table::plan;
@@ -254,6 +255,15 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// Returns how the program sends frames to the backends.
+    #[must_use]
+    pub fn transmit(&self) -> Transmit {
+        match self.mode {
+            Mode::Native => Transmit::Xdp { tags: self.options.vlan.clone() },
+            Mode::Generic => Transmit::AnyDevice,
+        }
+    }
+
     /// Reads and checks a configuration file.
     ///
     /// # Errors

@@ -164,6 +164,8 @@ impl PinFolder {
             }
             _ => {}
         }
+        // On a file system that all users may write to, another one may have created it meanwhile.
+        folder.check_user()?;
         folder.close()?;
         folder.write_marker()?;
         Ok(folder)
@@ -185,6 +187,26 @@ impl PinFolder {
     pub fn write_marker(&self) -> Result<(), PinFolderError> {
         let marker = self.marker();
         fs::create_dir_all(&marker).map_err(|source| self.error("make", &marker, source))
+    }
+
+    /// Checks that the folder is a real one of this process's user or of root: its owner can replace
+    /// pins.
+    fn check_user(&self) -> Result<(), PinFolderError> {
+        let found = fs::symlink_metadata(&self.path)
+            .map_err(|source| self.error("read", &self.path, source))?;
+        let (user, own) = (found.uid(), nix::unistd::geteuid().as_raw());
+        let what = if !found.is_dir() {
+            "it is not a folder".to_owned()
+        } else if user != own && user != 0 {
+            format!(
+                "user {user} owns it, and this process is user {own}. If that user took the name, \
+                 remove the folder and forbid it (chmod 0755 on the BPF file system's mount point)"
+            )
+        } else {
+            return Ok(());
+        };
+        let (folder, owner) = (self.path.clone(), self.owner.clone());
+        Err(PinFolderError::NotOwn { folder, what, owner })
     }
 
     /// Restricts the mode of a folder that an administrator or a former release created.
@@ -482,6 +504,22 @@ mod tests {
             let error = folder.lock().unwrap_err().to_string();
             let id = format!("process {} (", std::process::id());
             assert!(error.contains(&id), "{error}");
+        });
+    }
+
+    #[test]
+    fn folders_of_other_users_are_refused_on_a_bpffs_of_any_mode() {
+        beside(|root| {
+            fs::set_permissions(root, fs::Permissions::from_mode(0o1777)).unwrap();
+            let taken = root.join("taken");
+            fs::create_dir(&taken).unwrap();
+            std::os::unix::fs::chown(&taken, Some(4711), Some(4711)).unwrap();
+            refused(PinFolder::create(&taken, "me"), "user 4711 owns it");
+            assert!(!taken.join("owned-by-me").exists());
+            let link = root.join("link");
+            std::os::unix::fs::symlink(&taken, &link).unwrap();
+            refused(PinFolder::create(&link, "me"), "not a folder");
+            PinFolder::create(&root.join("free"), "me").unwrap();
         });
     }
 

@@ -77,6 +77,7 @@ pub fn run_logging(
             return ExitCode::from(exit_code::USAGE);
         }
     };
+    quit_quietly_on_closed_pipe();
     let ansi = io::stderr().is_terminal();
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match log.format {
@@ -85,6 +86,7 @@ pub fn run_logging(
     }
     match execute() {
         Ok(code) => code,
+        Err(error) if is_closed_pipe(&error) => ExitCode::from(CLOSED_PIPE as u8),
         Err(error) => {
             let text = crate::error_chain(&error);
             match log.format {
@@ -96,6 +98,30 @@ pub fn run_logging(
             ExitCode::from(exit_code::of_error(&error))
         }
     }
+}
+
+/// The exit code after standard output was closed: that of a program which SIGPIPE ends.
+const CLOSED_PIPE: i32 = 128 + libc::SIGPIPE;
+
+/// Ends the process without a message when `println!` finds standard output closed (`| head`).
+///
+/// SIGPIPE stays ignored, as a daemon's child processes and connections may close their pipes too.
+fn quit_quietly_on_closed_pipe() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload().downcast_ref::<String>();
+        if text.is_some_and(|text| {
+            text.starts_with("failed printing to stdout") && text.contains("Broken pipe")
+        }) {
+            std::process::exit(CLOSED_PIPE);
+        }
+        default(panic);
+    }));
+}
+
+/// Returns whether a command ended because standard output was closed.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Prints the completion script for a shell.

@@ -8,11 +8,14 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 const GDRVINFO: u32 = 0x03;
 const GCHANNELS: u32 = 0x3c;
+const GSTATS: u32 = 0x1d;
 const GSSET_INFO: u32 = 0x37;
 const GSTRINGS: u32 = 0x1b;
 const GFEATURES: u32 = 0x3a;
 /// ETH_SS_FEATURES.
 const FEATURES: u32 = 4;
+/// ETH_SS_STATS.
+const STATISTICS: u32 = 1;
 /// ETH_GSTRING_LEN.
 const NAME: usize = 32;
 
@@ -108,6 +111,53 @@ pub fn offloads(interface: &str) -> io::Result<Vec<String>> {
     Ok(on.filter(|name| !name.is_empty()).collect())
 }
 
+/// Returns an interface's driver statistics, as in `ethtool -S`.
+///
+/// # Errors
+/// When there is no such interface, or its driver has none.
+pub fn statistics(interface: &str) -> io::Result<Vec<(String, u64)>> {
+    let mut info = [0; 5];
+    info[0] = GSSET_INFO;
+    info[2] = 1 << STATISTICS;
+    ask(interface, &mut info)?;
+    let count = (info[4] as usize).min(16_384);
+    let mut names = vec![0; 3 + count * NAME / 4];
+    (names[0], names[1], names[2]) = (GSTRINGS, STATISTICS, count as u32);
+    ask(interface, &mut names)?;
+    let names = bytes(&names[3..]);
+    // struct ethtool_stats: the command, the count, and 64-bit values.
+    let mut values = vec![0; 2 + 2 * count];
+    (values[0], values[1]) = (GSTATS, count as u32);
+    ask(interface, &mut values)?;
+    let values = bytes(&values[2..]);
+    let (values, _) = values.as_chunks::<8>();
+    let names = names.chunks_exact(NAME).map(text);
+    Ok(names.zip(values.iter().map(|value| u64::from_ne_bytes(*value))).collect())
+}
+
+/// Returns how many frames of XDP programs the driver dropped instead of transmitting them; `None`
+/// if it does not count them.
+///
+/// # Errors
+/// As [`statistics`].
+pub fn xdp_transmit_drops(interface: &str) -> io::Result<Option<u64>> {
+    let mut drops = statistics(interface)?
+        .into_iter()
+        .filter(|(name, _)| is_xdp_transmit_drop(name))
+        .map(|(_, count)| count);
+    Ok(drops.next().map(|first| drops.fold(first, u64::saturating_add)))
+}
+
+/// Returns whether a counter is about frames that XDP_TX or XDP_REDIRECT lost in the driver.
+///
+/// Drivers choose the names: `rx_queue_0_xdp_tx_errors` and `tx_queue_0_xdp_xmit_errors` (veth),
+/// `rx0_xdp_tx_drops` (virtio_net), `tx0_xdp_full` (mlx5), `queue_0_tx_xdp_short_linearize` is none.
+fn is_xdp_transmit_drop(name: &str) -> bool {
+    let is_transmit = name.contains("tx") || name.contains("xmit");
+    let is_loss = ["err", "drop", "full"].iter().any(|word| name.contains(word));
+    name.contains("xdp") && is_transmit && is_loss
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,5 +168,22 @@ mod tests {
         assert!(on.iter().any(|name| name == "loopback"), "{on:?}");
         assert!(offloads("no-such").is_err() && channels("lo").is_err());
         assert!(driver("an-interface-name-that-is-too-long").is_err());
+    }
+
+    #[test]
+    fn transmit_drops_are_told_apart_from_verdicts() {
+        for (name, is_drop) in [
+            ("rx_queue_0_xdp_tx_errors", true),
+            ("tx_queue_0_xdp_xmit_errors", true),
+            ("rx0_xdp_tx_drops", true),
+            ("tx0_xdp_full", true),
+            ("rx_queue_0_xdp_drops", false),
+            ("rx_queue_0_drops", false),
+            ("tx_errors", false),
+            ("tx_queue_0_xdp_xmit", false),
+        ] {
+            assert_eq!(is_xdp_transmit_drop(name), is_drop, "{name}");
+        }
+        assert!(statistics("lo").is_err());
     }
 }

@@ -14,7 +14,7 @@
 //! | pinned state | [`bpffs`] (the pin folder), [`pin_guard`], [`map_relocation`], [`mmap_array`], [`counter_map`] |
 //! | programs on interfaces | [`bpf_loader`], [`xdp_link`], [`tcx_link`], [`generations`] |
 //! | network state | [`next_hop`]: routes, links and neighbours, followed by netlink |
-//! | a daemon's surroundings | [`config_file`], [`duration`], [`table_source`], [`watched_file`], [`control`], [`metrics`], [`permission`], [`privilege`], [`doctor`], [`exit_code`], [`cli_main`] |
+//! | a daemon's surroundings | [`config_file`], [`duration`], [`table_source`], [`watched_file`], [`control`], [`metrics`], [`permission`], [`privilege`], [`doctor`], [`kernel_features`], [`exit_code`], [`sanitize`], [`cli_main`] |
 //! | inspection | [`packet_trace`] (replay, trace, capture), [`capture_file`] |
 //! | tests only | [`failpoints`] |
 //!
@@ -60,6 +60,7 @@ pub mod ethtool;
 pub mod exit_code;
 pub mod failpoints;
 pub mod generations;
+pub mod kernel_features;
 pub mod link_events;
 pub mod lock_file;
 pub mod map_relocation;
@@ -72,6 +73,7 @@ pub mod permission;
 pub mod pin_guard;
 pub mod privilege;
 pub mod raw_socket;
+pub mod sanitize;
 mod sys;
 pub mod systemd;
 pub mod table_source;

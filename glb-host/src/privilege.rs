@@ -89,6 +89,19 @@ pub fn clear_ambient_capabilities() -> Result<(), PrivilegeError> {
         .map_err(|error| kernel("inheritable set", &error))
 }
 
+/// Forbids core dumps of this process, which would contain the tables' keys.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn disable_core_dumps() -> Result<(), PrivilegeError> {
+    use nix::sys::resource::{Resource, setrlimit};
+    let error =
+        |what| move |errno: nix::Error| PrivilegeError::Kernel { what, source: errno.into() };
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(error("core dump limit"))?;
+    // The limit does not apply to a pipe in kernel.core_pattern; this does.
+    nix::sys::prctl::set_dumpable(false).map_err(error("dumpable flag"))
+}
+
 fn keep(kept: &CapsHashSet) -> Result<(), PrivilegeError> {
     let left = get(CapSet::Permitted)?.intersection(kept).copied().collect();
     let set = |set, what, value: &CapsHashSet| {

@@ -182,7 +182,7 @@ pub(crate) fn attached_xdp(index: u32) -> io::Result<(u8, Option<u32>)> {
 }
 
 /// Returns the payload of the first attribute of a kind.
-fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
+pub(crate) fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
     const NESTED_AND_ORDER: u16 = 0xc000;
     loop {
         let length = usize::from(u16::from_ne_bytes(attributes.get(..2)?.try_into().ok()?));

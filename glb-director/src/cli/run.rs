@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use crate::{config::Config, daemon};
 
 pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
+    glb_host::privilege::disable_core_dumps()?;
     let config = Config::load(file)?;
     for warning in config.warnings() {
         tracing::warn!("{warning}");

@@ -58,7 +58,7 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
 async fn ways(config: &Config, tables: &TableSet) -> Result<Arc<Snapshot>, String> {
     let all: BTreeSet<IpAddr> =
         backends(tables).chain(network::vips(tables)).chain(network::sources(config)).collect();
-    let next_hops = NextHops::start_with_gateway(config.gateway_mac, all)
+    let next_hops = NextHops::start_with(config.gateway_mac, config.transmit(), all)
         .await
         .map_err(|error| error.to_string())?;
     let mut changes = next_hops.subscribe();

@@ -192,6 +192,10 @@ fn neighbours(tables: &TableSet, ways: &Snapshot) -> Vec<Finding> {
                     Unresolved::NoAnswer { address, .. } => {
                         format!("Is it up, and on this segment? ip neigh show {address}")
                     }
+                    // Its text has the remedy.
+                    Unresolved::CannotTransmit { interface, .. } => {
+                        format!("Look at `ip -details link show {interface}`.")
+                    }
                     Unresolved::NotEthernet { .. } | Unresolved::Kernel(_) => {
                         format!("Look at `ip route get {address}`.")
                     }

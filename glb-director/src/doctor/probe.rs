@@ -116,7 +116,7 @@ pub async fn run(config: &Config, tables: &TableSet) -> Result<Vec<Probed>, Prob
     let (_, program) =
         generations::current_program(&config.interfaces, &pins)?.ok_or(ProbeError::NotAttached)?;
     let addresses: BTreeSet<IpAddr> = super::backends(tables).collect();
-    let next_hops = NextHops::start_with_gateway(config.gateway_mac, addresses).await?;
+    let next_hops = NextHops::start_with(config.gateway_mac, config.transmit(), addresses).await?;
     let ways = next_hops.wait_resolved(PATIENCE).await;
     let ears = Ears::open()?;
     let mut probed = Vec::new();

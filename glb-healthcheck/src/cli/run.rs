@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use crate::{config::Config, daemon};
 
 pub(super) fn execute(file: &Path) -> anyhow::Result<ExitCode> {
+    glb_host::privilege::disable_core_dumps()?;
     let config = Config::load(file)?;
     // Commands of `exec` checks do not inherit the daemon's capabilities.
     glb_host::privilege::clear_ambient_capabilities()?;

@@ -23,7 +23,8 @@ use rtnetlink::{
 };
 
 use super::{
-    Unresolved,
+    Transmit, Unresolved,
+    egress::{self, Device},
     resolve::{Kernel, Link, Neighbour, NeighbourKey, Route},
 };
 
@@ -43,6 +44,7 @@ pub(super) struct Netlink {
     handle: Handle,
     /// The configured MAC address of the gateway; with it, no neighbour is looked up.
     gateway: Option<[u8; 6]>,
+    transmit: Transmit,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -68,14 +70,14 @@ impl From<Refused> for Unresolved {
 }
 
 impl Netlink {
-    pub(super) fn open(gateway: Option<[u8; 6]>) -> Result<Self, NetlinkError> {
+    pub(super) fn open(gateway: Option<[u8; 6]>, transmit: Transmit) -> Result<Self, NetlinkError> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
-        Ok(Self { handle, gateway, task: tokio::spawn(connection) })
+        Ok(Self { handle, gateway, transmit, task: tokio::spawn(connection) })
     }
 
     /// Opens another connection with the same settings.
     pub(super) fn reopen(&self) -> Result<Self, NetlinkError> {
-        Self::open(self.gateway)
+        Self::open(self.gateway, self.transmit.clone())
     }
 
     /// Makes the kernel resolve a neighbour, or confirm one that it knows.
@@ -126,7 +128,73 @@ impl Netlink {
     }
 }
 
+/// How many devices may be stacked, to end a loop.
+const MAX_STACKED: usize = 4;
+
+impl Netlink {
+    /// Returns the port of a bridge that leads to this MAC address.
+    async fn bridge_port(&self, bridge: u32, mac: [u8; 6]) -> Result<u32, Unresolved> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.attributes.push(NeighbourAttribute::Controller(bridge));
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+        match self.request(RouteNetlinkMessage::GetNeighbour(message), 0).await {
+            Ok(Some(RouteNetlinkMessage::NewNeighbour(message)))
+                if message.header.ifindex != bridge =>
+            {
+                Ok(message.header.ifindex)
+            }
+            Ok(_) | Err(Refused::Errno(_)) => {
+                let mac: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+                let why = format!("the bridge has not learned a port for {}", mac.join(":"));
+                Err(egress::cannot_transmit(bridge, why))
+            }
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
+    async fn device(&self, interface: u32) -> Result<Device, Unresolved> {
+        let mut message = LinkMessage::default();
+        message.header.index = interface;
+        match self.request(RouteNetlinkMessage::GetLink(message), 0).await {
+            Ok(Some(RouteNetlinkMessage::NewLink(message))) => Ok(Device::read(&message)),
+            Ok(_) => Err(Unresolved::LinkDown { interface }),
+            Err(refused) => Err(refused.into()),
+        }
+    }
+}
+
 impl Kernel for Netlink {
+    async fn egress(&self, interface: u32, mac: [u8; 6]) -> Result<u32, Unresolved> {
+        if self.transmit == Transmit::AnyDevice {
+            return Ok(interface);
+        }
+        let (mut current, mut tags) = (interface, Vec::new());
+        for _ in 0..MAX_STACKED {
+            match self.device(current).await? {
+                Device::Vlan { id, below } => {
+                    tags.push(id);
+                    current = below;
+                }
+                Device::Bridge { filters_vlans: true } => {
+                    let why = "the bridge filters VLANs; route to the backends through its port";
+                    return Err(egress::cannot_transmit(current, why));
+                }
+                Device::Bridge { filters_vlans: false } => {
+                    current = self.bridge_port(current, mac).await?;
+                }
+                Device::Port { kind, has_program } => {
+                    egress::check_tags(interface, &tags, &self.transmit)?;
+                    egress::ask_port(current, kind.as_deref(), has_program)?;
+                    // The caller looks the tag up by the VLAN device.
+                    let is_tagged = self.transmit == Transmit::XdpTagged && !tags.is_empty();
+                    return Ok(if is_tagged { interface } else { current });
+                }
+            }
+        }
+        Err(egress::cannot_transmit(interface, "too many devices are stacked"))
+    }
+
     async fn route(&self, to: IpAddr) -> Result<Route, Unresolved> {
         let (address_family, bits) = match to {
             IpAddr::V4(_) => (AddressFamily::Inet, 32),

@@ -5,9 +5,11 @@
 //! programs bypass the kernel's neighbour table, so entries in constant use would expire; regular
 //! probes keep them.
 
+mod egress;
 mod kernel;
 mod resolve;
 mod watch;
+mod xdp_features;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -22,6 +24,7 @@ use tokio::{
     task::JoinHandle,
 };
 
+pub use egress::Transmit;
 pub use kernel::NetlinkError;
 
 /// A resolved next hop.
@@ -70,6 +73,14 @@ pub enum Unresolved {
         /// The neighbour: the gateway, or the target itself.
         address: IpAddr,
     },
+    /// XDP cannot transmit through the route's interface.
+    #[error("XDP cannot transmit through {interface}: {why}")]
+    CannotTransmit {
+        /// The interface's name.
+        interface: String,
+        /// The reason and the remedy.
+        why: String,
+    },
     /// The kernel's answer is not usable.
     #[error("netlink: {0}")]
     Kernel(String),
@@ -110,7 +121,20 @@ impl NextHops {
         gateway: Option<[u8; 6]>,
         targets: impl IntoIterator<Item = IpAddr>,
     ) -> Result<Self, NetlinkError> {
-        let kernel = kernel::Netlink::open(gateway)?;
+        Self::start_with(gateway, Transmit::AnyDevice, targets).await
+    }
+
+    /// Works as [`Self::start_with_gateway`]. A target is resolved only if frames can be sent as
+    /// `transmit` says.
+    ///
+    /// # Errors
+    /// When netlink cannot be opened or does not answer.
+    pub async fn start_with(
+        gateway: Option<[u8; 6]>,
+        transmit: Transmit,
+        targets: impl IntoIterator<Item = IpAddr>,
+    ) -> Result<Self, NetlinkError> {
+        let kernel = kernel::Netlink::open(gateway, transmit)?;
         let events = kernel::Events::open()?;
         let (targets, targets_seen) = tokio::sync::watch::channel(targets.into_iter().collect());
         let (publish, snapshots) = tokio::sync::watch::channel(Arc::default());

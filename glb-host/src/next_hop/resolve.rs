@@ -42,6 +42,12 @@ pub(super) struct Neighbour {
 
 /// Requests to the kernel.
 pub(super) trait Kernel: Send + Sync {
+    /// Returns the device to transmit through for frames to `mac` by `interface`.
+    fn egress(
+        &self,
+        interface: u32,
+        mac: [u8; 6],
+    ) -> impl Future<Output = Result<u32, Unresolved>> + Send;
     fn route(&self, to: IpAddr) -> impl Future<Output = Result<Route, Unresolved>> + Send;
     fn link(&self, interface: u32)
     -> impl Future<Output = Result<Option<Link>, Unresolved>> + Send;
@@ -75,7 +81,7 @@ pub(super) async fn resolve_all<K: Kernel>(kernel: &K, targets: &BTreeSet<IpAddr
     let links = all(&interfaces, |interface| kernel.link(interface)).await;
     let neighbours = all(&next, |(interface, address)| kernel.neighbour(interface, address)).await;
 
-    let snapshot = routes
+    let mut snapshot: Snapshot = routes
         .into_iter()
         .map(|(to, route)| {
             let found = route.and_then(|route| {
@@ -87,6 +93,17 @@ pub(super) async fn resolve_all<K: Kernel>(kernel: &K, targets: &BTreeSet<IpAddr
             (to, found)
         })
         .collect();
+    let frames: BTreeSet<(u32, [u8; 6])> =
+        snapshot.values().flatten().map(|hop| (hop.interface, hop.mac)).collect();
+    let egress = all(&frames, |(interface, mac)| kernel.egress(interface, mac)).await;
+    for found in snapshot.values_mut() {
+        let Ok(hop) = found else { continue };
+        match egress.get(&(hop.interface, hop.mac)) {
+            Some(Ok(interface)) => hop.interface = *interface,
+            Some(Err(why)) => *found = Err(why.clone()),
+            None => {}
+        }
+    }
     let next = neighbours
         .into_iter()
         .map(|(next, found)| {
@@ -147,6 +164,9 @@ mod tests {
     }
 
     impl Kernel for Fake {
+        async fn egress(&self, interface: u32, _: [u8; 6]) -> Result<u32, Unresolved> {
+            Ok(interface)
+        }
         async fn route(&self, to: IpAddr) -> Result<Route, Unresolved> {
             let gateway = (to == FAR).then_some(GATEWAY);
             Ok(Route { interface: 3, gateway, source: Some(HOST), mtu: gateway.map(|_| 1400) })

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::{config::Config, daemon};
 
 pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
+    glb_host::privilege::disable_core_dumps()?;
     let config = Config::load(file)?;
     glb_host::permission::check_capabilities()?;
     // Looking programs up needs a capability that the process gives up next.

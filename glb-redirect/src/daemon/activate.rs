@@ -3,7 +3,13 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use glb_host::{bpffs::PinFolder, generations, next_hop::NextHops, pin_guard::PinGuard, xdp_link};
+use glb_host::{
+    bpffs::PinFolder,
+    generations,
+    next_hop::{NextHops, Transmit},
+    pin_guard::PinGuard,
+    xdp_link,
+};
 use tracing::{info, warn};
 
 use super::{
@@ -144,7 +150,8 @@ impl FirstGeneration {
         let data = program_data(config, &host)?;
         let added = add_vips(config).await?;
         let first = async {
-            let next_hops = NextHops::start(data.peers.iter().copied()).await?;
+            let next_hops =
+                NextHops::start_with(None, Transmit::XdpTagged, data.peers.iter().copied()).await?;
             let running = generations::current_program(&config.interfaces, pins)?;
             let keep: Vec<u64> = running.iter().map(|(number, _)| *number).collect();
             if let Some(generation) = keep.first() {
