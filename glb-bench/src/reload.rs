@@ -77,8 +77,8 @@ fn measure(arguments: &Arguments, folder: &Path) -> anyhow::Result<()> {
     network(arguments)?;
     let names: Vec<String> = (0..arguments.interfaces).map(|n| format!("\"v{n}\"")).collect();
     let config = format!(
-        "table = \"table.toml\"\ninterfaces = [{}]\npin = \"{}\"\nstate = \"state\"\n\
-         control.socket = \"c.sock\"\n",
+        "table = \"table.toml\"\ninterfaces = [{}]\nbpffs_dir = \"{}\"\nstate_dir = \"state\"\n\
+         control.socket = \"c.sock\"\nprobe.enabled = false\n",
         names.join(", "),
         pins.display()
     );

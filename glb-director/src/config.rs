@@ -68,6 +68,27 @@ struct Raw {
     drain: RawDrain,
     #[serde(default)]
     withdraw: RawWithdraw,
+    #[serde(default)]
+    probe: ProbeConfig,
+}
+
+/// The `[probe]` table: the probes that the director sends to its backends.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProbeConfig {
+    /// Whether backends are probed.
+    pub enabled: bool,
+    /// The time from one round of probes to the next.
+    #[serde(deserialize_with = "glb_host::duration::deserialize")]
+    pub interval: Duration,
+    /// The largest inner packet of a probe, in bytes; by default what fits the path.
+    pub size: Option<u16>,
+}
+
+impl Default for ProbeConfig {
+    fn default() -> Self {
+        Self { enabled: true, interval: Duration::from_secs(5), size: None }
+    }
 }
 
 /// What is done with a change that can break flows.
@@ -232,6 +253,8 @@ pub struct Config {
     pub drain: DrainLimits,
     /// How a withdrawal goes before the change that ends a VIP's service.
     pub withdraw: WithdrawLimits,
+    /// The probes to the backends.
+    pub probe: ProbeConfig,
 }
 
 /// Why a configuration cannot be used.
@@ -382,6 +405,10 @@ impl Config {
         let announcements = announce::config::check(raw.announce, folder)
             .map_err(|(key, value, fix)| error(key, value, &fix))?;
         let drain = raw.drain.check().map_err(|(key, value, fix)| error(key, value, &fix))?;
+        if raw.probe.interval < Duration::from_secs(1) {
+            let value = format!("{:?}", duration::format(raw.probe.interval));
+            return wrong("probe.interval", value, "give at least 1 second, such as \"5s\"");
+        }
         let withdraw = raw.withdraw.check().map_err(|(key, value, fix)| error(key, value, &fix))?;
         if raw.on_stop == OnStop::Drain && announcements.is_empty() {
             let fix = "nothing is announced (`announce`), so nothing can be drained; \"detach\" takes \
@@ -402,6 +429,7 @@ impl Config {
             announcements,
             drain,
             withdraw,
+            probe: raw.probe,
             table: folder.join(raw.table),
             interfaces: raw.interfaces,
             bpffs_dir: raw.bpffs_dir,

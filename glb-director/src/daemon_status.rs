@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use crate::{
     announce::AnnounceView,
     model::{Phase, ReloadOutcome, Timestamp},
+    probe_results::ProbeSnapshot,
 };
 
 /// A channel with the newest next hops of the backends.
@@ -102,6 +103,7 @@ pub struct DaemonStatus {
     snapshot: watch::Sender<Arc<StatusSnapshot>>,
     next_hops: OnceLock<NextHopWatch>,
     announcements: OnceLock<watch::Receiver<Arc<AnnounceView>>>,
+    probes: OnceLock<watch::Receiver<Arc<ProbeSnapshot>>>,
 }
 
 impl Default for DaemonStatus {
@@ -111,6 +113,7 @@ impl Default for DaemonStatus {
             snapshot: watch::Sender::default(),
             next_hops: OnceLock::new(),
             announcements: OnceLock::new(),
+            probes: OnceLock::new(),
         }
     }
 }
@@ -138,6 +141,18 @@ impl DaemonStatus {
     #[must_use]
     pub fn announcements(&self) -> Arc<AnnounceView> {
         self.announcements.get().map(|view| Arc::clone(&view.borrow())).unwrap_or_default()
+    }
+
+    /// Follows the prober's results from now on.
+    pub fn follow_probes(&self, results: watch::Receiver<Arc<ProbeSnapshot>>) {
+        // A process has one daemon, which calls this once.
+        drop(self.probes.set(results));
+    }
+
+    /// The prober's results; none before they are followed.
+    #[must_use]
+    pub fn probes(&self) -> Arc<ProbeSnapshot> {
+        self.probes.get().map(|results| Arc::clone(&results.borrow())).unwrap_or_default()
     }
 
     /// Tells systemd that the announcements have changed.

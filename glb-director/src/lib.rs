@@ -16,6 +16,8 @@ pub mod glb_import;
 pub mod metrics;
 pub mod model;
 pub mod oracle;
+pub mod probe_results;
+pub mod prober;
 pub mod replay;
 pub mod statsd;
 pub mod status;

@@ -21,6 +21,7 @@ use crate::{
     daemon_status::StatusSnapshot,
     fleet::Member,
     model::{Phase, Timestamp},
+    probe_results::{ProbeLabels, ProbeLatency, ProbeSnapshot, ProberState},
     views::Observer,
 };
 
@@ -119,6 +120,7 @@ impl MetricsSource for Metered {
         reloads(registry, &snapshot);
         self.interfaces(registry);
         self.tables(registry, &report);
+        probes(registry, &self.observer.status().probes());
         uncounted(registry, &snapshot, &report);
         packets(registry, report);
         Ok(())
@@ -277,6 +279,24 @@ impl Metered {
         let help = "Whether the kernel knows the way to the backend now";
         registry.register("backend_reachable", help, reachable);
     }
+}
+
+/// The prober's results. A probe that was not sent has no value.
+fn probes(registry: &mut Registry, probes: &ProbeSnapshot) {
+    if probes.state == ProberState::Disabled {
+        return;
+    }
+    let running = gauge(u64::from(probes.state == ProberState::Running));
+    registry.register("prober_running", "Whether the director probes its backends now", running);
+    let success = Gauges::<ProbeLabels>::default();
+    for result in probes.results.iter().filter(|result| result.error.is_none()) {
+        let answered = i64::from(result.is_answered());
+        success.get_or_create(&ProbeLabels::of(result)).set(answered);
+    }
+    let help = "Whether the backend answered the last probe, by family of the VIP and size";
+    registry.register("probe_success", help, success);
+    let help = "Time from a probe to its answer";
+    registry.register_with_unit("probe", help, Unit::Seconds, ProbeLatency::clone(&probes.latency));
 }
 
 /// Who found no counter of their own, since those of generations that can still count are not taken.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     announce::AnnounceView,
     model::{Phase, Problem, ReloadOutcome},
+    probe_results::{ProbeResult, ProberState},
     views::{InterfaceView, Observer},
 };
 
@@ -43,6 +44,12 @@ pub struct Status {
     /// The announcements, and the progress of a drain.
     #[serde(default)]
     pub announce: AnnounceView,
+    /// Whether the prober works.
+    #[serde(default)]
+    pub prober: ProberState,
+    /// The prober's results.
+    #[serde(default)]
+    pub probes: Vec<ProbeResult>,
 }
 
 /// The last reload.
@@ -124,8 +131,12 @@ impl Status {
                 problem("not_announced", format!("announcement {}: {}", one.name, one.reason));
             }
         }
+        let probes = observer.status().probes();
+        problems.extend(probes.problems());
         Self {
             announce,
+            prober: probes.state.clone(),
+            probes: probes.results.clone(),
             release: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: observer.status().uptime().as_secs_f64(),

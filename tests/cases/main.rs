@@ -21,6 +21,7 @@ mod mtu;
 mod observability;
 mod package;
 mod privileges;
+mod prober;
 mod service;
 mod services;
 mod simulate;

@@ -15,6 +15,9 @@ pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
     glb_host::permission::check_capabilities()?;
     // As long as this process may ask for them.
     glb_host::xdp_link::record_program_names(&config.interfaces);
+    if config.probe.enabled {
+        crate::prober::open_reply_sockets();
+    }
     glb_host::privilege::drop_capabilities()?;
     glb_host::permission::raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -8,6 +8,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{Asking, Output, columns::columns};
 use crate::{
     control::Command as Ask,
+    probe_results::ProbeResult,
     views::{BackendView, BindView, GenerationView, TableView},
 };
 
@@ -69,7 +70,7 @@ fn tables(views: &[TableView]) -> String {
 }
 
 fn backends(views: &[BackendView]) -> String {
-    let head = ["TABLE", "BACKEND", "STATE", "HEALTH", "FIRST", "SENT", "NEXT HOP"];
+    let head = ["TABLE", "BACKEND", "STATE", "HEALTH", "FIRST", "SENT", "PROBES", "NEXT HOP"];
     let rows = views.iter().map(|view| {
         let first = view.rows.first().copied().unwrap_or(0);
         let next_hop = match (&view.next_hop, &view.next_hop_error) {
@@ -84,10 +85,27 @@ fn backends(views: &[BackendView]) -> String {
             if view.healthy { "up".into() } else { "DOWN".into() },
             format!("{:.1} %", f64::from(first) * 100.0 / ROWS),
             view.sent.packets.to_string(),
+            probes(&view.probes),
             next_hop,
         ]
     });
-    columns(head, "<<<<>><", rows)
+    columns(head, "<<<<>><<", rows)
+}
+
+/// The prober's results for a backend, in a few words.
+fn probes(results: &[ProbeResult]) -> String {
+    let worst = results.iter().max_by_key(|one| one.losses);
+    let Some(worst) = worst else { return "-".to_owned() };
+    if worst.losses > 0 {
+        let every = results.iter().all(|one| one.losses > 0);
+        let what = if every { "LOST".to_owned() } else { format!("LOST at {} bytes", worst.bytes) };
+        return what;
+    }
+    if let Some(error) = results.iter().find_map(|one| one.error.as_ref()) {
+        return format!("not sent: {error}");
+    }
+    let slowest = results.iter().filter_map(|one| one.milliseconds).fold(0.0, f64::max);
+    format!("{slowest:.1} ms")
 }
 
 fn binds(views: &[BindView]) -> String {

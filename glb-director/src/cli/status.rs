@@ -5,7 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use glb_host::exit_code;
 
 use super::{Asking, Output};
-use crate::{control::Command, status::Status};
+use crate::{control::Command, probe_results::ProberState, status::Status};
 
 /// The channel answers without waiting for the daemon's loop.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -56,6 +56,14 @@ fn text(status: &Status) -> String {
     if let Some(drain) = &status.announce.drain {
         lines.push(("drain", format!("{}, for {}", drain.message, span(drain.seconds))));
     }
+    let answering = status.probes.iter().filter(|one| one.is_answered()).count();
+    let probes = match &status.prober {
+        ProberState::Disabled => "disabled".to_owned(),
+        ProberState::Paused => "paused while the director is drained".to_owned(),
+        ProberState::Unavailable(why) => format!("unavailable: {why}"),
+        ProberState::Running => format!("{answering} of {} answered", status.probes.len()),
+    };
+    lines.push(("probes", probes));
     let reloads = format!("{} well, {} failed", status.reloads, status.failed_reloads);
     lines.push(("reloads", reloads));
     if let Some(last) = &status.last_reload {

@@ -25,7 +25,7 @@ pub(super) fn reload(running: &Config) -> Result<Config, Error> {
 
 /// The values of all keys that need a restart. The other keys (`table`, `on_unsafe`, `on_stop`,
 /// `drain.timeout`, and those of the packet path) can change.
-fn fixed_keys(config: &Config) -> [(&'static str, String); 12] {
+fn fixed_keys(config: &Config) -> [(&'static str, String); 13] {
     let Config {
         path: _,
         table: _,
@@ -44,6 +44,7 @@ fn fixed_keys(config: &Config) -> [(&'static str, String); 12] {
         announcements,
         drain,
         withdraw,
+        probe,
     } = config;
     let drain = DrainLimits { timeout: std::time::Duration::ZERO, ..*drain };
     [
@@ -58,6 +59,7 @@ fn fixed_keys(config: &Config) -> [(&'static str, String); 12] {
         ("mode", format!("{mode:?}")),
         ("announce", format!("{announcements:?}")),
         ("drain", format!("{drain:?}")),
+        ("probe", format!("{probe:?}")),
         ("withdraw", format!("{withdraw:?}")),
     ]
 }

@@ -113,6 +113,9 @@ pub enum Error {
     /// Metrics cannot be sent to statsd.
     #[error(transparent)]
     Statsd(#[from] crate::statsd::StatsdError),
+    /// The prober's thread cannot be started.
+    #[error("cannot start the prober's thread: {0}")]
+    Prober(io::Error),
     /// Signal handlers cannot be installed.
     #[error("cannot install signal handlers: {0}")]
     Signals(io::Error),

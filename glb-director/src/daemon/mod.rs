@@ -60,7 +60,7 @@ use self::{
 };
 use crate::{
     announce::Announcer, config::Config, control::Command, daemon_status::DaemonStatus,
-    metrics::Metered, model::ReloadOutcome, statsd, views::Observer,
+    metrics::Metered, model::ReloadOutcome, prober, statsd, views::Observer,
 };
 
 /// How often pins, interfaces and the state folder are checked without an event.
@@ -101,6 +101,9 @@ pub async fn run(config: &Config) -> Result<(), Error> {
     }
     if let Some((address, interval)) = config.statsd {
         statsd::serve(address, interval, observer.clone())?;
+    }
+    if config.probe.enabled {
+        prober::start(config, &status, &director.activator.pins).map_err(Error::Prober)?;
     }
     let recorded = stop::recorded_drain(&mut director);
     let announcer = Announcer::start(&config.announcements, config.drain, observer, recorded);

@@ -8,7 +8,10 @@ use glb_table::Table;
 use serde::{Deserialize, Serialize};
 
 use super::Observer;
-use crate::counters::{Count, Report};
+use crate::{
+    counters::{Count, Report},
+    probe_results::ProbeResult,
+};
 
 /// An active table.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -56,6 +59,9 @@ pub struct BackendView {
     pub next_hop: Option<NextHopView>,
     /// Why the kernel knows no next hop.
     pub next_hop_error: Option<String>,
+    /// The prober's results for it.
+    #[serde(default)]
+    pub probes: Vec<ProbeResult>,
     /// Packets sent to it as first hop.
     pub sent: Count,
 }
@@ -102,7 +108,7 @@ impl Observer {
     pub fn backends(&self, report: &Report) -> Vec<BackendView> {
         let snapshot = self.snapshot();
         let Some(running) = &snapshot.in_force else { return Vec::new() };
-        let next_hops = self.status.next_hops();
+        let (next_hops, probes) = (self.status.next_hops(), self.status.probes());
         let mut interfaces = HashMap::new();
         let mut sent: HashMap<(&str, IpAddr), Count> = HashMap::new();
         for backend in &report.backends {
@@ -128,6 +134,7 @@ impl Observer {
                     rows: rows.clone(),
                     next_hop,
                     next_hop_error,
+                    probes: probes.of(&table.name, backend.address).cloned().collect(),
                     sent: sent.copied().unwrap_or_default(),
                 });
             }

@@ -92,7 +92,7 @@ impl Site {
             if lines.contains("interfaces") { "" } else { "interfaces = [\"a\", \"b\"]" };
         let text = format!(
             "table = \"table.toml\"\n{interfaces}\nbpffs_dir = \"{}\"\nstate_dir = \"state\"\n\
-             control.socket = \"c.sock\"\n{lines}\n",
+             control.socket = \"c.sock\"\nprobe.enabled = false\n{lines}\n",
             self.pins.display()
         );
         fs::write(self.at("director.toml"), text).unwrap();

@@ -474,12 +474,13 @@ impl Daemon {
     }
 }
 
-/// Returns a director's configuration with the table next to it.
+/// Returns a director's configuration with the table next to it. The prober is off, since most tests
+/// count packets; a test can set `probe.enabled`.
 #[must_use]
 pub fn director_config(interface: &str, pin: &Path) -> String {
     format!(
         "table = \"table.toml\"\ninterfaces = [\"{interface}\"]\nbpffs_dir = \"{}\"\n\
-         control.socket = \"control.sock\"\nstate_dir = \"state\"\n",
+         control.socket = \"control.sock\"\nstate_dir = \"state\"\nprobe.enabled = false\n",
         pin.display()
     )
 }
