@@ -87,7 +87,7 @@ pub struct ProbeConfig {
 
 impl Default for ProbeConfig {
     fn default() -> Self {
-        Self { enabled: true, interval: Duration::from_secs(5), size: None }
+        Self { enabled: false, interval: Duration::from_secs(5), size: None }
     }
 }
 

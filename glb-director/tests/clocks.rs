@@ -97,7 +97,7 @@ fn year(daemon: &Daemon) -> i64 {
 }
 
 #[test]
-fn a_calendar_that_jumps_changes_nothing() {
+fn calendar_jumps_change_nothing() {
     alone(|site| {
         site.configure("flow_age = \"1d\"");
         site.write(&table("t", 80, &ALL));
@@ -156,7 +156,7 @@ fn a_calendar_that_jumps_changes_nothing() {
 }
 
 #[test]
-fn a_machine_that_counts_from_another_start_is_the_same_machine() {
+fn flow_history_survives_another_time_namespace() {
     alone(|site| {
         site.configure("flow_age = \"1d\"");
         site.write(&table("t", 80, &ALL));

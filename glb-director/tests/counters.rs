@@ -1,4 +1,4 @@
-//! Who is counted where: each packet once, over reloads and restarts, and for nobody else. Needs root.
+//! Counters: each packet is counted once, for its own table and backend, over reloads and restarts. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -61,7 +61,7 @@ fn each_packet_is_counted_once() {
     });
 }
 
-/// So many tables, none of them named as those with another prefix.
+/// A number of tables whose names begin with `prefix`.
 fn crowd(prefix: &str, count: u32) -> TableSet {
     let mut text = String::new();
     for index in 0..count {
@@ -80,7 +80,7 @@ fn crowd(prefix: &str, count: u32) -> TableSet {
 }
 
 #[test]
-fn counters_outlive_reloads_and_restarts_and_change_hands_at_zero() {
+fn counters_survive_restarts_and_reassigned_slots_begin_at_zero() {
     alone(|| {
         let pins = private_pins();
         pins.make(&pins.join("counters")).unwrap();
@@ -106,7 +106,7 @@ fn counters_outlive_reloads_and_restarts_and_change_hands_at_zero() {
         let mut identities = CounterSlotMap::open(&pins).unwrap().unwrap();
         identities.assign(&tables).unwrap();
         assert_eq!(counted(), Some(2));
-        // So many new names that every slot is needed, and then the old names again.
+        // New names that need every slot, and then the old names again.
         identities.assign(&crowd("a", TABLE_SLOTS - 2)).unwrap();
         assert_eq!(counted(), None);
         identities.assign(&tables).unwrap();
@@ -128,10 +128,10 @@ fn many(name: &str, first: u32, count: u32) -> TableSet {
     common::tables(&(text + "]\n"), glb_table::Format::Toml)
 }
 
-/// While a generation can still count packets, nobody gets its slots, neither before the next one is
+/// While a generation can still count packets, its slots are not reassigned, neither before the next one is
 /// swapped in nor as long as there is a way back.
 #[test]
-fn counters_of_what_may_still_run_are_nobody_elses() {
+fn slots_of_retained_generations_are_not_reassigned() {
     alone(|| {
         let pins = private_pins();
         pins.make(&pins.join("counters")).unwrap();
@@ -162,11 +162,11 @@ fn counters_of_what_may_still_run_are_nobody_elses() {
         let wanted = many("wanted", 0, room - 4);
         let uncounted = identities.assign(&wanted).unwrap();
         assert_eq!(uncounted, Overflow { tables: 0, backends: 4 });
-        // Who runs still counts, and for themselves.
+        // The running generation still counts in its own slots.
         compare(first.program().unwrap(), &first_image, &packet).unwrap();
         assert_eq!((sent("t"), sent("wanted")), (2, 0));
 
-        // Who has no counter is counted as if no table were concerned: nothing is lost.
+        // Packets of tables without a slot are counted under no table: none is lost.
         let others = many("others", 0, 4);
         identities.retain(2, Some(Arc::new(wanted)));
         assert_eq!(identities.assign(&others).unwrap(), Overflow { tables: 0, backends: 4 });
@@ -177,7 +177,7 @@ fn counters_of_what_may_still_run_are_nobody_elses() {
         assert_eq!((report.reasons["encapsulated"].packets, sent("others")), (1, 0));
         assert_eq!(sent("t"), 2);
 
-        // After a restart nobody knows what an old one counts: it keeps what it has.
+        // After a restart the tables of an old generation are unknown: it keeps all its slots.
         drop(identities);
         let mut identities = CounterSlotMap::open(&pins).unwrap().unwrap();
         identities.retain(1, None);

@@ -9,7 +9,7 @@ use glb_common::reason::DirectorReason as Reason;
 use glb_director::oracle::{Verdict, expected_outcome};
 
 #[test]
-fn contract_packets_leave_as_glbs_do() {
+fn golden_packets_are_encapsulated_as_by_glb() {
     let golden = golden();
     let mut checked = 0;
     for vector in golden["vectors"].as_array().unwrap() {
@@ -30,7 +30,7 @@ fn contract_packets_leave_as_glbs_do() {
 }
 
 #[test]
-fn other_packets_are_left_alone() {
+fn packets_without_a_bind_pass() {
     let golden = golden();
     let image = image_of(&golden_tables(&golden, "default"), 1);
     let mut checked = 0;
@@ -46,7 +46,7 @@ fn other_packets_are_left_alone() {
 
 /// Where GLB is wrong: what this director does instead.
 #[test]
-fn glbs_faults_are_not_inherited() {
+fn faults_of_glb_are_not_repeated() {
     use Reason::{Encapsulated, Malformed, NoBind, OtherIcmp};
     let right = [
         ("v4_options_nop_ports_elsewhere", Encapsulated),

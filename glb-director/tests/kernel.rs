@@ -22,7 +22,7 @@ use proptest::{
 };
 
 #[test]
-fn golden_packets_and_every_part_of_them() {
+fn program_agrees_with_oracle_on_truncated_golden_packets() {
     alone(|| {
         let pins = private_pins();
         let golden = golden();
@@ -73,7 +73,7 @@ fn seed() -> [u8; 32] {
     bytes
 }
 
-/// What is sent must be a proper packet to somebody who knows nothing of this project.
+/// Sent packets must be valid for an independent parser.
 fn check_outer_headers(sent: &Verdict, packet: &[u8], options: &ForwardingOptions) {
     use etherparse::{NetSlice, SlicedPacket, TransportSlice};
     let Verdict::Send { backend, frame } = sent else { return };
@@ -95,7 +95,7 @@ fn check_outer_headers(sent: &Verdict, packet: &[u8], options: &ForwardingOption
             assert_eq!(header.destination, backend.address.to_le_bytes());
             assert_eq!(header.source, [65; 4]);
             assert_eq!(header.dscp.value() << 2 | header.ecn.value(), class);
-            // Whoever may be fragmented fitted no other way.
+            // Packets without DF on the tunnel were too big otherwise.
             assert!(header.dont_fragment || header.total_len > backend.mtu);
             usize::from(header.total_len) - 20
         }
@@ -144,7 +144,7 @@ fn mutated(frame: &[u8], random: &mut u64) -> Vec<u8> {
 }
 
 #[test]
-fn generated_packets() {
+fn program_agrees_with_oracle_on_generated_packets() {
     alone(|| {
         let pins = private_pins();
         let (tables, matrix) = (varied(), matrix());
@@ -218,7 +218,7 @@ fn long_packet(is_v6: bool, length: u16) -> Vec<u8> {
 }
 
 #[test]
-fn too_big_packets_are_answered_with_what_fits() {
+fn too_big_packets_are_answered_with_the_path_mtu() {
     use etherparse::{Icmpv4Type, Icmpv6Type, NetSlice, SlicedPacket, TransportSlice};
     alone(|| {
         let pins = private_pins();
@@ -277,7 +277,7 @@ fn too_big_packets_are_answered_with_what_fits() {
 }
 
 #[test]
-fn frames_of_several_buffers() {
+fn multi_buffer_frames_are_handled() {
     alone(|| {
         let pins = private_pins();
         let tables = varied();
@@ -317,7 +317,7 @@ fn frames_of_several_buffers() {
 }
 
 #[test]
-fn fifty_thousand_binds_and_as_many_ranges_as_one_likes() {
+fn fifty_thousand_binds_and_many_ranges_are_found() {
     use std::fmt::Write as _;
     alone(|| {
         let pins = private_pins();
@@ -381,7 +381,7 @@ fn fifty_thousand_binds_and_as_many_ranges_as_one_likes() {
 }
 
 #[test]
-fn answers_are_rationed() {
+fn answers_are_rate_limited() {
     alone(|| {
         let pins = private_pins();
         let tables = varied();

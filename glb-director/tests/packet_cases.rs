@@ -91,7 +91,7 @@ fn answer(verdict: Verdict, input: &[u8]) -> (&'static str, Option<Vec<u8>>) {
 }
 
 #[test]
-fn the_pure_functions_give_the_right_answers() {
+fn oracle_gives_the_documented_answers() {
     let tables = tables();
     let next_hops = common::gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
     let mut wrong = Vec::new();
@@ -117,7 +117,7 @@ fn the_pure_functions_give_the_right_answers() {
 }
 
 #[test]
-fn the_program_gives_the_right_answers_and_counts_each_once() {
+fn program_gives_the_documented_answers_and_counts_each_once() {
     std::thread::spawn(|| {
         let tables = tables();
         let next_hops = common::gateway(&tables, TEST_INTERFACE, [2, 0, 0, 0, 0, 1]);
@@ -174,7 +174,7 @@ fn counted(pins: &glb_host::bpffs::PinFolder) -> BTreeMap<(String, String), (u64
 
 /// docs/packet-cases.md says what the cases say: `GLB_BLESS=1` writes it.
 #[test]
-fn the_documentation_shows_these_cases() {
+fn documentation_lists_the_tested_cases() {
     let mut text = String::from(
         "# Packets and the right answer to each\n\n\
          Made from `glb-director/tests/data/packet_cases.py`, whose answers the pure functions and the \

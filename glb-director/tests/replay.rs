@@ -66,7 +66,7 @@ fn all_packets(path: &Path) -> Vec<CapturedFrame> {
 
 /// Every vector under GLB's default configuration: the verdict, the reason and what is sent.
 #[test]
-fn glbs_vectors_are_explained() {
+fn golden_packets_are_replayed() {
     let golden = golden();
     let image = image_of(&golden_tables(&golden, "default"), 1);
     let vectors: Vec<&Value> = golden["vectors"]
@@ -148,7 +148,7 @@ fn check_sent(frame: &[u8], line: &Value) {
 }
 
 #[test]
-fn packets_that_were_cut_off_are_not_run() {
+fn truncated_packets_are_not_replayed() {
     let golden = golden();
     let whole = hex(golden["vectors"][0]["input"].as_str().unwrap());
     let cut = CapturedFrame { length: 1514, ..captured(2, whole[..60].to_vec()) };
@@ -168,9 +168,9 @@ fn packets_that_were_cut_off_are_not_run() {
     assert!(text(&output.stderr).contains("3 packets: 2 not run, 1 sent (encapsulated)"));
 }
 
-/// What does not fit, and what has no way: the operator is told which, and why.
+/// Packets that do not fit, or have no next hop: the output names the reason.
 #[test]
-fn packets_that_are_not_sent_name_the_obstacle() {
+fn unsent_packets_name_the_reason() {
     let golden = golden();
     let vectors = golden["vectors"].as_array().unwrap();
     let named = |name: &str| {
@@ -189,7 +189,7 @@ fn packets_that_are_not_sent_name_the_obstacle() {
 }
 
 #[test]
-fn what_is_left_to_the_kernel_is_written_with_its_reason() {
+fn passed_packets_are_written_with_their_reason() {
     let golden = golden();
     let vectors = golden["vectors"].as_array().unwrap();
     let pass = vectors.iter().find(|vector| vector["category"] == "pass").unwrap();
@@ -205,7 +205,7 @@ fn what_is_left_to_the_kernel_is_written_with_its_reason() {
 
 /// In and out through pipes: on standard output is the capture and nothing else.
 #[test]
-fn captures_go_through_pipes() {
+fn captures_are_read_from_and_written_to_pipes() {
     let golden = golden();
     let frame = hex(golden["vectors"][0]["input"].as_str().unwrap());
     let folder = folder(&[captured(1, frame)]);
@@ -225,7 +225,7 @@ fn captures_go_through_pipes() {
 }
 
 #[test]
-fn what_cannot_be_replayed_is_named() {
+fn invalid_captures_are_refused_with_a_reason() {
     let folder = folder(&[captured(1, vec![0; 60])]);
     fs::write(folder.path().join("text.pcap"), "not a capture").unwrap();
     let mut cooked = vec![0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0];

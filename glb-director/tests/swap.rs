@@ -24,7 +24,7 @@ binds = [{ ip = "1.1.1.1", proto = "tcp", port = 80 }]
 backends = [{ ip = "10.0.0.1", state = "active", healthy = true }]
 "#;
 
-/// Runs `test` in a thread with mounts and a network of its own, in which there are the interfaces
+/// Runs `test` in a thread with separate mount and network namespaces, which have the interfaces
 /// `a`, `b` and `c.1`.
 fn alone(test: impl FnOnce(PinFolder) + Send + 'static) {
     let run = move || {
@@ -97,7 +97,7 @@ fn all_interfaces_change_or_none_does() {
 }
 
 #[test]
-fn a_first_start_that_one_interface_refuses_attaches_to_none() {
+fn a_refused_interface_prevents_the_first_attachment() {
     alone(|pins| {
         let mut first = generation(1, &pins);
         let with_one_that_is_missing = names(&["a", "missing"]);
@@ -109,7 +109,7 @@ fn a_first_start_that_one_interface_refuses_attaches_to_none() {
 
 /// And not a moment later: who says "detached" is believed.
 #[test]
-fn what_is_detached_is_off_the_interface_at_once() {
+fn detaching_takes_effect_at_once() {
     alone(|pins| {
         let mut first = generation(1, &pins);
         for _ in 0..20 {
@@ -124,7 +124,7 @@ fn what_is_detached_is_off_the_interface_at_once() {
 }
 
 #[test]
-fn a_link_of_another_namespace_is_not_taken_for_ours() {
+fn links_of_other_namespaces_are_ignored() {
     alone(|pins| {
         let mut first = generation(1, &pins);
         swap(first.program().unwrap(), &names(&["a"]), &pins).unwrap();

@@ -36,7 +36,7 @@ struct Traced {
 impl Traced {
     fn new(image: &CompiledTables, pins: &PinFolder) -> Self {
         let shell = LoadedProgram::load(ProgramSpec::of(image).with_trace(), Some(pins)).unwrap();
-        // What was loaded ahead for the plain program is not taken for it, nor the other way round.
+        // A preloaded ordinary program is not used for tracing, and vice versa.
         assert!(!shell.fits(image));
         let generation = shell.fill(image.clone(), 1).unwrap();
         generation.pin_below(pins).unwrap();
@@ -65,7 +65,7 @@ fn vectors() -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn what_is_shown_is_what_is_decided() {
+fn traced_decisions_are_the_programs_decisions() {
     let pins = private_pins();
     let image = image_of(&golden_tables(&golden(), "default"), TEST_INTERFACE);
     let mut traced = Traced::new(&image, &pins);

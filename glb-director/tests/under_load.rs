@@ -20,7 +20,7 @@ use glb_host::{bpffs::PinFolder, generations::swap, next_hop::NextHop, xdp_link:
 use glb_table::TableSet;
 use nix::net::if_::if_nametoindex;
 
-/// How many swaps: `GLB_TEST_SWAPS`, or so many.
+/// The number of swaps: `GLB_TEST_SWAPS`, or a default.
 fn swaps(usual: usize) -> usize {
     std::env::var("GLB_TEST_SWAPS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
@@ -139,7 +139,7 @@ fn swaps_on_several_interfaces_lose_nothing() {
     swap_under_load(&["a", "b"], swaps(500));
 }
 
-/// What the kernel and the process hold for one director.
+/// Kernel objects and descriptors of one director.
 #[derive(Debug, PartialEq, Eq)]
 struct Held {
     programs: usize,
@@ -177,7 +177,7 @@ impl Held {
             let now = Self::now(site, process);
             same = if now == last { same + 1 } else { 0 };
             last = now;
-            // What is loaded ahead may still be on its way on a busy machine.
+            // On a busy machine the preloading may not have ended.
             if same == 20 {
                 break;
             }
@@ -216,7 +216,7 @@ fn many_reloads_leave_nothing_behind() {
         let (after, memory_after) = (Held::settled(&site, process), own_memory(process));
         println!("after {count} reloads: {after:?}, {memory} kB before, {memory_after} kB after");
         assert_eq!(before, after);
-        // What loading takes for a moment, more than all else, is not kept.
+        // The memory that loading takes for a moment is released again.
         assert!(memory < 16_384, "{memory} kB");
         // The allocator takes some time to be level.
         assert!(memory_after < memory + 4_096, "{memory} kB, then {memory_after} kB");

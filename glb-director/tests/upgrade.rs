@@ -46,7 +46,7 @@ fn replace_pin<V: aya::Pod>(site: &Site, name: &str, entries: u32, values: &[(u3
 }
 
 #[test]
-fn counters_of_another_shape_are_taken_over_as_far_as_they_fit() {
+fn counters_of_another_layout_are_migrated() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
@@ -58,7 +58,7 @@ fn counters_of_another_shape_are_taken_over_as_far_as_they_fit() {
         value[0] = [1_000, 64_000];
         replace_pin(&site, counters::pins::TABLES, 512, &[(2, value)]);
         assert!(site.run("counters", &[]).1.contains("error"));
-        // What runs still counts in its own; the new release goes on from the pinned ones.
+        // The running program still counts in the old maps; the new release continues with the pinned ones.
         let traffic = Traffic::start("a", 1);
         let mut daemon = site.start();
         daemon.says("another release", 0);
@@ -74,7 +74,7 @@ fn counters_of_another_shape_are_taken_over_as_far_as_they_fit() {
         assert_eq!(left.len(), 3, "{left:?}");
         assert!(daemon.end(Signal::SIGTERM).success());
 
-        // Whose the counts are cannot be told any more: all begin anew, and the packets go on.
+        // The counts cannot be attributed any more: all begin at 0, and packets are forwarded.
         let path = site.pins.join(counters::pins::IDENTITIES);
         fs::remove_file(&path).unwrap();
         Array::<MapData, u32>::create(7, 0).unwrap().pin(&path).unwrap();
@@ -90,7 +90,7 @@ fn counters_of_another_shape_are_taken_over_as_far_as_they_fit() {
 }
 
 #[test]
-fn killed_between_new_counters_and_the_swap_the_old_ones_are_found_again() {
+fn old_counters_are_restored_after_a_kill_before_the_swap() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
@@ -110,7 +110,7 @@ fn killed_between_new_counters_and_the_swap_the_old_ones_are_found_again() {
 }
 
 #[test]
-fn a_generation_of_another_release_is_replaced_without_a_gap_and_its_table_is_the_way_back() {
+fn an_upgrade_loses_no_packet_and_can_be_rolled_back() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
@@ -152,7 +152,7 @@ fn a_generation_of_another_release_is_replaced_without_a_gap_and_its_table_is_th
 }
 
 #[test]
-fn an_interface_that_goes_and_comes_back_is_attached_to_and_keeps_nobody_from_a_new_table() {
+fn a_recreated_interface_is_attached_and_does_not_block_reloads() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
@@ -197,7 +197,7 @@ fn an_interface_that_goes_and_comes_back_is_attached_to_and_keeps_nobody_from_a_
 }
 
 #[test]
-fn native_mode_is_required_unless_generic_is_asked_for() {
+fn generic_mode_must_be_configured() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         // A bridge has no native XDP.
@@ -215,7 +215,7 @@ fn native_mode_is_required_unless_generic_is_asked_for() {
         assert!(daemon.log().contains("several times slower"), "{}", daemon.log());
         assert!(matches!(attached("br").unwrap(), Some((Mode::Generic, _))));
         assert!(daemon.end(Signal::SIGTERM).success());
-        // What runs keeps its mode, and that is said.
+        // The attached program keeps its mode, which is logged.
         site.configure("interfaces = [\"br\"]");
         let mut daemon = site.start();
         assert!(daemon.log().contains("XDP mode differs"), "{}", daemon.log());
@@ -226,7 +226,7 @@ fn native_mode_is_required_unless_generic_is_asked_for() {
 }
 
 #[test]
-fn somebody_elses_program_is_named_and_a_dispatcher_is_recognised() {
+fn foreign_programs_are_named_in_the_error() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         for (name, words) in [
@@ -252,7 +252,7 @@ fn somebody_elses_program_is_named_and_a_dispatcher_is_recognised() {
 }
 
 #[test]
-fn of_two_that_start_at_once_one_runs() {
+fn only_one_of_two_concurrent_starts_succeeds() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut both = [site.spawn(), site.spawn()];
@@ -273,9 +273,9 @@ fn of_two_that_start_at_once_one_runs() {
 }
 
 #[test]
-fn sigterm_during_the_start_leaves_nothing() {
+fn sigterm_during_the_start_leaves_no_pins() {
     alone(|site| {
-        // A backend that nobody answers for is waited for.
+        // The start waits for a backend that does not answer.
         site.write(&table("t", 80, &[(11, "active"), (99, "active")]));
         for delay in [0, 20, 60, 150, 400] {
             let mut daemon = site.spawn();
@@ -293,11 +293,11 @@ fn sigterm_during_the_start_leaves_nothing() {
 }
 
 #[test]
-fn files_that_are_no_table_are_refused_quickly_and_clearly() {
+fn invalid_table_files_are_refused_quickly() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
-        // A pipe that nobody writes to.
+        // A pipe without a writer.
         fs::remove_file(site.table_file()).unwrap();
         let made = Command::new("mkfifo").arg(site.table_file()).status().unwrap();
         assert!(made.success());
@@ -324,7 +324,7 @@ fn files_that_are_no_table_are_refused_quickly_and_clearly() {
 }
 
 #[test]
-fn what_the_machine_lacks_is_said() {
+fn missing_requirements_are_named() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         // Not a BPF file system.

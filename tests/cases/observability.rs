@@ -193,6 +193,10 @@ fn prometheus_has_every_metric_of_dashboard_and_alerts() -> Result<()> {
     command::run(Command::new("promtool").args(["test", "rules"]).arg(tests))?;
 
     let mut fleet = fleet("glb-t-prometheus")?;
+    let director = &mut fleet.directors[0];
+    director.end(nix::sys::signal::Signal::SIGTERM)?;
+    director.configure("probe.enabled", "true")?;
+    director.start(&fleet.lab)?;
     let _prometheus = prometheus(&fleet.lab)?;
     fleet.reload()?;
     ask_everybody(&fleet.lab)?;

@@ -31,11 +31,7 @@ fn problems(status: &Value) -> Vec<String> {
 }
 
 /// Waits until the prober's problems satisfy `is_right`, and returns the seconds that took.
-fn wait(
-    lab: &Lab,
-    director: &Daemon,
-    is_right: impl Fn(&[String], &Value) -> bool,
-) -> Result<f64> {
+fn wait(lab: &Lab, director: &Daemon, is_right: impl Fn(&[String], &Value) -> bool) -> Result<f64> {
     let begun = Instant::now();
     loop {
         let status = status(lab, director)?;

@@ -18,6 +18,7 @@
 //! | `trace_session` | tracing of decisions for a client |
 
 mod activate;
+mod active_trace;
 mod boot_time;
 mod config_reload;
 mod error;

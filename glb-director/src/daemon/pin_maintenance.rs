@@ -3,7 +3,7 @@
 use glb_host::{generations, xdp_link};
 use tracing::{error, info, warn};
 
-use super::{Error, activate::Activator, state::Director, trace_session::ActiveTrace};
+use super::{Error, activate::Activator, active_trace::ActiveTrace, state::Director};
 use crate::{counters, daemon_status::DaemonStatus};
 
 impl Director {
@@ -82,7 +82,7 @@ impl Director {
         Ok(count)
     }
 
-    /// Whether descriptors of the active generation are open. They are not if its pins were removed
+    /// Tells whether descriptors of the active generation are open; they are not if its pins were removed
     /// first.
     fn is_held(&self) -> bool {
         let folder = generations::folder(&self.activator.pins, self.number());

@@ -14,9 +14,9 @@ use tracing::{error, info, warn};
 use super::{
     Error,
     activate::{Activator, ActiveGeneration, Change, Policy, Rejected, Target, release},
+    active_trace::ActiveTrace,
     config_reload,
     step_timer::StepTimer,
-    trace_session::ActiveTrace,
     triggers::Trigger,
 };
 use crate::{
@@ -162,7 +162,7 @@ impl Director {
                 return Err(error);
             }
         };
-        // The table document as it is now, or as it was read last, must not be loaded by itself.
+        // The present table document, or the last one that was read, is loaded on request only.
         let now = self.source.read().ok().map(|document| document.digest);
         let held_back = now.or(self.last_read);
         let change = Change {
@@ -171,7 +171,7 @@ impl Director {
             before: Some(&self.current.built),
             held_back,
         };
-        // Who asks for a rollback has decided about the risk for flows.
+        // The operator has decided about the risk for flows by asking for a rollback.
         let policy = Policy { on_unsafe: OnUnsafe::Warn, skip_withdrawal: force };
         let (generation, outcome) = match self.activator.activate(change, policy, timer).await {
             Ok(activated) => activated,
@@ -190,7 +190,7 @@ impl Director {
         Ok(outcome)
     }
 
-    /// What a rollback to a generation that a former process pinned activates. A generation of another
+    /// The target of a rollback to a generation that a former process pinned. A generation of another
     /// release or configuration is built again, since this program cannot update its next hops.
     fn rollback_target(&mut self, number: u64) -> Result<Target, Error> {
         let record = self.activator.state_dir.record(number).ok_or(Error::NoPrevious)?;

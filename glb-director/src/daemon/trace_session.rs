@@ -9,7 +9,7 @@ use glb_host::{
 };
 use tracing::{error, info};
 
-use super::{Error, state::Director};
+use super::{Error, active_trace::ActiveTrace, state::Director};
 use crate::{
     config::Config,
     control::Command,
@@ -17,21 +17,6 @@ use crate::{
     generation::{TraceProgram, remove_trace_program},
     replay::REASONS,
 };
-
-/// A client that traces, and the program that reports to it.
-pub(super) struct ActiveTrace {
-    pub(super) session: Session,
-    settings: TraceSettings,
-    /// `None` while tracing is paused.
-    program: Option<TraceProgram>,
-}
-
-impl ActiveTrace {
-    /// The attached tracing program, unless tracing is paused.
-    pub(super) fn program(&mut self) -> Option<&mut TraceProgram> {
-        self.program.as_mut()
-    }
-}
 
 impl Director {
     /// Starts tracing for a client, or tells the client why that is not possible.

@@ -58,7 +58,7 @@ impl Traffic {
         Self { stop, thread }
     }
 
-    /// What was seen in all.
+    /// The sums over all packets seen.
     pub(crate) fn stop(self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()

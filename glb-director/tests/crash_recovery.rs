@@ -11,7 +11,7 @@ use common::{
 };
 use nix::sys::signal::Signal;
 
-/// Every place, in the order in which a reload on two interfaces comes to them.
+/// All failpoints, in the order in which a reload on two interfaces reaches them.
 const PLACES: [&str; 11] = [
     "loaded",
     "store",
@@ -49,7 +49,7 @@ fn whole(seen: &Seen) {
     assert_eq!(by(seen, 11..14) + by(seen, 14..17), seen.sent, "{seen:?}");
 }
 
-/// What is pinned and on disk is what is in force and the way back, on all interfaces.
+/// Checks that pins and records are those of the active and the previous generation, on all interfaces.
 #[track_caller]
 fn tidy(site: &Site, daemon: &Daemon, place: &str) -> Vec<u64> {
     let in_force = site.json("status", &[])["generation"].as_u64().unwrap();
@@ -77,7 +77,7 @@ fn gone(site: &Site) {
 }
 
 #[test]
-fn killed_at_any_place_of_a_reload_packets_go_on_and_the_next_one_takes_over() {
+fn a_daemon_killed_during_a_reload_is_adopted_without_loss() {
     alone(|site| {
         for place in PLACES {
             site.fault("");
@@ -88,7 +88,7 @@ fn killed_at_any_place_of_a_reload_packets_go_on_and_the_next_one_takes_over() {
             site.write(&new());
             assert!(daemon.ended().code().is_none(), "{place}: it was not killed");
             assert!(site.running().iter().all(Option::is_some), "{place}");
-            // Nobody is there, and packets go on.
+            // No daemon runs, and packets are forwarded.
             std::thread::sleep(std::time::Duration::from_millis(50));
             site.fault("");
             let mut daemon = site.start();
@@ -120,7 +120,7 @@ fn killed_at_any_place_of_a_reload_packets_go_on_and_the_next_one_takes_over() {
 }
 
 #[test]
-fn killed_at_any_place_of_a_start_the_next_one_starts() {
+fn a_daemon_killed_during_its_start_can_be_started_again() {
     alone(|site| {
         site.write(&old());
         for place in PLACES.iter().chain(&["attached"]) {
@@ -141,7 +141,7 @@ fn killed_at_any_place_of_a_start_the_next_one_starts() {
 }
 
 #[test]
-fn killed_at_any_place_of_a_rollback_one_of_the_two_stays() {
+fn a_daemon_killed_during_a_rollback_leaves_one_of_both_generations() {
     alone(|site| {
         for place in ["store", "swap 0", "swapped 0", "swap 1", "swapped 1", "in force", "settled"]
         {
@@ -178,7 +178,7 @@ fn killed_at_any_place_of_a_rollback_one_of_the_two_stays() {
 }
 
 #[test]
-fn a_step_that_fails_leaves_everything_as_it_was_on_all_interfaces() {
+fn a_failed_step_leaves_all_interfaces_unchanged() {
     alone(|site| {
         site.write(&old());
         let mut daemon = site.start();
@@ -190,7 +190,7 @@ fn a_step_that_fails_leaves_everything_as_it_was_on_all_interfaces() {
             let (well, said) = site.run("reload", &[]);
             assert!(!well && said.contains("a test wants"), "{place}: {said}");
             assert_eq!((site.running(), site.pinned()), (running, pinned.clone()), "{place}");
-            // Nobody else's pins are in the way of the next one.
+            // The failed attempt leaves no pins that block the next one.
             whole(&traffic.stop());
             site.write(&old());
             site.fault("");
@@ -199,7 +199,7 @@ fn a_step_that_fails_leaves_everything_as_it_was_on_all_interfaces() {
         // The disk is full: said, and not in the way.
         site.fault("fail store");
         site.write(&new());
-        // By itself or by this.
+        // The change is loaded by the watch or by this request.
         assert!(site.run("reload", &[]).0);
         daemon.says("cannot write to the state folder", 0);
         assert_ne!(site.running(), running);

@@ -19,7 +19,7 @@ const DRAINED: [(u8, &str); 3] = [(11, "draining"), (12, "active"), (13, "active
 const OUT: [(u8, &str); 3] = [(11, "inactive"), (12, "active"), (13, "active")];
 
 #[test]
-fn a_changed_file_comes_into_force_by_itself_and_a_burst_is_one() {
+fn changes_of_the_file_are_loaded_and_a_burst_is_one_reload() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
@@ -39,7 +39,7 @@ fn a_changed_file_comes_into_force_by_itself_and_a_burst_is_one() {
         assert!(reloads <= 3, "{reloads} reloads:\n{}", daemon.log());
         site.settles_at(&[2, 3]);
 
-        // What is there already is not made again, unless it has to be.
+        // An unchanged table is not loaded again, unless forced.
         let done = site.json("reload", &[]);
         assert_eq!(
             (done["generation"].as_u64(), done["changed"].as_bool()),
@@ -67,7 +67,7 @@ fn a_changed_file_comes_into_force_by_itself_and_a_burst_is_one() {
 }
 
 #[test]
-fn a_restart_takes_over_what_runs_and_keeps_the_way_back() {
+fn a_restart_adopts_the_generation_and_keeps_the_rollback_target() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
@@ -94,7 +94,7 @@ fn a_restart_takes_over_what_runs_and_keeps_the_way_back() {
         assert_eq!(site.json("rollback", &[])["generation"].as_u64(), Some(2));
         assert_eq!(site.running(), running);
         assert_eq!(site.json("rollback", &[])["generation"].as_u64(), Some(1));
-        // Asked for, the file is loaded; and changed, by itself.
+        // A request loads the file; a change of the file does too.
         assert_eq!(site.json("reload", &[])["generation"].as_u64(), Some(3));
         assert_eq!(site.json("rollback", &[])["generation"].as_u64(), Some(1));
         site.write(&table("t", 80, &OUT));
@@ -102,13 +102,13 @@ fn a_restart_takes_over_what_runs_and_keeps_the_way_back() {
         site.settles_at(&[1, 4]);
         assert!(daemon.end(Signal::SIGTERM).success());
 
-        // A file that went bad while nobody looked.
+        // The file becomes invalid while no daemon runs.
         site.write("nonsense");
         let mut daemon = site.start();
         daemon.says("what runs stays", 0);
         let status = site.json("status", &[]);
         assert_eq!(status["generation"].as_u64(), Some(4));
-        // Whoever only looks at the status learns of it.
+        // The status shows it.
         assert_eq!(problems(&status), ["reload_failed"], "{status}");
         site.write(&table("t", 80, &ALL));
         daemon.says("generation=5", 0);
@@ -121,7 +121,7 @@ fn a_restart_takes_over_what_runs_and_keeps_the_way_back() {
 }
 
 #[test]
-fn what_can_break_flows_is_said_or_refused_and_can_be_forced() {
+fn unsafe_changes_are_reported_or_refused_and_can_be_forced() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
@@ -135,7 +135,7 @@ fn what_can_break_flows_is_said_or_refused_and_can_be_forced() {
         site.configure("on_unsafe = \"refuse\"\n");
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
-        // Drained first, it is no risk to take it out; but nobody said yet that it is empty.
+        // Draining it first reduces the risk, but it may still hold flows.
         site.write(&table("t", 80, &DRAINED));
         daemon.says("generation=4", 0);
         site.write(&table("t", 80, &OUT));
@@ -152,7 +152,7 @@ fn what_can_break_flows_is_said_or_refused_and_can_be_forced() {
         assert!(well && text.contains("10.0.1.11"), "{text}");
         let done = site.json("reload", &[]);
         assert_eq!(done["at_risk"].as_f64(), Some(0.0), "{done}");
-        // What was not drained, by force.
+        // A backend that was not drained is removed by force.
         site.write(&table("t", 80, &ALL[..2]));
         daemon.says("on_unsafe", daemon.log().len());
         let done = site.json("reload", &["--force"]);
@@ -175,7 +175,7 @@ fn what_can_break_flows_is_said_or_refused_and_can_be_forced() {
 }
 
 #[test]
-fn what_can_break_flows_is_refused_too_when_the_program_is_another() {
+fn unsafe_changes_are_refused_after_an_upgrade_too() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
@@ -219,12 +219,12 @@ fn vanishes_and_is_back(site: &Site, daemon: &Daemon) {
 }
 
 #[test]
-fn a_table_file_that_can_be_read_again_is_no_problem_any_more() {
+fn the_problem_ends_when_the_table_file_is_readable_again() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
         vanishes_and_is_back(&site, &daemon);
-        // What was rolled back is not loaded for that.
+        // The table that was rolled back is not loaded by that.
         site.write(&table("t", 80, &DRAINED));
         daemon.says("generation=2", 0);
         assert_eq!(site.json("rollback", &[])["generation"].as_u64(), Some(1));
@@ -248,20 +248,20 @@ fn becomes_well(site: &Site, daemon: &Daemon) {
     }
 }
 
-/// Names of what is not as it should be.
+/// The names of the status's problems.
 fn problems(status: &serde_json::Value) -> Vec<&str> {
     let problems = status["problems"].as_array().unwrap();
     problems.iter().map(|problem| problem["name"].as_str().unwrap()).collect()
 }
 
-/// Tables, and so keys, are not kept of what is not there any more.
+/// A detach removes the records, which hold keys.
 fn holders_only(site: &Site) {
     let state = site.at("state");
     assert_eq!(files_below(&state), [state.join("holders"), state.join("pin")]);
 }
 
 #[test]
-fn where_there_is_no_way_back_nothing_has_failed() {
+fn a_rollback_without_a_target_is_not_a_failed_reload() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
@@ -276,7 +276,7 @@ fn where_there_is_no_way_back_nothing_has_failed() {
 }
 
 #[test]
-fn sigterm_detaches_if_it_is_told_to() {
+fn sigterm_detaches_if_configured() {
     alone(|site| {
         site.configure("on_stop = \"detach\"\n");
         site.write(&table("t", 80, &ALL));
@@ -296,7 +296,7 @@ fn remove(site: &Site, of: &str) {
 }
 
 #[test]
-fn pins_that_somebody_removes_are_made_again_and_nothing_is_lost() {
+fn removed_pins_are_made_again_without_loss() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
@@ -341,7 +341,7 @@ fn pins_that_somebody_removes_are_made_again_and_nothing_is_lost() {
         assert_eq!(site.json("rollback", &[])["generation"].as_u64(), Some(1), "{}", daemon.log());
         assert_eq!(site.json("reload", &["--force"])["changed"].as_bool(), Some(true));
         assert_eq!(site.encapsulated(), before);
-        // And the next one takes over what was pinned again.
+        // The next daemon adopts the repaired pins.
         let running = site.running();
         daemon.signal(Signal::SIGKILL);
         daemon.ended();
@@ -353,7 +353,7 @@ fn pins_that_somebody_removes_are_made_again_and_nothing_is_lost() {
 }
 
 #[test]
-fn pins_that_cannot_be_made_again_are_a_problem_until_they_can() {
+fn pins_that_cannot_be_repaired_are_a_problem() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();

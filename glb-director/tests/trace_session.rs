@@ -43,7 +43,7 @@ fn ended(child: &mut Child) -> (ExitStatus, String) {
 }
 
 #[test]
-fn generations_that_change_faster_than_one_looks_are_passed_over() {
+fn a_trace_skips_generations_that_end_quickly() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
@@ -71,7 +71,7 @@ fn generations_that_change_faster_than_one_looks_are_passed_over() {
 }
 
 #[test]
-fn a_daemon_that_ends_says_so_to_whoever_watches() {
+fn stopping_the_daemon_ends_the_trace() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         for _ in 0..4 {
@@ -93,7 +93,7 @@ fn a_daemon_that_ends_says_so_to_whoever_watches() {
 }
 
 #[test]
-fn an_interface_that_comes_back_is_watched_too() {
+fn a_recreated_interface_is_traced() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();

@@ -32,7 +32,7 @@ fn limit(daemon: &Daemon, what: &str, value: u64) {
     assert!(done.success(), "prlimit {limit}");
 }
 
-/// What may end the daemon: packets go on, and the next one takes over.
+/// If the daemon ends, packets are still forwarded and the next daemon adopts the generation.
 fn survives(site: &Site, daemon: &mut Daemon, mut change: impl FnMut()) -> String {
     let traffic = Traffic::start("a", 1);
     change();
@@ -47,10 +47,10 @@ fn survives(site: &Site, daemon: &mut Daemon, mut change: impl FnMut()) -> Strin
     said
 }
 
-/// What stands in an error about a program that the verifier does not take.
+/// Checks the error about a program that the verifier refuses.
 #[track_caller]
 fn says_why_it_is_refused(said: &str) {
-    // What the verifier found, on which kernel, and what to do.
+    // It has the verifier's message, the kernel's release and the remedy.
     for words in ["refuses the program", "infinite loop", "this is Linux", "report it"] {
         assert!(said.contains(words), "{words:?} is missing in: {said}");
     }
@@ -58,7 +58,7 @@ fn says_why_it_is_refused(said: &str) {
 }
 
 #[test]
-fn a_program_that_the_verifier_refuses_leaves_the_running_generation() {
+fn a_refused_program_leaves_the_active_generation() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
@@ -88,7 +88,7 @@ fn a_program_that_the_verifier_refuses_leaves_the_running_generation() {
 }
 
 #[test]
-fn a_start_whose_program_the_verifier_refuses_leaves_what_there_was() {
+fn a_start_with_a_refused_program_changes_nothing() {
     alone(|site| {
         // Nothing ran: nothing is left.
         site.write(&table("t", 80, &ALL));
@@ -101,7 +101,7 @@ fn a_start_whose_program_the_verifier_refuses_leaves_what_there_was() {
         let mut daemon = site.start();
         assert!(daemon.end(Signal::SIGTERM).success());
 
-        // What runs is adopted, and nothing needs to be loaded for that.
+        // The running generation is adopted without loading a program.
         let (running, before) = (site.running(), site.encapsulated());
         let traffic = Traffic::start("a", 1);
         site.fault("refuse load");
@@ -115,7 +115,7 @@ fn a_start_whose_program_the_verifier_refuses_leaves_what_there_was() {
         assert_eq!((site.running(), site.pinned()), (running, vec![1]));
         says_why_it_is_refused(&site.json("status", &[])["problems"].to_string());
         assert!(daemon.end(Signal::SIGTERM).success());
-        // It is another release's, which nobody else can look after: it goes on all the same.
+        // A generation of another release cannot be adopted, but goes on forwarding.
         let config = fs::read_to_string(site.at("director.toml")).unwrap();
         site.configure("outer_tos = 4");
         let mut daemon = site.spawn();
@@ -138,7 +138,7 @@ fn a_start_whose_program_the_verifier_refuses_leaves_what_there_was() {
 }
 
 #[test]
-fn pins_that_cannot_be_made_leave_the_running_generation() {
+fn failed_pinning_leaves_the_active_generation() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
@@ -154,7 +154,7 @@ fn pins_that_cannot_be_made_leave_the_running_generation() {
 }
 
 #[test]
-fn too_few_descriptors_leave_the_running_generation() {
+fn too_few_descriptors_leave_the_active_generation() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
@@ -194,7 +194,7 @@ fn survives_200_tables(site: &Site, mut daemon: Daemon) {
 }
 
 #[test]
-fn too_little_memory_ends_the_daemon_at_worst() {
+fn forwarding_survives_a_lack_of_memory() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let daemon = site.start();
@@ -247,20 +247,20 @@ impl Drop for Group {
 }
 
 #[test]
-fn a_control_group_without_memory_ends_the_daemon_at_worst() {
+fn forwarding_survives_a_memory_limited_control_group() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let group = Group::new();
         let daemon = site.start();
         group.write(["cgroup.procs", "cgroup.procs"], &daemon.child.id().to_string());
-        // What it has is another group's; rows and programs of 200 tables are many times this.
+        // Its memory is charged to another group; 200 tables need many times this limit.
         group.limit(16 << 20);
         survives_200_tables(&site, daemon);
     });
 }
 
 #[test]
-fn what_netlink_did_not_tell_is_asked_for() {
+fn lost_netlink_messages_are_recovered_by_a_dump() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
@@ -291,7 +291,7 @@ fn what_netlink_did_not_tell_is_asked_for() {
 }
 
 #[test]
-fn a_full_disk_is_said_and_in_nobodys_way() {
+fn a_full_disk_is_reported_and_blocks_nothing() {
     alone(|site| {
         site.write(&table("t", 80, &ALL));
         let state = site.at("state");
@@ -313,11 +313,11 @@ fn a_full_disk_is_said_and_in_nobodys_way() {
         let said = daemon.log();
         assert_eq!(said.matches("cannot write to the state folder").count(), 1, "{said}");
         assert!(!said.contains("in order again"), "{said}");
-        // What could not be kept whole is not there in part.
+        // Files that could not be written whole do not exist in part.
         assert!(!state.join("holders").exists() && !state.join("holders.new").exists());
         // Room again.
         mount(none, &state, none, MsFlags::MS_REMOUNT, Some("size=64m")).unwrap();
-        // What was not kept is kept by itself.
+        // Unwritten files are written without a request.
         daemon.says("in order again", 0);
         assert!(state.join("holders").exists() && state.join("generation-7.json").exists());
         site.write(&table("t", 80, &ALL));

@@ -75,7 +75,7 @@ fn packets() -> [Vec<u8>; 2] {
     })
 }
 
-/// What becomes of a packet: the verdict's number and the frame.
+/// The verdict's number and the frame after a run.
 fn right(image: &CompiledTables, packet: &[u8]) -> (u32, Vec<u8>) {
     match oracle::expected_outcome(image, packet).verdict {
         Verdict::Send { backend, frame } if backend.interface == TEST_INTERFACE => (3, frame),
@@ -86,7 +86,7 @@ fn right(image: &CompiledTables, packet: &[u8]) -> (u32, Vec<u8>) {
 
 struct Loaded {
     generation: Generation,
-    /// The same program, for a thread of its own.
+    /// The same program, for use in another thread.
     program: Xdp,
     images: [CompiledTables; 2],
     packets: [Vec<u8>; 2],
@@ -111,13 +111,13 @@ impl Loaded {
     }
 }
 
-/// Changes so long as `GLB_TEST_CHANGES` says, or so many.
+/// The number of updates: `GLB_TEST_CHANGES`, or a default.
 fn changes() -> usize {
     std::env::var("GLB_TEST_CHANGES").ok().and_then(|text| text.parse().ok()).unwrap_or(200)
 }
 
 #[test]
-fn no_packet_sees_half_of_a_change() {
+fn packets_see_next_hops_before_or_after_an_update_only() {
     let pins = private_pins();
     let Loaded { mut generation, program, images, packets } = Loaded::new(&pins);
     let expected: Vec<[(u32, Vec<u8>); 2]> = packets
@@ -165,7 +165,7 @@ fn pinned<T: MapValue>(pins: &PinFolder, name: &str) -> MappedArray<T> {
 }
 
 #[test]
-fn a_change_that_is_cut_short_leaves_whole_ways_and_is_mended_by_the_next_start() {
+fn an_interrupted_update_is_repaired_at_the_next_start() {
     let pins = private_pins();
     let loaded = Loaded::new(&pins);
     assert_eq!(loaded.by(), [Some(0), Some(0)]);
