@@ -13,7 +13,7 @@ use glb_host::{
     control::{ControlConfig, RawControlConfig},
     doctor::has_address,
     duration,
-    next_hop::Transmit,
+    next_hop::{Gateway, Transmit},
     xdp_link::Mode,
 };
 use glb_table::plan;
@@ -27,7 +27,10 @@ use crate::{
     compiled_tables::ForwardingOptions,
 };
 
-/// What is written in the file.
+/// The default control socket; under systemd it is in the unit's runtime directory.
+pub const DEFAULT_SOCKET: &str = "/run/glb-director/control.sock";
+
+/// The configuration file before it is checked.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Raw {
@@ -91,38 +94,38 @@ impl Default for ProbeConfig {
     }
 }
 
-/// What is done with a change that can break flows.
+/// The treatment of a change that can break flows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnUnsafe {
-    /// It is made, and said.
+    /// Make the change and warn.
     #[default]
     Warn,
-    /// It is not made.
+    /// Refuse the change.
     Refuse,
 }
 
-/// What SIGTERM leaves behind.
+/// The daemon's behaviour on SIGTERM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnStop {
-    /// The program, which goes on forwarding.
+    /// The program stays attached and goes on forwarding.
     #[default]
     Stay,
-    /// Nothing: what is announced is withdrawn, and then the program is taken off.
+    /// Withdraw everything, then detach.
     Detach,
-    /// Nothing, after a drain.
+    /// Drain, then detach.
     Drain,
 }
 
-/// How the program is attached.
+/// The XDP mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AttachMode {
-    /// By the driver.
+    /// XDP in the driver.
     #[default]
     Native,
-    /// By the kernel, after it has made its own form of each packet.
+    /// XDP in the kernel, after it has allocated an skb for each packet.
     Generic,
 }
 
@@ -139,18 +142,18 @@ fn answers_per_second() -> u32 {
     ForwardingOptions::default().answers_per_second
 }
 
-/// What becomes of an IPv4 packet that is too big and that its sender allows to be fragmented.
+/// The treatment of an IPv4 packet without DF that exceeds the tunnel's MTU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum MayFragment {
-    /// It is dropped and counted.
+    /// Drop and count it.
     #[default]
     Drop,
-    /// It travels in a tunnel packet that routers may fragment.
+    /// Encapsulate it without DF, so that routers may fragment it.
     Tunnel,
 }
 
-/// `"keep"`, or the identifiers of the tags to send.
+/// The VLAN tags of sent packets: `"keep"`, or identifiers.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "\"keep\", or a list of at most two VLAN identifiers (1 to 4094)")]
 enum Vlan {
@@ -170,7 +173,7 @@ impl Default for Vlan {
     }
 }
 
-/// Six bytes in hex with colons between.
+/// Parses a MAC address.
 fn mac(text: &str) -> Option<[u8; 6]> {
     let bytes = text
         .split(':')
@@ -182,7 +185,7 @@ fn yes() -> bool {
     true
 }
 
-/// `"copy"`, or a number.
+/// The outer TOS byte: `"copy"`, or a number.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "\"copy\" or a number from 0 to 255")]
 enum Tos {
@@ -206,7 +209,7 @@ fn default_bpffs_dir() -> PathBuf {
     PathBuf::from("/sys/fs/bpf/glb-director")
 }
 
-/// One for each pin folder, so that two directors on one machine have two.
+/// Derives the state directory from the pin directory, so that two directors have two.
 fn default_state_dir(pin: &Path) -> PathBuf {
     let folder = PathBuf::from("/var/lib/glb-director");
     if pin == default_bpffs_dir() {
@@ -216,63 +219,63 @@ fn default_state_dir(pin: &Path) -> PathBuf {
     folder.join(format!("at-{name}"))
 }
 
-/// What is meant: every value has been checked.
+/// A director's checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The file itself.
+    /// The path of the configuration file.
     pub path: PathBuf,
-    /// The table file; a relative path is meant from the configuration's folder.
+    /// The table file; a relative path starts at the configuration file's directory.
     pub table: PathBuf,
-    /// Interfaces to attach to, at least one, none twice.
+    /// The interfaces to attach to: at least one, each once.
     pub interfaces: Vec<String>,
-    /// Folder on a BPF file system where program and maps are pinned.
+    /// The directory on a BPF file system that holds the pins.
     pub bpffs_dir: PathBuf,
-    /// What concerns the packet path.
+    /// The options of the packet path.
     pub options: ForwardingOptions,
-    /// Everyone's next hop; without one, the kernel's routes and neighbours say it.
+    /// The next hop of all backends; without it, the kernel's routes and neighbours decide.
     pub gateway_mac: Option<[u8; 6]>,
-    /// Where Prometheus may ask for metrics; nowhere if it is left out.
+    /// The address of the Prometheus exporter, if any.
     pub metrics: Option<SocketAddr>,
-    /// Where statsd is told, under GLB's names, and how often; nowhere if it is left out.
+    /// The statsd address and the interval, if any.
     pub statsd: Option<(SocketAddr, Duration)>,
-    /// The control channel.
+    /// The control socket.
     pub control: ControlConfig,
-    /// Folder on a disk for what has to outlive the daemon and cannot be pinned.
+    /// The directory for state that must outlive the daemon and cannot be pinned.
     pub state_dir: PathBuf,
-    /// What is done with a change that can break flows.
+    /// The treatment of a change that can break flows.
     pub on_unsafe: OnUnsafe,
-    /// How long a flow lives at most, in seconds.
+    /// The longest lifetime of a flow, in seconds.
     pub flow_age: u64,
-    /// What SIGTERM leaves behind.
+    /// The daemon's behaviour on SIGTERM.
     pub on_stop: OnStop,
-    /// How the program is attached.
+    /// The XDP mode.
     pub mode: Mode,
-    /// What is announced to routers.
+    /// The announcements to routers.
     pub announcements: Vec<Announcement>,
-    /// When a drain's packets have ceased.
+    /// When a drain takes traffic as stopped.
     pub drain: DrainLimits,
-    /// How a withdrawal goes before the change that ends a VIP's service.
+    /// How long a withdrawal may delay the change that ends a VIP's service.
     pub withdraw: WithdrawLimits,
     /// The probes to the backends.
     pub probe: ProbeConfig,
 }
 
-/// Why a configuration cannot be used.
+/// Why a configuration is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file could not be read, is not TOML, or a field is wrong.
+    /// The file cannot be read or parsed.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A value makes no sense.
+    /// A value is invalid.
     #[error("{}: `{key} = {value}`: {fix}", path.display())]
     Value {
         /// The file.
         path: PathBuf,
-        /// The field.
+        /// The key.
         key: &'static str,
-        /// What is written.
+        /// The value.
         value: String,
-        /// What would be right.
+        /// The fix.
         fix: String,
     },
 }
@@ -290,12 +293,20 @@ impl Config {
     /// Reads and checks a configuration file.
     ///
     /// # Errors
-    /// When it cannot be read or says something wrong.
+    /// When the file cannot be read, or a value is invalid.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         Self::check(config_file::read(path)?, path)
     }
 
-    /// What the machine says against a value that could be right elsewhere.
+    /// Returns the gateway that all tunnel packets go through, if one is configured. Packets to a backend
+    /// that no route covers leave by the first interface, as with GLB.
+    #[must_use]
+    pub fn gateway(&self) -> Option<Gateway> {
+        let mac = self.gateway_mac?;
+        Some(Gateway { mac, interface: self.interfaces.first().cloned() })
+    }
+
+    /// Warns about values that do not fit this machine.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let v4 = self.options.outer_source.map(IpAddr::from);
@@ -305,8 +316,8 @@ impl Config {
             let family = if source.is_ipv4() { "ipv4" } else { "ipv6" };
             format!(
                 "`outer_source_{family} = \"{source}\"` is not an address of this machine: backends \
-                 may refuse its packets, and errors about them go elsewhere; give one of its own, or \
-                 leave it out"
+                 may refuse its packets, and ICMP errors go elsewhere. Set one of its own addresses, or \
+                 remove the key"
             )
         };
         foreign.map(warning).collect()
@@ -325,7 +336,7 @@ impl Config {
         }
         let mut seen = HashSet::new();
         for interface in &raw.interfaces {
-            // Interface names become file names of pins: the kernel's own rules keep those apart.
+            // Interface names become file names of pins, so the kernel's rules for names apply.
             let is_name = !interface.is_empty()
                 && interface.len() < 16
                 && !matches!(interface.as_str(), "." | "..")
@@ -389,7 +400,7 @@ impl Config {
             return wrong("statsd_interval", format!("{interval:?}"), fix);
         };
         let folder = path.parent().unwrap_or(Path::new(""));
-        let control = match raw.control.check(folder, "/run/glb-director/control.sock") {
+        let control = match raw.control.check(folder, DEFAULT_SOCKET) {
             Ok(control) => control,
             Err((key, value, fix)) => return wrong(key, value, fix),
         };
@@ -469,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_meant_from_the_files_folder() {
+    fn relative_paths_start_at_the_file() {
         let config = parse(GOOD).unwrap();
         assert_eq!(config.table, Path::new("/etc/glb/t.toml"));
         assert_eq!(config.state_dir, Path::new("/var/lib/glb-director"));

@@ -1,8 +1,8 @@
-//! Whether the directors of a fleet agree: what one tells of itself, and what differs between them.
+//! Compares the directors of a fleet: what one reports of itself, and what differs between them.
 //!
-//! Nothing of it shows a key. The digest over membership covers keys and seeds: who has one can test a
-//! guess at all of a table's at once, and they are 128 random bits each. It is keyed with nothing, for
-//! directors that have only the table in common must come to the same one.
+//! No report shows a key. The membership digest covers keys and seeds with a plain hash, because
+//! directors share nothing but the table. A reader of the digest can test guesses of all of a table's keys
+//! at once; they are 128 random bits each.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,20 +11,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::{announce::AnnounceView, model::Problem, status::Status, views::Observer};
 
-/// What a director tells of itself. Fields are added, never renamed.
+/// A director's report of itself. Fields are added, never renamed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Member {
-    /// Its release.
+    /// The release.
     pub release: String,
-    /// The generation in force; numbers differ between directors that agree.
+    /// The generation in force; the number is local to the director.
     pub generation: Option<u64>,
-    /// Digest of what must be equal everywhere, of all tables.
+    /// The digest of the settings of all tables that must be equal.
     pub membership_digest: Option<String>,
-    /// Digest of states and health, of all tables.
+    /// The digest of states and health of all tables.
     pub order_digest: Option<String>,
-    /// What is not as it should be there.
+    /// The director's problems.
     pub problems: Vec<Problem>,
-    /// What it announces.
+    /// The director's announcements.
     pub announce: AnnounceView,
     /// The tables in force.
     pub tables: Vec<MemberTable>,
@@ -33,35 +33,35 @@ pub struct Member {
 /// A table of a director.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberTable {
-    /// Its name.
+    /// The table's name.
     pub name: String,
-    /// Digest of what must be equal everywhere.
+    /// The digest of the settings that must be equal.
     pub membership_digest: String,
-    /// Digest of states and health.
+    /// The digest of states and health.
     pub order_digest: String,
-    /// Hops, hash fields and order, in words.
+    /// Hops, hash fields and order.
     pub settings: BTreeMap<String, String>,
-    /// Its binds.
+    /// The binds.
     pub binds: BTreeSet<String>,
-    /// Its backends by address.
+    /// The backends by address.
     pub backends: BTreeMap<String, MemberBackend>,
 }
 
 /// A backend of a director's table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberBackend {
-    /// Its state.
+    /// The state.
     pub state: String,
-    /// Its health.
+    /// The health.
     pub healthy: bool,
-    /// Its weight.
+    /// The weight.
     pub weight: u16,
-    /// Its zone.
+    /// The zone.
     pub zone: String,
 }
 
 impl Member {
-    /// What `observer` sees now.
+    /// Creates the report of the running director.
     #[must_use]
     pub fn of(observer: &Observer) -> Self {
         let status = Status::of(observer);
@@ -115,32 +115,32 @@ fn table(table: &Table) -> MemberTable {
     }
 }
 
-/// What a difference is about.
+/// The kind of a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum About {
-    /// What must be equal: flows that move between directors break.
+    /// A setting that must be equal: flows that move between these directors break.
     Membership,
-    /// States and health, which may differ for a moment.
+    /// States or health, which may differ for a moment.
     Order,
 }
 
-/// Something that is not the same everywhere.
+/// A setting with different values on different directors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Difference {
-    /// What it is about.
+    /// The kind.
     pub about: About,
     /// The table.
     pub table: String,
-    /// The backend, if it is about one.
+    /// The backend, if one is concerned.
     pub backend: Option<String>,
-    /// What it is, for people.
+    /// The setting, in words.
     pub what: String,
-    /// Each value with the targets that have it.
+    /// The targets by value.
     pub values: BTreeMap<String, Vec<String>>,
 }
 
-/// What differs between directors, by their targets.
+/// Returns the differences between directors.
 #[must_use]
 pub fn compare(members: &[(String, Member)]) -> Vec<Difference> {
     let names: BTreeSet<&str> = members
@@ -212,7 +212,7 @@ fn table_differences(name: &str, found: &Found<'_>, all: &mut Vec<Difference>) {
         let of = |table: &MemberTable| get(table, &|backend| healthy(backend.healthy));
         look(About::Order, at, "health", &of);
     }
-    // What is not shown can only be told by the digest.
+    // Keys and seeds are not shown, so only the digest can differ.
     let named = all[before..].iter().any(|difference| difference.about == About::Membership);
     if !named {
         let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -225,7 +225,7 @@ fn table_differences(name: &str, found: &Found<'_>, all: &mut Vec<Difference>) {
                 about: About::Membership,
                 table: name.to_owned(),
                 backend: None,
-                what: "keys or seeds (which are not shown; these are digests)".to_owned(),
+                what: "keys or seeds (not shown; these are digests)".to_owned(),
                 values,
             });
         }
@@ -260,7 +260,7 @@ mod tests {
         }
     }
 
-    /// The differences of three directors, of which the last has another file.
+    /// Returns the differences of three directors; the last one has another file.
     fn differences(from: &str, to: &str) -> Vec<Difference> {
         let other = TABLE.replace(from, to);
         assert_ne!(other, TABLE, "{from}");
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_is_named_with_who_has_what() {
+    fn differences_name_the_setting_and_the_targets_of_each_value() {
         use About::{Membership, Order};
         for (from, to, about, backend, what) in [
             ("weight = 7", "weight = 8", Membership, Some("10.0.0.2"), "weight"),

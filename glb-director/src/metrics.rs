@@ -1,4 +1,4 @@
-//! What the director tells Prometheus. `docs/metrics.md` lists it.
+//! The director's Prometheus metrics. `docs/director.md` and `docs/announcing.md` list them.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -68,6 +68,12 @@ struct OfAnnouncement {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Session {
+    announcement: String,
+    session: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AnnouncementStateLabels {
     announcement: String,
     state: &'static str,
@@ -91,13 +97,13 @@ struct Digest {
     order: String,
 }
 
-/// A family of gauges of whole numbers.
+/// A family of integer gauges.
 type Gauges<L> = Family<L, Gauge>;
 
-/// Where the metrics come from.
+/// The source of the metrics.
 #[derive(Debug)]
 pub struct Metered {
-    /// What sees everything.
+    /// The view of the running director.
     pub observer: Observer,
 }
 
@@ -108,7 +114,7 @@ impl MetricsSource for Metered {
 
     fn register(&self, registry: &mut Registry) -> Result<(), Box<dyn Error>> {
         let report = match self.observer.counters() {
-            // Nothing has been counted before the first start.
+            // Before the first start there are no counters.
             Err(CountersError::Missing { .. }) => Report::default(),
             other => other?,
         };
@@ -121,7 +127,7 @@ impl MetricsSource for Metered {
         self.interfaces(registry);
         self.tables(registry, &report);
         probes(registry, &self.observer.status().probes());
-        uncounted(registry, &snapshot, &report);
+        overflow(registry, &snapshot, &report);
         packets(registry, report);
         Ok(())
     }
@@ -138,6 +144,8 @@ fn announcements(registry: &mut Registry, view: &AnnounceView) {
     let failing = Gauges::<OfAnnouncement>::default();
     let withdrawals = Family::<Withdrawal, Counter>::default();
     let dropped = Family::<OfAnnouncement, Counter>::default();
+    let sessions = Gauges::<Session>::default();
+    let exported = Gauges::<OfAnnouncement>::default();
     for one in &view.announcements {
         let of = OfAnnouncement { announcement: one.name.clone() };
         let is_announced = one.state == Some(AnnouncementState::Announced);
@@ -153,6 +161,14 @@ fn announcements(registry: &mut Registry, view: &AnnounceView) {
             let count = one.withdrawals.get(reason).copied().unwrap_or_default();
             withdrawals.get_or_create(&Withdrawal { announcement, reason }).inc_by(count);
         }
+        for session in &one.sessions {
+            let (announcement, name) = (one.name.clone(), session.name.clone());
+            let labels = Session { announcement, session: name };
+            sessions.get_or_create(&labels).set(session.established.into());
+        }
+        if let Some(is_exported) = one.is_exported() {
+            exported.get_or_create(&of).set(is_exported.into());
+        }
         if one.method == "tun" {
             dropped.get_or_create(&of).inc_by(one.dropped);
         }
@@ -163,6 +179,10 @@ fn announcements(registry: &mut Registry, view: &AnnounceView) {
     registry.register("announcement_state", help, states);
     let help = "Whether the method fails to carry out the desired state, or cannot be asked";
     registry.register("announcement_failing", help, failing);
+    let help = "Whether the BGP session of the routing daemon is established";
+    registry.register("announcement_session_up", help, sessions);
+    let help = "Whether an established BGP session carries the prefixes";
+    registry.register("announcement_exported", help, exported);
     registry.register("withdrawals", "Withdrawals by reason", withdrawals);
     let help = "Packets to the prefixes that came out of the TUN interface and were dropped";
     registry.register("announcement_dropped_packets", help, dropped);
@@ -223,19 +243,19 @@ fn reloads(registry: &mut Registry, snapshot: &StatusSnapshot) {
     let help = "Changes that could break established flows, by what was done with them";
     registry.register("unsafe_changes", help, unsafe_changes);
     let reloading = u64::from(snapshot.phase == Phase::Reloading);
-    registry.register("reloading", "Whether a reload is under way", gauge(reloading));
+    registry.register("reloading", "Whether a reload is running", gauge(reloading));
     let last = snapshot.last_reload.as_ref();
     let well = u64::from(last.is_none_or(|last| last.error.is_none()));
-    registry.register("last_reload_success", "Whether the last reload went well", gauge(well));
+    registry.register("last_reload_success", "Whether the last reload succeeded", gauge(well));
     registry.register_with_unit(
         "last_reload_timestamp",
-        "When the last reload ended, since the epoch; 0 if there was none",
+        "End of the last reload as Unix time; 0 if there was none",
         Unit::Seconds,
         since_epoch(last.map(|last| last.at)),
     );
     registry.register_with_unit(
         "last_reload_duration",
-        "How long the last reload took",
+        "Duration of the last reload",
         Unit::Seconds,
         seconds(last.map_or(0.0, |last| last.took.as_secs_f64())),
     );
@@ -251,9 +271,9 @@ impl Metered {
             let number = view.generation.unwrap_or(0).try_into().unwrap_or(i64::MAX);
             generations.get_or_create(&labels).set(number);
         }
-        let help = "Whether one of this director's generations runs on the interface";
+        let help = "Whether a generation of this director is attached to the interface";
         registry.register("interface_attached", help, attached);
-        let help = "Generation that runs on the interface; 0 for none";
+        let help = "Generation attached to the interface; 0 for none";
         registry.register("interface_generation", help, generations);
     }
 
@@ -272,11 +292,11 @@ impl Metered {
             }
             states.get_or_create(&BackendState { table, backend, state: view.state }).set(1);
         }
-        let help = "Rows, of 65,536, in which the backend stands at this hop";
+        let help = "Rows, of 65,536, that list the backend at this hop";
         registry.register("backend_rows", help, rows);
-        registry.register("backend_state_info", "State that the table gives the backend", states);
-        registry.register("backend_healthy", "Health that the table gives the backend", healthy);
-        let help = "Whether the kernel knows the way to the backend now";
+        registry.register("backend_state_info", "State of the backend in the table", states);
+        registry.register("backend_healthy", "Health of the backend in the table", healthy);
+        let help = "Whether the backend has a usable next hop";
         registry.register("backend_reachable", help, reachable);
     }
 }
@@ -299,8 +319,8 @@ fn probes(registry: &mut Registry, probes: &ProbeSnapshot) {
     registry.register_with_unit("probe", help, Unit::Seconds, ProbeLatency::clone(&probes.latency));
 }
 
-/// Who found no counter of their own, since those of generations that can still count are not taken.
-fn uncounted(registry: &mut Registry, snapshot: &StatusSnapshot, report: &Report) {
+/// Tables and backends without a counter slot: slots of live generations are not reused.
+fn overflow(registry: &mut Registry, snapshot: &StatusSnapshot, report: &Report) {
     let of_tables: HashSet<&str> = report.tables.iter().map(|table| table.name.as_str()).collect();
     let of_backends: HashSet<(&str, IpAddr)> =
         report.backends.iter().map(|backend| (backend.table.as_str(), backend.address)).collect();
@@ -310,18 +330,17 @@ fn uncounted(registry: &mut Registry, snapshot: &StatusSnapshot, report: &Report
     });
     let tables = tables.filter(|table| !of_tables.contains(table.name.as_str())).count();
     let backends = backends.filter(|backend| !of_backends.contains(backend)).count();
+    let help = "Tables in force without a counter slot of their own: they share the overflow slot";
+    registry.register("overflow_tables", help, gauge(tables as u64));
     let help =
-        "Tables in force without counters of their own: their packets are counted under no table";
-    registry.register("uncounted_tables", help, gauge(tables as u64));
-    let help = "Backends in force without a counter of their own: what is sent to them is counted under \
-                no table";
-    registry.register("uncounted_backends", help, gauge(backends as u64));
+        "Backends in force without a counter slot of their own: they share the overflow slot";
+    registry.register("overflow_backends", help, gauge(backends as u64));
 }
 
 fn packets(registry: &mut Registry, report: Report) {
     let reasons = PacketsAndBytes::<Reason>::default();
-    // From the first scrape on, so that the first packet under a reason is an increase: for a table
-    // what becomes of its packets, for no table what is left to the kernel.
+    // Every reason is exported as 0 from the first scrape on, so that its first packet is an increase.
+    // Tables have the reasons of their packets, "no table" those of packets passed to the kernel.
     let zeros = report.backends.iter().map(|backend| (&backend.table, false));
     let none = String::new();
     let zeros = zeros.chain([(&none, true)]).collect::<BTreeSet<_>>();
@@ -340,7 +359,7 @@ fn packets(registry: &mut Registry, report: Report) {
         let action = counters::action(&reason).map_or("unknown", action_name);
         reasons.add(&Reason { table, reason, action }, count.packets, count.bytes);
     }
-    let what = "by table (none if no table is concerned), reason and what was done with them";
+    let what = "by table (empty for none), reason and action";
     reasons.register(registry, "packets", "received", what);
     let backends = PacketsAndBytes::<Backend>::default();
     for backend in report.backends {
@@ -350,7 +369,7 @@ fn packets(registry: &mut Registry, report: Report) {
     backends.register(registry, "backend_packets", "backend", "sent, by first hop");
 }
 
-/// The stable name of a verdict.
+/// The name of an action in the metrics.
 fn action_name(action: Action) -> &'static str {
     match action {
         Action::Pass => "pass",

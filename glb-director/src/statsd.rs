@@ -1,8 +1,7 @@
-//! GLB's own metrics for statsd, under GLB's names and tags, so that a fleet's dashboards need no
-//! change while it is migrated.
+//! Sends GLB's statsd metrics, with GLB's names and tags, so that dashboards work during a migration.
 //!
-//! UDP, and nothing waits for it: a datagram that cannot be sent is lost, as the protocol has it, and
-//! what it held is not sent again.
+//! Metrics go over UDP. A datagram that cannot be sent is lost, and its values are not sent again.
+//! Lines are separated by a newline and the last one has none, as GLB's director sends them.
 
 use std::{
     io,
@@ -13,24 +12,24 @@ use std::{
 
 use crate::{counters::Report, views::Observer};
 
-/// Longest datagram, in bytes: it fits every network unfragmented.
+/// The longest datagram, in bytes; it fits every network unfragmented.
 const MAX_DATAGRAM: usize = 1_200;
 
-/// What GLB calls its engine.
+/// The tag that names the packet engine, as in GLB.
 const TAG: &str = "glb_engine:xdp";
 
-/// Why statsd is not told.
+/// Why metrics cannot be sent to statsd.
 #[derive(Debug, thiserror::Error)]
-#[error("`statsd = \"{address}\"`: {source}")]
+#[error("cannot send metrics to `statsd = \"{address}\"`: {source}")]
 pub struct StatsdError {
     address: SocketAddr,
     source: io::Error,
 }
 
-/// Tells statsd at `address` every `interval`, in a thread of its own, until the process ends.
+/// Starts a thread that sends metrics to `address` every `interval`, until the process ends.
 ///
 /// # Errors
-/// When there is no socket or no thread.
+/// When the socket or the thread cannot be created.
 pub fn serve(
     address: SocketAddr,
     interval: Duration,
@@ -43,24 +42,24 @@ pub fn serve(
     };
     let socket = UdpSocket::bind((any, 0)).map_err(error)?;
     socket.set_nonblocking(true).map_err(error)?;
-    let tell = move || {
+    let send = move || {
         let mut before = sums(&observer);
         loop {
             thread::sleep(interval);
             let now = sums(&observer);
             for datagram in datagrams(&lines(&now.since(&before))) {
                 if let Err(error) = socket.send_to(datagram.as_bytes(), address) {
-                    tracing::debug!(%error, %address, "statsd was not told");
+                    tracing::debug!(%error, %address, "cannot send metrics to statsd");
                 }
             }
             before = now;
         }
     };
-    thread::Builder::new().name("statsd".into()).spawn(tell).map_err(error)?;
+    thread::Builder::new().name("statsd".into()).spawn(send).map_err(error)?;
     Ok(())
 }
 
-/// GLB's counters.
+/// The values of GLB's counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Sums {
     processed: u64,
@@ -75,7 +74,7 @@ struct Sums {
 }
 
 impl Sums {
-    /// What has come to it; counters that began anew count from 0.
+    /// Returns the increase; a counter that was reset counts from 0.
     fn since(&self, before: &Self) -> Self {
         let less = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
         Self {
@@ -140,7 +139,7 @@ fn add_up(report: &Report, overhead: impl Fn(&str) -> u64) -> Sums {
 
 fn lines(sums: &Sums) -> Vec<String> {
     let line = |name: &str, value: u64, tag: &str| {
-        format!("glb.director.packets.{name}:{value}|c|#{TAG}{tag}\n")
+        format!("glb.director.packets.{name}:{value}|c|#{TAG}{tag}")
     };
     let result = |name, value| line("results", value, &format!(",result:{name}"));
     let error = |name, value| line("internal_errors", value, &format!(",error:{name}"));
@@ -152,7 +151,7 @@ fn lines(sums: &Sums) -> Vec<String> {
         result("NoMatchingBind", sums.no_matching_bind),
         result("Matched", sums.matched),
         error("ErrorTable", sums.error_table),
-        // These cannot occur here: key and hash fields are part of the table, and a row always is.
+        // These errors cannot occur: a table always has its key, hash fields and rows.
         error("ErrorSecret", 0),
         error("ErrorHashConfig", 0),
         error("ErrorMissingRow", 0),
@@ -162,15 +161,16 @@ fn lines(sums: &Sums) -> Vec<String> {
     ]
 }
 
-/// As many lines in each as fit.
+/// Joins lines with newlines into datagrams of at most [`MAX_DATAGRAM`] bytes.
 fn datagrams(lines: &[String]) -> Vec<String> {
-    let mut datagrams = vec![String::new()];
+    let mut datagrams: Vec<String> = Vec::new();
     for line in lines {
-        if datagrams.last().is_none_or(|last| last.len() + line.len() > MAX_DATAGRAM) {
-            datagrams.push(String::new());
-        }
-        if let Some(last) = datagrams.last_mut() {
-            last.push_str(line);
+        match datagrams.last_mut().filter(|last| last.len() + 1 + line.len() <= MAX_DATAGRAM) {
+            Some(last) => {
+                last.push('\n');
+                last.push_str(line);
+            }
+            None => datagrams.push(line.clone()),
         }
     }
     datagrams
@@ -182,7 +182,7 @@ mod tests {
     use crate::counters::{Count, TableReport};
 
     #[test]
-    fn sums_and_names_are_glbs() {
+    fn metrics_have_the_values_and_names_of_glb() {
         let mut report = Report::default();
         let count = |packets| Count { packets, bytes: packets * 100 };
         report.reasons.insert("not_ip".into(), count(2));
@@ -191,7 +191,7 @@ mod tests {
             [("encapsulated".to_owned(), count(10)), ("next_hop_unresolved".to_owned(), count(1))];
         report.tables.push(TableReport { name: "t".into(), reasons: reasons.into() });
         let sums = add_up(&report, |_| 40);
-        let text = lines(&sums).concat();
+        let text = lines(&sums).join("\n") + "\n";
         for line in [
             "glb.director.packets.processed:16|c|#glb_engine:xdp\n",
             "glb.director.packets.encapsulated:10|c|#glb_engine:xdp\n",
@@ -209,10 +209,11 @@ mod tests {
     }
 
     #[test]
-    fn datagrams_are_bounded() {
-        let lines: Vec<String> = (0..200).map(|number| format!("line {number:050}\n")).collect();
+    fn datagrams_are_bounded_and_end_without_a_newline() {
+        let lines: Vec<String> = (0..200).map(|number| format!("line {number:050}")).collect();
         let datagrams = datagrams(&lines);
         assert!(datagrams.len() > 5 && datagrams.iter().all(|d| d.len() <= MAX_DATAGRAM));
-        assert_eq!(datagrams.concat(), lines.concat());
+        assert_eq!(datagrams.join("\n"), lines.join("\n"));
+        assert!(datagrams.iter().all(|datagram| !datagram.ends_with('\n')));
     }
 }

@@ -130,6 +130,9 @@ impl Status {
             } else if !one.reason.is_empty() && announce.drain.is_none() {
                 problem("not_announced", format!("announcement {}: {}", one.name, one.reason));
             }
+            if let Some(text) = one.session_problem() {
+                problem("not_exported", text);
+            }
         }
         let probes = observer.status().probes();
         problems.extend(probes.problems());

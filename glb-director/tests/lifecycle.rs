@@ -146,9 +146,9 @@ fn unsafe_changes_are_reported_or_refused_and_can_be_forced() {
         assert!(daemon.end(Signal::SIGTERM).success());
         let mut daemon = site.start();
         daemon.says("what runs stays", 0);
-        let (well, text) = site.run("drained", &["10.0.1.99"]);
+        let (well, text) = site.run("mark-drained", &["10.0.1.99"]);
         assert!(!well && text.contains("10.0.1.12"), "{text}");
-        let (well, text) = site.run("drained", &["10.0.1.11"]);
+        let (well, text) = site.run("mark-drained", &["10.0.1.11"]);
         assert!(well && text.contains("10.0.1.11"), "{text}");
         let done = site.json("reload", &[]);
         assert_eq!(done["at_risk"].as_f64(), Some(0.0), "{done}");

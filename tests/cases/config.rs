@@ -179,6 +179,7 @@ fn statsd_receives_glb_metric_names() -> Result<()> {
         ensure!(begun.elapsed() < Duration::from_secs(20), "{before} {after} {heard:#?}");
         let Ok(length) = socket.recv(&mut bytes) else { continue };
         ensure!(length <= 1_200, "a datagram of {length} bytes");
+        ensure!(bytes[length - 1] != b'\n', "a datagram that ends with a newline");
         for line in String::from_utf8_lossy(&bytes[..length]).lines() {
             let (name, rest) = line.split_once(':').context(line.to_owned())?;
             let mut words = rest.splitn(3, '|');

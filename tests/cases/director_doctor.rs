@@ -54,7 +54,7 @@ fn doctor_finds_each_fault_and_its_repair() -> Result<()> {
         "offloads",
         "mtu",
         "rp_filter",
-        "way",
+        "next_hop",
         "vip",
         "pin_folder",
         "keys",
@@ -116,7 +116,7 @@ fn doctor_finds_each_fault_and_its_repair() -> Result<()> {
                 backend.ip(&format!("link set {INTERFACE} {}\n", word(bad, "down", "up")))?;
                 director.ip(&format!("neigh flush to {address}\n"))
             }),
-            "way",
+            "next_hop",
             "problem",
             vec![Node::Backend(2).v4().to_string(), "ip neigh".into()],
         ),
@@ -206,7 +206,7 @@ fn doctor_finds_each_fault_and_its_repair() -> Result<()> {
     fleet.directors[0].detach(&fleet.lab)?;
     let (code, report) = doctor(&fleet, &[])?;
     let found = findings(&report, "program");
-    ensure!(code == Some(4) && found[0].contains("nothing is attached"), "{found:?}");
+    ensure!(code == Some(4) && found[0].contains("no program is attached"), "{found:?}");
     let pin = fleet.lab.bpf().join("other");
     fleet.lab.netns(DIRECTOR)?.run(|| link::attach_pass(INTERFACE, &pin))?;
     let found = findings(&doctor(&fleet, &[])?.1, "program");
@@ -278,6 +278,9 @@ fn doctor_probe_reports_backends_that_answer() -> Result<()> {
     fleet.director()?.end(Signal::SIGTERM)?;
     fleet.directors[0].detach(&fleet.lab)?;
     let (code, report) = doctor(&fleet, &["--probe"])?;
-    ensure!(code == Some(4) && findings(&report, "probe")[0].contains("start it"), "{report:#}");
+    ensure!(
+        code == Some(4) && findings(&report, "probe")[0].contains("start the daemon"),
+        "{report:#}"
+    );
     Ok(())
 }

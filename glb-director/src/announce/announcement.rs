@@ -41,6 +41,8 @@ pub enum MethodConfig {
         protocols: Vec<String>,
         /// Protocols enabled while the state is `low_preference`; may be empty.
         low_preference: Vec<String>,
+        /// BGP protocols that carry the prefixes; empty to find them.
+        sessions: Vec<String>,
     },
     /// Routes the prefixes into a TUN interface, where a routing daemon learns them.
     Tun {

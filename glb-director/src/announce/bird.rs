@@ -11,19 +11,23 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::UnixStream,
     time::{sleep, timeout},
 };
 
-use super::AnnouncementState;
+use super::{AnnouncementState, SessionView, printable};
 
 /// How long BIRD may take to answer one command.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a protocol may take to reach the state it was told.
 const STATE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The longest greeting, in bytes.
+const LONGEST_GREETING: u64 = 1 << 10;
 
 /// The longest reply, in bytes.
 const LONGEST_REPLY: u64 = 4 << 20;
@@ -122,7 +126,7 @@ impl Reply {
 
     fn text(&self) -> String {
         let lines = self.lines.iter().map(|(_, text)| text.as_str());
-        lines.filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ")
+        printable(&lines.filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; "))
     }
 
     /// Adds a line; returns whether it is the last one. A line without a code continues the last code.
@@ -134,36 +138,56 @@ impl Reply {
         let code = line.get(..4).filter(|code| code.bytes().all(|b| b.is_ascii_digit()));
         let code = code.and_then(|code| code.parse().ok());
         let (Some(code), Some(rest)) = (code, line.get(4..)) else {
-            return Err(format!("it says {line:?}"));
+            return Err(format!("it says \"{}\"", printable(line)));
         };
         let (is_last, text) = match rest.as_bytes().first() {
             Some(b'-') => (false, &rest[1..]),
             Some(b' ') => (true, &rest[1..]),
             None => (true, ""),
-            Some(_) => return Err(format!("it says {line:?}")),
+            Some(_) => return Err(format!("it says \"{}\"", printable(line))),
         };
         self.lines.push((code, text.to_owned()));
         Ok(is_last)
     }
 
-    /// The state of each protocol, from a reply to `show protocols`.
-    fn states(&self) -> BTreeMap<String, String> {
-        // Columns: name, type, table, state, since, info.
+    /// The protocols of a reply to `show protocols`, by name.
+    fn protocols(&self) -> BTreeMap<String, Protocol> {
+        // Columns: name, type, table, state, since (a time, or a date and a time), info.
         let rows = self.lines.iter().filter(|(code, _)| *code == 1002);
         rows.filter_map(|(_, text)| {
             let mut words = text.split_whitespace();
-            Some((words.next()?.to_owned(), words.nth(2)?.to_owned()))
+            let (name, kind) = (words.next()?.to_owned(), words.next()?.to_owned());
+            let state = words.nth(1)?.to_owned();
+            let is_time = |word: &&str| word.starts_with(|c: char| c.is_ascii_digit());
+            let info = words.skip_while(is_time).collect::<Vec<_>>().join(" ");
+            Some((name, Protocol { kind, state, info: printable(&info) }))
         })
         .collect()
     }
 }
 
-/// The BIRD protocols of one announcement.
+/// A row of `show protocols`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Protocol {
+    /// The type, such as `Static` or `BGP`.
+    kind: String,
+    /// `up`, `down`, `start` or `stop`.
+    state: String,
+    /// For BGP the session's state and its last error.
+    info: String,
+}
+
+/// The BIRD protocols of one announcement, and the BGP sessions that carry it.
 #[derive(Debug)]
 pub struct Bird {
     path: PathBuf,
     protocols: Vec<String>,
     low_preference: Vec<String>,
+    /// The configured sessions; if empty, every BGP protocol that is not disabled.
+    sessions: Vec<String>,
+    prefixes: Vec<String>,
+    /// The sessions at the last check.
+    seen: Vec<SessionView>,
     connection: Option<BufReader<UnixStream>>,
 }
 
@@ -171,8 +195,29 @@ impl Bird {
     /// Names the control socket and the protocols. Connects on first use.
     #[must_use]
     pub fn new(path: &Path, protocols: &[String], low_preference: &[String]) -> Self {
-        let (protocols, low_preference) = (protocols.to_vec(), low_preference.to_vec());
-        Self { path: path.to_owned(), protocols, low_preference, connection: None }
+        Self {
+            path: path.to_owned(),
+            protocols: protocols.to_vec(),
+            low_preference: low_preference.to_vec(),
+            sessions: Vec::new(),
+            prefixes: Vec::new(),
+            seen: Vec::new(),
+            connection: None,
+        }
+    }
+
+    /// Names the prefixes, and the BGP sessions that carry them; without names the sessions are found.
+    #[must_use]
+    pub fn with_sessions(mut self, sessions: &[String], prefixes: &[IpNet]) -> Self {
+        self.sessions = sessions.to_vec();
+        self.prefixes = prefixes.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// Returns the BGP sessions as [`Self::observe`] or [`Self::apply`] saw them last.
+    #[must_use]
+    pub fn sessions(&self) -> &[SessionView] {
+        &self.seen
     }
 
     /// Returns the highest state that any of the protocols is in.
@@ -180,8 +225,9 @@ impl Bird {
     /// # Errors
     /// When BIRD cannot be asked.
     pub async fn observe(&mut self) -> Result<AnnouncementState, BirdError> {
-        let states = self.states().await?;
-        let any = |names: &[String]| names.iter().any(|name| states.get(name) != Some(&down()));
+        let all = self.show_protocols().await?;
+        self.check_sessions(&all).await?;
+        let any = |names: &[String]| names.iter().any(|name| !is_down(&all, name));
         Ok(match (any(&self.protocols), any(&self.low_preference)) {
             (true, _) => AnnouncementState::Announced,
             (false, true) => AnnouncementState::LowPreference,
@@ -206,22 +252,23 @@ impl Bird {
             self.protocols.iter().cloned().map(|n| (n, state == AnnouncementState::Announced)),
         );
         wanted.sort_by_key(|(_, up)| !*up);
-        let states = self.states().await?;
+        let all = self.show_protocols().await?;
         for (name, up) in &wanted {
-            let is_there = states.get(name).is_some_and(|state| (*state != down()) == *up);
-            if !is_there {
+            if is_down(&all, name) == *up {
                 self.command(if *up { "enable" } else { "disable" }, name).await?;
             }
         }
         let mut waited = Duration::ZERO;
         loop {
-            let states = self.states().await?;
+            let all = self.show_protocols().await?;
             let not_yet = wanted.iter().find_map(|(name, up)| {
-                let state = states.get(name)?;
+                let state = &all.get(name)?.state;
                 let wanted = if *up { "up" } else { "down" };
                 (state != wanted).then(|| (name.clone(), state.clone(), wanted))
             });
-            let Some((name, state, wanted)) = not_yet else { return Ok(()) };
+            let Some((name, state, wanted)) = not_yet else {
+                return self.check_sessions(&all).await;
+            };
             if waited >= STATE_TIMEOUT {
                 let path = self.path.clone();
                 return Err(BirdError::StuckProtocol { path, name, state, wanted });
@@ -241,25 +288,80 @@ impl Bird {
         self.connection = None;
     }
 
-    /// Returns the states of all protocols, once every configured one is among them.
-    async fn states(&mut self) -> Result<BTreeMap<String, String>, BirdError> {
-        let reply = self.ask("show protocols").await?;
-        let states = reply.states();
-        let all = self.protocols.iter().chain(&self.low_preference);
-        if let Some(name) = all.into_iter().find(|name| !states.contains_key(*name)) {
-            let known: Vec<&str> = states.keys().map(String::as_str).collect();
-            let (name, known) = (name.clone(), known.join(", "));
+    /// Returns all protocols of BIRD.
+    ///
+    /// # Errors
+    /// When BIRD cannot be asked, or lacks a configured protocol.
+    async fn show_protocols(&mut self) -> Result<BTreeMap<String, Protocol>, BirdError> {
+        let found = self.ask("show protocols").await?.protocols();
+        let configured = self.protocols.iter().chain(&self.low_preference).chain(&self.sessions);
+        if let Some(name) = configured.into_iter().find(|name| !found.contains_key(*name)) {
+            let known: Vec<&str> = found.keys().map(String::as_str).collect();
+            let (name, known) = (name.clone(), printable(&known.join(", ")));
             return Err(BirdError::NoProtocol { path: self.path.clone(), name, known });
         }
-        Ok(states)
+        Ok(found)
+    }
+
+    /// Reads the state of the BGP sessions, and whether they export the prefixes.
+    async fn check_sessions(&mut self, all: &BTreeMap<String, Protocol>) -> Result<(), BirdError> {
+        let is_session = |name: &String, protocol: &Protocol| {
+            if self.sessions.is_empty() {
+                protocol.kind == "BGP" && protocol.state != "down"
+            } else {
+                self.sessions.contains(name)
+            }
+        };
+        let found: Vec<(String, Protocol)> = all
+            .iter()
+            .filter(|(name, protocol)| is_session(name, protocol))
+            .map(|(name, protocol)| (name.clone(), protocol.clone()))
+            .collect();
+        let mut seen = Vec::new();
+        for (name, Protocol { state, info, .. }) in found {
+            let established = state == "up" && info.starts_with("Established");
+            let exports = if established { self.exports(&name).await? } else { None };
+            let info = if info.is_empty() { state } else { info };
+            seen.push(SessionView { name, established, info, exports });
+        }
+        self.seen = seen;
+        Ok(())
+    }
+
+    /// Whether BIRD exports every prefix to an established session; nothing if it does not tell.
+    async fn exports(&mut self, session: &str) -> Result<Option<bool>, BirdError> {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        if self.prefixes.is_empty() || !session.chars().all(is_name) {
+            return Ok(None);
+        }
+        for prefix in self.prefixes.clone() {
+            let reply = self.exchange(&format!("show route {prefix} export {session}")).await?;
+            match reply.code() {
+                // Network not found.
+                8001 => return Ok(Some(false)),
+                8000.. => return Ok(None),
+                _ => {}
+            }
+        }
+        Ok(Some(true))
     }
 
     async fn command(&mut self, verb: &str, name: &str) -> Result<(), BirdError> {
         self.ask(&format!("{verb} {name}")).await.map(|_| ())
     }
 
-    /// Sends a command, on a new connection if there is none.
+    /// Sends a command; an error code in the reply is an error.
     async fn ask(&mut self, command: &str) -> Result<Reply, BirdError> {
+        let reply = self.exchange(command).await?;
+        if reply.code() >= 8000 {
+            let (command, answer) = (command.to_owned(), reply.text());
+            return Err(BirdError::Refused { path: self.path.clone(), command, answer });
+        }
+        Ok(reply)
+    }
+
+    /// Sends a command and returns any reply, on a new connection if there is none.
+    async fn exchange(&mut self, command: &str) -> Result<Reply, BirdError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => self.connect().await?,
@@ -267,13 +369,9 @@ impl Bird {
         let line = format!("{command}\n");
         let talk = async {
             connection.write_all(line.as_bytes()).await?;
-            reply(&mut connection).await
+            reply(&mut connection, LONGEST_REPLY).await
         };
         let reply = self.within(talk).await?;
-        if reply.code() >= 8000 {
-            let (command, answer) = (command.to_owned(), reply.text());
-            return Err(BirdError::Refused { path: self.path.clone(), command, answer });
-        }
         self.connection = Some(connection);
         Ok(reply)
     }
@@ -289,11 +387,11 @@ impl Bird {
             Err(_) => return Err(BirdError::Silent { path, source: too_long() }),
         };
         let mut connection = BufReader::new(stream);
-        let greeting = self.within(reply(&mut connection)).await?;
+        let greeting = self.within(reply(&mut connection, LONGEST_GREETING)).await?;
         if greeting.code() != 1 || !greeting.text().contains("BIRD") {
             return Err(BirdError::NotBird {
                 path,
-                what: format!("it says {:?}", greeting.text()),
+                what: format!("it says \"{}\"", greeting.text()),
             });
         }
         Ok(connection)
@@ -312,23 +410,27 @@ impl Bird {
     }
 }
 
-fn down() -> String {
-    "down".to_owned()
+fn is_down(all: &BTreeMap<String, Protocol>, name: &str) -> bool {
+    all.get(name).is_some_and(|protocol| protocol.state == "down")
 }
 
 fn too_long() -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {ANSWER_TIMEOUT:?}"))
 }
 
-async fn reply(connection: &mut BufReader<UnixStream>) -> io::Result<Reply> {
+async fn reply(connection: &mut BufReader<UnixStream>, longest: u64) -> io::Result<Reply> {
     let mut reply = Reply { lines: Vec::new() };
-    let mut bounded = connection.take(LONGEST_REPLY);
+    let mut bounded = connection.take(longest);
     loop {
         let mut line = Vec::new();
         if bounded.read_until(b'\n', &mut line).await? == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed"));
         }
         let line = String::from_utf8_lossy(&line);
+        if !line.ends_with('\n') {
+            let what = format!("it says \"{}\" without an end of line", printable(&line));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
         let pushed = reply.push(line.trim_end_matches(['\n', '\r']));
         if pushed.map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))? {
             return Ok(reply);
@@ -362,9 +464,12 @@ mod tests {
 
     #[test]
     fn protocol_states_are_parsed() {
-        let states = parse(PROTOCOLS).unwrap().states();
-        let state = |name: &str| states.get(name).map(String::as_str);
-        assert_eq!(states.len(), 4);
+        let all = parse(PROTOCOLS).unwrap().protocols();
+        let state = |name: &str| all.get(name).map(|protocol| protocol.state.as_str());
+        assert_eq!(all.len(), 4);
+        let router = &all["rtr"];
+        assert_eq!((&*router.kind, &*router.info), ("BGP", "Active Socket: refused"));
+        assert_eq!(all["vip4_drain"].info, "");
         assert_eq!((state("device1"), state("vip4")), (Some("up"), Some("up")));
         assert_eq!((state("vip4_drain"), state("rtr")), (Some("down"), Some("start")));
     }
@@ -391,7 +496,7 @@ mod tests {
         #[test]
         fn no_reply_causes_a_panic(text in "[ 0-9a-zä-]{0,8}([ -~ä\n]{0,80})") {
             if let Ok(reply) = parse(&text) {
-                drop((reply.states(), reply.text(), reply.code()));
+                drop((reply.protocols(), reply.text(), reply.code()));
             }
         }
 
@@ -405,7 +510,9 @@ mod tests {
                 text += &format!("{mark}{name} Static master4 {state} 11:44:01.417  \n");
             }
             text += "0000 \n";
-            prop_assert_eq!(parse(&text).unwrap().states(), rows);
+            let found = parse(&text).unwrap().protocols();
+            let found = found.into_iter().map(|(name, protocol)| (name, protocol.state));
+            prop_assert_eq!(found.collect::<BTreeMap<_, _>>(), rows);
         }
     }
 }

@@ -27,6 +27,7 @@ pub struct RawAnnouncement {
     socket: Option<PathBuf>,
     protocols: Option<Vec<String>>,
     low_preference: Option<RawLowPreference>,
+    sessions: Option<Vec<String>>,
     interface: Option<String>,
     metric: Option<u32>,
     low_preference_metric: Option<u32>,
@@ -168,11 +169,12 @@ pub fn check(raw: Vec<RawAnnouncement>, folder: &Path) -> Result<Vec<Announcemen
 fn shared(one: &MethodConfig, other: &MethodConfig) -> Option<(&'static str, String)> {
     match (one, other) {
         (
-            MethodConfig::Bird { socket, protocols, low_preference },
+            MethodConfig::Bird { socket, protocols, low_preference, .. },
             MethodConfig::Bird {
                 socket: socket2,
                 protocols: protocols2,
                 low_preference: low_preference2,
+                ..
             },
         ) if socket == socket2 => {
             let first: BTreeSet<_> = protocols.iter().chain(low_preference).collect();
@@ -241,6 +243,7 @@ impl RawAnnouncement {
         let given = [
             ("socket", "announce.socket", self.socket.is_some(), "bird"),
             ("protocols", "announce.protocols", self.protocols.is_some(), "bird"),
+            ("sessions", "announce.sessions", self.sessions.is_some(), "bird"),
             ("interface", "announce.interface", self.interface.is_some(), "tun"),
             ("metric", "announce.metric", self.metric.is_some(), "tun"),
             (
@@ -272,7 +275,7 @@ impl RawAnnouncement {
     }
 
     fn bird(self, folder: &Path) -> Result<MethodConfig, Invalid> {
-        self.only(&["socket", "protocols"])?;
+        self.only(&["socket", "protocols", "sessions"])?;
         let protocols = self.protocols.unwrap_or_default();
         if protocols.is_empty() {
             let fix = "name the BIRD protocols that announce these prefixes, such as [\"vip4\"]";
@@ -286,11 +289,13 @@ impl RawAnnouncement {
                 return Err(("announce.low_preference", flag.to_string(), fix.into()));
             }
         };
+        let sessions = self.sessions.unwrap_or_default();
         let mut seen = BTreeSet::new();
         for (key, name) in protocols
             .iter()
             .map(|name| ("announce.protocols", name))
             .chain(low_preference.iter().map(|name| ("announce.low_preference", name)))
+            .chain(sessions.iter().map(|name| ("announce.sessions", name)))
         {
             // BIRD's grammar for a name without quotes. Nothing else is sent to BIRD.
             let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
@@ -305,7 +310,7 @@ impl RawAnnouncement {
             }
         }
         let socket = self.socket.unwrap_or_else(|| "/run/bird/bird.ctl".into());
-        Ok(MethodConfig::Bird { socket: folder.join(socket), protocols, low_preference })
+        Ok(MethodConfig::Bird { socket: folder.join(socket), protocols, low_preference, sessions })
     }
 
     fn tun(self) -> Result<MethodConfig, Invalid> {

@@ -8,13 +8,14 @@ use std::{
 };
 
 use ipnet::IpNet;
+use nix::unistd::{AccessFlags, access};
 use tokio::{
     io::AsyncReadExt as _,
     process::{ChildStderr, Command},
     time::timeout,
 };
 
-use super::AnnouncementState;
+use super::{AnnouncementState, printable};
 
 /// How much of the standard error output an error shows, in bytes.
 const LONGEST_STDERR: usize = 2_048;
@@ -89,6 +90,19 @@ impl Exec {
         self.confirmed.map(|(state, _)| state)
     }
 
+    /// Checks that the program exists and can be executed; a name without a slash is not checked.
+    ///
+    /// # Errors
+    /// When it does not exist or cannot be executed.
+    pub fn check(&self) -> Result<(), ExecError> {
+        let program = &self.command[0];
+        if !program.contains('/') {
+            return Ok(());
+        }
+        let checked = access(program.as_str(), AccessFlags::X_OK);
+        checked.map_err(|errno| ExecError::Run { command: program.clone(), source: errno.into() })
+    }
+
     /// Runs the command, unless the last run confirmed this state and no repetition is due.
     ///
     /// # Errors
@@ -149,7 +163,9 @@ impl Exec {
                 Ok(())
             }
             Ok(Ok((status, stderr_text))) => {
-                let stderr_text = String::from_utf8_lossy(&stderr_text).trim().replace('\n', "; ");
+                let lines = String::from_utf8_lossy(&stderr_text);
+                let lines = lines.trim().lines().map(printable).collect::<Vec<_>>();
+                let stderr_text = lines.join("; ");
                 Err(ExecError::Failed { command: words(), status, stderr_text })
             }
             Ok(Err(source)) => Err(failed(source)),

@@ -35,8 +35,8 @@ pub use self::{
     announcement::{Announcement, DrainLimits, WithdrawLimits},
     messages::DrainOutcome,
     speaker::SpeakerError,
-    task::{Announcer, block_on, withdraw_all},
-    view::{AnnounceView, AnnouncementView, DrainView},
+    task::{Announcer, block_on, check_methods, withdraw_all},
+    view::{AnnounceView, AnnouncementView, DrainView, SessionView},
     withdraw_gate::{WithdrawGate, WithdrawalUnconfirmed},
 };
 
@@ -91,5 +91,29 @@ impl Stage {
             Self::Withdrawn => "withdrawn",
             Self::Drained => "drained",
         }
+    }
+}
+
+/// Makes text from another program safe to show: at most 200 characters, none of them control
+/// characters.
+pub(crate) fn printable(text: &str) -> String {
+    const LONGEST: usize = 200;
+    let clean = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let mut shown: String = text.chars().take(LONGEST).map(clean).collect();
+    if text.chars().nth(LONGEST).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shown_text_is_bounded_and_has_no_control_characters() {
+        assert_eq!(printable("plain, ä"), "plain, ä");
+        assert_eq!(printable("a\x1b[31mb\r\n"), "a\u{fffd}[31mb\u{fffd}\u{fffd}");
+        assert_eq!(printable(&"x".repeat(1 << 20)).chars().count(), 201);
     }
 }

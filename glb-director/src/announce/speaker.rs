@@ -10,7 +10,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Announcement, AnnouncementState,
+    Announcement, AnnouncementState, SessionView,
     announcement::MethodConfig,
     bird::{Bird, BirdError},
     exec::{Exec, ExecError},
@@ -58,6 +58,8 @@ pub(super) struct SpeakerStatus {
     pub(super) error: String,
     /// Packets to the prefixes that came out of the TUN interface.
     pub(super) dropped: u64,
+    /// The BGP sessions that carry the prefixes, as far as the method sees them.
+    pub(super) sessions: Vec<SessionView>,
 }
 
 /// A method with its connection, interface or command.
@@ -71,8 +73,9 @@ pub(super) enum Speaker {
 impl Speaker {
     pub(super) fn new(announcement: &Announcement) -> Self {
         match &announcement.method {
-            MethodConfig::Bird { socket, protocols, low_preference } => {
-                Self::Bird(Bird::new(socket, protocols, low_preference))
+            MethodConfig::Bird { socket, protocols, low_preference, sessions } => {
+                let bird = Bird::new(socket, protocols, low_preference);
+                Self::Bird(bird.with_sessions(sessions, &announcement.prefixes))
             }
             MethodConfig::Tun { interface, metric, low_preference_metric } => {
                 let metrics = (*metric, *low_preference_metric);
@@ -89,9 +92,20 @@ impl Speaker {
     pub(super) async fn observe(&mut self) -> Result<Option<AnnouncementState>, SpeakerError> {
         match self {
             Self::Bird(bird) => Ok(Some(bird.observe().await?)),
-            Self::Tun(tun) => Ok(Some(tun.state())),
+            Self::Tun(tun) => Ok(tun.state()),
             Self::Exec(exec) => Ok(exec.state()),
         }
+    }
+
+    /// Checks that the method can be asked, without changing anything.
+    pub(super) async fn check(&mut self) -> Result<(), SpeakerError> {
+        match self {
+            Self::Bird(bird) => drop(bird.observe().await?),
+            // The running daemon owns the interface.
+            Self::Tun(_) => {}
+            Self::Exec(exec) => exec.check()?,
+        }
+        Ok(())
     }
 
     /// Brings a state about and confirms it. May be cancelled and called again.
@@ -118,6 +132,14 @@ impl Speaker {
         match self {
             Self::Tun(tun) => tun.dropped(),
             Self::Bird(_) | Self::Exec(_) => 0,
+        }
+    }
+
+    /// The BGP sessions that the method can see.
+    fn sessions(&self) -> Vec<SessionView> {
+        match self {
+            Self::Bird(bird) => bird.sessions().to_vec(),
+            Self::Tun(_) | Self::Exec(_) => Vec::new(),
         }
     }
 
@@ -170,7 +192,8 @@ pub(super) async fn run(
             // A method that cannot be asked may still announce.
             Err(error) => (None, error.to_string()),
         };
-        let new = SpeakerStatus { revision, state, error, dropped: speaker.dropped() };
+        let sessions = if error.is_empty() { speaker.sessions() } else { Vec::new() };
+        let new = SpeakerStatus { revision, state, error, dropped: speaker.dropped(), sessions };
         let is_new = status.send_if_modified(|old| {
             if old.as_ref() == Some(&new) {
                 return false;
@@ -198,6 +221,7 @@ fn log_change(
     new: &SpeakerStatus,
 ) {
     let old = old.cloned().unwrap_or_default();
+    log_sessions(announcement, &old.sessions, &new.sessions);
     let Some(decision) = decision else {
         if !new.error.is_empty() && new.error != old.error {
             warn!(announcement, error = %new.error, "announced state is unknown");
@@ -212,5 +236,18 @@ fn log_change(
     } else if new.state != old.state || !old.error.is_empty() {
         let reason = decision.blocker.as_ref().map_or("eligible", |why| why.message.as_str());
         info!(announcement, state = desired, reason, "announcement state changed");
+    }
+}
+
+/// Logs one line for each BGP session that came up or went down.
+fn log_sessions(announcement: &str, old: &[SessionView], new: &[SessionView]) {
+    for session in new {
+        let before = old.iter().find(|other| other.name == session.name);
+        let SessionView { name, established, info, .. } = session;
+        match (before.is_some_and(|other| other.established), established) {
+            (false, true) => info!(announcement, session = name, "BGP session established"),
+            (true, false) => warn!(announcement, session = name, info, "BGP session down"),
+            _ => {}
+        }
     }
 }

@@ -139,6 +139,17 @@ pub async fn withdraw_all(announcements: &[Announcement]) -> Vec<(String, Speake
     failed
 }
 
+/// Asks each method whether it can work; returns an error for each that cannot. Changes nothing.
+pub async fn check_methods(announcements: &[Announcement]) -> Vec<String> {
+    let mut errors = Vec::new();
+    for announcement in announcements {
+        if let Err(error) = Speaker::new(announcement).check().await {
+            errors.push(format!("announcement {:?}: {error}", announcement.name));
+        }
+    }
+    errors
+}
+
 struct AnnounceTask {
     announcements: Vec<Announcement>,
     observer: Observer,
@@ -433,6 +444,7 @@ impl AnnounceTask {
                 state: status.state,
                 error: status.error,
                 dropped: status.dropped,
+                sessions: status.sessions,
                 withdrawals: withdrawals.clone(),
             }
         });

@@ -47,6 +47,15 @@ pub enum TunError {
         /// The kernel's error.
         source: io::Error,
     },
+    /// Another process owns the interface, and may announce by it.
+    #[error(
+        "cannot tell what is announced by the TUN interface {name}: another process owns it. Stop \
+         that process (`ip -details link show {name}`), or set another `interface`"
+    )]
+    Foreign {
+        /// The interface's name.
+        name: String,
+    },
     /// Netlink could not be opened.
     #[error("cannot open a netlink route socket: {0}")]
     Open(#[source] io::Error),
@@ -116,10 +125,15 @@ impl Tun {
         }
     }
 
-    /// Returns the state that was applied last.
+    /// Returns the state that was applied last; nothing while another process owns the interface.
     #[must_use]
-    pub const fn state(&self) -> AnnouncementState {
-        self.state
+    pub fn state(&self) -> Option<AnnouncementState> {
+        (!self.is_foreign()).then_some(self.state)
+    }
+
+    /// Whether another process owns an interface of this name.
+    fn is_foreign(&self) -> bool {
+        self.device.is_none() && nix::net::if_::if_nametoindex(self.name.as_str()).is_ok()
     }
 
     /// Returns the number of packets to the prefixes that came out of the interface.
@@ -147,6 +161,9 @@ impl Tun {
         }
         if self.device.is_none() && metric.is_some() {
             self.device = Some(Device::create(&self.name).await?);
+        }
+        if metric.is_none() && self.is_foreign() {
+            return Err(TunError::Foreign { name: self.name.clone() });
         }
         let Some(device) = &mut self.device else {
             self.state = state;

@@ -27,12 +27,56 @@ pub struct AnnouncementView {
     /// Packets to the prefixes that came out of the TUN interface and were dropped.
     #[serde(default)]
     pub dropped: u64,
+    /// The BGP sessions that carry the prefixes, as far as the method sees them.
+    #[serde(default)]
+    pub sessions: Vec<SessionView>,
     /// Withdrawals since the start, by the cause's name.
     #[serde(default)]
     pub withdrawals: BTreeMap<String, u64>,
 }
 
+/// A BGP session of the routing daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionView {
+    /// The name of BIRD's protocol.
+    pub name: String,
+    /// Whether the session is established.
+    pub established: bool,
+    /// The session's state and last error, in BIRD's words.
+    pub info: String,
+    /// Whether BIRD exports every prefix to this session; nothing if that is unknown.
+    pub exports: Option<bool>,
+}
+
 impl AnnouncementView {
+    /// Whether an established session carries the prefixes; nothing if no session is visible.
+    #[must_use]
+    pub fn is_exported(&self) -> Option<bool> {
+        let carries = |session: &SessionView| session.established && session.exports != Some(false);
+        (!self.sessions.is_empty()).then(|| self.sessions.iter().any(carries))
+    }
+
+    /// Describes why routers do not receive the announced prefixes; nothing if they do, or if nothing
+    /// is announced.
+    #[must_use]
+    pub fn session_problem(&self) -> Option<String> {
+        let is_up = self.state.is_some_and(|state| state > AnnouncementState::Withdrawn);
+        if !is_up || self.is_exported() != Some(false) {
+            return None;
+        }
+        let one = |session: &SessionView| match session.established {
+            true => format!("{} does not export it", session.name),
+            false => format!("{} is down ({})", session.name, session.info),
+        };
+        let sessions: Vec<String> = self.sessions.iter().map(one).collect();
+        Some(format!(
+            "announcement {}: no BGP session carries it, so routers do not have the route: {}. See \
+             `birdc show protocols all`",
+            self.name,
+            sessions.join(", ")
+        ))
+    }
+
     /// The state's name, or `unknown`.
     #[must_use]
     pub fn state_name(&self) -> &'static str {

@@ -1,6 +1,6 @@
-//! Tables for people.
+//! Text tables.
 
-/// Aligns rows under a head; `alignment` has `<` or `>` for each column.
+/// Aligns rows under a header; `alignment` has `<` or `>` for each column.
 pub(super) fn columns<const N: usize>(
     head: [&str; N],
     alignment: &str,

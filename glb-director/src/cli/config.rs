@@ -1,6 +1,7 @@
 //! `glb-director config`
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -10,41 +11,49 @@ use anyhow::Context as _;
 use clap::Subcommand;
 use serde::Serialize;
 
+use glb_host::{exit_code, next_hop::interface_index};
+
 use super::Output;
-use crate::{announce, config::Config, glb_import::Imported};
+use crate::{announce, config::Config, doctor, glb_import::Imported};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Check the configuration and the table that it names, without touching anything.
+    /// Check the configuration file and its table file against this machine.
     ///
-    /// `doctor` looks at the machine too.
+    /// Checks that the interfaces exist, that BIRD answers and has the named protocols, and that
+    /// commands can be executed. Changes nothing. Exits with 4 if it finds an error, with 1 if a file
+    /// cannot be used. `doctor` examines the machine further.
     Check {
         #[command(flatten)]
         config: super::ConfigFile,
+        /// Check the files only, for example on another machine
+        #[arg(long)]
+        files_only: bool,
     },
-    /// Turn GLB's configuration files or command line into this director's configuration.
+    /// Convert GLB's configuration files or command line into this director's configuration.
     ///
-    /// It is written to stdout; what has no counterpart here, key by key, to stderr.
+    /// The configuration goes to standard output. Notes on keys without a counterpart go to standard
+    /// error.
     ///
     ///   glb-director config import --defaults /etc/default/glb-director-xdp > director.toml
     ///   glb-director config import director.conf --interface eth0
     #[command(verbatim_doc_comment)]
     Import {
-        /// GLB's director.conf (JSON); what the other files name, if it is left out.
+        /// GLB's director.conf (JSON) [default: the file that the other inputs name]
         config: Option<PathBuf>,
-        /// /etc/default/glb-director or /etc/default/glb-director-xdp.
+        /// /etc/default/glb-director or /etc/default/glb-director-xdp
         #[arg(long, value_name = "FILE")]
         defaults: Option<PathBuf>,
-        /// An interface to attach to, which the DPDK director's files do not name.
+        /// An interface to attach to; the files of the DPDK director name none
         #[arg(long, value_name = "NAME")]
         interface: Vec<String>,
-        /// GLB's own command line, after `--`.
+        /// GLB's command line, after `--`
         #[arg(last = true, value_name = "OPTIONS")]
         options: Vec<String>,
     },
 }
 
-/// What was found.
+/// The result of a check.
 #[derive(Debug, Serialize)]
 struct Checked {
     config: PathBuf,
@@ -52,35 +61,39 @@ struct Checked {
     tables: usize,
     backends: usize,
     binds: usize,
+    errors: Vec<String>,
     warnings: Vec<String>,
 }
 
 pub(super) fn execute(command: Command, output: Output) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Check { config } => check(&config.config, output),
+        Command::Check { config, files_only } => check(&config.config, files_only, output),
         Command::Import { config, defaults, interface, options } => {
             import(config, defaults.as_deref(), interface, &options)
         }
     }
 }
 
-fn check(file: &Path, output: Output) -> anyhow::Result<ExitCode> {
+fn check(file: &Path, files_only: bool, output: Output) -> anyhow::Result<ExitCode> {
     let config = Config::load(file)?;
     let tables = glb_table::load(&config.table)
         .map_err(|error| anyhow::anyhow!("{}", error.render(false).trim_end().to_owned()))?;
     let mut warnings = config.warnings();
-    let (errors, doubts) = announce::announcement::check_against(&config.announcements, &tables);
-    if !errors.is_empty() {
-        anyhow::bail!("{}: {}", config.path.display(), errors.join("\n"));
-    }
+    let (mut errors, doubts) =
+        announce::announcement::check_against(&config.announcements, &tables);
     warnings.extend(doubts);
+    if !files_only {
+        errors.extend(missing_interfaces(&config));
+        errors.extend(announce::block_on(announce::check_methods(&config.announcements))?);
+    }
     if !tables.warnings.is_empty() {
         warnings.push(glb_table::render(&tables.warnings, false).trim_end().to_owned());
     }
     if let Some(mode) = glb_host::permission::world_readable_mode(&config.table) {
         let path = config.table.display();
+        let remedy = doctor::restrict_access(&config.table);
         warnings.push(format!(
-            "{path} holds hash keys and can be read by everybody (mode {mode:o}): chmod o-r {path}"
+            "every user can read the hash keys in {path} (mode {mode:o}). Restrict access: {remedy}"
         ));
     }
     let checked = Checked {
@@ -89,14 +102,16 @@ fn check(file: &Path, output: Output) -> anyhow::Result<ExitCode> {
         binds: tables.tables.iter().map(|table| table.binds.len()).sum(),
         config: config.path,
         table: config.table,
+        errors,
         warnings,
     };
     match output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&checked)?),
         Output::Table => {
-            println!("{}: in order", checked.config.display());
+            let result = if checked.errors.is_empty() { "valid" } else { "NOT VALID here" };
+            println!("{}: {result}", checked.config.display());
             println!(
-                "{}: in order; {} tables, {} backends, {} binds",
+                "{}: valid; {} tables, {} backends, {} binds",
                 checked.table.display(),
                 checked.tables,
                 checked.backends,
@@ -105,9 +120,32 @@ fn check(file: &Path, output: Output) -> anyhow::Result<ExitCode> {
             for warning in &checked.warnings {
                 println!("warning: {warning}");
             }
+            for error in &checked.errors {
+                println!("ERROR: {error}");
+            }
         }
     }
-    Ok(ExitCode::SUCCESS)
+    let is_valid = checked.errors.is_empty();
+    Ok(if is_valid { ExitCode::SUCCESS } else { ExitCode::from(exit_code::PROBLEM) })
+}
+
+/// Names the configured interfaces that do not exist.
+fn missing_interfaces(config: &Config) -> Vec<String> {
+    let missing = config.interfaces.iter().filter(|name| interface_index(name).is_err());
+    let known: BTreeSet<String> = nix::ifaddrs::getifaddrs()
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.interface_name)
+        .collect();
+    let known = known.into_iter().collect::<Vec<_>>().join(", ");
+    missing
+        .map(|name| {
+            format!(
+                "`interfaces`: {name} does not exist on this machine, which has {known}. Correct the \
+                 name, or create the interface"
+            )
+        })
+        .collect()
 }
 
 fn import(

@@ -15,7 +15,7 @@ pub(super) fn execute(file: &Path, force: bool) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     let Some(pins) = PinFolder::open(&config.bpffs_dir, crate::OWNER)? else {
         daemon::detached(&config);
-        println!("nothing is pinned at {}: not attached", config.bpffs_dir.display());
+        println!("not attached: nothing is pinned at {}", config.bpffs_dir.display());
         return Ok(());
     };
     let _lock = pins.lock()?;
@@ -33,15 +33,16 @@ pub(super) fn execute(file: &Path, force: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Routers are told before the program goes, and what they had sent until then is still forwarded.
+/// Withdraws every announcement, and waits until traffic to the VIPs has stopped.
 fn withdraw(config: &Config, pins: &PinFolder, force: bool) -> anyhow::Result<()> {
     let failed = announce::block_on(announce::withdraw_all(&config.announcements))?;
     let in_words: Vec<String> =
         failed.iter().map(|(name, error)| format!("announcement {name}: {error}")).collect();
     if !failed.is_empty() && !force {
         bail!(
-            "not detached, for routers would go on sending:\n{}\n  --force detaches all the same",
-            in_words.join("\n")
+            "not detached, because routers may still send packets here; the withdrawal is not \
+             confirmed:\n  {}\n  Correct this, or use --force to detach although packets would be lost",
+            in_words.join("\n  ")
         );
     }
     let limits = config.drain;
@@ -51,8 +52,8 @@ fn withdraw(config: &Config, pins: &PinFolder, force: bool) -> anyhow::Result<()
     while !force && quiet_since.elapsed() < limits.quiet {
         if begun.elapsed() >= limits.timeout {
             bail!(
-                "not detached: everything is withdrawn, and after {:?} packets still come to the \
-                 VIPs; see which router sends them, or use --force",
+                "not detached: everything is withdrawn, but after {:?} packets still arrive for the \
+                 VIPs. Find the router that sends them, or use --force",
                 limits.timeout
             );
         }
@@ -64,12 +65,13 @@ fn withdraw(config: &Config, pins: &PinFolder, force: bool) -> anyhow::Result<()
         }
         before = now;
     }
-    println!("withdrawn: {} announcements", config.announcements.len() - failed.len());
+    let (all, failed) = (config.announcements.len(), failed.len());
+    println!("withdrawn: {} of {all} announcements", all - failed);
     Ok(())
 }
 
 fn packets(pins: &PinFolder) -> u64 {
-    // Without counters nothing was ever attached.
+    // Without counters, nothing was ever attached.
     let report = counters::read(pins).unwrap_or_default();
     let tables = report.tables.iter();
     tables.flat_map(|table| table.reasons.values()).map(|count| count.packets).sum()

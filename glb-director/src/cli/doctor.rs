@@ -40,7 +40,7 @@ pub(super) fn execute(file: &Path, probe: bool, output: Output) -> anyhow::Resul
             Ok(probed) => probes = probed,
             Err(error) => {
                 let text = error.to_string();
-                findings.push(Finding::problem("probe", text, "The other findings may say more."));
+                findings.push(Finding::problem("probe", text, "See the other findings."));
             }
         }
         findings.extend(probes.iter().filter_map(judge));
@@ -60,7 +60,7 @@ pub(super) fn execute(file: &Path, probe: bool, output: Output) -> anyhow::Resul
     Ok(if problem { ExitCode::from(exit_code::PROBLEM) } else { ExitCode::SUCCESS })
 }
 
-/// What a probe's outcome means.
+/// Returns the finding for a probe, unless the backend answered.
 fn judge(probed: &Probed) -> Option<Finding> {
     const CHECK: &str = "probe";
     let Probed { table, vip, backend, outcome } = probed;
@@ -73,19 +73,19 @@ fn judge(probed: &Probed) -> Option<Finding> {
         Outcome::Refused => finding(
             Level::Problem,
             format!("{backend} refuses {vip}"),
-            "The tunnel works, and nothing listens on this address there: start the service, or bind \
-             it to the VIP or to every address.",
+            "The tunnel works, but nothing listens on the VIP there. Start the service, or bind it to \
+             the VIP or to every address.",
         ),
         Outcome::Silent => finding(
             Level::Problem,
             format!("{backend} did not answer for {vip}"),
             "On the backend: `glb-redirect doctor` (does it run, is this director in `directors`, is \
-             the VIP on lo?), and its way back to this machine.",
+             the VIP on lo?), and its route back to this machine.",
         ),
         Outcome::NotAsked { why } => finding(
             Level::Problem,
-            format!("{backend} could not be asked for {vip}: {why}"),
-            "Mend the way to it first.",
+            format!("{backend} was not probed for {vip}: {why}"),
+            "Restore its next hop first.",
         ),
     }
 }
@@ -97,7 +97,7 @@ fn shown(probes: &[Probed]) -> String {
             Outcome::Refused => "REFUSED".into(),
             Outcome::Silent => "SILENT".into(),
             Outcome::NeverFirst => "never the first hop".into(),
-            Outcome::NotAsked { why } => format!("NOT ASKED: {why}"),
+            Outcome::NotAsked { why } => format!("NOT PROBED: {why}"),
         };
         [probed.table.clone(), probed.vip.clone(), probed.backend.to_string(), outcome]
     });

@@ -6,19 +6,19 @@ use std::{
     time::Duration,
 };
 
-use super::{Asking, Output};
+use super::{AskArgs, Output};
 use crate::{announce::DrainView, control::Command};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) fn drain(
-    asking: &Asking,
+    args: &AskArgs,
     timeout: Option<Duration>,
     force: bool,
 ) -> anyhow::Result<ExitCode> {
     let timeout_seconds = timeout.map(|timeout| timeout.as_secs_f64());
     let command = Command::Drain { timeout_seconds, force };
-    let mut answers = asking.connect()?.follow(&command, None)?;
+    let mut answers = args.connect()?.follow(&command, None)?;
     let mut last: Option<DrainView> = None;
     let in_place = stderr().is_terminal();
     loop {
@@ -27,14 +27,14 @@ pub(super) fn drain(
             eprintln!();
         }
         let Some(view) = next? else { break };
-        match asking.output {
+        match args.output {
             Output::Json => println!("{}", serde_json::to_string(&view)?),
             Output::Table if in_place => {
                 let mut stderr = stderr();
                 drop(write!(stderr, "\r{:<78}", view.message));
                 drop(stderr.flush());
             }
-            // A line for each stage is enough where nobody watches.
+            // Without a terminal, one line for each stage is enough.
             Output::Table if last.as_ref().map(|last| last.stage) != Some(view.stage) => {
                 eprintln!("{}", view.message);
             }
@@ -42,18 +42,18 @@ pub(super) fn drain(
         }
         last = Some(view);
     }
-    if matches!(asking.output, Output::Table) {
+    if matches!(args.output, Output::Table) {
         println!("drained; `glb-director undrain` announces again");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn undrain(asking: &Asking) -> anyhow::Result<ExitCode> {
-    let was: bool = asking.connect()?.ask(&Command::Undrain, PATIENCE)?;
-    match asking.output {
+pub(super) fn undrain(args: &AskArgs) -> anyhow::Result<ExitCode> {
+    let was: bool = args.connect()?.ask(&Command::Undrain, ANSWER_TIMEOUT)?;
+    match args.output {
         Output::Json => println!("{}", serde_json::json!({ "was_draining": was })),
-        Output::Table if was => println!("the drain is over; what is fit is announced again"),
-        Output::Table => println!("there was no drain"),
+        Output::Table if was => println!("drain cancelled; eligible prefixes are announced again"),
+        Output::Table => println!("no drain was running"),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,7 +4,10 @@ use std::{path::Path, process::ExitCode, thread, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
-use glb_host::control::{Client, ClientError};
+use glb_host::{
+    control::{Client, ClientError},
+    exit_code,
+};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Request, body::Bytes, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
@@ -18,31 +21,29 @@ use crate::{
 };
 
 /// How long one director may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longest answer, in bytes.
+/// The longest answer, in bytes.
 const LONGEST: usize = 64 << 20;
 
-/// A target does not answer; those that do agree.
-const SILENT: u8 = 3;
-/// What must be equal is not.
-const DIFFERENT: u8 = 4;
-/// States or health differ, which may pass.
-const OTHER_ORDER: u8 = 6;
+/// A target does not answer, and the others agree.
+const SILENT: u8 = exit_code::NOT_RUNNING;
+/// The directors differ.
+const DIFFERENT: u8 = exit_code::PROBLEM;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Compare the tables of several directors, and name what differs.
+    /// Compare the tables of several directors, and show the differences.
     ///
-    /// Exits with 0 if all agree, with 4 if what must be equal is not (keys, binds, backends, weights),
-    /// with 3 if some target does not answer and the others agree, and with 6 if only states or health
-    /// differ, which is normal for the moment that a change takes to get round.
+    /// Exits with 0 if all agree, and with 4 if keys, binds, backends or weights differ, or if states or
+    /// health differ (normal for a moment after a change). Exits with 3 if a target does not answer and
+    /// the others agree.
     ///
     ///   glb-director fleet status --targets http://10.0.0.1:9650,http://10.0.0.2:9650
     #[command(verbatim_doc_comment)]
     Status {
-        /// The directors: addresses where their metrics are served (http://HOST:PORT), or control
-        /// sockets (paths); with commas between, or given several times.
+        /// The directors' metrics addresses (http://HOST:PORT) or control sockets (paths), separated by
+        /// commas
         #[arg(long, required = true, value_delimiter = ',', value_name = "TARGETS")]
         targets: Vec<String>,
     },
@@ -58,7 +59,7 @@ struct Report {
 #[derive(Serialize)]
 struct Target {
     target: String,
-    /// Why it did not answer.
+    /// Why the target did not answer.
     error: Option<String>,
     #[serde(flatten)]
     member: Option<Member>,
@@ -85,7 +86,7 @@ pub(super) fn execute(command: Command, output: Output) -> anyhow::Result<ExitCo
     let code = match differences.first().map(|first| first.about) {
         Some(About::Membership) => DIFFERENT,
         _ if silent => SILENT,
-        Some(About::Order) => OTHER_ORDER,
+        Some(About::Order) => DIFFERENT,
         None => 0,
     };
     let report = Report { agree: code == 0, targets, differences };
@@ -99,9 +100,9 @@ pub(super) fn execute(command: Command, output: Output) -> anyhow::Result<ExitCo
 fn ask(target: &str) -> anyhow::Result<Member> {
     if target.starts_with("http://") {
         return block_on(async {
-            tokio::time::timeout(PATIENCE, over_http(target))
+            tokio::time::timeout(ANSWER_TIMEOUT, over_http(target))
                 .await
-                .with_context(|| format!("no answer within {PATIENCE:?}"))?
+                .with_context(|| format!("no answer within {ANSWER_TIMEOUT:?}"))?
         })?;
     }
     if target.contains("://") {
@@ -109,16 +110,16 @@ fn ask(target: &str) -> anyhow::Result<Member> {
     }
     let path = target.strip_prefix("unix:").unwrap_or(target);
     match Client::connect(Path::new(path)) {
-        // The client's own advice is about the director of a configuration.
+        // The client's own advice names this machine's configuration.
         Err(ClientError::NotRunning { source, .. }) => Err(source)
             .context("no daemon answers there; start it, or give another path or http://HOST:PORT"),
-        client => Ok(client?.ask(&Ask::Member, PATIENCE)?),
+        client => Ok(client?.ask(&Ask::Member, ANSWER_TIMEOUT)?),
     }
 }
 
 async fn over_http(target: &str) -> anyhow::Result<Member> {
-    let uri: hyper::Uri = target.parse().context("this is not an address")?;
-    let authority = uri.authority().context("this names no host")?;
+    let uri: hyper::Uri = target.parse().context("invalid address")?;
+    let authority = uri.authority().context("the address has no host")?;
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     let port = authority.port_u16().unwrap_or(80);
     let stream = tokio::net::TcpStream::connect((host, port)).await?;
@@ -128,12 +129,12 @@ async fn over_http(target: &str) -> anyhow::Result<Member> {
     let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
     let status = response.status();
     if !status.is_success() {
-        bail!("it answers with {status}: is it a director, and of this release?");
+        bail!("unexpected status {status}: check that a director of this release serves there");
     }
     let body = Limited::new(response.into_body(), LONGEST).collect().await;
     task.abort();
-    let body = body.map_err(|error| anyhow::anyhow!("the answer breaks off: {error}"))?;
-    serde_json::from_slice(&body.to_bytes()).context("the answer is not a director's")
+    let body = body.map_err(|error| anyhow::anyhow!("the answer is incomplete: {error}"))?;
+    serde_json::from_slice(&body.to_bytes()).context("the answer does not come from a director")
 }
 
 fn text(report: &Report) -> String {
@@ -141,7 +142,7 @@ fn text(report: &Report) -> String {
     for Target { target, error, member } in &report.targets {
         let Some(member) = member else {
             let error = error.as_deref().unwrap_or_default();
-            text += &format!("{target}: DOES NOT ANSWER: {error}\n");
+            text += &format!("{target}: NO ANSWER: {error}\n");
             continue;
         };
         let digest = |digest: &Option<String>| {
@@ -163,7 +164,7 @@ fn text(report: &Report) -> String {
     for difference in &report.differences {
         let about = match difference.about {
             About::Membership => "DIFFERENT",
-            About::Order => "other order",
+            About::Order => "states differ",
         };
         let backend = difference.backend.as_ref();
         let backend = backend.map(|address| format!(", backend {address}")).unwrap_or_default();

@@ -28,9 +28,9 @@ use glb_host::{
     },
 };
 
-use crate::config::Config;
+use crate::config::{Config, DEFAULT_SOCKET};
 
-/// An L4 load-balancer director: steers flows to backends in XDP, without any state for a flow.
+/// An L4 load-balancer director: forwards flows to backends in XDP, without per-flow state.
 #[derive(Debug, Parser)]
 #[command(name = "glb-director", version, propagate_version = true)]
 pub struct Cli {
@@ -42,123 +42,122 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Attach, and keep tables and next hops in force until a signal comes.
+    /// Run the daemon: attach the program, and keep tables and next hops up to date.
     ///
-    /// A changed table file is loaded by itself, and SIGHUP loads it too; if anything is wrong with
-    /// it, the running one stays. SIGTERM ends the daemon and leaves the pinned program forwarding
-    /// (unless `on_stop` says otherwise), so that the daemon can be restarted or upgraded at any
-    /// moment.
+    /// The daemon reloads the table file when it changes, and on SIGHUP. If the new table is refused,
+    /// the running one stays. SIGTERM ends the daemon; the pinned program goes on forwarding, unless
+    /// `on_stop` is set otherwise. The daemon can therefore be restarted or upgraded at any moment.
     Run(ConfigFile),
-    /// Show how the running daemon is.
+    /// Show the state of the running daemon and its problems.
     ///
-    /// Its phase, problems, interfaces, the generation in force, what is announced, and the last reload.
-    /// Exits with 0 when nothing is wrong, with 3 when no daemon answers, with 4 when something is
-    /// wrong with it (then there are `problems`), and with 5 when that is not permitted.
-    Status(Asking),
-    /// Show what the running daemon has in force: tables, backends, binds or generations.
+    /// Shows phase, interfaces, the generation in force, announcements with their BGP sessions, the last
+    /// reload and problems. Exits with 0 without problems, 3 if no daemon answers, 4 with problems, and
+    /// 5 if not permitted.
+    Status(AskArgs),
+    /// Show tables, backends, binds or generations of the running daemon.
     Show {
         #[command(subcommand)]
         what: show::What,
         #[command(flatten)]
-        asking: Asking,
+        ask: AskArgs,
     },
     /// Show live rates by table, backend and reason.
     ///
-    /// In a terminal it goes on until Ctrl-C; with `-o json` each look is one line.
+    /// In a terminal it updates until Ctrl-C. With `-o json` each update is one line.
     Top {
         #[command(flatten)]
-        asking: Asking,
+        ask: AskArgs,
         #[command(flatten)]
         options: top::Options,
     },
-    /// Have the running daemon load its table file anew, and say how that went.
+    /// Reload the running daemon's table file, and report the result.
     ///
-    /// A changed file is loaded by itself; this waits for the result, and exits with 1 if the table was
-    /// refused. `table diff` and `table plan` say beforehand what a change will do.
+    /// The daemon also reloads a changed file by itself; this command waits for the result. It exits with
+    /// 1 if the table is refused. `table diff` and `table plan` show beforehand what a change does.
     Reload {
         #[command(flatten)]
-        asking: Asking,
-        /// Even if nothing has changed, the change can break flows and the configuration forbids
-        /// that, or VIPs that it ends to serve cannot be withdrawn first.
+        ask: AskArgs,
+        /// Reload even if the file is unchanged, the change is unsafe, or removed VIPs are still
+        /// announced
         #[arg(long)]
         force: bool,
     },
-    /// Bring the previous generation back into force, program and table as they were.
+    /// Return to the previous generation, with its program and table.
     ///
-    /// Once more leads forth again. The table file stays as it is: it is loaded again by `reload` or
-    /// SIGHUP, and by itself once it is changed.
+    /// A second rollback returns to the newer generation. The table file is not changed; `reload`, SIGHUP
+    /// or the next change of the file loads it again.
     Rollback {
         #[command(flatten)]
-        asking: Asking,
-        /// Even if VIPs that it ends to serve cannot be withdrawn first.
+        ask: AskArgs,
+        /// Roll back even if removed VIPs are still announced
         #[arg(long)]
         force: bool,
     },
-    /// Tell the running daemon that backends hold no flows any more, so they can be taken out.
+    /// Tell the running daemon that backends hold no flows, so that they can be removed.
     ///
-    /// `glb-redirect wait --until-drained` on the backend finds out. Without it, a backend is taken to
-    /// hold flows until it has not been first in a row for `flow_age`.
+    /// On the backend, `glb-redirect wait --until-drained` shows when that is so. Without this command, a
+    /// backend counts as empty when it has not been the first hop of any row for `flow_age`.
     ///
-    ///   glb-director drained 10.0.2.21 && glb-director table set table.toml 10.0.2.21 --state inactive
+    ///   glb-director mark-drained 10.0.2.21 && glb-director table set table.toml 10.0.2.21 --state inactive
     #[command(verbatim_doc_comment)]
-    Drained {
-        /// Their addresses.
+    MarkDrained {
+        /// The backends' addresses
         #[arg(required = true)]
         backends: Vec<IpAddr>,
         #[command(flatten)]
-        asking: Asking,
+        ask: AskArgs,
     },
-    /// Take this director out of service without breaking a connection.
+    /// Take this director out of service without breaking connections.
     ///
-    /// Routers are told to want it less, until no VIP packets come; then it withdraws, and waits once
-    /// more. Shows how far it is, and exits with 0 when nothing is announced and no packets come. It goes on
-    /// without this command (Ctrl-C), and stays drained, across restarts too, until `undrain`. If
-    /// packets do not cease in time, everything is announced again, and the exit code is 1.
+    /// Lowers this director's route preference, waits until its traffic stops, withdraws, and waits
+    /// again. Shows the progress, and exits with 0 when nothing is announced and no packets arrive. Ctrl-C
+    /// ends the command, not the drain. The director stays drained, across restarts too, until `undrain`.
+    /// If traffic does not stop in time, everything is announced again, and the exit code is 1.
     ///
-    /// (To drain a backend, see `table set`.)
+    /// To drain a backend, see `table set`.
     Drain {
         #[command(flatten)]
-        asking: Asking,
-        /// How long packets may take to cease, at each of the two stages (30s, 5m); the
-        /// configuration's `drain.timeout` if it is left out.
+        ask: AskArgs,
+        /// How long each of the two stages waits for traffic to stop, such as 30s or 5m [default:
+        /// the configuration's `drain.timeout`]
         #[arg(long, value_name = "TIME", value_parser = glb_host::duration::parse)]
         timeout: Option<std::time::Duration>,
-        /// Go on when packets have not ceased in time: withdraw all the same.
+        /// Begin the next stage although traffic has not stopped
         #[arg(long)]
         force: bool,
-        /// End a drain, at whatever stage it is: the same as `undrain`.
+        /// Cancel the drain, as `undrain` does
         #[arg(long, conflicts_with_all = ["timeout", "force"])]
         cancel: bool,
     },
-    /// Announce again after `drain`, or end one that is under way.
-    Undrain(Asking),
-    /// Take the director off its interfaces and remove everything it pinned, counters too.
+    /// Announce again after a drain, or cancel a running one.
+    Undrain(AskArgs),
+    /// Detach the program from its interfaces and remove all pins, counters included.
     ///
-    /// What its configuration announces is withdrawn first, and packets to the VIPs are waited for. The
-    /// daemon must not run.
+    /// First withdraws every configured announcement, waits for the confirmation, and then until traffic
+    /// to the VIPs stops. Refuses if a withdrawal is not confirmed. The daemon must not run.
     Detach {
         #[command(flatten)]
         config: ConfigFile,
-        /// Even if something cannot be withdrawn, or packets still come.
+        /// Detach although a withdrawal is not confirmed, or packets still arrive
         #[arg(long)]
         force: bool,
     },
-    /// Show packets and bytes by table, reason and backend. The daemon need not run.
+    /// Show packets and bytes by table, reason and backend. Works without the daemon.
     ///
-    /// They count since they were made (`top` shows rates). docs/packet-path.md says what each reason
-    /// means; `trace reason NAME` shows such packets.
+    /// Counts begin when the counters are created; `top` shows rates. docs/packet-path.md explains each
+    /// reason; `trace reason NAME` shows its packets.
     Counters {
         #[command(flatten)]
         config: ConfigFile,
-        /// How to print them.
+        /// The output format
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Run a capture through the program that `run` would attach, and say what is decided and why.
+    /// Run a capture through the program, and show each packet's decision and its reason.
     ///
-    /// Nothing is attached or sent, and a daemon that runs beside it notices nothing: counters are
-    /// private. The configuration and its table file are read as they are now. Needs the permission
-    /// to load BPF programs (root). A summary goes to stderr.
+    /// Attaches and sends nothing, and does not touch the running daemon's counters. Uses the configuration
+    /// and the table file as they are now. Needs root, to load BPF programs. Prints a summary to standard
+    /// error.
     ///
     ///   tcpdump -i eth0 -s 0 -w in.pcap host 198.51.100.7
     ///   glb-director replay in.pcap -w out.pcapng
@@ -168,54 +167,54 @@ enum Command {
         config: ConfigFile,
         #[command(flatten)]
         args: ReplayArgs,
-        /// How to print the decisions: a line for each packet, in words or as JSON.
+        /// The output format: a line for each packet, or JSON
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Check this director's configuration, or make one of GLB's.
+    /// Check this director's configuration, or convert GLB's.
     Config {
         #[command(subcommand)]
         command: config::Command,
-        /// How to print the answer.
+        /// The output format
         #[arg(short, long, value_enum, default_value_t, global = true)]
         output: Output,
     },
-    /// Look for what is wrong with this machine for a director, and say how to mend it.
+    /// Examine this machine for a director; each finding has a remedy.
     ///
-    /// Kernel and permissions, interfaces and drivers, MTU, routes and neighbours of the backends, VIPs
-    /// that this machine's kernel would answer for. Changes nothing. Exits with 4 if there is a problem.
+    /// Examines kernel features and permissions, interfaces and drivers, announcement methods, MTU, routes
+    /// and neighbours of backends, and VIPs that this machine's kernel would answer for. Changes nothing.
+    /// Exits with 4 if it finds a problem.
     Doctor {
         #[command(flatten)]
         config: ConfigFile,
-        /// Send a real packet through the attached program to each backend, and report who answers.
-        /// They are counted like any other.
+        /// Send a packet through the attached program to each backend, and report the answers; the
+        /// counters include these packets
         #[arg(long)]
         probe: bool,
-        /// How to print the findings.
+        /// The output format
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Look at several directors together.
+    /// Compare several directors.
     Fleet {
         #[command(subcommand)]
         command: fleet::Command,
-        /// How to print the answer.
+        /// The output format
         #[arg(short, long, value_enum, default_value_t, global = true)]
         output: Output,
     },
-    /// Print the completions of this command for a shell.
+    /// Print the shell completions of this command.
     ///
-    /// For instance: glb-director completions bash > /etc/bash_completion.d/glb-director
+    /// Example: glb-director completions bash > /etc/bash_completion.d/glb-director
     Completions {
-        /// The shell.
+        /// The shell
         shell: cli_main::Shell,
     },
-    /// Show the running director's decisions as they are taken: a line for each packet.
+    /// Show the running director's decision for each packet.
     ///
-    /// Nothing of it is in the program that normally runs. While somebody watches, the daemon swaps
-    /// in another build of it, and the plain one again when the watcher ends, is killed, or the time
-    /// is up; not a packet is lost. Packets cost more meanwhile. One can watch at a time. Ends with a
-    /// summary on stderr. Needs root.
+    /// The daemon swaps in a tracing build of the program, and the normal build when the trace ends, its
+    /// client dies or its time limit passes. No packet is lost, but packets cost more meanwhile. One trace
+    /// can run at a time. Prints a summary to standard error. Needs root.
     ///
     ///   glb-director trace 198.51.100.7 port 443
     ///   glb-director trace verdict dropped
@@ -223,34 +222,34 @@ enum Command {
     #[command(verbatim_doc_comment)]
     Trace {
         #[command(flatten)]
-        watching: Watching,
+        target: TargetArgs,
         #[command(flatten)]
         args: TraceArgs,
-        /// How to print them: a line for each packet, in words or as JSON.
+        /// The output format: a line for each packet, or JSON
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Write packets to a file as they come and as they leave, each with what was decided and why.
+    /// Write received and sent packets to a file, each with its decision and reason.
     ///
-    /// For Wireshark: packets as they came are of the interface "received", others of "sent"; each
-    /// has a comment (`frame.comment contains "no_bind"`). Works as `trace` does. Needs root.
+    /// In Wireshark, packets belong to the interface "received" or "sent" and have a comment
+    /// (`frame.comment contains "no_bind"`). Works as `trace` does. Needs root.
     ///
     ///   glb-director capture -w out.pcapng -n 1000 198.51.100.7
     ///   glb-director capture -w - verdict dropped | wireshark -k -i -
     #[command(verbatim_doc_comment)]
     Capture {
         #[command(flatten)]
-        watching: Watching,
+        target: TargetArgs,
         #[command(flatten)]
         capture: CaptureArgs,
         #[command(flatten)]
         args: TraceArgs,
     },
-    /// Look at forwarding tables, change them, and see what a change will do.
+    /// Examine and change forwarding tables, and predict the effect of a change.
     Table {
         #[command(subcommand)]
         command: table::Command,
-        /// How to print the answer.
+        /// The output format
         #[arg(short, long, value_enum, default_value_t, global = true)]
         output: Output,
     },
@@ -258,7 +257,7 @@ enum Command {
 
 #[derive(Args, Debug)]
 struct ConfigFile {
-    /// The configuration file (TOML).
+    /// The configuration file (TOML)
     #[arg(
         short,
         long,
@@ -269,95 +268,111 @@ struct ConfigFile {
     config: PathBuf,
 }
 
-/// What commands need that ask the running daemon.
+/// The options of commands that ask the running daemon.
 #[derive(Args, Debug)]
-struct Asking {
+struct AskArgs {
     #[command(flatten)]
     config: ConfigFile,
-    /// The daemon's control socket; the one that the configuration names if it is left out.
+    /// The daemon's control socket [default: $GLB_DIRECTOR_SOCKET, or the configuration's
+    /// `control.socket`]
     #[arg(short, long, value_name = "PATH", global = true)]
     socket: Option<PathBuf>,
-    /// How to print the answer.
+    /// The output format
     #[arg(short, long, value_enum, default_value_t, global = true)]
     output: Output,
 }
 
-impl Asking {
-    /// A connection to the daemon.
+impl AskArgs {
+    /// Connects to the daemon.
     fn connect(&self) -> anyhow::Result<Client> {
         connect(self.socket.as_ref(), &self.config)
     }
 }
 
-/// What commands need that watch the running daemon.
+/// The options of commands that trace the running daemon.
 #[derive(Args, Debug)]
-struct Watching {
+struct TargetArgs {
     #[command(flatten)]
     config: ConfigFile,
-    /// The daemon's control socket; the one that the configuration names if it is left out.
+    /// The daemon's control socket [default: $GLB_DIRECTOR_SOCKET, or the configuration's
+    /// `control.socket`]
     #[arg(short, long, value_name = "PATH")]
     socket: Option<PathBuf>,
 }
 
-impl Watching {
-    /// A connection to the daemon.
+impl TargetArgs {
+    /// Connects to the daemon.
     fn connect(&self) -> anyhow::Result<Client> {
         connect(self.socket.as_ref(), &self.config)
     }
 }
 
 fn connect(socket: Option<&PathBuf>, config: &ConfigFile) -> anyhow::Result<Client> {
-    let socket = match socket {
-        Some(socket) => socket.clone(),
-        None => Config::load(&config.config)?.control.place.path,
-    };
-    Ok(Client::connect(&socket)?)
+    Ok(Client::connect(&control_socket(socket, config)?)?)
+}
+
+/// Names the control socket in an operator's environment.
+const SOCKET_VARIABLE: &str = "GLB_DIRECTOR_SOCKET";
+
+/// Finds the control socket: the option, the environment, the configuration, and for users who may not
+/// read the configuration the default path.
+fn control_socket(socket: Option<&PathBuf>, config: &ConfigFile) -> anyhow::Result<PathBuf> {
+    if let Some(socket) = socket {
+        return Ok(socket.clone());
+    }
+    if let Some(socket) = std::env::var_os(SOCKET_VARIABLE).filter(|path| !path.is_empty()) {
+        return Ok(socket.into());
+    }
+    let denied = std::fs::File::open(&config.config)
+        .is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
+    if denied {
+        return Ok(DEFAULT_SOCKET.into());
+    }
+    Ok(Config::load(&config.config)?.control.place.path)
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum Output {
-    /// For people.
+    /// Text for people
     #[default]
     Table,
-    /// For programs.
+    /// JSON for programs
     Json,
 }
 
 impl Cli {
-    /// How the log is to be written.
+    /// The log options.
     #[must_use]
     pub fn log(&self) -> LogSettings {
         self.log.log()
     }
 
-    /// Does what the command line asks for.
+    /// Executes the command.
     ///
     /// # Errors
-    /// What went wrong, for people.
+    /// When the command fails.
     pub fn execute(self) -> anyhow::Result<ExitCode> {
         let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
         match self.command {
             Command::Run(file) => done(run::execute(&file.config)),
-            Command::Status(asking) => status::execute(&asking),
-            Command::Show { what, asking } => show::execute(&asking, what),
-            Command::Top { asking, options } => top::execute(&asking, &options),
-            Command::Reload { asking, force } => reload::execute(&asking, force),
-            Command::Rollback { asking, force } => reload::rollback(&asking, force),
-            Command::Drained { backends, asking } => reload::drained(&asking, backends),
-            Command::Drain { asking, cancel: true, .. } => drain::undrain(&asking),
-            Command::Drain { asking, timeout, force, .. } => drain::drain(&asking, timeout, force),
-            Command::Undrain(asking) => drain::undrain(&asking),
+            Command::Status(ask) => status::execute(&ask),
+            Command::Show { what, ask } => show::execute(&ask, what),
+            Command::Top { ask, options } => top::execute(&ask, &options),
+            Command::Reload { ask, force } => reload::execute(&ask, force),
+            Command::Rollback { ask, force } => reload::rollback(&ask, force),
+            Command::MarkDrained { backends, ask } => reload::mark_drained(&ask, backends),
+            Command::Drain { ask, cancel: true, .. } => drain::undrain(&ask),
+            Command::Drain { ask, timeout, force, .. } => drain::drain(&ask, timeout, force),
+            Command::Undrain(ask) => drain::undrain(&ask),
             Command::Detach { config, force } => done(detach::execute(&config.config, force)),
             Command::Counters { config, output } => done(counters::execute(&config.config, output)),
             Command::Replay { config, args, output } => {
                 done(replay::execute(&config.config, &args, output))
             }
-            Command::Trace { watching, args, output } => {
-                trace::trace(&watching, &args, matches!(output, Output::Json))
+            Command::Trace { target, args, output } => {
+                trace::trace(&target, &args, matches!(output, Output::Json))
             }
-            Command::Capture { watching, capture, args } => {
-                trace::capture(&watching, &args, &capture)
-            }
+            Command::Capture { target, capture, args } => trace::capture(&target, &args, &capture),
             Command::Config { command, output } => config::execute(command, output),
             Command::Doctor { config, probe, output } => {
                 doctor::execute(&config.config, probe, output)

@@ -1,33 +1,33 @@
-//! `glb-director reload`, `rollback` and `drained`
+//! `glb-director reload`, `rollback` and `mark-drained`
 
 use std::{net::IpAddr, process::ExitCode, time::Duration};
 
-use super::{Asking, Output};
+use super::{AskArgs, Output};
 use crate::{control::Command, model::ReloadOutcome};
 
-/// A reload waits for new backends to answer, and a loaded machine is slow.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long the daemon may take; a reload waits for new backends to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 
-pub(super) fn execute(asking: &Asking, force: bool) -> anyhow::Result<ExitCode> {
-    change(asking, &Command::Reload { force })
+pub(super) fn execute(args: &AskArgs, force: bool) -> anyhow::Result<ExitCode> {
+    change(args, &Command::Reload { force })
 }
 
-pub(super) fn rollback(asking: &Asking, force: bool) -> anyhow::Result<ExitCode> {
-    change(asking, &Command::Rollback { force })
+pub(super) fn rollback(args: &AskArgs, force: bool) -> anyhow::Result<ExitCode> {
+    change(args, &Command::Rollback { force })
 }
 
-pub(super) fn drained(asking: &Asking, backends: Vec<IpAddr>) -> anyhow::Result<ExitCode> {
-    let text: String = asking.connect()?.ask(&Command::MarkDrained { backends }, PATIENCE)?;
-    match asking.output {
+pub(super) fn mark_drained(args: &AskArgs, backends: Vec<IpAddr>) -> anyhow::Result<ExitCode> {
+    let text: String = args.connect()?.ask(&Command::MarkDrained { backends }, ANSWER_TIMEOUT)?;
+    match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&text)?),
         Output::Table => println!("{text}"),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn change(asking: &Asking, command: &Command) -> anyhow::Result<ExitCode> {
-    let done: ReloadOutcome = asking.connect()?.ask(command, PATIENCE)?;
-    match asking.output {
+fn change(args: &AskArgs, command: &Command) -> anyhow::Result<ExitCode> {
+    let done: ReloadOutcome = args.connect()?.ask(command, ANSWER_TIMEOUT)?;
+    match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&done)?),
         Output::Table => print!("{}", text(&done)),
     }
@@ -37,7 +37,7 @@ fn change(asking: &Asking, command: &Command) -> anyhow::Result<ExitCode> {
 fn text(done: &ReloadOutcome) -> String {
     let ReloadOutcome { generation, changed, milliseconds, warning, steps, .. } = done;
     if !changed {
-        return format!("generation {generation} has this table and stays in force\n");
+        return format!("unchanged: generation {generation} has this table already\n");
     }
     let steps: Vec<String> = steps.iter().map(|(name, took)| format!("{name} {took:.1}")).collect();
     let warning = if warning.is_empty() {

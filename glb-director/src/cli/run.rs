@@ -13,7 +13,7 @@ pub(super) fn execute(file: &Path) -> anyhow::Result<()> {
         tracing::warn!("{warning}");
     }
     glb_host::permission::check_capabilities()?;
-    // As long as this process may ask for them.
+    // Names of other XDP programs are readable only until capabilities are dropped.
     glb_host::xdp_link::record_program_names(&config.interfaces);
     if config.probe.enabled {
         crate::prober::open_reply_sockets();

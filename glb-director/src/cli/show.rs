@@ -5,47 +5,47 @@ use std::{process::ExitCode, time::Duration};
 use clap::Subcommand;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Asking, Output, columns::columns};
+use super::{AskArgs, Output, columns::columns};
 use crate::{
     control::Command as Ask,
     probe_results::ProbeResult,
     views::{BackendView, BindView, GenerationView, TableView},
 };
 
-/// The channel answers without waiting for the daemon's loop.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the daemon may take to answer; a reload does not delay the answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Rows of a table, whatever it holds.
+/// The number of rows of every table.
 const ROWS: f64 = 65_536.0;
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub(super) enum What {
-    /// The tables in force, with what was sent and dropped for them.
+    /// Tables in force, with sent and dropped packets
     Tables,
-    /// The backends: state, health, share of new flows, the way to them.
+    /// Backends: state, health, share of new flows, next hop
     Backends,
-    /// The binds: which addresses and ports belong to which table.
+    /// Binds: the addresses and ports of each table
     Binds,
-    /// The pinned generations, and which runs on which interface.
+    /// Pinned generations, and the interfaces they are attached to
     Generations,
 }
 
-pub(super) fn execute(asking: &Asking, what: What) -> anyhow::Result<ExitCode> {
+pub(super) fn execute(args: &AskArgs, what: What) -> anyhow::Result<ExitCode> {
     match what {
-        What::Tables => show(asking, &Ask::Tables, tables),
-        What::Backends => show(asking, &Ask::Backends, backends),
-        What::Binds => show(asking, &Ask::Binds, binds),
-        What::Generations => show(asking, &Ask::Generations, generations),
+        What::Tables => show(args, &Ask::Tables, tables),
+        What::Backends => show(args, &Ask::Backends, backends),
+        What::Binds => show(args, &Ask::Binds, binds),
+        What::Generations => show(args, &Ask::Generations, generations),
     }
 }
 
 fn show<T: DeserializeOwned + Serialize>(
-    asking: &Asking,
+    args: &AskArgs,
     ask: &Ask,
     text: fn(&[T]) -> String,
 ) -> anyhow::Result<ExitCode> {
-    let answer: Vec<T> = asking.connect()?.ask(ask, PATIENCE)?;
-    match asking.output {
+    let answer: Vec<T> = args.connect()?.ask(ask, ANSWER_TIMEOUT)?;
+    match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&answer)?),
         Output::Table => print!("{}", text(&answer)),
     }
@@ -82,7 +82,7 @@ fn backends(views: &[BackendView]) -> String {
             view.table.clone(),
             view.address.to_string(),
             view.state.clone(),
-            if view.healthy { "up".into() } else { "DOWN".into() },
+            if view.healthy { "healthy".into() } else { "UNHEALTHY".into() },
             format!("{:.1} %", f64::from(first) * 100.0 / ROWS),
             view.sent.packets.to_string(),
             probes(&view.probes),

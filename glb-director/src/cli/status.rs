@@ -4,15 +4,15 @@ use std::{process::ExitCode, time::Duration};
 
 use glb_host::exit_code;
 
-use super::{Asking, Output};
+use super::{AskArgs, Output};
 use crate::{control::Command, probe_results::ProberState, status::Status};
 
-/// The channel answers without waiting for the daemon's loop.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the daemon may take to answer; a reload does not delay the answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(super) fn execute(asking: &Asking) -> anyhow::Result<ExitCode> {
-    let status: Status = asking.connect()?.ask(&Command::Status, PATIENCE)?;
-    match asking.output {
+pub(super) fn execute(args: &AskArgs) -> anyhow::Result<ExitCode> {
+    let status: Status = args.connect()?.ask(&Command::Status, ANSWER_TIMEOUT)?;
+    match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
         Output::Table => print!("{}", text(&status)),
     }
@@ -53,6 +53,16 @@ fn text(status: &Status) -> String {
         let text = format!("{} ({prefixes}) by {method}: {state}{reason}", one.name);
         lines.push(("announcement", text));
     }
+    for one in &status.announce.announcements {
+        for session in &one.sessions {
+            let exports = match session.exports {
+                Some(false) => ", does not export it",
+                Some(true) | None => "",
+            };
+            let text = format!("{} for {}: {}{exports}", session.name, one.name, session.info);
+            lines.push(("session", text));
+        }
+    }
     if let Some(drain) = &status.announce.drain {
         lines.push(("drain", format!("{}, for {}", drain.message, span(drain.seconds))));
     }
@@ -64,10 +74,10 @@ fn text(status: &Status) -> String {
         ProberState::Running => format!("{answering} of {} answered", status.probes.len()),
     };
     lines.push(("probes", probes));
-    let reloads = format!("{} well, {} failed", status.reloads, status.failed_reloads);
+    let reloads = format!("{} succeeded, {} failed", status.reloads, status.failed_reloads);
     lines.push(("reloads", reloads));
     if let Some(last) = &status.last_reload {
-        let how = if last.error.is_some() { "failed" } else { "well" };
+        let how = if last.error.is_some() { "failed" } else { "succeeded" };
         let took = last.seconds * 1000.0;
         lines.push((
             "last reload",
@@ -83,7 +93,7 @@ fn text(status: &Status) -> String {
     lines.into_iter().map(|(name, text)| format!("{name:<12} {text}\n")).collect()
 }
 
-/// A span of time in two units at most.
+/// Formats a time span with at most two units.
 pub(super) fn span(seconds: f64) -> String {
     let whole = seconds as u64;
     let (days, hours, minutes) = (whole / 86_400, whole / 3600 % 24, whole / 60 % 60);

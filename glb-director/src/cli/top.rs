@@ -11,49 +11,45 @@ use std::{
 use clap::Args;
 use serde::Serialize;
 
-use super::{Asking, Output};
+use super::{AskArgs, Output};
 use crate::{
     control::Command as Ask,
     counters::{Count, Report},
 };
 
-/// The channel answers without waiting for the daemon's loop.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the daemon may take to answer; a reload does not delay the answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Widest line, so that it fits any terminal.
+/// The widest line; it fits any terminal.
 const WIDTH: usize = 80;
 
 #[derive(Args, Debug)]
 pub(super) struct Options {
-    /// Seconds between two looks.
-    #[arg(short, long, default_value_t = 1.0, value_parser = interval)]
-    interval: f64,
-    /// So many looks, then the end; on and on if it is left out (once if the output is no terminal
-    /// and not JSON).
+    /// The time between two updates, such as 500ms or 2s
+    #[arg(short, long, default_value = "1s", value_parser = interval)]
+    interval: Duration,
+    /// The number of updates [default: until Ctrl-C; 1 for a table that does not go to a terminal]
     #[arg(short = 'n', long)]
     count: Option<u64>,
 }
 
-fn interval(text: &str) -> Result<f64, String> {
-    let seconds: f64 = text.parse().map_err(|_| "give a number of seconds".to_owned())?;
-    if (0.1..=3600.0).contains(&seconds) {
-        Ok(seconds)
-    } else {
-        Err("give 0.1 to 3600 seconds".into())
-    }
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = glb_host::duration::parse(text).map_err(|error| error.to_string())?;
+    let limits = Duration::from_millis(100)..=Duration::from_secs(3_600);
+    if limits.contains(&interval) { Ok(interval) } else { Err("give 100ms to 1h".into()) }
 }
 
-/// Packets and bytes a second.
+/// Packets and bytes per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 struct Rate {
     packets_per_second: f64,
     bytes_per_second: f64,
 }
 
-/// The rates between two looks. What did not occur is left out.
+/// The rates between two readings; reasons and backends without packets are omitted.
 #[derive(Debug, Serialize)]
 struct Rates {
-    /// Seconds between the two looks.
+    /// Seconds between the two readings.
     seconds: f64,
     all: Rate,
     tables: BTreeMap<String, Rate>,
@@ -65,7 +61,7 @@ struct Rates {
 struct BackendRate {
     table: String,
     backend: String,
-    /// Share of its table's packets, from 0 to 1.
+    /// The share of its table's packets, from 0 to 1.
     share: f64,
     #[serde(flatten)]
     rate: Rate,
@@ -73,30 +69,30 @@ struct BackendRate {
 
 #[derive(Debug, Serialize)]
 struct ReasonRate {
-    /// Empty for packets of no table.
+    /// The table; empty for packets that match none.
     table: String,
     reason: String,
     #[serde(flatten)]
     rate: Rate,
 }
 
-pub(super) fn execute(asking: &Asking, options: &Options) -> anyhow::Result<ExitCode> {
+pub(super) fn execute(args: &AskArgs, options: &Options) -> anyhow::Result<ExitCode> {
     let look = || -> anyhow::Result<(Instant, Report)> {
-        let report = asking.connect()?.ask(&Ask::Counters, PATIENCE)?;
+        let report = args.connect()?.ask(&Ask::Counters, ANSWER_TIMEOUT)?;
         Ok((Instant::now(), report))
     };
     let terminal = io::stdout().is_terminal();
-    let once = !terminal && matches!(asking.output, Output::Table);
+    let once = !terminal && matches!(args.output, Output::Table);
     let count = options.count.unwrap_or(if once { 1 } else { u64::MAX });
     let mut before = look()?;
     for number in 0..count {
-        thread::sleep(Duration::from_secs_f64(options.interval));
+        thread::sleep(options.interval);
         let now = look()?;
         let rates = rates(&before.1, &now.1, (now.0 - before.0).as_secs_f64());
-        let text = match asking.output {
+        let text = match args.output {
             Output::Json => format!("{}\n", serde_json::to_string(&rates)?),
             Output::Table => {
-                // Home, and whatever stood below is gone: no flicker.
+                // Cursor to the top left, then clear to the end: no flicker.
                 let clear = if terminal { "\x1b[H\x1b[J" } else { "" };
                 let gap = if !terminal && number > 0 { "\n" } else { "" };
                 let height = if terminal { height() } else { usize::MAX };
@@ -105,7 +101,7 @@ pub(super) fn execute(asking: &Asking, options: &Options) -> anyhow::Result<Exit
         };
         let mut out = io::stdout().lock();
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            // Whoever read it has seen enough.
+            // The reader closed the pipe.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
             other => other?,
         }
@@ -114,7 +110,7 @@ pub(super) fn execute(asking: &Asking, options: &Options) -> anyhow::Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-/// Lines of the terminal.
+/// Returns the number of lines of the terminal.
 fn height() -> usize {
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the struct is the request's, and outlives the call.
@@ -123,7 +119,7 @@ fn height() -> usize {
 }
 
 fn rates(before: &Report, now: &Report, seconds: f64) -> Rates {
-    // A daemon's restart does not reset the counters, but `detach` does.
+    // `detach` resets the counters; a restart of the daemon does not.
     let rate = |old: Count, new: Count| Rate {
         packets_per_second: new.packets.saturating_sub(old.packets) as f64 / seconds,
         bytes_per_second: new.bytes.saturating_sub(old.bytes) as f64 / seconds,
@@ -181,7 +177,7 @@ impl Rate {
     }
 }
 
-/// The busiest of everything, in at most `height` lines of at most 80 columns.
+/// Renders the busiest tables, backends and reasons in at most `height` lines of 80 columns.
 fn screen(rates: &Rates, height: usize) -> String {
     let line = |name: &str, what: &str, rate: &Rate, rest: &str| {
         format!(
@@ -207,7 +203,7 @@ fn screen(rates: &Rates, height: usize) -> String {
     let mut lines = vec![head("TABLE", ""), line("(everything)", "", &rates.all, "")];
     let mut tables: Vec<_> = rates.tables.iter().collect();
     tables.sort_by_key(|(_, rate)| std::cmp::Reverse(rate.packets_per_second as u64));
-    // Of what does not fit, each part gives up alike.
+    // The three parts share the lines equally.
     let room = height.saturating_sub(8) / 3;
     let show = |lines: &mut Vec<String>, rows: Vec<String>| {
         let hidden = rows.len().saturating_sub(room.max(1));
@@ -236,7 +232,7 @@ fn screen(rates: &Rates, height: usize) -> String {
     trimmed.map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
-/// A number with a unit's prefix, in at most eight characters.
+/// Formats a number with a unit prefix, in at most eight characters.
 fn scaled(value: f64, unit: &str) -> String {
     let mut value = value;
     for prefix in ["", "k", "M", "G", "T"] {
@@ -274,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_differences_by_time() {
+    fn rates_are_increases_per_second() {
         let rates = rates(&report(1, 1), &report(3, 1), 2.0);
         assert_eq!(rates.all.packets_per_second, 150.0);
         assert_eq!(rates.tables.values().next().unwrap().packets_per_second, 100.0);
@@ -284,13 +280,13 @@ mod tests {
     }
 
     #[test]
-    fn counters_that_begin_anew_are_no_negative_rates() {
+    fn reset_counters_give_no_negative_rates() {
         let rates = rates(&report(9, 1), &report(1, 1), 1.0);
         assert_eq!(rates.all, Rate::default());
     }
 
     #[test]
-    fn the_screen_fits_a_small_terminal_however_much_there_is() {
+    fn the_screen_fits_a_small_terminal() {
         for tables in [0, 1, 50] {
             let text = screen(&rates(&report(1, tables), &report(9_000_000, tables), 1.0), 24);
             assert!(text.lines().count() <= 24, "{text}");
@@ -298,13 +294,13 @@ mod tests {
                 assert!(line.chars().count() <= 80, "{} columns: {line}", line.chars().count());
             }
             assert_eq!(text.contains("more"), tables == 50, "{text}");
-            // Without a table, packets of none are all there are.
+            // Without tables, all packets match none.
             assert_eq!(text.contains(" 100 %"), tables == 0, "{text}");
         }
     }
 
     #[test]
-    fn numbers_are_short() {
+    fn numbers_are_scaled() {
         for (value, text) in [
             (0.0, "0"),
             (0.5, "0.5"),

@@ -7,29 +7,29 @@ use glb_host::{
     packet_trace::client::{self, CaptureArgs, TraceArgs, TraceError},
 };
 
-use super::Watching;
+use super::TargetArgs;
 use crate::{config::Config, counters::CountersError, replay::REASONS, trace::PinnedDecoder};
 
 pub(super) fn trace(
-    watching: &Watching,
+    target: &TargetArgs,
     args: &TraceArgs,
     is_json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let client = watching.connect()?;
-    done(client::trace(args, client, &REASONS, &mut decoder(watching)?, is_json))
+    let client = target.connect()?;
+    done(client::trace(args, client, &REASONS, &mut decoder(target)?, is_json))
 }
 
 pub(super) fn capture(
-    watching: &Watching,
+    target: &TargetArgs,
     args: &TraceArgs,
     capture: &CaptureArgs,
 ) -> anyhow::Result<ExitCode> {
-    let client = watching.connect()?;
+    let client = target.connect()?;
     let name = "glb-director capture";
-    done(client::capture(name, args, capture, client, &REASONS, &mut decoder(watching)?))
+    done(client::capture(name, args, capture, client, &REASONS, &mut decoder(target)?))
 }
 
-/// What the daemon says decides about the exit code.
+/// Keeps the client's error as such, because it decides the exit code.
 fn done(result: Result<(), TraceError>) -> anyhow::Result<ExitCode> {
     match result {
         Ok(()) => Ok(ExitCode::SUCCESS),
@@ -38,8 +38,8 @@ fn done(result: Result<(), TraceError>) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn decoder(watching: &Watching) -> anyhow::Result<PinnedDecoder> {
-    let config = Config::load(&watching.config.config)?;
+fn decoder(target: &TargetArgs) -> anyhow::Result<PinnedDecoder> {
+    let config = Config::load(&target.config.config)?;
     let Some(pins) = PinFolder::open(&config.bpffs_dir, crate::OWNER)? else {
         return Err(CountersError::Missing { folder: config.bpffs_dir }.into());
     };

@@ -172,7 +172,7 @@ async fn activate_first(
     migrated.iter().for_each(|message| warn!("{message}"));
     let mut counter_slots = CounterSlotMap::open_or_create(pins)?;
     let targets = backend_addresses(&desired.table.tables);
-    let next_hops = NextHops::start_with(config.gateway_mac, config.transmit(), targets).await?;
+    let next_hops = NextHops::start_with(config.gateway(), config.transmit(), targets).await?;
     status.follow_next_hops(next_hops.subscribe());
     // Removes generations that a killed process loaded and never attached.
     let keep: Vec<u64> = running.into_iter().chain(previous).collect();

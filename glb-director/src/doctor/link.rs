@@ -1,4 +1,4 @@
-//! The interfaces that VIP packets arrive on.
+//! Checks of the interfaces: program, driver, queues, offloads, veth peers and dropped packets.
 
 use glb_host::{
     bpffs::PinFolder,
@@ -7,10 +7,10 @@ use glb_host::{
     xdp_link::{self, Mode},
 };
 
-use super::Finding;
+use super::{Finding, veth};
 use crate::config::Config;
 
-/// Drivers that are known to have native XDP, transmission included.
+/// Drivers with native XDP, transmission included.
 const NATIVE: [&str; 25] = [
     "amazon",
     "atlantic",
@@ -44,7 +44,6 @@ pub(super) fn examine(config: &Config) -> Vec<Finding> {
     let pins = PinFolder::open(&config.bpffs_dir, crate::OWNER).ok().flatten();
     for name in &config.interfaces {
         let program = program(config, name, pins.as_ref());
-        // Of an interface that is not there nothing else can be said.
         let there = xdp_link::interface_index(name).is_ok();
         findings.push(program);
         if !there {
@@ -53,11 +52,13 @@ pub(super) fn examine(config: &Config) -> Vec<Finding> {
         let driver = ethtool::driver(name).ok();
         findings.push(driver_finding(name, driver.as_deref()));
         if let Ok(channels) = ethtool::channels(name) {
-            findings.push(queues(name, channels, processors()));
+            findings.push(queues(name, channels, processors(), driver.as_deref()));
         }
         if let Ok(on) = ethtool::offloads(name) {
             findings.extend(offloads(name, &on));
         }
+        findings.extend(veth::peer(name));
+        findings.extend(veth::drops(name));
     }
     findings
 }
@@ -70,7 +71,7 @@ fn program(config: &Config, name: &str, pins: Option<&PinFolder>) -> Finding {
     const CHECK: &str = "program";
     let attached = match xdp_link::attached(name) {
         Ok(attached) => attached,
-        Err(error) => return Finding::problem(CHECK, error.to_string(), "Mend `interfaces`."),
+        Err(error) => return Finding::problem(CHECK, error.to_string(), "Correct `interfaces`."),
     };
     let ours = pins.and_then(|pins| {
         xdp_link::program_behind(&generations::link_pin(pins, name)).ok().flatten()
@@ -79,17 +80,20 @@ fn program(config: &Config, name: &str, pins: Option<&PinFolder>) -> Finding {
     match attached {
         None => Finding::problem(
             CHECK,
-            format!("nothing is attached to {name}: VIP packets are not forwarded"),
-            format!("Start it: {run}"),
+            format!("no program is attached to {name}, so VIP packets are not forwarded"),
+            format!("Start the daemon: {run}"),
         ),
         Some((_, id)) if id != ours => Finding::problem(
             CHECK,
-            format!("another XDP program is on {name}: VIP packets are not forwarded"),
-            format!("Look: bpftool net show dev {name}   Take it off, then start ours: {run}"),
+            format!("another XDP program is attached to {name}, so VIP packets are not forwarded"),
+            format!(
+                "Find it with `bpftool net show dev {name}`, detach it with `ip link set {name} xdp \
+                 off`, then start the daemon: {run}"
+            ),
         ),
         Some((Mode::Generic, _)) => Finding::warning(
             CHECK,
-            format!("the program is on {name} in generic mode, which is slow"),
+            format!("the program is attached to {name} in generic mode, which is slow"),
             "Use an interface whose driver has native XDP.",
         ),
         Some((Mode::Native, _)) => Finding::ok(CHECK, format!("native on {name}")),
@@ -104,34 +108,59 @@ fn driver_finding(name: &str, driver: Option<&str>) -> Finding {
         }
         Some(driver) => Finding::warning(
             CHECK,
-            format!("{driver} on {name} is not known here to have native XDP"),
-            "If the start says that the driver refuses it, use another interface; mode = \"generic\" \
-             works everywhere and is slow.",
+            format!("driver {driver} of {name} is not in the list of drivers with native XDP"),
+            "If the daemon cannot attach, use another interface, or `mode = \"generic\"`, which works \
+             everywhere and is slow.",
         ),
         None => Finding::warning(
             CHECK,
-            format!("{name} does not say which driver it has"),
-            "If the start says that the driver refuses native XDP, use another interface.",
+            format!("the driver of {name} is unknown"),
+            "If the daemon cannot attach, use another interface.",
         ),
     }
 }
 
-fn queues(name: &str, channels: Channels, processors: usize) -> Finding {
+/// Returns the largest number of queues with which the driver accepts XDP and transmits without locks.
+///
+/// ena uses a second queue for each XDP queue, so it refuses XDP above half of its maximum. virtio_net
+/// needs one queue pair for each processor beside those in use; with fewer it transmits under a lock.
+fn xdp_queue_limit(driver: Option<&str>, maximum: u32, processors: u32) -> u32 {
+    match driver {
+        Some("ena") => (maximum / 2).max(1),
+        Some("virtio_net") if maximum > processors => maximum - processors,
+        _ => maximum,
+    }
+}
+
+fn queues(name: &str, channels: Channels, processors: usize, driver: Option<&str>) -> Finding {
     const CHECK: &str = "queues";
-    let (receive, wanted) = (channels.receive, (processors as u32).min(channels.maximum));
+    let (receive, processors) = (channels.receive, processors as u32);
+    let limit = xdp_queue_limit(driver, channels.maximum, processors);
+    let wanted = processors.min(limit);
     let found = format!("{name} receives on {receive} queues, for {processors} processors");
+    if receive > limit {
+        let what = if channels.combined { "combined" } else { "rx" };
+        return Finding::warning(
+            CHECK,
+            format!(
+                "{found}; with XDP the driver {} supports {limit}",
+                driver.unwrap_or("of the interface")
+            ),
+            format!("ethtool -L {name} {what} {wanted}"),
+        );
+    }
     if receive >= wanted {
         return Finding::ok(CHECK, found);
     }
     let what = if channels.combined { "combined" } else { "rx" };
     Finding::warning(
         CHECK,
-        format!("{found}; it could on {}", channels.maximum),
-        format!("ethtool -L {name} {what} {wanted}   (each queue is one processor's work)"),
+        format!("{found}; with XDP it supports {limit}"),
+        format!("ethtool -L {name} {what} {wanted}   (one processor serves each queue)"),
     )
 }
 
-/// Offloads that join packets before XDP sees them, or make a driver refuse it.
+/// Checks offloads that merge packets before XDP, or that make a driver refuse XDP.
 fn offloads(name: &str, on: &[String]) -> Vec<Finding> {
     const CHECK: &str = "offloads";
     let bad: Vec<&str> = [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")]
@@ -140,12 +169,12 @@ fn offloads(name: &str, on: &[String]) -> Vec<Finding> {
         .map(|(_, switch)| switch)
         .collect();
     if bad.is_empty() {
-        return vec![Finding::ok(CHECK, format!("{name} joins no packets (LRO, GRO-HW)"))];
+        return vec![Finding::ok(CHECK, format!("{name} merges no packets (LRO, GRO-HW)"))];
     }
     let one = |switch: &&str| {
         Finding::problem(
             CHECK,
-            format!("{switch} is on: {name} joins packets before they are forwarded"),
+            format!("{switch} is on: {name} merges packets before XDP sees them"),
             format!("ethtool -K {name} {switch} off"),
         )
     };
@@ -159,19 +188,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn queues_are_compared_with_processors_and_with_what_there_can_be() {
+    fn queue_advice_follows_processors_and_the_maximum() {
         let channels = |receive, maximum| Channels { receive, maximum, combined: true };
-        assert_eq!(queues("e", channels(8, 64), 8).level, Level::Ok);
-        assert_eq!(queues("e", channels(1, 1), 8).level, Level::Ok);
-        let found = queues("e", channels(2, 64), 8);
+        assert_eq!(queues("e", channels(8, 64), 8, None).level, Level::Ok);
+        assert_eq!(queues("e", channels(1, 1), 8, None).level, Level::Ok);
+        let found = queues("e", channels(2, 64), 8, None);
         assert_eq!(found.level, Level::Warning);
         assert!(found.remedy.unwrap().contains("ethtool -L e combined 8"));
         let rx = Channels { combined: false, ..channels(1, 4) };
-        assert!(queues("e", rx, 8).remedy.unwrap().contains("rx 4"));
+        assert!(queues("e", rx, 8, None).remedy.unwrap().contains("rx 4"));
     }
 
     #[test]
-    fn offloads_that_join_packets_are_problems() {
+    fn queue_advice_respects_the_drivers_limit_with_xdp() {
+        let channels = |receive, maximum| Channels { receive, maximum, combined: true };
+        let advice = |channels, driver| queues("e", channels, 8, Some(driver)).remedy;
+        // ena: half of the queues.
+        assert!(advice(channels(1, 8), "ena").unwrap().contains("combined 4"));
+        assert!(advice(channels(8, 8), "ena").unwrap().contains("combined 4"));
+        assert_eq!(advice(channels(4, 8), "ena"), None);
+        // virtio_net: one more pair for each processor.
+        assert!(advice(channels(1, 12), "virtio_net").unwrap().contains("combined 4"));
+        assert_eq!(advice(channels(4, 12), "virtio_net"), None);
+        assert!(advice(channels(1, 32), "virtio_net").unwrap().contains("combined 8"));
+    }
+
+    #[test]
+    fn offloads_that_merge_packets_are_problems() {
         let on = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
         let fine = offloads("e", &on(&["rx-checksum", "rx-gro"]));
         assert!(fine.len() == 1 && fine[0].level == Level::Ok);
@@ -182,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn drivers_that_are_not_known_are_warned_of() {
+    fn unlisted_drivers_get_a_warning() {
         assert_eq!(driver_finding("e", Some("veth")).level, Level::Ok);
         assert_eq!(driver_finding("e", Some("r8169")).level, Level::Warning);
         assert_eq!(driver_finding("e", None).level, Level::Warning);

@@ -1,11 +1,16 @@
-//! What is wrong with this machine for a director, each with its remedy.
+//! Examines this machine for a director; each finding has a remedy.
+//!
+//! [`examine`] runs every check. To add one, write a function that returns [`Finding`]s in the module of
+//! its subject, and call it from that module's `examine` or from [`examine`].
 
+mod feature;
 mod kernel;
 mod link;
 mod network;
 pub mod probe;
+mod veth;
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 pub use glb_host::doctor::Finding;
 use glb_host::{
@@ -19,10 +24,10 @@ use glb_table::TableSet;
 use crate::{announce, config::Config, control::Command, status::Status};
 
 /// How long backends may take to answer ARP or neighbour discovery.
-const PATIENCE: Duration = Duration::from_secs(3);
+const NEIGHBOUR_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Looks at this machine, in this thread's network namespace; sends nothing but ARP requests and
-/// neighbour solicitations.
+/// Runs every check in this thread's network namespace. Sends only ARP requests and neighbour
+/// solicitations.
 pub async fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = kernel::examine();
     findings.push(pins(config));
@@ -32,15 +37,16 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
         Ok(tables) => {
             findings.push(keys(config));
             findings.extend(announcements(config, &tables));
+            findings.extend(methods(config).await);
             findings.extend(network::settings(config, &tables));
-            match ways(config, &tables).await {
+            match resolve(config, &tables).await {
                 Ok(ways) => {
-                    findings.extend(network::ways(config, &tables, &ways));
+                    findings.extend(network::next_hops(config, &tables, &ways));
                     let rules = announce::policy_rules::list_installed().await.unwrap_or_default();
                     findings.push(network::answers(config, &tables, &ways, &rules));
                 }
                 Err(error) => {
-                    let remedy = "Without netlink a director cannot work.";
+                    let remedy = "A director needs netlink; check seccomp filters and RestrictAddressFamilies=.";
                     findings.push(Finding::problem("netlink", error, remedy));
                 }
             }
@@ -48,27 +54,27 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
         Err(error) => findings.push(Finding::problem(
             "table",
             error.render(false).trim_end(),
-            format!("Mend {}; the running table stays in force.", config.table.display()),
+            format!("Correct {}; the running table stays in force.", config.table.display()),
         )),
     }
     findings
 }
 
-/// Every address that is asked for: backends, VIPs, and the configured source.
-async fn ways(config: &Config, tables: &TableSet) -> Result<Arc<Snapshot>, String> {
+/// Resolves the next hops of backends, VIPs and the configured source addresses.
+async fn resolve(config: &Config, tables: &TableSet) -> Result<Arc<Snapshot>, String> {
     let all: BTreeSet<IpAddr> =
         backends(tables).chain(network::vips(tables)).chain(network::sources(config)).collect();
-    let next_hops = NextHops::start_with(config.gateway_mac, config.transmit(), all)
+    let next_hops = NextHops::start_with(config.gateway(), config.transmit(), all)
         .await
         .map_err(|error| error.to_string())?;
     let mut changes = next_hops.subscribe();
     let wanted: Vec<IpAddr> = backends(tables).collect();
-    // Only the backends' neighbours matter; a VIP has none that answers.
+    // Only backends must resolve; no neighbour answers for a VIP.
     let settled = changes.wait_for(|snapshot| {
         let known = |address| matches!(snapshot.get(address), Some(Ok(_) | Err(Unresolved::Local)));
         wanted.iter().all(known)
     });
-    drop(tokio::time::timeout(PATIENCE, settled).await);
+    drop(tokio::time::timeout(NEIGHBOUR_TIMEOUT, settled).await);
     Ok(next_hops.snapshot())
 }
 
@@ -77,7 +83,7 @@ fn backends(tables: &TableSet) -> impl Iterator<Item = IpAddr> {
     all.filter(|backend| backend.is_usable()).map(|backend| backend.address)
 }
 
-/// Whether pins can live where they are to.
+/// Checks that the pin directory can be used.
 fn pins(config: &Config) -> Finding {
     const CHECK: &str = "pin_folder";
     match PinFolder::check(&config.bpffs_dir, crate::OWNER) {
@@ -90,7 +96,7 @@ fn pins(config: &Config) -> Finding {
     }
 }
 
-/// Whether the daemon runs and is content.
+/// Checks that the daemon runs and reports no problem.
 fn daemon(config: &Config) -> Vec<Finding> {
     const CHECK: &str = "daemon";
     let asked = Client::connect(&config.control.place.path)
@@ -117,7 +123,7 @@ fn daemon(config: &Config) -> Vec<Finding> {
     }
 }
 
-/// Whether the announcements fit the tables.
+/// Checks announcements against tables, and asks their methods.
 fn announcements(config: &Config, tables: &TableSet) -> Vec<Finding> {
     const CHECK: &str = "announce";
     let (errors, doubts) = announce::announcement::check_against(&config.announcements, tables);
@@ -127,15 +133,37 @@ fn announcements(config: &Config, tables: &TableSet) -> Vec<Finding> {
     errors.chain(doubts).collect()
 }
 
+/// Asks each announcement's method whether it works.
+async fn methods(config: &Config) -> Vec<Finding> {
+    const CHECK: &str = "announce_method";
+    let errors = announce::check_methods(&config.announcements).await;
+    let remedy = "See docs/announcing.md, and `glb-director config check`.";
+    errors.into_iter().map(|error| Finding::problem(CHECK, error, remedy)).collect()
+}
+
 fn keys(config: &Config) -> Finding {
     const CHECK: &str = "keys";
     let path = config.table.display();
     match permission::world_readable_mode(&config.table) {
         Some(mode) => Finding::warning(
             CHECK,
-            format!("{path} holds hash keys and everybody can read it (mode {mode:o})"),
-            format!("chmod o-r {path}"),
+            format!("every user can read the hash keys in {path} (mode {mode:o})"),
+            restrict_access(&config.table),
         ),
-        None => Finding::ok(CHECK, format!("{path} is not for everybody")),
+        None => Finding::ok(CHECK, format!("{path} is not readable by every user")),
+    }
+}
+
+/// The user and group that the packages create for the daemon.
+const DAEMON_GROUP: &str = "glb-director";
+
+/// Returns the command that hides a file from other users and leaves it to the daemon.
+#[must_use]
+pub fn restrict_access(file: &Path) -> String {
+    let path = file.display();
+    match nix::unistd::Group::from_name(DAEMON_GROUP) {
+        Ok(Some(_)) => format!("chgrp {DAEMON_GROUP} {path} && chmod 640 {path}"),
+        // Without the packages' group, the daemon usually runs as the file's owner.
+        _ => format!("chmod 640 {path} (its group must be the daemon's)"),
     }
 }

@@ -1,4 +1,4 @@
-//! Addresses, routes, neighbours and the settings of the network.
+//! Checks of addresses, routes, neighbours, MTU and kernel settings.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,10 +14,10 @@ use glb_table::{Table, TableSet};
 use super::{Finding, backends};
 use crate::{announce::policy_rules::Rule, config::Config};
 
-/// A client's full-sized packet.
-const CLIENTS: u32 = 1500;
+/// The size of a client's full-sized packet.
+const CLIENT_MTU: u32 = 1500;
 
-/// Binds of one address; of wider ones each address would have to be asked for.
+/// Returns the VIPs of binds with a single address.
 pub(super) fn vips(tables: &TableSet) -> impl Iterator<Item = IpAddr> {
     let binds = tables.tables.iter().flat_map(|table| &table.binds);
     binds
@@ -25,7 +25,7 @@ pub(super) fn vips(tables: &TableSet) -> impl Iterator<Item = IpAddr> {
         .map(|bind| bind.prefix.addr())
 }
 
-/// What a kernel does with packets that are left to it.
+/// Checks kernel settings that affect packets passed to the kernel.
 pub(super) fn settings(config: &Config, tables: &TableSet) -> Vec<Finding> {
     let mut findings = Vec::new();
     for name in &config.interfaces {
@@ -49,8 +49,8 @@ fn rp_filter(name: &str, value: i64) -> Finding {
     Finding::warning(
         CHECK,
         format!(
-            "rp_filter is strict on {name}: what is left to this kernel (a probe's answer, a ping) is \
-             dropped if the way back leaves by another interface"
+            "rp_filter is strict on {name}: the kernel drops packets passed to it (a probe's answer, a \
+             ping) if the route back uses another interface"
         ),
         format!(
             "sysctl -w net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{name}.rp_filter=2   (loose)"
@@ -65,9 +65,9 @@ fn ip_forward(value: i64) -> Finding {
     }
     Finding::warning(
         CHECK,
-        "ip_forward is on: a VIP's packet that no bind names goes back to the router, which sends it \
-         here again, until its TTL is used up",
-        "sysctl -w net.ipv4.ip_forward=0   (or a blackhole route for each VIP)",
+        "ip_forward is on: a VIP packet without a bind is routed back to the router, which sends it here \
+         again, until its TTL expires",
+        "sysctl -w net.ipv4.ip_forward=0   (or add a blackhole route for each VIP)",
     )
 }
 
@@ -78,13 +78,13 @@ fn neighbour_room(backends: i64, limit: i64) -> Finding {
     }
     Finding::warning(
         CHECK,
-        format!("{backends} backends, and the kernel keeps {limit} neighbours at most"),
+        format!("{backends} backends, but the kernel keeps at most {limit} neighbours"),
         format!("sysctl -w net.ipv4.neigh.default.gc_thresh3={}", backends * 4),
     )
 }
 
-/// What depends on the ways to backends and VIPs.
-pub(super) fn ways(config: &Config, tables: &TableSet, ways: &Snapshot) -> Vec<Finding> {
+/// Checks that depend on the next hops of backends and VIPs.
+pub(super) fn next_hops(config: &Config, tables: &TableSet, ways: &Snapshot) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(sources(config).map(|source| outer_source(source, ways)));
     findings.extend(local_vips(tables, ways));
@@ -93,7 +93,7 @@ pub(super) fn ways(config: &Config, tables: &TableSet, ways: &Snapshot) -> Vec<F
     findings
 }
 
-/// The configured source addresses of the tunnel.
+/// Returns the configured source addresses of the tunnel.
 pub(super) fn sources(config: &Config) -> impl Iterator<Item = IpAddr> {
     let v4 = config.options.outer_source.map(IpAddr::from);
     v4.into_iter().chain(config.options.outer_source_ipv6.map(IpAddr::from))
@@ -109,9 +109,9 @@ fn outer_source(source: IpAddr, ways: &Snapshot) -> Finding {
         CHECK,
         format!(
             "`outer_source_{family} = \"{source}\"` is not an address of this machine: backends may \
-             refuse its packets, and errors about them go elsewhere"
+             refuse its packets, and ICMP errors go elsewhere"
         ),
-        "Give one of its own addresses (`ip -brief address`), or leave it out.",
+        "Set one of its own addresses (`ip -brief address`), or remove the key.",
     )
 }
 
@@ -121,14 +121,17 @@ fn local_vips(tables: &TableSet, ways: &Snapshot) -> Vec<Finding> {
     let is_local = |vip: &&IpAddr| matches!(ways.get(*vip), Some(Err(Unresolved::Local)));
     let local: Vec<&IpAddr> = vips.iter().filter(is_local).collect();
     if local.is_empty() {
-        return vec![Finding::ok(CHECK, format!("none of {} is an address here", vips.len()))];
+        return vec![Finding::ok(
+            CHECK,
+            format!("none of {} VIPs is an address of this machine", vips.len()),
+        )];
     }
     let one = |vip: &&IpAddr| {
         Finding::problem(
             CHECK,
             format!(
-                "{vip} is an address of this machine: its kernel answers what is left to it, and so \
-                 resets live connections"
+                "{vip} is an address of this machine, so its kernel answers VIP packets and resets live \
+                 connections"
             ),
             format!("ip address del {vip} dev …   (route it to this machine instead)"),
         )
@@ -136,8 +139,10 @@ fn local_vips(tables: &TableSet, ways: &Snapshot) -> Vec<Finding> {
     local.iter().map(one).collect()
 }
 
-/// Whether this kernel may answer "unreachable" for a VIP: where it forwards, and with IPv6 in any
-/// case, if it has no route to it and no rule that drops its packets silently.
+/// Checks whether this kernel may answer "unreachable" for a VIP.
+///
+/// It may if it has neither a route to the VIP nor a rule that drops its packets silently: with IPv4
+/// where it forwards, with IPv6 always.
 pub(super) fn answers(
     config: &Config,
     tables: &TableSet,
@@ -161,18 +166,18 @@ pub(super) fn answers(
     Finding::warning(
         CHECK,
         format!(
-            "there is no route to {vip}, so this kernel answers \"unreachable\" for its packets when \
-             they are left to it (once nothing is attached, all are)"
+            "no route to {vip}, so this kernel answers \"unreachable\" for packets passed to it (all of \
+             them while no program is attached)"
         ),
         format!(
             "{family} rule add iif {name} to {vip} blackhole priority 1000   (the daemon does so for \
-             what its configuration announces)"
+             announced prefixes)"
         ),
     )
 }
 
 fn neighbours(tables: &TableSet, ways: &Snapshot) -> Vec<Finding> {
-    const CHECK: &str = "way";
+    const CHECK: &str = "next_hop";
     let all: BTreeSet<IpAddr> = backends(tables).collect();
     let mut findings = Vec::new();
     for address in &all {
@@ -182,7 +187,7 @@ fn neighbours(tables: &TableSet, ways: &Snapshot) -> Vec<Finding> {
                 let remedy = match why {
                     Unresolved::NoRoute(_) => format!("ip route get {address}; add a route."),
                     Unresolved::Local => {
-                        "A director cannot be its own backend: give the backend's own address."
+                        "A director cannot be its own backend: set the backend's own address."
                             .into()
                     }
                     Unresolved::LinkDown { interface } => {
@@ -190,30 +195,30 @@ fn neighbours(tables: &TableSet, ways: &Snapshot) -> Vec<Finding> {
                         format!("ip link set {} up", name.unwrap_or_else(|| "…".into()))
                     }
                     Unresolved::NoAnswer { address, .. } => {
-                        format!("Is it up, and on this segment? ip neigh show {address}")
+                        format!("Check that it is up and on this segment: ip neigh show {address}")
                     }
                     // Its text has the remedy.
                     Unresolved::CannotTransmit { interface, .. } => {
                         format!("Look at `ip -details link show {interface}`.")
                     }
                     Unresolved::NotEthernet { .. } | Unresolved::Kernel(_) => {
-                        format!("Look at `ip route get {address}`.")
+                        format!("See `ip route get {address}`.")
                     }
                 };
                 (why.to_string(), remedy)
             }
-            None => ("the kernel was not asked in time".to_owned(), "Try again.".to_owned()),
+            None => ("no answer from the kernel in time".to_owned(), "Try again.".to_owned()),
         };
-        let found = format!("no way to backend {address}: {why}");
+        let found = format!("no next hop for backend {address}: {why}");
         findings.push(Finding::problem(CHECK, found, remedy));
     }
     if findings.is_empty() {
-        findings.push(Finding::ok(CHECK, format!("to each of {} backends", all.len())));
+        findings.push(Finding::ok(CHECK, format!("known for each of {} backends", all.len())));
     }
     findings
 }
 
-/// Bytes before a packet in the tunnel of this table.
+/// Returns the tunnel overhead of this table, in bytes.
 fn overhead(table: &Table) -> u32 {
     let listed = u32::from(table.hops).min(table.usable() as u32).saturating_sub(1);
     let listed = if table.has_alternative() { 2 * listed + 1 } else { listed };
@@ -223,10 +228,10 @@ fn overhead(table: &Table) -> u32 {
 
 fn mtu(tables: &TableSet, ways: &Snapshot) -> Vec<Finding> {
     const CHECK: &str = "mtu";
-    // The worst of each interface, and what it needs.
+    // The smallest MTU of each interface, and the largest need.
     let mut worst: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
     for table in &tables.tables {
-        let needed = CLIENTS + overhead(table);
+        let needed = CLIENT_MTU + overhead(table);
         for backend in &table.backends {
             if let Some(Ok(hop)) = ways.get(&backend.address) {
                 let entry = worst.entry(hop.interface).or_insert((hop.mtu, needed));
@@ -242,12 +247,13 @@ fn mtu(tables: &TableSet, ways: &Snapshot) -> Vec<Finding> {
         Finding::warning(
             CHECK,
             format!(
-                "{mtu} on {name}, and a client's full-sized packet in the tunnel needs {needed}: \
-                 clients are told to send smaller ones, and those that are not reached hang"
+                "{mtu} on {name}, but a client's full-sized packet needs {needed} in the tunnel: the \
+                 director answers \"too big\", and clients that do not get the answer hang. Backends \
+                 with `mss_clamp = true` avoid this for TCP"
             ),
             format!(
-                "ip link set {name} mtu {needed}, on all machines between here and the backends; or \
-                 `mss_clamp = true` on the backends"
+                "Set `mss_clamp = true` on every backend, or `ip link set {name} mtu {needed}` here and \
+                 on all machines up to the backends"
             ),
         )
     };
@@ -261,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_that_hurt_are_found() {
+    fn harmful_settings_get_a_warning() {
         assert_eq!(rp_filter("e", 1).level, Level::Warning);
         assert_eq!(rp_filter("e", 2).level, Level::Ok);
         assert_eq!(ip_forward(1).level, Level::Warning);

@@ -1,11 +1,10 @@
-//! Real packets through the attached program to each backend.
+//! Sends a packet through the attached program to each backend, and waits for the answers.
 //!
-//! For each table and family, SYNs from made-up clients go through the attached program itself
-//! (`BPF_PROG_TEST_RUN`), until each backend has been chosen as first hop once. What the program made
-//! of it, its outer headers to the bit, is then sent to the backend with one change: the client is
-//! this machine. So the backend's answer comes back here: through the tunnel, from the VIP, by the
-//! backend's own way to its clients. Whoever answers is named; the kernel resets the connection that
-//! nobody here has begun. The packets are counted like any others.
+//! For each table and address family, the probe runs SYNs of invented clients through the attached program
+//! (`BPF_PROG_TEST_RUN`) until every backend was chosen as first hop once. It then sends the program's
+//! outer headers to the backend with a SYN of this machine inside. The backend's answer comes back here
+//! from the VIP, by the backend's own route to its clients. This machine's kernel resets the connection,
+//! which it did not begin. The counters include these packets.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,75 +30,74 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::{config::Config, generation::self_test};
 
 /// How long a backend may take to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Clients that are tried for each backend: that one of so many is never chosen is as good as
-/// impossible, whatever its share.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// The number of clients to try for each backend; enough to choose every backend with any share.
 const TRIES: u32 = 400;
 
-/// What became of a probe.
+/// A probe and its outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Probed {
-    /// Name of the table.
+    /// The table's name.
     pub table: String,
-    /// The VIP and port that were asked.
+    /// The probed VIP and port.
     pub vip: String,
-    /// The backend that the packet was sent to.
+    /// The probed backend.
     pub backend: IpAddr,
-    /// Whether something answered, and what.
+    /// The outcome.
     pub outcome: Outcome,
 }
 
-/// What became of a probe.
+/// The outcome of a probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The service answered, after so many microseconds.
+    /// The service answered.
     Answered {
-        /// From sending to hearing.
+        /// The time to the answer.
         microseconds: u64,
     },
     /// The backend's kernel refused: nothing listens on the VIP's port.
     Refused,
-    /// Nothing was heard.
+    /// No answer arrived in time.
     Silent,
-    /// The program never chose it; it stands first in no row, as a draining one does.
+    /// The program never chose the backend; for example, a draining one is first hop of no row.
     NeverFirst,
-    /// It could not be asked.
+    /// The probe could not be sent.
     NotAsked {
-        /// Why not.
+        /// The reason.
         why: String,
     },
 }
 
-/// Why nothing can be probed.
+/// Why no probe can be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// Nothing is attached.
-    #[error("no program of this director is attached: start it first")]
+    /// No program is attached.
+    #[error("no program of this director is attached; start the daemon first")]
     NotAttached,
-    /// Pins.
+    /// The pins cannot be opened.
     #[error(transparent)]
     Pins(#[from] glb_host::bpffs::PinFolderError),
-    /// The attached program.
+    /// The attached program cannot be opened.
     #[error(transparent)]
     Generation(#[from] generations::SwapError),
-    /// Netlink.
+    /// Netlink cannot be opened.
     #[error(transparent)]
     NextHops(#[from] glb_host::next_hop::NetlinkError),
-    /// Sockets.
-    #[error("cannot {what}: {source}; it needs root, or CAP_NET_RAW")]
+    /// A raw socket cannot be opened.
+    #[error("cannot {what}: {source}. Run this as root, or with CAP_NET_RAW")]
     Socket {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
-    /// The program cannot be run.
-    #[error("the attached program cannot be run on a packet of ours: {0}")]
+    /// The program cannot be run on a packet.
+    #[error("cannot run the attached program on a test packet: {0}")]
     Run(aya::programs::ProgramError),
 }
 
-/// A probe on its way.
+/// A probe that was sent.
 struct Sent {
     index: usize,
     vip: (IpAddr, u16),
@@ -107,21 +105,21 @@ struct Sent {
     at: Instant,
 }
 
-/// Probes each usable backend of each table over each family of VIP that it has.
+/// Probes each usable backend of each table, over each address family of its VIPs.
 ///
 /// # Errors
-/// When there is no program, or no permission.
+/// When no program is attached, or permissions are missing.
 pub async fn run(config: &Config, tables: &TableSet) -> Result<Vec<Probed>, ProbeError> {
     let pins = PinFolder::open(&config.bpffs_dir, crate::OWNER)?.ok_or(ProbeError::NotAttached)?;
     let (_, program) =
         generations::current_program(&config.interfaces, &pins)?.ok_or(ProbeError::NotAttached)?;
     let addresses: BTreeSet<IpAddr> = super::backends(tables).collect();
-    let next_hops = NextHops::start_with(config.gateway_mac, config.transmit(), addresses).await?;
-    let ways = next_hops.wait_resolved(PATIENCE).await;
-    let ears = Ears::open()?;
+    let next_hops = NextHops::start_with(config.gateway(), config.transmit(), addresses).await?;
+    let ways = next_hops.wait_resolved(ANSWER_TIMEOUT).await;
+    let replies = ReplySockets::open()?;
     let mut probed = Vec::new();
     let mut frames = Vec::new();
-    // Ports of this process's own, so that an answer can be told from any other.
+    // Distinct source ports, so that answers can be matched to probes.
     let mut port = 20_000 + (std::process::id() as u16 % 20_000);
     for table in &tables.tables {
         for vip in asked(table) {
@@ -140,20 +138,20 @@ pub async fn run(config: &Config, tables: &TableSet) -> Result<Vec<Probed>, Prob
             }
         }
     }
-    // All at once, for the answers' times to be the network's.
+    // Sent together, so that the measured times are the network's.
     let mut sent = Vec::new();
     for (index, vip, port, interface, frame) in frames {
         match raw_socket::send_frame(interface, &frame) {
             Ok(()) => sent.push(Sent { index, vip, port, at: Instant::now() }),
             Err(error) => probed[index].outcome = Outcome::NotAsked { why: error.to_string() },
         }
-        ears.hear(&sent, &mut probed, Duration::ZERO);
+        replies.receive(&sent, &mut probed, Duration::ZERO);
     }
-    ears.hear(&sent, &mut probed, PATIENCE);
+    replies.receive(&sent, &mut probed, ANSWER_TIMEOUT);
     Ok(probed)
 }
 
-/// The first TCP bind of each family, its first address and port.
+/// Returns address and port of the first TCP bind of each address family.
 fn asked(table: &Table) -> Vec<(IpAddr, u16)> {
     let mut found: Vec<(IpAddr, u16)> = Vec::new();
     for bind in table.binds.iter().filter(|bind| bind.proto == Proto::Tcp) {
@@ -165,13 +163,13 @@ fn asked(table: &Table) -> Vec<(IpAddr, u16)> {
     found
 }
 
-/// What the program made of a client's packet.
+/// The program's output for a client's packet.
 struct Chosen {
-    /// Everything before the inner packet.
+    /// All bytes before the inner packet.
     outer: Vec<u8>,
 }
 
-/// For each usable backend what the program makes of a packet that it sends there.
+/// Returns for each usable backend the program's output for a packet that it sends there.
 fn choose(
     program: &Xdp,
     table: &Table,
@@ -189,7 +187,7 @@ fn choose(
         let mut frame = ethernet([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2], vip.0);
         frame.extend(&inner);
         let (_, out) = self_test::test_run(program, &frame).map_err(ProbeError::Run)?;
-        // Left alone or dropped, it is no longer than it was.
+        // A passed or dropped packet has no outer headers.
         let Some(length) = out.len().checked_sub(inner.len()).filter(|l| *l > 34) else { continue };
         if out[length..] != inner[..] {
             continue;
@@ -202,7 +200,7 @@ fn choose(
     Ok(found.into_iter().collect())
 }
 
-/// A made-up client of the VIP's family, from ranges for benchmarks and documentation.
+/// Returns an invented client of the VIP's family, from ranges for benchmarks and documentation.
 fn client(vip: IpAddr, number: u32) -> IpAddr {
     if vip.is_ipv4() {
         Ipv4Addr::from(0xc612_0000 | (number & 0x1_ffff)).into()
@@ -211,7 +209,7 @@ fn client(vip: IpAddr, number: u32) -> IpAddr {
     }
 }
 
-/// The outer destination of a frame.
+/// Returns the outer destination of a frame.
 fn destination(frame: &[u8]) -> Option<IpAddr> {
     match frame.get(12..14)? {
         [0x08, 0x00] => Some(<[u8; 4]>::try_from(frame.get(30..34)?).ok()?.into()),
@@ -225,7 +223,7 @@ fn ethernet(to: [u8; 6], from: [u8; 6], inner: IpAddr) -> Vec<u8> {
     [&to[..], &from, &kind].concat()
 }
 
-/// An IP packet with a SYN.
+/// Builds an IP packet with a SYN.
 fn syn(from: (IpAddr, u16), to: (IpAddr, u16)) -> Vec<u8> {
     let mut tcp = Vec::from(from.1.to_be_bytes());
     tcp.extend(to.1.to_be_bytes());
@@ -260,12 +258,12 @@ fn syn(from: (IpAddr, u16), to: (IpAddr, u16)) -> Vec<u8> {
     packet
 }
 
-/// The sum of an even number of bytes as 16-bit words.
+/// Sums an even number of bytes as 16-bit words.
 fn words(bytes: &[u8]) -> u32 {
     bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum()
 }
 
-/// What the program made, with this machine as client, and the interface to send it by.
+/// Builds the frame to send: the program's outer headers, with this machine as client inside.
 fn frame(
     chosen: &Chosen,
     backend: IpAddr,
@@ -276,18 +274,19 @@ fn frame(
     let way = match ways.get(&backend) {
         Some(Ok(way)) => way,
         Some(Err(why)) => return Err(why.to_string()),
-        None => return Err("the kernel was not asked in time".into()),
+        None => return Err("no answer from the kernel in time".into()),
     };
-    let own = own_address(vip).map_err(|error| format!("no address to be answered at: {error}"))?;
+    let own = own_address(vip)
+        .map_err(|error| format!("no own address to receive the answer: {error}"))?;
     if own == vip.0 {
-        return Err("this machine has the VIP itself".into());
+        return Err("the VIP is an address of this machine".into());
     }
     let mut frame = chosen.outer.clone();
     frame.extend(syn((own, port), vip));
     Ok((way.interface, frame))
 }
 
-/// The address that this machine would ask the VIP from; nothing is sent.
+/// Returns the source address of this machine towards the VIP; sends nothing.
 fn own_address(vip: (IpAddr, u16)) -> io::Result<IpAddr> {
     let any: IpAddr = match vip.0 {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -298,12 +297,12 @@ fn own_address(vip: (IpAddr, u16)) -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-/// Raw sockets that hear every TCP segment to this machine.
-struct Ears {
+/// Raw sockets that receive every TCP segment to this machine.
+struct ReplySockets {
     sockets: Vec<(Socket, bool)>,
 }
 
-impl Ears {
+impl ReplySockets {
     fn open() -> Result<Self, ProbeError> {
         let error = |source| ProbeError::Socket { what: "open a raw socket", source };
         let open = |domain| {
@@ -312,17 +311,17 @@ impl Ears {
             Ok(socket)
         };
         let mut sockets = vec![(open(Domain::IPV4).map_err(error)?, true)];
-        // A machine without IPv6 has no VIPs of it.
+        // A machine without IPv6 has no IPv6 VIPs.
         sockets.extend(open(Domain::IPV6).ok().map(|socket| (socket, false)));
         Ok(Self { sockets })
     }
 
-    /// Hears until every probe on its way has been answered, or for so long.
-    fn hear(&self, sent: &[Sent], probed: &mut [Probed], patience: Duration) {
+    /// Receives until every sent probe was answered, or the time is up.
+    fn receive(&self, sent: &[Sent], probed: &mut [Probed], patience: Duration) {
         let begun = Instant::now();
         loop {
             for (socket, v4) in &self.sockets {
-                while hear_one(socket, *v4, sent, probed) {}
+                while receive_one(socket, *v4, sent, probed) {}
             }
             let waits = sent.iter().any(|sent| probed[sent.index].outcome == Outcome::Silent);
             if !waits || begun.elapsed() >= patience {
@@ -337,14 +336,14 @@ impl Ears {
                     revents: 0,
                 })
                 .collect();
-            // SAFETY: as many descriptors as the number says, and they outlive the call.
+            // SAFETY: the array has as many descriptors as the length says, and outlives the call.
             unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, 50) };
         }
     }
 }
 
-/// Takes one segment from a socket; says whether there was one.
-fn hear_one(socket: &Socket, v4: bool, sent: &[Sent], probed: &mut [Probed]) -> bool {
+/// Receives one segment from a socket; returns whether there was one.
+fn receive_one(socket: &Socket, v4: bool, sent: &[Sent], probed: &mut [Probed]) -> bool {
     const SYN: u8 = 0x02;
     const RST: u8 = 0x04;
     let mut buffer = [MaybeUninit::<u8>::uninit(); 2048];
@@ -352,7 +351,7 @@ fn hear_one(socket: &Socket, v4: bool, sent: &[Sent], probed: &mut [Probed]) -> 
     // SAFETY: the kernel has written the first `length` bytes.
     let bytes: Vec<u8> =
         buffer[..length].iter().map(|byte| unsafe { byte.assume_init() }).collect();
-    // Only an IPv4 raw socket gives the IP header too.
+    // Only IPv4 raw sockets deliver the IP header.
     let header = if v4 { usize::from(bytes.first().copied().unwrap_or(0) & 0xf) * 4 } else { 0 };
     let (Some(tcp), Some(from)) = (bytes.get(header..header + 20), from.as_socket()) else {
         return true;
@@ -378,7 +377,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_syn_holds_before_an_independent_parser() {
+    fn an_independent_parser_accepts_the_syn() {
         for (from, to) in [("10.0.0.1", "203.0.113.10"), ("2001:db8::1", "2001:db8::10")] {
             let packet = syn((from.parse().unwrap(), 4711), (to.parse().unwrap(), 80));
             let sliced = etherparse::SlicedPacket::from_ip(&packet).unwrap();

@@ -23,7 +23,7 @@ use rtnetlink::{
 };
 
 use super::{
-    Transmit, Unresolved,
+    Gateway, Transmit, Unresolved,
     egress::{self, Device},
     resolve::{Kernel, Link, Neighbour, NeighbourKey, Route},
 };
@@ -42,8 +42,8 @@ pub struct NetlinkError(#[from] io::Error);
 /// A netlink connection for requests.
 pub(super) struct Netlink {
     handle: Handle,
-    /// The configured MAC address of the gateway; with it, no neighbour is looked up.
-    gateway: Option<[u8; 6]>,
+    /// The configured gateway; with it, no neighbour is looked up and no route is needed.
+    gateway: Option<Gateway>,
     transmit: Transmit,
     task: tokio::task::JoinHandle<()>,
 }
@@ -70,14 +70,14 @@ impl From<Refused> for Unresolved {
 }
 
 impl Netlink {
-    pub(super) fn open(gateway: Option<[u8; 6]>, transmit: Transmit) -> Result<Self, NetlinkError> {
+    pub(super) fn open(gateway: Option<Gateway>, transmit: Transmit) -> Result<Self, NetlinkError> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         Ok(Self { handle, gateway, transmit, task: tokio::spawn(connection) })
     }
 
     /// Opens another connection with the same settings.
     pub(super) fn reopen(&self) -> Result<Self, NetlinkError> {
-        Self::open(self.gateway, self.transmit.clone())
+        Self::open(self.gateway.clone(), self.transmit.clone())
     }
 
     /// Makes the kernel resolve a neighbour, or confirm one that it knows.
@@ -211,7 +211,10 @@ impl Kernel for Netlink {
             Ok(Some(RouteNetlinkMessage::NewRoute(message))) => read_route(&message),
             Ok(_) => Err(Unresolved::Kernel("an empty answer to a route request".into())),
             // "Network unreachable", "no route to host", "permission denied" (prohibit), …
-            Err(Refused::Errno(error)) => Err(Unresolved::NoRoute(error.to_string())),
+            Err(Refused::Errno(error)) => {
+                let route = self.gateway.as_ref().and_then(|gateway| gateway.route(to));
+                route.ok_or_else(|| Unresolved::NoRoute(error.to_string()))
+            }
             Err(refused) => Err(refused.into()),
         }
     }
@@ -232,8 +235,8 @@ impl Kernel for Netlink {
         interface: u32,
         address: IpAddr,
     ) -> Result<Option<Neighbour>, Unresolved> {
-        if self.gateway.is_some() {
-            return Ok(Some(Neighbour { mac: self.gateway, settled: true }));
+        if let Some(gateway) = &self.gateway {
+            return Ok(Some(Neighbour { mac: Some(gateway.mac), settled: true }));
         }
         let message = neighbour_message(interface, address);
         match self.request(RouteNetlinkMessage::GetNeighbour(message), 0).await {

@@ -89,6 +89,42 @@ pub enum Unresolved {
 /// The next hop of each target, or why there is none.
 pub type Snapshot = HashMap<IpAddr, Result<NextHop, Unresolved>>;
 
+/// A configured gateway: the next hop of every target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// The gateway's MAC address.
+    pub mac: [u8; 6],
+    /// The interface towards the gateway, for targets that no route covers.
+    pub interface: Option<String>,
+}
+
+impl From<[u8; 6]> for Gateway {
+    fn from(mac: [u8; 6]) -> Self {
+        Self { mac, interface: None }
+    }
+}
+
+impl Gateway {
+    /// Returns the route to a target that no route of the kernel covers.
+    fn route(&self, to: IpAddr) -> Option<resolve::Route> {
+        let name = self.interface.as_ref()?;
+        let interface = interface_index(name).ok()?;
+        let addresses = nix::ifaddrs::getifaddrs().into_iter().flatten();
+        let addresses = addresses.filter(|entry| entry.interface_name == *name);
+        let source = addresses
+            .filter_map(|entry| {
+                let address = entry.address?;
+                let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+                v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
+            })
+            .find(|address| match address {
+                IpAddr::V4(_) => to.is_ipv4(),
+                IpAddr::V6(address) => to.is_ipv6() && !address.is_unicast_link_local(),
+            });
+        Some(resolve::Route { interface, gateway: None, source, mtu: None })
+    }
+}
+
 /// Resolves the next hops of a set of targets and keeps them fresh until it is dropped.
 ///
 /// It works in the network namespace of the thread that starts it.
@@ -111,14 +147,15 @@ impl NextHops {
         Self::start_with_gateway(None, targets).await
     }
 
-    /// Works as [`Self::start`], but uses the MAC address `gateway` for every target.
+    /// Works as [`Self::start`], but uses the gateway's MAC address for every target.
     ///
-    /// Interface, source address and MTU still come from the kernel's routes.
+    /// Interface, source address and MTU still come from the kernel's routes; for a target without a
+    /// route, from the gateway's interface.
     ///
     /// # Errors
     /// When netlink cannot be opened or does not answer.
     pub async fn start_with_gateway(
-        gateway: Option<[u8; 6]>,
+        gateway: Option<Gateway>,
         targets: impl IntoIterator<Item = IpAddr>,
     ) -> Result<Self, NetlinkError> {
         Self::start_with(gateway, Transmit::AnyDevice, targets).await
@@ -130,7 +167,7 @@ impl NextHops {
     /// # Errors
     /// When netlink cannot be opened or does not answer.
     pub async fn start_with(
-        gateway: Option<[u8; 6]>,
+        gateway: Option<Gateway>,
         transmit: Transmit,
         targets: impl IntoIterator<Item = IpAddr>,
     ) -> Result<Self, NetlinkError> {

@@ -203,8 +203,11 @@ impl ReplayArgs {
         let known = if self.next_hops == NextHopSource::Synthetic {
             Snapshot::default()
         } else {
-            let next_hops =
-                NextHops::start_with_gateway(fixed.gateway, targets.iter().copied()).await?;
+            let next_hops = NextHops::start_with_gateway(
+                fixed.gateway.map(Into::into),
+                targets.iter().copied(),
+            )
+            .await?;
             Snapshot::clone(&*next_hops.wait_resolved(NEIGHBOUR_TIMEOUT).await)
         };
         let mut found = ReplayNextHops { interface, ..ReplayNextHops::default() };
