@@ -45,6 +45,7 @@ struct RawConfig {
     #[serde(default)]
     control: RawControlConfig,
     metrics: Option<SocketAddr>,
+    exec_user: Option<String>,
 }
 
 /// GLB's `healthcheck.conf`.
@@ -83,6 +84,17 @@ pub struct Config {
     pub control: control::ControlConfig,
     /// The address of the HTTP server for metrics and status, if any.
     pub metrics: Option<SocketAddr>,
+    /// The user that runs the commands of `exec` checks; `None` for the daemon's own user.
+    pub exec_user: Option<ExecUser>,
+}
+
+/// The user that runs the commands of `exec` checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExecUser {
+    /// The user id.
+    pub uid: u32,
+    /// The user's primary group.
+    pub gid: u32,
 }
 
 /// How the director is asked to reload.
@@ -154,6 +166,7 @@ impl Config {
             .or(same(self.connectivity == new.connectivity, "connectivity_targets"))
             .or(same(self.control == new.control, "control"))
             .or(same(self.metrics == new.metrics, "metrics"))
+            .or(same(self.exec_user == new.exec_user, "exec_user"))
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
@@ -268,6 +281,10 @@ impl Config {
         };
         let defaults = parse_defaults(&raw.defaults)
             .map_err(|(key, value, fix)| invalid(&format!("defaults.{key}"), value, &fix))?;
+        let exec_user = raw.exec_user.as_deref().map(find_user).transpose().map_err(|fix| {
+            let name = raw.exec_user.clone().unwrap_or_default();
+            invalid("exec_user", format!("{name:?}"), &fix)
+        })?;
         let control = raw.control.check(folder, "/run/glb-healthcheck/control.sock");
         let control = control.map_err(|(key, value, fix)| invalid(key, value, fix))?;
         Ok(Self {
@@ -281,6 +298,7 @@ impl Config {
             connectivity,
             control,
             metrics: raw.metrics,
+            exec_user,
         })
     }
 }
@@ -299,6 +317,20 @@ fn parse_defaults(keys: &Map<String, Json>) -> Result<Settings, (String, String,
         (key, value, problem)
     })?;
     Ok(defaults)
+}
+
+/// Looks a user up that may run the commands of `exec` checks.
+fn find_user(name: &str) -> Result<ExecUser, String> {
+    let user = nix::unistd::User::from_name(name)
+        .map_err(|errno| format!("cannot look this user up: {errno}"))?
+        .ok_or("this machine has no such user: give an unprivileged one, such as \"nobody\"")?;
+    let own = nix::unistd::geteuid();
+    if !own.is_root() && user.uid != own {
+        return Err(format!(
+            "a daemon that runs as uid {own} cannot change the user: remove the key"
+        ));
+    }
+    Ok(ExecUser { uid: user.uid.as_raw(), gid: user.gid.as_raw() })
 }
 
 fn parse_min_healthy(given: &Json) -> Option<MinHealthy> {

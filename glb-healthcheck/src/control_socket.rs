@@ -66,18 +66,35 @@ pub enum ControlSocketError {
     Thread(io::Error),
 }
 
-/// Opens the control socket and serves it until the returned server is dropped.
+/// A control socket that is not served yet.
+#[derive(Debug)]
+pub struct BoundSocket {
+    socket: Socket,
+    access: Access,
+}
+
+/// Creates the control socket.
 ///
 /// # Errors
 /// Another daemon uses the socket, or it cannot be created.
-pub fn open(config: &ControlConfig, queries: Sender<Query>) -> Result<Server, ControlSocketError> {
+pub fn bind(config: &ControlConfig) -> Result<BoundSocket, ControlSocketError> {
     let access = Access::new(config.operators.as_deref()).map_err(ControlSocketError::Operators)?;
-    let socket = Socket::open(&config.place)?;
-    let handler = move |call: Call<Command>| {
-        if let Err(TrySendError::Full(Query::Call(call))) = queries.try_send(Query::Call(call)) {
-            let text = "the daemon is busy with earlier requests: try again in a second";
-            call.answer.done(Err::<(), _>(Refusal::new(RefusalKind::Busy, text)));
-        }
-    };
-    control::serve(socket, access, handler).map_err(ControlSocketError::Thread)
+    Ok(BoundSocket { socket: Socket::open(&config.place)?, access })
+}
+
+impl BoundSocket {
+    /// Serves the socket in a thread until the returned server is dropped.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn serve(self, queries: Sender<Query>) -> Result<Server, ControlSocketError> {
+        let handler = move |call: Call<Command>| {
+            if let Err(TrySendError::Full(Query::Call(call))) = queries.try_send(Query::Call(call))
+            {
+                let text = "the daemon is busy with earlier requests: try again in a second";
+                call.answer.done(Err::<(), _>(Refusal::new(RefusalKind::Busy, text)));
+            }
+        };
+        control::serve(self.socket, self.access, handler).map_err(ControlSocketError::Thread)
+    }
 }

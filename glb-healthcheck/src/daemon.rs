@@ -29,15 +29,15 @@ use tracing::{error, info, warn};
 
 use crate::{
     Moment,
-    check::{Settings, Target},
+    check::{CheckKind, Settings, Target},
     check_config::{self, CheckConfigError},
-    config::{Config, ConfigError},
-    control_socket::{self, Command, ControlSocketError, Query, ReloadReport},
+    config::{Config, ConfigError, ExecUser},
+    control_socket::{self, BoundSocket, Command, ControlSocketError, Query, ReloadReport},
     engine::{Engine, EngineEvent, InputTable, PreviousOutput, ProbeJob, TableUpdate, Transition},
     health_state::Health,
     metrics::{Collector, ProbeMetrics},
     probe::{self, IcmpEchoError, Outcome, ProbeContext, ProbeContextError},
-    publish::{NotifyConfig, Publisher, SharedPublishRecord, agent_drains},
+    publish::{NotifyConfig, Publisher, SharedPublishRecord, agent_drains, foreign},
     status::Snapshot,
 };
 
@@ -91,6 +91,15 @@ pub enum DaemonError {
         /// The error.
         source: ProbeContextError,
     },
+    /// The daemon is root, and the input has `exec` checks.
+    #[error(
+        "{file}: `exec` checks of a daemon that runs as root need `exec_user` in the configuration.\n  \
+         Set it to an unprivileged user (`exec_user = \"nobody\"`), or to \"root\" if commands need root."
+    )]
+    ExecAsRoot {
+        /// The input.
+        file: String,
+    },
     /// Connectivity targets cannot be pinged.
     #[error("`connectivity_targets`: {0}")]
     Connectivity(IcmpEchoError),
@@ -121,10 +130,16 @@ pub struct LoadedInput {
 pub async fn load(
     path: &Path,
     defaults: &Settings,
+    exec_user: Option<ExecUser>,
     old: Option<&ProbeContext>,
 ) -> Result<LoadedInput, DaemonError> {
     let input = read_input(path, defaults)?;
-    let context = ProbeContext::new(input.targets.iter().flatten().flatten(), old).await;
+    let targets = || input.targets.iter().flatten().flatten();
+    let has_exec = targets().any(|target| matches!(target.check.kind, CheckKind::Exec { .. }));
+    if has_exec && exec_user.is_none() && nix::unistd::geteuid().is_root() {
+        return Err(DaemonError::ExecAsRoot { file: path.display().to_string() });
+    }
+    let context = ProbeContext::new(targets(), exec_user, old).await;
     let context = context
         .map_err(|source| DaemonError::ProbeContext { file: path.display().to_string(), source })?;
     Ok(LoadedInput { input: Arc::new(input), context: Arc::new(context) })
@@ -146,12 +161,33 @@ pub fn read_input(path: &Path, defaults: &Settings) -> Result<InputTable, Daemon
     Ok(InputTable { path: path.to_owned(), text, set, targets })
 }
 
+/// The exclusive resources of a daemon. They are taken before any probe is sent, so that a conflict
+/// with another process is reported at once, and while the process still has the start's capabilities.
+#[derive(Debug)]
+pub struct Resources {
+    lock: LockFile,
+    socket: BoundSocket,
+    listener: Option<std::net::TcpListener>,
+}
+
+impl Resources {
+    /// Takes the output's lock, the control socket and the metrics port.
+    ///
+    /// # Errors
+    /// Another process has one of them, or it cannot be created.
+    pub fn take(config: &Config) -> Result<Self, DaemonError> {
+        let listener = config.metrics.map(metrics::bind).transpose()?;
+        let lock = lock_output(&config.output)?;
+        Ok(Self { lock, socket: control_socket::bind(&config.control)?, listener })
+    }
+}
+
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// The daemon cannot start.
-pub async fn run(config: Config) -> Result<(), DaemonError> {
-    LocalSet::new().run_until(run_local(config)).await
+pub async fn run(config: Config, resources: Resources) -> Result<(), DaemonError> {
+    LocalSet::new().run_until(run_local(config, resources)).await
 }
 
 /// The result of a probe task.
@@ -160,19 +196,18 @@ enum ProbeResult {
     Connectivity { index: usize, passed: bool, started: Moment },
 }
 
-async fn run_local(config: Config) -> Result<(), DaemonError> {
+async fn run_local(config: Config, resources: Resources) -> Result<(), DaemonError> {
     let signals = |kind| signal(kind).map_err(DaemonError::Signals);
     let mut hangup = signals(SignalKind::hangup())?;
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
 
-    // Ports, lock and socket come first: a conflict is reported before any probe is sent.
-    let listener = config.metrics.map(metrics::bind).transpose()?;
+    let Resources { lock: _lock, socket, listener } = resources;
     let (queries, mut query_receiver) = mpsc::channel(control_socket::QUEUE_LENGTH);
-    let _lock = lock_output(&config.output)?;
-    let _server = control_socket::open(&config.control, queries.clone())?;
+    let _server = socket.serve(queries.clone())?;
     let mut input_file = WatchedFile::watch(&config.input);
-    let LoadedInput { input, context } = load(&config.input, &config.defaults, None).await?;
+    let LoadedInput { input, context } =
+        load(&config.input, &config.defaults, config.exec_user, None).await?;
     let metrics = ProbeMetrics::default();
     if let Some(listener) = listener {
         metrics::serve(listener, Collector { metrics: metrics.clone(), queries })?;
@@ -335,7 +370,8 @@ impl Checker {
         if let Some(key) = self.config.restart_key(&config) {
             return Err(DaemonError::NeedsRestart { key });
         }
-        let loaded = load(&config.input, &config.defaults, Some(&self.context)).await?;
+        let Config { input, defaults, exec_user, .. } = &config;
+        let loaded = load(input, defaults, *exec_user, Some(&self.context)).await?;
         self.context = loaded.context;
         self.engine.set_options(config.options.clone());
         self.notify.send_replace(NotifyConfig::of(&config));
@@ -366,7 +402,8 @@ impl Checker {
     }
 
     fn snapshot(&self) -> Snapshot {
-        Snapshot::take(&self.engine, &self.record.get(), &self.connectivity, self.now())
+        let foreign = foreign::copies(&self.config.output);
+        Snapshot::take(&self.engine, &self.record.get(), &self.connectivity, foreign, self.now())
     }
 }
 

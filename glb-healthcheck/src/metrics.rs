@@ -186,6 +186,11 @@ fn register_publishing(registry: &mut Registry, snapshot: &Snapshot) {
     let counters = [
         ("writes", "Successful writes of the output", snapshot.writes),
         ("write_failures", "Failed writes of the output", snapshot.write_failures),
+        (
+            "foreign_changes",
+            "Changes of the output by other programs, which were overwritten",
+            snapshot.foreign_changes,
+        ),
         ("reloads", "Successful reload requests to the director", snapshot.reloads),
         ("reload_failures", "Failed reload requests to the director", snapshot.reload_failures),
         ("isolations", "Times that this checker became isolated", snapshot.isolations),

@@ -1,6 +1,6 @@
 //! The status that the control socket and the HTTP server report.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +28,12 @@ pub struct Snapshot {
     pub writes: u64,
     /// Failed writes of the output.
     pub write_failures: u64,
+    /// Changes of the output by other programs, which were overwritten.
+    pub foreign_changes: u64,
+    /// Saved versions of the output that other programs wrote.
+    pub foreign_versions: Vec<PathBuf>,
+    /// The input table.
+    pub input: PathBuf,
     /// Successful reload requests to the director.
     pub reloads: u64,
     /// Failed reload requests to the director.
@@ -103,6 +109,7 @@ impl Snapshot {
         engine: &Engine,
         record: &PublishRecord,
         connectivity: &[String],
+        foreign_versions: Vec<PathBuf>,
         now: Moment,
     ) -> Self {
         let (isolations, isolated) = engine.isolation();
@@ -121,6 +128,9 @@ impl Snapshot {
             connectivity: connectivity.iter().cloned().zip(engine.connectivity()).collect(),
             writes: record.writes,
             write_failures: record.write_failures,
+            foreign_changes: record.foreign_changes,
+            foreign_versions,
+            input: engine.input().path.clone(),
             reloads: record.reloads,
             reload_failures: record.reload_failures,
             last_write: record.last_write.map(since_1970),
@@ -132,7 +142,7 @@ impl Snapshot {
     /// Returns whether nothing needs the operator's attention.
     #[must_use]
     pub fn is_ok(&self) -> bool {
-        !self.isolated && self.problem.is_none()
+        !self.isolated && self.problem.is_none() && self.foreign_versions.is_empty()
     }
 }
 

@@ -24,7 +24,8 @@ fn health_changes_are_written_and_survive_a_restart() {
     checker.start();
     checker.wait_for(&[true, false]);
     let text = fs::read_to_string(checker.path("output.toml")).unwrap();
-    assert!(text.starts_with("# the operator's comment\n"), "{text}");
+    assert!(text.starts_with("# Written by glb-healthcheck from /"), "{text}");
+    assert!(text.contains("\n# the operator's comment\n"), "{text}");
     assert!(text.contains("healthy = true\nstate = \"active\" # as it is\n"), "{text}");
     b.set(true);
     checker.wait_for(&[true, true]);

@@ -147,7 +147,9 @@ fn h4_the_output_is_replaced_atomically_and_keeps_all_text() {
     let path = checker.path("output.toml");
     let text = fs::read_to_string(&path).unwrap();
     let expected = input.replace("ip = \"127.10.4.1\"\n", "ip = \"127.10.4.1\"\nhealthy = true\n");
-    assert_eq!(text, expected);
+    let (mark, rest) = text.split_once('\n').unwrap();
+    assert!(mark.starts_with("# Written by glb-healthcheck from /"), "{mark}");
+    assert_eq!(rest, expected);
     // A reader of the old file still reads it completely.
     let mut old = fs::File::open(&path).unwrap();
     server.set(false);

@@ -37,7 +37,8 @@ fn http(port: u16) -> HttpCheck {
 /// Probes a target once; returns "pass" or the failure, and the duration.
 fn probe_once(target: &Target) -> (String, Duration) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let requests = async { probe(target, &ProbeContext::new([target], None).await.unwrap()).await };
+    let requests =
+        async { probe(target, &ProbeContext::new([target], None, None).await.unwrap()).await };
     match runtime.block_on(requests) {
         (Outcome::Pass(said), took) if said == AgentReply::default() => ("pass".into(), took),
         (Outcome::Pass(said), took) => (format!("{said:?}"), took),
@@ -255,7 +256,8 @@ fn https_verifies_the_certificate_unless_told_not_to() {
     let missing = TlsSettings { name: None, verify: true, ca: Some("/nonexistent.pem".into()) };
     let missing = target(LOCAL, CheckKind::Http(HttpCheck { tls: Some(missing), ..http(port) }));
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let error = runtime.block_on(ProbeContext::new([&missing], None)).unwrap_err().to_string();
+    let error =
+        runtime.block_on(ProbeContext::new([&missing], None, None)).unwrap_err().to_string();
     assert!(error.contains("/nonexistent.pem"), "{error}");
 }
 

@@ -6,7 +6,8 @@
 
 use std::{fs, io};
 
-use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
+pub use caps::Capability;
+use caps::{CapSet, CapsHashSet, errors::CapsError};
 
 /// The capabilities of a running daemon, reloads included: programs and maps, links and netlink,
 /// and arithmetic on packet pointers (CAP_PERFMON).
@@ -40,14 +41,24 @@ pub enum PrivilegeError {
 /// # Errors
 /// When the kernel refuses, or threads have been started.
 pub fn drop_capabilities() -> Result<(), PrivilegeError> {
-    ensure_single_thread()?;
     let permitted = get(CapSet::Permitted)?;
     // Older set-ups grant CAP_SYS_ADMIN in place of the two capabilities that were split from it.
     let stands_in = [Capability::CAP_BPF, Capability::CAP_PERFMON]
         .iter()
         .any(|capability| !permitted.contains(capability))
         .then_some(Capability::CAP_SYS_ADMIN);
-    let works_with: CapsHashSet = NEEDED.into_iter().chain(stands_in).collect();
+    let works_with: Vec<Capability> = NEEDED.into_iter().chain(stands_in).collect();
+    drop_capabilities_except(&works_with)
+}
+
+/// Drops all capabilities except these and those of the start, and sets `no_new_privs`.
+///
+/// # Errors
+/// The kernel refuses, or the process has several threads.
+pub fn drop_capabilities_except(needed: &[Capability]) -> Result<(), PrivilegeError> {
+    ensure_single_thread()?;
+    let permitted = get(CapSet::Permitted)?;
+    let works_with: CapsHashSet = needed.iter().copied().collect();
     if permitted.contains(&Capability::CAP_SETPCAP) {
         for capability in get(CapSet::Bounding)?.difference(&works_with) {
             caps::drop(None, CapSet::Bounding, *capability)

@@ -68,6 +68,7 @@ mod syntax;
 pub mod text;
 mod validate;
 pub mod weight;
+pub mod write_mark;
 
 pub use diagnostic::{Diagnostic, LoadError, render};
 pub use digest::{Digest, hex};

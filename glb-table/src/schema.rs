@@ -10,7 +10,7 @@ use crate::{
     validate::{SourceRanges, TableRanges},
 };
 
-const FILE: &[&str] = &["tables", "healthchecks"];
+const FILE: &[&str] = &["tables", "healthchecks", "written_by"];
 const TABLE: &[&str] = &[
     "name",
     "hash_key",

@@ -34,12 +34,15 @@ pub(super) fn execute(
     config: Option<&Path>,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
-    let defaults = match config {
-        Some(path) => Config::load(path)?.defaults,
-        None => Settings::default(),
+    let (defaults, exec_user) = match config {
+        Some(path) => {
+            let config = Config::load(path)?;
+            (config.defaults, config.exec_user)
+        }
+        None => (Settings::default(), None),
     };
     let (loaded, lines) = runtime()?.block_on(async {
-        let loaded = daemon::load(table, &defaults, None).await?;
+        let loaded = daemon::load(table, &defaults, exec_user, None).await?;
         let lines = probe_all(&loaded).await;
         anyhow::Ok((loaded, lines))
     })?;

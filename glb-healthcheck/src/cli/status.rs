@@ -28,6 +28,14 @@ fn shown(snapshot: &Snapshot) -> String {
     if let Some(problem) = &snapshot.problem {
         text += &format!("NOT PUBLISHED: {problem}\n");
     }
+    for version in &snapshot.foreign_versions {
+        text += &format!(
+            "OUTPUT CHANGED by another program: the change is overwritten and saved as {}; make it in {} if \
+             it is wanted, then remove the saved file\n",
+            version.display(),
+            snapshot.input.display()
+        );
+    }
     if snapshot.pending > 0 {
         text += &format!(
             "{} checks have no result yet; the newest input comes into force when they have\n",

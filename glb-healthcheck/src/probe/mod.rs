@@ -33,7 +33,10 @@ pub use icmp_echo::{IcmpEcho, IcmpEchoError};
 pub use tls::{TlsConfigs, TlsError};
 pub use vip_tunnel::{VipTunnel, VipTunnelError};
 
-use crate::check::{CheckKind, Target};
+use crate::{
+    check::{CheckKind, Target},
+    config::ExecUser,
+};
 
 /// A timeout that is noticed this much too late is the fault of this machine.
 const LATE: Duration = Duration::from_millis(100);
@@ -171,6 +174,8 @@ pub struct ProbeContext {
     echo: Option<Arc<IcmpEcho>>,
     /// The TUN device for `vip` checks, if a target needs it.
     tunnel: Option<Arc<VipTunnel>>,
+    /// The user that runs commands; `None` for this process's user.
+    exec_user: Option<ExecUser>,
 }
 
 /// Why this machine cannot do the checks of some targets.
@@ -195,6 +200,7 @@ impl ProbeContext {
     /// A CA file is not usable, or the process lacks a capability.
     pub async fn new<'t>(
         targets: impl IntoIterator<Item = &'t Target> + Clone,
+        exec_user: Option<ExecUser>,
         old: Option<&Self>,
     ) -> Result<Self, ProbeContextError> {
         let kinds = || targets.clone().into_iter().map(|target| &target.check.kind);
@@ -217,7 +223,7 @@ impl ProbeContext {
             }
             None => None,
         };
-        Ok(Self { tls, echo, tunnel })
+        Ok(Self { tls, echo, tunnel, exec_user })
     }
 }
 
@@ -260,7 +266,9 @@ async fn run(
             vip::run(target, vip, tunnel, step).await.and(passed)
         }
         CheckKind::Agent { port, send } => agent::run(target, *port, send.as_deref(), step).await,
-        CheckKind::Exec { command } => exec::run(target, command, step).await.and(passed),
+        CheckKind::Exec { command } => {
+            exec::run(target, command, context.exec_user, step).await.and(passed)
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! so a slow disk or a hanging reload command delays no check.
 
 pub(crate) mod agent_drains;
+pub(crate) mod foreign;
 mod notify;
 
 use std::{
@@ -12,7 +13,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use glb_table::health_overlay;
+use glb_host::{failpoints, watched_file::WatchedFile};
+use glb_table::{Format, health_overlay, write_mark};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
@@ -58,6 +60,8 @@ pub struct PublishRecord {
     pub writes: u64,
     /// Failed writes of the output.
     pub write_failures: u64,
+    /// Changes of the output by other programs, which were overwritten.
+    pub foreign_changes: u64,
     /// Successful reload requests to the director.
     pub reloads: u64,
     /// Failed reload requests to the director.
@@ -177,6 +181,7 @@ impl Publisher {
         let mut first_write = Some(first_write);
         let mut retry = Retry::default();
         let mut exists = false;
+        let mut output_file = WatchedFile::watch(&self.output);
         loop {
             // A newer update replaces one that could not be written.
             let goes_on = tokio::select! {
@@ -185,12 +190,14 @@ impl Publisher {
                     warn!(file = %self.output.display(), "the output was removed: writing it again");
                     true
                 }
+                // This includes the publisher's own writes, after which `write` finds nothing to do.
+                () = output_file.changed(), if exists => true,
             };
             if !goes_on {
                 return;
             }
             let Some(update) = updates.borrow_and_update().clone() else { continue };
-            let result = self.write(&update).await;
+            let result = self.write(&update, first_write.is_some()).await;
             exists = result.is_ok();
             if let Ok(changed) = result {
                 // The director is notified once after the start even if nothing changed: an earlier
@@ -228,11 +235,30 @@ impl Publisher {
         }
     }
 
-    /// Writes the output if its content differs; returns whether it did.
-    async fn write(&self, update: &Arc<TableUpdate>) -> Result<bool, PublishError> {
+    /// Writes the output if its content differs; returns whether it did. The first write of a process
+    /// may replace a table that was in use before the checker.
+    async fn write(&self, update: &Arc<TableUpdate>, first: bool) -> Result<bool, PublishError> {
         let (update, path) = (Arc::clone(update), self.output.clone());
-        let work = tokio::task::spawn_blocking(move || replace_output(&update, &path));
+        let work = tokio::task::spawn_blocking(move || replace_output(&update, &path, first));
         let result = work.await.map_err(PublishError::Thread).and_then(|result| result);
+        let result = result.map(|written| match written {
+            Written::No => false,
+            Written::Yes => true,
+            Written::OverOriginal { copy } => {
+                let (file, copy) = (self.output.display(), copy.display());
+                warn!(%file, %copy, "the output replaces a table without the checker's mark");
+                true
+            }
+            Written::OverForeignText { copy } => {
+                error!(
+                    file = %self.output.display(),
+                    copy = %copy.display(),
+                    "another program changed the output: its version is saved and overwritten"
+                );
+                self.record.edit(|record| record.foreign_changes += 1);
+                true
+            }
+        });
         match &result {
             Ok(true) => {
                 info!(file = %self.output.display(), "output written");
@@ -259,19 +285,53 @@ impl Publisher {
     }
 }
 
-fn replace_output(update: &TableUpdate, path: &Path) -> Result<bool, PublishError> {
+/// The result of a write.
+#[derive(Debug)]
+enum Written {
+    /// The output has this content already.
+    No,
+    /// The output was written.
+    Yes,
+    /// The output was written over a table that was in use before the checker.
+    OverOriginal {
+        /// The saved table.
+        copy: PathBuf,
+    },
+    /// The output was written over another program's version.
+    OverForeignText {
+        /// The saved version.
+        copy: PathBuf,
+    },
+}
+
+fn replace_output(update: &TableUpdate, path: &Path, first: bool) -> Result<Written, PublishError> {
     let input = &update.input;
     let text = health_overlay::apply(&input.path, &input.text, &update.health)
         .map_err(PublishError::Text)?;
+    let origin = std::path::absolute(&input.path).unwrap_or_else(|_| input.path.clone());
+    let text = write_mark::add(Format::of_path(path), &text, &origin);
     let failed = |source| PublishError::Write { path: path.to_owned(), source };
     agent_drains::write(path, &update.drains).map_err(failed)?;
-    if fs::read(path).is_ok_and(|old| old == text.as_bytes()) {
-        return Ok(false);
+    failpoints::point("drains_written").map_err(failed)?;
+    let old = fs::read(path).ok();
+    if old.as_ref().is_some_and(|old| old == text.as_bytes()) {
+        return Ok(Written::No);
     }
     // A new output has the input's permissions, because both contain the same keys.
     let mode = fs::metadata(&input.path).map_or(0o600, |found| found.permissions().mode() & 0o666);
+    let written = match old.filter(|old| !foreign::is_own(path, old)) {
+        None => Written::Yes,
+        Some(old) if first && !foreign::has_mark(path, &old) => Written::OverOriginal {
+            copy: foreign::save_original(path, &old, mode).map_err(failed)?,
+        },
+        Some(old) => {
+            Written::OverForeignText { copy: foreign::save(path, &old, mode).map_err(failed)? }
+        }
+    };
+    failpoints::point("write_output").map_err(failed)?;
     glb_table::atomic_file::replace_or_create(path, text.as_bytes(), mode).map_err(failed)?;
-    Ok(true)
+    failpoints::point("output_written").map_err(failed)?;
+    Ok(written)
 }
 
 #[cfg(test)]

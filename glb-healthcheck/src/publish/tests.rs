@@ -160,7 +160,7 @@ async fn agent_drains_are_saved_for_the_next_start() {
         Arc::new(TableUpdate { drains: drains.to_vec(), ..TableUpdate::clone(&update) })
     };
     for drains in [&[][..], &agent, &agent, &[]] {
-        publisher.write(&update_with(drains)).await.unwrap();
+        publisher.write(&update_with(drains), true).await.unwrap();
         assert_eq!(
             agent_drains::read(&publisher.output),
             HashSet::from_iter(drains.iter().copied())

@@ -89,9 +89,11 @@ pub(super) enum Command {
     Plan(plan::Arguments),
     /// Set the state of a backend in a table file. Comments and order of the file are kept.
     ///
-    /// A running director loads the changed file automatically.
+    /// A running director loads the changed file automatically. If a health checker writes the file, the
+    /// state is set in the health checker's input instead.
     ///
     ///   glb-director table set /etc/glb/table.toml 10.0.2.21 --state draining
+    ///   glb-director table set /etc/glb/table.toml 10.0.2.21 --state draining --wait=10s
     #[command(verbatim_doc_comment)]
     Set(set::Arguments),
 }
@@ -110,7 +112,7 @@ impl Command {
             }
             Self::Diff { old, new } => done(diff::execute(&old, &new, output)),
             Self::Plan(arguments) => plan::execute(&arguments, output),
-            Self::Set(arguments) => done(set::execute(&arguments, output)),
+            Self::Set(arguments) => set::execute(&arguments, output),
         }
     }
 }
