@@ -257,3 +257,30 @@ fn concurrent_sets_are_all_applied() {
     let text = fs::read_to_string(folder.path().join("t.toml")).unwrap();
     assert_eq!(text.matches("draining").count(), 16, "{text}");
 }
+
+#[test]
+fn tables_are_read_from_pipes_and_devices_are_refused() {
+    let dir = folder();
+    let at = dir.path();
+    let fifo = at.join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let writer = std::thread::spawn(move || fs::write(fifo, TABLE).unwrap());
+    assert!(ok(at, &["check", "fifo"]).contains("fifo: valid (1 table"));
+    writer.join().unwrap();
+    for device in ["/dev/zero", "/dev/null", "/"] {
+        let text = exits_with(4, at, &["check", device]);
+        assert!(text.contains("it is not a file or pipe"), "{text}");
+    }
+}
+
+#[test]
+fn new_writes_a_valid_table_that_only_its_owner_can_read() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = folder();
+    let at = dir.path();
+    assert!(ok(at, &["new", "new.toml"]).contains("random keys"));
+    assert!(ok(at, &["check", "new.toml"]).contains("valid (1 table, 1 bind, 2 backends)"));
+    let mode = fs::metadata(at.join("new.toml")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(fails(at, &["new", "new.toml"]).contains("cannot create new.toml"));
+}

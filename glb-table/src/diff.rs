@@ -66,7 +66,9 @@ pub struct BackendDiff {
 /// Compares two table sets.
 #[must_use]
 pub fn diff(old: &TableSet, new: &TableSet) -> Diff {
-    let (old_built, new_built) = (RowCache::default().build(old), RowCache::default().build(new));
+    // One cache for both: a change of states or health needs no new hashes.
+    let mut row_cache = RowCache::default();
+    let (old_built, new_built) = (row_cache.build(old), row_cache.build(new));
     let find =
         |built: &[BuiltTable], name: &str| built.iter().position(|built| built.table.name == name);
     let mut out = Diff { tables: Vec::new(), added: Vec::new(), removed: Vec::new() };

@@ -285,7 +285,11 @@ impl TableReader<'_> {
         let Some(prefix) = prefix else {
             return self.wrong(at + 20, format!("{address} has a prefix of {bits} bits"));
         };
-        let (first, last) = (u16_at(self.bytes, at + 22), u16_at(self.bytes, at + 24));
+        let (first, last) = match (u16_at(self.bytes, at + 22), u16_at(self.bytes, at + 24)) {
+            // GLB writes "any port" as 0 to 65535. No flow has port 0.
+            (0, u16::MAX) => (1, u16::MAX),
+            ports => ports,
+        };
         if first == 0 || first > last {
             return self.wrong(
                 at + 22,

@@ -77,6 +77,7 @@ pub use key::Key;
 pub use model::{
     Backend, Bind, MAX_BACKENDS, MAX_BINDS, MAX_FILE, MAX_HOPS, MAX_NAME, MAX_ROWS_BYTES,
     MAX_TABLES, Order, Proto, ROWS, State, Table, TableSet, load, parse_bytes, read_bytes,
+    read_input,
 };
 pub use rank::Ranks;
 pub use row_cache::{BuiltTable, RowCache};

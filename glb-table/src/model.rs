@@ -288,6 +288,74 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>, LoadError> {
     std::fs::read(path).map_err(io)
 }
 
+/// Reads the bytes of a table for a command: a file, a pipe (`<(…)`), or standard input (`-`). Stops
+/// after [`MAX_FILE`] bytes, and gives up if a pipe sends nothing for [`PIPE_TIMEOUT`].
+///
+/// # Errors
+/// When the input cannot be read, is a device or folder, is too large or too slow.
+pub fn read_input(path: &Path) -> Result<Vec<u8>, LoadError> {
+    use std::{io, os::unix::fs::FileTypeExt as _, sync::mpsc};
+    let failed = |source| LoadError::Io { path: PathBuf::from(path), source };
+    let is_stdin = path == Path::new("-");
+    if !is_stdin {
+        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        if kind.is_file() {
+            return read_bytes(path);
+        }
+        if !kind.is_fifo() {
+            let message =
+                "it is not a file or pipe; give a table file, a pipe, or - for standard input";
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, message)));
+        }
+    }
+    // Opening and reading a FIFO block, so a thread does both. It ends with the process.
+    let (sender, receiver) = mpsc::channel();
+    let source = path.to_owned();
+    let _detached = std::thread::spawn(move || {
+        let result = if is_stdin {
+            send_all(&mut io::stdin().lock(), &sender)
+        } else {
+            std::fs::File::open(source).and_then(|mut pipe| send_all(&mut pipe, &sender))
+        };
+        drop(sender.send(result.map(|()| Vec::new())));
+    });
+    let mut bytes = Vec::new();
+    loop {
+        let chunk = receiver.recv_timeout(PIPE_TIMEOUT).map_err(|_| {
+            let message = format!("no data within {} s", PIPE_TIMEOUT.as_secs());
+            failed(io::Error::new(io::ErrorKind::TimedOut, message))
+        })?;
+        let chunk = chunk.map_err(failed)?;
+        if chunk.is_empty() {
+            return Ok(bytes);
+        }
+        bytes.extend(chunk);
+        if bytes.len() as u64 > MAX_FILE {
+            let message = format!("it has more than {MAX_FILE} bytes, the limit for a table");
+            return Err(failed(io::Error::new(io::ErrorKind::FileTooLarge, message)));
+        }
+    }
+}
+
+/// How long [`read_input`] waits for a pipe.
+const PIPE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+type Chunk = std::io::Result<Vec<u8>>;
+
+fn send_all(
+    from: &mut dyn std::io::Read,
+    to: &std::sync::mpsc::Sender<Chunk>,
+) -> std::io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let count = from.read(&mut buffer)?;
+        // The receiver is gone after a timeout or too much data.
+        if count == 0 || to.send(Ok(buffer[..count].to_vec())).is_err() {
+            return Ok(());
+        }
+    }
+}
+
 /// Parses the bytes of a table file. `path` is used in messages only.
 ///
 /// # Errors

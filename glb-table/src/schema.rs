@@ -21,6 +21,7 @@ const TABLE: &[&str] = &[
     "alt_seed",
     "hops",
     "order",
+    "allow_weak_keys",
     "binds",
     "backends",
     "healthchecks",
@@ -110,6 +111,11 @@ fn table(
         .and_then(|node| word(diagnostics, node, "order", &ORDERS))
         .unwrap_or_default();
     place.order = fields.get("order").map(|node| node.span.clone());
+    place.allow_weak_keys = fields
+        .get("allow_weak_keys")
+        .is_some_and(|node| flag(diagnostics, node, "allow_weak_keys"));
+    place.keys = ["hash_key", "seed", "alt_hash_key", "alt_seed"]
+        .map(|key| fields.get(key).map(|node| node.span.clone()));
     place.alternatives = ["alt_hash_key", "alt_seed", "alt_hash_fields"]
         .map(|key| fields.get(key).map(|node| node.span.clone()));
 
@@ -118,7 +124,7 @@ fn table(
     if let Some(node) = fields.need(diagnostics, "binds", help) {
         place.binds_list = node.span.clone();
         for node in list(diagnostics, node, "binds", help) {
-            if let Some(bind) = bind(diagnostics, node) {
+            if let Some(bind) = bind(diagnostics, form, node) {
                 binds.push(bind);
                 place.binds.push(node.span.clone());
             }
@@ -156,7 +162,7 @@ fn table(
 }
 
 /// Parses a bind.
-fn bind(diagnostics: &mut Diagnostics, node: &Node) -> Option<Bind> {
+fn bind(diagnostics: &mut Diagnostics, form: Format, node: &Node) -> Option<Bind> {
     let fields = Fields::of(diagnostics, node, "a bind", BIND)?;
     let prefix = fields.need(
         diagnostics,
@@ -171,7 +177,12 @@ fn bind(diagnostics: &mut Diagnostics, node: &Node) -> Option<Bind> {
         node.and_then(|node| number(diagnostics, node, key, 1, u16::MAX, PORT_HELP))
     };
     let (one, start, end) = (fields.get("port"), fields.get("port_start"), fields.get("port_end"));
+    let is = |node: Option<&Node>, number| matches!(node, Some(Node { value: Value::Int(n), .. }) if *n == number);
     let ports = match (one, start, end) {
+        // GLB's JSON writes "any port" as 0 to 65535. No flow has port 0.
+        (None, Some(_), Some(_)) if form == Format::Json && is(start, 0) && is(end, 65_535) => {
+            Some(1..=u16::MAX)
+        }
         (Some(one), None, None) => port(Some(one), "port").map(|port| port..=port),
         (None, Some(_), Some(_)) => match (port(start, "port_start"), port(end, "port_end")) {
             (Some(first), Some(last)) if first > last => {
@@ -386,6 +397,17 @@ fn number(
     None
 }
 
+/// True or false.
+fn flag(diagnostics: &mut Diagnostics, node: &Node, key: &str) -> bool {
+    if let Value::Bool(value) = node.value {
+        return value;
+    }
+    let found = format!("this is {}", node.value.kind());
+    let help = format!("write {key} = true, or remove the key");
+    diagnostics.error(&node.span, format!("`{key}` must be true or false"), found, help);
+    false
+}
+
 /// One of a list of words.
 fn word<T: Copy>(
     diagnostics: &mut Diagnostics,
@@ -463,7 +485,32 @@ fn prefix_of(diagnostics: &mut Diagnostics, node: &Node) -> Option<ipnet::IpNet>
         );
         return None;
     }
-    Some(prefix)
+    let whole = prefix.prefix_len() == prefix.max_prefix_len();
+    let why = match prefix.addr() {
+        address if address.is_loopback() => {
+            // Not an error: GLB's own test vectors have such binds.
+            let message = format!("bind {prefix} is a loopback address");
+            let help = "give the address that clients connect to, unless this is a test";
+            diagnostics.warn(&node.span, message, "no packets for it come from a network", help);
+            return Some(prefix);
+        }
+        address if address.is_multicast() => "this is a multicast address",
+        address if is_link_local(address) => "a link-local address is valid on one link only",
+        address if address.is_unspecified() && whole => "this is the unspecified address",
+        IpAddr::V4(address) if address.is_broadcast() => "this is the broadcast address",
+        IpAddr::V6(address) if address.to_ipv4_mapped().is_some() => "write it as an IPv4 address",
+        _ => return Some(prefix),
+    };
+    let message = format!("a bind cannot have the address {}", excerpt(text));
+    diagnostics.error(&node.span, message, why, "give the address that clients connect to");
+    None
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
 }
 
 /// The address of a backend.
@@ -488,6 +535,14 @@ fn address(diagnostics: &mut Diagnostics, node: &Node) -> Option<IpAddr> {
         _ if address.is_unspecified() => "this is the unspecified address",
         _ if address.is_multicast() => "this is a multicast address",
         IpAddr::V4(address) if address.is_broadcast() => "this is the broadcast address",
+        _ if address.is_loopback() => {
+            // Not an error: benchmarks and tests without a network use such backends.
+            let message = format!("backend {address} is a loopback address");
+            let help = "give the server's own address, unless this is a test";
+            diagnostics.warn(&node.span, message, "directors cannot send packets to it", help);
+            return Some(address);
+        }
+        _ if is_link_local(address) => "a link-local address is valid on one link only",
         IpAddr::V6(address) if address.to_ipv4_mapped().is_some() => "write it as an IPv4 address",
         _ => return Some(address),
     };

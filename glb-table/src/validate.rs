@@ -1,10 +1,11 @@
 //! Checks that need the whole file: duplicate names and addresses, overlapping binds, limits.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     ops::Range,
 };
 
+use glb_common::wire::gue::PORT as TUNNEL_PORT;
 use ipnet::IpNet;
 
 use crate::{
@@ -28,6 +29,9 @@ pub(crate) struct TableRanges {
     pub(crate) hops: Option<Span>,
     pub(crate) order: Option<Span>,
     pub(crate) alternatives: [Option<Span>; 3],
+    /// `hash_key`, `seed`, `alt_hash_key` and `alt_seed`.
+    pub(crate) keys: [Option<Span>; 4],
+    pub(crate) allow_weak_keys: bool,
     pub(crate) binds_list: Span,
     pub(crate) binds: Vec<Span>,
     pub(crate) backends_list: Span,
@@ -45,8 +49,11 @@ pub(crate) fn set(diagnostics: &mut Diagnostics, set: &TableSet, places: &Source
         backends(diagnostics, table, place);
         missing_health(diagnostics, table, place);
         options(diagnostics, table, place);
+        keys(diagnostics, table, place);
     }
     binds(diagnostics, set, places);
+    binds_of_backends(diagnostics, set, places);
+    wide_binds(diagnostics, set, places);
 }
 
 fn names(diagnostics: &mut Diagnostics, set: &TableSet, places: &SourceRanges) {
@@ -206,6 +213,43 @@ fn options(diagnostics: &mut Diagnostics, table: &Table, place: &TableRanges) {
     }
 }
 
+/// Keys that documents of this project and of GLB publish as examples.
+const PUBLISHED_KEYS: [&str; 4] = [
+    "12345678901234561234567890123456",
+    "34567890123456783456789012345678",
+    "00112233445566778899aabbccddeeff",
+    "ffeeddccbbaa99887766554433221100",
+];
+
+/// Warns about keys that a client can guess, unless the table has `allow_weak_keys = true`. A client
+/// that knows the key can direct all its flows to one backend.
+fn keys(diagnostics: &mut Diagnostics, table: &Table, place: &TableRanges) {
+    if place.allow_weak_keys {
+        return;
+    }
+    let keys = [Some(table.hash_key), Some(table.seed), table.alt_hash_key, table.alt_seed];
+    for (name, (key, span)) in ["hash_key", "seed", "alt_hash_key", "alt_seed"]
+        .into_iter()
+        .zip(keys.into_iter().zip(&place.keys))
+    {
+        let (Some(key), Some(span)) = (key, span) else { continue };
+        let bytes: HashSet<u8> = key.bytes().into_iter().collect();
+        let why = if PUBLISHED_KEYS.contains(&key.to_hex().as_str()) {
+            "this key is published as an example"
+        } else if bytes.len() < 4 {
+            "the key has few different bytes"
+        } else if name == "seed" && key == table.hash_key {
+            "the seed equals the hash key"
+        } else {
+            continue;
+        };
+        let message = format!("`{name}` of table \"{}\" is weak", table.name);
+        let help = "`glb-director table new` writes random keys; rotate to one with `alt_hash_key` or \
+                    `alt_seed`, or set allow_weak_keys = true in tests";
+        diagnostics.warn(span, message, why, help);
+    }
+}
+
 fn zones(diagnostics: &mut Diagnostics, table: &Table, place: &TableRanges) {
     let with =
         table.backends.iter().zip(&place.backends).find(|(backend, _)| !backend.zone.is_empty());
@@ -323,6 +367,76 @@ fn nested(diagnostics: &mut Diagnostics, inner: &[LocatedBind<'_>], outer: &[Loc
             );
             let help = "the longer prefix is preferred; ignore this if it is intended";
             diagnostics.warn(bind_here.span, message, "the longer prefix is preferred", help);
+        }
+    }
+}
+
+/// Binds with a shorter prefix get a warning.
+const WIDE_PREFIX_V4: u8 = 8;
+const WIDE_PREFIX_V6: u8 = 16;
+
+/// Warns about binds that match a large part of the internet. They are no errors, because GLB's own
+/// tables may have them.
+fn wide_binds(diagnostics: &mut Diagnostics, set: &TableSet, places: &SourceRanges) {
+    for (table, place) in set.tables.iter().zip(&places.tables) {
+        for (bind, span) in table.binds.iter().zip(&place.binds) {
+            let shortest = match bind.prefix {
+                IpNet::V4(_) => WIDE_PREFIX_V4,
+                IpNet::V6(_) => WIDE_PREFIX_V6,
+            };
+            if bind.prefix.prefix_len() < shortest {
+                let message = format!("bind {bind} of table \"{}\" is very wide", table.name);
+                let found = "it matches packets to other hosts too";
+                let help = "give the VIPs, or ignore this if the director gets no other packets";
+                diagnostics.warn(span, message, found, help);
+            }
+        }
+    }
+}
+
+/// Reports UDP binds that match the tunnel packets to a backend, which the director would then
+/// encapsulate again and again; and warns about binds with a backend's address.
+fn binds_of_backends(diagnostics: &mut Diagnostics, set: &TableSet, places: &SourceRanges) {
+    let mut tunnels: HashMap<IpNet, (&Bind, &Span)> = HashMap::new();
+    let mut addresses: HashMap<IpNet, (&Bind, &Span)> = HashMap::new();
+    for (table, place) in set.tables.iter().zip(&places.tables) {
+        for (bind, span) in table.binds.iter().zip(&place.binds) {
+            if bind.proto == Proto::Udp && bind.ports.contains(&TUNNEL_PORT) {
+                let _ = tunnels.entry(bind.prefix).or_insert((bind, span));
+            }
+            if bind.prefix.prefix_len() == bind.prefix.max_prefix_len() {
+                let _ = addresses.entry(bind.prefix).or_insert((bind, span));
+            }
+        }
+    }
+    let mut reported = HashSet::new();
+    for backend in set.tables.iter().flat_map(|table| &table.backends) {
+        let mut prefix = IpNet::from(backend.address);
+        if let Some((bind, span)) = addresses.get(&prefix)
+            && !(bind.proto == Proto::Udp && bind.ports.contains(&TUNNEL_PORT))
+            && reported.insert(*bind)
+        {
+            let message = format!("bind {bind} has the address of a backend");
+            let help = "give the VIP that clients connect to";
+            diagnostics.warn(span, message, "packets for this backend are balanced too", help);
+        }
+        loop {
+            if let Some((bind, span)) = tunnels.get(&prefix)
+                && reported.insert(*bind)
+            {
+                let message = format!(
+                    "bind {bind} matches the tunnel packets to backend {}",
+                    backend.address
+                );
+                let found = format!("it covers the backend and port {TUNNEL_PORT}");
+                let help = "the director would encapsulate its own packets: give the bind other \
+                            addresses or ports";
+                diagnostics.error(span, message, found, help);
+            }
+            match prefix.supernet() {
+                Some(wider) => prefix = wider,
+                None => break,
+            }
         }
     }
 }

@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 const GOOD: &str = r#"
 [[tables]]
 name = "web"
-hash_key = "12345678901234561234567890123456"
-seed = "34567890123456783456789012345678"
+hash_key = "2ac26cd8ca2eb2aa9b4a52d7cb39dd3a"
+seed = "c5a3ab27d95dd9a3ae4d2c8bf4a5a3f1"
 
 [[tables.binds]]
 ip = "203.0.113.10"
@@ -175,7 +175,7 @@ fn a_missing_file_is_named_in_the_error() {
 
 #[test]
 fn keys_are_never_shown() {
-    let bad = GOOD.replace("3456789012345678345678901234567", "345678901234567834567890123456x");
+    let bad = GOOD.replace("c5a3ab27d95dd9a3ae4d2c8bf4a5a3f1", "345678901234567834567890123456xx");
     let error = load_toml(&bad).unwrap_err();
     for text in [error.to_string(), format!("{error:?}"), error.render(false)] {
         assert!(text.contains("is not a key"), "{text}");
@@ -196,7 +196,7 @@ fn all_errors_are_reported_at_once_and_in_order() {
         .replace("port = 80", "port = 0")
         .replacen("active", "up", 1)
         .replace("10.0.0.2", "10.0.0.256")
-        .replace("12345678901234561234567890123456", "1234")
+        .replace("2ac26cd8ca2eb2aa9b4a52d7cb39dd3a", "1234")
         .replace("name = \"web\"", "name = \"web\"\nhops = 9");
     let lines: Vec<usize> = problems(&text).iter().map(|problem| problem.line).collect();
     assert_eq!(lines, [4, 5, 11, 15, 19]);
@@ -285,4 +285,78 @@ fn more_rows_than_a_director_addresses_are_refused() {
     let key = "\nhops = 3\nalt_hash_key = \"45678901234567894567890123456789\"\n\n[[tables.binds]]";
     let tables: String = (0..1_024).map(|number| table(number, key)).collect();
     assert_eq!(load_toml(&tables).unwrap().tables.len(), 1_024);
+}
+
+#[test]
+fn weak_keys_get_a_warning_that_does_not_show_them() {
+    let (key, seed) = ("2ac26cd8ca2eb2aa9b4a52d7cb39dd3a", "c5a3ab27d95dd9a3ae4d2c8bf4a5a3f1");
+    for (old, new, found) in [
+        (key, "00000000000000000000000000000000", "few different bytes"),
+        (key, "abcdabcdabcdabcdabcdabcdabcdabcd", "few different bytes"),
+        (key, "00112233445566778899aabbccddeeff", "published"),
+        (seed, key, "equals the hash key"),
+    ] {
+        let text = GOOD.replace(old, new);
+        let warnings = load_toml(&text).unwrap().warnings;
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].message.contains("is weak"), "{warnings:?}");
+        assert!(warnings[0].found.contains(found), "{warnings:?}");
+        assert!(!format!("{warnings:?}").contains(new), "{warnings:?}");
+        let allowed = text.replace("name = \"web\"", "name = \"web\"\nallow_weak_keys = true");
+        assert!(load_toml(&allowed).unwrap().warnings.is_empty());
+    }
+}
+
+#[test]
+fn addresses_that_cannot_work_are_refused() {
+    for address in ["169.254.1.1", "224.0.0.1", "255.255.255.255", "0.0.0.0"] {
+        for good in ["203.0.113.10", "10.0.0.2"] {
+            let all = problems(&GOOD.replace(good, address));
+            assert!(all[0].message.contains(address), "{address} for {good}: {all:?}");
+        }
+    }
+    for address in ["fe80::1", "ff02::1", "::", "::ffff:192.0.2.1"] {
+        let all = problems(&GOOD.replace("203.0.113.10", address));
+        assert!(all[0].message.contains("a bind cannot have the address"), "{address}: {all:?}");
+    }
+    for good in ["203.0.113.10", "10.0.0.2"] {
+        let warnings = load_toml(&GOOD.replace(good, "127.0.0.1")).unwrap().warnings;
+        assert!(warnings[0].message.contains("is a loopback address"), "{good}: {warnings:?}");
+    }
+}
+
+#[test]
+fn a_udp_bind_that_covers_a_tunnel_to_a_backend_is_refused() {
+    let udp = GOOD.replace("proto = \"tcp\"", "proto = \"udp\"");
+    for (ip, ports, refused) in [
+        ("10.0.0.2", "port = 19523", true),
+        ("10.0.0.0/24", "port_start = 1\nport_end = 65535", true),
+        ("10.0.0.0/24", "port = 53", false),
+        ("10.0.1.0/24", "port = 19523", false),
+    ] {
+        let text = udp.replace("203.0.113.10", ip).replace("port = 80", ports);
+        let loaded = load_toml(&text);
+        assert_eq!(loaded.is_err(), refused, "{ip} {ports}");
+        if refused {
+            assert!(problems(&text)[0].message.contains("matches the tunnel packets to backend"));
+        }
+    }
+    let set = load_toml(&GOOD.replace("203.0.113.10", "10.0.0.2")).unwrap();
+    assert!(set.warnings[0].message.contains("has the address of a backend"), "{:?}", set.warnings);
+    let set = load_toml(&GOOD.replace("203.0.113.10", "0.0.0.0/0")).unwrap();
+    assert!(set.warnings[0].message.contains("very wide"), "{:?}", set.warnings);
+}
+
+#[test]
+fn any_port_of_glb_json_is_accepted() {
+    let text = |first: u32, last: u32| {
+        format!(
+            r#"{{"tables":[{{"hash_key":"2ac26cd8ca2eb2aa9b4a52d7cb39dd3a","seed":"c5a3ab27d95dd9a3ae4d2c8bf4a5a3f1",
+            "binds":[{{"ip":"1.1.1.1","proto":"tcp","port_start":{first},"port_end":{last}}}],
+            "backends":[{{"ip":"10.0.0.1","state":"active","healthy":true}}]}}]}}"#
+        )
+    };
+    let load = |first, last| load_json(&serde_json::from_str(&text(first, last)).unwrap());
+    assert_eq!(load(0, 65_535).unwrap().tables[0].binds[0].ports, 1..=65_535);
+    assert!(load(0, 80).is_err());
 }

@@ -13,7 +13,7 @@ mod persistence;
 mod reachability;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -369,7 +369,11 @@ impl TableHistory {
             .collect();
         out.lost.sort_by_key(|lost| std::cmp::Reverse(lost.rows));
         out.handshakes = self.share_of_changed_first_hops(built, &numbers_of, numbers.len());
-        let gone = self.binds.iter().filter(|bind| !binds::covered(bind, &table.binds));
+        let kept: HashSet<&Bind> = table.binds.iter().collect();
+        let gone = self
+            .binds
+            .iter()
+            .filter(|bind| !kept.contains(bind) && !binds::covered(bind, &table.binds));
         out.binds_lost = gone.map(Bind::to_string).collect();
         out
     }

@@ -1,7 +1,6 @@
 //! `glb-director table check`
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -76,9 +75,14 @@ fn check(file: &Path, output: Output) -> FileReport {
         problems: Vec::new(),
         warnings: Vec::new(),
     };
-    if let Ok(bytes) = fs::read(file)
-        && glbd::is_glbd(&bytes)
-    {
+    let bytes = match glb_table::read_input(file) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            report.error = Some(error.to_string());
+            return report;
+        }
+    };
+    if glbd::is_glbd(&bytes) {
         match glbd::import(&bytes) {
             Ok(tables) => {
                 let binds = tables.iter().map(|table| table.binds.len()).sum();
@@ -89,7 +93,7 @@ fn check(file: &Path, output: Output) -> FileReport {
         }
         return report;
     }
-    match glb_table::load(file) {
+    match print::parse(file, &bytes) {
         Ok(set) => {
             let binds = set.tables.iter().map(|table| table.binds.len()).sum();
             let backends = set.tables.iter().map(|table| table.backends.len()).sum();

@@ -7,6 +7,7 @@ mod convert;
 mod diff;
 mod import;
 mod lookup;
+mod new;
 mod plan;
 mod print;
 mod set;
@@ -22,7 +23,7 @@ use super::Output;
 pub(super) enum Command {
     /// Check table files. Exits with 0 if all are valid, with 4 if one is not.
     Check {
-        /// TOML files, GLB's JSON files (`.json`) or GLB's binary files.
+        /// TOML files, GLB's JSON files (`.json`) or GLB's binary files; pipes, or - for standard input.
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
@@ -32,6 +33,16 @@ pub(super) enum Command {
     /// `order` (states and health) may differ while a change is being distributed.
     Show {
         /// The table file.
+        file: PathBuf,
+    },
+    /// Write a new table file with comments and random keys.
+    ///
+    /// All directors of a fleet need the same file: make it once and distribute it.
+    ///
+    ///   glb-director table new /etc/glb/table.toml
+    #[command(verbatim_doc_comment)]
+    New {
+        /// The file to write; it must not exist. Only its owner can read it.
         file: PathBuf,
     },
     /// Write a table as GLB's binary file (GLBD version 2).
@@ -104,6 +115,7 @@ impl Command {
         match self {
             Self::Check { files } => check::execute(&files, output),
             Self::Show { file } => done(show::execute(&file, output)),
+            Self::New { file } => done(new::execute(&file)),
             Self::Build { src, dst } => done(build::execute(&src, &dst, output)),
             Self::Import(arguments) => done(import::execute(&arguments, output)),
             Self::Convert { src, dst } => done(convert::execute(&src, &dst, output)),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::anyhow;
-use glb_table::{Diagnostic, LoadError, TableSet};
+use glb_table::{Diagnostic, Format, LoadError, TableSet};
 use serde::Serialize;
 
 use crate::cli::Output;
@@ -39,7 +39,21 @@ struct Failed<'p> {
 
 /// Reads a table file. If the file is invalid, prints all its problems and returns a summary.
 pub(super) fn load(path: &Path, output: Output) -> anyhow::Result<TableSet> {
-    glb_table::load(path).map_err(|error| report(path, &error, output))
+    parse(path, &read(path)?).map_err(|error| report(path, &error, output))
+}
+
+/// Reads a table's bytes from a file, a pipe, or standard input (`-`).
+pub(super) fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    glb_table::read_input(path).map_err(|error| anyhow!("{error}"))
+}
+
+/// Parses a table. The text of a pipe is JSON if it begins with a brace, else TOML.
+pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<TableSet, LoadError> {
+    let format = match path.extension() {
+        None if bytes.trim_ascii_start().starts_with(b"{") => Format::Json,
+        _ => Format::of_path(path),
+    };
+    glb_table::parse_bytes(path, format, bytes)
 }
 
 /// Prints the problems of a file, and returns a one-line summary.
