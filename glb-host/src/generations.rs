@@ -284,7 +284,16 @@ pub fn detach_all_but(pins: &PinFolder, keep: &[String]) -> Result<Vec<String>, 
 ///
 /// # Errors
 /// When a link cannot be removed.
-pub fn remove_links_but(folder: &Path, keep: &[String]) -> Result<Vec<String>, AttachError> {
+fn remove_links_but(folder: &Path, keep: &[String]) -> Result<Vec<String>, AttachError> {
+    let names = pinned_interfaces(folder, keep);
+    for name in &names {
+        xdp_link::detach(&folder.join(link_name(name)))?;
+    }
+    Ok(names)
+}
+
+/// The interfaces, in order, that have a pin in `folder` and are not in `keep`.
+pub(crate) fn pinned_interfaces(folder: &Path, keep: &[String]) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries
         .filter_map(|entry| entry.file_name().into_string().ok())
@@ -292,8 +301,5 @@ pub fn remove_links_but(folder: &Path, keep: &[String]) -> Result<Vec<String>, A
         .filter(|name| !keep.contains(name))
         .collect();
     names.sort_unstable();
-    for name in &names {
-        xdp_link::detach(&folder.join(link_name(name)))?;
-    }
-    Ok(names)
+    names
 }

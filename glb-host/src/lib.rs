@@ -12,7 +12,7 @@
 //! |---|---|
 //! | kernel interfaces | `sys` (BPF system calls), [`ethtool`], [`link_events`], [`raw_socket`], [`lock_file`], [`systemd`] |
 //! | pinned state | [`bpffs`] (the pin folder), [`pin_guard`], [`map_relocation`], [`mmap_array`], [`counter_map`] |
-//! | programs on interfaces | [`bpf_loader`], [`xdp_link`], [`tcx_link`], [`generations`] |
+//! | programs on interfaces | [`bpf_loader`], [`xdp_link`], [`tc_egress`], [`generations`] |
 //! | network state | [`next_hop`]: routes, links and neighbours, followed by netlink |
 //! | a daemon's surroundings | [`config_file`], [`duration`], [`table_source`], [`watched_file`], [`control`], [`metrics`], [`permission`], [`privilege`], [`doctor`], [`kernel_features`], [`exit_code`], [`sanitize`], [`cli_main`] |
 //! | inspection | [`packet_trace`] (replay, trace, capture), [`capture_file`] |
@@ -51,6 +51,7 @@ pub mod bpf_loader;
 pub mod bpffs;
 pub mod capture_file;
 pub mod cli_main;
+mod clsact_filter;
 pub mod config_file;
 pub mod control;
 pub mod counter_map;
@@ -77,7 +78,8 @@ pub mod sanitize;
 mod sys;
 pub mod systemd;
 pub mod table_source;
-pub mod tcx_link;
+pub mod tc_egress;
+mod tcx_link;
 pub mod watched_file;
 pub mod xdp_link;
 

@@ -181,6 +181,93 @@ pub(crate) fn attached_xdp(index: u32) -> io::Result<(u8, Option<u32>)> {
     Ok((kind.unwrap_or(0), id))
 }
 
+/// The parent of the filters on the egress of a clsact qdisc (`TC_H_CLSACT`, `TC_H_MIN_EGRESS`).
+pub(crate) const TC_EGRESS: u32 = 0xffff_fff3;
+/// The parent of those on its ingress.
+pub(crate) const TC_INGRESS: u32 = 0xffff_fff2;
+
+/// `struct nlmsghdr` and `struct tcmsg` together.
+const TC_HEADER: usize = 16 + 20;
+
+/// The names of the tc filters below `parent` on an interface; those that are no BPF programs have
+/// an empty one. Nothing if the interface has no clsact qdisc.
+pub(crate) fn tc_filters(index: u32, parent: u32) -> io::Result<Vec<String>> {
+    const TCA_OPTIONS: u16 = 2;
+    const TCA_BPF_NAME: u16 = 7;
+    let dump = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
+    let mut names = Vec::new();
+    tc_request(libc::RTM_GETTFILTER, dump, index, 0, parent, |message| {
+        let name = message
+            .get(TC_HEADER..)
+            .and_then(|attributes| attribute(attributes, TCA_OPTIONS))
+            .and_then(|options| attribute(options, TCA_BPF_NAME))
+            .map(|name| String::from_utf8_lossy(name).trim_end_matches('\0').to_owned());
+        names.push(name.unwrap_or_default());
+    })?;
+    Ok(names)
+}
+
+/// Removes the clsact qdisc of an interface with every filter on it.
+pub(crate) fn delete_clsact(index: u32) -> io::Result<()> {
+    const TC_H_CLSACT: u32 = 0xffff_fff1;
+    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
+    tc_request(libc::RTM_DELQDISC, flags, index, 0xffff_0000, TC_H_CLSACT, |_| {})
+}
+
+/// Sends a request about tc and calls `each` for every message of the answer.
+fn tc_request(
+    kind: u16,
+    flags: libc::c_int,
+    index: u32,
+    handle: u32,
+    parent: u32,
+    mut each: impl FnMut(&[u8]),
+) -> io::Result<()> {
+    use nix::sys::socket::{MsgFlags, recv, send};
+    let socket = route_socket()?;
+    let mut request = Vec::with_capacity(TC_HEADER);
+    request.extend((TC_HEADER as u32).to_ne_bytes());
+    request.extend(kind.to_ne_bytes());
+    request.extend((flags as u16).to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend([0; 4]);
+    for word in [index, handle, parent, 0] {
+        request.extend(word.to_ne_bytes());
+    }
+    send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
+    let mut datagram = vec![0; 65_536];
+    loop {
+        let length = recv(socket.as_raw_fd(), &mut datagram, MsgFlags::empty())?;
+        let mut rest = datagram.get(..length).unwrap_or_default();
+        while let Some(header) = rest.first_chunk::<16>() {
+            let [l0, l1, l2, l3, k0, k1, ..] = *header;
+            let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
+            let kind = libc::c_int::from(u16::from_ne_bytes([k0, k1]));
+            let message = rest.get(..length.max(16)).ok_or(io::ErrorKind::InvalidData)?;
+            if kind == libc::NLMSG_DONE {
+                return Ok(());
+            }
+            if kind == libc::NLMSG_ERROR {
+                let code = message.get(16..20).and_then(|code| code.try_into().ok());
+                return match code.map(i32::from_ne_bytes) {
+                    Some(0) => Ok(()),
+                    Some(code) => Err(io::Error::from_raw_os_error(-code)),
+                    None => Err(io::ErrorKind::InvalidData.into()),
+                };
+            }
+            each(message);
+            rest = rest.get(message.len().next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
+/// A netlink socket for links, routes and tc.
+fn route_socket() -> io::Result<OwnedFd> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+    let (family, protocol) = (AddressFamily::Netlink, SockProtocol::NetlinkRoute);
+    Ok(socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?)
+}
+
 /// Returns the payload of the first attribute of a kind.
 pub(crate) fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
     const NESTED_AND_ORDER: u16 = 0xc000;
@@ -196,15 +283,8 @@ pub(crate) fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
 
 /// Returns the kernel's answer to RTM_GETLINK for one interface.
 fn link_message(index: u32) -> io::Result<Vec<u8>> {
-    use nix::sys::socket::{
-        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
-    };
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )?;
+    use nix::sys::socket::{MsgFlags, recv, send};
+    let socket = route_socket()?;
     let mut request = Vec::with_capacity(32);
     request.extend(32u32.to_ne_bytes());
     request.extend((libc::RTM_GETLINK).to_ne_bytes());

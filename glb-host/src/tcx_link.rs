@@ -20,7 +20,7 @@ use crate::{
 ///
 /// # Errors
 /// When the kernel refuses; [`AttachError::NoTcx`] before Linux 6.6.
-pub fn attach_egress(
+pub(crate) fn attach_egress(
     program: &mut SchedClassifier,
     interface: &str,
     pin: &Path,

@@ -11,14 +11,19 @@ use std::{
     io::Read as _,
     net::{IpAddr, SocketAddr, TcpListener},
     os::fd::{AsRawFd as _, FromRawFd as _},
-    path::Path,
+    path::{Path, PathBuf},
+    process::Command,
 };
 
-use aya::programs::{LinkOrder, TcAttachType, TestRun as _, TestRunOptions, tc::TcAttachOptions};
+use aya::programs::{TestRun as _, TestRunOptions};
 use common::{in_namespace, ip};
 use glb_common::{
     flow::Address,
     mss::{Limits, Vips, clamp},
+};
+use glb_host::{
+    bpffs::PinFolder,
+    tc_egress::{self, Hook},
 };
 use glb_redirect::{config::Config, generation::Generation, program_data::ProgramData};
 use support::{
@@ -116,10 +121,106 @@ fn the_program_and_the_reference_function_agree() {
     });
 }
 
+/// The folder of the clamp's pins, on a BPF file system of this thread's own.
+fn pin_folder() -> (PinFolder, PathBuf) {
+    let pins = PinFolder::private().unwrap();
+    let folder = pins.join("clamps");
+    pins.make(&folder).unwrap();
+    (pins, folder)
+}
+
+/// The forms that this kernel has: tcx came with Linux 6.6.
+fn hooks() -> impl Iterator<Item = Hook> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    let has_tcx = (numbers.next(), numbers.next()) >= (Some(6), Some(6));
+    [Hook::Tcx, Hook::Clsact].into_iter().filter(move |hook| has_tcx || *hook == Hook::Clsact)
+}
+
+/// The command's output.
+fn tc(arguments: &str) -> String {
+    let output = Command::new("tc").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "tc {arguments}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn attaching_takes_the_form_that_the_kernel_has_and_detaching_leaves_nothing() {
+    in_namespace(|_| {
+        ip("link add e0 type veth peer name e1");
+        let (_pins, folder) = pin_folder();
+        assert_eq!(tc_egress::attached("e0", &folder).unwrap(), None);
+        let hook = tc_egress::attach(generation(1).0.mss_clamp().unwrap(), "e0", &folder).unwrap();
+        assert_eq!(Some(hook), hooks().next());
+        assert_eq!(tc_egress::attached("e0", &folder).unwrap(), Some(hook));
+        assert_eq!(tc_egress::detach_all_but(&folder, &["e0".into()]).unwrap(), [""; 0]);
+        assert_eq!(tc_egress::detach_all_but(&folder, &[]).unwrap(), ["e0"]);
+        assert_eq!(tc_egress::attached("e0", &folder).unwrap(), None);
+        assert!(!tc("qdisc show dev e0").contains("clsact"));
+    });
+}
+
+#[test]
+fn a_clsact_filter_is_replaced_by_the_next_generation_and_outlives_the_program_that_made_it() {
+    in_namespace(|_| {
+        ip("link add e0 type veth peer name e1");
+        let (_pins, folder) = pin_folder();
+        let filters = || tc("filter show dev e0 egress").matches("handle 0x474c").count();
+        for _ in 0..2 {
+            let (mut generation, _) = generation(1);
+            let clamp = generation.mss_clamp().unwrap();
+            tc_egress::attach_by(Hook::Clsact, clamp, "e0", &folder).unwrap();
+            drop(generation);
+            assert_eq!(filters(), 1);
+        }
+        // The pin says which form it is; another daemon goes on with it.
+        let hook = tc_egress::attach(generation(1).0.mss_clamp().unwrap(), "e0", &folder).unwrap();
+        assert_eq!((hook, filters()), (Hook::Clsact, 1));
+        tc("filter del dev e0 egress");
+        assert_eq!(tc_egress::attached("e0", &folder).unwrap(), None);
+        tc_egress::attach(generation(1).0.mss_clamp().unwrap(), "e0", &folder).unwrap();
+        assert_eq!(filters(), 1);
+        assert_eq!(tc_egress::detach_all_but(&folder, &[]).unwrap(), ["e0"]);
+        assert!(!tc("qdisc show dev e0").contains("clsact"));
+    });
+}
+
+#[test]
+fn a_clsact_qdisc_and_filters_of_others_stay() {
+    const OTHER: &str =
+        "filter add dev e0 egress prio 100 protocol all u32 match u32 0 0 flowid 1:1";
+    in_namespace(|_| {
+        let (_pins, folder) = pin_folder();
+        // Somebody else's qdisc; then ours, on which somebody puts a filter.
+        for before in [true, false] {
+            ip("link add e0 type veth peer name e1");
+            if before {
+                tc("qdisc add dev e0 clsact");
+            }
+            let (mut generation, _) = generation(1);
+            let clamp = generation.mss_clamp().unwrap();
+            tc_egress::attach_by(Hook::Clsact, clamp, "e0", &folder).unwrap();
+            if !before {
+                tc(OTHER);
+            }
+            assert_eq!(tc_egress::detach_all_but(&folder, &[]).unwrap(), ["e0"]);
+            assert!(tc("qdisc show dev e0").contains("clsact"));
+            let filters = tc("filter show dev e0 egress");
+            assert!(!filters.contains("glb_mss_clamp"), "{filters}");
+            assert_eq!(filters.contains("u32"), !before, "{filters}");
+            ip("link del e0");
+        }
+    });
+}
+
 /// Sends SYNs to a VIP behind a veth and reads the SYN-ACKs that arrive.
 #[test]
 fn the_mss_of_real_syn_acks_is_lowered() {
-    in_namespace(|_| {
+    hooks().for_each(kernels_syn_acks);
+}
+
+fn kernels_syn_acks(hook: Hook) {
+    in_namespace(move |_| {
         ip("link add e0 mtu 9000 type veth peer name e1 mtu 9000");
         ip("link set e0 up");
         ip("link set e1 up");
@@ -130,12 +231,8 @@ fn the_mss_of_real_syn_acks_is_lowered() {
         ip("neigh add 198.51.100.7 lladdr 02:00:00:00:00:09 dev e0");
         ip("-6 neigh add 2001:db8:9::7 lladdr 02:00:00:00:00:09 dev e0");
         let (mut generation, _) = generation(1);
-        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-        generation
-            .mss_clamp()
-            .unwrap()
-            .attach_with_options("e0", TcAttachType::Egress, order)
-            .unwrap();
+        let (_pins, folder) = pin_folder();
+        tc_egress::attach_by(hook, generation.mss_clamp().unwrap(), "e0", &folder).unwrap();
         let mut wire = Raw::open("e1");
         for offload in [true, false] {
             set_checksum_offload("e0", offload);

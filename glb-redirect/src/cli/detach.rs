@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use glb_host::{bpffs::PinFolder, generations};
+use glb_host::{bpffs::PinFolder, generations, tc_egress};
 
-use crate::{config::Config, vip};
+use crate::{config::Config, daemon::CLAMPS, vip};
 
 pub(super) fn execute(file: &Path, vips: bool) -> anyhow::Result<()> {
     let config = Config::load(file)?;
@@ -14,6 +14,7 @@ pub(super) fn execute(file: &Path, vips: bool) -> anyhow::Result<()> {
         Some(pins) => {
             let _lock = pins.lock()?;
             let interfaces = generations::detach_all_but(&pins, &[])?;
+            tc_egress::detach_all_but(&pins.join(CLAMPS), &[])?;
             pins.remove_all()?;
             if interfaces.is_empty() {
                 super::print(&format!("was not attached; removed {folder}"))?;

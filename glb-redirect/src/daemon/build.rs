@@ -11,7 +11,7 @@ use glb_host::{
     bpffs::PinFolder,
     generations,
     next_hop::{NextHop, NextHops, Snapshot},
-    tcx_link,
+    tc_egress::{self, Hook},
 };
 use tracing::{debug, error, info, warn};
 
@@ -57,30 +57,27 @@ pub(super) fn program_data(config: &Config, host: &HostState) -> Result<ProgramD
     Ok(data)
 }
 
-/// Attaches the generation's tc program to the interfaces that replies leave by, and detaches it from
-/// all others. A failure is logged and does not stop the backend: only large packets suffer.
+/// Attaches the generation's MSS clamp to the egress of the interfaces where replies leave, and
+/// detaches it from all others. A failure is logged and does not stop the backend: only connections
+/// with large packets suffer.
 fn attach_mss_clamp(config: &Config, pins: &PinFolder, generation: &mut Generation) {
     let folder = pins.join(CLAMPS);
     let interfaces = config.mss.as_ref().map_or(&[][..], |mss| &mss.interfaces);
-    let mut attach = |interface: &String| -> Result<(), Error> {
+    let mut attach = |interface: &String| -> Result<Hook, Error> {
         pins.make(&folder)?;
-        tcx_link::attach_egress(
-            generation.mss_clamp()?,
-            interface,
-            &folder.join(generations::link_name(interface)),
-        )?;
-        Ok(())
+        Ok(tc_egress::attach(generation.mss_clamp()?, interface, &folder)?)
     };
     for interface in interfaces {
-        if let Err(error) = attach(interface) {
-            warn!(
-                %interface,
-                "cannot lower the MSS of SYN-ACKs: {error}\n  Uploads hang if the MTU of the \
-                 network leaves no room for the tunnel. `mss_clamp = false` turns this warning off."
-            );
+        match attach(interface) {
+            Ok(hook) => info!(%interface, hook = hook.name(), "MSS clamp attached"),
+            Err(error) => warn!(
+                "cannot attach the MSS clamp to {interface}: {error}\n  Uploads hang if the MTU of \
+                 the data centre has no room for the tunnel. `glb-redirect doctor` says whether it \
+                 has; `mss_clamp = false` turns the clamp and this warning off."
+            ),
         }
     }
-    match generations::remove_links_but(&folder, interfaces) {
+    match tc_egress::detach_all_but(&folder, interfaces) {
         Ok(gone) if gone.is_empty() => {}
         Ok(gone) => info!(interfaces = gone.join(","), "MSS clamp detached"),
         Err(error) => warn!(%error, "cannot detach the MSS clamp"),

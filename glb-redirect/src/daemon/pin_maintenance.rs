@@ -1,6 +1,6 @@
 //! Pins that are removed from outside are restored.
 
-use glb_host::generations;
+use glb_host::{generations, tc_egress};
 use tracing::{error, warn};
 
 use super::{Backend, CLAMPS};
@@ -14,6 +14,7 @@ impl Backend {
             generations::folder(pins, self.number),
             generations::links(pins),
             pins.join(CLAMPS),
+            tc_egress::qdisc_folder(&pins.join(CLAMPS)),
             pins.join(COUNTERS_FOLDER),
         ];
         if let Err(error) = self.kept.hold(pins, &folders) {

@@ -6,6 +6,7 @@ pub(super) use glb_host::doctor::net_setting;
 use glb_host::{
     bpffs::PinFolder,
     doctor::interface_setting,
+    tc_egress,
     xdp_link::{self, Mode},
 };
 use nix::net::if_::InterfaceFlags;
@@ -241,39 +242,58 @@ pub(super) fn mtu(config: &Config) -> Vec<Finding> {
         };
         let limits = mss_limits(mss, config, mtu);
         let needed = CLIENTS + mss.overhead(v6);
-        let missing: Vec<&str> = mss
-            .interfaces
-            .iter()
-            .filter(|name| !config.bpffs_dir.join(CLAMPS).join(name.as_str()).exists())
-            .map(String::as_str)
-            .collect();
+        let clamps = Clamps::read(config, &mss.interfaces);
         Some(if mss.tunnel_mtu.unwrap_or(mtu) >= needed {
             Finding::ok(
                 CHECK,
                 format!("{mtu} on {name}: a full-sized packet fits with room for the tunnel"),
             )
-        } else if missing.is_empty() {
+        } else if clamps.missing.is_empty() {
             Finding::ok(
                 CHECK,
                 format!(
-                    "{mtu} on {name}: the MSS of SYN-ACKs is lowered to {} (IPv6: {})",
-                    limits.v4, limits.v6
+                    "{mtu} on {name}: clients are told an MSS of {} (IPv6: {}) by {}",
+                    limits.v4,
+                    limits.v6,
+                    clamps.attached.join(", ")
                 ),
             )
         } else {
             Finding::problem(
                 CHECK,
                 format!(
-                    "{name} has an MTU of {mtu}, a full-sized packet needs {needed} in the tunnel, and \
-                     the MSS is not lowered on {}: uploads hang",
-                    missing.join(", ")
+                    "{name} has an MTU of {mtu}, a full-sized packet needs {needed} in the tunnel, \
+                     and the MSS is not lowered on {}: uploads hang",
+                    clamps.missing.join(", ")
                 ),
                 format!(
-                    "Start glb-redirect (it lowers the MSS on Linux 6.6 or newer); or ip link set \
-                     {name} mtu {needed}, on all hosts of the path"
+                    "Start glb-redirect; if it runs, its log says why the MSS clamp is not attached \
+                     (journalctl -u glb-redirect -g MSS). Or: ip link set {name} mtu {needed}, on \
+                     all hosts of the path"
                 ),
             )
         })
     };
     config.interfaces.iter().filter_map(of).collect()
+}
+
+/// Where the MSS clamp is attached, in words, and where it is missing.
+struct Clamps {
+    attached: Vec<String>,
+    missing: Vec<String>,
+}
+
+impl Clamps {
+    fn read(config: &Config, interfaces: &[String]) -> Self {
+        let folder = config.bpffs_dir.join(CLAMPS);
+        let mut clamps = Self { attached: Vec::new(), missing: Vec::new() };
+        for name in interfaces {
+            match tc_egress::attached(name, &folder) {
+                Ok(Some(hook)) => clamps.attached.push(format!("a {} on {name}", hook.name())),
+                Ok(None) => clamps.missing.push(name.clone()),
+                Err(error) => clamps.missing.push(format!("{name} ({error})")),
+            }
+        }
+        clamps
+    }
 }
