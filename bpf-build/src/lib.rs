@@ -1,9 +1,21 @@
-//! Finds the tools that compile the BPF programs, and runs them.
+//! Finds the compiler and the linker for the BPF programs, and runs them.
 //!
-//! Two compilers are understood: Debian's `rustc-web` with its ready-made `core` for
-//! `bpfel-unknown-none`, and rustup's nightly with `rust-src` (which builds `core` itself).
-//! `glb-host`'s build script and `xtask` share this crate, so that what set-up checks is what the
-//! build uses.
+//! Two compilers work: Debian's `rustc-web`, with its compiled `core` for `bpfel-unknown-none`, and
+//! rustup's nightly with `rust-src`, which compiles `core` itself. The build script of `glb-host` and
+//! `xtask` both use this crate, so `./x setup` checks exactly the tools that the build runs.
+//!
+//! Start reading at [`find_compiler`], [`find_linker`] and [`build`]. The versions and the names of
+//! packages are the constants at the top.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), bpf_build::Error> {
+//! let compiler = bpf_build::find_compiler()?;
+//! let root = std::path::Path::new(".");
+//! let objects = bpf_build::build(root, &root.join("target/bpf"), &compiler, &[])?;
+//! println!("the BPF objects are in {}", objects.display());
+//! # Ok(())
+//! # }
+//! ```
 
 use std::{
     env, fmt, fs, io,
@@ -14,33 +26,33 @@ use std::{
 /// The target that all BPF programs are built for.
 pub const TARGET: &str = "bpfel-unknown-none";
 
-/// Overrides the choice of compiler: `debian` or `nightly`.
+/// The environment variable that selects the compiler: `debian` or `nightly`.
 pub const COMPILER_VARIABLE: &str = "GLB_BPF_COMPILER";
 
 /// The version of bpf-linker that this project is tested with.
 pub const LINKER_VERSION: &str = "0.13.0";
 
-/// Debian's packages that bring the compiler.
+/// The Debian packages of the compiler.
 pub const DEBIAN_COMPILER_PACKAGES: [&str; 3] =
     ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 
-/// Debian's packages that bpf-linker is built with: the LLVM that the compiler has, too.
+/// The Debian packages that bpf-linker is compiled with: the LLVM version of the compiler.
 pub const DEBIAN_LINKER_PACKAGES: [&str; 1] = ["llvm-22-dev"];
 
-/// Where that LLVM is.
+/// The folder of that LLVM.
 pub const DEBIAN_LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
-/// How bpf-linker is had where Debian's LLVM is not: a ready-made binary.
+/// The command that installs a compiled bpf-linker, for systems without Debian's LLVM.
 pub const LINKER_ELSEWHERE: &str = "cargo install cargo-binstall && cargo binstall bpf-linker";
 
-/// How rustup's compiler for the BPF target is had.
+/// The command that installs rustup's compiler for the BPF target.
 pub const NIGHTLY_COMMAND: [&str; 6] =
     ["rustup", "toolchain", "install", "nightly", "--component", "rust-src"];
 
 /// A compiler for the BPF target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Compiler {
-    /// Debian's compiler, with a ready-made `core`.
+    /// Debian's compiler, with a compiled `core`.
     Debian {
         /// Usually `/usr/bin/rustc`.
         rustc: PathBuf,
@@ -49,7 +61,7 @@ pub enum Compiler {
     },
     /// rustup's nightly with `rust-src`, by `-Z build-std=core`.
     Nightly {
-        /// Inside rustup's folder of toolchains.
+        /// In rustup's folder of toolchains.
         rustc: PathBuf,
         /// Beside it.
         cargo: PathBuf,
@@ -67,31 +79,31 @@ impl fmt::Display for Compiler {
     }
 }
 
-/// What is missing, and the command that mends it.
+/// A missing or failing tool, with the command that installs it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Neither compiler is there.
+    /// There is no compiler for the BPF target.
     #[error(
-        "no compiler for {TARGET} was found.\n  \
+        "cannot find a compiler for {TARGET}.\n  \
          On Debian:    apt-get install {}\n  \
          With rustup:  {}",
         DEBIAN_COMPILER_PACKAGES.join(" "),
         NIGHTLY_COMMAND.join(" ")
     )]
     NoCompiler,
-    /// The compiler that was asked for by [`COMPILER_VARIABLE`] is not there.
-    #[error("{COMPILER_VARIABLE}={asked} was asked for, but {why}.\n  {fix}")]
-    AskedFor {
+    /// The compiler that [`COMPILER_VARIABLE`] selects is not installed.
+    #[error("cannot use the compiler of {COMPILER_VARIABLE}={asked}: {why}.\n  {fix}")]
+    Selected {
         /// The variable's value.
         asked: String,
-        /// What was looked at.
+        /// Why the compiler cannot be used.
         why: String,
-        /// The command that mends it.
+        /// The command that installs it.
         fix: String,
     },
-    /// No bpf-linker.
+    /// There is no bpf-linker.
     #[error(
-        "bpf-linker was not found on the PATH or in {}.\n  \
+        "cannot find bpf-linker on the PATH or in {}.\n  \
          On Debian:  apt-get install {} && {}\n  \
          Elsewhere:  {LINKER_ELSEWHERE}",
         cargo_bin().display(),
@@ -102,22 +114,22 @@ pub enum Error {
     /// A command could not be started.
     #[error("cannot run `{command}`: {source}")]
     Spawn {
-        /// As it would be typed.
+        /// The command line.
         command: String,
-        /// Why.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The compiler said no.
+    /// The compiler failed.
     #[error("`{command}` failed with {status}")]
     Build {
-        /// As it would be typed.
+        /// The command line.
         command: String,
         /// Its exit status.
         status: std::process::ExitStatus,
     },
 }
 
-/// The arguments of cargo that build bpf-linker, with [`LINKER_INSTALL_VARIABLES`] set.
+/// Cargo's arguments that compile bpf-linker; set [`LINKER_INSTALL_VARIABLES`] with them.
 #[must_use]
 pub fn linker_install_arguments() -> Vec<&'static str> {
     vec![
@@ -132,20 +144,21 @@ pub fn linker_install_arguments() -> Vec<&'static str> {
     ]
 }
 
-/// Variables that halve the time of that build; the work of linking is LLVM's, which comes compiled.
+/// Environment variables for that build. Without optimisation it takes half the time; the linking
+/// itself is done by LLVM, which is compiled already.
 pub const LINKER_INSTALL_VARIABLES: [(&str, &str); 3] = [
     ("LLVM_PREFIX", DEBIAN_LLVM_PREFIX),
     ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
     ("CARGO_PROFILE_RELEASE_DEBUG", "0"),
 ];
 
-/// The command that builds bpf-linker against Debian's LLVM.
+/// The shell command that compiles bpf-linker against Debian's LLVM.
 #[must_use]
 pub fn linker_install_command() -> String {
     format!("LLVM_PREFIX={DEBIAN_LLVM_PREFIX} cargo {}", linker_install_arguments().join(" "))
 }
 
-/// Where `cargo install` puts binaries.
+/// The folder that `cargo install` puts binaries into.
 #[must_use]
 pub fn cargo_bin() -> PathBuf {
     let root = env::var_os("CARGO_INSTALL_ROOT").or_else(|| env::var_os("CARGO_HOME")).map_or_else(
@@ -155,26 +168,27 @@ pub fn cargo_bin() -> PathBuf {
     root.join("bin")
 }
 
-/// Chooses the compiler by what is there: Debian's first (it needs no build of `core`).
+/// Finds a compiler: Debian's first, because it needs no build of `core`. [`COMPILER_VARIABLE`]
+/// overrides the order.
 ///
 /// # Errors
-/// [`Error::NoCompiler`] or [`Error::AskedFor`], with the command that mends it.
+/// [`Error::NoCompiler`] or [`Error::Selected`], with the command that installs the compiler.
 pub fn find_compiler() -> Result<Compiler, Error> {
     match env::var(COMPILER_VARIABLE).ok().as_deref() {
         None | Some("") => debian().or_else(nightly).ok_or(Error::NoCompiler),
-        Some("debian") => debian().ok_or_else(|| Error::AskedFor {
+        Some("debian") => debian().ok_or_else(|| Error::Selected {
             asked: "debian".into(),
             why: format!("/usr/bin/rustc has no `core` for {TARGET}"),
             fix: format!("apt-get install {}", DEBIAN_COMPILER_PACKAGES.join(" ")),
         }),
-        Some("nightly") => nightly().ok_or_else(|| Error::AskedFor {
+        Some("nightly") => nightly().ok_or_else(|| Error::Selected {
             asked: "nightly".into(),
             why: "rustup has no nightly toolchain with rust-src".into(),
             fix: NIGHTLY_COMMAND.join(" "),
         }),
-        Some(other) => Err(Error::AskedFor {
+        Some(other) => Err(Error::Selected {
             asked: other.into(),
-            why: "it is not a compiler that is known here".into(),
+            why: "unknown compiler".into(),
             fix: format!("set {COMPILER_VARIABLE} to debian or nightly, or unset it"),
         }),
     }
@@ -187,11 +201,11 @@ fn debian() -> Option<Compiler> {
 }
 
 fn nightly() -> Option<Compiler> {
-    // Absolute paths, because `rustup run` leaves an older `rustc` in front when the PATH has one.
+    // Absolute paths: `rustup run` would find an older `rustc` that is first on the PATH.
     let which = |tool: &str| {
         let mut command = Command::new(find_program("rustup")?);
         command.args(["which", "--toolchain", "nightly", tool]);
-        answer(command.env("RUSTUP_AUTO_INSTALL", "0"))
+        printed_path(command.env("RUSTUP_AUTO_INSTALL", "0"))
     };
     let (rustc, cargo) = (which("rustc")?, which("cargo")?);
     let source = sysroot(Command::new(&rustc))?.join("lib/rustlib/src/rust/library/core");
@@ -199,17 +213,17 @@ fn nightly() -> Option<Compiler> {
 }
 
 fn sysroot(mut rustc: Command) -> Option<PathBuf> {
-    answer(rustc.args(["--print", "sysroot"]))
+    printed_path(rustc.args(["--print", "sysroot"]))
 }
 
-/// The path that a command prints.
-fn answer(command: &mut Command) -> Option<PathBuf> {
+/// Runs a command and returns the path that it prints.
+fn printed_path(command: &mut Command) -> Option<PathBuf> {
     let output = command.output().ok()?;
     let path = String::from_utf8(output.stdout).ok()?;
     (output.status.success() && !path.trim().is_empty()).then(|| PathBuf::from(path.trim()))
 }
 
-/// Finds a program on the PATH, or where cargo and rustup put theirs.
+/// Finds a program on the PATH or in the folder of cargo and rustup.
 #[must_use]
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -219,7 +233,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Finds bpf-linker on the PATH, or where `cargo install` puts it.
+/// Finds bpf-linker on the PATH or in the folder of `cargo install`.
 ///
 /// # Errors
 /// [`Error::NoLinker`], with the command that installs it.
@@ -227,8 +241,8 @@ pub fn find_linker() -> Result<PathBuf, Error> {
     find_program("bpf-linker").ok_or(Error::NoLinker)
 }
 
-/// The command that runs `cargo SUBCOMMAND` on the package `glb-ebpf` of the workspace at `root`
-/// with `compiler`, for the BPF target, into `target_dir`. Clippy is taken from beside the compiler.
+/// Returns the command that runs `cargo SUBCOMMAND` on the package `glb-ebpf` of the workspace at
+/// `root`, with `compiler`, for the BPF target and into `target_dir`.
 ///
 /// # Errors
 /// When there is no bpf-linker.
@@ -240,14 +254,13 @@ pub fn command(
 ) -> Result<Command, Error> {
     let linker = find_linker()?;
     let (Compiler::Debian { rustc, cargo } | Compiler::Nightly { rustc, cargo }) = compiler;
-    // Not `cargo clippy`: cargo looks for that in its own folder first, where another compiler's
-    // may be.
+    // Not `cargo clippy`: cargo searches its own folder first, which may belong to another compiler.
     let mut command = if subcommand == "clippy" {
         Command::new(cargo.with_file_name("cargo-clippy"))
     } else {
         Command::new(cargo)
     };
-    // Cargo hands its own choices for the host down to build scripts; none of them fits here.
+    // Cargo passes its settings for the host to build scripts; they are wrong for the BPF target.
     for variable in [
         "CARGO_BUILD_TARGET",
         "CARGO_BUILD_RUSTC",
@@ -261,16 +274,16 @@ pub fn command(
     }
     command.env("RUSTC", rustc).env("CARGO", cargo);
     if matches!(compiler, Compiler::Debian { .. }) {
-        // One feature (inline assembly for BPF) is not stable yet: aya-ebpf needs it, and so do
-        // arrays without look-ups.
+        // Inline assembly for BPF is not stable yet. aya-ebpf needs it, and so do the map values
+        // that the programs address directly.
         command.env("RUSTC_BOOTSTRAP", "aya_ebpf,glb_director_bpf,glb_redirect_bpf");
     }
     let flags = [
         format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
-        // v3: 32-bit registers and jumps, Linux 5.1. Headers lie at odd multiples of two, and
-        // every machine this runs on reads them there in one go.
+        // v3: 32-bit registers and jumps, from Linux 5.1. Headers lie at odd multiples of two; all
+        // supported processors read unaligned words in one access.
         "-Ctarget-cpu=v3".to_owned(),
         "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".to_owned(),
         format!("-Clinker={}", linker.display()),
@@ -286,15 +299,15 @@ pub fn command(
     Ok(command)
 }
 
-/// The feature of `glb-ebpf` with which its programs show their decisions.
+/// The feature of `glb-ebpf` that compiles its programs with tracing of their decisions.
 pub const TRACE_FEATURE: &str = "trace";
 
-/// Builds the package `glb-ebpf` of the workspace at `root`, with these features, into `target_dir`
-/// and returns the folder with the objects, one file per program. Each set of features needs a folder
-/// of its own: the files' names are the same.
+/// Compiles the package `glb-ebpf` of the workspace at `root` with `features` into `target_dir`, and
+/// returns the folder with the objects, one file per program. Each set of features needs another
+/// `target_dir`, because the names of the files are the same.
 ///
 /// # Errors
-/// When a tool is missing, cannot be run, or refuses the source.
+/// When a tool is missing, cannot be run, or fails.
 pub fn build(
     root: &Path,
     target_dir: &Path,
@@ -314,7 +327,7 @@ pub fn build(
     Ok(target_dir.join(TARGET).join("release"))
 }
 
-/// All source files below `folder`, for a build script's `rerun-if-changed`.
+/// Lists all files below `folder`, for `rerun-if-changed` of a build script.
 ///
 /// # Errors
 /// When a folder cannot be read.

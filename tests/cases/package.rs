@@ -24,6 +24,16 @@ fn field(package: &str, name: &str) -> Result<String> {
 }
 
 #[test]
+fn packaging_twice_gives_the_same_bytes() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let [first, second] = ["first", "second"].map(|name| packages(&folder.path().join(name)));
+    for (first, second) in first?.iter().zip(&second?) {
+        ensure!(fs::read(first)? == fs::read(second)?, "{first} and {second} differ");
+    }
+    Ok(())
+}
+
+#[test]
 fn packages_contain_working_daemons() -> Result<()> {
     let lab = Lab::up(Plan { backends: 1, ..Plan::new("glb-t-package") })?;
     let root = lab.scratch().join("root");
@@ -38,7 +48,7 @@ fn packages_contain_working_daemons() -> Result<()> {
         command::run(Command::new("dpkg-deb").args(["-x", package]).arg(&root))?;
         let control = lab.scratch().join(format!("{name}-control"));
         command::run(Command::new("dpkg-deb").args(["-e", package]).arg(&control))?;
-        for script in ["postinst", "prerm"] {
+        for script in ["postinst", "prerm", "postrm"] {
             command::run(Command::new("sh").arg("-n").arg(control.join(script)))?;
         }
 

@@ -1,4 +1,4 @@
-//! Installing Debian's packages without starting the services that come with some of them.
+//! Installs Debian packages without starting the services that some of them contain.
 
 use std::{
     fs, io,
@@ -12,7 +12,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 use crate::{needs, process};
 
-/// Whether this is Debian itself: its relatives have other packages.
+/// Whether this machine runs Debian itself. Derivatives have other packages.
 pub(crate) fn is_here() -> bool {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     release.lines().any(|line| line == "ID=debian") && needs::find("apt-get").is_some()
@@ -23,7 +23,7 @@ pub(crate) fn may_install() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// Whether Debian's sources, as they are on this machine, have a package.
+/// Whether the configured package sources have a package.
 pub(crate) fn has(package: &str) -> bool {
     let output = Command::new("apt-cache").args(["policy", package]).output();
     output.is_ok_and(|output| {
@@ -33,7 +33,7 @@ pub(crate) fn has(package: &str) -> bool {
     })
 }
 
-/// The command that installs `packages`, as it is typed.
+/// The shell command that installs `packages`.
 pub(crate) fn install_command(packages: &[&str]) -> String {
     format!("apt-get update && {}", process::shown(&install(packages)))
 }
@@ -46,22 +46,22 @@ fn install(packages: &[&str]) -> Command {
 
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
-    // Another apt on the machine (unattended upgrades) is waited for.
+    // Waits for another apt on the machine, such as unattended upgrades.
     command.args(["-o", "DPkg::Lock::Timeout=300"]);
     command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
     command
 }
 
-/// Fetches the lists of packages.
+/// Fetches the package lists.
 ///
 /// # Errors
 /// When apt-get fails.
 pub(crate) fn update() -> Result<()> {
-    process::run_with_progress("reading Debian's lists of packages", apt_get().arg("update"))
+    process::run_with_progress("reading Debian's package lists", apt_get().arg("update"))
 }
 
-/// Installs `packages` in one call; services that come with them are neither started now nor at
-/// the next start of the machine, for nginx would take port 80 of the host.
+/// Installs `packages` in one call. Their services are not started, now or at boot: nginx would take
+/// port 80 of this machine.
 ///
 /// # Errors
 /// When apt-get fails.
@@ -79,10 +79,7 @@ pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
         if new && needs::find(service.program).is_some() && needs::find("systemctl").is_some() {
             let mut disable = Command::new("systemctl");
             disable.args(["--quiet", "disable"]).args(service.units);
-            process::run_with_progress(
-                "leaving the services that came along switched off",
-                &mut disable,
-            )?;
+            process::run_with_progress("disabling the services of the new packages", &mut disable)?;
         }
     }
     Ok(())
@@ -104,27 +101,27 @@ const SERVICES: [Service; 8] = [
     Service { program: "initdb", units: &["postgresql.service"] },
 ];
 
-/// While it lives, package scripts start no service (policy-rc.d says no); a policy that was there
-/// before is put back.
+/// A guard: package scripts start no services while it lives (by `policy-rc.d`). An existing policy
+/// file is restored at its end.
 struct NoServices {
     policy: PathBuf,
     saved: PathBuf,
 }
 
-const MARK: &str = "# Written by xtask setup for the time of an installation.";
+const MARK: &str = "# Written by xtask setup for the duration of an installation.";
 
 impl NoServices {
     fn begin(policy: &Path) -> io::Result<Self> {
         let guard =
             Self { policy: policy.to_owned(), saved: policy.with_extension("d.before-xtask") };
-        // An interrupted run (power, SIGKILL) may have left ours behind.
+        // An interrupted run (power, SIGKILL) may have left its file behind.
         if fs::read_to_string(policy).is_ok_and(|text| text.contains(MARK)) {
             guard.end()?;
         }
         if policy.exists() {
             fs::rename(policy, &guard.saved)?;
         }
-        outlive_interrupts();
+        ignore_interrupts();
         fs::write(policy, format!("#!/bin/sh\n{MARK}\nexit 101\n"))?;
         fs::set_permissions(policy, fs::Permissions::from_mode(0o755))?;
         Ok(guard)
@@ -144,20 +141,20 @@ impl NoServices {
 impl Drop for NoServices {
     fn drop(&mut self) {
         if let Err(error) = self.end() {
-            eprintln!("warning: {} could not be put back: {error}", self.policy.display());
+            eprintln!("warning: cannot restore {}: {error}", self.policy.display());
         }
     }
 }
 
-/// Ctrl-C ends apt-get, and with it the installation; this process lives on to clean up.
-fn outlive_interrupts() {
+/// Ignores interrupts: Ctrl-C ends apt-get, and this process restores the policy file.
+fn ignore_interrupts() {
     extern "C" fn nothing(_signal: i32) {}
     let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        // SAFETY: the handler does nothing, so it is safe in a signal's context; children get the
-        // default action back by exec.
+        // SAFETY: the handler does nothing, so it is safe in a signal's context. `exec` restores the
+        // default action for children.
         if let Err(error) = unsafe { sigaction(signal, &action) } {
-            eprintln!("warning: {signal} will not be caught: {error}");
+            eprintln!("warning: cannot catch {signal}: {error}");
         }
     }
 }
@@ -167,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_policy_that_was_there_is_put_back() {
+    fn an_existing_policy_file_is_restored() {
         let folder = tempfile::tempdir().unwrap();
         let policy = folder.path().join("policy-rc.d");
         fs::write(&policy, "mine").unwrap();
@@ -178,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_left_where_nothing_was_even_after_a_run_that_was_killed() {
+    fn the_policy_file_of_a_killed_run_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let policy = folder.path().join("policy-rc.d");
         std::mem::forget(NoServices::begin(&policy).unwrap());

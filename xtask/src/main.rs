@@ -1,6 +1,8 @@
-//! The project's own commands. `./x` calls this program; so does `cargo xtask`.
+//! The commands for work on this project: `./x COMMAND`, or `cargo xtask COMMAND`.
 //!
-//! One file per command below `commands/`; what they share stands beside this file.
+//! Each command has a file in `commands/`. The modules beside this file are shared by the commands:
+//! `needs` finds missing tools, `debian` installs packages, `permission` checks for root, `process`
+//! runs other programs, and `test_programs` builds and runs the tests.
 
 mod commands;
 mod debian;
@@ -12,9 +14,9 @@ mod test_programs;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{bench, build, demo, lab, package, setup, survive, test};
+use commands::{bench, build, demo, kernels, lab, package, setup, survive, test};
 
-/// Builds, tests and shows the load balancer.
+/// Builds, tests, measures and packages the load balancer.
 #[derive(Parser)]
 #[command(name = "x", bin_name = "./x", disable_help_subcommand = true)]
 struct Arguments {
@@ -31,6 +33,7 @@ enum Command {
     Lab(lab::Arguments),
     Survive(survive::Arguments),
     Bench(bench::Arguments),
+    Kernels(kernels::Arguments),
     Package(package::Arguments),
 }
 
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Lab(arguments) => lab::run(&arguments),
         Command::Survive(arguments) => survive::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Kernels(arguments) => kernels::run(&arguments),
         Command::Package(arguments) => package::run(&arguments),
     };
     match result {

@@ -1,7 +1,6 @@
-//! What the commands need of the machine, and how each need is looked for.
+//! The tools that the commands need, and the search for missing ones.
 //!
-//! Looked for are the programs themselves, never package names: whoever built nginx by hand has
-//! nginx.
+//! The search is for programs and never for packages, so a hand-built nginx counts.
 
 use std::{
     env, fs,
@@ -11,44 +10,46 @@ use std::{
 
 use crate::{debian, process};
 
-/// What a command is about to do; each includes the one before it.
+/// What a command is about to do. Each purpose includes the programs of those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {
     /// Compile everything.
     Build,
+    /// Check format and lints, and run the tests that need no root.
+    Check,
     /// Run the daemons in a lab.
     Lab,
     /// Run the survival suite, with everything that its backends serve.
     Survive,
-    /// Check format, lints and tests.
+    /// Run every check and test.
     Test,
 }
 
-/// One thing that is missing.
+/// A missing tool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Missing {
-    /// Its name, as people call it.
+    /// The common name of the tool.
     pub(crate) name: &'static str,
-    /// What it is needed for.
+    /// What the commands use it for.
     pub(crate) why: &'static str,
-    /// How it is had.
+    /// How to install it.
     pub(crate) remedy: Remedy,
 }
 
-/// How a need is met.
+/// How to install a tool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Remedy {
-    /// Debian's packages.
+    /// With these Debian packages.
     Packages(Vec<&'static str>),
-    /// A command of rustup's.
+    /// With a command of rustup.
     Rustup(Vec<&'static str>),
-    /// A compiler for the BPF target, from Debian or from rustup.
+    /// With a compiler for the BPF target, from Debian or from rustup.
     BpfCompiler,
-    /// bpf-linker, built against Debian's LLVM (which may have to be installed before).
+    /// By compiling bpf-linker against Debian's LLVM.
     BpfLinker,
 }
 
-/// A program that Debian has, in a package of another name.
+/// A program and the Debian package that contains it.
 struct Program {
     name: &'static str,
     package: &'static str,
@@ -74,21 +75,21 @@ const PROGRAMS: &[Program] = &[
     program("fcgiwrap", "fcgiwrap", Purpose::Lab, "runs git-http-backend for nginx"),
     program("git", "git", Purpose::Lab, "the client and the server of the demo"),
     program("bird", "bird2", Purpose::Lab, "routing daemon of the lab's router and directors"),
-    program("nft", "nftables", Purpose::Lab, "cuts off a machine of the lab"),
+    program("nft", "nftables", Purpose::Lab, "partitions a machine of the lab from the network"),
     program("ss", "iproute2", Purpose::Survive, "ends the sockets of a machine that goes down"),
     program("glance-api", "glance-api", Purpose::Survive, "serves images on the lab's backends"),
-    program("initdb", "postgresql", Purpose::Survive, "the database that they share"),
+    program("initdb", "postgresql", Purpose::Survive, "the database of Glance"),
     program("setpriv", "util-linux", Purpose::Survive, "runs daemons as another user"),
     program("prometheus", "prometheus", Purpose::Test, "scrapes the lab: dashboard and alerts"),
     program("promtool", "prometheus", Purpose::Test, "checks the alert rules and the exposition"),
-    program("faketime", "faketime", Purpose::Test, "lets the clock of a health checker jump"),
+    program("faketime", "faketime", Purpose::Test, "makes the clock of a health checker jump"),
     program("bgpd", "frr", Purpose::Test, "learns a director's routes from the kernel"),
-    program("exabgp", "exabgp", Purpose::Test, "is told by a director's command what to announce"),
+    program("exabgp", "exabgp", Purpose::Test, "announces what a director's command tells it"),
     program("dpkg-deb", "dpkg", Purpose::Test, "makes packages and looks into them"),
     program("systemd-analyze", "systemd", Purpose::Test, "runs the packaged unit"),
 ];
 
-/// Everything that `purpose` needs and that is not there.
+/// The tools that `purpose` needs and that are missing.
 pub(crate) fn missing(purpose: Purpose) -> Vec<Missing> {
     let mut missing: Vec<_> = PROGRAMS
         .iter()
@@ -113,7 +114,7 @@ pub(crate) fn missing(purpose: Purpose) -> Vec<Missing> {
             remedy: Remedy::BpfLinker,
         });
     }
-    if purpose >= Purpose::Test {
+    if matches!(purpose, Purpose::Check | Purpose::Test) {
         missing.extend(missing_for_checks());
     }
     missing
@@ -135,7 +136,7 @@ fn missing_for_checks() -> Vec<Missing> {
             missing.push(Missing { name, why, remedy });
         }
     }
-    // The BPF programs are checked by the clippy of the compiler that builds them.
+    // The BPF programs need the clippy of the compiler that builds them.
     let (remedy, cargo) = match bpf_build::find_compiler() {
         Ok(bpf_build::Compiler::Nightly { cargo, .. }) => (
             Remedy::Rustup(vec!["rustup", "component", "add", "clippy", "--toolchain", "nightly"]),
@@ -144,11 +145,11 @@ fn missing_for_checks() -> Vec<Missing> {
         Ok(bpf_build::Compiler::Debian { cargo, .. }) => {
             (Remedy::Packages(vec!["rust-web-clippy"]), cargo)
         }
-        // Together with the compiler, which is in the list already.
+        // The compiler is in the list already; its clippy comes with it.
         Err(_) if debian::is_here() && !nightly_is_asked_for() => {
             (Remedy::Packages(vec!["rust-web-clippy"]), PathBuf::new())
         }
-        // rustup's comes with its own.
+        // rustup's toolchain contains clippy.
         Err(_) => return missing,
     };
     if !cargo.with_file_name("cargo-clippy").is_file() {
@@ -163,8 +164,8 @@ pub(crate) fn nightly_is_asked_for() -> bool {
     env::var(bpf_build::COMPILER_VARIABLE).is_ok_and(|value| value == "nightly")
 }
 
-/// Finds a program, also in the folders that only root has on the PATH, and in Debian's for FRR and
-/// for each version of PostgreSQL.
+/// Finds a program on the PATH, in the folders that only root has there, and in Debian's folders for
+/// FRR and for each version of PostgreSQL.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
     bpf_build::find_program(name).or_else(|| {
         let folders = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/lib/frr"].map(PathBuf::from);
@@ -174,12 +175,12 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
     })
 }
 
-/// A bpf-linker whose LLVM was removed is there and does not start.
+/// Whether bpf-linker starts. It does not if its LLVM was removed.
 fn linker_works() -> bool {
     bpf_build::find_linker().is_ok_and(|linker| succeeds(Command::new(linker).arg("--version")))
 }
 
-/// Whether the cargo that runs this program came with Debian.
+/// Whether the cargo that runs this program is Debian's.
 fn cargo_is_debians() -> bool {
     Path::new(process::cargo().get_program()) == Path::new("/usr/bin/cargo")
 }

@@ -1,4 +1,5 @@
-//! Whether this process may do what tests and demo do, asked before anything else is done.
+//! Checks that this process may load BPF programs and make network namespaces, before any other
+//! work.
 
 use std::{
     fs,
@@ -9,7 +10,7 @@ use anyhow::{Result, bail};
 
 use crate::process;
 
-/// The capabilities and their bits in the kernel's masks.
+/// The needed capabilities and their bits in the kernel's masks.
 const NEEDED: [(&str, u32); 5] = [
     ("CAP_NET_ADMIN", 12),
     ("CAP_NET_RAW", 13),
@@ -21,7 +22,7 @@ const NEEDED: [(&str, u32); 5] = [
 /// Fails unless BPF programs can be loaded and network namespaces made.
 ///
 /// # Errors
-/// What is not allowed, and what to do about it. Nothing is ever left out for want of permission.
+/// When a permission is missing; the message names it and the remedy.
 pub(crate) fn check(command: &str) -> Result<()> {
     let status = fs::read_to_string("/proc/self/status")?;
     let lacking = lacking(&status);
@@ -29,8 +30,8 @@ pub(crate) fn check(command: &str) -> Result<()> {
         let lacking = lacking.join(", ");
         if nix::unistd::geteuid().is_root() {
             bail!(
-                "root may not do everything here: {lacking} missing. This looks like a \
-                 container; start it with `--privileged`, or run `./x {command}` outside it."
+                "root lacks {lacking}. This looks like a container: start it with `--privileged`, or \
+                 run `./x {command}` outside."
             );
         }
         bail!(
@@ -38,7 +39,7 @@ pub(crate) fn check(command: &str) -> Result<()> {
              ({lacking} missing).\n  Run:  sudo ./x {command}"
         );
     }
-    // With all capabilities, a sandbox (seccomp, AppArmor) may still say no.
+    // A sandbox (seccomp, AppArmor) can refuse despite all capabilities.
     let probe = "mount -t bpf bpf /mnt";
     let mut unshare = Command::new("unshare");
     unshare.args(["--net", "--mount", "sh", "-c", probe]).stdin(Stdio::null());
@@ -46,16 +47,16 @@ pub(crate) fn check(command: &str) -> Result<()> {
     match unshare.output() {
         Ok(output) if output.status.success() => Ok(()),
         Ok(output) => bail!(
-            "no network namespace with a BPF file system can be made here, though the \
-             capabilities are there.\n  `{shown}` said: {}\n  This looks like a sandbox \
-             (seccomp, AppArmor); run `./x {command}` outside it.",
+            "cannot make a network namespace with a BPF file system: `{shown}` failed although the \
+             capabilities suffice: {}\n  This looks like a sandbox (seccomp, AppArmor): run \
+             `./x {command}` outside.",
             String::from_utf8_lossy(&output.stderr).trim()
         ),
-        Err(error) => bail!("cannot run `{shown}`: {error}; it is in Debian's util-linux"),
+        Err(error) => bail!("cannot run `{shown}`: {error}. Install util-linux."),
     }
 }
 
-/// The names of the needed capabilities that are not in force.
+/// The needed capabilities that this process lacks.
 fn lacking(status: &str) -> Vec<&'static str> {
     let mask = status
         .lines()

@@ -1,4 +1,4 @@
-//! Running other programs, so that a failure names the exact command.
+//! Runs other programs. A failure names the exact command.
 
 use std::{
     env,
@@ -14,19 +14,19 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-/// The workspace's root.
+/// The root folder of the workspace.
 pub(crate) fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_owned()
 }
 
-/// Cargo's folder of what it built, this program among it.
+/// Cargo's target folder, which contains this program.
 pub(crate) fn target() -> PathBuf {
     let program = env::current_exe().unwrap_or_default();
     program.ancestors().nth(2).map_or_else(|| root().join("target"), Path::to_owned)
 }
 
-/// The cargo that runs this program, at the workspace's root.
+/// The cargo that runs this program, in the root folder of the workspace.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
@@ -36,8 +36,7 @@ pub(crate) fn cargo() -> Command {
 /// Runs `command` with its output on the terminal.
 ///
 /// # Errors
-/// When it cannot be started or exits with anything but 0; the message holds the command as it
-/// can be typed.
+/// When it cannot be started or fails. The message contains the command as a shell accepts it.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let shown = shown(command);
     eprintln!("$ {shown}");
@@ -48,7 +47,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Becomes `command`, so that Ctrl-C reaches it alone.
+/// Replaces this process by `command`, so that Ctrl-C reaches only `command`.
 ///
 /// # Errors
 /// When it cannot be started.
@@ -57,11 +56,10 @@ pub(crate) fn exec(command: &mut Command) -> Result<()> {
     Err(command.exec()).with_context(|| format!("cannot run `{shown}`"))
 }
 
-/// Runs `command` with its output in a file, and shows how long it has been at it and what it said
-/// last.
+/// Runs `command` with its output in a file, and shows the elapsed time and the last line of output.
 ///
 /// # Errors
-/// As [`run`], with the end of the output.
+/// As [`run`]; the end of the output is printed.
 pub(crate) fn run_with_progress(title: &str, command: &mut Command) -> Result<()> {
     let shown = shown(command);
     let log = target().join("xtask.log");
@@ -99,12 +97,12 @@ pub(crate) fn run_with_progress(title: &str, command: &mut Command) -> Result<()
         for line in &lines[lines.len().saturating_sub(30)..] {
             eprintln!("  | {line}");
         }
-        bail!("`{shown}` failed with {status} (its whole output: {})", log.display());
+        bail!("`{shown}` failed with {status} (full output: {})", log.display());
     }
     Ok(())
 }
 
-/// The last line that is not empty; programs that draw a bar end it by a carriage return.
+/// The last line of a log that is not empty. Progress bars end their lines with a carriage return.
 fn last_line(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text[text.len().saturating_sub(400)..]).into_owned();
@@ -112,7 +110,7 @@ fn last_line(log: &Path) -> String {
     line.unwrap_or_default().trim().chars().filter(|c| !c.is_control()).collect()
 }
 
-/// `command` as it would be typed into a shell, variables first.
+/// `command` as a shell accepts it, variables first.
 pub(crate) fn shown(command: &Command) -> String {
     let variables = command
         .get_envs()
@@ -139,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_can_be_typed_as_it_is_shown() {
+    fn a_shown_command_can_be_pasted_into_a_shell() {
         let mut command = Command::new("sh");
         command.env("FLAGS", "a\u{1f}b'c").args(["-c", "echo \"$FLAGS\" 'it'", ""]);
         let shown = shown(&command);

@@ -1,7 +1,7 @@
-//! The programs that cargo makes of the tests, built once and run one by one.
+//! The test programs: built once by cargo, then run one by one.
 //!
-//! `cargo test` could run them too, but a choice of packages would have shared dependencies
-//! compiled again, and a choice of targets is by name only, which several crates share.
+//! `cargo test` is not used. With a choice of packages it would compile shared dependencies again, and
+//! it chooses targets by name only, which several crates share.
 
 use std::{
     ffi::OsStr,
@@ -28,14 +28,14 @@ pub(crate) struct TestProgram {
     executable: PathBuf,
 }
 
-/// How many tests there were.
+/// The number of tests that ran.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tests {
     pub(crate) passed: usize,
     pub(crate) ignored: usize,
 }
 
-/// Builds everything that runs in user space, tests and daemons, and returns the test programs.
+/// Compiles all user-space crates with their tests, and returns the test programs.
 ///
 /// # Errors
 /// When cargo fails.
@@ -61,14 +61,14 @@ pub(crate) fn build() -> Result<Vec<TestProgram>> {
 }
 
 impl TestProgram {
-    /// Reads a line of cargo's; most are about other things.
+    /// Reads a test program from one of cargo's JSON messages; nothing from messages about other
+    /// things.
     fn from_message(line: &str) -> Option<Self> {
         let message: Value = serde_json::from_str(line).ok()?;
         let is_test =
             message["reason"] == "compiler-artifact" && message["profile"]["test"] == true;
         let folder = Path::new(message["manifest_path"].as_str()?).parent()?;
         is_test.then_some(Self {
-            // A crate's folder may have another name than the crate, but cargo knows it by both.
             package: package(message["package_id"].as_str()?)?,
             target: message["target"]["name"].as_str()?.to_owned(),
             kind: message["target"]["kind"][0].as_str()?.to_owned(),
@@ -82,8 +82,19 @@ impl TestProgram {
         self.kind == "test"
     }
 
-    /// Runs the tests that fit `filter`, and counts them. A filter that is the name of the crate or
-    /// of the target takes all.
+    /// The folder that its tests run in.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The shell command that runs it with `words`; empty ones are left out.
+    pub(crate) fn shell_command(&self, words: &[&str]) -> String {
+        let words = words.iter().filter(|word| !word.is_empty());
+        process::shown(Command::new(&self.executable).args(words))
+    }
+
+    /// Runs the tests that match `filter` and counts them. The name of the crate or of the target
+    /// matches all its tests.
     ///
     /// # Errors
     /// When a test fails.
@@ -110,7 +121,7 @@ impl TestProgram {
         run_and_count(self.command(&words), &process::shown(&as_typed))
     }
 
-    /// How many tests fit.
+    /// The number of matching tests.
     fn count(&self, words: &[&String]) -> Result<usize> {
         let output = self.command(words).arg("--list").output();
         let output = output.with_context(|| format!("cannot run {}", self.executable.display()))?;
@@ -120,7 +131,7 @@ impl TestProgram {
 
     fn command(&self, words: &[impl AsRef<OsStr>]) -> Command {
         let mut command = Command::new(&self.executable);
-        // As cargo runs them.
+        // The environment that `cargo test` gives them.
         command.args(words).current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder);
         command
     }
@@ -129,7 +140,7 @@ impl TestProgram {
 /// Runs tests with their output on the terminal, and counts them.
 ///
 /// # Errors
-/// When one fails; the message holds `shown`.
+/// When a test fails. The message contains `shown`.
 pub(crate) fn run_and_count(mut command: Command, shown: &str) -> Result<Tests> {
     let child = command.stdout(Stdio::piped()).spawn();
     let mut child = child.with_context(|| format!("cannot run `{shown}`"))?;
@@ -164,13 +175,14 @@ impl Tests {
         }
     }
 
-    /// Both together.
+    /// The sum of both.
     pub(crate) fn and(self, other: Self) -> Self {
         Self { passed: self.passed + other.passed, ignored: self.ignored + other.ignored }
     }
 }
 
-/// The name in `path+file:///somewhere/glb-table#0.1.0` or `…/tests#glb-e2e@0.1.0`.
+/// The crate's name in a package identifier: `path+file:///somewhere/glb-table#0.1.0` or
+/// `…/tests#glb-e2e@0.1.0`.
 fn package(id: &str) -> Option<String> {
     let (path, fragment) = id.split_once('#')?;
     let name = match fragment.split_once('@') {

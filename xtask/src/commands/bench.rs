@@ -1,4 +1,4 @@
-//! `./x bench`: what the packet path, the tables, a reload and health checks cost.
+//! `./x bench`: measures the packet path, tables, reloads and health checks.
 
 use std::ffi::OsString;
 
@@ -6,17 +6,15 @@ use anyhow::Result;
 
 use crate::{commands::setup, needs::Purpose, process};
 
-/// Measures what the packet path costs, as ratios to a floor measured in the same run, and what
-/// tables cost, as ratios to GLB's own tool.
+/// Measures the cost of the packet path, tables, reloads and health checks.
 ///
-/// `./x bench packet --help`, and the same for `redirect`, `reload`, `table`, `tunnel`, `failover` and
-/// `health`, list what can be varied. Performance is measured here and nowhere in the tests.
-///
-/// Everything is built for release first, also for the help; that takes some minutes the first time.
+/// Each of `packet`, `redirect`, `reload`, `table`, `tunnel`, `failover` and `health` is a benchmark
+/// with options of its own: `./x bench packet --help`. The release build comes first, also for the
+/// help, and takes some minutes the first time. The tests never measure performance.
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Arguments {
-    /// What to measure, and how.
+    /// The benchmark and its options.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, default_value = "--help")]
     arguments: Vec<OsString>,
 }
@@ -24,9 +22,9 @@ pub(crate) struct Arguments {
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure(Purpose::Build)?;
-    // These run the daemons themselves, and not a part of them within the benchmark.
-    let whole = ["failover", "health"].map(OsString::from);
-    if arguments.arguments.first().is_some_and(|first| whole.contains(first)) {
+    // These benchmarks start the daemons; the others call their code.
+    let daemon_benchmarks = ["failover", "health"].map(OsString::from);
+    if arguments.arguments.first().is_some_and(|first| daemon_benchmarks.contains(first)) {
         let mut build = process::cargo();
         build.args(["build", "--locked", "--release", "--bins"]);
         for daemon in ["glb-director", "glb-redirect", "glb-healthcheck"] {

@@ -1,4 +1,4 @@
-//! `./x build`: the daemons with their BPF programs inside.
+//! `./x build`: compiles the daemons, with the BPF programs inside them.
 
 use std::process::Command;
 
@@ -6,19 +6,19 @@ use anyhow::Result;
 
 use crate::{commands::setup, needs::Purpose, process};
 
-/// Builds the daemons, with the BPF programs inside them, into target/debug.
+/// Compiles the daemons, with the BPF programs inside them, into target/debug.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Optimised, into target/release.
+    /// Compile with optimisation, into target/release.
     #[arg(long)]
     release: bool,
 }
 
-/// What cargo is told wherever it works on all that runs in user space. The BPF programs are built
-/// by glb-host's build script.
+/// Cargo's arguments for all user-space crates. The build script of glb-host compiles the BPF
+/// programs.
 pub(crate) const WORKSPACE: [&str; 4] = ["--locked", "--workspace", "--exclude", "glb-ebpf"];
 
-/// What the demo runs: a newcomer waits for no more than this.
+/// Cargo's arguments for the programs of the demo, so that its first build is short.
 const FOR_THE_LAB: [&str; 5] = [
     "--locked",
     "--package=glb-director",
@@ -32,7 +32,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     all(arguments.release)
 }
 
-/// Builds every program.
+/// Compiles every program, after installing missing tools.
 pub(crate) fn all(release: bool) -> Result<()> {
     setup::ensure(Purpose::Build)?;
     let mut command = process::cargo();
@@ -40,12 +40,28 @@ pub(crate) fn all(release: bool) -> Result<()> {
     build(command.args(release.then_some("--release")))
 }
 
-/// Builds the daemons and `glb-lab` into `target/debug`.
+/// Compiles the daemons for packages. The binaries name no folder of this machine, so a build in another
+/// folder gives the same bytes.
+pub(crate) fn for_packages() -> Result<()> {
+    setup::ensure(Purpose::Build)?;
+    let cargo_home = bpf_build::cargo_bin();
+    let cargo_home = cargo_home.parent().unwrap_or(&cargo_home);
+    let flags = [
+        format!("--remap-path-prefix={}=/source", process::root().display()),
+        format!("--remap-path-prefix={}=/cargo", cargo_home.display()),
+    ];
+    let mut command = process::cargo();
+    command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+    command.arg("build").args(WORKSPACE).args(["--bins", "--release"]);
+    build(&mut command)
+}
+
+/// Compiles the daemons and `glb-lab` into `target/debug`.
 pub(crate) fn for_the_lab() -> Result<()> {
     build(process::cargo().arg("build").args(FOR_THE_LAB).arg("--bins"))
 }
 
-/// Builds every program into target/debug.
+/// Compiles every program into `target/debug`.
 pub(crate) fn everything() -> Result<()> {
     build(process::cargo().arg("build").args(WORKSPACE).arg("--bins"))
 }

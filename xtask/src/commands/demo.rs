@@ -1,4 +1,4 @@
-//! `./x demo`: a git clone survives the drain of the backend that serves it.
+//! `./x demo`: shows that a git clone survives the drain of its backend.
 
 use anyhow::Result;
 
@@ -6,20 +6,20 @@ use crate::commands::lab;
 
 /// Shows a git clone that goes on while the backend that serves it is drained and removed.
 ///
-/// Brings up a lab of network namespaces, lasts about 40 seconds after the build, and cleans up
-/// after itself, on Ctrl-C too. Exit status 0 says that everything held.
+/// Starts a lab of network namespaces, takes about 40 seconds after the build, and removes the lab at
+/// the end, also after Ctrl-C. Exit status 0: the clone and all checks succeeded.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Leave the lab up afterwards, and say how to look around in it.
+    /// Keep the lab afterwards, and print commands to explore it.
     #[arg(long)]
     keep: bool,
-    /// Backends never forward: the clone must break. Exit status 0 says that it did.
+    /// Turn off forwarding by the backends: the clone must break. Exit status 0: it broke.
     #[arg(long)]
     without_second_chance: bool,
-    /// Clients and VIP speak IPv6.
+    /// Use IPv6 for clients and VIP.
     #[arg(long)]
     ipv6: bool,
-    /// The lab's name: labs of different names can be up side by side.
+    /// The name of the lab. Labs with different names can run at the same time.
     #[arg(long, default_value = "glb-demo")]
     name: String,
 }

@@ -1,4 +1,4 @@
-//! `./x lab`: a data centre of network namespaces, to look around in and to break.
+//! `./x lab`: runs a data centre of network namespaces for experiments.
 
 use std::{env, process::Command};
 
@@ -10,12 +10,13 @@ use crate::{
     permission, process,
 };
 
-/// A data centre of network namespaces with a fleet of directors: up, status, exec, drain, kill,
-/// start, down (`./x lab --help`).
+/// Runs a data centre of network namespaces with a fleet of directors.
+///
+/// `./x lab --help` lists the commands: up, status, exec, drain, kill, start, down and more.
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Arguments {
-    /// A command of the lab's, with its arguments.
+    /// A command of the lab, with its arguments.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     words: Vec<String>,
 }
@@ -26,16 +27,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     become_lab(if words.is_empty() { &["--help"] } else { &words })
 }
 
-/// Builds the daemons and the lab's program where they are needed anew, and becomes it.
+/// Replaces this process by `glb-lab`, after compiling it and the daemons if the command starts
+/// them.
 pub(crate) fn become_lab(words: &[&str]) -> Result<()> {
-    // Cargo put both into the same folder.
+    // Cargo puts both programs into the same folder.
     let program = env::current_exe()?.with_file_name("glb-lab");
     let asks_for_help = words.iter().any(|word| ["-h", "--help"].contains(word));
     if !asks_for_help {
         permission::check(if words[0] == "demo" { "demo" } else { "lab" })?;
         setup::ensure(Purpose::Lab)?;
     }
-    // What a lab that is up runs stays as it was built for it.
+    // Commands for a running lab do not compile: the lab goes on with the programs that it has.
     if ["demo", "up"].contains(&words[0]) || !program.is_file() {
         build::for_the_lab()?;
     }

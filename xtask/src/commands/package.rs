@@ -1,4 +1,4 @@
-//! `./x package`: Debian packages of the daemons.
+//! `./x package`: builds Debian packages of the daemons.
 
 use std::{
     fs,
@@ -11,25 +11,25 @@ use anyhow::{Context, Result, bail};
 
 use crate::{commands::build, process};
 
-/// Builds a Debian package of each daemon, with its systemd unit, examples and shell completions.
+/// Builds a Debian package of each daemon, with systemd unit, examples and shell completions.
 ///
-/// The packages are for the release and architecture of Debian that they are built on. Installing one
-/// makes the daemon's user and starts nothing: that is for whoever has written its configuration.
+/// A package fits the Debian release and architecture that it is built on. Its installation creates
+/// the user of the daemon and starts nothing: write the configuration first.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Where the packages go.
+    /// The folder for the packages.
     #[arg(long, value_name = "FOLDER", default_value = "target/packages")]
     out: PathBuf,
-    /// Pack what `./x build` made, unoptimised, instead of building for a release.
+    /// Package the unoptimised programs of `./x build`, and do not compile for release.
     #[arg(long)]
     as_built: bool,
 }
 
-/// A daemon's package. Its unit is `packaging/NAME.service`.
+/// The package of a daemon. Its systemd unit is `packaging/NAME.service`.
 struct Package {
     name: &'static str,
     about: &'static str,
-    /// Files for `/usr/share/doc/NAME`.
+    /// Files that are installed in `/usr/share/doc/NAME`.
     documents: &'static [&'static str],
 }
 
@@ -52,7 +52,7 @@ const PACKAGES: [Package; 3] = [
     },
     Package {
         name: "glb-redirect",
-        about: "second chance for packets on the backends of an L4 load balancer",
+        about: "packet redirection on the backends of an L4 load balancer",
         documents: &["docs/backend.md"],
     },
     Package {
@@ -66,14 +66,14 @@ const PACKAGES: [Package; 3] = [
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let profile = if arguments.as_built { "debug" } else { "release" };
     if !arguments.as_built {
-        build::all(true)?;
+        build::for_packages()?;
     }
     fs::create_dir_all(&arguments.out)
         .with_context(|| format!("cannot make {}", arguments.out.display()))?;
     for package in &PACKAGES {
         let binary = process::target().join(profile).join(package.name);
         if !binary.is_file() {
-            bail!("{} is not there: run `./x build` first", binary.display());
+            bail!("cannot package {}: it does not exist. Run `./x build` first.", binary.display());
         }
         let file = package.build(&binary, &arguments.out)?;
         println!("{}", file.display());
@@ -110,25 +110,31 @@ impl Package {
             let text = fs::read(root.join(path)).with_context(|| format!("no {document}"))?;
             put(&stage, &format!("{documents}/{}", kept.display()), &text)?;
         }
-        let licence = |file| fs::read_to_string(root.join(file));
+        let mit = fs::read_to_string(root.join("LICENSE-MIT"))?;
         let copyright = format!(
-            "Apache-2.0 or MIT, at your option.\n\n{}\n\n{}",
-            licence("LICENSE-MIT")?,
-            licence("LICENSE-APACHE")?
+            "Apache-2.0 or MIT, at your option.\n\n\
+             The text of Apache-2.0 is in /usr/share/common-licenses/Apache-2.0.\n\n{mit}"
         );
         put(&stage, &format!("{documents}/copyright"), copyright.as_bytes())?;
+        let sysusers = format!("u {name} - \"{}\"\n", self.about);
+        put(&stage, &format!("usr/lib/sysusers.d/{name}.conf"), sysusers.as_bytes())?;
         fs::create_dir_all(stage.join("etc/glb"))?;
 
         let architecture = output(Command::new("dpkg").arg("--print-architecture"))?;
         put(&stage, "DEBIAN/control", self.control(&stage, architecture.trim())?.as_bytes())?;
-        for (script, text) in [("postinst", self.after_install()), ("prerm", self.before_remove())]
-        {
+        for (script, text) in [
+            ("postinst", self.after_install()),
+            ("prerm", self.before_remove()),
+            ("postrm", self.after_purge()),
+        ] {
             let path = put(&stage, &format!("DEBIAN/{script}"), text.as_bytes())?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
         }
         let version = env!("CARGO_PKG_VERSION");
         let file = out.join(format!("{name}_{version}_{}.deb", architecture.trim()));
         let mut pack = Command::new("dpkg-deb");
+        // The same input gives the same bytes: the archive has no times but this one.
+        pack.env("SOURCE_DATE_EPOCH", source_date()?);
         pack.args(["--root-owner-group", "--build"]).arg(&stage).arg(&file);
         process::run(pack.stdout(std::io::stderr()))?;
         Ok(file)
@@ -136,7 +142,7 @@ impl Package {
 
     fn control(&self, stage: &Path, architecture: &str) -> Result<String> {
         let (name, about, version) = (self.name, self.about, env!("CARGO_PKG_VERSION"));
-        // Binaries ask for the C library that they were linked with, or a newer one.
+        // A binary needs the C library that it was linked with, or a newer one.
         let libc = output(Command::new("dpkg-query").args(["-W", "-f", "${Version}", "libc6"]))?;
         let libc = libc.split('-').next().unwrap_or_default();
         let size = size(stage)?.div_ceil(1024);
@@ -158,7 +164,7 @@ impl Package {
 
     fn after_install(&self) -> String {
         let name = self.name;
-        // The user that its unit names.
+        // The user in the systemd unit.
         let user = format!(
             "if ! getent passwd {name} > /dev/null; then\n    \
              useradd --system --no-create-home --home-dir /nonexistent \
@@ -172,7 +178,19 @@ impl Package {
         )
     }
 
-    /// What the daemon pinned goes on forwarding; `detach` ends that.
+    /// The script that removes the state and the user when the package is purged.
+    fn after_purge(&self) -> String {
+        let name = self.name;
+        format!(
+            "#!/bin/sh\nset -e\n\
+             if [ -d /run/systemd/system ]; then\n    systemctl daemon-reload\nfi\n\
+             [ \"$1\" = purge ] || exit 0\n\
+             rm -rf /var/lib/{name}\n\
+             if getent passwd {name} > /dev/null; then\n    userdel {name}\nfi\n"
+        )
+    }
+
+    /// The script that stops the service. The pinned programs go on forwarding until `detach`.
     fn before_remove(&self) -> String {
         let name = self.name;
         format!(
@@ -182,12 +200,23 @@ impl Package {
     }
 }
 
-/// Writes a file for everybody to read, with the folders above it.
+/// The time of the source, in seconds since 1970: `SOURCE_DATE_EPOCH` if it is set, else the time of the
+/// last commit.
+fn source_date() -> Result<String> {
+    if let Ok(seconds) = std::env::var("SOURCE_DATE_EPOCH") {
+        return Ok(seconds);
+    }
+    let mut log = Command::new("git");
+    log.current_dir(process::root()).args(["log", "-1", "--format=%ct"]);
+    Ok(output(&mut log).unwrap_or_else(|_| "0".to_owned()).trim().to_owned())
+}
+
+/// Writes a file that everybody may read, and makes its folders.
 fn put(stage: &Path, path: &str, bytes: &[u8]) -> Result<PathBuf> {
     let path = stage.join(path);
     let mut made = path.parent().unwrap_or(stage);
     fs::create_dir_all(made)?;
-    // Whatever the umask is.
+    // Independent of the umask.
     while made != stage.parent().unwrap_or(stage) {
         fs::set_permissions(made, fs::Permissions::from_mode(0o755))?;
         made = made.parent().unwrap_or(stage);
@@ -206,7 +235,7 @@ fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Bytes of all files below a folder.
+/// The total size in bytes of all files below a folder.
 fn size(folder: &Path) -> Result<u64> {
     let mut all = 0;
     for entry in fs::read_dir(folder)? {

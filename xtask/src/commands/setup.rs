@@ -1,4 +1,4 @@
-//! `./x setup`: whatever the other commands need, installed once.
+//! `./x setup`: installs the tools that the other commands need.
 
 use std::time::Instant;
 
@@ -10,14 +10,15 @@ use crate::{
     process,
 };
 
-/// Looks for everything that building, testing and the demo need, and installs what is missing.
+/// Installs every tool that building, testing and the demo need and that is missing.
 ///
-/// The other commands do this by themselves for what they need. It says what is missing and why,
-/// then installs it where it may (root on Debian; rustup's parts anywhere); elsewhere it prints the
-/// commands and stops. Run it as often as you like.
+/// It prints what is missing and why. As root on Debian it installs packages; with rustup it installs
+/// components of the toolchain. Otherwise it prints the commands to type and fails. The other commands
+/// do the same for the tools that they need.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Only look: print what is missing and the commands that install it, and fail if there is any.
+    /// Install nothing: print the missing tools and the commands that install them, and fail if there
+    /// are any.
     #[arg(long)]
     check: bool,
 }
@@ -26,26 +27,26 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let start = Instant::now();
     if arguments.check {
-        let plan = Plan::new(needs::missing(Purpose::Test), assumed);
+        let plan = Plan::new(needs::missing(Purpose::Test), assume_available);
         if !plan.missing.is_empty() {
             plan.explain();
-            bail!("{}", plan.by_hand());
+            bail!("{}", plan.manual_commands());
         }
     } else {
         ensure(Purpose::Test)?;
     }
     eprintln!("BPF compiler: {}", bpf_build::find_compiler()?);
     eprintln!("bpf-linker:   {}", bpf_build::find_linker()?.display());
-    eprintln!("Everything that is needed is there ({:.1} s).", start.elapsed().as_secs_f64());
+    eprintln!("All needed tools are installed ({:.1} s).", start.elapsed().as_secs_f64());
     Ok(())
 }
 
-/// What every other command calls first. Says nothing when all is there.
+/// Installs the missing tools for `purpose`. Every other command calls this first.
 ///
 /// # Errors
-/// When something is missing and may not, or could not, be installed.
+/// When a tool is missing and this process may not install it, or the installation fails.
 pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
-    // Twice, because what the compiler for BPF lacks is known only when it is there.
+    // Twice: which component the BPF compiler lacks can only be seen once it is installed.
     for _ in 0..2 {
         let missing = needs::missing(purpose);
         if missing.is_empty() {
@@ -59,44 +60,44 @@ pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
     }
     let names: Vec<_> = left.iter().map(|missing| missing.name).collect();
     let plan = Plan::new(left, debian::has);
-    bail!("still missing after the installation: {}\n{}", names.join(", "), plan.by_hand());
+    bail!("still missing after the installation: {}\n{}", names.join(", "), plan.manual_commands());
 }
 
-/// Says what is missing and installs it.
+/// Prints the missing tools and installs them.
 fn install(missing: Vec<Missing>) -> Result<()> {
-    let mut plan = Plan::new(missing, assumed);
+    let mut plan = Plan::new(missing, assume_available);
     plan.explain();
     if plan.needs_debian() {
         if !debian::is_here() || !debian::may_install() {
-            bail!("{}", plan.by_hand());
+            bail!("{}", plan.manual_commands());
         }
         debian::update()?;
-        // What Debian has is known only now.
+        // Only the fresh lists tell which packages Debian has.
         plan = Plan::new(plan.missing, debian::has);
     }
     if !plan.unsolved.is_empty() {
-        bail!("{}", plan.by_hand());
+        bail!("{}", plan.manual_commands());
     }
     plan.carry_out()
 }
 
-/// Debian's lists of packages may be old or not there until they are fetched anew.
-fn assumed(_package: &str) -> bool {
+/// Assumes that Debian has every package: its lists may be outdated or missing until `apt-get update`.
+fn assume_available(_package: &str) -> bool {
     debian::is_here()
 }
 
-/// What will be run for the things that are missing.
+/// The commands that install the missing tools.
 struct Plan {
     missing: Vec<Missing>,
     packages: Vec<&'static str>,
     rustup: Vec<Vec<&'static str>>,
     linker: bool,
-    /// For what nothing can be run from here: what to do by hand.
+    /// Instructions for tools that this program cannot install.
     unsolved: Vec<String>,
 }
 
 impl Plan {
-    /// `debian_has` says whether Debian has a package; see [`assumed`].
+    /// `debian_has` tells whether Debian has a package; see [`assume_available`].
     fn new(missing: Vec<Missing>, debian_has: fn(&str) -> bool) -> Self {
         let mut plan = Self {
             packages: Vec::new(),
@@ -158,14 +159,14 @@ impl Plan {
         }
     }
 
-    /// The commands for a person to type.
-    fn by_hand(&self) -> String {
-        let mut lines = vec!["something that is needed is not installed".to_owned()];
+    /// The commands that the user can type.
+    fn manual_commands(&self) -> String {
+        let mut lines = vec!["needed tools are not installed".to_owned()];
         if self.needs_debian() {
             lines.push("On Debian, as root:".to_owned());
             lines.push(format!("  {}", debian::install_command(&self.packages)));
             if !debian::is_here() {
-                lines.push("  (elsewhere: what your system calls these packages)".to_owned());
+                lines.push("  (on other systems: the packages of similar names)".to_owned());
             }
         }
         if !self.rustup.is_empty() || self.linker || !self.unsolved.is_empty() {
@@ -191,7 +192,7 @@ impl Plan {
         if self.linker {
             let mut command = process::cargo();
             command.envs(bpf_build::LINKER_INSTALL_VARIABLES);
-            // One that is there and does not work is replaced.
+            // `--force` replaces a bpf-linker that does not start.
             command.args(bpf_build::linker_install_arguments()).arg("--force");
             process::run_with_progress("building bpf-linker", &mut command)?;
         }
