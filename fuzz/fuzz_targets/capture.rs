@@ -1,4 +1,5 @@
-//! A capture of any bytes: never a panic, and what is read can be written and is then read the same.
+//! Reads arbitrary bytes as a capture file. Asserts: no panic; packets are numbered in order and are no
+//! longer than the file.
 #![no_main]
 
 #[path = "../../glb-host/src/capture_file.rs"]

@@ -1,11 +1,12 @@
-//! Hostile frames through both packet paths, as pure functions: no panic, no read or write outside,
-//! the quick answer is the whole one's, what is sent holds what came, and a backend understands what
-//! a director sends.
+//! Runs arbitrary frames through both packet paths, as pure functions.
+//!
+//! Asserts: no panic and no access outside the frame; the fast path agrees with the general path; a sent
+//! frame contains the received packet; a backend accepts the frames that a director sends.
 #![no_main]
 
 #[path = "../../glb-director/src/oracle.rs"]
 #[allow(dead_code, reason = "shared with the director")]
-mod reference;
+mod oracle;
 #[path = "../../glb-common/tests/support/mod.rs"]
 mod support;
 mod tables;
@@ -14,7 +15,7 @@ use std::sync::LazyLock;
 
 use glb_common::{flow_dissector, fast_path, encap::overhead, flow::{V4, V6}, reason::{Action, DirectorReason, RedirectReason}, trace::DecisionFilter};
 use libfuzzer_sys::fuzz_target;
-use reference::Verdict;
+use oracle::Verdict;
 use support::{FakeHost, backend, packet::{gue, gue_v6}, socket};
 use tables::Tables;
 
@@ -36,8 +37,8 @@ fuzz_target!(|bytes: &[u8]| {
     let host = &HOSTS[usize::from(choice >> 2 & 1)];
     direct(tables, host, frame);
     let outcome = support::run(host, frame);
-    look(frame, outcome.reason as u32);
-    // The same bytes as what is inside a tunnel that is in order.
+    trace(frame, outcome.reason as u32);
+    // The same bytes as the inner packet of a valid tunnel packet.
     if choice & 8 != 0 && frame.len() > 14 {
         let inner = frame[14..].to_vec();
         if inner[0] >> 4 != 4 && inner[0] >> 4 != 6 {
@@ -59,15 +60,15 @@ fuzz_target!(|bytes: &[u8]| {
 });
 
 fn direct(tables: &Tables, host: &FakeHost, frame: &[u8]) {
-    let expected = reference::direct(tables, frame);
-    if let Some(quick) = quick(tables, frame) {
+    let expected = oracle::direct(tables, frame);
+    if let Some(fast) = fast(tables, frame) {
         assert_eq!(expected.reason, DirectorReason::Encapsulated);
         let Verdict::Send { frame: whole, .. } = &expected.verdict else { panic!("{expected:?}") };
-        assert_eq!(*whole, quick, "the quick answer");
+        assert_eq!(*whole, fast, "the fast path sends another frame");
     }
     match expected.verdict {
         Verdict::Send { frame: sent, .. } => {
-            // At the end stands what came, from the IP header on.
+            // The received packet, from its IP header on, is the end of the sent frame.
             let inner = frame.len() - 22.min(frame.len());
             assert!(sent.len() > frame.len() && sent[sent.len() - inner..] == frame[frame.len() - inner..]);
             let outcome = support::run(host, &sent);
@@ -83,22 +84,22 @@ fn direct(tables: &Tables, host: &FakeHost, frame: &[u8]) {
                         | RedirectReason::BadHeaderLength
                         | RedirectReason::BadInnerProtocol
                 ),
-                "a backend does not understand a director: {outcome:?} of {sent:02x?}"
+                "a backend refuses a director's frame: {outcome:?} of {sent:02x?}"
             );
         }
         Verdict::Answer { frame: answer } => {
             assert!(answer.len() < 1300);
-            // It is about itself that it would be sent, if it came back: never answered again.
-            let again = reference::direct(tables, &answer);
+            // An ICMP error must never cause another one.
+            let again = oracle::direct(tables, &answer);
             assert_ne!(again.reason, DirectorReason::TooBig);
         }
         Verdict::Pass | Verdict::Drop => {}
     }
-    look(frame, expected.reason as u32);
+    trace(frame, expected.reason as u32);
 }
 
-/// What the fast program sends.
-fn quick(tables: &Tables, frame: &[u8]) -> Option<Vec<u8>> {
+/// The frame that the fast path sends; nothing if it leaves the packet to the general path.
+fn fast(tables: &Tables, frame: &[u8]) -> Option<Vec<u8>> {
     let room = vec![0; overhead(false, 1)];
     let mut grown = [&room[..], frame].concat();
     match fast_path::ethertype(frame)? {
@@ -115,8 +116,8 @@ fn quick(tables: &Tables, frame: &[u8]) -> Option<Vec<u8>> {
     Some(grown)
 }
 
-/// Who watches reads it too.
-fn look(frame: &[u8], reason: u32) {
+/// Runs the filter of a trace on the frame.
+fn trace(frame: &[u8], reason: u32) {
     let filter = DecisionFilter { ports: [80, 443], protocol: 6, ..DecisionFilter::default() };
     let mut layers = 0;
     flow_dissector::visit(frame, |ends| {

@@ -1,4 +1,5 @@
-//! A state set in any text: never a panic, and the result is the same table but for that state.
+//! Sets a backend's state in an arbitrary table file. Asserts: no panic; the result is a valid table that
+//! differs in that state only.
 #![no_main]
 
 use std::path::Path;

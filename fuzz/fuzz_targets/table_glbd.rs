@@ -1,5 +1,7 @@
-//! Any bytes as a GLBD file: never a panic, and an index never leads outside the backends. The first
-//! bytes are written over a good file, or the fuzzer would never get past the size.
+//! Reads arbitrary bytes as a GLBD file. Asserts: no panic; every index in the rows names a backend; no
+//! range of ports is empty.
+//!
+//! The bytes are also written over a valid file, because the fuzzer alone never finds a valid size.
 #![no_main]
 
 use std::{path::Path, sync::LazyLock};
@@ -28,11 +30,11 @@ fn check(bytes: &[u8]) {
 
 fuzz_target!(|bytes: &[u8]| {
     check(bytes);
-    // Pieces of four bytes: where (three bytes) and what.
+    // Four bytes are one change: an offset of three bytes, and a value.
     let mut file = GOOD.clone();
     for piece in bytes.chunks_exact(4) {
         let at = u32::from_le_bytes([piece[0], piece[1], piece[2], 0]) as usize;
-        // The head and the first rows are where anything is decided.
+        // Most changes go to the header and the first rows, which the reader checks.
         let span = if piece[2] & 1 == 0 { 14_000 } else { file.len() };
         file[at % span] = piece[3];
     }

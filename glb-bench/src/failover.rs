@@ -1,4 +1,4 @@
-//! `bench failover`: from a backend's death to the new generation in force at the director, by the
+//! `bench failover`: measures the time from a backend's death to the active generation without it, by
 //! kind of death.
 
 use std::{thread, time::Duration};
@@ -12,22 +12,25 @@ use crate::harness::quantile;
 /// Options of `bench failover`.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// From one probe to the next, in milliseconds.
+    /// Time from one probe to the next, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     interval: u64,
-    /// How long an answer may take, in milliseconds.
+    /// Time that an answer may take, in milliseconds.
     #[arg(long, default_value_t = 500)]
     timeout: u64,
-    /// So many failures in a row count.
+    /// Number of failures in a row that mark a backend unhealthy.
     #[arg(long, default_value_t = 2)]
     fall: u32,
-    /// Deaths of each kind.
+    /// Number of deaths of each kind.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    ensure!(arguments.timeout < arguments.interval, "a probe must end before the next begins");
+    ensure!(
+        arguments.timeout < arguments.interval,
+        "the timeout must be shorter than the interval"
+    );
     let Arguments { interval, timeout, fall, rounds } = *arguments;
     let (interval, timeout) = (Duration::from_millis(interval), Duration::from_millis(timeout));
     let pace = ProbeTiming { interval, timeout, fall };
@@ -35,15 +38,15 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut fleet =
         CheckedFleet::up(Plan::new("glb-bench-failover"), pace, "hold_down = \"0ms\"\n")?;
     println!(
-        "from a death to the new generation in force, ms; a probe every {} ms, timeout {} ms, {fall} \
-         failures count; {} backends, {rounds} deaths of each kind",
+        "from a death to the active generation, ms; a probe every {} ms, timeout {} ms, {fall} failures \
+         mark a backend unhealthy; {} backends, {rounds} deaths of each kind",
         interval.as_millis(),
         timeout.as_millis(),
         fleet.servers.len(),
     );
     println!(
-        "{:<22} {:>9} {:>9} {:>9} {:>9}   most beyond interval x fall",
-        "", "written", "in force", "least", "most"
+        "{:<22} {:>9} {:>9} {:>9} {:>9}   slowest beyond interval x fall",
+        "", "written", "active", "quickest", "slowest"
     );
     let all = vec![true; fleet.servers.len()];
     let mut one_less = all.clone();
@@ -52,7 +55,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for illness in BackendFault::ALL {
         let (mut written, mut in_force) = (Vec::new(), Vec::new());
         for round in 0..rounds {
-            // At another point of the interval each time.
+            // Each death at another point of the interval.
             thread::sleep(interval * round / rounds.max(1));
             let mark = fleet.mark()?;
             fleet.strike(0, illness)?;
@@ -74,6 +77,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             quantile(&mut in_force, 0.0),
         );
     }
-    println!("the worst came {worst:+.0} ms after interval x fall");
+    println!("the slowest took {worst:+.0} ms more than interval x fall");
     Ok(())
 }

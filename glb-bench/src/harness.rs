@@ -1,9 +1,9 @@
-//! Running a BPF program millions of times on a packet that is made anew each time, and counting
-//! this thread's CPU time.
+//! Runs a BPF program millions of times on a fresh packet each time, and measures this thread's CPU
+//! time.
 //!
-//! `BPF_PROG_TEST_RUN` does not reset the packet between repeats, so the program `rearm` goes first
-//! and undoes what the last run did. What it costs is measured with an empty program behind it and
-//! taken off.
+//! `BPF_PROG_TEST_RUN` does not reset the packet between repeats. So the program `rearm` runs first,
+//! restores the packet, and tail-calls the program under test. Its own cost is measured with an empty
+//! program behind it and subtracted.
 
 use std::time::Duration;
 
@@ -15,40 +15,40 @@ use aya::{
 };
 use nix::time::{ClockId, clock_gettime};
 
-/// The verdict that sends a packet back.
+/// The verdict that sends a packet back on the same interface.
 pub(crate) const XDP_TX: u32 = 3;
-/// The verdict that sends it by another interface.
+/// The verdict that sends a packet on another interface.
 pub(crate) const XDP_REDIRECT: u32 = 4;
-/// The verdict that leaves it to the kernel.
+/// The verdict that gives a packet to the kernel.
 pub(crate) const XDP_PASS: u32 = 2;
 
 /// Ethernet and outer headers of a tunnelled packet with one listed hop.
 pub(crate) const OUTER_LEN: usize = 54;
 
-/// A kind of packet and the number of flows it comes from.
+/// A kind of packet and its number of flows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Workload {
-    /// What to call it.
+    /// The name in the output.
     pub(crate) name: &'static str,
     /// Bytes of the frame.
     pub(crate) length: u32,
-    /// IPv6 rather than IPv4.
+    /// Whether it is IPv6; else IPv4.
     pub(crate) is_v6: bool,
-    /// A power of two.
+    /// The number of flows, a power of two.
     pub(crate) flows: u64,
 }
 
-/// The surroundings of the programs under test, loaded for one workload.
+/// The programs that run around the program under test, loaded for one workload.
 pub(crate) struct Harness {
     ebpf: Ebpf,
-    /// Programs that can go first, each with the map that it calls from: one for programs that take
-    /// frames in several buffers, and perhaps one for others.
+    /// The variants of `rearm`, each with the program array that it tail-calls from: one for programs
+    /// that take frames in several buffers, and perhaps one for others.
     rearm: &'static [(&'static str, &'static str)],
     packet: Vec<u8>,
 }
 
 impl Harness {
-    /// The surroundings for `packet`; `outer` is what the director's floor writes.
+    /// Loads the programs for `packet`. The director's floor writes the words `outer`.
     pub(crate) fn new(
         workload: Workload,
         packet: Vec<u8>,
@@ -62,7 +62,7 @@ impl Harness {
             .override_global("FLOW_MASK", &mask, true)
             .override_global("OUTER_WORDS", &outer, true)
             .load(glb_host::BENCH_OBJECT)
-            .context("cannot load the benchmark's programs (are you root?)")?;
+            .context("cannot load the benchmark's programs: run as root")?;
         for name in ["rearm", "rearm_linear", "nothing", "floor", "chain"] {
             xdp(&mut ebpf, name)?.load()?;
         }
@@ -70,7 +70,7 @@ impl Harness {
         Ok(Self { ebpf, rearm, packet })
     }
 
-    /// The same for tunnelled packets, whose outer headers are made anew each time.
+    /// Loads the programs for a tunnelled packet, whose outer headers are restored each time.
     pub(crate) fn tunnel(workload: Workload, packet: Vec<u8>) -> anyhow::Result<Self> {
         let mut harness = Self::new(workload, packet, [0; 7])?;
         for name in ["rearm_tunnel", "floor_strip", "look_up"] {
@@ -84,19 +84,19 @@ impl Harness {
         Ok(harness)
     }
 
-    /// Steps that the program `chain` takes from now on.
+    /// Sets the number of steps that the program `chain` takes.
     pub(crate) fn set_steps(&mut self, steps: u32) -> anyhow::Result<()> {
         let map = self.ebpf.map_mut("STEPS").context("no map STEPS")?;
         Ok(Array::<_, u32>::try_from(map)?.set(0, steps, 0)?)
     }
 
-    /// One of the harness's own programs, to be measured like any other.
+    /// One of the harness's own programs, to be measured as a program under test.
     pub(crate) fn own(&mut self, name: &str) -> anyhow::Result<ProgramFd> {
         Ok(xdp(&mut self.ebpf, name)?.fd()?.try_clone()?)
     }
 
-    /// CPU time of this thread for one run of `rearm` and `program`, averaged over `repeat` runs.
-    /// `verdict` is the one that the program must come to.
+    /// Measures the CPU time of this thread for one run of `rearm` and `program`, averaged over
+    /// `repeat` runs. Fails if the program returns another verdict than `verdict`.
     pub(crate) fn time(
         &mut self,
         program: &ProgramFd,
@@ -116,7 +116,7 @@ impl Harness {
         let spent = cpu_time()? - before;
         ensure!(
             result.return_value == verdict,
-            "the program under test came to verdict {}, not {verdict}",
+            "the program under test returned verdict {} and not {verdict}",
             result.return_value
         );
         Ok(spent.as_nanos() as f64 / f64::from(repeat))
@@ -124,8 +124,8 @@ impl Harness {
 }
 
 impl Harness {
-    /// Makes `program` the one that is called, by the surroundings that suit it: a program array
-    /// takes programs of one kind only.
+    /// Enters `program` into the first program array that accepts it, because an array holds programs
+    /// of one kind only. Returns the name of the variant of `rearm` that calls from it.
     fn enter(&mut self, program: &ProgramFd) -> anyhow::Result<&'static str> {
         let mut refused = None;
         for (rearm, under_test) in self.rearm {
@@ -136,12 +136,12 @@ impl Harness {
                 Err(error) => refused = Some(error),
             }
         }
-        Err(refused.context("nothing to call a program from")?.into())
+        Err(refused.context("no program array")?.into())
     }
 }
 
-/// Times of all programs, one list for each, from `rounds` rounds in each of which every one runs once,
-/// in rotating order. One round more goes before: it warms caches and the clock.
+/// Measures all programs in `rounds` rounds, and returns a list of times for each. Each round runs every
+/// program once, in rotating order. A first round that does not count warms the caches and the clock.
 pub(crate) fn rounds(
     rounds: usize,
     programs: usize,
@@ -169,42 +169,34 @@ fn cpu_time() -> anyhow::Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }
 
-/// What a program costs beyond its surroundings, in nanoseconds for each packet.
+/// The cost of a program in nanoseconds per packet, without `rearm`.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub(crate) struct Net {
-    /// 10th percentile of the program's times, less that of the surroundings' times. Of what
-    /// `bench method` compares it is the one that finds a known cost best: what disturbs a machine
-    /// only ever adds, so both percentiles are near to with_signals_blocked times.
+    /// The 10th percentile of the program's times minus that of the empty program's times. Of the two
+    /// estimates that `bench method` compares, this one is nearer to a known cost: disturbance only ever
+    /// adds time, so both percentiles are close to the times of an idle machine.
     pub(crate) p10_ns: f64,
-    /// Median of the differences within a round.
+    /// The median of the differences within a round.
     pub(crate) median_ns: f64,
-    /// 10th percentile of the differences within a round. Too low, and for a cheap program more in
-    /// proportion than for a dear one: it prefers rounds in which the surroundings were disturbed.
-    pub(crate) paired_p10_ns: f64,
 }
 
 impl Net {
-    /// Of the times of a program and of the surroundings alone, round by round.
+    /// Computes the cost from the times of a program and of the empty program, round by round.
     pub(crate) fn of(program: &[f64], nothing: &[f64]) -> Self {
         let mut differences: Vec<f64> = program.iter().zip(nothing).map(|(p, n)| p - n).collect();
         Self {
             p10_ns: quantile(&mut program.to_vec(), 0.1) - quantile(&mut nothing.to_vec(), 0.1),
             median_ns: quantile(&mut differences, 0.5),
-            paired_p10_ns: quantile(&mut differences, 0.1),
         }
     }
 
-    /// As multiples of what `floor` costs.
+    /// The cost as a multiple of the cost of `floor`.
     pub(crate) fn ratio(&self, floor: &Self) -> Self {
-        Self {
-            p10_ns: self.p10_ns / floor.p10_ns,
-            median_ns: self.median_ns / floor.median_ns,
-            paired_p10_ns: self.paired_p10_ns / floor.paired_p10_ns,
-        }
+        Self { p10_ns: self.p10_ns / floor.p10_ns, median_ns: self.median_ns / floor.median_ns }
     }
 }
 
-/// The value below which `share` of the sorted values lie.
+/// The quantile: the value that `share` of the values are below.
 pub(crate) fn quantile(values: &mut [f64], share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let place = (values.len() as f64 * share) as usize;

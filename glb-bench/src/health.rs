@@ -1,4 +1,4 @@
-//! `bench health`: what the health checker takes of a core and of memory for many targets.
+//! `bench health`: measures the processor time and memory of the health checker with many targets.
 
 use std::{
     fmt::Write as _,
@@ -23,17 +23,17 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 /// Options of `bench health`.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// What is checked.
+    /// The kinds of check.
     #[arg(long, value_enum, default_values_t = [Check::Tcp, Check::Http, Check::Https])]
     check: Vec<Check>,
-    /// Targets, each with an address of its own.
+    /// Number of targets, each with its own address.
     #[arg(long, default_value_t = 10_000)]
     targets: u32,
-    /// From one probe of a target to the next, in milliseconds; twice that for HTTPS, whose
-    /// server needs a core of its own.
+    /// Time from one probe of a target to the next, in milliseconds. Doubled for HTTPS, whose server
+    /// needs a core of its own.
     #[arg(long, default_value_t = 2000)]
     interval: u64,
-    /// How long is measured, in seconds.
+    /// Duration of the measurement, in seconds.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
 }
@@ -41,24 +41,28 @@ pub(crate) struct Arguments {
 /// A kind of check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Check {
-    /// A handshake.
+    /// A TCP handshake.
     Tcp,
-    /// A request.
+    /// An HTTP request.
     Http,
-    /// A request over TLS 1.3, whose certificate is verified.
+    /// An HTTP request over TLS 1.3, with a verified certificate.
     Https,
 }
 
-/// The name in the certificate.
+/// The name in the server's certificate.
 const NAME: &str = "bench.example";
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    ensure!((1..=50_000).contains(&arguments.targets), "1 to 50,000 targets, please");
+    ensure!(
+        (1..=50_000).contains(&arguments.targets),
+        "cannot check {} targets: use 1 to 50,000",
+        arguments.targets
+    );
     let folder = PathBuf::from(format!("/var/tmp/glb-bench-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
-    // A loopback of its own: its ports are nobody else's.
+    // In a new namespace all ports of lo are free.
     let result = unshare(CloneFlags::CLONE_NEWNET)
-        .context("cannot make a network namespace (are you root?)")
+        .context("cannot make a network namespace: run as root")
         .and_then(|()| {
             let up = Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
             ensure!(up.success(), "`ip link set lo up` failed");
@@ -68,7 +72,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     result
 }
 
-/// Ends with this.
+/// A child process that is killed on drop.
 struct Checker(Child);
 
 impl Drop for Checker {
@@ -100,12 +104,15 @@ fn measure(arguments: &Arguments, check: Check, folder: &Path) -> anyhow::Result
     let id = checker.0.id();
     let begun = Instant::now();
     while !checked.exists() {
-        ensure!(begun.elapsed() < Duration::from_secs(60), "no table is written");
+        ensure!(
+            begun.elapsed() < Duration::from_secs(60),
+            "the checker wrote no table within 60 s"
+        );
         ensure!(checker.0.try_wait()?.is_none(), "the checker ended");
         thread::sleep(Duration::from_millis(5));
     }
     let first = begun.elapsed();
-    // Until its targets are spread over the interval.
+    // By then the probes are spread over the interval.
     thread::sleep(Duration::from_millis(2 * interval));
     let (before, from) = (processor_time(id)?, probes(folder)?);
     let time = Instant::now();
@@ -125,15 +132,16 @@ fn measure(arguments: &Arguments, check: Check, folder: &Path) -> anyhow::Result
         count as f64 / time,
         first.as_secs_f64(),
     );
-    let wanted = f64::from(arguments.targets) / interval as f64 * 1e3;
+    let expected = f64::from(arguments.targets) / interval as f64 * 1e3;
     ensure!(
-        count as f64 / time > 0.9 * wanted,
-        "it does not keep up with {wanted:.0} probes a second"
+        count as f64 / time > 0.9 * expected,
+        "the checker made {:.0} probes a second and not {expected:.0}",
+        count as f64 / time
     );
     Ok(())
 }
 
-/// Answers on all addresses of the loopback; returns the port.
+/// Starts a server on all addresses of lo and returns its port.
 fn serve(check: Check) -> anyhow::Result<u16> {
     let listener = TcpListener::bind("0.0.0.0:0")?;
     let port = listener.local_addr()?.port();
@@ -141,7 +149,7 @@ fn serve(check: Check) -> anyhow::Result<u16> {
         for mut stream in listener.incoming().flatten() {
             if check == Check::Http {
                 let mut request = [0; 1024];
-                // Who goes away without an answer is counted by the checker.
+                // The checker counts connections without an answer.
                 drop(stream.read(&mut request));
                 drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"));
             }
@@ -150,7 +158,7 @@ fn serve(check: Check) -> anyhow::Result<u16> {
     Ok(port)
 }
 
-/// The same over TLS; the certificate is left as `ca.pem` in the folder.
+/// Starts a server with TLS and returns its port. Writes its certificate to `ca.pem` in `folder`.
 fn serve_tls(folder: &Path) -> anyhow::Result<u16> {
     use tokio_rustls::{
         TlsAcceptor,
@@ -177,12 +185,12 @@ fn serve_tls(folder: &Path) -> anyhow::Result<u16> {
         runtime.block_on(async move {
             loop {
                 let Ok((stream, _)) = listener.accept().await else {
-                    // It is out of files: some connections must end first.
+                    // All file descriptors are in use: some connections must end first.
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 };
                 let acceptor = acceptor.clone();
-                // Who goes away without an answer is counted by the checker.
+                // The checker counts connections without an answer.
                 tokio::spawn(async move {
                     let mut stream = acceptor.accept(stream).await?;
                     let _length = stream.read(&mut [0; 1024]).await?;
@@ -226,7 +234,7 @@ fn source(
     Ok(text)
 }
 
-/// Probes so far, and how many of them did not pass.
+/// The number of probes so far, and of failed ones.
 fn probes(folder: &Path) -> anyhow::Result<(u64, u64)> {
     let client = Client::connect(&folder.join("sock"))?;
     let status: Snapshot = client.ask(&control_socket::Command::Status, Duration::from_secs(30))?;
@@ -235,7 +243,7 @@ fn probes(folder: &Path) -> anyhow::Result<(u64, u64)> {
     Ok(checks.fold((0, 0), |(all, failed), check| (all + check.probes, failed + check.failures)))
 }
 
-/// Processor time of a process so far, in seconds.
+/// The processor time of a process so far, in seconds.
 fn processor_time(id: u32) -> anyhow::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
     // utime and stime, in ticks of 10 ms; the name, in parentheses, may hold spaces.
@@ -244,7 +252,7 @@ fn processor_time(id: u32) -> anyhow::Result<f64> {
     Ok(ticks.iter().sum::<f64>() / 100.0)
 }
 
-/// A line of `/proc/ID/status` in MB.
+/// A value of `/proc/ID/status` in MB.
 fn memory(id: u32, key: &str) -> anyhow::Result<f64> {
     let status = fs::read_to_string(format!("/proc/{id}/status"))?;
     let line = status.lines().find(|line| line.starts_with(key)).context("no such line")?;

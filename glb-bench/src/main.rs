@@ -1,5 +1,8 @@
-//! What the packet path costs, as ratios to a floor that is measured in the same run; and what the
-//! daemons take.
+//! The benchmarks: `./x bench NAME`, one module for each name.
+//!
+//! `packet` and `redirect` measure BPF programs by `BPF_PROG_TEST_RUN` (`harness` does that), `table`
+//! and `reload` call the code of the daemons, and `tunnel`, `failover` and `health` start daemons in
+//! network namespaces. A figure of another program comes from the same run, or is not printed.
 
 mod failover;
 mod harness;
@@ -13,9 +16,9 @@ mod tunnel;
 
 use clap::{Parser, Subcommand};
 
-/// Measures what the packet path costs.
+/// Measures the cost of the packet path, tables, reloads and health checks.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask bench", version)]
+#[command(name = "./x bench", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -23,30 +26,29 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The director's packet path: ns for each packet on top of an empty program, and the ratio to
-    /// the floor (constant outer headers and nothing else).
+    /// The director's packet path: ns per packet more than an empty program takes, and the ratio to the
+    /// floor, a program that only writes constant outer headers.
     Packet(packet::Arguments),
-    /// The backend's packet path: ns for each packet on top of an empty program, and the ratio to
-    /// the floor (the outer headers are cut off and nothing else).
+    /// The backend's packet path: ns per packet more than an empty program takes, and the ratio to the
+    /// floor, a program that only removes the outer headers.
     Redirect(redirect::Arguments),
-    /// The director's reload: from a changed table file to the new generation in force, and what each
-    /// step costs.
+    /// The director's reload: the time from a changed table file to the active generation, by step.
     Reload(reload::Arguments),
-    /// The director that `reload` measures.
+    /// Runs the director that `reload` measures.
     #[command(hide = true)]
     Director {
-        /// Its configuration.
+        /// The configuration file.
         config: std::path::PathBuf,
     },
-    /// One connection's throughput through the tunnel, and its ratio to the same connection without.
+    /// The throughput of one connection through the tunnel, and its ratio to one without tunnel.
     Tunnel(tunnel::Arguments),
-    /// The health checker: from a backend's death to the new generation in force at the director.
+    /// The time from a backend's death to the active generation without it, by kind of death.
     Failover(failover::Arguments),
-    /// The health checker: its share of a core and its memory for many targets.
+    /// The processor time and memory of the health checker with many targets.
     Health(health::Arguments),
-    /// Which way of reading the times finds a cost that is known.
+    /// The error of two estimates of a known cost.
     Method(method::Arguments),
-    /// Building tables: milliseconds, and ratios to GLB's own tool.
+    /// The time to build tables.
     Table(table::Arguments),
 }
 

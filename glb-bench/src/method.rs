@@ -1,8 +1,8 @@
-//! `bench method`: which way of reading the times finds a cost that is known.
+//! `bench method`: compares two estimates of a known cost.
 //!
-//! A program takes some number of equal steps, each of which waits for the one before. What sixteen
-//! times [`MORE`] steps cost, by sixteen, is the truth about what [`MORE`] steps cost: a difference as
-//! large as the floor's, which each estimate is then asked for.
+//! A program takes a number of equal steps, each of which depends on the one before. The true cost of
+//! [`MORE`] steps is a sixteenth of the cost of sixteen times as many. That cost is about as large as
+//! the floor of `bench packet`. Each estimate then has to find it.
 
 use std::fmt::Write as _;
 
@@ -16,10 +16,10 @@ use crate::{
 /// Options of `bench method`.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// Times that the whole is done: one line of estimates each.
+    /// Number of experiments; each gives one line of estimates.
     #[arg(long, default_value_t = 12)]
     times: usize,
-    /// Rounds of each.
+    /// Rounds of each experiment.
     #[arg(long, default_value_t = 61)]
     rounds: usize,
     /// Packets in each run.
@@ -30,11 +30,11 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-/// Steps that all take, so that they cannot hide behind the surroundings.
+/// Steps that every program takes, so that the processor cannot overlap them with `rearm`.
 const BASE: u32 = 60;
-/// Steps whose cost is asked for.
+/// Steps whose cost is estimated.
 const MORE: u32 = 10;
-/// How many times as many tell the truth.
+/// How many times [`MORE`] steps are measured for the true cost.
 const FACTOR: u32 = 16;
 
 #[derive(Debug, serde::Serialize)]
@@ -54,7 +54,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             harness.set_steps(steps[index])?;
             harness.time(&chain, XDP_TX, arguments.packets)
         })?;
-        // Sixteen times as large, so that noise has a sixteenth of the weight.
+        // A cost sixteen times as large, so that noise weighs a sixteenth.
         let many = Net::of(&times[2], &times[0]);
         let true_ns = many.median_ns / f64::from(FACTOR);
         found.push(Estimates { true_ns, net: Net::of(&times[1], &times[0]) });
@@ -68,24 +68,22 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 fn show(found: &[Estimates]) -> String {
-    let mut text = format!(
-        "{:>8} {:>22} {:>22} {:>22}\n",
-        "truth", "difference of p10s", "median of differences", "p10 of differences"
-    );
-    let mut errors = [const { Vec::new() }; 3];
+    let mut text =
+        format!("{:>8} {:>22} {:>22}\n", "truth", "difference of p10s", "median of differences");
+    let mut errors = [const { Vec::new() }; 2];
     for Estimates { true_ns, net } in found {
-        let estimates = [net.p10_ns, net.median_ns, net.paired_p10_ns];
+        let estimates = [net.p10_ns, net.median_ns];
         for (errors, estimate) in errors.iter_mut().zip(estimates) {
             errors.push(estimate / true_ns - 1.0);
         }
-        let [a, b, c] = estimates;
+        let [a, b] = estimates;
         // Writing to a string does not fail.
-        let _written = writeln!(text, "{true_ns:>8.2} {a:>22.2} {b:>22.2} {c:>22.2}");
+        let _written = writeln!(text, "{true_ns:>8.2} {a:>22.2} {b:>22.2}");
     }
     let mut line = |name: &str, share| {
         let of = errors.each_mut().map(|errors| 100.0 * quantile(errors, share));
-        let [a, b, c] = of.map(|percent| format!("{percent:+.1} %"));
-        let _written = writeln!(text, "{name:>8} {a:>22} {b:>22} {c:>22}");
+        let [a, b] = of.map(|percent| format!("{percent:+.1} %"));
+        let _written = writeln!(text, "{name:>8} {a:>22} {b:>22}");
     };
     line("lowest", 0.0);
     line("median", 0.5);

@@ -1,4 +1,4 @@
-//! `bench packet`: the director's packet path.
+//! `bench packet`: measures the director's packet path.
 
 mod live;
 
@@ -27,7 +27,7 @@ use crate::harness::{Harness, Net, Workload, XDP_REDIRECT, XDP_TX, rounds};
 /// Options of `bench packet`.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// Rounds; in each one every program runs once, in rotating order.
+    /// Number of rounds. Each runs every program once, in rotating order.
     #[arg(long, default_value_t = 61)]
     rounds: usize,
     /// Packets in each run.
@@ -42,11 +42,11 @@ pub(crate) struct Arguments {
     /// Measure only workloads whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
-    /// A further program to measure beside: NAME=OBJECT:PROGRAM. It must send the packet. One that is
-    /// called glb_director is another build of this project's and gets the same table.
+    /// Measure another program too: NAME=OBJECT:PROGRAM. It must send the packet. A program named
+    /// glb_director is another build of the director and gets the same table.
     #[arg(long, value_name = "NAME=OBJECT:PROGRAM")]
     also: Vec<String>,
-    /// Leave out what is measured with live frames.
+    /// Leave out the measurement with live frames.
     #[arg(long)]
     no_live: bool,
     /// Print JSON.
@@ -54,19 +54,19 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-/// What was measured of one program under one workload.
+/// The cost of one program under one workload.
 #[derive(Debug, Serialize)]
 struct Figure {
     workload: String,
     flows: u64,
     program: String,
-    /// Net of the surroundings.
+    /// The cost without the empty program.
     net: Net,
-    /// Each of them as a multiple of the floor's.
+    /// The cost as a multiple of the floor's.
     ratio: Net,
 }
 
-/// How large a loaded program is.
+/// The size of a loaded program.
 #[derive(Debug, Serialize)]
 pub(crate) struct Size {
     program: String,
@@ -79,7 +79,7 @@ const KINDS: [(&str, u32, bool); 3] =
     [("v4 64 B", 64, false), ("v4 1400 B", 1400, false), ("v6 ACK", 74, true)];
 const FLOWS: [u64; 4] = [1, 4_096, 65_536, 1 << 20];
 
-/// A director to measure.
+/// A director with a configuration to measure.
 struct Setup {
     name: &'static str,
     table: String,
@@ -92,7 +92,7 @@ impl Setup {
         Self { name: "director", table }
     }
 
-    /// What may make a difference: more of everything, and what the general program sees to.
+    /// Other configurations: more of everything, and those that the general program handles.
     fn others() -> Vec<Self> {
         let of = |name, table| Self { name, table };
         let range = "port_start = 80, port_end = 90";
@@ -136,7 +136,7 @@ impl Setup {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let pins = PinFolder::private().context("cannot mount a BPF file system (are you root?)")?;
+    let pins = PinFolder::private().context("cannot mount a BPF file system: run as root")?;
     let mut generations = Vec::new();
     let mut programs = Vec::new();
     for (number, setup) in
@@ -209,7 +209,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string_pretty(&all)?);
     } else {
         print!("{}", show(&figures));
-        println!("\nOther configurations (the last four are the general program's):");
+        println!("\nOther configurations (the general program handles the last four):");
         print!("{}", show(&variants));
         if !live.is_empty() {
             println!("\nLive frames of 80 bytes on a pair of veth, one core, back and forth:");
@@ -247,10 +247,10 @@ fn measure(
     Ok(nets.iter().zip(&all).skip(1).map(figure).collect())
 }
 
-/// What the floor writes: the director's own answer, as words.
+/// The words that the floor writes: the director's own answer.
 fn outer(packet: &[u8], generation: &mut Generation) -> anyhow::Result<[u64; 7]> {
     let (verdict, out) = test_run(generation.program()?, packet)?;
-    // Another interface than the test run's own is redirected to.
+    // The verdict is a redirect if the backend is behind another interface than the test run's.
     anyhow::ensure!(
         matches!(verdict, XDP_TX | XDP_REDIRECT),
         "the director's verdict is {verdict}"
@@ -264,20 +264,15 @@ fn outer(packet: &[u8], generation: &mut Generation) -> anyhow::Result<[u64; 7]>
 
 fn show(figures: &[Figure]) -> String {
     let mut text = format!(
-        "{:<10} {:>9}  {:<14} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}\n",
-        "packet", "flows", "program", "p10 ns", "median", "paired", "p10 ×", "median ×", "paired ×"
+        "{:<10} {:>9}  {:<14} {:>8} {:>8} {:>8} {:>8}\n",
+        "packet", "flows", "program", "p10 ns", "median", "p10 ×", "median ×"
     );
     for Figure { workload, flows, program, net, ratio } in figures {
         // Writing to a string does not fail.
         let _written = writeln!(
             text,
-            "{workload:<10} {flows:>9}  {program:<14} {:>8.1} {:>8.1} {:>8.1} {:>8.2} {:>8.2} {:>8.2}",
-            net.p10_ns,
-            net.median_ns,
-            net.paired_p10_ns,
-            ratio.p10_ns,
-            ratio.median_ns,
-            ratio.paired_p10_ns
+            "{workload:<10} {flows:>9}  {program:<14} {:>8.1} {:>8.1} {:>8.2} {:>8.2}",
+            net.p10_ns, net.median_ns, ratio.p10_ns, ratio.median_ns
         );
     }
     text
@@ -308,7 +303,7 @@ pub(crate) fn size(name: &str, info: &aya::programs::ProgramInfo) -> Size {
     }
 }
 
-/// Name, object and program of `--also`.
+/// Reads the name, the object and the program of `--also`.
 fn other(also: &str) -> anyhow::Result<(String, Vec<u8>, &str)> {
     let parts = also.split_once('=').and_then(|(name, rest)| {
         rest.rsplit_once(':').map(|(object, program)| (name, object, program))
@@ -318,12 +313,12 @@ fn other(also: &str) -> anyhow::Result<(String, Vec<u8>, &str)> {
     Ok((name.into(), read_object(object.as_ref())?, program))
 }
 
-/// A BPF object.
+/// Reads a BPF object file.
 pub(crate) fn read_object(path: &Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Counters as they would stand for one table.
+/// Counter slots for one table.
 struct Slots;
 
 impl CounterSlots for Slots {
@@ -366,7 +361,7 @@ fn table(binds: u32, ports: &str, backends: u32, prefix: &str, more: &str) -> St
     text
 }
 
-/// The packet under test; `rearm` writes the source address and port.
+/// Makes the packet under test. `rearm` writes its source address and port.
 pub(crate) fn packet(workload: Workload) -> Vec<u8> {
     let mut packet = vec![0; workload.length as usize];
     let ip_length = (workload.length - 14) as u16;

@@ -1,5 +1,5 @@
-//! `bench redirect`: the backend's packet path, in a network namespace of its own with a real
-//! connection and a real listener.
+//! `bench redirect`: measures the backend's packet path in a network namespace with a real connection
+//! and a real listener.
 
 use std::{
     collections::BTreeSet,
@@ -27,7 +27,7 @@ use crate::{
 /// Options of `bench redirect`.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// Rounds; in each one every program runs once, in rotating order.
+    /// Number of rounds. Each runs every program once, in rotating order.
     #[arg(long, default_value_t = 61)]
     rounds: usize,
     /// Packets in each run.
@@ -36,7 +36,7 @@ pub(crate) struct Arguments {
     /// Measure only workloads whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
-    /// Another build of this project's program to measure beside: NAME=OBJECT.
+    /// Measure another build of the backend's program too: NAME=OBJECT.
     #[arg(long, value_name = "NAME=OBJECT")]
     also: Vec<String>,
     /// Print JSON.
@@ -44,7 +44,7 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-/// The loopback's index: where the packets of a test run come in.
+/// The index of lo, the interface that test runs receive packets on.
 const TEST_INTERFACE: u32 = 1;
 const OWN: [u8; 4] = [10, 1, 0, 21];
 const PEER: [u8; 4] = [10, 1, 0, 22];
@@ -55,9 +55,9 @@ const VIP_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
 const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 0);
 const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0xa00, 0);
 const CLIENT_PORT: u16 = 1024;
-/// Flows of this port are nobody's; the VIP has a listener there as well.
+/// A port with a listener, but without connections.
 const OTHER_PORT: u16 = 81;
-/// Here it has none.
+/// A port without a listener.
 const NO_PORT: u16 = 82;
 
 const SYN: u8 = 2;
@@ -95,7 +95,7 @@ const fn forwarded(name: &'static str, is_v6: bool, flows: u64) -> Case {
     Case { port: OTHER_PORT, verdict: XDP_TX, reason: "forwarded", ..of }
 }
 
-const fn unheard(name: &'static str, is_v6: bool, flows: u64) -> Case {
+const fn without_listener(name: &'static str, is_v6: bool, flows: u64) -> Case {
     Case { port: NO_PORT, ..forwarded(name, is_v6, flows) }
 }
 
@@ -105,38 +105,38 @@ const CASES: [Case; 10] = [
     case("v4 established", false, 1),
     forwarded("v4 forwarded", false, 1),
     forwarded("v4 forwarded", false, 1 << 20),
-    unheard("v4 forwarded, no listener", false, 1),
-    unheard("v4 forwarded, no listener", false, 1 << 20),
+    without_listener("v4 forwarded, no listener", false, 1),
+    without_listener("v4 forwarded, no listener", false, 1 << 20),
     case("v6 established", true, 1),
     forwarded("v6 forwarded", true, 1),
     forwarded("v6 forwarded", true, 1 << 20),
 ];
 
-/// What was measured of one program on one path.
+/// The cost of one program on one path.
 #[derive(Debug, serde::Serialize)]
 struct Figure {
     path: &'static str,
     flows: u64,
     program: String,
-    /// Net of the surroundings.
+    /// The cost without the empty program.
     net: Net,
-    /// The same of the floor.
+    /// The cost of the floor.
     floor: Net,
-    /// What the kernel's socket look-up costs alone; nothing for packets that need none.
+    /// The cost of the kernel's socket look-up alone; nothing for packets without one.
     look_up: Option<Net>,
-    /// Multiples of the floor.
+    /// The cost as a multiple of the floor's.
     ratio: Net,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace (are you root?)")?;
+    unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace: run as root")?;
     for line in [
         "link set lo up".to_owned(),
         format!("addr add {VIP_V4}/32 dev lo"),
         format!("addr add {VIP_V6}/128 dev lo nodad"),
         format!("addr add {CLIENT_V4}/32 dev lo"),
         format!("addr add {CLIENT_V6}/128 dev lo nodad"),
-        // Each test run of a program that is attached nowhere waits for RCU.
+        // A test run of a program that is not attached waits for RCU each time.
         "link add idle0 type veth peer name idle1".to_owned(),
     ] {
         let status = Command::new("ip").args(line.split_whitespace()).status();
@@ -167,9 +167,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             .with_context(|| format!("cannot load `--also {also}`"))?;
         builds.push((name.into(), generation));
     }
-    let way = PeerNextHop::new([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1], TEST_INTERFACE);
+    let next_hop = PeerNextHop::new([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1], TEST_INTERFACE);
     for (_, generation) in &mut builds {
-        generation.set_next_hop(IpAddr::from(PEER), way)?;
+        generation.set_next_hop(IpAddr::from(PEER), next_hop)?;
     }
     builds[0].1.program()?.attach("idle0", XdpMode::Driver)?;
 
@@ -189,7 +189,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A listener for flows that are nobody's, and an established connection to another.
+/// Makes a listener without connections, and an established connection to another listener.
 fn connection(
     client: IpAddr,
     vip: IpAddr,
@@ -231,7 +231,7 @@ fn measure(
         let (program, verdict) = &programs[index];
         harness.time(program, *verdict, arguments.packets)
     })?;
-    // Every packet went the way that the case is about.
+    // Every packet must have taken the path of the case.
     let after = count(builds)?;
     let expected = u64::from(arguments.packets) * (arguments.rounds as u64 + 1);
     for (before, after) in before.iter().zip(after) {
@@ -259,38 +259,22 @@ fn packets(generation: &Generation, reason: &str) -> anyhow::Result<u64> {
 
 fn show(figures: &[Figure]) -> String {
     let mut text = format!(
-        "{:<25} {:>8} {:<10} {:>8} {:>8} {:>8} {:>8} {:>10} {:>8} {:>8} {:>8}\n",
-        "path",
-        "flows",
-        "program",
-        "p10 ns",
-        "median",
-        "paired",
-        "floor",
-        "look-up",
-        "p10 ×",
-        "median ×",
-        "paired ×"
+        "{:<25} {:>8} {:<10} {:>8} {:>8} {:>8} {:>10} {:>8} {:>8}\n",
+        "path", "flows", "program", "p10 ns", "median", "floor", "look-up", "p10 ×", "median ×"
     );
     for Figure { path, flows, program, net, floor, look_up, ratio } in figures {
         let look_up = look_up.map_or_else(|| "-".to_owned(), |net| format!("{:.1}", net.p10_ns));
         // Writing to a string does not fail.
         let _written = writeln!(
             text,
-            "{path:<25} {flows:>8} {program:<10} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {look_up:>10} {:>8.2} {:>8.2} {:>8.2}",
-            net.p10_ns,
-            net.median_ns,
-            net.paired_p10_ns,
-            floor.p10_ns,
-            ratio.p10_ns,
-            ratio.median_ns,
-            ratio.paired_p10_ns
+            "{path:<25} {flows:>8} {program:<10} {:>8.1} {:>8.1} {:>8.1} {look_up:>10} {:>8.2} {:>8.2}",
+            net.p10_ns, net.median_ns, floor.p10_ns, ratio.p10_ns, ratio.median_ns
         );
     }
     text
 }
 
-/// A packet in the tunnel with one listed hop; the generator writes source address and port.
+/// Makes a packet in the tunnel with one listed hop. The generator writes its source address and port.
 fn packet(case: &Case) -> Vec<u8> {
     let mut inner = Vec::new();
     if case.is_v6 {

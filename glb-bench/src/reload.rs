@@ -1,4 +1,4 @@
-//! `bench reload`: from a changed table file to the new generation in force, and what each step costs.
+//! `bench reload`: measures the time from a changed table file to the active generation, by step.
 
 use std::{
     collections::BTreeMap,
@@ -35,34 +35,39 @@ pub(crate) struct Arguments {
     /// Backends of the table.
     #[arg(long, default_value_t = 256)]
     backends: u32,
-    /// Other tables beside it, which do not change.
+    /// Number of other tables, which do not change.
     #[arg(long, default_value_t = 0)]
     beside: u32,
-    /// Interfaces.
+    /// Number of interfaces.
     #[arg(long, default_value_t = 1)]
     interfaces: u32,
-    /// Changes of each kind.
+    /// Number of changes of each kind.
     #[arg(long, default_value_t = 21)]
     rounds: usize,
-    /// Pause between changes, in milliseconds; without one, no program is ready ahead.
+    /// Pause between changes, in milliseconds. Without a pause the director cannot load a program in
+    /// advance.
     #[arg(long, default_value_t = 700)]
     pause: u64,
 }
 
-/// What is changed.
+/// A kind of change to the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// The state of a backend.
     State,
-    /// One backend more, or one less.
+    /// The number of backends: one more, or one less.
     Member,
-    /// A bind.
+    /// The port of a bind.
     Bind,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    ensure!((2..=1000).contains(&arguments.backends), "2 to 1000 backends, please");
-    // Before the private file system hides the place.
+    ensure!(
+        (2..=1000).contains(&arguments.backends),
+        "cannot measure {} backends: use 2 to 1000",
+        arguments.backends
+    );
+    // Made before the private mounts hide it.
     let folder = PathBuf::from(format!("/var/tmp/glb-bench-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
     let result = measure(arguments, &folder);
@@ -71,7 +76,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 fn measure(arguments: &Arguments, folder: &Path) -> anyhow::Result<()> {
-    let pins = PinFolder::private().context("cannot mount (are you root?)")?;
+    let pins = PinFolder::private().context("cannot mount a BPF file system: run as root")?;
     let pins = pins.path().with_file_name("director");
     unshare(CloneFlags::CLONE_NEWNET)?;
     network(arguments)?;
@@ -83,9 +88,9 @@ fn measure(arguments: &Arguments, folder: &Path) -> anyhow::Result<()> {
         pins.display()
     );
     fs::write(folder.join("director.toml"), config)?;
-    let mut site = Site { arguments, folder, drained: 0, more: false, port: 80, told_of: 1 };
+    let mut site = Site { arguments, folder, drained: 0, more: false, port: 80, reported: 1 };
     site.write()?;
-    // A process of its own, as a director is: this program once more.
+    // The director is a process of its own: this program again.
     let mut daemon = Daemon(
         Command::new(std::env::current_exe()?)
             .arg("director")
@@ -94,8 +99,11 @@ fn measure(arguments: &Arguments, folder: &Path) -> anyhow::Result<()> {
     );
     let begun = Instant::now();
     while site.status().is_err() {
-        ensure!(begun.elapsed() < Duration::from_secs(60), "the daemon does not come up");
-        ensure!(daemon.0.try_wait()?.is_none(), "the daemon ended");
+        ensure!(
+            begun.elapsed() < Duration::from_secs(60),
+            "the director did not start within 60 s"
+        );
+        ensure!(daemon.0.try_wait()?.is_none(), "the director ended");
         thread::sleep(Duration::from_millis(50));
     }
     while site.status()?.generation.is_none() {
@@ -104,20 +112,20 @@ fn measure(arguments: &Arguments, folder: &Path) -> anyhow::Result<()> {
     let folder = PinFolder::open(&pins, glb_director::OWNER)?.context("nothing is pinned")?;
     let link = link_pin(&folder, &format!("v{}", arguments.interfaces - 1));
     println!(
-        "from the file's change to the generation in force, ms; {} backends, {} tables beside, {} \
+        "from the change of the file to the active generation, ms; {} backends, {} other tables, {} \
          interface(s)",
         arguments.backends, arguments.beside, arguments.interfaces
     );
     for (kind, name) in [
         (Kind::State, "a state changes"),
-        (Kind::Member, "a backend comes or goes"),
+        (Kind::Member, "a backend is added or removed"),
         (Kind::Bind, "a bind changes"),
     ] {
         site.kind(kind, name, &link)?;
     }
-    // The next program is loaded then.
+    // By then the director has loaded the next program.
     thread::sleep(Duration::from_secs(2));
-    println!("memory of the daemon: {}", resident(daemon.0.id())?);
+    println!("memory of the director: {}", resident(daemon.0.id())?);
     for number in generations::numbers(&folder) {
         let kilobytes = pinned_memory(&generations::folder(&folder, number))? / 1024;
         println!("maps of generation {number}, in the kernel: {kilobytes} kB");
@@ -125,7 +133,7 @@ fn measure(arguments: &Arguments, folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Ends with this.
+/// A child process that is killed on drop.
 struct Daemon(Child);
 
 impl Drop for Daemon {
@@ -135,21 +143,22 @@ impl Drop for Daemon {
     }
 }
 
-/// The director that is measured.
+/// Runs the director that is measured.
 pub(crate) fn director(config: &Path) -> anyhow::Result<()> {
     let config = Config::load(config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(daemon::run(&config))?)
 }
 
+/// The table file and the director that reads it.
 struct Site<'a> {
     arguments: &'a Arguments,
     folder: &'a Path,
     drained: u32,
     more: bool,
     port: u16,
-    /// The generation that was told of last.
-    told_of: u64,
+    /// The generation of the last reload that the director reported.
+    reported: u64,
 }
 
 impl Site<'_> {
@@ -166,11 +175,14 @@ impl Site<'_> {
             let begun = Instant::now();
             self.write()?;
             while program_behind(link)? == before {
-                ensure!(begun.elapsed() < Duration::from_secs(20), "it does not come into force");
+                ensure!(
+                    begun.elapsed() < Duration::from_secs(20),
+                    "the new generation did not become active within 20 s"
+                );
                 thread::sleep(Duration::from_micros(200));
             }
             totals.push(begun.elapsed().as_secs_f64() * 1e3);
-            let done = self.told()?;
+            let done = self.wait_for_report()?;
             for (place, (step, took)) in done.steps.into_iter().enumerate() {
                 steps.entry((place, step)).or_default().push(took);
             }
@@ -188,17 +200,17 @@ impl Site<'_> {
         Ok(())
     }
 
-    /// What the daemon tells of the reload that has just been seen.
-    fn told(&mut self) -> anyhow::Result<ReloadOutcome> {
+    /// Waits until the director reports the last reload.
+    fn wait_for_report(&mut self) -> anyhow::Result<ReloadOutcome> {
         for _ in 0..1_000 {
             thread::sleep(Duration::from_millis(10));
             let last = self.status()?.last_reload.and_then(|reload| reload.outcome);
-            if let Some(done) = last.filter(|done| done.generation > self.told_of) {
-                self.told_of = done.generation;
+            if let Some(done) = last.filter(|done| done.generation > self.reported) {
+                self.reported = done.generation;
                 return Ok(done);
             }
         }
-        bail!("the reload is not told of")
+        bail!("the director did not report the reload within 10 s")
     }
 
     fn status(&self) -> anyhow::Result<Status> {
@@ -238,7 +250,7 @@ fn address(number: u32) -> Ipv4Addr {
     Ipv4Addr::from(0x0a00_0100 + number)
 }
 
-/// Interfaces with neighbours that need not be asked for.
+/// Makes interfaces with permanent neighbour entries.
 fn network(arguments: &Arguments) -> anyhow::Result<()> {
     let mut lines = String::new();
     for number in 0..arguments.interfaces {
@@ -254,12 +266,12 @@ fn network(arguments: &Arguments) -> anyhow::Result<()> {
         )?;
     }
     let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn()?;
-    ip.stdin.take().context("no way to ip")?.write_all(lines.as_bytes())?;
+    ip.stdin.take().context("no pipe to ip")?.write_all(lines.as_bytes())?;
     ensure!(ip.wait()?.success(), "`ip -batch -` failed");
     Ok(())
 }
 
-/// What the kernel charges for the maps that are pinned in a folder, in bytes.
+/// The kernel memory of the maps that are pinned in a folder, in bytes.
 fn pinned_memory(folder: &Path) -> anyhow::Result<u64> {
     let mut sum = 0;
     for entry in fs::read_dir(folder)? {

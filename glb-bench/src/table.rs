@@ -1,4 +1,4 @@
-//! `bench table`: building tables, beside the times of GLB's own tool.
+//! `bench table`: measures how long tables take to build.
 
 use std::{
     fs,
@@ -18,10 +18,10 @@ use serde::Serialize;
 /// Options of `bench table`.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// How often each thing is done; the median and the quickest count.
+    /// Number of measurements of each step; the median and the quickest are printed.
     #[arg(long, default_value_t = 15)]
     rounds: usize,
-    /// Also tables near the limits: 65,535 backends, 300 tables.
+    /// Also measure tables near the limits: 65,535 backends, 300 tables.
     #[arg(long)]
     large: bool,
     /// Print JSON.
@@ -29,26 +29,20 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-/// Tables, backends in each, and the wall seconds of GLB's `glb-director-cli build-config`, one
-/// thread, on a guest with two CPUs of the Zen 4 class. Ratios to them hold on such a machine.
-const SIZES: [(usize, usize, Option<f64>); 5] = [
-    (1, 4, Some(0.012)),
-    (1, 16, Some(0.053)),
-    (1, 64, Some(0.273)),
-    (1, 256, Some(1.339)),
-    (16, 64, Some(4.295)),
-];
-const LARGE: [(usize, usize, Option<f64>); 2] = [(1, 65_535, None), (300, 64, None)];
+/// The number of tables, and of backends in each.
+const SIZES: [(usize, usize); 5] = [(1, 4), (1, 16), (1, 64), (1, 256), (16, 64)];
+/// The same, near the limits.
+const LARGE: [(usize, usize); 2] = [(1, 65_535), (300, 64)];
 
-/// Milliseconds.
+/// The duration of a step, in milliseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Time {
-    /// Wall clock.
+    /// Wall clock, median.
     median: f64,
-    /// Wall clock.
+    /// Wall clock, quickest.
     least: f64,
-    /// Of all processors together, median: what it would take on one processor of its own. Unlike
-    /// the wall clock it does not grow when other programs want the machine.
+    /// Processor time of all processors together, median. Unlike the wall clock it hardly grows when
+    /// other programs use the machine.
     cpu: f64,
 }
 
@@ -56,26 +50,21 @@ struct Time {
 struct Measured {
     tables: usize,
     backends: usize,
-    /// GLB's tool, whole run.
-    glb_ms: Option<f64>,
-    /// Rows, from the table in memory.
+    /// Building the rows from the table in memory.
     rows: Time,
-    /// From the file's bytes on disk to GLBD bytes, as GLB's tool does (up to 256 backends).
+    /// From a JSON file to the bytes of a GLBD file, as GLB's tool does (up to 256 backends).
     whole: Option<Time>,
-    /// GLB's wall time over ours, medians.
-    ratio: Option<f64>,
-    /// GLB's wall time, which is one processor's, over our processor time: the ratio on one
-    /// processor.
-    cpu_ratio: Option<f64>,
-    /// New rows after a backend of the first table began to drain, ranks kept.
+    /// New rows after a backend of the first table becomes `draining`; the ranks are kept.
     drain: Time,
-    /// The same after it became unhealthy, and inactive.
+    /// The same after it becomes unhealthy.
     unhealthy: Time,
+    /// The same after it becomes `inactive`.
     inactive: Time,
-    /// Rows when weights differ.
+    /// Building the rows of a table with different weights.
     weighted: Time,
-    /// Memory of all rows, and of all kept ranks, in bytes.
+    /// Memory of all rows, in bytes.
     rows_bytes: usize,
+    /// Memory of all kept ranks, in bytes.
     ranks_bytes: usize,
 }
 
@@ -139,10 +128,7 @@ fn set(tables: usize, backends: usize) -> TableSet {
     TableSet { tables: (0..tables).map(table).collect(), warnings: Vec::new(), healthchecks: None }
 }
 
-fn measure(
-    (tables, backends, glb): (usize, usize, Option<f64>),
-    rounds: usize,
-) -> anyhow::Result<Measured> {
+fn measure((tables, backends): (usize, usize), rounds: usize) -> anyhow::Result<Measured> {
     let set = set(tables, backends);
     let rounds = if tables * backends > 2_000 { rounds.min(3) } else { rounds };
     let rows = time(rounds, || set.tables.iter().map(Table::rows).collect::<Vec<_>>());
@@ -174,11 +160,8 @@ fn measure(
     Ok(Measured {
         tables,
         backends,
-        glb_ms: glb.map(|seconds| seconds * 1e3),
         rows,
         whole,
-        ratio: glb.zip(whole).map(|(glb, whole)| glb * 1e3 / whole.median),
-        cpu_ratio: glb.zip(whole).map(|(glb, whole)| glb * 1e3 / whole.cpu),
         drain: changed(|backend| backend.state = State::Draining),
         unhealthy: changed(|backend| backend.healthy = false),
         inactive: changed(|backend| backend.state = State::Inactive),
@@ -193,15 +176,12 @@ fn measure(
 fn print(measured: &[Measured]) {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     println!(
-        "milliseconds, wall clock: median (quickest), on {threads} CPUs; cpu: of all CPUs together, median\n\
-         × GLB: wall time of GLB's tool, as measured on a guest of two CPUs, over the median and over cpu\n"
+        "milliseconds: wall clock, median (quickest), on {threads} CPUs; cpu: processor time, median\n"
     );
     let head = [
         "tables × back.",
-        "GLB",
         "file → GLBD",
         "cpu",
-        "× GLB",
         "rows alone",
         "drain",
         "unhealthy",
@@ -215,12 +195,8 @@ fn print(measured: &[Measured]) {
     let rows = measured.iter().map(|one| {
         [
             format!("{} × {}", one.tables, one.backends),
-            one.glb_ms.map_or_else(dash, |ms| format!("{ms:.0}")),
             one.whole.as_ref().map_or_else(dash, wide),
             one.whole.as_ref().map_or_else(dash, |whole| format!("{:.2}", whole.cpu)),
-            one.ratio
-                .zip(one.cpu_ratio)
-                .map_or_else(dash, |(wall, cpu)| format!("{wall:.1}, {cpu:.1}")),
             wide(&one.rows),
             wide(&one.drain),
             wide(&one.unhealthy),
@@ -230,7 +206,7 @@ fn print(measured: &[Measured]) {
             one.ranks_bytes.div_ceil(1024).to_string(),
         ]
     });
-    let rows: Vec<[String; 12]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
+    let rows: Vec<[String; 10]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
     for row in &rows {
         let cells = row.iter().enumerate().map(|(column, cell)| {
             let width = rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);

@@ -1,6 +1,6 @@
-//! `bench tunnel`: one TCP connection's throughput through the tunnel and the backend's program,
-//! beside the same connection without a tunnel through a program that only passes. Same wire (a
-//! veth), same offloads, in two network namespaces of its own.
+//! `bench tunnel`: measures the throughput of one TCP connection through the tunnel and the backend's
+//! program, and of the same connection without a tunnel through an XDP program that passes everything.
+//! Both use the same veth pair with the same offloads, in two network namespaces.
 
 use std::{
     collections::BTreeSet,
@@ -35,10 +35,10 @@ use crate::harness::{OUTER_LEN, quantile};
 /// Options of `bench tunnel`.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// Rounds; in each one both are measured.
+    /// Number of rounds. Each measures both connections.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Seconds of each measurement.
+    /// Duration of each measurement, in seconds.
     #[arg(long, default_value_t = 2)]
     seconds: u64,
     /// Print JSON.
@@ -50,49 +50,51 @@ const DIRECTOR: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 10);
 const BACKEND: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 21);
 const PEER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 22);
 const VIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
-/// Room for a client's full-sized packet in the tunnel.
+/// An MTU that a client's full-sized packet in the tunnel fits.
 const MTU: u32 = 1600;
 
-/// What was measured with one setting of the offloads.
+/// The throughput with one setting of the offloads.
 #[derive(Debug, serde::Serialize)]
 struct Figure {
-    /// Whether checksums are left to the (virtual) hardware.
+    /// Whether the (virtual) hardware computes the checksums.
     checksum_offload: bool,
-    /// Medians, in Gbit/s of payload.
+    /// Payload in Gbit/s without tunnel, median.
     plain_gbit: f64,
+    /// Payload in Gbit/s through the tunnel, median.
     tunnel_gbit: f64,
-    /// Median of the rounds' ratios.
+    /// The median of the rounds' ratios.
     ratio: f64,
 }
 
-type Work = Box<dyn FnOnce() + Send>;
+/// A function for the client's thread.
+type Job = Box<dyn FnOnce() + Send>;
 
-/// The client's namespace: a thread that lives in it.
-struct Client(Sender<Work>);
+/// A thread in the client's network namespace, which runs functions there.
+struct Client(Sender<Job>);
 
 impl Client {
-    /// The thread, and its id, by which the kernel finds its namespace.
+    /// Starts the thread. Returns its id too, which names its namespace for the kernel.
     fn start() -> anyhow::Result<(Self, i32)> {
-        let (work, works) = channel::<Work>();
+        let (sender, jobs) = channel::<Job>();
         let (id, ids) = channel();
         thread::spawn(move || {
             let entered = unshare(CloneFlags::CLONE_NEWNET).map(|()| gettid().as_raw());
             if id.send(entered).is_ok() {
-                works.into_iter().for_each(|work| work());
+                jobs.into_iter().for_each(|job| job());
             }
         });
-        let id = ids.recv()?.context("cannot make a network namespace (are you root?)")?;
-        Ok((Self(work), id))
+        let id = ids.recv()?.context("cannot make a network namespace: run as root")?;
+        Ok((Self(sender), id))
     }
 
-    /// Does `work` there.
+    /// Runs `work` on the thread and returns its result.
     fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
     ) -> anyhow::Result<T> {
         let (answer, answers) = channel();
-        let work = move || drop(answer.send(work()));
-        ensure!(self.0.send(Box::new(work)).is_ok(), "the client's thread is gone");
+        let job = move || drop(answer.send(work()));
+        ensure!(self.0.send(Box::new(job)).is_ok(), "the client's thread has ended");
         answers.recv()?
     }
 }
@@ -106,7 +108,7 @@ fn ip(line: &str) -> anyhow::Result<()> {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace (are you root?)")?;
+    unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace: run as root")?;
     let (client, id) = Client::start()?;
     for line in [
         "link set lo up".to_owned(),
@@ -121,7 +123,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     client.run(|| {
         ip(&format!("addr add {DIRECTOR}/24 dev c0"))?;
         ip("link set c0 up")?;
-        // The same segments with and without a tunnel.
+        // With this MTU the segments are the same with and without a tunnel.
         ip(&format!("route add {VIP}/32 via {BACKEND} mtu 1500"))
     })?;
     let mut programs = Programs::load()?;
@@ -135,7 +137,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let (mut plain, mut tunnel, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..=arguments.rounds {
             let mut gbit = [0.0; 2];
-            // Which one is first changes from round to round.
+            // The order changes from round to round.
             for turn in [round % 2, 1 - round % 2] {
                 let tunnelled = turn == 1;
                 programs.attach(tunnelled)?;
@@ -143,7 +145,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 let taken = programs.taken()?;
                 gbit[turn] = transfer(&client, &listener, arguments.seconds)?;
                 let taken = programs.taken()? - taken;
-                ensure!((taken > 0) == tunnelled, "{taken} packets came by the tunnel");
+                ensure!((taken > 0) == tunnelled, "{taken} packets came through the tunnel");
             }
             // The first round warms up.
             if round > 0 {
@@ -189,7 +191,7 @@ fn show(figures: &[Figure]) -> String {
     text
 }
 
-/// The backend's side: a program that only passes, and the one under test.
+/// The programs of the backend's side: one that passes everything, and the backend's.
 struct Programs {
     passing: Ebpf,
     generation: Generation,
@@ -257,7 +259,7 @@ impl Encapsulation {
         Ok(Self { ebpf, link: None })
     }
 
-    /// The same, attached or not.
+    /// Attaches the program, or detaches it.
     fn switched(mut self, on: bool) -> anyhow::Result<Self> {
         let program = classifier(&mut self.ebpf)?;
         if let Some(link) = self.link.take() {
@@ -275,14 +277,14 @@ fn classifier(ebpf: &mut Ebpf) -> anyhow::Result<&mut SchedClassifier> {
     Ok(ebpf.program_mut("encapsulate").context("no program encapsulate")?.try_into()?)
 }
 
-/// Payload that arrives within `seconds`, in Gbit/s.
+/// Sends for `seconds` and returns the payload that arrived, in Gbit/s.
 fn transfer(client: &Client, listener: &TcpListener, seconds: u64) -> anyhow::Result<f64> {
     let sender = client.run(|| {
         let mut stream =
             TcpStream::connect_timeout(&SocketAddr::new(VIP.into(), 80), Duration::from_secs(5))?;
         let thread = move || {
             let buffer = vec![7u8; 1 << 18];
-            // Until the other side has had enough.
+            // Until the receiver closes the connection.
             while stream.write_all(&buffer).is_ok() {}
         };
         Ok(thread::spawn(thread))
@@ -290,14 +292,14 @@ fn transfer(client: &Client, listener: &TcpListener, seconds: u64) -> anyhow::Re
     let (mut stream, _) = listener.accept()?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut buffer = vec![0u8; 1 << 18];
-    // Slow start is not what this is about.
+    // The measurement begins after slow start.
     let (warm, end) = (Duration::from_millis(200), Duration::from_secs(seconds));
     let begun = Instant::now();
     let (mut bytes, mut start) = (0u64, None);
     while start.is_none_or(|start: Instant| start.elapsed() < end) {
-        let length = stream.read(&mut buffer).context("nothing comes through")?;
+        let length = stream.read(&mut buffer).context("no data arrived for 5 s")?;
         if length == 0 {
-            bail!("the connection has ended");
+            bail!("the sender closed the connection");
         }
         match start {
             Some(_) => bytes += length as u64,
@@ -307,6 +309,6 @@ fn transfer(client: &Client, listener: &TcpListener, seconds: u64) -> anyhow::Re
     }
     let spent = start.map_or(end, |start| start.elapsed());
     drop(stream);
-    ensure!(sender.join().is_ok(), "the sender has panicked");
+    ensure!(sender.join().is_ok(), "the sending thread panicked");
     Ok(bytes as f64 * 8.0 / spent.as_secs_f64() / 1e9)
 }

@@ -1,4 +1,4 @@
-//! Small tables in plain memory, with everything that a director can have.
+//! Small tables in plain memory that use every feature of a director.
 
 use std::sync::LazyLock;
 
@@ -21,7 +21,7 @@ fn v6(last: u8) -> V6 {
 }
 
 impl Tables {
-    /// One of four configurations.
+    /// Makes one of four configurations.
     pub(crate) fn new(variant: u32) -> Self {
         let config = Config {
             bind_seed: 7,
@@ -63,7 +63,7 @@ impl Tables {
             mtu,
             link_mtu: 1500,
         };
-        // Four of IPv4 (one of them unresolved), four of IPv6.
+        // Four IPv4 backends and four IPv6 backends; one of each has no next hop.
         let mtus = [1500, 9000, 1400, 0];
         let source = [10, 0, 2, 10];
         let mut backends: Vec<Backend> = (0..4)
@@ -125,7 +125,7 @@ impl Tables {
     }
 }
 
-/// Rows over four backends, from this one on.
+/// Rows with the four backends from `base` on.
 fn rows(base: u16) -> Vec<Row> {
     let row = |row: u16| {
         let second = if row % 7 == 0 { NO_HOP } else { base + row.wrapping_add(1) % 4 };

@@ -1,5 +1,5 @@
-//! Live frames end to end: a generator sends them from one end of a veth pair, the program under test
-//! at the other end sends them back, and they are counted and dropped. Everything happens on one core.
+//! Measures live frames on a veth pair. A generator sends them at one end, the program under test sends
+//! them back from the other end, and they are counted and dropped. All of it runs on one core.
 
 use std::{
     fmt::Write as _,
@@ -24,30 +24,30 @@ use serde::Serialize;
 use super::{Arguments, Setup, Workload, packet};
 use crate::harness::quantile;
 
-/// Frames in a run, and how many go at once.
+/// Frames in a run, and frames in a batch.
 const FRAMES: u32 = 400_000;
 const BATCH: u32 = 64;
 /// Bytes of a frame.
 const LENGTH: u32 = 80;
 /// Flows.
 const FLOWS: u64 = 65_536;
-/// Rounds; in each every program runs once.
+/// Number of rounds. Each runs every program once.
 const ROUNDS: usize = 7;
 
-/// Rates of one program.
+/// The rate of one program.
 #[derive(Debug, Serialize)]
 pub(super) struct Live {
     packet: &'static str,
     program: String,
-    /// Millions of frames a second that came back: median of the rounds.
+    /// Millions of frames per second that came back: the median of the rounds.
     median_mpps: f64,
-    /// Nanoseconds for a frame, both ways and all the kernel's work with it.
+    /// Nanoseconds per frame, both directions and the kernel's work included.
     median_ns: f64,
-    /// Frames that went out in all rounds and did not come back.
+    /// Frames that did not come back, in all rounds.
     lost: u64,
 }
 
-/// Measures in a network namespace of a thread's own.
+/// Measures on a thread with its own network namespace.
 pub(super) fn measure(arguments: &Arguments, pins: &PinFolder) -> anyhow::Result<Vec<Live>> {
     let mut all = Vec::new();
     for (name, is_v6) in [("v4 80 B", false), ("v6 80 B", true)] {
@@ -117,13 +117,14 @@ enum Which {
     Director,
 }
 
-/// Attaches a program, sends and counts; frames a second, and how many are missing.
+/// Attaches a program and sends frames. Returns the frames per second that came back, and the number
+/// of lost frames.
 fn once(
     ebpf: &mut Ebpf,
     which: Which,
     generation: &mut glb_director::generation::Generation,
 ) -> anyhow::Result<(f64, u64)> {
-    // The link goes with the program's own list of links: taken out, it goes at the end of this.
+    // Taken out of the program's list of links, the link is dropped at the end of this function.
     let _link = match which {
         Which::Own(name) => {
             let program = xdp(ebpf, name)?;
@@ -152,7 +153,7 @@ fn once(
     })?;
     let mut count = returned(ebpf)? - before;
     let spent = begun.elapsed();
-    // Stragglers, for the count alone.
+    // Late frames count as received, but not in the rate.
     let patience = Instant::now() + Duration::from_millis(50);
     while count < u64::from(FRAMES) && Instant::now() < patience {
         thread::sleep(Duration::from_millis(5));
