@@ -27,10 +27,12 @@ $bb mount -t bpf bpf /root/sys/fs/bpf
 $bb mount -t cgroup2 cgroup2 /root/sys/fs/cgroup
 share results /root/mnt/results rw
 share modules /root/lib/modules ro
-# The kernel loads further modules by this program.
+# The kernel loads further modules by /sbin/modprobe, which runs in this root and not in the one below.
+$bb mkdir -p /sbin
+$bb ln -s /bin/busybox /sbin/modprobe
+$bb mount --bind /root/lib/modules /lib/modules
 $bb cp $bb /root/run/busybox
 $bb ln -s busybox /root/run/modprobe
-echo /run/modprobe > /proc/sys/kernel/modprobe
 $bb ip link set lo up
 
 for word in $($bb cat /proc/cmdline); do
