@@ -12,13 +12,10 @@ const GSTATS: u32 = 0x1d;
 const GSSET_INFO: u32 = 0x37;
 const GSTRINGS: u32 = 0x1b;
 const GFEATURES: u32 = 0x3a;
-const GSTATS: u32 = 0x1d;
 /// ETH_SS_STATS.
 const STATISTICS: u32 = 1;
 /// ETH_SS_FEATURES.
 const FEATURES: u32 = 4;
-/// ETH_SS_STATS.
-const STATISTICS: u32 = 1;
 /// ETH_GSTRING_LEN.
 const NAME: usize = 32;
 
@@ -87,31 +84,6 @@ pub fn channels(interface: &str) -> io::Result<Channels> {
         maximum: most_rx.max(most_combined),
         combined: most_combined > 0,
     })
-}
-
-/// Returns the driver's counters by name, as `ethtool -S` shows them.
-///
-/// # Errors
-/// When there is no such interface, or its driver has no counters.
-pub fn statistics(interface: &str) -> io::Result<Vec<(String, u64)>> {
-    let mut info = [0; 5];
-    info[0] = GSSET_INFO;
-    info[2] = 1 << STATISTICS;
-    ask(interface, &mut info)?;
-    let count = (info[4] as usize).min(16_384);
-    let mut names = vec![0; 3 + count * NAME / 4];
-    (names[0], names[1], names[2]) = (GSTRINGS, STATISTICS, count as u32);
-    ask(interface, &mut names)?;
-    let names = bytes(&names[3..]);
-    // struct ethtool_stats: command, count, then a 64-bit value for each name.
-    let mut values = vec![0; 2 + count * 2];
-    (values[0], values[1]) = (GSTATS, count as u32);
-    ask(interface, &mut values)?;
-    let values = bytes(&values[2..]);
-    let value = |bytes: &[u8]| <[u8; 8]>::try_from(bytes).map_or(0, u64::from_ne_bytes);
-    let values = values.chunks_exact(8).map(value);
-    let names = names.chunks_exact(NAME).map(text);
-    Ok(names.zip(values).collect())
 }
 
 /// Returns the names of an interface's active offloads, as in `ethtool -k`.

@@ -22,11 +22,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 
 use super::print;
-use crate::{
-    cli::Output,
-    control::{Command, Status},
-    views::BackendView,
-};
+use crate::{cli::Output, control::Command, status::Status, views::BackendView};
 
 /// Time between two queries of the director while the command waits.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
