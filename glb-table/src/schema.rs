@@ -10,7 +10,7 @@ use crate::{
     validate::{SourceRanges, TableRanges},
 };
 
-const FILE: &[&str] = &["tables", "healthchecks", "written_by"];
+const FILE: &[&str] = &["tables", "healthchecks"];
 const TABLE: &[&str] = &[
     "name",
     "hash_key",
@@ -498,7 +498,6 @@ fn prefix_of(diagnostics: &mut Diagnostics, node: &Node) -> Option<ipnet::IpNet>
         address if is_link_local(address) => "a link-local address is valid on one link only",
         address if address.is_unspecified() && whole => "this is the unspecified address",
         IpAddr::V4(address) if address.is_broadcast() => "this is the broadcast address",
-        IpAddr::V6(address) if address.to_ipv4_mapped().is_some() => "write it as an IPv4 address",
         _ => return Some(prefix),
     };
     let message = format!("a bind cannot have the address {}", excerpt(text));

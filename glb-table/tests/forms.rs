@@ -26,7 +26,7 @@ hops = 4
 healthchecks = { interval = 2.5, list = [1, "x", true] }
 binds = [
   { ip = "203.0.113.10", proto = "tcp", port = 80 },
-  { ip = "2001:db8::/64", proto = "udp", port_start = 1, port_end = 65535 },
+  { ip = "2001:db8:1::/64", proto = "udp", port_start = 1, port_end = 65535 },
 ]
 
 [[tables.backends]]

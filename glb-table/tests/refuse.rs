@@ -315,7 +315,7 @@ fn addresses_that_cannot_work_are_refused() {
             assert!(all[0].message.contains(address), "{address} for {good}: {all:?}");
         }
     }
-    for address in ["fe80::1", "ff02::1", "::", "::ffff:192.0.2.1"] {
+    for address in ["fe80::1", "ff02::1", "::"] {
         let all = problems(&GOOD.replace("203.0.113.10", address));
         assert!(all[0].message.contains("a bind cannot have the address"), "{address}: {all:?}");
     }
