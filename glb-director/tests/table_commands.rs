@@ -238,6 +238,37 @@ fn set_changes_one_word_of_the_file() {
 }
 
 #[test]
+fn set_changes_the_input_of_a_table_that_the_health_checker_writes() {
+    let folder = folder();
+    let at = folder.path();
+    let input = at.join("t.toml");
+    let text = fs::read_to_string(&input).unwrap();
+    let marked = glb_table::write_mark::add(glb_table::Format::Toml, &text, &input);
+    fs::write(at.join("out.toml"), &marked).unwrap();
+    let output = run(at, &["set", "out.toml", "10.0.2.21", "--state", "draining"]);
+    assert!(output.status.success(), "{output:?}");
+    let note = String::from_utf8(output.stderr).unwrap();
+    assert!(note.contains("written by glb-healthcheck") && note.contains("t.toml"), "{note}");
+    assert!(fs::read_to_string(&input).unwrap().contains("\"draining\""));
+    assert_eq!(fs::read_to_string(at.join("out.toml")).unwrap(), marked);
+    // The input is on another machine.
+    fs::remove_file(&input).unwrap();
+    let text = fails(at, &["set", "out.toml", "10.0.2.21", "--state", "active"]);
+    assert!(text.contains("t.toml, which is not on this machine"), "{text}");
+    assert_eq!(fs::read_to_string(at.join("out.toml")).unwrap(), marked);
+}
+
+#[test]
+fn set_exits_with_3_if_no_director_answers_to_wait_for() {
+    let folder = folder();
+    let arguments = ["set", "t.toml", "10.0.2.21", "--state", "draining"];
+    let wait = ["--wait=1s", "--socket", "none.sock"];
+    let text = exits_with(3, folder.path(), &[&arguments[..], &wait].concat());
+    assert!(text.contains("none.sock"), "{text}");
+    assert!(fs::read_to_string(folder.path().join("t.toml")).unwrap().contains("\"draining\""));
+}
+
+#[test]
 fn concurrent_sets_are_all_applied() {
     let folder = tempfile::tempdir().unwrap();
     let backends: String = (1..=16)

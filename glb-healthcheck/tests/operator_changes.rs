@@ -126,7 +126,7 @@ impl Observer {
             while !stopped.load(Ordering::Relaxed) {
                 {
                     let acknowledged = watched.lock().unwrap();
-                    let states = states(&output).expect("a complete table");
+                    let states = states(&output).unwrap();
                     for (backend, state) in states {
                         let drained = acknowledged.contains(&backend);
                         assert!(!drained || state == State::Draining, "{backend} is {state}");

@@ -384,6 +384,13 @@ mod tests {
     const GOOD: &str = "interfaces = [\"eth0\"]\nvips = [\"203.0.113.10\", \"2001:db8::10\"]\n\
                         directors = [\"10.0.2.10/32\", \"fd00::1\"]\nbackends = [\"10.0.2.21\"]\n";
 
+    #[test]
+    fn the_example_configuration_is_valid() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/redirect.toml");
+        let config = Config::load(Path::new(file)).unwrap();
+        assert_eq!(config.interfaces, ["eth0"]);
+    }
+
     fn parse(text: &str) -> Result<Config, String> {
         Config::parse(text, Path::new("/etc/glb/redirect.toml")).map_err(|error| error.to_string())
     }
