@@ -172,7 +172,7 @@ fn a_drain_goes_step_by_step_and_can_be_undone_also_by_a_successor() {
         // It stays so across restarts.
         daemon.end(Signal::SIGKILL);
         let mut daemon = site.start();
-        daemon.says("stays so until", 0);
+        daemon.says("stays drained until", 0);
         thread::sleep(Duration::from_millis(500));
         bird.announces(&[]);
         assert!(site.run("undrain", &[]).0);

@@ -139,7 +139,7 @@ fn removed_pins_are_restored() -> Result<()> {
     let mut second = fleet.redirects[0].command(&fleet.lab, "detach")?;
     let said = command::finish(&mut second)?;
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
-    ensure!(said.contains("holds this folder"), "{said}");
+    ensure!(said.contains("holds it"), "{said}");
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 
@@ -466,10 +466,12 @@ impl Daemon {
             }
             let log = process.log()?;
             let answer = log.get(from..).unwrap_or_default();
-            if answer.contains("in force") {
-                bail!("{name} accepted it: {answer}");
+            // A rejection says, too, what stays in force.
+            if answer.contains("ERROR") {
+                return Ok(Some(answer.to_owned()));
             }
-            Ok(answer.contains("ERROR").then(|| answer.to_owned()))
+            ensure!(!answer.contains("in force"), "{name} accepted it: {answer}");
+            Ok(None)
         })
     }
 }
