@@ -183,7 +183,7 @@ fn a_session_that_is_down_is_a_problem_within_seconds() {
                  protocol static vip {{ disabled; ipv4; route 198.51.100.1/32 blackhole; }}\n\
                  protocol static vip_drain {{ disabled; ipv4 {{ preference 100; }};\n\
                  route 198.51.100.1/32 blackhole; }}\n\
-                 protocol bgp router {{ {} }}\nprotocol bgp collector {{ {} }}\n",
+                 protocol bgp upstream {{ {} }}\nprotocol bgp collector {{ {} }}\n",
                 bgp(1, 2, exports),
                 bgp(1, 3, silent)
             ),
@@ -204,7 +204,7 @@ fn a_session_that_is_down_is_a_problem_within_seconds() {
             sessions.iter().find(|session| session["name"] == name).cloned()
         };
         wait("the session", || {
-            let carried = session("router")?;
+            let carried = session("upstream")?;
             (carried["established"] == true && carried["exports"] == true).then_some(())
         });
         wait("the other session", || (session("collector")?["exports"] == false).then_some(()));
@@ -219,10 +219,10 @@ fn a_session_that_is_down_is_a_problem_within_seconds() {
         let took = begun.elapsed();
         assert!(took < Duration::from_secs(5), "{took:?}");
         println!("a lost session is a problem after {took:?}");
-        assert!(text.contains("router is down") && text.contains("collector does not"), "{text}");
+        assert!(text.contains("upstream is down") && text.contains("collector does not"), "{text}");
         assert_eq!(announcement(&site)["state"], "announced");
         wait("the metrics", || {
-            let session = "{announcement=\"web\",session=\"router\"}";
+            let session = "{announcement=\"web\",session=\"upstream\"}";
             (metric("glb_director_announcement_exported{announcement=\"web\"} 0")
                 && metric(&format!("glb_director_announcement_session_up{session} 0")))
             .then_some(())

@@ -163,13 +163,13 @@ fn unsafe_changes_are_reported_or_refused_and_can_be_forced() {
         let bytes = fs::read(&holders).unwrap();
         fs::write(&holders, &bytes[..bytes.len() / 2]).unwrap();
         let mut daemon = site.start();
-        daemon.says("is not known any more", 0);
+        daemon.says("flow history was lost", 0);
         assert!(files_below(&site.at("state")).iter().all(|file| !file.ends_with(".new")));
         // All of it is lost: said too, and nothing else.
         assert!(daemon.end(Signal::SIGTERM).success());
         fs::remove_dir_all(site.at("state")).unwrap();
         let mut daemon = site.start();
-        daemon.says("does not say which table runs", 0);
+        daemon.says("the state folder has no record of the generation", 0);
         assert!(daemon.end(Signal::SIGTERM).success());
     });
 }
@@ -323,7 +323,7 @@ fn removed_pins_are_made_again_without_loss() {
                 becomes_well(&site, &daemon);
                 // It is locked again.
                 let (well, text) = site.run("detach", &[]);
-                assert!(!well && text.contains("holds this folder"), "{text}");
+                assert!(!well && text.contains("holds it"), "{text}");
             }
             assert!(!daemon.log().contains("ERROR"), "{}", daemon.log());
         }
@@ -366,7 +366,7 @@ fn pins_that_cannot_be_repaired_are_a_problem() {
         let status = site.json("status", &[]);
         assert!(problems(&status).contains(&"pins_lost"), "{status}");
         let (well, text) = site.run("doctor", &[]);
-        assert!(!well && text.contains("removed pins"), "{text}");
+        assert!(!well && text.contains("pins of this director were removed"), "{text}");
         // Packets do not need them.
         let traffic = Traffic::start("a", 1);
         thread::sleep(Duration::from_millis(200));

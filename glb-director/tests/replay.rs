@@ -118,7 +118,7 @@ fn golden_packets_are_replayed() {
     assert_eq!(sent.next(), None);
     assert_eq!(counts, [25, 53, 38], "passed, sent, and of those equal to GLB's");
     let summary = text(&output.stderr);
-    assert!(summary.contains("sent (encapsulated)") && summary.contains("made up"), "{summary}");
+    assert!(summary.contains("sent (encapsulated)") && summary.contains("synthetic"), "{summary}");
 }
 
 /// The line's hops are those on the wire, by an independent parser.
@@ -236,7 +236,7 @@ fn invalid_captures_are_refused_with_a_reason() {
         (&["text.pcap"][..], "neither a pcap nor a pcapng"),
         (&["any.pcap"], "capture on one interface"),
         (&["none.pcap"], "cannot open none.pcap"),
-        (&["in.pcapng", "-w", "in.pcapng"], "name another file"),
+        (&["in.pcapng", "-w", "in.pcapng"], "Name another file"),
         (&["in.pcapng", "-w", "/dev/full"], "cannot write /dev/full"),
         (&["in.pcapng", "--include", "sent"], "--write"),
     ] {

@@ -141,7 +141,7 @@ fn show_lookup_and_diff_print_text_and_json() {
     assert_eq!(said["hops"].as_array().unwrap().len(), 2);
     assert!(
         fails(at, &["lookup", "t.toml", "198.51.100.7", "203.0.113.10:81"])
-            .contains("no bind is for")
+            .contains("no bind matches")
     );
     assert!(
         fails(at, &["lookup", "t.toml", "nobody", "203.0.113.10:80"])

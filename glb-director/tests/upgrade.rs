@@ -146,7 +146,7 @@ fn an_upgrade_loses_no_packet_and_can_be_rolled_back() {
         let mut daemon = site.start();
         let done = site.json("rollback", &[]);
         assert_eq!(done["generation"].as_u64(), Some(5), "{done} {}", daemon.log());
-        assert!(daemon.log().contains("with this one's program"), "{}", daemon.log());
+        assert!(daemon.log().contains("with the present program"), "{}", daemon.log());
         assert!(daemon.end(Signal::SIGTERM).success());
     });
 }
@@ -266,7 +266,7 @@ fn only_one_of_two_concurrent_starts_succeeds() {
         both[other].says("ready", 0);
         assert!(site.running()[0].is_some());
         let log = both[0].log();
-        assert!(log.contains("holds this folder") || log.contains("holds it"), "{log}");
+        assert!(log.contains("holds it") || log.contains("holds it"), "{log}");
         assert!(both[other].end(Signal::SIGTERM).success());
         assert!(site.pinned() == [1], "{:?}", site.pinned());
     });

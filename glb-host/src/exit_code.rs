@@ -36,7 +36,8 @@ pub const TABLE: [(u8, &str); 8] = [
 #[must_use]
 pub fn of_error(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<ClientError>() {
-        Some(ClientError::NotRunning { .. } | ClientError::NoResponse { .. }) => NOT_RUNNING,
+        Some(error) if error.is_not_running() => NOT_RUNNING,
+        Some(ClientError::NoResponse { .. }) => NOT_RUNNING,
         Some(ClientError::NotPermitted { .. }) => NOT_PERMITTED,
         Some(ClientError::Refused(refusal)) => match refusal.kind {
             RefusalKind::NotPermitted => NOT_PERMITTED,

@@ -201,7 +201,7 @@ fn replay_looks_flows_up_in_the_sockets_of_its_namespace() {
         assert_eq!(lines[2]["hops"][0], "fd00:2::22");
         assert_eq!(lines[1]["egress"]["synthetic"], true);
         assert!(lines[4]["note"].as_str().unwrap().contains("192.0.2.66"), "{}", lines[4]);
-        assert!(errors.contains("made up") && errors.contains("2 sent (forwarded)"), "{errors}");
+        assert!(errors.contains("synthetic") && errors.contains("2 sent (forwarded)"), "{errors}");
 
         let mut reader = CaptureReader::open(&folder.join("out.pcapng")).unwrap();
         let out: Vec<CapturedFrame> =

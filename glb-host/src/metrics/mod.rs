@@ -37,7 +37,7 @@ use prometheus_client::{
 use tokio::sync::Semaphore;
 
 /// The maximum number of connections that are served at once; others wait in the kernel.
-const MAX_CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS: usize = 32;
 
 /// How long a client may take to send its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
