@@ -50,7 +50,7 @@ fn a_trace_skips_generations_that_end_quickly() {
         // The watcher stops before it opens what the first generation shows.
         site.fault("hold showing");
         let mut watcher = trace(&site);
-        daemon.says("decisions are shown", 0);
+        daemon.says("trace started", 0);
         for number in 2..5 {
             let done = site.json("reload", &["--force"]);
             assert_eq!(done["generation"].as_u64(), Some(number));
@@ -60,7 +60,7 @@ fn a_trace_skips_generations_that_end_quickly() {
         let from = daemon.log().len();
         let done = site.json("reload", &["--force"]);
         assert_eq!(done["generation"].as_u64(), Some(5));
-        daemon.says("decisions are shown", from);
+        daemon.says("trace started", from);
         assert!(watcher.try_wait().unwrap().is_none());
         kill(Pid::from_raw(watcher.id() as i32), Signal::SIGTERM).unwrap();
         let (status, said) = ended(&mut watcher);
@@ -77,7 +77,7 @@ fn stopping_the_daemon_ends_the_trace() {
         for _ in 0..4 {
             let mut daemon = site.start();
             let mut watcher = trace(&site);
-            daemon.says("decisions are shown", 0);
+            daemon.says("trace started", 0);
             assert!(daemon.end(Signal::SIGTERM).success());
             let (status, said) = ended(&mut watcher);
             assert!(status.success(), "{status}: {said}");
@@ -85,7 +85,7 @@ fn stopping_the_daemon_ends_the_trace() {
         // One that is killed has not said anything.
         let mut daemon = site.start();
         let mut watcher = trace(&site);
-        daemon.says("decisions are shown", 0);
+        daemon.says("trace started", 0);
         daemon.end(Signal::SIGKILL);
         let (status, said) = ended(&mut watcher);
         assert_eq!(status.code(), Some(3), "{said}");
@@ -98,7 +98,7 @@ fn a_recreated_interface_is_traced() {
         site.write(&table("t", 80, &ALL));
         let mut daemon = site.start();
         let mut watcher = trace(&site);
-        daemon.says("decisions are shown", 0);
+        daemon.says("trace started", 0);
         let shown = site.running();
         assert!(shown[0].is_some() && shown[0] == shown[1]);
         ip("link del dev b");

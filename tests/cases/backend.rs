@@ -59,10 +59,10 @@ fn backend_upgrade_keeps_connections() -> Result<()> {
         // Pins of another release: a map with a different element layout, and a map that this
         // release does not have.
         let pins = fleet.lab.bpf().join(node.to_string());
-        let known = files_below(&pins)?.into_iter().find(|path| path.ends_with("known"));
-        let known = known.context("no map of known addresses is pinned")?;
-        fs::remove_file(&known)?;
-        for path in [known.clone(), known.with_file_name("of_another_release")] {
+        let addresses = files_below(&pins)?.into_iter().find(|path| path.ends_with("addresses"));
+        let addresses = addresses.context("the address table is not pinned")?;
+        fs::remove_file(&addresses)?;
+        for path in [addresses.clone(), addresses.with_file_name("of_another_release")] {
             Array::<MapData, [u8; 24]>::create(3, 0)?.pin(path)?;
         }
         daemon.start(&fleet.lab)?;

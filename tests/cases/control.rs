@@ -93,7 +93,7 @@ fn stale_control_socket_is_replaced_and_live_one_is_kept() -> Result<()> {
 
     fs::write(&socket, "not a socket")?;
     let text = refusal(&lab, &mut director)?;
-    ensure!(text.contains("there is a file of this name"), "{text}");
+    ensure!(text.contains("a file of this name exists"), "{text}");
     ensure!(fs::read_to_string(&socket)? == "not a socket");
     Ok(())
 }

@@ -143,9 +143,9 @@ fn kept_lab_is_operated_by_commands() -> Result<()> {
     for (words, wanted) in [
         (&["kill", "router"][..], "router/bird"),
         (&["kill", "director1/nginx"], "director1/glb-director"),
-        (&["kill", "director7"], "no director7"),
-        (&["drain", "backend9"], "no backend"),
-        (&["kill", "fridge"], "no node"),
+        (&["kill", "director7"], "director7"),
+        (&["drain", "backend9"], "not a backend"),
+        (&["kill", "fridge"], "not a node"),
     ] {
         let error = lab(name, words).expect_err("refused").to_string();
         ensure!(error.contains(wanted), "{words:?}: {error}");

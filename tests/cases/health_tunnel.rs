@@ -16,7 +16,7 @@ const TIMING: ProbeTiming = ProbeTiming {
     timeout: Duration::from_millis(400),
     fall: 3,
 };
-const LOST: &str = "do not go through the tunnel";
+const LOST: &str = "checks bypass the tunnel";
 
 fn fleet(name: &str) -> Result<CheckedFleet> {
     build()?;

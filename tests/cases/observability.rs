@@ -217,7 +217,8 @@ fn prometheus_has_every_metric_of_dashboard_and_alerts() -> Result<()> {
     known.extend(names(&shown));
     // Only BIRD tells of sessions; the director's tests of BIRD hold these two.
     known.retain(|name| {
-        !["glb_director_announcement_exported", "glb_director_announcement_session_up"].contains(name)
+        !["glb_director_announcement_exported", "glb_director_announcement_session_up"]
+            .contains(name)
     });
     for name in &known {
         ensure!(!query(&fleet.lab, name)?.is_empty(), "there is no metric {name}");

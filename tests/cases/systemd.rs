@@ -117,7 +117,7 @@ fn healthcheck_unit_runs_in_its_sandbox() -> Result<()> {
     fs::write(machine.folder.join("table.src.toml"), "nonsense")?;
     machine.well(&["systemctl", "reload", unit])?;
     interrupt::wait("the refusal", Duration::from_secs(60), || {
-        Ok(machine.log().contains("the running one stays").then_some(()))
+        Ok(machine.log().contains("the previous input stays").then_some(()))
     })?;
     fs::write(machine.folder.join("table.src.toml"), source.replace("http = 80\n", ""))?;
     machine.well(&["systemctl", "reload", unit])?;
@@ -168,7 +168,7 @@ fn backend_unit_runs_in_its_sandbox() -> Result<()> {
     fs::write(machine.folder.join("redirect.toml"), "nonsense")?;
     machine.well(&["systemctl", "reload", unit])?;
     interrupt::wait("the refusal", Duration::from_secs(60), || {
-        Ok(machine.log().contains("the running one stays").then_some(()))
+        Ok(machine.log().contains("the running configuration stays").then_some(()))
     })
     .with_context(|| machine.log())?;
     fs::write(machine.folder.join("redirect.toml"), &config)?;

@@ -99,7 +99,7 @@ impl Drop for TraceClient {
 pub(crate) fn is_plain(daemon: &mut Daemon, times: usize) -> Result<()> {
     interrupt::wait("the plain program", PATIENCE, || {
         let log = daemon.process()?.log()?;
-        Ok((log.matches("decisions are no longer shown").count() >= times).then_some(()))
+        Ok((log.matches("trace ended").count() >= times).then_some(()))
     })
 }
 

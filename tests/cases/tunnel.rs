@@ -420,8 +420,9 @@ fn traffic_flows_while_the_program_is_replaced_and_the_daemon_is_killed() -> Res
         }
         Ok(())
     };
-    // Each reload replaces the program.
+    // Each reload replaces the program, because the configuration has changed.
     for round in 0..3 {
+        daemons[0].configure("unknown_senders", ["\"pass\"", "\"drop\""][round % 2])?;
         let process = daemons[0].process()?;
         let from = process.log()?.len();
         process.signal(Signal::SIGHUP)?;

@@ -72,7 +72,7 @@ impl Director {
         match attached {
             Ok(program) => {
                 let generation = self.current.number();
-                info!(pid = trace.session.pid(), generation, "decisions are shown");
+                info!(pid = trace.session.pid(), generation, "trace started");
                 let folder = program.folder().to_owned();
                 trace.session.show(&TraceSource { generation, folder });
                 trace.program = Some(program);
@@ -108,7 +108,7 @@ impl Director {
     pub(super) fn stop_trace(&mut self, why: TraceEnd) {
         self.pause_trace();
         if let Some(trace) = self.trace.take() {
-            info!(generation = self.number(), ?why, "decisions are no longer shown");
+            info!(generation = self.number(), ?why, "trace ended");
             trace.session.end(Ok(why));
         }
     }

@@ -123,7 +123,9 @@ fn power_off(world: &World, node: Node) -> Event {
         world.end_checker(node);
         world.director(node)?.end(Signal::SIGKILL)?;
         world.birds.get_mut(&node).context("a director without BIRD")?.kill()?;
-        found(world, node)?.detach(&world.lab)
+        // The machine is dead, so no routing daemon can confirm the withdrawal.
+        let mut detach = found(world, node)?.command(&world.lab, "detach")?;
+        command::run(detach.arg("--force"))
     };
     unplanned(event(world, "director down", node.to_string(), Allowed::Nothing, act))
 }
