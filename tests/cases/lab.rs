@@ -46,11 +46,11 @@ fn lab_starts_carries_packets_and_leaves_nothing() -> Result<()> {
     lab.route_vips_to(&[Node::Backend(2)])?;
     lab.add_vips(Node::Backend(2))?;
     for family in [Family::V4, Family::V6] {
+        let to = SocketAddr::new(vip(family), 80);
+        let backend = lab.netns(Node::Backend(2))?;
+        let listener = backend.run(|| Ok(TcpListener::bind(to)?))?;
         // From the default address, and from one of the many others.
         for from in [client(family, 0), client(family, 1234)] {
-            let to = SocketAddr::new(vip(family), 80);
-            let backend = lab.netns(Node::Backend(2))?;
-            let listener = backend.run(|| Ok(TcpListener::bind(to)?))?;
             let limit = Duration::from_secs(2);
             lab.netns(Node::Client)?.run(|| Ok(http::connect(from, to, limit)?))?;
             ensure!(listener.accept()?.1.ip() == from);

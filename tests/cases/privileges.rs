@@ -231,15 +231,17 @@ fn backend_runs_as_an_unprivileged_user() -> Result<()> {
         next_notification(&manager, "WATCHDOG=1")?;
     }
 
+    // A changed configuration leads to a new generation.
+    fs::write(&path, format!("unknown_senders = \"pass\"\n{config}"))?;
     process.signal(Signal::SIGHUP)?;
     let message = next_notification(&manager, "RELOADING=1")?;
     ensure!(message.contains("MONOTONIC_USEC="), "{message}");
     let message = next_notification(&manager, "READY=1")?;
-    ensure!(message.contains("STATUS=generation 2 is in force"), "{message}");
+    ensure!(message.contains("STATUS=generation 3 is in force"), "{message}");
     everybody_answers(&fleet.lab)?;
     fs::write(&path, "nonsense")?;
     process.signal(Signal::SIGHUP)?;
-    next_notification(&manager, "generation 2 is in force; the last reload failed")?;
+    next_notification(&manager, "generation 3 is in force; the last reload failed")?;
 
     process.signal(Signal::SIGTERM)?;
     next_notification(&manager, "STOPPING=1")?;

@@ -64,7 +64,7 @@ fn director_trace_names_table_row_and_hops() -> Result<()> {
     let mut refused = fleet.directors[0].command(&fleet.lab, "trace")?;
     let refused = command::finish(refused.args(["table", "nobody"]))?;
     let text = String::from_utf8_lossy(&refused.stderr);
-    ensure!(!refused.status.success() && text.contains("table \"nobody\""), "{text}");
+    ensure!(!refused.status.success() && text.contains("cannot trace table \"nobody\""), "{text}");
     everybody_answers(&fleet.lab)
 }
 

@@ -340,6 +340,8 @@ impl Bird {
                 // Network not found.
                 8001 => return Ok(Some(false)),
                 8000.. => return Ok(None),
+                // BIRD has the route, and this session's filter rejects it.
+                _ if reply.text().is_empty() => return Ok(Some(false)),
                 _ => {}
             }
         }
