@@ -51,7 +51,7 @@ fn survives(site: &Site, daemon: &mut Daemon, mut change: impl FnMut()) -> Strin
 #[track_caller]
 fn says_why_it_is_refused(said: &str) {
     // It has the verifier's message, the kernel's release and the remedy.
-    for words in ["rejects the program", "infinite loop", "this is Linux", "report it"] {
+    for words in ["rejects the program", "infinite loop", "this is Linux", "report this message"] {
         assert!(said.contains(words), "{words:?} is missing in: {said}");
     }
     assert!(said.len() < 8_192, "{} bytes", said.len());

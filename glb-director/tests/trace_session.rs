@@ -112,7 +112,7 @@ fn a_recreated_interface_is_traced() {
         assert_eq!(site.running(), shown, "{}", daemon.log());
         kill(Pid::from_raw(watcher.id() as i32), Signal::SIGTERM).unwrap();
         assert!(ended(&mut watcher).0.success());
-        daemon.says("no longer shown", 0);
+        daemon.says("trace ended", 0);
         let plain = site.running();
         assert!(plain[0].is_some() && plain[0] == plain[1] && plain != shown, "{plain:?}");
         assert!(daemon.end(Signal::SIGTERM).success());
