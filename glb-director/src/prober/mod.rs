@@ -200,7 +200,7 @@ impl Prober {
                 let target = self.targets[index].clone();
                 match self.send(program, &target, size, &next_hops, &mut overhead) {
                     Ok(()) => {
-                        drop(sent.insert(self.number, Sent { index, size, at: Instant::now() }));
+                        sent.insert(self.number, Sent { index, size, at: Instant::now() });
                     }
                     Err(why) => self.record(&target, size, |result| result.error = Some(why)),
                 }
