@@ -1,7 +1,7 @@
 //! Encapsulation: the outer headers that the director writes (Ethernet, IP, UDP, GUE and hop list).
 //!
 //! This is the only module of the director's side that knows the outer format. Another format needs
-//! its own [`overhead`] and [`write`] here, and its counterpart in `second_chance::tunnel`, where the
+//! its own [`overhead`] and [`write`](fn@write) here, and its counterpart in `second_chance::tunnel`, where the
 //! backend reads it. [`crate::fast_path`] writes GUE over IPv4 only and leaves the rest to this module.
 
 use crate::{

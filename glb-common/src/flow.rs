@@ -20,7 +20,7 @@ pub struct Flow<A> {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FiveTuple {
-    /// The client, as [`crate::hash::Address::words`].
+    /// The client, as `crate::hash::Address::words`.
     pub source: [u64; 2],
     /// The VIP.
     pub destination: [u64; 2],

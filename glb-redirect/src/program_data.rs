@@ -16,7 +16,7 @@ use crate::config::{Config, Mss, UnknownSenders};
 /// The constants and the map contents of one generation.
 #[derive(Clone, Debug, Default)]
 pub struct ProgramData {
-    /// The program's read-only data. [`Self::settings`] adds what follows from `known`.
+    /// The program's read-only data. `Self::settings` adds what follows from `known`.
     pub settings: RedirectConfig,
     /// The roles of each address. Next hops are written later.
     pub known: BTreeMap<IpAddr, AddressEntry>,

@@ -289,7 +289,7 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>, LoadError> {
 }
 
 /// Reads the bytes of a table for a command: a file, a pipe (`<(…)`), or standard input (`-`). Stops
-/// after [`MAX_FILE`] bytes, and gives up if a pipe sends nothing for [`PIPE_TIMEOUT`].
+/// after [`MAX_FILE`] bytes, and gives up if a pipe sends nothing for `PIPE_TIMEOUT`.
 ///
 /// # Errors
 /// When the input cannot be read, is a device or folder, is too large or too slow.

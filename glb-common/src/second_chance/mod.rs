@@ -6,11 +6,11 @@
 //!
 //! The steps and their modules:
 //!
-//! 1. [`tunnel`] checks the outer headers: is this a tunnel packet, sent to this machine by a permitted
+//! 1. `tunnel` checks the outer headers: is this a tunnel packet, sent to this machine by a permitted
 //!    sender? It is the only module that knows the outer format.
-//! 2. [`inner_packet`] checks the inner headers and asks the kernel's socket table whose flow it is.
+//! 2. `inner_packet` checks the inner headers and asks the kernel's socket table whose flow it is.
 //! 3. [`decide`] combines both into a [`Decision`].
-//! 4. [`rewrite`] holds the edits: [`Decap`] cuts the tunnel out, [`Forward`] readdresses the packet.
+//! 4. `rewrite` holds the edits: [`Decap`] cuts the tunnel out, [`Forward`] readdresses the packet.
 //!
 //! [`fast_path::decide`] gives the same decision for ordinary packets in fewer instructions, and none
 //! for the others. [`abi`] holds the structs that the program shares with user space.

@@ -1,7 +1,7 @@
 //! Compiles a table set into the flat arrays that the packet path reads.
 //!
 //! One [`CompiledTables`] fills the kernel's maps (see [`crate::generation`]) and, through
-//! [`glb_common::forwarding::View`], answers in plain memory what the program must answer (see
+//! `glb_common::tables::Tables`, answers in plain memory what the program must answer (see
 //! [`crate::oracle`]). The binds go into a perfect hash and a set of prefixes, each table's rows
 //! into pairs of hops, and each backend's next hop into a ready-made outer header.
 

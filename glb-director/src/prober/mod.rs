@@ -7,7 +7,7 @@
 //!    (`BPF_PROG_TEST_RUN`). That shows that the program, its tables and its next hop are right.
 //! 2. In what the program made of it, an ICMP echo request of the same length takes the place of the
 //!    inner packet. Its source is this machine, so that the answer comes back here.
-//! 3. The frame leaves by the driver's XDP transmission ([`xdp_send`]), with DF set.
+//! 3. The frame leaves by the driver's XDP transmission (`xdp_send`), with DF set.
 //! 4. The backend's program decapsulates it, and the backend's kernel answers from the VIP.
 //!
 //! A lost probe is repeated at once; two losses in a row are a failure. [`crate::probe_results`] says

@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// The sockets that were opened before the process gave up its privileges.
 static OPENED: OnceLock<Vec<ReplySocket>> = OnceLock::new();
 
-/// Opens the sockets while the process may still do so. Errors are reported by [`sockets`].
+/// Opens the sockets while the process may still do so. Errors are reported by `sockets`.
 pub fn open_reply_sockets() {
     drop(OPENED.set(open_all()));
 }

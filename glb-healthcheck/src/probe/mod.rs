@@ -2,12 +2,12 @@
 //!
 //! | kind | module |
 //! |---|---|
-//! | `tcp` | [`tcp`] |
-//! | `http`, `https` | [`http`], with [`tls`] |
-//! | `gue` | [`gue`], with [`icmp_echo`] |
-//! | `vip` | [`vip`], with [`vip_tunnel`] |
-//! | `agent` | [`agent`] |
-//! | `exec` | [`exec`] |
+//! | `tcp` | `tcp` |
+//! | `http`, `https` | `http`, with `tls` |
+//! | `gue` | `gue`, with `icmp_echo` |
+//! | `vip` | `vip`, with `vip_tunnel` |
+//! | `agent` | `agent` |
+//! | `exec` | `exec` |
 //!
 //! To add a kind of check: add a variant to [`CheckKind`], read its keys in
 //! [`check_config`](crate::check_config), write a module with a `run` function here, and call it from
