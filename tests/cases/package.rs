@@ -24,16 +24,6 @@ fn field(package: &str, name: &str) -> Result<String> {
 }
 
 #[test]
-fn packaging_twice_gives_the_same_bytes() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let [first, second] = ["first", "second"].map(|name| packages(&folder.path().join(name)));
-    for (first, second) in first?.iter().zip(&second?) {
-        ensure!(fs::read(first)? == fs::read(second)?, "{first} and {second} differ");
-    }
-    Ok(())
-}
-
-#[test]
 fn packages_contain_working_daemons() -> Result<()> {
     let lab = Lab::up(Plan { backends: 1, ..Plan::new("glb-t-package") })?;
     let root = lab.scratch().join("root");
